@@ -1,0 +1,49 @@
+# Two commands do everything: `make demo` and `make test`. Python 3.11+, its venv module and make are
+# all they need. uv is used when it is there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo run test test-full faults lint bench-cancel lock clean
+
+demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, stop everything.
+	$(BIN)/python -m tests.demo
+
+run: $(READY)  ## The server with the example project, until Ctrl-C.
+	$(BIN)/belay dev
+
+test: lint  ## Static checks and the whole suite.
+	$(BIN)/python -m pytest
+
+test-full: lint  ## The same with the long forms: thousands of seeded cases.
+	$(BIN)/python -m pytest --long
+
+lint: $(READY)
+	$(BIN)/ruff check app workers deploy tests
+	$(BIN)/ruff format --check app workers deploy tests
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench-cancel: $(READY)  ## How fast each kind of node is stopped, measured at the node.
+	$(BIN)/python -m tests.bench.cancel
+
+$(READY): requirements.lock pyproject.toml
+	@if command -v uv >/dev/null 2>&1; then \
+		test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); \
+		uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock; \
+		uv pip install --quiet --python $(BIN)/python --no-deps -e .; \
+	else \
+		test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .; \
+	fi
+	@touch $@
+
+lock:  ## Pin everything again (needs uv).
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-header --extra test --no-annotate -o requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) .belay .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,62 @@
+"""The Flask application: its blueprints, its errors, and the OpenAPI document made from them."""
+
+from __future__ import annotations
+
+import flask_smorest
+from flask import Flask
+from flask_swagger_ui import get_swaggerui_blueprint
+
+from app.api import (
+    assistants,
+    bulk_runs,
+    stateless_runs,
+    system,
+    thread_runs,
+    thread_states,
+    threads,
+)
+from app.api.error_schemas import Error
+from app.api.errors import register_error_handlers
+from app.api.parts import PARTS
+from app.services.parts import Parts
+
+VERSION = "0.1.0"
+
+
+class _Api(flask_smorest.Api):
+    """Our errors, in the document as on the wire."""
+
+    ERROR_SCHEMA = Error
+
+    def _register_error_handlers(self) -> None:
+        """`register_error_handlers` does it, for all errors."""
+
+
+def create_api(parts: Parts) -> Flask:
+    app = Flask("belay", static_folder=None)
+    app.config.update(
+        API_TITLE="Belay",
+        API_VERSION=VERSION,
+        OPENAPI_VERSION="3.1.0",
+        OPENAPI_URL_PREFIX="/",
+        OPENAPI_JSON_PATH="openapi.json",
+        MAX_CONTENT_LENGTH=parts.settings.max_body_bytes,
+        PROPAGATE_EXCEPTIONS=False,
+        TRAP_HTTP_EXCEPTIONS=False,
+    )
+    app.url_map.strict_slashes = False
+    app.extensions[PARTS] = parts
+    api = _Api(app)
+    for module in (
+        system,
+        assistants,
+        threads,
+        thread_states,
+        thread_runs,
+        stateless_runs,
+        bulk_runs,
+    ):
+        api.register_blueprint(module.blueprint)
+    app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json"))
+    register_error_handlers(app)
+    return app

@@ -1,0 +1,50 @@
+"""Assistants on the wire."""
+
+from __future__ import annotations
+
+import marshmallow as ma
+
+from app.api.fields import Integer, Object, StringList, one_of
+from app.db.assistants import SORT_COLUMNS
+from app.domain.assistants import ASSISTANT_FIELDS
+
+
+class Assistant(ma.Schema):
+    assistant_id = ma.fields.UUID(required=True)
+    graph_id = ma.fields.String(required=True)
+    config = Object(required=True)
+    context = Object(required=True)
+    metadata = Object(required=True)
+    name = ma.fields.String(required=True)
+    description = ma.fields.String(allow_none=True)
+    version = ma.fields.Integer(required=True)
+    created_at = ma.fields.DateTime(required=True)
+    updated_at = ma.fields.DateTime(required=True)
+
+
+class CreateAssistant(ma.Schema):
+    """A graph with configuration of its own."""
+
+    graph_id = ma.fields.String(required=True)
+    assistant_id = ma.fields.UUID()
+    name = ma.fields.String(allow_none=True)
+    description = ma.fields.String(allow_none=True)
+    config = Object(allow_none=True)
+    context = Object(allow_none=True)
+    metadata = Object(allow_none=True)
+    if_exists = ma.fields.String(validate=one_of("raise", "do_nothing"), load_default="raise")
+
+
+class SearchAssistants(ma.Schema):
+    metadata = Object(allow_none=True)
+    graph_id = ma.fields.String(allow_none=True)
+    name = ma.fields.String(allow_none=True)
+    limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
+    offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
+    sort_by = ma.fields.String(
+        allow_none=True, load_default="created_at", validate=one_of(*SORT_COLUMNS)
+    )
+    sort_order = ma.fields.String(
+        allow_none=True, load_default="desc", validate=one_of("asc", "desc")
+    )
+    select = StringList(allow_none=True, validate=ma.validate.ContainsOnly(ASSISTANT_FIELDS))

@@ -1,0 +1,61 @@
+"""Every error as `{"detail": "..."}`, with the status of its class."""
+
+from __future__ import annotations
+
+import logging
+
+from flask import Flask, Response
+from werkzeug.exceptions import HTTPException
+
+from app.api.json_body import json_response
+from app.domain.errors import (
+    BadRequest,
+    BelayError,
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    TooLarge,
+    Unavailable,
+)
+
+log = logging.getLogger(__name__)
+
+_STATUS: tuple[tuple[type[BelayError], int], ...] = (
+    (BadRequest, 400),
+    (InvalidRequest, 422),
+    (NotFound, 404),
+    (Conflict, 409),
+    (TooLarge, 413),
+    (Unavailable, 503),
+)
+_RETRY_AFTER_SECONDS = "2"
+
+
+def register_error_handlers(app: Flask) -> None:
+    app.register_error_handler(BelayError, _belay_error)
+    app.register_error_handler(HTTPException, _http_error)
+    app.register_error_handler(Exception, _unexpected)
+
+
+def _belay_error(error: BelayError) -> Response:
+    status = next(status for kind, status in _STATUS if isinstance(error, kind))
+    response = json_response({"detail": error.detail}, status)
+    if status == 503:
+        response.headers["Retry-After"] = _RETRY_AFTER_SECONDS
+    return response
+
+
+def _http_error(error: HTTPException) -> Response:
+    """What Flask itself refuses. An unknown method is an unknown route, as the reference has it."""
+    if error.code in (404, 405):
+        return json_response({"detail": "Not Found"}, 404)
+    if error.code is not None and 300 <= error.code < 400:
+        response = error.get_response()
+        return Response(response.get_data(), error.code, dict(response.headers))
+    detail = error.description or error.name
+    return json_response({"detail": detail}, error.code or 500)
+
+
+def _unexpected(error: Exception) -> Response:
+    log.error("unexpected error", exc_info=error)
+    return json_response({"detail": "Internal Server Error"}, 500)

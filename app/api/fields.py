@@ -1,0 +1,76 @@
+"""Fields that mean what they say: marshmallow's own turn "5" into 5 and 1 into True."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import marshmallow as ma
+from flask import request
+
+from app.domain.errors import InvalidRequest
+
+
+class Integer(ma.fields.Integer):
+    """A JSON integer; in a query string, its digits."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if self.metadata.get("in_query"):
+            return super()._deserialize(value, attr, data, **kwargs)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ma.ValidationError(f'{value!r} is not of type "integer"')
+        return value
+
+
+class Number(ma.fields.Float):
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ma.ValidationError(f'{value!r} is not of type "number"')
+        return value
+
+
+class Boolean(ma.fields.Boolean):
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, bool):
+            raise ma.ValidationError(f'{value!r} is not of type "boolean"')
+        return value
+
+
+class Object(ma.fields.Dict):
+    """Any JSON object."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(keys=ma.fields.String(), **kwargs)
+
+
+class StringList(ma.fields.List):
+    """A list of strings, or one string."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(ma.fields.String(), **kwargs)
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        return super()._deserialize(
+            [value] if isinstance(value, str) else value, attr, data, **kwargs
+        )
+
+
+def one_of(*choices: str) -> ma.validate.OneOf:
+    return ma.validate.OneOf(choices, error="{input!r} is not one of {choices}")
+
+
+def path_uuid(text: str, noun: str) -> UUID:
+    """An id from the path. Raises InvalidRequest: `Invalid run ID: must be a UUID`."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidRequest(f"Invalid {noun} ID: must be a UUID") from None
+
+
+_TRUE = ("1", "true", "yes")
+
+
+def query_flag(name: str, *also: str) -> bool:
+    """A switch in the query string: 1, true or yes, whatever the case."""
+    value = request.args.get(name, "").strip().lower()
+    return value in (*_TRUE, *also)

@@ -1,0 +1,113 @@
+"""JSON in and out, and the parser that checks a request against its schema.
+
+What cannot be kept exactly is refused here, before anything is created: malformed JSON, bytes that
+are not UTF-8, lone surrogates, NaN, numbers beyond a double, NUL characters, nesting too deep for
+what stores and sends it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import flask_smorest
+import orjson
+from flask import Request, Response
+from marshmallow import EXCLUDE, Schema, ValidationError
+from webargs import missing
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from app.domain.errors import InvalidRequest, TooLarge
+from app.graphs.serde import to_json
+
+MAX_DEPTH = 100
+_INVALID = "Invalid JSON in request body"
+
+
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(to_json(body), status, headers, content_type="application/json")
+
+
+def read_json(request: Request) -> Any:
+    """The body as JSON. Raises InvalidRequest, TooLarge."""
+    try:
+        raw = request.get_data(cache=True)
+    except RequestEntityTooLarge as error:
+        raise TooLarge() from error
+    try:
+        document = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        if "depth limit" in str(error):
+            raise InvalidRequest(_too_deep()) from error
+        raise InvalidRequest(_INVALID) from error
+    # Counting is cheap, walking is not; most bodies need no walk.
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH or b"\\u0000" in raw:
+        _check(document)
+    return document
+
+
+def _too_deep() -> str:
+    return f"{_INVALID}: nested more than {MAX_DEPTH} levels deep"
+
+
+def _check(document: Any) -> None:
+    """Refuse nesting beyond MAX_DEPTH and NUL characters, in keys as in values."""
+    level = [document]
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below += item.keys()
+                below += item.values()
+            elif isinstance(item, list):
+                below += item
+            elif isinstance(item, str) and "\0" in item:
+                raise InvalidRequest(f"{_INVALID}: NUL characters cannot be stored")
+        if not below:
+            return
+        level = below
+    raise InvalidRequest(_too_deep())
+
+
+class BelayParser(FlaskParser):
+    """webargs, with our JSON and our errors; unknown fields are ignored, as the reference does."""
+
+    DEFAULT_UNKNOWN_BY_LOCATION = {  # noqa: RUF012
+        "json": EXCLUDE,
+        "query": EXCLUDE,
+        "headers": EXCLUDE,
+        "path": None,
+    }
+
+    def load_json(self, req: Request, schema: Schema) -> Any:
+        document = read_json(req)
+        if not isinstance(document, dict) and not schema.many:
+            raise InvalidRequest(f'{_shown(document)} is not of type "object"')
+        return missing if document is None else document
+
+    def handle_error(self, error: ValidationError, *_: Any, **__: Any) -> NoReturn:
+        raise InvalidRequest(describe(error))
+
+
+def _shown(value: Any) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 100 else text[:100] + "…"
+
+
+def describe(error: ValidationError) -> str:
+    """The first thing that is wrong, and where: `config.tags: Not a valid list.`"""
+    path: list[str] = []
+    messages: Any = error.messages
+    while isinstance(messages, dict):
+        key = next(iter(messages))
+        if key != "_schema":
+            path.append(str(key))
+        messages = messages[key]
+    text = str(messages[0]) if isinstance(messages, list) and messages else str(messages)
+    if path and path[0] in ("json", "query", "headers"):
+        path = path[1:]
+    return f"{'.'.join(path)}: {text}" if path else text
+
+
+class Blueprint(flask_smorest.Blueprint):
+    ARGUMENTS_PARSER = BelayParser()

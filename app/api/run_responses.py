@@ -1,0 +1,97 @@
+"""How runs are answered: as JSON, as an event stream, as an outcome to wait for."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flask import Response, request
+
+from app.api.fields import query_flag
+from app.api.json_body import json_response
+from app.api.pages import shown
+from app.api.parts import parts
+from app.domain.runs import RUN_FIELDS, Run
+from app.services.run_stream import Follow, WatchClient, stream_events, wait_for_outcome
+
+_STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+def run_body(run: Run, fields: Sequence[str] = RUN_FIELDS) -> dict[str, Any]:
+    return shown(run, fields)
+
+
+def run_response(run: Run, location: str) -> Response:
+    return json_response(run_body(run), headers={"content-location": location})
+
+
+def stream_response(follow: Follow, location: str) -> Response:
+    """Server-sent events. `location` is the run's own; the stream can be joined again below it."""
+    run = follow.run
+    headers = {
+        **_STREAM_HEADERS,
+        "location": f"/threads/{run.thread_id}/runs/{run.run_id}/stream",
+        "content-location": location,
+    }
+    body = stream_events(parts(), follow, watch_client())
+    return Response(body, 200, headers, content_type="text/event-stream; charset=utf-8")
+
+
+def outcome_response(follow: Follow, location: str) -> Response:
+    run = follow.run
+    headers = {
+        **_STREAM_HEADERS,
+        "location": f"/threads/{run.thread_id}/runs/{run.run_id}/join",
+        "content-location": location,
+    }
+    body = wait_for_outcome(parts(), follow, watch_client())
+    return Response(body, 200, headers, content_type="application/json")
+
+
+def cancels_on_disconnect(body: dict[str, Any] | None = None) -> bool:
+    """Asked in the body or in the query, in any of the spellings of the SDKs and the guide."""
+    asked = (body or {}).get("on_disconnect") or request.args.get("on_disconnect")
+    return asked == "cancel" or query_flag("cancel_on_disconnect", "cancel")
+
+
+def watch_client() -> WatchClient:
+    """Watch this request's socket: it becomes readable, with nothing to read, when the client goes.
+
+    Waiting for a write to fail would take until the next heartbeat, and then one more.
+    """
+    client_socket = request.environ.get("gunicorn.socket")
+    if client_socket is None:
+        return lambda _on_leave: lambda: False
+    return lambda on_leave: _watch(client_socket, on_leave)
+
+
+def _watch(client_socket: socket.socket, on_leave: Callable[[], None]) -> Callable[[], bool]:
+    # Only a process with gunicorn's gevent worker has such a socket.
+    import gevent  # noqa: PLC0415
+
+    def watch() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            select.select([client_socket], [], [])
+        if _has_left(client_socket):
+            on_leave()
+
+    watcher = gevent.spawn(watch)
+
+    def stop() -> bool:
+        watcher.kill(block=False)
+        return _has_left(client_socket)
+
+    return stop
+
+
+def _has_left(client_socket: socket.socket) -> bool:
+    """Peek: nothing to read means closed; something means the next request, from one who stays."""
+    try:
+        if not select.select([client_socket], [], [], 0)[0]:
+            return False
+        return client_socket.recv(1, socket.MSG_PEEK) == b""
+    except (OSError, ValueError):
+        return True

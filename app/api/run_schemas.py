@@ -1,0 +1,211 @@
+"""Runs on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import marshmallow as ma
+
+from app.api.fields import Boolean, Integer, Number, Object, StringList, one_of
+from app.api.thread_schemas import Checkpoint
+from app.domain.runs import CancelAction, Durability, MultitaskStrategy, RunStatus
+
+STREAM_MODES = ("values", "updates", "messages", "messages-tuple", "custom")
+#: Modes of LangGraph that are not served yet; asked for, the answer says so.
+_LATER_MODES = ("events", "debug", "tasks", "checkpoints", "tools", "lifecycle")
+
+
+class StreamModes(StringList):
+    """One mode or several."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        modes = super()._deserialize(value, attr, data, **kwargs)
+        for mode in modes:
+            if mode in _LATER_MODES:
+                raise ma.ValidationError(f"stream mode '{mode}' is not supported yet")
+            if mode not in STREAM_MODES:
+                raise ma.ValidationError(f"'{mode}' is not one of {', '.join(STREAM_MODES)}")
+        return list(dict.fromkeys(modes))
+
+
+class Run(ma.Schema):
+    run_id = ma.fields.UUID(required=True)
+    thread_id = ma.fields.UUID(required=True)
+    assistant_id = ma.fields.UUID(required=True)
+    created_at = ma.fields.DateTime(required=True)
+    updated_at = ma.fields.DateTime(required=True)
+    status = ma.fields.String(required=True, validate=one_of(*RunStatus))
+    metadata = Object(required=True)
+    kwargs = Object(required=True)
+    multitask_strategy = ma.fields.String(required=True, validate=one_of(*MultitaskStrategy))
+
+
+class Command(ma.Schema):
+    """Steer a graph: answer an interrupt, update its state, go to a node."""
+
+    update = ma.fields.Raw(allow_none=True)
+    resume = ma.fields.Raw(allow_none=True)
+    goto = ma.fields.Raw(allow_none=True)
+
+    @ma.validates_schema
+    def goto_names_nodes(self, data: dict, **_: object) -> None:
+        goto = data.get("goto")
+        for target in goto if isinstance(goto, list) else [goto]:
+            is_send = isinstance(target, dict) and isinstance(target.get("node"), str)
+            if target is not None and not isinstance(target, str) and not is_send:
+                raise ma.ValidationError("must be a node's name or {node, input}", "goto")
+
+    @ma.validates_schema
+    def update_is_a_state(self, data: dict, **_: object) -> None:
+        update = data.get("update")
+        pairs = isinstance(update, list) and all(
+            isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+            for pair in update
+        )
+        if update is not None and not isinstance(update, dict) and not pairs:
+            raise ma.ValidationError("must be an object or a list of [key, value]", "update")
+
+
+class RunConfig(ma.Schema):
+    """LangChain's RunnableConfig, as far as a client may set it."""
+
+    class Meta:
+        unknown = ma.EXCLUDE
+
+    tags = ma.fields.List(ma.fields.String(), allow_none=True)
+    recursion_limit = Integer(allow_none=True, validate=ma.validate.Range(1, 1_000_000))
+    max_concurrency = Integer(allow_none=True, validate=ma.validate.Range(1, 10_000))
+    configurable = Object(allow_none=True)
+    metadata = Object(allow_none=True)
+    run_name = ma.fields.String(allow_none=True)
+
+    @ma.post_load
+    def without_nulls(self, data: dict, **_: object) -> dict:
+        return {key: value for key, value in data.items() if value is not None}
+
+
+class _RunCreate(ma.Schema):
+    """What every way to create a run has in common."""
+
+    assistant_id = ma.fields.String(required=True)
+    run_id = ma.fields.UUID(
+        metadata={"description": "A retried create with the same id gets the same run."}
+    )
+    input = ma.fields.Raw(allow_none=True)
+    command = ma.fields.Nested(Command, allow_none=True)
+    config = ma.fields.Nested(RunConfig, allow_none=True)
+    context = Object(allow_none=True)
+    metadata = Object(allow_none=True)
+    checkpoint = ma.fields.Nested(Checkpoint, allow_none=True)
+    checkpoint_id = ma.fields.UUID(allow_none=True)
+    interrupt_before = StringList(allow_none=True)
+    interrupt_after = StringList(allow_none=True)
+    stream_mode = StreamModes(allow_none=True)
+    stream_subgraphs = Boolean(allow_none=True)
+    stream_resumable = Boolean(allow_none=True)
+    multitask_strategy = ma.fields.String(
+        load_default="enqueue", validate=one_of(*MultitaskStrategy)
+    )
+    after_seconds = Number(allow_none=True, validate=ma.validate.Range(max=10 * 365 * 86400))
+    timeout_seconds = Number(
+        allow_none=True,
+        validate=ma.validate.Range(min=0, min_inclusive=False, max=10 * 365 * 86400),
+        metadata={"description": "The run ends `timeout` when it takes longer than this."},
+    )
+    durability = ma.fields.String(allow_none=True, validate=one_of(*Durability))
+    checkpoint_during = Boolean(allow_none=True)
+    feedback_keys = ma.fields.List(ma.fields.String(), allow_none=True)
+    on_disconnect = ma.fields.String(allow_none=True, validate=one_of("cancel", "continue"))
+
+    @ma.validates("config")
+    def checkpoint_in_config_is_an_id(self, value: dict | None, **_: object) -> None:
+        checkpoint_id = ((value or {}).get("configurable") or {}).get("checkpoint_id")
+        if checkpoint_id is not None:
+            ma.fields.UUID().deserialize(checkpoint_id)
+
+
+class CreateThreadRun(_RunCreate):
+    if_not_exists = ma.fields.String(load_default="reject", validate=one_of("create", "reject"))
+
+
+class CreateStatelessRun(_RunCreate):
+    on_completion = ma.fields.String(load_default="delete", validate=one_of("delete", "keep"))
+
+
+class CancelRuns(ma.Schema):
+    """Payload for cancelling runs: by `status`, or by `thread_id` and `run_ids`, or both."""
+
+    status = ma.fields.String(
+        validate=one_of("pending", "running", "all"),
+        metadata={
+            "description": "Filter runs by status to cancel. "
+            "Must be one of 'pending', 'running', or 'all'."
+        },
+    )
+    thread_id = ma.fields.UUID(
+        metadata={"description": "The ID of the thread containing runs to cancel."}
+    )
+    run_ids = ma.fields.List(
+        ma.fields.UUID(),
+        validate=ma.validate.Length(max=10_000),
+        metadata={"description": "List of run IDs to cancel."},
+    )
+
+    @ma.validates_schema
+    def names_what_to_cancel(self, data: dict, **_: object) -> None:
+        if ("thread_id" in data) != ("run_ids" in data):
+            raise ma.ValidationError("thread_id and run_ids must be given together")
+        if not data:
+            raise ma.ValidationError("either status, or thread_id and run_ids, is required")
+
+
+class CancelQuery(ma.Schema):
+    action = ma.fields.String(
+        load_default="interrupt",
+        validate=one_of(*CancelAction),
+        metadata={
+            "description": "Action to take when cancelling the run. `interrupt` will simply "
+            "cancel the run. `rollback` will cancel the run and delete the run and associated "
+            "checkpoints afterwards."
+        },
+    )
+
+
+class CancelRunQuery(CancelQuery):
+    wait = ma.fields.String(
+        load_default="0",
+        metadata={"description": "1 or true: answer only when the work has stopped."},
+    )
+
+
+class ListRunsQuery(ma.Schema):
+    limit = Integer(
+        load_default=10, validate=ma.validate.Range(0, 1000), metadata={"in_query": True}
+    )
+    offset = Integer(
+        load_default=0, validate=ma.validate.Range(0, 2**31), metadata={"in_query": True}
+    )
+    status = ma.fields.String(validate=one_of(*RunStatus))
+    select = ma.fields.List(
+        ma.fields.String(),
+        metadata={
+            "description": "Specify which fields to return. If not provided, all are returned."
+        },
+    )
+
+
+class DisconnectQuery(ma.Schema):
+    on_disconnect = ma.fields.String(validate=one_of("cancel", "continue"))
+
+
+class JoinQuery(DisconnectQuery):
+    cancel_on_disconnect = ma.fields.String(
+        metadata={"description": "1, true or cancel: cancel the run if this client disconnects."}
+    )
+
+
+class JoinStreamQuery(JoinQuery):
+    stream_mode = ma.fields.List(
+        ma.fields.String(),
+        metadata={"description": "Only these modes; by default everything the run streams."},
+    )

@@ -1,0 +1,227 @@
+"""Runs on a thread."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+from uuid import UUID
+
+from flask import Response, request
+
+from app.api.error_schemas import Error
+from app.api.fields import path_uuid
+from app.api.json_body import Blueprint, json_response
+from app.api.parts import parts
+from app.api.run_responses import (
+    cancels_on_disconnect,
+    outcome_response,
+    run_body,
+    run_response,
+    stream_response,
+)
+from app.api.run_schemas import (
+    STREAM_MODES,
+    CancelRunQuery,
+    CreateThreadRun,
+    DisconnectQuery,
+    JoinQuery,
+    JoinStreamQuery,
+    ListRunsQuery,
+    Run,
+)
+from app.db import runs as run_rows
+from app.db.runs import CancelFilter
+from app.domain.errors import InvalidRequest, NotFound
+from app.domain.runs import RUN_FIELDS, CancelAction, user_cancel_reason
+from app.domain.runs import Run as RunRow
+from app.services import runs
+from app.services.cancellation import cancel_runs, wait_until_ended
+from app.services.run_stream import Follow, position_to_join
+
+blueprint = Blueprint("thread runs", __name__, description="Runs on a thread")
+
+NOTHING_FOUND = "No runs found to cancel."
+NOTHING_MATCHES = (
+    "No matching runs to cancel. Please verify the thread ID and run IDs are correct, and the runs "
+    "haven't been deleted or completed."
+)
+
+
+def _create(thread_id: str, body: dict[str, Any]) -> RunRow:
+    asked = runs.RunRequest(
+        body=body, thread_id=_thread_id_of_create(thread_id), request_id=_request_id()
+    )
+    return runs.create_run(parts(), asked)
+
+
+def _thread_id_of_create(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidRequest("Invalid thread ID") from None
+
+
+def _request_id() -> str:
+    return request.headers.get("x-request-id") or str(uuid.uuid4())
+
+
+def _location(run: RunRow) -> str:
+    return f"/threads/{run.thread_id}/runs/{run.run_id}"
+
+
+@blueprint.post("/threads/<thread_id>/runs")
+@blueprint.arguments(CreateThreadRun)
+@blueprint.response(200, Run)
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error, description="The thread is busy, and `reject`")
+@blueprint.alt_response(422, schema=Error)
+def create_run(body: dict[str, Any], thread_id: str) -> Response:
+    run = _create(thread_id, body)
+    return run_response(run, _location(run))
+
+
+@blueprint.post("/threads/<thread_id>/runs/wait")
+@blueprint.arguments(DisconnectQuery, location="query")
+@blueprint.arguments(CreateThreadRun)
+@blueprint.response(200, description="The run's final values, when it has ended")
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def wait_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Response:
+    run = _create(thread_id, body)
+    return outcome_response(Follow(run, cancels_on_disconnect(body)), _location(run))
+
+
+@blueprint.post("/threads/<thread_id>/runs/stream")
+@blueprint.arguments(DisconnectQuery, location="query")
+@blueprint.arguments(CreateThreadRun)
+@blueprint.response(200, description="The run's events", content_type="text/event-stream")
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def stream_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Response:
+    run = _create(thread_id, body)
+    return stream_response(Follow(run, cancels_on_disconnect(body)), _location(run))
+
+
+@blueprint.get("/threads/<thread_id>/runs")
+@blueprint.arguments(ListRunsQuery, location="query")
+@blueprint.response(200, Run(many=True))
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def list_runs(query: dict[str, Any], thread_id: str) -> Response:
+    """List runs for a thread, newest first."""
+    fields = query.get("select") or list(RUN_FIELDS)
+    if unknown := [name for name in fields if name not in RUN_FIELDS]:
+        raise InvalidRequest(f"Invalid select columns: {unknown}. Expected: {sorted(RUN_FIELDS)}")
+    found = runs.list_runs(
+        parts(),
+        path_uuid(thread_id, "thread"),
+        status=query.get("status"),
+        limit=query["limit"],
+        offset=query["offset"],
+    )
+    return json_response([run_body(run, fields) for run in found])
+
+
+def _found(thread_id: str, run_id: str) -> RunRow:
+    ids = path_uuid(thread_id, "thread"), path_uuid(run_id, "run")
+    with parts().database.connection() as conn:
+        return runs.get_run(conn, *ids)
+
+
+@blueprint.get("/threads/<thread_id>/runs/<run_id>")
+@blueprint.response(200, Run)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def get_run(thread_id: str, run_id: str) -> Response:
+    return json_response(run_body(_found(thread_id, run_id)))
+
+
+@blueprint.delete("/threads/<thread_id>/runs/<run_id>")
+@blueprint.response(200, description="Success")
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def delete_run(thread_id: str, run_id: str) -> Response:
+    """Delete a run by ID. One in flight is stopped first."""
+    runs.delete_run(parts(), path_uuid(thread_id, "thread"), path_uuid(run_id, "run"))
+    return json_response({})
+
+
+@blueprint.post("/threads/<thread_id>/runs/<run_id>/cancel")
+@blueprint.arguments(CancelRunQuery, location="query")
+@blueprint.response(200, description="With wait: the work has stopped")
+@blueprint.alt_response(202, description="Without wait: the cancel is accepted, and is kept")
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
+    thread, run = path_uuid(thread_id, "thread"), path_uuid(run_id, "run")
+    action = CancelAction(query["action"])
+    reason = user_cancel_reason(action, "POST /threads/{thread_id}/runs/{run_id}/cancel")
+    cancelled = cancel_runs(parts(), CancelFilter(thread_id=thread, run_ids=[run]), action, reason)
+    if not cancelled.run_ids:
+        with parts().database.connection() as conn:
+            known = run_rows.get_thread_run(conn, thread, run)
+        raise NotFound(NOTHING_FOUND if known is None else NOTHING_MATCHES)
+    if query["wait"].lower() not in ("1", "true", "yes"):
+        return Response(status=202)
+    wait_until_ended(parts(), [run])
+    location = f"/threads/{thread}/runs/{run}"
+    headers = {"location": f"{location}/join", "content-location": location}
+    return json_response({}, headers=headers)
+
+
+@blueprint.get("/threads/<thread_id>/runs/<run_id>/join")
+@blueprint.arguments(JoinQuery, location="query")
+@blueprint.response(200, description="The run's own final values, when it has ended")
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def join_run(_query: dict[str, Any], thread_id: str, run_id: str) -> Response:
+    run = _followed(thread_id, run_id)
+    return outcome_response(Follow(run, cancels_on_disconnect()), _location(run))
+
+
+@blueprint.get("/threads/<thread_id>/runs/<run_id>/stream")
+@blueprint.arguments(JoinStreamQuery, location="query")
+@blueprint.response(200, description="The run's events", content_type="text/event-stream")
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def join_stream(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
+    """Join a run's stream. `Last-Event-ID` (exclusive; -1 or 0 from the start) resumes one that
+    was made with `stream_resumable`."""
+    run = _followed(thread_id, run_id)
+    follow = Follow(
+        run,
+        cancels_on_disconnect(),
+        stream_modes=_modes(query.get("stream_mode")),
+        after=position_to_join(parts(), run, request.headers.get("Last-Event-ID")),
+    )
+    return stream_response(follow, _location(run))
+
+
+def _followed(thread_id: str, run_id: str) -> RunRow:
+    """A run to wait for; a stateless one may be read for a little while after its end."""
+    ids = path_uuid(thread_id, "thread"), path_uuid(run_id, "run")
+    with parts().database.connection() as conn:
+        run = run_rows.get_thread_run(conn, *ids, ended_stateless=True)
+    if run is None:
+        raise NotFound("Run not found")
+    return run
+
+
+def _modes(asked: list[str] | None) -> tuple[str, ...] | None:
+    """The reference takes `stream_mode=a&stream_mode=b` and a JSON list."""
+    if not asked:
+        return None
+    modes = [
+        mode.strip(" \"'")
+        for item in asked
+        for mode in item.strip("[] ").split(",")
+        if mode.strip(" \"'")
+    ]
+    if unknown := [mode for mode in modes if mode not in STREAM_MODES]:
+        raise InvalidRequest(f"Invalid stream mode: {unknown[0]}")
+    return tuple(modes) or None

@@ -1,0 +1,122 @@
+"""States of threads: now, at a checkpoint, their history, and writing one."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from flask import Response, request
+
+from app.api.error_schemas import Error
+from app.api.fields import path_uuid, query_flag
+from app.api.json_body import Blueprint, json_response
+from app.api.parts import parts
+from app.api.thread_schemas import (
+    History,
+    StateAtCheckpoint,
+    ThreadState,
+    UpdatedState,
+    UpdateState,
+)
+from app.domain.errors import InvalidRequest
+from app.services import threads
+
+blueprint = Blueprint("thread states", __name__, description="States of threads")
+
+
+@blueprint.get("/threads/<thread_id>/state")
+@blueprint.response(200, ThreadState)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def get_state(thread_id: str) -> Response:
+    found = threads.get_state(
+        parts(), path_uuid(thread_id, "thread"), None, subgraphs=query_flag("subgraphs")
+    )
+    return json_response(found)
+
+
+@blueprint.get("/threads/<thread_id>/state/<checkpoint_id>")
+@blueprint.response(200, ThreadState)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def get_state_at_checkpoint_id(thread_id: str, checkpoint_id: str) -> Response:
+    checkpoint = {"checkpoint_id": str(path_uuid(checkpoint_id, "checkpoint"))}
+    found = threads.get_state(
+        parts(), path_uuid(thread_id, "thread"), checkpoint, subgraphs=query_flag("subgraphs")
+    )
+    return json_response(found)
+
+
+@blueprint.post("/threads/<thread_id>/state/checkpoint")
+@blueprint.arguments(StateAtCheckpoint)
+@blueprint.response(200, ThreadState)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def get_state_at_checkpoint(body: dict[str, Any], thread_id: str) -> Response:
+    found = threads.get_state(
+        parts(),
+        path_uuid(thread_id, "thread"),
+        body["checkpoint"],
+        subgraphs=bool(body.get("subgraphs")),
+    )
+    return json_response(found)
+
+
+@blueprint.post("/threads/<thread_id>/state")
+@blueprint.arguments(UpdateState)
+@blueprint.response(200, UpdatedState)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error, description="Runs are in flight")
+@blueprint.alt_response(422, schema=Error)
+def update_state(body: dict[str, Any], thread_id: str) -> Response:
+    return json_response(threads.update_state(parts(), path_uuid(thread_id, "thread"), body))
+
+
+@blueprint.get("/threads/<thread_id>/history")
+@blueprint.response(200, ThreadState(many=True))
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def get_history(thread_id: str) -> Response:
+    raw = request.args.get("limit", "1")
+    if not raw.isdigit() or int(raw) > 1000:
+        raise InvalidRequest(f"Invalid limit {raw}")
+    found = threads.get_history(
+        parts(),
+        path_uuid(thread_id, "thread"),
+        limit=int(raw),
+        before=_before(request.args.get("before")),
+        metadata=None,
+        checkpoint=None,
+    )
+    return json_response(found)
+
+
+@blueprint.post("/threads/<thread_id>/history")
+@blueprint.arguments(History)
+@blueprint.response(200, ThreadState(many=True))
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def search_history(body: dict[str, Any], thread_id: str) -> Response:
+    found = threads.get_history(
+        parts(),
+        path_uuid(thread_id, "thread"),
+        limit=body["limit"],
+        before=_before(body.get("before")),
+        metadata=body.get("metadata"),
+        checkpoint=body.get("checkpoint"),
+    )
+    return json_response(found)
+
+
+def _before(value: Any) -> str | None:
+    """A checkpoint id, out of a Checkpoint, a config, or a string."""
+    if isinstance(value, dict):
+        value = value.get("configurable", value)
+        value = value.get("checkpoint_id") if isinstance(value, dict) else value
+    if value is None:
+        return None
+    try:
+        return str(UUID(value))
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidRequest("before: must be a checkpoint or a checkpoint id") from None

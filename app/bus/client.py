@@ -1,0 +1,58 @@
+"""The Redis client, and the catalogue of every key and channel Belay uses.
+
+    {prefix}cancel:{run_id}    string   cancel flag of a running run: the action. Expires.
+    {prefix}events:{run_id}    stream   the run's event log, ids `<claim_no>-<seq>`. Expires.
+    {prefix}cancels            channel  a nudge: "look at the flag of this run_id"
+    {prefix}dirty              channel  a nudge: "the event log of this run_id has grown"
+
+Nothing here is the truth: all of it may be lost at any moment, and Postgres decides. (Celery's
+queues live in the same Redis under Celery's own names, unless BROKER_URL says otherwise.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app.settings import Settings
+
+RedisError = redis.RedisError
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    prefix: str
+
+    def cancel_flag(self, run_id: UUID | str) -> str:
+        return f"{self.prefix}cancel:{run_id}"
+
+    def event_log(self, run_id: UUID | str) -> str:
+        return f"{self.prefix}events:{run_id}"
+
+    @property
+    def cancels(self) -> str:
+        return f"{self.prefix}cancels"
+
+    @property
+    def dirty(self) -> str:
+        return f"{self.prefix}dirty"
+
+
+def connect_redis(settings: Settings, *, timeout: float | None = 2.0) -> redis.Redis:
+    """A client that fails fast: what it carries may be lost, so nobody waits for it.
+
+    `timeout=None` is for a subscriber, which waits for as long as nothing happens.
+    """
+    return redis.Redis.from_url(
+        settings.redis_url,
+        socket_timeout=timeout,
+        socket_connect_timeout=1.0,
+        socket_keepalive=True,
+        health_check_interval=0,
+        max_connections=2048,
+        retry=Retry(NoBackoff(), 1),
+    )

@@ -1,0 +1,330 @@
+"""Runs in Postgres. Each function runs the query of its own name in `sql/runs.sql`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from app.db.connection import (
+    Connection,
+    execute,
+    fetch_all,
+    fetch_dicts,
+    fetch_one,
+    fetch_value,
+)
+from app.db.queries import load_queries
+from app.domain.runs import CancelAction, Claim, ClaimedRun, Ending, Run
+
+SQL = load_queries("runs")
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """What a create asks for. `after_seconds` delays the first claim."""
+
+    run_id: UUID
+    thread_id: UUID
+    assistant_id: UUID
+    graph_id: str
+    queue: str
+    metadata: dict[str, Any]
+    kwargs: dict[str, Any]
+    thread_config: dict[str, Any]
+    multitask_strategy: str
+    temporary: bool
+    timeout_seconds: float | None
+    after_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ringable:
+    """A run that may be claimable now, and the queue its doorbell goes to."""
+
+    run_id: UUID
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A run this statement ended, and the thread's next run if there is one."""
+
+    run_id: UUID
+    next_run_id: UUID | None
+    next_queue: str | None
+
+    @property
+    def next_run(self) -> Ringable | None:
+        if self.next_run_id is None or self.next_queue is None:
+            return None
+        return Ringable(self.next_run_id, self.next_queue)
+
+
+@dataclass(frozen=True, slots=True)
+class CancelFilter:
+    """Which active runs a cancel may hit; None means any."""
+
+    thread_id: UUID | None = None
+    run_ids: Sequence[UUID] | None = None
+    status: str | None = None
+    assistant_id: UUID | None = None
+
+    def params(self) -> dict[str, Any]:
+        return {
+            "thread_id": self.thread_id,
+            "run_ids": None if self.run_ids is None else list(self.run_ids),
+            "status": self.status,
+            "assistant_id": self.assistant_id,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimState:
+    """A running run as the supervisor sees it."""
+
+    run_id: UUID
+    claim_no: int
+    cancel_action: str | None
+
+
+def _json(value: Any) -> Jsonb | None:
+    return None if value is None else Jsonb(value)
+
+
+def insert_run(conn: Connection, new: NewRun, *, rering_seconds: float) -> Run | None:
+    """Insert as pending. None when the id is taken."""
+    params = {
+        "run_id": new.run_id,
+        "thread_id": new.thread_id,
+        "assistant_id": new.assistant_id,
+        "graph_id": new.graph_id,
+        "queue": new.queue,
+        "metadata": Jsonb(new.metadata),
+        "kwargs": Jsonb(new.kwargs),
+        "thread_config": Jsonb(new.thread_config),
+        "multitask_strategy": new.multitask_strategy,
+        "temporary": new.temporary,
+        "timeout_seconds": new.timeout_seconds,
+        "after_seconds": new.after_seconds,
+        "rering_seconds": rering_seconds,
+    }
+    return fetch_one(conn, SQL.insert_run, params, Run)
+
+
+def get_run(conn: Connection, run_id: UUID) -> Run | None:
+    return fetch_one(conn, SQL.get_run, {"run_id": run_id}, Run)
+
+
+def get_thread_run(
+    conn: Connection, thread_id: UUID, run_id: UUID, *, ended_stateless: bool = False
+) -> Run | None:
+    """A run of this thread. `ended_stateless` also finds what only a waiter may still read."""
+    params = {"thread_id": thread_id, "run_id": run_id, "ended_stateless": ended_stateless}
+    return fetch_one(conn, SQL.get_thread_run, params, Run)
+
+
+def list_runs(
+    conn: Connection, thread_id: UUID, *, status: str | None, limit: int, offset: int
+) -> list[Run]:
+    """Newest first."""
+    params = {"thread_id": thread_id, "status": status, "limit": limit, "offset": offset}
+    return fetch_all(conn, SQL.list_runs, params, Run)
+
+
+def run_is_rolled_back(conn: Connection, run_id: UUID) -> bool:
+    return bool(fetch_value(conn, SQL.run_is_rolled_back, {"run_id": run_id}))
+
+
+def active_runs_of_thread(conn: Connection, thread_id: UUID) -> list[Run]:
+    return fetch_all(conn, SQL.active_runs_of_thread, {"thread_id": thread_id}, Run)
+
+
+def oldest_active_graph_id(conn: Connection, thread_id: UUID) -> str | None:
+    value: str | None = fetch_value(conn, SQL.oldest_active_graph_id, {"thread_id": thread_id})
+    return value
+
+
+def claim_run(
+    conn: Connection, run_id: UUID, *, owner: str, lease_seconds: float
+) -> ClaimedRun | None:
+    """Take the lease. None: not claimable now, and another doorbell will ring if it ever is."""
+    params = {"run_id": run_id, "owner": owner, "lease_seconds": lease_seconds}
+    try:
+        return fetch_one(conn, SQL.claim_run, params, ClaimedRun)
+    except psycopg.errors.UniqueViolation:
+        # run_one_running_per_thread: another claim of this thread committed first.
+        return None
+
+
+def renew_leases(
+    conn: Connection, claims: Sequence[Claim], *, lease_seconds: float
+) -> list[ClaimState]:
+    """Those of the claims that still stand."""
+    params = {
+        "run_ids": [c.run_id for c in claims],
+        "claim_nos": [c.claim_no for c in claims],
+        "lease_seconds": lease_seconds,
+    }
+    return fetch_all(conn, SQL.renew_leases, params, ClaimState)
+
+
+def cancel_actions(conn: Connection, run_ids: Sequence[UUID]) -> list[ClaimState]:
+    return fetch_all(conn, SQL.cancel_actions, {"run_ids": list(run_ids)}, ClaimState)
+
+
+def _ending_params(thread_id: UUID, claim: Claim, ending: Ending) -> dict[str, Any]:
+    outcome = {"values": ending.values, "interrupts": ending.interrupts or {}}
+    return {
+        "run_id": claim.run_id,
+        "claim_no": claim.claim_no,
+        "thread_id": thread_id,
+        "status": ending.status,
+        "values": _json(ending.values),
+        "values_known": ending.values_known,
+        "interrupts": Jsonb(ending.interrupts or {}),
+        "error": _json(ending.error),
+        "outcome": Jsonb(outcome) if ending.values_known else None,
+        "resting_status": ending.resting_status,
+    }
+
+
+def finish_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> Ended | None:
+    """Write the end. None: the claim is over, or a cancel was accepted first."""
+    return fetch_one(conn, SQL.finish_run, _ending_params(thread_id, claim, ending), Ended)
+
+
+def finish_interrupted_run(
+    conn: Connection, thread_id: UUID, claim: Claim, ending: Ending
+) -> Ended | None:
+    """Write the end of a run whose accepted cancel says `interrupt`."""
+    params = _ending_params(thread_id, claim, ending)
+    return fetch_one(conn, SQL.finish_interrupted_run, params, Ended)
+
+
+def put_run_back(
+    conn: Connection, claim: Claim, *, uncharge: bool, rering_seconds: float
+) -> Ringable | None:
+    """Back to pending. None: the claim is over, or a cancel was accepted."""
+    params = {
+        "run_id": claim.run_id,
+        "claim_no": claim.claim_no,
+        "uncharge": int(uncharge),
+        "rering_seconds": rering_seconds,
+    }
+    return fetch_one(conn, SQL.put_run_back, params, Ringable)
+
+
+def lock_claimed_run(conn: Connection, claim: Claim) -> Run | None:
+    params = {"run_id": claim.run_id, "claim_no": claim.claim_no}
+    return fetch_one(conn, SQL.lock_claimed_run, params, Run)
+
+
+def expired_leases(conn: Connection, *, limit: int) -> list[Claim]:
+    return fetch_all(conn, SQL.expired_leases, {"limit": limit}, Claim)
+
+
+def lease_is_expired(conn: Connection, claim: Claim) -> bool:
+    params = {"run_id": claim.run_id, "claim_no": claim.claim_no}
+    return bool(fetch_value(conn, SQL.lease_is_expired, params))
+
+
+def ring_due_runs(conn: Connection, *, limit: int, rering_seconds: float) -> list[Ringable]:
+    params = {"limit": limit, "rering_seconds": rering_seconds}
+    return fetch_all(conn, SQL.ring_due_runs, params, Ringable)
+
+
+def next_runs_of_threads(conn: Connection, thread_ids: Sequence[UUID]) -> list[Ringable]:
+    """The head of each idle thread's queue."""
+    return fetch_all(conn, SQL.next_runs_of_threads, {"thread_ids": list(thread_ids)}, Ringable)
+
+
+def lock_cancellable_runs(conn: Connection, filter_: CancelFilter) -> list[Run]:
+    """Threads first, then their runs in run_id order: the lock order of every writer."""
+    params = filter_.params()
+    conn.execute(SQL.lock_threads_of_cancellable_runs, params)
+    return fetch_all(conn, SQL.lock_cancellable_runs, params, Run)
+
+
+def count_known_runs(conn: Connection, thread_id: UUID | None, run_ids: Sequence[UUID]) -> int:
+    params = {"thread_id": thread_id, "run_ids": list(run_ids)}
+    return int(fetch_value(conn, SQL.count_known_runs, params))
+
+
+def flag_running_runs(
+    conn: Connection, run_ids: Sequence[UUID], action: CancelAction, reason: dict[str, str]
+) -> None:
+    params = {"run_ids": list(run_ids), "action": action, "reason": Jsonb(reason)}
+    execute(conn, SQL.flag_running_runs, params)
+
+
+def interrupt_unstarted_runs(
+    conn: Connection, run_ids: Sequence[UUID], reason: dict[str, str]
+) -> None:
+    params = {"run_ids": list(run_ids), "reason": Jsonb(reason)}
+    execute(conn, SQL.interrupt_unstarted_runs, params)
+
+
+def roll_back_unstarted_runs(
+    conn: Connection, run_ids: Sequence[UUID], reason: dict[str, str]
+) -> None:
+    params = {"run_ids": list(run_ids), "reason": Jsonb(reason)}
+    execute(conn, SQL.roll_back_unstarted_runs, params)
+
+
+def end_put_back_run(conn: Connection, run_id: UUID, reason: dict[str, str]) -> None:
+    execute(conn, SQL.end_put_back_run, {"run_id": run_id, "reason": Jsonb(reason)})
+
+
+def set_cancel_reason(conn: Connection, run_id: UUID, reason: dict[str, str]) -> None:
+    execute(conn, SQL.set_cancel_reason, {"run_id": run_id, "reason": Jsonb(reason)})
+
+
+def hide_temporary_threads(conn: Connection, thread_ids: Sequence[UUID]) -> None:
+    execute(conn, SQL.hide_temporary_threads, {"thread_ids": list(thread_ids)})
+
+
+def undo_run(conn: Connection, run: Run) -> None:
+    """Everything a run wrote goes, and what it wrote over comes back. In one transaction."""
+    params = {"run_id": run.run_id}
+    text = {"run_id": str(run.run_id), "thread_id": str(run.thread_id)}
+    execute(conn, SQL.restore_before_images, params)
+    execute(conn, SQL.delete_checkpoints_of_run, text)
+    execute(conn, SQL.reinsert_before_images, params)
+    execute(conn, SQL.restore_thread_marks, params)
+    execute(conn, SQL.bury_run, params)
+
+
+def delete_finished_run(conn: Connection, thread_id: UUID, run_id: UUID) -> bool:
+    params = {"thread_id": thread_id, "run_id": run_id}
+    return fetch_value(conn, SQL.delete_finished_run, params) is not None
+
+
+def ended_runs(conn: Connection, run_ids: Sequence[UUID]) -> dict[UUID, str | None]:
+    """Those that have ended, with their status; None for a row that is gone."""
+    rows = fetch_dicts(conn, SQL.ended_runs, {"run_ids": list(run_ids)})
+    return {row["run_id"]: row["status"] for row in rows}
+
+
+def set_outcome(conn: Connection, run_id: UUID, outcome: dict[str, Any]) -> None:
+    execute(conn, SQL.set_outcome, {"run_id": run_id, "outcome": Jsonb(outcome)})
+
+
+def last_checkpoint_of_run(conn: Connection, thread_id: UUID, run_id: UUID) -> str | None:
+    params = {"thread_id": str(thread_id), "run_id": str(run_id)}
+    value: str | None = fetch_value(conn, SQL.last_checkpoint_of_run, params)
+    return value
+
+
+def take_scheduler_lease(conn: Connection, name: str, owner: str, *, seconds: float) -> bool:
+    """True while this owner is the one that sweeps."""
+    params = {"name": name, "owner": owner, "seconds": seconds}
+    return fetch_value(conn, SQL.take_scheduler_lease, params) is not None
+
+
+def drop_scheduler_lease(conn: Connection, name: str, owner: str) -> None:
+    execute(conn, SQL.drop_scheduler_lease, {"name": name, "owner": owner})

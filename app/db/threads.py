@@ -1,0 +1,115 @@
+"""Threads in Postgres. Each function runs the query of its own name in `sql/threads.sql`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from app.db.connection import Connection, execute, fetch_all, fetch_dicts, fetch_one, fetch_value
+from app.db.queries import load_queries
+from app.domain.threads import Thread
+
+SQL = load_queries("threads")
+SORT_COLUMNS = ("thread_id", "created_at", "updated_at", "state_updated_at", "status")
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadFilter:
+    """Which threads a search or a count sees; None means any."""
+
+    ids: Sequence[UUID] | None
+    metadata: dict[str, Any]
+    values: dict[str, Any] | None
+    status: str | None
+
+    def params(self) -> dict[str, Any]:
+        return {
+            "ids": list(self.ids) if self.ids else None,
+            "metadata": Jsonb(self.metadata),
+            "values": None if self.values is None else Jsonb(self.values),
+            "status": self.status,
+        }
+
+
+def insert_thread(conn: Connection, thread_id: UUID, metadata: dict[str, Any]) -> bool:
+    """False when the id is taken."""
+    execute(conn, SQL.replace_hidden_thread, {"thread_id": thread_id})
+    params = {"thread_id": thread_id, "metadata": Jsonb(metadata)}
+    return fetch_value(conn, SQL.insert_thread, params) is not None
+
+
+def get_thread(conn: Connection, thread_id: UUID) -> Thread | None:
+    return fetch_one(conn, SQL.get_thread, {"thread_id": thread_id}, Thread)
+
+
+def lock_thread(conn: Connection, thread_id: UUID, *, ended_stateless: bool = False) -> bool:
+    """Lock the thread's row to the end of the transaction. False: there is none."""
+    params = {"thread_id": thread_id, "ended_stateless": ended_stateless}
+    return fetch_value(conn, SQL.lock_thread, params) is not None
+
+
+def patch_thread(conn: Connection, thread_id: UUID, metadata: dict[str, Any]) -> bool:
+    """Merge into the metadata, at the top level."""
+    params = {"thread_id": thread_id, "metadata": Jsonb(metadata)}
+    return fetch_value(conn, SQL.patch_thread, params) is not None
+
+
+def delete_thread(conn: Connection, thread_id: UUID) -> bool:
+    execute(conn, SQL.delete_thread_checkpoints, {"thread_ids": [str(thread_id)]})
+    return fetch_value(conn, SQL.delete_thread, {"thread_id": thread_id}) is not None
+
+
+def hidden_threads(conn: Connection, *, seconds: float, limit: int) -> list[UUID]:
+    """Threads of stateless runs that ended at least `seconds` ago."""
+    rows = fetch_dicts(conn, SQL.hidden_threads, {"seconds": seconds, "limit": limit})
+    return [row["thread_id"] for row in rows]
+
+
+def search_threads(
+    conn: Connection,
+    filter_: ThreadFilter,
+    *,
+    sort_by: str,
+    sort_order: str,
+    limit: int,
+    offset: int,
+) -> list[Thread]:
+    sql = _ordered(SQL.search_threads, sort_by, sort_order)
+    return fetch_all(conn, sql, filter_.params() | {"limit": limit, "offset": offset}, Thread)
+
+
+def _ordered(sql: str, sort_by: str, sort_order: str) -> str:
+    """The only identifiers that come from a request, and only from these two lists."""
+    if sort_by not in SORT_COLUMNS or sort_order not in ("asc", "desc"):
+        raise ValueError(f"cannot sort by {sort_by} {sort_order}")
+    return sql.format(sort_by=sort_by, sort_order=sort_order)
+
+
+def count_threads(conn: Connection, filter_: ThreadFilter) -> int:
+    return int(fetch_value(conn, SQL.count_threads, filter_.params()))
+
+
+def rest_thread(
+    conn: Connection,
+    thread_id: UUID,
+    *,
+    values: Any,
+    interrupts: dict[str, Any],
+    resting_status: str,
+    keep_error: bool,
+    metadata: dict[str, Any],
+) -> None:
+    """Set the thread to what its newest checkpoint says."""
+    params = {
+        "thread_id": thread_id,
+        "values": Jsonb(values),
+        "interrupts": Jsonb(interrupts),
+        "resting_status": resting_status,
+        "keep_error": keep_error,
+        "metadata": Jsonb(metadata),
+    }
+    execute(conn, SQL.rest_thread, params)

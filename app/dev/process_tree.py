@@ -1,0 +1,150 @@
+"""A tree of processes: started together, logged with a prefix, restarted when they die, stopped
+together, and gone when their parent is gone.
+
+Every process is in a group of its own, so a Ctrl-C reaches only the parent, which then stops them
+in order; and every one has asked the kernel for a signal when the parent dies, so not even a
+`kill -9` of the parent leaves any behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+_PR_SET_PDEATHSIG = 1
+_TICK_SECONDS = 0.1
+_MAX_BACKOFF_SECONDS = 5.0
+#: A process that lived this long starts anew at once when it dies.
+_STEADY_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class Program:
+    """One process of the tree. `before` runs ahead of every start."""
+
+    name: str
+    command: Sequence[str]
+    environ: Mapping[str, str]
+    popen: Mapping[str, Any] = field(default_factory=dict)
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_seconds: float = 10.0
+    before: Callable[[], None] | None = None
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    backoff: float = 0.0
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start it. From the main thread only: the kernel ties the death signal to the thread."""
+        if self.before is not None:
+            self.before()
+        self.process = subprocess.Popen(  # noqa: S603
+            list(self.command),
+            env=dict(self.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            preexec_fn=_die_with_parent(os.getpid(), self.stop_signal),  # noqa: PLW1509
+            **self.popen,
+        )
+        self.started_at = time.monotonic()
+        assert self.process.stdout is not None
+        arguments = (self.name, self.process.stdout)
+        threading.Thread(target=_copy_lines, args=arguments, daemon=True).start()
+        return self.process
+
+
+def _die_with_parent(parent: int, death_signal: int) -> Callable[[], None] | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+
+    def in_child() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, death_signal)
+        if os.getppid() != parent:  # it died before we had asked
+            os._exit(1)
+
+    return in_child
+
+
+def say(name: str, line: str) -> None:
+    """One line of the tree's log."""
+    sys.stdout.write(f"{name:<9}| {line}\n")
+    sys.stdout.flush()
+
+
+def _copy_lines(name: str, stream: IO[bytes]) -> None:
+    for line in stream:
+        say(name, line.decode(errors="replace").rstrip())
+
+
+class ProcessTree:
+    """Add programs in the order they start; they stop in the reverse order."""
+
+    def __init__(self) -> None:
+        self._programs: list[Program] = []
+        self._stopping = threading.Event()
+
+    def start(self, program: Program) -> subprocess.Popen[bytes]:
+        self._programs.append(program)
+        return program.start()
+
+    def request_stop(self) -> None:
+        """From a signal handler, or from anywhere."""
+        self._stopping.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def run(self) -> None:
+        """Keep everything running until `request_stop`. From the main thread only."""
+        while not self._stopping.wait(_TICK_SECONDS):
+            for program in self._programs:
+                self._keep_running(program)
+
+    def _keep_running(self, program: Program) -> None:
+        now = time.monotonic()
+        if program.process is not None and program.process.poll() is not None:
+            code = program.process.returncode
+            program.process = None
+            steady = now - program.started_at > _STEADY_SECONDS
+            program.backoff = (
+                0.0 if steady else min(_MAX_BACKOFF_SECONDS, max(0.2, program.backoff * 2))
+            )
+            program.start_at = now + program.backoff
+            say("belay", f"{program.name} {_ended(code)}; starting it again")
+        if program.process is None and now >= program.start_at:
+            program.start()
+
+    def stop(self) -> None:
+        """Stop everything, last first; whoever does not go in time is killed."""
+        for program in reversed(self._programs):
+            process = program.process
+            if process is None or process.poll() is not None:
+                continue
+            with suppress(ProcessLookupError):
+                process.send_signal(program.stop_signal)
+            try:
+                process.wait(program.stop_seconds)
+            except subprocess.TimeoutExpired:
+                say("belay", f"{program.name} does not stop, killing it")
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def _ended(code: int) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

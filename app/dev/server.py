@@ -1,0 +1,167 @@
+"""`belay dev`: API, worker and embedded servers as one process tree, on one Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
+from app.dev.process_tree import ProcessTree, Program, say
+from app.settings import config_path
+
+ROOT = Path(__file__).resolve().parents[2]
+_READY_SECONDS = 60.0
+#: In development a run in flight is put back soon; it goes on at the next start.
+_DRAIN_SECONDS = "1"
+
+
+class PortBusy(Exception):
+    """Somebody else listens on the port."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevOptions:
+    config: Path | None
+    host: str
+    port: int
+    data_dir: Path
+    concurrency: int | None
+
+
+def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
+    """Run until SIGINT or SIGTERM. Raises PortBusy, SettingsError, ProjectError,
+    EmbeddedUnavailable before anything is left running."""
+    _refuse_busy_port(options.host, options.port)
+    env = {**environ, "PYTHONUNBUFFERED": "1"}
+    if options.config is not None:
+        env["BELAY_CONFIG"] = str(options.config)
+    env["BELAY_CONFIG"] = str(config_path(env))
+    if options.concurrency is not None:
+        env["BELAY_CONCURRENCY"] = str(options.concurrency)
+    env.setdefault("BELAY_DRAIN_GRACE_SECONDS", _DRAIN_SECONDS)
+    env["BELAY_BIND"] = f"{options.host}:{options.port}"
+    queues = _queues(Path(env["BELAY_CONFIG"]))
+
+    tree = ProcessTree()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: tree.request_stop())
+    postgres: EmbeddedPostgres | None = None
+    try:
+        data_dir = options.data_dir.resolve()
+        if not env.get("REDIS_URL"):
+            env["REDIS_URL"] = _start_valkey(tree, data_dir)
+        if not env.get("DATABASE_URL"):
+            postgres = EmbeddedPostgres(data_dir)
+            env["DATABASE_URL"] = _start_postgres(tree, postgres)
+        _start_belay(tree, env, queues)
+        url = f"http://{options.host}:{options.port}"
+        threading.Thread(target=_announce, args=(tree, url), daemon=True).start()
+        tree.run()
+        say("belay", "stopping")
+    finally:
+        tree.stop()
+        if postgres is not None:
+            postgres.clean_up()
+    say("belay", "stopped")
+
+
+def _refuse_busy_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortBusy(f"cannot listen on {host}:{port}: {error.strerror}") from error
+
+
+def _queues(config: Path) -> list[str]:
+    """The queues this project's graphs use; read without importing LangGraph."""
+    import orjson  # noqa: PLC0415
+
+    from app.settings import DEFAULT_QUEUE  # noqa: PLC0415
+
+    try:
+        named = orjson.loads(config.read_bytes()).get("queues", {})
+        return list(dict.fromkeys([DEFAULT_QUEUE, *named.values()]))
+    except (OSError, orjson.JSONDecodeError, AttributeError, TypeError):
+        return [DEFAULT_QUEUE]  # the worker reads the file again, and says what is wrong with it
+
+
+def _start_valkey(tree: ProcessTree, data_dir: Path) -> str:
+    valkey = EmbeddedValkey(data_dir)
+    server = valkey.server()
+    process = tree.start(
+        Program(server.name, server.command, server.environ, server.popen, stop_seconds=5.0)
+    )
+    wait_until_ready(valkey, process)
+    return valkey.url
+
+
+def _start_postgres(tree: ProcessTree, postgres: EmbeddedPostgres) -> str:
+    postgres.initialise()
+    server = postgres.server()
+    process = tree.start(
+        Program(
+            server.name,
+            server.command,
+            server.environ,
+            server.popen,
+            stop_signal=signal.SIGINT,  # fast shutdown: it does not wait for clients to leave
+            stop_seconds=10.0,
+            before=postgres.initialise,
+        )
+    )
+    wait_until_ready(postgres, process)
+    return postgres.url
+
+
+def _start_belay(tree: ProcessTree, env: Mapping[str, str], queues: list[str]) -> None:
+    """Migrations, web and worker start together; the latter two wait for the schema."""
+    import subprocess  # noqa: PLC0415
+
+    migration = subprocess.Popen(
+        [sys.executable, "-m", "app.cli", "migrate"], env=dict(env), cwd=_cwd()
+    )
+    python = Path(sys.executable)
+    web = [sys.executable, "-m", "gunicorn", "-c", str(ROOT / "deploy" / "gunicorn.conf.py")]
+    tree.start(
+        Program("web", [*web, "app.factory:create_app()"], env, {"cwd": _cwd()}, stop_seconds=5.0)
+    )
+    worker = [str(python), "-m", "celery", "-A", "workers.celery_app", "--quiet", "worker"]
+    worker += ["--loglevel=INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    worker += ["-Q", ",".join(queues)]
+    tree.start(Program("worker", worker, env, {"cwd": _cwd()}, stop_seconds=15.0))
+    if migration.wait() != 0:
+        say("belay", "the migration failed; see above")
+        tree.request_stop()
+
+
+def _cwd() -> str:
+    return str(Path.cwd())
+
+
+def _announce(tree: ProcessTree, url: str) -> None:
+    """Say when the server answers."""
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline and not tree.is_stopping:
+        try:
+            with urllib.request.urlopen(f"{url}/ok", timeout=1):  # noqa: S310
+                say("belay", f"ready on {url}  (docs: {url}/docs)")
+                say("belay", "try: " + _curl(url))
+                return
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.05)
+
+
+def _curl(url: str) -> str:
+    body = '{"assistant_id": "agent", "input": {"messages": [{"role": "user", "content": "hi"}]}}'
+    return f"curl -s {url}/runs/wait -H 'content-type: application/json' -d '{body}'"

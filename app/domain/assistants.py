@@ -1,0 +1,45 @@
+"""An assistant is a graph plus configuration, versioned. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid5
+
+#: The namespace LangGraph's own server derives its system assistants' ids from (the RFC 4122 URL
+#: namespace), so that an id written into a client stays right when the server is exchanged.
+_SYSTEM_NAMESPACE = UUID("6ba7b821-9dad-11d1-80b4-00c04fd430c8")
+
+
+def system_assistant_id(graph_id: str) -> UUID:
+    """The stable id of the assistant every graph has from the start."""
+    return uuid5(_SYSTEM_NAMESPACE, graph_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Assistant:
+    assistant_id: UUID
+    graph_id: str
+    name: str
+    description: str | None
+    config: dict[str, Any]
+    context: dict[str, Any]
+    metadata: dict[str, Any]
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+
+ASSISTANT_FIELDS = (
+    "assistant_id",
+    "graph_id",
+    "config",
+    "context",
+    "metadata",
+    "name",
+    "created_at",
+    "updated_at",
+    "version",
+    "description",
+)

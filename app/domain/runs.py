@@ -1,0 +1,166 @@
+"""The words of a run's life and the moves allowed in it. No I/O.
+
+    pending ──claim──▶ running ──▶ success | error | timeout | interrupted
+       ▲                  │
+       └──── put back ────┘   (drain, lost lease, killed child)
+
+A terminal status is final. A rolled-back run has no status: its row is gone, a tombstone remains.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+
+class RunStatus(enum.StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCESS = "success"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+
+
+ACTIVE = (RunStatus.PENDING, RunStatus.RUNNING)
+
+
+class CancelAction(enum.StrEnum):
+    """`interrupt` stops and keeps the checkpoints; `rollback` stops, then removes run and traces.
+
+    The stronger one wins until the end is written: rollback over interrupt, never the reverse.
+    """
+
+    INTERRUPT = "interrupt"
+    ROLLBACK = "rollback"
+
+
+class MultitaskStrategy(enum.StrEnum):
+    """What a new run does when its thread already has one."""
+
+    REJECT = "reject"
+    INTERRUPT = "interrupt"
+    ROLLBACK = "rollback"
+    ENQUEUE = "enqueue"
+
+
+class Durability(enum.StrEnum):
+    SYNC = "sync"
+    ASYNC = "async"
+    EXIT = "exit"
+
+
+#: Fields of a run as the API shows them, in the List Runs document's order.
+RUN_FIELDS = (
+    "run_id",
+    "thread_id",
+    "assistant_id",
+    "created_at",
+    "updated_at",
+    "status",
+    "metadata",
+    "kwargs",
+    "multitask_strategy",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One row of `run`: a request to execute an assistant on a thread."""
+
+    run_id: UUID
+    thread_id: UUID
+    assistant_id: UUID
+    graph_id: str
+    queue: str
+    status: str
+    metadata: dict[str, Any]
+    kwargs: dict[str, Any]
+    multitask_strategy: str
+    created_at: datetime
+    updated_at: datetime
+    scheduled_at: datetime
+    temporary: bool
+    claim_no: int
+    attempts: int
+    lease_owner: str | None
+    cancel_action: str | None
+    cancel_reason: dict[str, str] | None
+    error: dict[str, str] | None
+    outcome: dict[str, Any] | None
+
+    @property
+    def is_active(self) -> bool:
+        return self.status in ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to write for one run: valid while `claim_no` is the row's own."""
+
+    run_id: UUID
+    claim_no: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """What an attempt needs to know, returned by the claim itself."""
+
+    run_id: UUID
+    thread_id: UUID
+    assistant_id: UUID
+    graph_id: str
+    kwargs: dict[str, Any]
+    metadata: dict[str, Any]
+    temporary: bool
+    claim_no: int
+    attempts: int
+    timeout_seconds: float | None
+
+    @property
+    def claim(self) -> Claim:
+        return Claim(self.run_id, self.claim_no)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt ended and what it leaves on the run and its thread.
+
+    `values` is the graph's output as JSON. `values_known` is False when nobody could read it
+    (the child was killed): the API then reads it from the run's last checkpoint when asked.
+    `interrupts` maps a task id to the interrupts it raised.
+    """
+
+    status: RunStatus
+    values: Any = None
+    values_known: bool = True
+    interrupts: dict[str, list[dict[str, Any]]] | None = None
+    error: dict[str, str] | None = None
+    has_next: bool = False
+
+    @property
+    def resting_status(self) -> str:
+        """The thread's status once no run is pending or running."""
+        if self.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
+            return "error"
+        return "interrupted" if self.has_next or self.interrupts else "idle"
+
+
+def user_cancel_reason(action: CancelAction, route: str) -> dict[str, str]:
+    """Who asked, as the reference words it: the route template, not its values."""
+    kind = "UserInterrupt" if action is CancelAction.INTERRUPT else "UserRollback"
+    return {"error": kind, "message": f"{action} requested via {route}"}
+
+
+def superseded_reason(action: CancelAction, new_run_id: UUID) -> dict[str, str]:
+    kind = "UserInterrupt" if action is CancelAction.INTERRUPT else "UserRollback"
+    message = f"superseded by run {new_run_id} (multitask_strategy={action})"
+    return {"error": kind, "message": message}
+
+
+def disconnect_reason() -> dict[str, str]:
+    message = "client disconnected from the run stream (on_disconnect=cancel)"
+    return {"error": "UserInterrupt", "message": message}

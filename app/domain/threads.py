@@ -1,0 +1,52 @@
+"""A thread holds a conversation's state between runs. No I/O.
+
+`busy` is not stored: a thread is busy exactly while it has a pending or running run. What is
+stored is its resting status, the one it has when nothing is in flight.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+
+class ThreadStatus(enum.StrEnum):
+    IDLE = "idle"
+    BUSY = "busy"
+    INTERRUPTED = "interrupted"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Thread:
+    """One thread as read; `status` is derived from its runs by the query."""
+
+    thread_id: UUID
+    created_at: datetime
+    updated_at: datetime
+    state_updated_at: datetime
+    metadata: dict[str, Any]
+    config: dict[str, Any]
+    status: str
+    values: Any
+    interrupts: dict[str, Any] | None
+    error: dict[str, str] | None
+    values_known: bool
+
+
+#: Fields of a thread that a client may select or sort by.
+THREAD_FIELDS = (
+    "thread_id",
+    "created_at",
+    "updated_at",
+    "state_updated_at",
+    "metadata",
+    "config",
+    "status",
+    "values",
+    "interrupts",
+    "error",
+)

@@ -1,0 +1,79 @@
+"""`create_app`: the one place where the parts of a web process are joined.
+
+gunicorn -c deploy/gunicorn.conf.py "app.factory:create_app()"
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from uuid import UUID
+
+import redis
+from flask import Flask
+
+from app.api.application import create_api
+from app.bus.cancel_flag import CancelFlags
+from app.bus.client import Keys, connect_redis
+from app.bus.event_log import EventLog
+from app.bus.run_feed import RunFeed
+from app.db import assistants as assistant_rows
+from app.db import runs as run_rows
+from app.db.connection import Database, open_pool
+from app.db.migrate import wait_for_schema
+from app.dispatch import Doorbell
+from app.graphs.registry import GraphRegistry, read_project
+from app.services.parts import Parts
+from app.settings import Settings
+
+_SCHEMA_WAIT_SECONDS = 60.0
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The WSGI application. Raises SettingsError, ProjectError or SchemaNotReady."""
+    if settings is None:
+        settings = Settings.from_environ(os.environ)
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+    return create_api(join_parts(settings))
+
+
+def join_parts(settings: Settings) -> Parts:
+    graphs = GraphRegistry.load(read_project(settings.config_path))
+    wait_for_schema(settings.database_url, seconds=_SCHEMA_WAIT_SECONDS)
+    pool = open_pool(
+        settings.database_url,
+        size=settings.web_pool_size,
+        pgbouncer=settings.pgbouncer,
+        name="belay web",
+    )
+    database = Database(pool)
+    with database.transaction() as conn:
+        assistant_rows.put_system_assistants(conn, list(graphs.project.graphs))
+    keys = Keys(settings.redis_prefix)
+    client = connect_redis(settings)
+    event_log = EventLog(
+        client,
+        keys,
+        ttl_seconds=settings.event_log_ttl_seconds,
+        max_events=settings.event_log_max_events,
+    )
+
+    def connect(timeout: float | None) -> redis.Redis:
+        return connect_redis(settings, timeout=timeout)
+
+    def ended_runs(run_ids: Sequence[UUID]) -> dict[UUID, str | None]:
+        with database.connection() as conn:
+            return run_rows.ended_runs(conn, run_ids)
+
+    return Parts(
+        settings=settings,
+        database=database,
+        graphs=graphs,
+        doorbell=Doorbell.of(settings),
+        cancel_flags=CancelFlags(client, keys),
+        event_log=event_log,
+        feed=RunFeed(connect, keys, event_log, ended_runs),
+    )

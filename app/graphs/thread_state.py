@@ -1,0 +1,195 @@
+"""States of threads, read and written through a graph without running its nodes.
+
+The shapes are ThreadState and its parts, as the SDK's schema names them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langgraph.types import PregelTask, StateSnapshot
+
+from app.graphs.checkpoints import ThreadSaver
+from app.graphs.registry import Graph
+from app.graphs.serde import to_plain
+
+#: What a thread without any checkpoint shows.
+EMPTY_STATE: dict[str, Any] = {
+    "values": {},
+    "next": [],
+    "tasks": [],
+    "metadata": None,
+    "created_at": None,
+    "checkpoint": None,
+    "parent_checkpoint": None,
+    "interrupts": [],
+    "checkpoint_id": None,
+    "parent_checkpoint_id": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """What a thread's row takes from its newest checkpoint."""
+
+    values: Any
+    interrupts: dict[str, list[dict[str, Any]]]
+    has_next: bool
+
+    @property
+    def status(self) -> str:
+        return "interrupted" if self.has_next or self.interrupts else "idle"
+
+
+def bound(graph: Graph, saver: Any) -> Graph:
+    """The graph with this checkpointer; the registered graph itself stays as it is."""
+    graph = copy.copy(graph)
+    graph.checkpointer = saver
+    return graph
+
+
+def thread_config(thread_id: str, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The config that addresses a thread's newest checkpoint, or the one given."""
+    configurable: dict[str, Any] = {"thread_id": thread_id, "checkpoint_ns": ""}
+    for key in ("checkpoint_ns", "checkpoint_id", "checkpoint_map"):
+        if checkpoint and checkpoint.get(key) is not None:
+            configurable[key] = checkpoint[key]
+    return {"configurable": configurable}
+
+
+def read_state(
+    graph: Graph, saver: ThreadSaver, config: dict[str, Any], *, subgraphs: bool
+) -> dict[str, Any]:
+    snapshot = bound(graph, saver).get_state(config, subgraphs=subgraphs)  # type: ignore[arg-type]
+    return state_of(snapshot)
+
+
+def read_history(
+    graph: Graph,
+    saver: ThreadSaver,
+    config: dict[str, Any],
+    *,
+    limit: int,
+    before: dict[str, Any] | None,
+    metadata: dict[str, Any] | None,
+) -> list[dict[str, Any]]:
+    """Newest first."""
+    snapshots = bound(graph, saver).get_state_history(
+        config,  # type: ignore[arg-type]
+        filter=metadata,
+        before=before,  # type: ignore[arg-type]
+        limit=limit,
+    )
+    return [state_of(snapshot) for snapshot in snapshots]
+
+
+def write_state(
+    graph: Graph,
+    saver: ThreadSaver,
+    config: dict[str, Any],
+    values: Any,
+    as_node: str | None,
+) -> dict[str, Any]:
+    """Write a state as if a node had; returns the new checkpoint's configurable."""
+    saved = bound(graph, saver).update_state(config, values, as_node=as_node)  # type: ignore[arg-type]
+    return dict(saved["configurable"])
+
+
+def read_resting(graph: Graph, snapshot: StateSnapshot) -> Resting:
+    """Output values, interrupts by task, and whether anything is left to run."""
+    return Resting(
+        values=to_plain(output_values(graph, snapshot.values)),
+        interrupts=interrupts_by_task(snapshot.tasks),
+        has_next=bool(snapshot.next),
+    )
+
+
+def output_values(graph: Graph, values: Any) -> Any:
+    """Of a state's values, those the graph's output schema has."""
+    keys = graph.output_channels
+    if isinstance(values, dict) and not isinstance(keys, str):
+        return {key: values[key] for key in keys if key in values}
+    return values
+
+
+def interrupts_by_task(tasks: Sequence[PregelTask]) -> dict[str, list[dict[str, Any]]]:
+    """The interrupts still waiting for an answer."""
+    return {
+        task.id: [stored_interrupt(i) for i in task.interrupts]
+        for task in tasks
+        if task.interrupts and task.result is None
+    }
+
+
+def stored_interrupt(interrupt: Any) -> dict[str, Any]:
+    """The form of an interrupt in states and on threads."""
+    return {"id": interrupt.id, "value": to_plain(interrupt.value)}
+
+
+def streamed_interrupt(interrupt: Any) -> dict[str, Any]:
+    """The form of an interrupt in streams and in what `wait` answers."""
+    return {"value": to_plain(interrupt.value), "id": interrupt.id, "response_schema": None}
+
+
+def state_of(snapshot: StateSnapshot) -> dict[str, Any]:
+    """A snapshot as the API's ThreadState."""
+    checkpoint = _checkpoint(snapshot.config)
+    parent = _checkpoint(snapshot.parent_config)
+    if snapshot.metadata is None and snapshot.created_at is None:
+        checkpoint_id = (snapshot.config or {}).get("configurable", {}).get("checkpoint_id")
+        empty = copy.deepcopy(EMPTY_STATE)
+        if checkpoint_id:
+            empty |= {"checkpoint": checkpoint, "checkpoint_id": checkpoint_id}
+        return empty
+    return {
+        "values": to_plain(snapshot.values),
+        "next": list(snapshot.next),
+        "tasks": [_task(task) for task in snapshot.tasks],
+        "metadata": to_plain(snapshot.metadata),
+        "created_at": snapshot.created_at,
+        "checkpoint": checkpoint,
+        "parent_checkpoint": parent,
+        "interrupts": [stored_interrupt(i) for i in snapshot.interrupts],
+        "checkpoint_id": checkpoint and checkpoint["checkpoint_id"],
+        "parent_checkpoint_id": parent and parent["checkpoint_id"],
+    }
+
+
+def _checkpoint(config: Any) -> dict[str, Any] | None:
+    if not config:
+        return None
+    configurable = config["configurable"]
+    checkpoint = {
+        "checkpoint_id": configurable.get("checkpoint_id"),
+        "thread_id": configurable.get("thread_id"),
+        "checkpoint_ns": configurable.get("checkpoint_ns", ""),
+    }
+    if "checkpoint_map" in configurable:
+        checkpoint["checkpoint_map"] = configurable["checkpoint_map"]
+    return checkpoint
+
+
+def _task(task: PregelTask) -> dict[str, Any]:
+    state: dict[str, Any] | None = None
+    checkpoint: dict[str, Any] | None = None
+    if isinstance(task.state, StateSnapshot):
+        state = state_of(task.state)
+    elif task.state:
+        configurable = task.state["configurable"]
+        checkpoint = {
+            "thread_id": configurable.get("thread_id"),
+            "checkpoint_ns": configurable.get("checkpoint_ns", ""),
+        }
+    return {
+        "id": task.id,
+        "name": task.name,
+        "path": to_plain(task.path),
+        "error": None if task.error is None else repr(task.error),
+        "interrupts": [stored_interrupt(i) for i in task.interrupts],
+        "checkpoint": checkpoint,
+        "state": state,
+        "result": to_plain(task.result),
+    }

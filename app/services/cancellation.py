@@ -1,0 +1,126 @@
+"""Cancelling: the one path for every way a run is told to stop.
+
+One transaction raises the cancel on the rows (that is the promise), then the Redis flags are set
+and nudged (that is the speed). A run that never started ends here and now; a running one is left
+to its worker, and has ended when its row says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.db import runs as run_rows
+from app.db.connection import Connection
+from app.db.runs import CancelFilter, Ringable
+from app.domain.runs import CancelAction, Run, RunStatus
+from app.services.parts import Parts
+from app.services.run_attempts import Announcer, RunEnd
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """What a cancel hit: runs that will stop, and runs that have ended by it."""
+
+    running: tuple[Run, ...]
+    ended: tuple[RunEnd, ...]
+    next_runs: tuple[Ringable, ...]
+
+    @property
+    def run_ids(self) -> list[UUID]:
+        return [run.run_id for run in self.running] + [end.run_id for end in self.ended]
+
+
+def announcer(parts: Parts) -> Announcer:
+    return Announcer(parts.event_log, parts.cancel_flags, parts.doorbell)
+
+
+def cancel_runs(
+    parts: Parts, filter_: CancelFilter, action: CancelAction, reason: dict[str, str]
+) -> Cancelled:
+    """Cancel every active run the filter matches; returns at once."""
+    with parts.database.transaction() as conn:
+        runs = run_rows.lock_cancellable_runs(conn, filter_)
+        cancelled = cancel_locked_runs(conn, runs, action, reason)
+    announce_cancelled(parts, cancelled, action)
+    return cancelled
+
+
+def cancel_locked_runs(
+    conn: Connection, runs: Sequence[Run], action: CancelAction, reason: dict[str, str]
+) -> Cancelled:
+    """The part inside the transaction. The rows of `runs` and of their threads are locked."""
+    running = [run for run in runs if run.status == RunStatus.RUNNING]
+    unstarted = [run for run in runs if run.status == RunStatus.PENDING and run.claim_no == 0]
+    put_back = [run for run in runs if run.status == RunStatus.PENDING and run.claim_no > 0]
+    if running:
+        run_rows.flag_running_runs(conn, [run.run_id for run in running], action, reason)
+    if unstarted:
+        _end_unstarted(conn, unstarted, action, reason)
+    for run in put_back:
+        if action is CancelAction.ROLLBACK:
+            run_rows.set_cancel_reason(conn, run.run_id, reason)
+            run_rows.undo_run(conn, run)
+        else:
+            run_rows.end_put_back_run(conn, run.run_id, reason)
+    ended = [*unstarted, *put_back]
+    status = RunStatus.INTERRUPTED if action is CancelAction.INTERRUPT else None
+    threads = {run.thread_id for run in ended}
+    return Cancelled(
+        running=tuple(running),
+        ended=tuple(RunEnd(run.run_id, run.claim_no, status) for run in ended),
+        next_runs=tuple(run_rows.next_runs_of_threads(conn, list(threads))) if threads else (),
+    )
+
+
+def _end_unstarted(
+    conn: Connection, runs: Sequence[Run], action: CancelAction, reason: dict[str, str]
+) -> None:
+    run_ids = [run.run_id for run in runs]
+    if action is CancelAction.ROLLBACK:
+        run_rows.roll_back_unstarted_runs(conn, run_ids, reason)
+    else:
+        run_rows.interrupt_unstarted_runs(conn, run_ids, reason)
+    temporary = [run.thread_id for run in runs if run.temporary]
+    if temporary:
+        run_rows.hide_temporary_threads(conn, temporary)
+
+
+def announce_cancelled(parts: Parts, cancelled: Cancelled, action: CancelAction) -> None:
+    """The part after the commit; losing any of it loses only speed."""
+    parts.cancel_flags.raise_flags([run.run_id for run in cancelled.running], action)
+    tell = announcer(parts)
+    for end in cancelled.ended:
+        tell.announce(end)
+    tell.ring(cancelled.next_runs)
+
+
+def wait_until_ended(
+    parts: Parts, run_ids: Sequence[UUID], *, seconds: float | None = None
+) -> bool:
+    """Wait until none of the runs is active any more; False when `seconds` passed first."""
+    deadline = None if seconds is None else time.monotonic() + seconds
+    left = list(run_ids)
+    subscriptions = {run_id: parts.feed.subscribe(run_id, events=False) for run_id in left}
+    try:
+        while True:
+            with parts.database.connection() as conn:
+                ended = run_rows.ended_runs(conn, left)
+            left = [run_id for run_id in left if run_id not in ended]
+            if not left:
+                return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            subscriptions[left[0]].rearm()
+            subscriptions[left[0]].wait_for_end(0.5)
+    finally:
+        for subscription in subscriptions.values():
+            parts.feed.unsubscribe(subscription)
+
+
+def stop_runs(parts: Parts, filter_: CancelFilter, reason: dict[str, str]) -> None:
+    """Cancel with interrupt and wait until the work has really stopped: before a delete."""
+    cancelled = cancel_runs(parts, filter_, CancelAction.INTERRUPT, reason)
+    wait_until_ended(parts, [run.run_id for run in cancelled.running])

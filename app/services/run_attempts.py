@@ -1,0 +1,160 @@
+"""How an attempt's end is written, by whoever writes it: child, supervisor, sweeper or API.
+
+Every ending is guarded by the claim. What was committed first wins: a cancel that was accepted
+before the graph's own end turns that end into the cancel's, and a run that is over stays as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.bus.cancel_flag import CancelFlags
+from app.bus.client import RedisError
+from app.bus.event_log import EventLog
+from app.db import runs as run_rows
+from app.db import threads as thread_rows
+from app.db.connection import Connection
+from app.db.runs import Ringable
+from app.dispatch import Doorbell
+from app.domain.runs import CancelAction, Claim, Ending, Run, RunStatus
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """An end that this process wrote. `status` is None for a run that was rolled back."""
+
+    run_id: UUID
+    claim_no: int
+    status: str | None
+    next_runs: tuple[Ringable, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Announcer:
+    """Tells the world of what has been committed. All of it may be lost; none of it may raise."""
+
+    event_log: EventLog
+    cancel_flags: CancelFlags
+    doorbell: Doorbell
+
+    def announce(self, end: RunEnd) -> None:
+        """Release the waiters and streams of a run that has ended, and ring for what is next."""
+        self.ring(end.next_runs)
+        try:
+            self.event_log.append_end(end.run_id, end.claim_no, end.status)
+        except RedisError as error:
+            log.warning("end of run %s not published, readers will poll: %s", end.run_id, error)
+        self.cancel_flags.lower_flag(end.run_id)
+
+    def ring(self, runs: Iterable[Ringable]) -> None:
+        for run in runs:
+            self.doorbell.ring(run.run_id, run.queue)
+
+
+def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> RunEnd | None:
+    """Write the end a graph reached, or the one an accepted cancel asks for.
+
+    None: the claim is over, and whoever holds the run writes its end.
+    """
+    ended = run_rows.finish_run(conn, thread_id, claim, ending)
+    if ended is None:
+        return end_cancelled_run(conn, thread_id, claim, ending)
+    next_runs = () if ended.next_run is None else (ended.next_run,)
+    return RunEnd(claim.run_id, claim.claim_no, ending.status, next_runs)
+
+
+def end_cancelled_run(
+    conn: Connection, thread_id: UUID, claim: Claim, ending: Ending
+) -> RunEnd | None:
+    """Write the end that an accepted cancel asks for. `ending` has the values reached so far."""
+    with conn.transaction():
+        thread_rows.lock_thread(conn, thread_id, ended_stateless=True)
+        run = run_rows.lock_claimed_run(conn, claim)
+        if run is None or run.status != RunStatus.RUNNING or run.cancel_action is None:
+            return None
+        return _end_cancelled(conn, run, ending)
+
+
+def _end_cancelled(conn: Connection, run: Run, ending: Ending) -> RunEnd | None:
+    """The thread's and the run's rows are locked."""
+    claim = Claim(run.run_id, run.claim_no)
+    if run.cancel_action == CancelAction.ROLLBACK:
+        run_rows.undo_run(conn, run)
+        next_runs = run_rows.next_runs_of_threads(conn, [run.thread_id])
+        return RunEnd(run.run_id, run.claim_no, None, tuple(next_runs))
+    ended = run_rows.finish_interrupted_run(conn, run.thread_id, claim, ending)
+    if ended is None:
+        return None
+    next_runs = [] if ended.next_run is None else [ended.next_run]
+    return RunEnd(run.run_id, run.claim_no, RunStatus.INTERRUPTED, tuple(next_runs))
+
+
+#: The end of a run whose child was killed: nobody there could say what it had reached.
+STOPPED = Ending(RunStatus.INTERRUPTED, values_known=False, has_next=True)
+
+
+def timed_out(ending: Ending = STOPPED) -> Ending:
+    """The end of a run that took too long, with the values it had reached."""
+    return Ending(
+        RunStatus.TIMEOUT,
+        values=ending.values,
+        values_known=ending.values_known,
+        has_next=True,
+        error={"error": "TimeoutError", "message": "The run took longer than it may."},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What became of a run whose worker went away: it ended, or it is pending again."""
+
+    end: RunEnd | None = None
+    ring: Ringable | None = None
+
+
+def recover_run(
+    conn: Connection,
+    claim: Claim,
+    *,
+    max_attempts: int,
+    rering_seconds: float,
+    only_if_expired: bool,
+) -> Recovery:
+    """Take a run out of the hands of a worker that is gone.
+
+    An accepted cancel is carried out, never retried. A run out of attempts ends `error`. Any other
+    is pending again and resumes from its last checkpoint. Nothing happens when the claim is over,
+    or, for the sweeper (`only_if_expired`), when the owner renewed its lease after all.
+    """
+    run = run_rows.get_run(conn, claim.run_id)
+    if run is None:
+        return Recovery()
+    with conn.transaction():
+        thread_rows.lock_thread(conn, run.thread_id, ended_stateless=True)
+        locked = run_rows.lock_claimed_run(conn, claim)
+        if locked is None or locked.status != RunStatus.RUNNING:
+            return Recovery()
+        if only_if_expired and not run_rows.lease_is_expired(conn, claim):
+            return Recovery()
+        if locked.cancel_action is not None:
+            return Recovery(end=_end_cancelled(conn, locked, STOPPED))
+        if locked.attempts >= max_attempts:
+            return Recovery(end=end_run(conn, locked.thread_id, claim, _given_up(locked)))
+        ring = run_rows.put_run_back(conn, claim, uncharge=False, rering_seconds=rering_seconds)
+        return Recovery(ring=ring)
+
+
+def _given_up(run: Run) -> Ending:
+    times = "once" if run.attempts == 1 else f"{run.attempts} times"
+    message = f"The worker died {times} while executing this run; it will not be tried again."
+    return Ending(
+        RunStatus.ERROR,
+        values_known=False,
+        has_next=True,
+        error={"error": "MaxAttemptsExceeded", "message": message},
+    )

@@ -1,0 +1,60 @@
+"""What `join` and `wait` answer: the run's own end, whenever they ask."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from uuid import UUID
+
+from app.db import runs as run_rows
+from app.domain.runs import Run, RunStatus
+from app.graphs import thread_state
+from app.graphs.checkpoints import ThreadSaver
+from app.graphs.registry import ProjectError
+from app.services.parts import Parts
+
+log = logging.getLogger(__name__)
+
+#: For a run that was rolled back or deleted while somebody waited for it.
+GONE = {"__error__": {"error": "RunNotFound", "message": "404: Run not found"}}
+
+
+def outcome_of(parts: Parts, thread_id: UUID, run_id: UUID) -> Any:
+    """The answer for a run that has ended: values, with `__interrupt__`, or `__error__`."""
+    with parts.database.connection() as conn:
+        run = run_rows.get_thread_run(conn, thread_id, run_id, ended_stateless=True)
+    if run is None:
+        return GONE
+    if run.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
+        return {"__error__": run.error}
+    outcome = run.outcome if run.outcome is not None else _read_outcome(parts, run)
+    values = outcome.get("values")
+    values = {} if values is None else values
+    interrupts = [i for raised in (outcome.get("interrupts") or {}).values() for i in raised]
+    if interrupts and isinstance(values, dict):
+        shown = [{**interrupt, "response_schema": None} for interrupt in interrupts]
+        return {**values, "__interrupt__": shown}
+    return values
+
+
+def _read_outcome(parts: Parts, run: Run) -> dict[str, Any]:
+    """The values a killed run had reached, from its own last checkpoint; kept once read."""
+    if run.claim_no == 0:
+        return {}
+    with parts.database.connection() as conn:
+        checkpoint_id = run_rows.last_checkpoint_of_run(conn, run.thread_id, run.run_id)
+    if checkpoint_id is None:
+        return {}
+    where = thread_state.thread_config(str(run.thread_id), {"checkpoint_id": checkpoint_id})
+    try:
+        graph = parts.graphs.read(run.graph_id, {**run.kwargs["config"], **where})
+    except ProjectError as error:
+        log.warning("values of run %s not read: %s", run.run_id, error)
+        return {}
+    saver = ThreadSaver(parts.database.pool)
+    snapshot = thread_state.bound(graph, saver).get_state(where)  # type: ignore[arg-type]
+    resting = thread_state.read_resting(graph, snapshot)
+    outcome = {"values": resting.values, "interrupts": {}}
+    with parts.database.connection() as conn:
+        run_rows.set_outcome(conn, run.run_id, outcome)
+    return outcome

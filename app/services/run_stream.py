@@ -1,0 +1,167 @@
+"""Following a run for a client: its events as they come, its end, and a client that leaves.
+
+The generators here yield bytes for the wire. They read from a subscription, never from Redis, and
+the end of a run is what Postgres says.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from app.bus.client import RedisError
+from app.bus.event_log import Event, id_key
+from app.bus.run_feed import Subscription
+from app.db import runs as run_rows
+from app.db.runs import CancelFilter
+from app.domain.errors import InvalidRequest
+from app.domain.runs import CancelAction, Run, disconnect_reason
+from app.graphs.serde import to_json
+from app.services.cancellation import cancel_runs
+from app.services.parts import Parts
+from app.services.run_outcomes import outcome_of
+
+log = logging.getLogger(__name__)
+
+#: Starts watching a client's socket; calls back when it closes. Returns a function that stops it
+#: and says whether the client has left.
+WatchClient = Callable[[Callable[[], None]], Callable[[], bool]]
+
+HEARTBEAT = b": heartbeat\n\n"
+#: Event names of the stream modes whose names differ from their events'.
+_MODE_EVENTS = {
+    "messages": ("messages/partial", "messages/complete", "messages/metadata"),
+    "messages-tuple": ("messages",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """How a client follows a run."""
+
+    run: Run
+    cancel_on_disconnect: bool = False
+    #: None: every event the run emits.
+    stream_modes: tuple[str, ...] | None = None
+    #: Where to go on (exclusive); "0-0" is the beginning.
+    after: str = "0-0"
+
+    @property
+    def sends_ids(self) -> bool:
+        return bool(self.run.kwargs.get("resumable"))
+
+
+def position_to_join(parts: Parts, run: Run, last_event_id: str | None) -> str:
+    """Where a client that joins starts: where it left off, or with what comes from now on.
+
+    Raises InvalidRequest for a Last-Event-ID that is no event id.
+    """
+    if last_event_id is not None and run.kwargs.get("resumable"):
+        if last_event_id in ("-1", "0", "-", ""):
+            return "0-0"
+        try:
+            id_key(last_event_id)
+        except ValueError:
+            raise InvalidRequest(f"Invalid Last-Event-ID: {last_event_id}") from None
+        return last_event_id
+    try:
+        return parts.event_log.last_id(run.run_id)
+    except RedisError as error:
+        log.warning("event log of run %s not read: %s", run.run_id, error)
+        return "0-0"
+
+
+def stream_events(parts: Parts, follow: Follow, watch: WatchClient) -> Iterator[bytes]:
+    """Server-sent events until the run has ended; a heartbeat comment when nothing happens."""
+    subscription = parts.feed.subscribe(follow.run.run_id, after=follow.after)
+    stop_watching = watch(subscription.leave)
+    ended = False
+    try:
+        _end_if_over(parts, subscription)
+        heartbeat = parts.settings.heartbeat_seconds
+        while not subscription.drained and not subscription.client_left:
+            event = subscription.next(heartbeat)
+            if event is not None:
+                if _is_wanted(event.name, follow.stream_modes):
+                    yield _frame(event, follow.sends_ids)
+            elif not subscription.ended and not subscription.client_left:
+                yield HEARTBEAT
+        ended = subscription.drained
+    finally:
+        client_left = stop_watching()
+        parts.feed.unsubscribe(subscription)
+        if client_left and not ended:
+            _cancel_if_asked(parts, follow)
+
+
+def wait_for_outcome(parts: Parts, follow: Follow, watch: WatchClient) -> Iterator[bytes]:
+    """A newline now and then so that proxies do not cut, then the outcome as JSON."""
+    run = follow.run
+    subscription = parts.feed.subscribe(run.run_id, events=False)
+    stop_watching = watch(subscription.leave)
+    ended = False
+    try:
+        beat_at = time.monotonic() + parts.settings.heartbeat_seconds
+        while not (ended := _has_ended(parts, run.run_id)) and not subscription.client_left:
+            subscription.rearm()
+            subscription.wait_for_end(max(0.0, beat_at - time.monotonic()))
+            if time.monotonic() >= beat_at:
+                beat_at = time.monotonic() + parts.settings.heartbeat_seconds
+                yield b"\n"
+        if ended:
+            yield to_json(outcome_of(parts, run.thread_id, run.run_id))
+    finally:
+        client_left = stop_watching()
+        parts.feed.unsubscribe(subscription)
+        if client_left and not ended:
+            _cancel_if_asked(parts, follow)
+
+
+def _has_ended(parts: Parts, run_id: UUID) -> bool:
+    with parts.database.connection() as conn:
+        return run_id in run_rows.ended_runs(conn, [run_id])
+
+
+def _end_if_over(parts: Parts, subscription: Subscription) -> None:
+    """A run that had ended before we subscribed: what its log still has, then the end."""
+    if not _has_ended(parts, subscription.run_id):
+        return
+    try:
+        while subscription.wants_more:
+            events = parts.event_log.read_after(
+                subscription.run_id, subscription.position, count=1000
+            )
+            if not events:
+                break
+            subscription.deliver(events)
+    except RedisError as error:
+        log.warning("event log of run %s not read: %s", subscription.run_id, error)
+    if subscription.wants_more:
+        subscription.end()
+
+
+def _cancel_if_asked(parts: Parts, follow: Follow) -> None:
+    """Cancel for a client that closed its socket. A server that stops is not a client that left."""
+    if not follow.cancel_on_disconnect:
+        return
+    run = follow.run
+    filter_ = CancelFilter(thread_id=run.thread_id, run_ids=[run.run_id])
+    cancel_runs(parts, filter_, CancelAction.INTERRUPT, disconnect_reason())
+
+
+def _is_wanted(event_name: str, modes: tuple[str, ...] | None) -> bool:
+    if modes is None:
+        return True
+    base = event_name.partition("|")[0]
+    if base == "error":
+        return True
+    return any(base in _MODE_EVENTS.get(mode, (mode,)) for mode in modes)
+
+
+def _frame(event: Event, with_id: bool) -> bytes:
+    """One event on the wire: event, data, id. Names and ids hold no line break, data is JSON."""
+    tail = b"\nid: " + event.id.encode() + b"\n\n" if with_id else b"\n\n"
+    return b"event: " + event.name.encode() + b"\ndata: " + event.data + tail

@@ -1,0 +1,237 @@
+"""Threads: their records, and their states read and written through their graph."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from langgraph.errors import InvalidUpdateError
+
+from app.db import runs as run_rows
+from app.db import threads as thread_rows
+from app.db.connection import Connection
+from app.db.runs import CancelFilter
+from app.db.threads import ThreadFilter
+from app.domain.errors import BadRequest, Conflict, NotFound
+from app.domain.threads import Thread, ThreadStatus
+from app.graphs import thread_state
+from app.graphs.checkpoints import ThreadSaver
+from app.graphs.registry import Graph, ProjectError
+from app.services.cancellation import stop_runs
+from app.services.parts import Parts
+from app.services.runs import new_id
+
+log = logging.getLogger(__name__)
+
+
+def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
+    """Raises Conflict when the id is taken and `if_exists` is not `do_nothing`."""
+    thread_id = body.get("thread_id") or new_id()
+    metadata = dict(body.get("metadata") or {})
+    if body.get("graph_id"):
+        metadata["graph_id"] = body["graph_id"]
+    with parts.database.transaction() as conn:
+        created = thread_rows.insert_thread(conn, thread_id, metadata)
+        if not created and body.get("if_exists") != "do_nothing":
+            raise Conflict(f"Thread with ID {thread_id} already exists")
+        thread = thread_rows.get_thread(conn, thread_id)
+    assert thread is not None
+    return thread
+
+
+def get_thread(parts: Parts, thread_id: UUID) -> Thread:
+    with parts.database.connection() as conn:
+        thread = _found(conn, thread_id)
+    return _with_values(parts, thread)
+
+
+def _found(conn: Connection, thread_id: UUID) -> Thread:
+    thread = thread_rows.get_thread(conn, thread_id)
+    if thread is None:
+        raise NotFound(f"Thread with ID {thread_id} not found")
+    return thread
+
+
+def patch_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thread:
+    with parts.database.transaction() as conn:
+        if not thread_rows.patch_thread(conn, thread_id, metadata):
+            raise NotFound()
+        return _found(conn, thread_id)
+
+
+def delete_thread(parts: Parts, thread_id: UUID) -> None:
+    """Stop what runs on it, then delete it with all its runs and checkpoints."""
+    reason = {
+        "error": "UserInterrupt",
+        "message": "interrupt requested via DELETE /threads/{thread_id}",
+    }
+    while True:
+        with parts.database.transaction() as conn:
+            if not thread_rows.lock_thread(conn, thread_id):
+                raise NotFound(f"Thread with ID {thread_id} not found")
+            if not run_rows.active_runs_of_thread(conn, thread_id):
+                thread_rows.delete_thread(conn, thread_id)
+                return
+        stop_runs(parts, CancelFilter(thread_id=thread_id), reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a search, and how many there are in all."""
+
+    items: list[Any]
+    total: int
+
+
+def search_threads(
+    parts: Parts, filter_: ThreadFilter, *, sort_by: str, sort_order: str, limit: int, offset: int
+) -> Page:
+    with parts.database.transaction() as conn:
+        threads = thread_rows.search_threads(
+            conn, filter_, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset
+        )
+        total = thread_rows.count_threads(conn, filter_)
+    return Page([_with_values(parts, thread) for thread in threads], total)
+
+
+def _with_values(parts: Parts, thread: Thread) -> Thread:
+    """After a run was killed nobody has read the thread's values yet: read them now, and keep."""
+    if thread.values_known or thread.status == ThreadStatus.BUSY:
+        return thread
+    try:
+        with parts.database.connection() as conn:
+            graph = _graph_of(parts, conn, thread)
+        _rest(parts, graph, thread.thread_id, keep_error=True)
+    except (BadRequest, ProjectError) as error:
+        log.warning("values of thread %s not read: %s", thread.thread_id, error)
+        return thread
+    with parts.database.connection() as conn:
+        return _found(conn, thread.thread_id)
+
+
+def _rest(
+    parts: Parts,
+    graph: Graph,
+    thread_id: UUID,
+    *,
+    keep_error: bool,
+    metadata: dict[str, Any] | None = None,
+) -> None:
+    """Set the thread's row to what its newest checkpoint says."""
+    saver = ThreadSaver(parts.database.pool)
+    config = thread_state.thread_config(str(thread_id))
+    snapshot = thread_state.bound(graph, saver).get_state(config)  # type: ignore[arg-type]
+    resting = thread_state.read_resting(graph, snapshot)
+    with parts.database.connection() as conn:
+        thread_rows.rest_thread(
+            conn,
+            thread_id,
+            values=resting.values,
+            interrupts=resting.interrupts,
+            resting_status=resting.status,
+            keep_error=keep_error,
+            metadata=metadata or {},
+        )
+
+
+def _graph_of(parts: Parts, conn: Connection, thread: Thread) -> Graph:
+    """The graph of the thread's last run. Raises BadRequest when it has none."""
+    graph_id = thread.metadata.get("graph_id")
+    if not isinstance(graph_id, str) or graph_id not in parts.graphs:
+        graph_id = run_rows.oldest_active_graph_id(conn, thread.thread_id)
+    if graph_id is None or graph_id not in parts.graphs:
+        raise BadRequest(
+            f"Thread '{thread.thread_id}' has no assigned graph ID. This usually occurs when no "
+            "runs have been made on this particular thread. This operation requires a graph ID. "
+            "Please ensure a run has been made for the thread or manually update the thread "
+            "metadata (by setting the 'graph_id' field) before running this operation."
+        )
+    config = {**thread.config, **thread_state.thread_config(str(thread.thread_id))}
+    return parts.graphs.read(graph_id, config)
+
+
+def get_state(
+    parts: Parts, thread_id: UUID, checkpoint: dict[str, Any] | None, *, subgraphs: bool
+) -> dict[str, Any]:
+    """The newest state, or the one at `checkpoint`. Raises NotFound for an unknown thread."""
+    with parts.database.connection() as conn:
+        thread = _found(conn, thread_id)
+        try:
+            graph = _graph_of(parts, conn, thread)
+        except BadRequest:
+            return dict(thread_state.EMPTY_STATE)
+    saver = ThreadSaver(parts.database.pool)
+    config = thread_state.thread_config(str(thread_id), checkpoint)
+    try:
+        return thread_state.read_state(graph, saver, config, subgraphs=subgraphs)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+
+
+def get_history(
+    parts: Parts,
+    thread_id: UUID,
+    *,
+    limit: int,
+    before: str | None,
+    metadata: dict[str, Any] | None,
+    checkpoint: dict[str, Any] | None,
+) -> list[dict[str, Any]]:
+    """States, newest first; `before` is a checkpoint id."""
+    with parts.database.connection() as conn:
+        thread = _found(conn, thread_id)
+        try:
+            graph = _graph_of(parts, conn, thread)
+        except BadRequest:
+            return []
+    if limit == 0:
+        return []
+    saver = ThreadSaver(parts.database.pool)
+    where = {"checkpoint_ns": (checkpoint or {}).get("checkpoint_ns")}
+    config = thread_state.thread_config(str(thread_id), where)
+    before_config = None
+    if before is not None:
+        before_config = thread_state.thread_config(str(thread_id), {"checkpoint_id": before})
+    try:
+        return thread_state.read_history(
+            graph, saver, config, limit=limit, before=before_config, metadata=metadata
+        )
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+
+
+def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[str, Any]:
+    """Write a state as a node would. Raises Conflict while runs are in flight, and BadRequest
+    for what the graph refuses; then nothing is written."""
+    with parts.database.connection() as conn:
+        thread = _found(conn, thread_id)
+        if thread.status == ThreadStatus.BUSY:
+            raise Conflict(f"Thread {thread_id} has in-flight runs. Wait for them or cancel them.")
+        graph = _graph_of(parts, conn, thread)
+    checkpoint = dict(body.get("checkpoint") or {})
+    if body.get("checkpoint_id"):
+        checkpoint["checkpoint_id"] = str(body["checkpoint_id"])
+    saver = ThreadSaver(parts.database.pool)
+    config = thread_state.thread_config(str(thread_id), checkpoint)
+    if checkpoint.get("checkpoint_id") and saver.get_tuple(config) is None:  # type: ignore[arg-type]
+        raise NotFound(f"Checkpoint {checkpoint['checkpoint_id']} not found")
+    try:
+        saved = thread_state.write_state(
+            graph, saver, config, body.get("values"), body.get("as_node")
+        )
+    except (InvalidUpdateError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadRequest(_reason(error)) from error
+    _rest(parts, graph, thread_id, keep_error=False)
+    written = {key: saved.get(key) for key in ("thread_id", "checkpoint_ns", "checkpoint_id")}
+    return {
+        "checkpoint": written,
+        "configurable": written,
+        "checkpoint_id": written["checkpoint_id"],
+    }
+
+
+def _reason(error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return text if isinstance(error, InvalidUpdateError) else f"{type(error).__name__}: {text}"

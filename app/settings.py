@@ -1,0 +1,187 @@
+"""Every environment variable Belay reads, in one frozen object.
+
+Read once at the start of a process by `Settings.from_environ`; nothing else reads the environment.
+A bad value stops the start with the variable's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+DEFAULT_QUEUE = "runs"
+EXAMPLE_CONFIG = Path(__file__).resolve().parent.parent / "deploy" / "example" / "langgraph.json"
+
+
+class SettingsError(Exception):
+    """A setting has a value that cannot be used; the message names the variable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an operator may set. Times are in seconds unless the name says otherwise."""
+
+    #: Postgres 14+, `postgresql://…` (Heroku's `postgres://` is accepted).
+    database_url: str
+    #: Redis 6.2+ or Valkey 7.2+, `redis://…` or `rediss://…`.
+    redis_url: str
+    #: Any broker kombu speaks; by default the Redis above.
+    broker_url: str
+    #: The project's `langgraph.json`.
+    config_path: Path
+    #: Child processes per worker; each runs one run at a time.
+    concurrency: int
+    #: Import the graphs before forking the children (off for graphs that cannot be forked).
+    preload_graphs: bool
+    #: How long a claim stands without being renewed.
+    lease_seconds: float
+    #: How often the supervisor renews the leases of its runs.
+    lease_renewal_seconds: float
+    #: From asking a run to stop until its child is killed.
+    cancel_grace_ms: int
+    #: How often the supervisor polls the cancel flags of its runs.
+    cancel_poll_ms: int
+    #: What a worker gives its runs after SIGTERM before it puts them back.
+    drain_grace_seconds: float
+    #: Charged attempts of one run before it ends `error`.
+    max_attempts: int
+    #: Longest time one run may take, unless the run says otherwise.
+    run_timeout_seconds: float
+    #: How often due runs, expired leases and lost doorbells are looked for.
+    sweep_seconds: float
+    #: A pending, claimable run not rung for this long is rung again.
+    rering_seconds: float
+    #: How long a run's event log is kept in Redis after its last event.
+    event_log_ttl_seconds: int
+    #: Most events kept of one run.
+    event_log_max_events: int
+    #: Connections to Postgres in one web process.
+    web_pool_size: int
+    #: True behind PgBouncer in transaction mode: no prepared statements.
+    pgbouncer: bool
+    #: Put "An internal error occurred" where a graph's exception message would stand.
+    redact_errors: bool
+    #: Largest request body, in bytes.
+    max_body_bytes: int
+    #: Prefix of every Redis key and channel.
+    redis_prefix: str
+    #: Verify the certificate of a `rediss://` server.
+    redis_verify_tls: bool
+    #: Send a stream heartbeat comment this often.
+    heartbeat_seconds: float
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read the settings; raises SettingsError naming the first variable that is wrong."""
+        read = _Reader(environ)
+        redis_verify_tls = read.boolean("BELAY_REDIS_VERIFY_TLS", "DYNO" not in environ)
+        redis_url = _redis_url(read.required("REDIS_URL"), redis_verify_tls)
+        settings = cls(
+            database_url=_postgres_url(read.required("DATABASE_URL")),
+            redis_url=redis_url,
+            broker_url=_redis_url(read.text("BROKER_URL", redis_url), redis_verify_tls),
+            config_path=config_path(environ),
+            concurrency=read.integer("BELAY_CONCURRENCY", 16, minimum=1),
+            preload_graphs=read.boolean("BELAY_PRELOAD", True),
+            lease_seconds=read.number("BELAY_LEASE_SECONDS", 10.0, minimum=1.0),
+            lease_renewal_seconds=read.number("BELAY_LEASE_RENEWAL_SECONDS", 2.0, minimum=0.1),
+            cancel_grace_ms=read.integer("BELAY_CANCEL_GRACE_MS", 300, minimum=0),
+            cancel_poll_ms=read.integer("BELAY_CANCEL_POLL_MS", 50, minimum=5),
+            drain_grace_seconds=read.number("BELAY_DRAIN_GRACE_SECONDS", 20.0, minimum=0.0),
+            max_attempts=read.integer("BELAY_MAX_ATTEMPTS", 3, minimum=1),
+            run_timeout_seconds=read.number("BELAY_RUN_TIMEOUT_SECONDS", 86400.0, minimum=0.1),
+            sweep_seconds=read.number("BELAY_SWEEP_SECONDS", 0.5, minimum=0.05),
+            rering_seconds=read.number("BELAY_RERING_SECONDS", 5.0, minimum=0.5),
+            event_log_ttl_seconds=read.integer("BELAY_EVENT_LOG_TTL_SECONDS", 3600, minimum=1),
+            event_log_max_events=read.integer("BELAY_EVENT_LOG_MAX_EVENTS", 100_000, minimum=100),
+            web_pool_size=read.integer("BELAY_WEB_POOL_SIZE", 10, minimum=2),
+            pgbouncer=read.boolean("BELAY_PGBOUNCER", False),
+            redact_errors=read.boolean("BELAY_REDACT_ERRORS", False),
+            max_body_bytes=read.integer("BELAY_MAX_BODY_BYTES", 25 * 1024 * 1024, minimum=1024),
+            redis_prefix=read.text("BELAY_REDIS_PREFIX", "belay:"),
+            redis_verify_tls=redis_verify_tls,
+            heartbeat_seconds=read.number("BELAY_HEARTBEAT_SECONDS", 5.0, minimum=0.1),
+        )
+        if settings.lease_renewal_seconds * 2 > settings.lease_seconds:
+            raise SettingsError(
+                "BELAY_LEASE_RENEWAL_SECONDS must be at most half of BELAY_LEASE_SECONDS, "
+                "or one slow renewal loses every lease"
+            )
+        return settings
+
+
+def config_path(environ: Mapping[str, str]) -> Path:
+    """The `langgraph.json` to serve: BELAY_CONFIG, else one in this folder, else the example."""
+    named = environ.get("BELAY_CONFIG", "").strip()
+    if named:
+        path = Path(named).resolve()
+        if not path.is_file():
+            raise SettingsError(f"BELAY_CONFIG: there is no file {named}")
+        return path
+    here = Path("langgraph.json").resolve()
+    return here if here.is_file() else EXAMPLE_CONFIG
+
+
+class _Reader:
+    """Reads one variable at a time and names it when it is wrong."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def text(self, name: str, default: str) -> str:
+        return self._environ.get(name, "").strip() or default
+
+    def required(self, name: str) -> str:
+        value = self.text(name, "")
+        if not value:
+            raise SettingsError(f"{name} is not set")
+        return value
+
+    def integer(self, name: str, default: int, *, minimum: int) -> int:
+        return int(self._bounded(name, default, int, minimum))
+
+    def number(self, name: str, default: float, *, minimum: float) -> float:
+        return float(self._bounded(name, default, float, minimum))
+
+    def boolean(self, name: str, default: bool) -> bool:
+        raw = self.text(name, "").lower()
+        if not raw:
+            return default
+        if raw in ("1", "true", "yes", "on"):
+            return True
+        if raw in ("0", "false", "no", "off"):
+            return False
+        raise SettingsError(f"{name} must be 1 or 0, not {raw!r}")
+
+    def _bounded(self, name: str, default: Any, cast: Callable[[str], Any], minimum: Any) -> Any:
+        raw = self.text(name, "")
+        if not raw:
+            return default
+        try:
+            value = cast(raw)
+        except ValueError:
+            raise SettingsError(f"{name} must be a number, not {raw!r}") from None
+        if value < minimum:
+            raise SettingsError(f"{name} must be at least {minimum}, not {raw}")
+        return value
+
+
+def _postgres_url(url: str) -> str:
+    if url.startswith("postgres://"):
+        url = "postgresql://" + url.removeprefix("postgres://")
+    if not url.startswith("postgresql://"):
+        raise SettingsError("DATABASE_URL must start with postgresql:// (or postgres://)")
+    return url
+
+
+def _redis_url(url: str, verify_tls: bool) -> str:
+    """A `rediss://` URL says whether to verify, for redis-py and for kombu alike."""
+    parts = urlsplit(url)
+    if parts.scheme != "rediss":
+        return url
+    query = dict(parse_qsl(parts.query))
+    query.setdefault("ssl_cert_reqs", "required" if verify_tls else "none")
+    return urlunsplit(parts._replace(query=urlencode(query)))

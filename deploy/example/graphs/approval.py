@@ -1,0 +1,37 @@
+"""A human in the loop: the graph asks, waits for as long as it takes, and goes on with the answer.
+
+Input: `{"request": "…"}`. Resume with `{"command": {"resume": true}}` or `false`.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from langgraph.graph import END, START, StateGraph
+from langgraph.types import interrupt
+
+
+class State(TypedDict, total=False):
+    request: str
+    approved: bool
+    result: str
+
+
+def ask(state: State) -> State:
+    answer = interrupt({"question": f"Approve '{state.get('request', '')}'?"})
+    return {"approved": bool(answer)}
+
+
+def act(state: State) -> State:
+    return {"result": "done" if state["approved"] else "declined"}
+
+
+graph = (
+    StateGraph(State)
+    .add_node("ask", ask)
+    .add_node("act", act)
+    .add_edge(START, "ask")
+    .add_edge("ask", "act")
+    .add_edge("act", END)
+    .compile(name="approval")
+)

@@ -1,0 +1,46 @@
+"""A long task of several steps, each a checkpoint: what a cancel keeps, and what it can resume.
+
+Input: `{"seconds": 1.0}`, how long each of the four steps takes.
+"""
+
+from __future__ import annotations
+
+import operator
+import time
+from typing import Annotated, TypedDict
+
+from langgraph.config import get_stream_writer
+from langgraph.graph import END, START, StateGraph
+
+
+class State(TypedDict, total=False):
+    seconds: float
+    steps: Annotated[list[str], operator.add]
+
+
+def _step(name: str):
+    def work(state: State) -> State:
+        """A synchronous node: a cancel raises in it, and its `finally` runs."""
+        get_stream_writer()({"started": name})
+        try:
+            time.sleep(state.get("seconds", 1.0))
+        finally:
+            get_stream_writer()({"left": name})
+        return {"steps": [name]}
+
+    return work
+
+
+graph = (
+    StateGraph(State)
+    .add_node("collect", _step("collect"))
+    .add_node("sort", _step("sort"))
+    .add_node("write", _step("write"))
+    .add_node("check", _step("check"))
+    .add_edge(START, "collect")
+    .add_edge("collect", "sort")
+    .add_edge("sort", "write")
+    .add_edge("write", "check")
+    .add_edge("check", END)
+    .compile(name="long_task")
+)

@@ -1,0 +1,193 @@
+"""One attempt of one run, from claim to outcome, as named steps. Runs in a child process.
+
+claim ▸ execute ▸ end          the graph reached its end
+                ▸ stop         the supervisor asked: cancel, timeout or drain
+                ▸ give up      the claim is lost or Postgres is: whoever claims next goes on
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import CancelledError
+from uuid import UUID
+
+import psycopg
+
+from app.db import runs as run_rows
+from app.domain.runs import ClaimedRun, Ending, RunStatus
+from app.graphs.checkpoints import CheckpointsUnavailable, ClaimLost, RunSaver
+from app.graphs.serde import to_json
+from app.services.run_attempts import RunEnd, end_cancelled_run, end_run, timed_out
+from workers import graph_executor
+from workers.child import Child
+from workers.graph_executor import Execution
+from workers.main_thread_executor import RunCancelled
+from workers.slots import StopReason
+
+log = logging.getLogger(__name__)
+
+_FLUSH_SECONDS = 2.0
+
+
+def attempt_run(child: Child, run_id: UUID) -> None:
+    """Answer a doorbell: run it if it can be claimed, else do nothing."""
+    if child.slots.draining:
+        return
+    child.slot.claiming(run_id)
+    try:
+        claimed = _claim(child, run_id)
+        if claimed is not None:
+            _attempt(child, claimed)
+    except (ClaimLost, CheckpointsUnavailable, psycopg.OperationalError) as error:
+        # The row is untouched: its lease lapses and another attempt goes on from the checkpoint.
+        log.warning("attempt of run %s given up: %s", run_id, error)
+        child.drop_connection()
+    finally:
+        child.slot.idle()
+
+
+def _claim(child: Child, run_id: UUID) -> ClaimedRun | None:
+    seconds = child.settings.lease_seconds
+    for fresh in (False, True):
+        try:
+            return run_rows.claim_run(
+                child.connection, run_id, owner=child.owner, lease_seconds=seconds
+            )
+        except psycopg.OperationalError:
+            # An idle connection may have died since the last run; try once on a new one.
+            child.drop_connection()
+            if fresh:
+                raise
+    return None
+
+
+def _attempt(child: Child, claimed: ClaimedRun) -> None:
+    limit = claimed.timeout_seconds or child.settings.run_timeout_seconds
+    child.slot.running(claimed.claim, claimed.thread_id, time.monotonic() + limit)
+    child.events.begin(claimed.claim)
+    child.events.emit(
+        "metadata", to_json({"run_id": str(claimed.run_id), "attempt": claimed.attempts})
+    )
+    prepared = _prepare(child, claimed)
+    ending = _execute(child, claimed, prepared)
+    child.slot.finishing()
+    end = _write_end(child, claimed, prepared, ending)
+    if end is not None:
+        child.announcer.announce(end)
+
+
+class _Prepared:
+    """An attempt's saver, and its graph once `execute` has opened it."""
+
+    def __init__(self, saver: RunSaver, resumes: bool) -> None:
+        self.saver = saver
+        self.resumes = resumes
+        self.execution: Execution | None = None
+
+
+def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
+    saver = RunSaver(child.connection, claimed.claim, child.database_thread)
+    resumes = False
+    if claimed.claim_no > 1:
+        checkpoint = run_rows.last_checkpoint_of_run(
+            child.connection, claimed.thread_id, claimed.run_id
+        )
+        resumes = checkpoint is not None
+    return _Prepared(saver, resumes)
+
+
+def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending | None:
+    """The graph's ending, or None when it was stopped before it reached one."""
+    try:
+        ending: Ending = child.run(claimed.claim, _open_and_execute(child, claimed, prepared))
+    except (asyncio.CancelledError, CancelledError, RunCancelled):
+        if child.asked is not StopReason.NONE:
+            return None
+        # A graph that cancels itself without having been asked to stop has failed.
+        return _failed(child, "CancelledError", "The graph cancelled itself.")
+    except (ClaimLost, CheckpointsUnavailable):
+        raise
+    except Exception as error:  # noqa: BLE001  (a graph's factory may raise anything)
+        return _failed(child, type(error).__name__, str(error))
+    if ending.status is RunStatus.ERROR and child.asked is not StopReason.NONE:
+        # A node turned our asking into an error of its own; it was stopped all the same.
+        return None
+    return ending
+
+
+def _failed(child: Child, kind: str, message: str) -> Ending:
+    message = "An internal error occurred" if child.settings.redact_errors else message
+    error = {"error": kind, "message": message}
+    child.events.emit("error", to_json(error))
+    return Ending(RunStatus.ERROR, values_known=False, has_next=True, error=error)
+
+
+async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending:
+    def emit(name: str, data: bytes) -> None:
+        # What a node makes of being asked to stop is not the run's error.
+        if name != "error" or child.asked is StopReason.NONE:
+            child.events.emit(name, data)
+
+    async with child.graphs.open(claimed.graph_id, claimed.kwargs["config"]) as graph:
+        prepared.execution = Execution(
+            graph=graph,
+            saver=prepared.saver,
+            kwargs=claimed.kwargs,
+            resumes=prepared.resumes,
+            attempt=claimed.attempts,
+            redact_errors=child.settings.redact_errors,
+        )
+        return await graph_executor.execute(prepared.execution, emit)
+
+
+def _write_end(
+    child: Child, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
+) -> RunEnd | None:
+    """Write the end; None when the run is pending again or somebody else's."""
+    asked = child.asked
+    if ending is not None:
+        _flush(child, claimed)
+        return end_run(child.connection, claimed.thread_id, claimed.claim, ending)
+    if asked is StopReason.LEASE_LOST:
+        return None
+    if asked is StopReason.DRAIN:
+        return _put_back(child, claimed, prepared)
+    reached = _reached(child, prepared)
+    if asked is StopReason.TIMEOUT:
+        ending = timed_out(reached)
+        child.events.emit("error", to_json(ending.error))
+        _flush(child, claimed)
+        return end_run(child.connection, claimed.thread_id, claimed.claim, ending)
+    _flush(child, claimed)
+    return end_cancelled_run(child.connection, claimed.thread_id, claimed.claim, reached)
+
+
+def _flush(child: Child, claimed: ClaimedRun) -> None:
+    """Events go before the end: who learns of the end may rely on the log being complete."""
+    if not child.events.flush(_FLUSH_SECONDS):
+        log.warning("events of run %s are late", claimed.run_id)
+
+
+def _put_back(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd | None:
+    """A drain: pending again, no attempt charged. A cancel accepted meanwhile still wins."""
+    ring = run_rows.put_run_back(
+        child.connection,
+        claimed.claim,
+        uncharge=True,
+        rering_seconds=child.settings.rering_seconds,
+    )
+    if ring is not None:
+        child.announcer.ring([ring])
+        return None
+    reached = _reached(child, prepared)
+    return end_cancelled_run(child.connection, claimed.thread_id, claimed.claim, reached)
+
+
+def _reached(child: Child, prepared: _Prepared) -> Ending:
+    """What the stopped run's last checkpoint says."""
+    if prepared.execution is None:
+        return Ending(RunStatus.INTERRUPTED, values_known=False, has_next=True)
+    ending: Ending = child.finish(graph_executor.stopped(prepared.execution))
+    return ending

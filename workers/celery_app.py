@@ -1,0 +1,174 @@
+"""The Celery app: `celery -A workers.celery_app worker`.
+
+The parent loads the graphs before the pool forks (warm children), then starts the supervisor and
+the sweeper; a child builds its `Child` when it is forked. The app is the only global.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import sys
+import uuid
+import warnings
+from typing import Any
+
+from celery import Celery, bootsteps, signals
+from celery.platforms import SecurityWarning
+
+from app.bus.cancel_flag import CancelFlags
+from app.bus.client import Keys, connect_redis
+from app.bus.event_log import EventLog
+from app.db.connection import connect, fetch_value
+from app.db.migrate import wait_for_schema
+from app.dispatch import Doorbell, celery_config
+from app.graphs.registry import GraphRegistry, ProjectError, read_project
+from app.services.run_attempts import Announcer
+from app.settings import Settings, SettingsError
+from workers.child import Child
+from workers.slots import SlotTable
+from workers.supervisor import Supervisor
+from workers.sweeper import Sweeper
+
+log = logging.getLogger(__name__)
+
+#: Slots beyond the pool's size: a dead child's is read before it is free again.
+_SPARE_SLOTS = 64
+#: What a worker's own threads need, besides one connection per child.
+_SUPERVISOR_CONNECTIONS = 3
+_SCHEMA_WAIT_SECONDS = 60.0
+
+
+class Belay(Celery):
+    """A Celery app that carries what its worker's parts share."""
+
+    settings: Settings
+    graphs: GraphRegistry
+    slots: SlotTable
+    owner: str
+    child: Child | None = None
+
+
+def _make_app() -> Belay:
+    try:
+        settings = Settings.from_environ(os.environ)
+        project = read_project(settings.config_path)
+    except (SettingsError, ProjectError) as error:
+        sys.exit(f"belay worker: {error}")
+    made = Belay("belay", include=["workers.tasks"])
+    made.conf.update(celery_config(settings))
+    made.conf.worker_concurrency = settings.concurrency
+    made.settings = settings
+    made.graphs = GraphRegistry(project)
+    made.owner = f"{socket.gethostname()}/{uuid.uuid4().hex[:8]}"
+    return made
+
+
+app = _make_app()
+# Celery warns of root because of pickle; here messages are JSON and carry one run id.
+warnings.filterwarnings("ignore", category=SecurityWarning)
+
+
+def _load_graphs() -> None:
+    try:
+        app.graphs = GraphRegistry.load(app.graphs.project)
+    except ProjectError as error:
+        log.critical("%s", error)
+        sys.exit(f"belay worker: {error}")
+
+
+@signals.setup_logging.connect
+def _configure_logging(loglevel: Any = None, **_: Any) -> None:
+    """One line per record, to standard error, for Celery's records and ours alike."""
+    level = loglevel if isinstance(loglevel, int) else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # A killed child is our own doing, and the supervisor says why; Celery's tracebacks of lost
+    # messages say nothing more.
+    logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    logging.getLogger("billiard").setLevel(logging.ERROR)
+
+
+@signals.worker_init.connect
+def _prepare_parent(sender: Any = None, **_: Any) -> None:
+    """Before the pool forks: the schema, the graphs, the shared memory, a frozen heap."""
+    settings = app.settings
+    wait_for_schema(settings.database_url, seconds=_SCHEMA_WAIT_SECONDS)
+    concurrency = sender.concurrency or settings.concurrency
+    _print_connections(concurrency)
+    app.slots = SlotTable(concurrency * 2 + _SPARE_SLOTS)
+    if settings.preload_graphs:
+        _load_graphs()
+    gc.collect()
+    gc.freeze()
+
+
+def _print_connections(concurrency: int) -> None:
+    """Connections are bounded; say so at the start, not when they run out."""
+    needed = concurrency + _SUPERVISOR_CONNECTIONS
+    with connect(app.settings.database_url, name="belay start") as conn:
+        limit = int(fetch_value(conn, "SHOW max_connections", {}))
+    log.info(
+        "this worker uses up to %d connections to Postgres (%d children, %d of its own), each web "
+        "process up to %d; the server allows %d",
+        needed,
+        concurrency,
+        _SUPERVISOR_CONNECTIONS,
+        app.settings.web_pool_size,
+        limit,
+    )
+
+
+@signals.worker_process_init.connect
+def _prepare_child(**_: Any) -> None:
+    gc.freeze()
+    if not app.settings.preload_graphs:
+        _load_graphs()
+    app.child = Child(app.settings, app.graphs, app.slots, app.owner, Doorbell(app))
+
+
+@signals.worker_shutting_down.connect
+def _take_no_more(**_: Any) -> None:
+    """At the first SIGTERM, before Celery has closed anything."""
+    app.slots.start_draining()
+
+
+class SupervisorStep(bootsteps.StartStopStep):
+    """Supervisor and sweeper: started after the pool has forked, stopped before it is joined."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._supervisor: Supervisor | None = None
+        self._sweeper: Sweeper | None = None
+
+    def start(self, _worker: Any) -> None:
+        settings = app.settings
+        keys = Keys(settings.redis_prefix)
+        client = connect_redis(settings)
+        event_log = EventLog(
+            client,
+            keys,
+            ttl_seconds=settings.event_log_ttl_seconds,
+            max_events=settings.event_log_max_events,
+        )
+        announcer = Announcer(event_log, CancelFlags(client, keys), Doorbell(app))
+        self._supervisor = Supervisor(settings, app.slots, app.owner, announcer)
+        self._supervisor.start()
+        self._sweeper = Sweeper(settings, app.owner, announcer)
+        self._sweeper.start()
+
+    def stop(self, _worker: Any) -> None:
+        if self._sweeper is not None:
+            self._sweeper.stop()
+        if self._supervisor is not None:
+            self._supervisor.drain()
+
+    terminate = stop
+
+
+app.steps["worker"].add(SupervisorStep)

@@ -1,0 +1,173 @@
+"""What one child process keeps between runs: a connection, an event loop, the warm graphs.
+
+All of it is opened after the fork, at the first run. The main thread serves synchronous nodes; the
+event loop runs in a side thread, and database writes in another, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
+from typing import Any
+
+import psycopg
+
+from app.bus.cancel_flag import CancelFlags
+from app.bus.client import Keys, connect_redis
+from app.bus.event_log import EventLog
+from app.db.connection import Connection, connect
+from app.dispatch import Doorbell
+from app.domain.runs import Claim
+from app.graphs.registry import GraphRegistry
+from app.services.run_attempts import Announcer
+from app.settings import Settings
+from workers.event_writer import EventWriter
+from workers.main_thread_executor import MainThreadExecutor
+from workers.processes import become_group_and_reaper, descendants
+from workers.slots import Slot, SlotTable, StopReason
+
+log = logging.getLogger(__name__)
+
+#: Urgent data: ignored by default, so one that comes late does no harm. Nobody else uses it here.
+ASK_SIGNAL = signal.SIGURG
+_LEFTOVER_SECONDS = 0.05
+
+
+class Child:
+    """One per process; `task` bodies get it from `workers.celery_app`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        graphs: GraphRegistry,
+        slots: SlotTable,
+        owner: str,
+        doorbell: Doorbell,
+    ) -> None:
+        become_group_and_reaper()
+        self.settings = settings
+        self.graphs = graphs
+        self.slots = slots
+        self.slot: Slot = slots.take()
+        self.owner = f"{owner}/{os.getpid()}"
+        self._conn: Connection | None = None
+        keys = Keys(settings.redis_prefix)
+        client = connect_redis(settings)
+        event_log = EventLog(
+            client,
+            keys,
+            ttl_seconds=settings.event_log_ttl_seconds,
+            max_events=settings.event_log_max_events,
+        )
+        self.announcer = Announcer(event_log, CancelFlags(client, keys), doorbell)
+        self.events = EventWriter(event_log)
+        self.database_thread = ThreadPoolExecutor(1, thread_name_prefix="belay-database")
+        self.database_thread.submit(lambda: None).result()
+        self._nodes = MainThreadExecutor()
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(self._nodes)
+        threading.Thread(target=self._loop.run_forever, name="belay-loop", daemon=True).start()
+        self._claim: Claim | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._asked = StopReason.NONE
+        self._threads_of_our_own = set(threading.enumerate())
+        signal.signal(ASK_SIGNAL, self._on_ask)
+
+    @property
+    def connection(self) -> Connection:
+        """The child's one connection, opened when it is first needed or was lost."""
+        if self._conn is None or self._conn.closed:
+            self._conn = connect(
+                self.settings.database_url,
+                pgbouncer=self.settings.pgbouncer,
+                name="belay child",
+            )
+        return self._conn
+
+    def drop_connection(self) -> None:
+        """After an error that leaves the connection's state unknown."""
+        if self._conn is not None:
+            with contextlib.suppress(psycopg.Error):
+                self._conn.close()
+            self._conn = None
+
+    @property
+    def asked(self) -> StopReason:
+        """Why the current run was asked to stop; NONE while it was not."""
+        return self._asked
+
+    def run(self, claim: Claim, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the loop while this, the main thread, serves its sync nodes.
+
+        Returns its result or raises its exception. When it was asked to stop, returns only when
+        nothing of it is left: no node on the main thread, no pool thread, no subprocess. If that
+        never comes, the supervisor kills this process.
+        """
+        self._claim, self._asked, self._task = claim, StopReason.NONE, None
+        future: Future[Any] = asyncio.run_coroutine_threadsafe(self._as_task(work), self._loop)
+        future.add_done_callback(lambda _: self._nodes.wake())
+        try:
+            self._nodes.serve(future.done)
+            if self._asked is not StopReason.NONE:
+                self._wait_for_leftovers()
+        finally:
+            self._claim = None
+        return future.result()
+
+    def finish(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a short coroutine of our own: no node, not to be asked to stop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _as_task(self, work: Coroutine[Any, Any, Any]) -> Any:
+        self._task = asyncio.current_task()
+        if self._asked is not StopReason.NONE:
+            work.close()
+            raise asyncio.CancelledError
+        return await work
+
+    def _on_ask(self, _signal: int, _frame: FrameType | None) -> None:
+        """The supervisor asks. What it asks of another run than this one is not for us."""
+        if self._claim is None or self._asked is not StopReason.NONE:
+            return
+        asked = self.slot.asked(self._claim)
+        if asked is StopReason.NONE:
+            return
+        self._asked = asked
+        if self._task is not None:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        self._nodes.raise_in_node()
+
+    def _wait_for_leftovers(self) -> None:
+        """Wait until what the run started is gone, for as long as the supervisor lets us."""
+        self._cancel_stray_tasks()
+        idle = threading.Event()
+        while self._has_leftovers():
+            idle.wait(_LEFTOVER_SECONDS)
+
+    def _has_leftovers(self) -> bool:
+        if self._nodes.pool_is_busy or descendants(os.getpid()):
+            return True
+        ours = self._threads_of_our_own
+        return any(
+            thread not in ours and not thread.name.startswith("belay-node")
+            for thread in threading.enumerate()
+        )
+
+    def _cancel_stray_tasks(self) -> None:
+        """Tasks that a node started and nobody awaited."""
+
+        async def cancel_all() -> None:
+            strays = asyncio.all_tasks() - {asyncio.current_task()}
+            for stray in strays:
+                stray.cancel()
+            if strays:
+                await asyncio.wait(strays)
+
+        self.finish(cancel_all())

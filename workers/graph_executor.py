@@ -1,0 +1,257 @@
+"""Runs a graph and turns what it streams into the run's events and its ending.
+
+Nothing here knows Postgres, Redis or Celery: a graph, a saver and an `emit` go in, events come out
+by `emit(name, data)`, and `execute` returns the Ending. It stops by being cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessageChunk,
+    BaseMessage,
+    BaseMessageChunk,
+    message_chunk_to_message,
+)
+from langgraph.constants import INTERRUPT
+from langgraph.types import Command, Send
+
+from app.domain.runs import Ending, RunStatus
+from app.graphs.checkpoints import CheckpointsUnavailable, ClaimLost, RunSaver
+from app.graphs.registry import Graph
+from app.graphs.serde import to_json, to_plain
+from app.graphs.thread_state import bound, output_values, read_resting, streamed_interrupt
+
+Emit = Callable[[str, bytes], None]
+
+#: What the API calls a stream mode, and what LangGraph calls the mode it is made from.
+_LANGGRAPH_MODES = {
+    "values": "values",
+    "updates": "updates",
+    "custom": "custom",
+    "messages": "messages",
+    "messages-tuple": "messages",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One attempt's graph, ready to run."""
+
+    graph: Graph
+    saver: RunSaver
+    kwargs: Mapping[str, Any]
+    #: An earlier attempt of this run left a checkpoint: go on from there.
+    resumes: bool
+    attempt: int
+    redact_errors: bool
+
+    @property
+    def config(self) -> dict[str, Any]:
+        config = dict(self.kwargs["config"])
+        configurable = {"checkpoint_ns": "", **config["configurable"]}
+        if self.resumes:
+            for key in ("checkpoint_id", "checkpoint_map"):
+                configurable.pop(key, None)
+            configurable["checkpoint_ns"] = ""
+        config["configurable"] = configurable
+        config["metadata"] = {**config.get("metadata", {}), "run_attempt": self.attempt}
+        return config
+
+    @property
+    def thread_config(self) -> dict[str, Any]:
+        thread_id = self.kwargs["config"]["configurable"]["thread_id"]
+        return {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+
+    @property
+    def input(self) -> Any:
+        if self.resumes:
+            return None
+        command = self.kwargs.get("command")
+        return self.kwargs.get("input") if command is None else _command(command)
+
+    @property
+    def context(self) -> dict[str, Any] | None:
+        """Passed only to graphs that declare one; others see it as `configurable`."""
+        if self.graph.context_schema is None:
+            return None
+        return self.kwargs.get("context") or None
+
+
+def _command(command: Mapping[str, Any]) -> Command[Any]:
+    """A command as JSON carries it: pairs are lists there, a Send is {node, input}."""
+    update = command.get("update")
+    if isinstance(update, list):
+        update = [tuple(pair) if isinstance(pair, list) else pair for pair in update]
+    goto = command.get("goto") or ()
+    targets = goto if isinstance(goto, (list, tuple)) else [goto]
+    sends = [
+        Send(target["node"], target.get("input")) if isinstance(target, dict) else target
+        for target in targets
+    ]
+    return Command(update=update, resume=command.get("resume"), goto=sends)
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What has been seen of a graph's stream."""
+
+    emit: Emit
+    modes: tuple[str, ...]
+    graph: Graph
+    values: Any = None
+    saw_values: bool = False
+    interrupted: bool = False
+    messages: dict[str, BaseMessageChunk] = field(default_factory=dict)
+
+    def take(self, namespace: tuple[str, ...], mode: str, data: Any) -> None:
+        if mode == "messages":
+            self._take_message(namespace, data)
+            return
+        if isinstance(data, dict) and INTERRUPT in data:
+            self.interrupted = True
+        if mode == "values":
+            data = self._output(namespace, data)
+        elif mode == "updates" and isinstance(data, dict) and INTERRUPT in data:
+            data = {**data, INTERRUPT: [streamed_interrupt(i) for i in data[INTERRUPT]]}
+        if mode in self.modes:
+            self.emit(_event_name(mode, namespace), to_json(data))
+
+    def _output(self, namespace: tuple[str, ...], data: Any) -> Any:
+        """A root graph shows its output schema, in values as in what `wait` answers."""
+        if namespace:
+            return _with_interrupts(data, data)
+        output = output_values(self.graph, data)
+        self.values, self.saw_values = output, True
+        return _with_interrupts(output, data)
+
+    def _take_message(self, namespace: tuple[str, ...], data: Any) -> None:
+        message, metadata = data
+        if "messages-tuple" in self.modes:
+            self.emit(_event_name("messages", namespace), to_json([message, metadata]))
+        if "messages" in self.modes:
+            self._emit_accumulated(namespace, message, metadata)
+
+    def _emit_accumulated(
+        self, namespace: tuple[str, ...], message: BaseMessage, metadata: dict[str, Any]
+    ) -> None:
+        """`messages/partial` carries the message as it stands so far, `complete` a whole one."""
+        message_id = message.id or ""
+        seen = self.messages.get(message_id)
+        if seen is None:
+            described = to_json({message_id: {"metadata": metadata}})
+            self.emit(_event_name("messages/metadata", namespace), described)
+        if not isinstance(message, BaseMessageChunk):
+            self.emit(_event_name("messages/complete", namespace), to_json([message]))
+            return
+        whole = message if seen is None else seen + message
+        assert isinstance(whole, BaseMessageChunk)
+        self.messages[message_id] = whole
+        shown = message_chunk_to_message(whole) if isinstance(whole, AIMessageChunk) else whole
+        self.emit(_event_name("messages/partial", namespace), to_json([shown]))
+
+
+def _with_interrupts(shown: Any, data: Any) -> Any:
+    if isinstance(data, dict) and INTERRUPT in data:
+        interrupts = [streamed_interrupt(i) for i in data[INTERRUPT]]
+        return {**shown, INTERRUPT: interrupts}
+    return shown
+
+
+def _event_name(mode: str, namespace: tuple[str, ...]) -> str:
+    return "|".join([mode, *namespace])
+
+
+async def execute(execution: Execution, emit: Emit) -> Ending:
+    """Run the graph to its end. Raises asyncio.CancelledError when told to stop, ClaimLost and
+    CheckpointsUnavailable when the attempt must end without an ending of its own."""
+    graph = bound(execution.graph, execution.saver)
+    kwargs = execution.kwargs
+    modes = tuple(kwargs["stream_mode"])
+    stream = _Stream(emit, modes, graph)
+    wanted = dict.fromkeys(["values", *(_LANGGRAPH_MODES[mode] for mode in modes)])
+    try:
+        async for part in graph.astream(  # type: ignore[call-overload]
+            execution.input,
+            execution.config,
+            context=execution.context,
+            stream_mode=list(wanted),
+            interrupt_before=_nodes(kwargs.get("interrupt_before")),
+            interrupt_after=_nodes(kwargs.get("interrupt_after")),
+            durability=kwargs["durability"],
+            subgraphs=bool(kwargs["subgraphs"]),
+        ):
+            namespace, mode, data = part if kwargs["subgraphs"] else ((), *part)
+            stream.take(namespace, mode, data)
+    except (ClaimLost, CheckpointsUnavailable):
+        raise
+    except Exception as error:  # noqa: BLE001  (a graph may raise anything; it ends the run)
+        described = _describe(error, redact=execution.redact_errors)
+        emit("error", to_json(described))
+        return await _failed(graph, execution, described)
+    return await _finished(graph, execution, stream)
+
+
+def _nodes(names: Any) -> Any:
+    return "*" if names in ("*", ["*"]) else names
+
+
+async def _finished(graph: Graph, execution: Execution, stream: _Stream) -> Ending:
+    """Ended by itself: the last values are the outcome, and what is left is asked only if need be.
+
+    Reading the state costs a round trip and the preparation of the next tasks; a graph that ran
+    through has neither interrupts nor anything next.
+    """
+    kwargs = execution.kwargs
+    may_pause = (
+        stream.interrupted
+        or not stream.saw_values
+        or kwargs.get("interrupt_before")
+        or kwargs.get("interrupt_after")
+        or graph.interrupt_before_nodes
+        or graph.interrupt_after_nodes
+    )
+    if not may_pause:
+        return Ending(RunStatus.SUCCESS, values=to_plain(stream.values))
+    resting = await read_now(graph, execution)
+    return Ending(
+        RunStatus.SUCCESS,
+        values=resting.values,
+        interrupts=resting.interrupts,
+        has_next=resting.has_next,
+    )
+
+
+async def _failed(graph: Graph, execution: Execution, error: dict[str, str]) -> Ending:
+    resting = await read_now(graph, execution)
+    return Ending(
+        RunStatus.ERROR,
+        values=resting.values,
+        interrupts=resting.interrupts,
+        has_next=resting.has_next,
+        error=error,
+    )
+
+
+async def stopped(execution: Execution) -> Ending:
+    """What a run that was stopped has reached: its last checkpoint."""
+    resting = await read_now(bound(execution.graph, execution.saver), execution)
+    return Ending(
+        RunStatus.INTERRUPTED,
+        values=resting.values,
+        interrupts=resting.interrupts,
+        has_next=resting.has_next,
+    )
+
+
+async def read_now(graph: Graph, execution: Execution) -> Any:
+    snapshot = await graph.aget_state(execution.thread_config)  # type: ignore[arg-type]
+    return read_resting(graph, snapshot)
+
+
+def _describe(error: Exception, *, redact: bool) -> dict[str, str]:
+    message = "An internal error occurred" if redact else str(error)
+    return {"error": type(error).__name__, "message": message}

@@ -1,0 +1,119 @@
+"""Runs one synchronous node at a time on the child's main thread, where a signal can stop it.
+
+A signal handler runs on the main thread and may raise there: a node that sleeps, computes or waits
+for a subprocess gets the exception, and its `finally`, within a millisecond. No other thread can be
+stopped that way. What comes while the main thread is taken (fan-out of several sync nodes) goes to
+ordinary pool threads, which only the kill reaches.
+
+It is the event loop's default executor, which is where LangChain runs synchronous nodes.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+_WORKERS = 32
+
+
+class RunCancelled(BaseException):
+    """Raised in a synchronous node whose run is being stopped.
+
+    Not an Exception, so that `except Exception` in a node does not swallow it; `finally` and
+    `with` blocks run.
+    """
+
+
+class _Work:
+    """One call handed to the main thread; None in the inbox means "look up"."""
+
+    def __init__(self, future: Future[Any], call: Callable[[], Any]) -> None:
+        self.future = future
+        self.call = call
+
+
+class MainThreadExecutor(ThreadPoolExecutor):
+    """`serve` is the main thread's side; `submit` may be called from any thread."""
+
+    def __init__(self) -> None:
+        super().__init__(max_workers=_WORKERS, thread_name_prefix="belay-node")
+        self._inbox: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
+        self._hand_over = threading.Lock()
+        self._main_is_free = False
+        self._in_node = False
+        self._pooled = 0
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        future: Future[_T] = Future()
+        with self._hand_over:
+            if self._main_is_free:
+                self._main_is_free = False
+                self._inbox.put(_Work(future, lambda: fn(*args, **kwargs)))
+                return future
+            self._pooled += 1
+        pooled = super().submit(fn, *args, **kwargs)
+        pooled.add_done_callback(self._pool_call_done)
+        return pooled
+
+    def _pool_call_done(self, _: Future[Any]) -> None:
+        with self._hand_over:
+            self._pooled -= 1
+
+    @property
+    def pool_is_busy(self) -> bool:
+        """True while a call that did not fit on the main thread is still running."""
+        return self._pooled > 0
+
+    def wake(self) -> None:
+        """Let `serve` look whether it is done."""
+        self._inbox.put(None)
+
+    def serve(self, done: Callable[[], bool]) -> None:
+        """Run what is handed over, on this thread, until `done()`. Call `wake` when it may be."""
+        self._set_free(True)
+        try:
+            while not done():
+                work = self._inbox.get()
+                if work is not None:
+                    self._run(work)
+                    self._set_free(True)
+        finally:
+            self._set_free(False)
+            self._refuse_leftovers()
+
+    def _set_free(self, free: bool) -> None:
+        with self._hand_over:
+            self._main_is_free = free
+
+    def _refuse_leftovers(self) -> None:
+        """Work handed over just before the run was done: its waiter has gone."""
+        while True:
+            try:
+                work = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            if work is not None:
+                work.future.cancel()
+
+    def _run(self, work: _Work) -> None:
+        if not work.future.set_running_or_notify_cancel():
+            return
+        try:
+            self._in_node = True
+            result = work.call()
+            self._in_node = False
+        except BaseException as error:  # noqa: BLE001  (handed to whoever waits for the node)
+            self._in_node = False
+            work.future.set_exception(error)
+        else:
+            work.future.set_result(result)
+
+    def raise_in_node(self) -> None:
+        """Called by the signal handler, on the main thread: raises if a node is running there."""
+        if self._in_node:
+            self._in_node = False
+            raise RunCancelled

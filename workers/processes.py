@@ -1,0 +1,84 @@
+"""Processes: stopping and killing a child with everything it started, and noticing its death."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+
+import psutil
+
+_PR_SET_CHILD_SUBREAPER = 36
+#: How long to wait for a SIGSTOP to have taken effect.
+_STOP_SECONDS = 0.1
+
+
+def become_group_and_reaper() -> None:
+    """In a new child: a process group of its own, and orphans of what it starts stay below it.
+
+    So whatever a node starts can be found, and killed, with the child.
+    """
+    with suppress(PermissionError):  # already a group leader
+        os.setpgid(0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """Everything below a process, now."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def stop(pid: int) -> bool:
+    """SIGSTOP, and wait until it has taken effect, so that memory can be read at rest."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+        process = psutil.Process(pid)
+        deadline = time.monotonic() + _STOP_SECONDS
+        while process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.0005)
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+    return True
+
+
+def resume(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and everything it started, the children it is about to start included.
+
+    The process itself should be stopped first: then nothing new can appear while we look.
+    """
+    below = descendants(pid)
+    with suppress(ProcessLookupError, PermissionError):
+        if os.getpgid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    for process in below:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    # Whatever those had started in the moment between looking and killing.
+    for process in below:
+        for late in descendants(process.pid):
+            with suppress(psutil.NoSuchProcess):
+                late.kill()
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A descriptor that becomes readable when the process dies; None when it has already."""
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None

@@ -1,0 +1,16 @@
+"""The Celery tasks: entry points, and nothing else."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from app.dispatch import RUN_TASK
+from workers.attempt import attempt_run
+from workers.celery_app import app
+
+
+@app.task(name=RUN_TASK)
+def run(run_id: str) -> None:
+    """The doorbell of a run."""
+    assert app.child is not None
+    attempt_run(app.child, UUID(run_id))
