@@ -1,0 +1,97 @@
+"""Cancelled means stopped, for every kind of node: proven at the node, not at the API."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import psutil
+import pytest
+
+from tests.waiting import wait_until
+
+ASKED = ["async_sleep", "async_beats", "time_sleep", "sync_beats", "spin", "regex"]
+KILLED = ["swallow_sync", "swallow_async", "block_loop", "hold_gil", "leave_daemon"]
+SUBPROCESS = ["wait_for_subprocess"]
+INSIDE = ["sub_async_beats", "sub_spin", "sub_swallow_sync", "fan_async_beats", "fan_sync_beats"]
+_BEATING_WHILE_STOPPED_SECONDS = 0.3
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def start(client, kind, beats):
+    thread = client.threads.create()
+    run = client.runs.create(
+        thread["thread_id"], "nodes", input={"kind": kind, "beats": str(beats)}
+    )
+    if any(word in kind for word in ("beats", "spin", "swallow", "block", "subprocess", "daemon")):
+        beats.wait_for("beat")
+    else:
+        beats.wait_for("begin")
+    return thread["thread_id"], run["run_id"]
+
+
+def assert_silent(beats) -> None:
+    """After the answer there is not one beat more."""
+    before = beats.lines()
+    time.sleep(_BEATING_WHILE_STOPPED_SECONDS)  # listening for what must not come
+    assert before == beats.lines()
+
+
+@pytest.mark.parametrize("action", ["interrupt", "rollback"])
+@pytest.mark.parametrize("kind", ASKED + KILLED + SUBPROCESS + INSIDE)
+def test_after_the_answer_the_node_is_silent(sync_client, beats, kind, action):
+    thread_id, run_id = start(sync_client, kind, beats)
+    begun = time.monotonic()
+    sync_client.runs.cancel(thread_id, run_id, wait=True, action=action)
+    assert time.monotonic() - begun < 10
+    assert_silent(beats)
+    statuses = [run["status"] for run in sync_client.runs.list(thread_id)]
+    assert statuses == (["interrupted"] if action == "interrupt" else [])
+    assert sync_client.threads.get(thread_id)["status"] in ("interrupted", "idle")
+
+
+@pytest.mark.parametrize("kind", ["time_sleep", "async_sleep"])
+def test_a_node_that_waits_gets_an_exception_and_its_finally_runs(sync_client, beats, kind):
+    thread_id, run_id = start(sync_client, kind, beats)
+    wait_until(lambda: sync_client.runs.get(thread_id, run_id)["status"] == "running")
+    sync_client.runs.cancel(thread_id, run_id, wait=True)
+    assert "finally" in beats.names()
+
+
+@pytest.mark.parametrize("kind", ["swallow_sync", "swallow_async", "block_loop", "hold_gil"])
+def test_a_child_that_does_not_stop_is_killed(sync_client, beats, kind):
+    thread_id, run_id = start(sync_client, kind, beats)
+    child = next(iter(beats.pids()))
+    sync_client.runs.cancel(thread_id, run_id, wait=True)
+    assert not alive(child)
+
+
+def test_a_subprocess_of_a_node_goes_with_it(sync_client, beats):
+    thread_id, run_id = start(sync_client, "leave_daemon", beats)
+    pids = beats.pids() - {os.getpid()}
+    sync_client.runs.cancel(thread_id, run_id, wait=True)
+    assert [pid for pid in pids if alive(pid)] == []
+
+
+def test_other_runs_of_the_worker_finish_untouched(sync_client, beats, tmp_path):
+    others = []
+    for number in range(3):
+        thread = sync_client.threads.create()
+        path = tmp_path / f"other{number}"
+        run = sync_client.runs.create(
+            thread["thread_id"], "sync_steps", input={"seconds": 0.4, "beats": str(path)}
+        )
+        others.append((thread["thread_id"], run["run_id"], path))
+    thread_id, run_id = start(sync_client, "swallow_sync", beats)
+    sync_client.runs.cancel(thread_id, run_id, wait=True)
+    for thread_id, run_id, path in others:
+        values = sync_client.runs.join(thread_id, run_id)
+        assert values["steps"] == ["s1", "s2", "s3", "s4"]
+        starts = [line.split()[0] for line in path.read_text().splitlines() if ":start" in line]
+        assert starts == ["s1:start", "s2:start", "s3:start", "s4:start"]

@@ -1,0 +1,110 @@
+"""What the suites share. `unit` needs nothing, `integration` a Postgres or a Valkey, `acceptance`
+and `faults` a whole live server."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import httpx
+import pytest
+from langgraph_sdk import get_client, get_sync_client
+
+from app.db.migrate import migrate
+from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
+from tests.servers import LiveServer, running
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="also the long forms")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--long"):
+        return
+    skip = pytest.mark.skip(reason="a long form: make test-full")
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def scratch():
+    """A short path that any user can reach, for sockets and for a Postgres that is not root."""
+    with tempfile.TemporaryDirectory(prefix="belay-test-", dir="/tmp") as folder:
+        path = Path(folder)
+        path.chmod(0o755)
+        yield path
+
+
+@pytest.fixture(scope="session")
+def database_url(scratch):
+    """A migrated Postgres of the tests' own."""
+    with running(EmbeddedPostgres(scratch / "pg", durable=False)) as url:
+        migrate(url)
+        yield url
+
+
+@pytest.fixture(scope="session")
+def valkey_url(scratch):
+    with running(EmbeddedValkey(scratch / "bus")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def server(scratch):
+    """The live server of the acceptance tests, as a user starts it."""
+    live = LiveServer(scratch / "live", BELAY_HEARTBEAT_SECONDS="1").start()
+    yield live
+    live.stop()
+
+
+@pytest.fixture
+def http(server):
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def sync_client(server):
+    with get_sync_client(url=server.url) as client:
+        yield client
+
+
+@pytest.fixture
+def make_client(server):
+    """The async SDK client, to be made inside the event loop that uses it."""
+
+    def make():
+        return get_client(url=server.url)
+
+    return make
+
+
+@pytest.fixture
+def beats(tmp_path):
+    return Beats(tmp_path / "beats")
+
+
+class Beats:
+    """The lines that nodes wrote, and waiting for them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def lines(self) -> list[str]:
+        return self.path.read_text().splitlines() if self.path.exists() else []
+
+    def names(self) -> list[str]:
+        return [line.split()[0] for line in self.lines()]
+
+    def pids(self) -> set[int]:
+        return {int(line.split()[1]) for line in self.lines()}
+
+    def wait_for(self, name: str, count: int = 1, seconds: float = 30.0) -> None:
+        from tests.waiting import wait_until
+
+        wait_until(lambda: self.names().count(name) >= count, seconds, f"{count} x {name}")

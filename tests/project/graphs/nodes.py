@@ -1,0 +1,179 @@
+"""One node of each kind that is hard to stop; `kind` in the input says which.
+
+Each beats while it can. What cannot beat (it sleeps for a minute, or holds the GIL) is known to
+have stopped by its process: the first beat names it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import time
+from typing import TypedDict
+
+from langgraph.graph import START, StateGraph
+from langgraph.types import Send
+
+from graphs.beats import beat
+
+_BEAT_SECONDS = 0.01
+
+
+class State(TypedDict, total=False):
+    kind: str
+    beats: str
+    width: int
+
+
+async def async_sleep(state: State) -> State:
+    try:
+        await asyncio.sleep(60)
+    finally:
+        beat(state.get("beats"), "finally")
+    return {}
+
+
+async def async_beats(state: State) -> State:
+    while True:
+        beat(state.get("beats"), "beat")
+        await asyncio.sleep(_BEAT_SECONDS)
+
+
+def time_sleep(state: State) -> State:
+    try:
+        time.sleep(60)
+    finally:
+        beat(state.get("beats"), "finally")
+    return {}
+
+
+def sync_beats(state: State) -> State:
+    while True:
+        beat(state.get("beats"), "beat")
+        time.sleep(_BEAT_SECONDS)
+
+
+def spin(state: State) -> State:
+    last = 0.0
+    while True:
+        now = time.monotonic()
+        if now - last > _BEAT_SECONDS:
+            last = now
+            beat(state.get("beats"), "beat")
+
+
+def swallow_sync(state: State) -> State:
+    while True:
+        try:
+            beat(state.get("beats"), "beat")
+            time.sleep(_BEAT_SECONDS)
+        except BaseException:  # noqa: S110
+            pass
+
+
+async def swallow_async(state: State) -> State:
+    while True:
+        try:
+            beat(state.get("beats"), "beat")
+            await asyncio.sleep(_BEAT_SECONDS)
+        except BaseException:  # noqa: S110
+            pass
+
+
+async def block_loop(state: State) -> State:
+    while True:
+        beat(state.get("beats"), "beat")
+        time.sleep(_BEAT_SECONDS)
+
+
+def regex(state: State) -> State:
+    re.match(r"(a+)+$", "a" * 64 + "b")
+    return {}
+
+
+def hold_gil(state: State) -> State:
+    """C code that neither looks at signals nor lets another thread run, for minutes."""
+    sum(range(10**11))
+    return {}
+
+
+def wait_for_subprocess(state: State) -> State:
+    program = (
+        "import os,sys,time\n"
+        "while True:\n"
+        "    fd=os.open(sys.argv[1],os.O_WRONLY|os.O_APPEND|os.O_CREAT)\n"
+        "    os.write(fd,f'beat {os.getpid()} {time.monotonic():.6f}\\n'.encode());os.close(fd)\n"
+        "    time.sleep(0.01)\n"
+    )
+    subprocess.run([sys.executable, "-S", "-c", program, state["beats"]], check=False)
+    return {}
+
+
+def leave_daemon(state: State) -> State:
+    """Starts a process in a session of its own, and goes on as if nothing were."""
+    program = (
+        "import os,sys,time\n"
+        "while True:\n"
+        "    fd=os.open(sys.argv[1],os.O_WRONLY|os.O_APPEND|os.O_CREAT)\n"
+        "    os.write(fd,f'beat {os.getpid()} {time.monotonic():.6f}\\n'.encode());os.close(fd)\n"
+        "    time.sleep(0.01)\n"
+    )
+    subprocess.Popen([sys.executable, "-S", "-c", program, state["beats"]], start_new_session=True)
+    time.sleep(60)
+    return {}
+
+
+KINDS = {
+    f.__name__: f
+    for f in (
+        async_sleep,
+        async_beats,
+        time_sleep,
+        sync_beats,
+        spin,
+        swallow_sync,
+        swallow_async,
+        block_loop,
+        regex,
+        hold_gil,
+        wait_for_subprocess,
+        leave_daemon,
+    )
+}
+
+
+def begin(state: State) -> State:
+    beat(state.get("beats"), "begin")
+    return {}
+
+
+def route(state: State):
+    kind = state["kind"]
+    if kind.startswith("sub_"):
+        return "inner"
+    if kind.startswith("fan_"):
+        inner = {**state, "kind": kind.removeprefix("fan_")}
+        return [Send(inner["kind"], inner) for _ in range(state.get("width", 3))]
+    return kind
+
+
+def _inner():
+    graph = StateGraph(State)
+    for name, node in KINDS.items():
+        graph.add_node(name, node)
+    graph.add_conditional_edges(START, lambda s: s["kind"].removeprefix("sub_"), list(KINDS))
+    return graph.compile()
+
+
+def _outer():
+    graph = StateGraph(State).add_node("begin", begin).add_node("inner", _inner())
+    for name, node in KINDS.items():
+        graph.add_node(name, node)
+    graph.add_edge(START, "begin")
+    graph.add_conditional_edges("begin", route, [*KINDS, "inner"])
+    return graph.compile()
+
+
+graph = _outer()

@@ -1,0 +1,64 @@
+"""Four steps, each `seconds` long, each leaving its name in the state and beats in a file."""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import time
+from typing import Annotated, TypedDict
+
+from langgraph.graph import START, StateGraph
+
+from graphs.beats import beat
+
+
+class State(TypedDict, total=False):
+    seconds: float
+    beats: str
+    tag: str
+    steps: Annotated[list[str], operator.add]
+
+
+_BEAT_SECONDS = 0.05
+
+
+def _async_step(name: str):
+    async def step(state: State) -> State:
+        tag = state.get("tag", "")
+        beat(state.get("beats"), f"{tag}{name}:start")
+        until = time.monotonic() + state.get("seconds", 0.0)
+        while time.monotonic() < until:
+            await asyncio.sleep(min(_BEAT_SECONDS, max(0.0, until - time.monotonic())))
+            beat(state.get("beats"), f"{tag}{name}:beat")
+        beat(state.get("beats"), f"{tag}{name}:end")
+        return {"steps": [name]}
+
+    return step
+
+
+def _sync_step(name: str):
+    def step(state: State) -> State:
+        tag = state.get("tag", "")
+        beat(state.get("beats"), f"{tag}{name}:start")
+        until = time.monotonic() + state.get("seconds", 0.0)
+        while time.monotonic() < until:
+            time.sleep(min(_BEAT_SECONDS, max(0.0, until - time.monotonic())))
+            beat(state.get("beats"), f"{tag}{name}:beat")
+        beat(state.get("beats"), f"{tag}{name}:end")
+        return {"steps": [name]}
+
+    return step
+
+
+def _chain(make):
+    graph = StateGraph(State)
+    before = START
+    for name in ("s1", "s2", "s3", "s4"):
+        graph.add_node(name, make(name))
+        graph.add_edge(before, name)
+        before = name
+    return graph.compile()
+
+
+steps = _chain(_async_step)
+sync_steps = _chain(_sync_step)

@@ -1,0 +1,114 @@
+"""Servers for the tests: `belay dev` as a user starts it, and bare Postgres and Valkey."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from app.dev.embedded import (
+    EmbeddedPostgres,
+    EmbeddedValkey,
+    Server,
+    free_port,
+    wait_until_ready,
+)
+
+PROJECT = Path(__file__).parent / "project" / "langgraph.json"
+
+
+class LiveServer:
+    """A `belay dev` process tree on a free port."""
+
+    def __init__(
+        self, data_dir: Path, *, config: Path | None = PROJECT, port: int | None = None, **env: str
+    ):
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.data_dir = data_dir
+        self.config = config
+        self.env = env
+        self.log = data_dir.parent / f"{data_dir.name}-{self.port}.log"
+        self.process: subprocess.Popen | None = None
+
+    def start(self, *extra: str, seconds: float = 40.0) -> LiveServer:
+        environ = {k: v for k, v in os.environ.items() if not k.startswith(("BELAY_", "LANGGRAPH"))}
+        for name in ("DATABASE_URL", "REDIS_URL", "BROKER_URL", "PORT"):
+            environ.pop(name, None)
+        command = [sys.executable, "-m", "app.cli", "dev", "--port", str(self.port)]
+        command += ["--data-dir", str(self.data_dir), "--concurrency", "8", *extra]
+        if self.config is not None:
+            command += ["--config", str(self.config)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env={**environ, **self.env}, stdout=log, stderr=log
+            )
+        self.wait_until_up(seconds)
+        return self
+
+    def wait_until_up(self, seconds: float = 40.0) -> None:
+        """Until the API answers and a worker has taken its place."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            assert self.process is not None
+            if self.process.poll() is not None:
+                raise RuntimeError(f"belay dev ended: {self.log.read_text()[-3000:]}")
+            with suppress(OSError), urllib.request.urlopen(f"{self.url}/ok", timeout=1):
+                return
+            time.sleep(0.05)
+        raise RuntimeError(f"belay dev did not come up: {self.log.read_text()[-3000:]}")
+
+    def tree(self) -> list[psutil.Process]:
+        assert self.process is not None
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def find(self, *words: str) -> list[psutil.Process]:
+        """Processes of the tree whose command line has all the words."""
+        found = []
+        for process in self.tree():
+            with suppress(psutil.Error):
+                if all(word in " ".join(process.cmdline()) for word in words):
+                    found.append(process)
+        return found
+
+    def worker_parent(self) -> psutil.Process:
+        """The worker's own process: the one whose parent is `belay dev`."""
+        assert self.process is not None
+        return next(p for p in self.find("celery") if p.ppid() == self.process.pid)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, seconds: float = 30.0) -> int:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+
+@contextmanager
+def running(server: EmbeddedPostgres | EmbeddedValkey):
+    """A bare server for as long as the block lasts."""
+    if isinstance(server, EmbeddedPostgres):
+        server.initialise()
+    spec: Server = server.server()
+    process = subprocess.Popen(
+        spec.command,
+        env=dict(spec.environ),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        **spec.popen,
+    )
+    try:
+        wait_until_ready(server, process)
+        yield spec.url
+    finally:
+        process.send_signal(signal.SIGINT if isinstance(server, EmbeddedPostgres) else 15)
+        process.wait(15)
+        if isinstance(server, EmbeddedPostgres):
+            server.clean_up()
