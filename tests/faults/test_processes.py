@@ -65,7 +65,7 @@ def test_a_killed_child_is_noticed_at_once_and_the_run_resumes(own_server, clien
     values = client.runs.join(thread_id, run_id)
     assert values["steps"] == ["s1", "s2", "s3", "s4"]
     names = beats.names()
-    assert (1, 1, 2, 1) == tuple(names.count(f"s{i}:start") for i in (1, 2, 3, 4))
+    assert tuple(names.count(f"s{i}:start") for i in (1, 2, 3, 4)) == (1, 1, 2, 1)
     assert client.runs.get(thread_id, run_id)["status"] == "success"
 
 

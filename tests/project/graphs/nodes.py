@@ -69,7 +69,7 @@ def swallow_sync(state: State) -> State:
         try:
             beat(state.get("beats"), "beat")
             time.sleep(_BEAT_SECONDS)
-        except BaseException:  # noqa: S110
+        except BaseException:
             pass
 
 
@@ -78,7 +78,7 @@ async def swallow_async(state: State) -> State:
         try:
             beat(state.get("beats"), "beat")
             await asyncio.sleep(_BEAT_SECONDS)
-        except BaseException:  # noqa: S110
+        except BaseException:
             pass
 
 
