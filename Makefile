@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 .PHONY: demo run test test-full faults lint bench-cancel lock clean
 
 demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, stop everything.
-	$(BIN)/python -m tests.demo
+	$(BIN)/python -m deploy.demo
 
 run: $(READY)  ## The server with the example project, until Ctrl-C.
 	$(BIN)/belay dev

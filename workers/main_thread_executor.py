@@ -72,10 +72,15 @@ class MainThreadExecutor(ThreadPoolExecutor):
         """Let `serve` look whether it is done."""
         self._inbox.put(None)
 
-    def serve(self, done: Callable[[], bool]) -> None:
-        """Run what is handed over, on this thread, until `done()`. Call `wake` when it may be."""
+    def serve(self, start: Callable[[], None], done: Callable[[], bool]) -> None:
+        """Start something, then run what it hands over, on this thread, until `done()`.
+
+        `start` is called when this thread is already open for work, so that not even the first
+        call can slip by to the pool. Call `wake` when `done()` may have become true.
+        """
         self._set_free(True)
         try:
+            start()
             while not done():
                 work = self._inbox.get()
                 if work is not None:

@@ -134,7 +134,8 @@ class RunFeed:
         self._subscriptions: dict[UUID, set[Subscription]] = defaultdict(set)
         self._dirty: set[UUID] = set()
         self._wake = threading.Event()
-        self._started = False
+        self._closed = threading.Event()
+        self._threads: list[threading.Thread] = []
 
     def subscribe(self, run_id: UUID, *, after: str = "0-0", events: bool = True) -> Subscription:
         """Follow a run. Close with `unsubscribe`."""
@@ -142,10 +143,13 @@ class RunFeed:
         with self._lock:
             self._subscriptions[run_id].add(subscription)
             self._dirty.add(run_id)
-            if not self._started:
-                self._started = True
-                threading.Thread(target=self._listen, name="feed-listen", daemon=True).start()
-                threading.Thread(target=self._read, name="feed-read", daemon=True).start()
+            if not self._threads:
+                self._threads = [
+                    threading.Thread(target=loop, name=f"belay-feed-{name}", daemon=True)
+                    for name, loop in (("listen", self._listen), ("read", self._read))
+                ]
+                for thread in self._threads:
+                    thread.start()
         self._wake.set()
         return subscription
 
@@ -162,16 +166,29 @@ class RunFeed:
             self._dirty.add(run_id)
         self._wake.set()
 
+    def close(self) -> None:
+        """Stop following; open subscriptions get nothing more."""
+        self._closed.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join(5.0)
+
     def _listen(self) -> None:
-        while True:
+        while not self._closed.is_set():
+            client = self._connect(None)
             try:
-                pubsub = self._connect(None).pubsub(ignore_subscribe_messages=True)
+                pubsub = client.pubsub(ignore_subscribe_messages=True)
                 pubsub.subscribe(self._keys.dirty)
-                for message in pubsub.listen():
-                    self._note_dirty(message.get("data"))
+                while not self._closed.is_set():
+                    message = pubsub.get_message(timeout=_SWEEP_SECONDS)
+                    if message is not None:
+                        self._note_dirty(message.get("data"))
+                pubsub.close()
             except redis.RedisError as error:
                 log.warning("run feed lost Redis, following by polling: %s", error)
-                time.sleep(0.5)
+                self._closed.wait(0.5)
+            finally:
+                client.close()
 
     def _note_dirty(self, data: object) -> None:
         """A nudge is a run id, with "!" behind it when the run has ended."""
@@ -191,7 +208,7 @@ class RunFeed:
 
     def _read(self) -> None:
         swept = time.monotonic()
-        while True:
+        while not self._closed.is_set():
             self._wake.wait(_SWEEP_SECONDS)
             self._wake.clear()
             with self._lock:

@@ -153,7 +153,10 @@ def test_a_busy_port_is_an_error_and_exit_2(scratch):
         port = str(taken.getsockname()[1])
         command = [sys.executable, "-m", "app.cli", "dev", "--port", port]
         done = subprocess.run(
-            [*command, "--data-dir", str(scratch / "never")], capture_output=True, text=True
+            [*command, "--data-dir", str(scratch / "never")],
+            capture_output=True,
+            text=True,
+            check=False,
         )
     assert done.returncode == 2
     assert f"127.0.0.1:{port}" in done.stderr

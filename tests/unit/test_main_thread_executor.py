@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+
+from workers.main_thread_executor import MainThreadExecutor, RunCancelled
+
+
+@pytest.fixture
+def executor():
+    made = MainThreadExecutor()
+    yield made
+    made.shutdown()
+
+
+def serve_while(executor, work):
+    """Run `work(executor)` in another thread while this, the main one, serves."""
+    result = {}
+
+    def call():
+        try:
+            result["value"] = work(executor)
+        except BaseException as error:
+            result["error"] = error
+        finally:
+            result["done"] = True
+            executor.wake()
+
+    thread = threading.Thread(target=call)
+    executor.serve(thread.start, lambda: "done" in result)
+    thread.join()
+    if "error" in result:
+        raise result["error"]
+    return result["value"]
+
+
+def test_one_call_runs_on_the_main_thread(executor):
+    thread = serve_while(executor, lambda e: e.submit(threading.current_thread).result())
+    assert thread is threading.main_thread()
+
+
+def test_a_second_call_at_once_goes_to_the_pool(executor):
+    both = threading.Barrier(2, timeout=10)
+
+    def meet():
+        both.wait()
+        return threading.current_thread()
+
+    def work(e):
+        futures = [e.submit(meet), e.submit(meet)]
+        return [future.result() for future in futures]
+
+    threads = serve_while(executor, work)
+    assert threads[0] is threading.main_thread()
+    assert threads[1] is not threading.main_thread()
+
+
+def test_an_exception_of_a_call_reaches_its_waiter(executor):
+    def fail():
+        raise ValueError("boom")
+
+    with pytest.raises(ValueError, match="boom"):
+        serve_while(executor, lambda e: e.submit(fail).result())
+
+
+@pytest.mark.parametrize("kind", ["sleep", "spin"])
+def test_a_signal_raises_in_the_call_and_its_finally_runs(executor, kind):
+    left = []
+
+    def node():
+        try:
+            if kind == "sleep":
+                time.sleep(30)
+            while True:
+                pass
+        finally:
+            left.append("finally")
+
+    def work(e):
+        future = e.submit(node)
+        time.sleep(0.1)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGURG)
+        return future.result()
+
+    before = signal.signal(signal.SIGURG, lambda *_: executor.raise_in_node())
+    try:
+        with pytest.raises(RunCancelled):
+            serve_while(executor, work)
+    finally:
+        signal.signal(signal.SIGURG, before)
+    assert left == ["finally"]
+
+
+def test_a_signal_between_calls_raises_nothing(executor):
+    def work(e):
+        executor.raise_in_node()
+        return e.submit(lambda: 5).result()
+
+    assert serve_while(executor, work) == 5

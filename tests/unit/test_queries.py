@@ -1,0 +1,28 @@
+"""SQL and Python say the same names."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+from app.db import assistants, runs, threads
+from app.db.migrate import migrations
+
+
+@pytest.mark.parametrize("module", [assistants, runs, threads])
+def test_every_query_is_used_by_its_module(module):
+    source = inspect.getsource(module)
+    unused = [name for name in vars(module.SQL) if f"SQL.{name}" not in source]
+    assert unused == []
+
+
+@pytest.mark.parametrize("module", [assistants, runs, threads])
+def test_every_query_that_is_named_exists(module):
+    named = set(re.findall(r"SQL\.(\w+)", inspect.getsource(module)))
+    assert named <= set(vars(module.SQL))
+
+
+def test_migrations_are_numbered_without_a_gap():
+    assert [number for number, _, _ in migrations()] == list(range(1, len(migrations()) + 1))

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+import pytest
+
+from app.graphs.registry import GraphRegistry, ProjectError, read_project
+from tests.servers import PROJECT
+
+
+def write(tmp_path, document, **files):
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    path = tmp_path / "langgraph.json"
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def import_path():
+    before = list(sys.path)
+    yield
+    sys.path[:] = before
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ("{", "langgraph.json"),
+        ("[]", "must be a JSON object"),
+        ({}, "'graphs'"),
+        ({"graphs": {"a": "no_variable"}}, "graph 'a'"),
+        ({"graphs": {"a": 5}}, "graph 'a'"),
+        ({"graphs": {"a": "./a.py:g"}, "queues": {"b": "q"}}, "not in 'graphs': b"),
+        ({"graphs": {"a": "./a.py:g"}, "dependencies": ["./nowhere"]}, "./nowhere"),
+        ({"graphs": {"a": "./a.py:g"}, "env": ".env.missing"}, ".env.missing"),
+    ],
+)
+def test_a_file_that_cannot_be_served_says_why(tmp_path, document, message):
+    with pytest.raises(ProjectError, match=message):
+        read_project(write(tmp_path, document))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+        ("raise RuntimeError('no key')", "RuntimeError: no key"),
+        ("other = 1", "has no 'graph'"),
+        ("graph = 5", "not a int"),
+        ("import sys; sys.exit(3)", "SystemExit"),
+    ],
+)
+def test_a_graph_that_cannot_be_loaded_stops_the_start_with_its_name_and_cause(
+    tmp_path, source, message
+):
+    path = write(tmp_path, {"graphs": {"broken": "./broken.py:graph"}}, broken=source)
+    with pytest.raises(ProjectError, match=message) as raised:
+        GraphRegistry.load(read_project(path))
+    assert "broken" in str(raised.value)
+
+
+def test_env_is_read_from_a_file_or_a_map_and_the_operator_wins(tmp_path):
+    (tmp_path / ".env").write_text("FROM_FILE=1\nSET=file\n")
+    project = read_project(write(tmp_path, {"graphs": {"a": "./a.py:g"}, "env": ".env"}))
+    environ = {"SET": "operator"}
+    project.apply_environment(environ)
+    assert environ == {"SET": "operator", "FROM_FILE": "1"}
+    project = read_project(write(tmp_path, {"graphs": {"a": "./a.py:g"}, "env": {"N": 5}}))
+    assert project.env == {"N": "5"}
+
+
+def test_dependencies_are_on_the_import_path_with_their_src(tmp_path):
+    (tmp_path / "lib" / "src").mkdir(parents=True)
+    path = write(tmp_path, {"graphs": {"a": "./a.py:g"}, "dependencies": ["./lib", "httpx"]})
+    assert read_project(path).dependencies == (
+        tmp_path / "lib",
+        tmp_path / "lib" / "src",
+        tmp_path,
+    )
+
+
+def test_queues_route_graphs():
+    project = read_project(PROJECT)
+    assert project.queues == ["runs", "heavy"]
+    registry = GraphRegistry(project)
+    assert registry.queue_of("heavy") == "heavy"
+    assert registry.queue_of("counter") == "runs"
+
+
+@pytest.mark.parametrize(
+    ("graph_id", "expected"),
+    [
+        ("counter", 2),
+        ("uncompiled", 2),
+        ("made", 11),
+        ("made_async", 21),
+        ("made_with_config", 31),
+        ("made_context", 41),
+    ],
+)
+def test_a_graph_may_be_compiled_uncompiled_or_a_factory(graph_id, expected):
+    registry = GraphRegistry.load(read_project(PROJECT))
+    config = {"configurable": {}}
+
+    async def run():
+        async with registry.open(graph_id, config) as graph:
+            return await graph.ainvoke({"count": 1}, config)
+
+    assert asyncio.run(run()) == {"count": expected}
+    assert registry.read(graph_id, config).nodes
+
+
+def test_langgraph_config_sets_defaults_by_graph(monkeypatch):
+    monkeypatch.setenv("LANGGRAPH_CONFIG", '{"counter": {"configurable": {"by": 7}}}')
+    assert read_project(PROJECT).defaults == {"counter": {"configurable": {"by": 7}}}
+    monkeypatch.setenv("LANGGRAPH_CONFIG", "[]")
+    with pytest.raises(ProjectError, match="LANGGRAPH_CONFIG"):
+        read_project(PROJECT)

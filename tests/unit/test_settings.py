@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from app.settings import EXAMPLE_CONFIG, Settings, SettingsError
+
+MINIMAL = {"DATABASE_URL": "postgresql://db/belay", "REDIS_URL": "redis://bus:6379/0"}
+
+
+def test_defaults_are_complete():
+    settings = Settings.from_environ(MINIMAL)
+    assert settings.broker_url == settings.redis_url == "redis://bus:6379/0"
+    assert settings.concurrency == 16
+    assert settings.config_path == EXAMPLE_CONFIG
+
+
+def test_heroku_urls_are_understood():
+    settings = Settings.from_environ(
+        {
+            "DATABASE_URL": "postgres://u:p@db/x",
+            "REDIS_URL": "rediss://:p@bus:6380",
+            "DYNO": "web.1",
+        }
+    )
+    assert settings.database_url == "postgresql://u:p@db/x"
+    assert settings.redis_url == "rediss://:p@bus:6380?ssl_cert_reqs=none"
+
+
+def test_a_certificate_is_verified_elsewhere():
+    settings = Settings.from_environ({**MINIMAL, "REDIS_URL": "rediss://bus:6380"})
+    assert settings.redis_url == "rediss://bus:6380?ssl_cert_reqs=required"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", ""),
+        ("DATABASE_URL", "mysql://db"),
+        ("REDIS_URL", ""),
+        ("BELAY_CONCURRENCY", "0"),
+        ("BELAY_CONCURRENCY", "many"),
+        ("BELAY_PRELOAD", "maybe"),
+        ("BELAY_LEASE_RENEWAL_SECONDS", "9"),
+        ("BELAY_CONFIG", "/nowhere/langgraph.json"),
+    ],
+)
+def test_a_bad_value_names_its_variable(name, value):
+    with pytest.raises(SettingsError, match=name):
+        Settings.from_environ({**MINIMAL, name: value})
