@@ -79,6 +79,15 @@ class LiveServer:
                     found.append(process)
         return found
 
+    @property
+    def database_url(self) -> str:
+        """The embedded Postgres of this server, for looking behind the API."""
+        for process in self.find("bin/postgres", "-D"):
+            for word in process.cmdline():
+                if word.startswith("-cunix_socket_directories="):
+                    return f"postgresql://postgres@/postgres?host={word.partition('=')[2]}"
+        raise RuntimeError("this server has no embedded Postgres")
+
     def worker_parent(self) -> psutil.Process:
         """The worker's own process: the one whose parent is `belay dev`."""
         assert self.process is not None

@@ -1,0 +1,88 @@
+"""Rows to play with, on a real Postgres."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from app.db import assistants, runs, threads
+from app.db.connection import connect
+from app.domain.assistants import system_assistant_id
+
+LEASE = {"owner": "test/1", "lease_seconds": 30.0}
+
+
+@pytest.fixture
+def conn(database_url):
+    with connect(database_url) as made:
+        yield made
+
+
+@pytest.fixture
+def many(database_url):
+    """Run a function on n connections at once; returns what each returned."""
+    opened = []
+
+    def run(n, function):
+        while len(opened) < n:
+            opened.append(connect(make_conninfo(database_url)))
+        with ThreadPoolExecutor(n) as pool:
+            return list(pool.map(function, opened[:n], range(n)))
+
+    yield run
+    for made in opened:
+        made.close()
+
+
+@pytest.fixture
+def rows(conn):
+    return Rows(conn)
+
+
+class Rows:
+    """Makes threads and runs in the state a test needs."""
+
+    def __init__(self, conn) -> None:
+        self.conn = conn
+        assistants.put_system_assistants(conn, ["counter"])
+
+    def thread(self):
+        thread_id = uuid.uuid4()
+        threads.insert_thread(self.conn, thread_id, {})
+        return thread_id
+
+    def pending(self, thread_id=None, **changes):
+        fields = {
+            "run_id": uuid.uuid4(),
+            "thread_id": thread_id or self.thread(),
+            "assistant_id": system_assistant_id("counter"),
+            "graph_id": "counter",
+            "queue": "runs",
+            "metadata": {},
+            "kwargs": {"config": {"configurable": {}}},
+            "thread_config": {"tags": ["of the run"]},
+            "multitask_strategy": "enqueue",
+            "temporary": False,
+            "timeout_seconds": None,
+            "after_seconds": 0.0,
+        }
+        return runs.insert_run(self.conn, runs.NewRun(**{**fields, **changes}), rering_seconds=5.0)
+
+    def running(self, thread_id=None, **changes):
+        run = self.pending(thread_id, **changes)
+        claimed = runs.claim_run(self.conn, run.run_id, **LEASE)
+        assert claimed is not None
+        return claimed
+
+    def expire(self, run_id) -> None:
+        self.conn.execute(
+            "UPDATE run SET lease_expires_at = now() - interval '1 second' WHERE run_id = %s",
+            (run_id,),
+        )
+
+    def status(self, run_id):
+        run = runs.get_run(self.conn, run_id)
+        return None if run is None else run.status

@@ -1,0 +1,341 @@
+"""The moves of a run's life, each one guarded statement, against a real Postgres."""
+
+from __future__ import annotations
+
+import random
+import uuid
+
+import psycopg
+import pytest
+
+from app.db import runs, threads
+from app.db.runs import CancelFilter
+from app.domain.runs import CancelAction, Claim, Ending, RunStatus, user_cancel_reason
+from app.services.cancellation import cancel_locked_runs
+from app.services.run_attempts import (
+    STOPPED,
+    end_cancelled_run,
+    end_run,
+    recover_run,
+    timed_out,
+)
+from tests.integration.conftest import LEASE
+
+SUCCESS = Ending(RunStatus.SUCCESS, values={"count": 2})
+INTERRUPT, ROLLBACK = CancelAction.INTERRUPT, CancelAction.ROLLBACK
+
+
+def cancel(conn, run_id, action=INTERRUPT):
+    with conn.transaction():
+        found = runs.lock_cancellable_runs(conn, CancelFilter(run_ids=[run_id]))
+        return cancel_locked_runs(conn, found, action, user_cancel_reason(action, "TEST"))
+
+
+def recover(conn, claim, *, only_if_expired=True, max_attempts=3):
+    return recover_run(
+        conn,
+        claim,
+        max_attempts=max_attempts,
+        rering_seconds=5.0,
+        only_if_expired=only_if_expired,
+    )
+
+
+def test_fifty_workers_racing_for_one_run_make_one_claim(rows, many):
+    for _ in range(10):
+        run = rows.pending()
+        claims = many(50, lambda conn, _: runs.claim_run(conn, run.run_id, **LEASE))
+        assert [c.claim_no for c in claims if c is not None] == [1]
+
+
+def test_two_runs_of_one_thread_never_run_at_once(rows, many):
+    for _ in range(10):
+        thread_id = rows.thread()
+        queued = [rows.pending(thread_id) for _ in range(4)]
+        ids = [run.run_id for run in queued] * 5
+        claims = many(20, lambda conn, i: runs.claim_run(conn, ids[i], **LEASE))
+        assert [c.run_id for c in claims if c is not None] == [queued[0].run_id]
+
+
+def test_a_thread_is_served_first_come_first_served(rows):
+    thread_id = rows.thread()
+    first, second, third = (rows.pending(thread_id) for _ in range(3))
+    assert runs.claim_run(rows.conn, second.run_id, **LEASE) is None
+    claimed = runs.claim_run(rows.conn, first.run_id, **LEASE)
+    ended = end_run(rows.conn, thread_id, claimed.claim, SUCCESS)
+    assert [second.run_id] == [run.run_id for run in ended.next_runs]
+    assert runs.claim_run(rows.conn, third.run_id, **LEASE) is None
+    assert runs.claim_run(rows.conn, second.run_id, **LEASE) is not None
+
+
+def test_a_run_put_back_goes_before_an_older_one_that_has_become_due(rows):
+    thread_id = rows.thread()
+    older = rows.pending(thread_id, after_seconds=3600)
+    started = rows.running(thread_id)
+    assert runs.put_run_back(rows.conn, started.claim, uncharge=True, rering_seconds=5.0)
+    rows.conn.execute("UPDATE run SET scheduled_at = now() WHERE run_id = %s", (older.run_id,))
+    assert runs.claim_run(rows.conn, older.run_id, **LEASE) is None
+    assert runs.claim_run(rows.conn, started.run_id, **LEASE) is not None
+
+
+def test_a_delayed_run_is_not_claimed_before_it_is_due_and_blocks_nobody(rows):
+    thread_id = rows.thread()
+    delayed = rows.pending(thread_id, after_seconds=60)
+    now = rows.pending(thread_id)
+    assert runs.claim_run(rows.conn, delayed.run_id, **LEASE) is None
+    assert runs.claim_run(rows.conn, now.run_id, **LEASE) is not None
+
+
+def test_an_old_claim_can_write_nothing(rows):
+    old = rows.running()
+    rows.expire(old.run_id)
+    assert recover(rows.conn, old.claim).ring is not None
+    new = runs.claim_run(rows.conn, old.run_id, **LEASE)
+    assert new.claim_no == 2
+    assert end_run(rows.conn, old.thread_id, old.claim, SUCCESS) is None
+    assert runs.put_run_back(rows.conn, old.claim, uncharge=True, rering_seconds=5.0) is None
+    assert recover(rows.conn, old.claim, only_if_expired=False).ring is None
+    assert runs.renew_leases(rows.conn, [old.claim], lease_seconds=30) == []
+    with pytest.raises(psycopg.DatabaseError, match="is over"):
+        rows.conn.execute("SELECT belay_assert_claim(%s, %s)", (old.run_id, old.claim.claim_no))
+    assert rows.status(old.run_id) == "running"
+
+
+def test_a_takeover_waits_for_a_checkpoint_being_written_and_then_fences(rows, database_url):
+    from app.db.connection import connect
+
+    claimed = rows.running()
+    rows.expire(claimed.run_id)
+    with connect(database_url) as writer:
+        with writer.transaction():
+            writer.execute("SELECT belay_assert_claim(%s, %s)", (claimed.run_id, claimed.claim_no))
+            rows.conn.execute("SET lock_timeout = '100ms'")
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                recover(rows.conn, claimed.claim)
+            rows.conn.execute("SET lock_timeout = 0")
+        assert recover(rows.conn, claimed.claim).ring is not None
+
+
+def test_renewal_skips_a_locked_row_and_does_not_call_it_lost(rows, database_url):
+    from app.db.connection import connect
+
+    first, second = rows.running(), rows.running()
+    with connect(database_url) as writer, writer.transaction():
+        writer.execute("SELECT belay_assert_claim(%s, %s)", (first.run_id, first.claim_no))
+        standing = runs.renew_leases(rows.conn, [first.claim, second.claim], lease_seconds=99)
+    assert {first.run_id, second.run_id} == {state.run_id for state in standing}
+
+
+def test_a_lease_renewed_in_time_is_not_taken(rows):
+    claimed = rows.running()
+    assert recover(rows.conn, claimed.claim) == recover(rows.conn, Claim(uuid.uuid4(), 1))
+    rows.expire(claimed.run_id)
+    assert claimed.claim in runs.expired_leases(rows.conn, limit=1000)
+    assert runs.renew_leases(rows.conn, [claimed.claim], lease_seconds=30)
+    assert claimed.claim not in runs.expired_leases(rows.conn, limit=1000)
+    assert recover(rows.conn, claimed.claim).ring is None
+
+
+def test_attempts_are_charged_capped_and_given_back_by_a_drain(rows):
+    claimed = rows.running()
+    runs.put_run_back(rows.conn, claimed.claim, uncharge=True, rering_seconds=5.0)
+    for attempt in (1, 2, 3):
+        claimed = runs.claim_run(rows.conn, claimed.run_id, **LEASE)
+        assert claimed.attempts == attempt
+        rows.expire(claimed.run_id)
+        recovery = recover(rows.conn, claimed.claim)
+    assert recovery.end.status == "error"
+    assert "3 times" in runs.get_run(rows.conn, claimed.run_id).error["message"]
+    assert threads.get_thread(rows.conn, claimed.thread_id).status == "error"
+
+
+@pytest.mark.parametrize("action", [INTERRUPT, ROLLBACK])
+def test_a_cancel_of_a_run_that_never_started_ends_it_and_leaves_the_thread(rows, action):
+    thread_id = rows.thread()
+    running, waiting = rows.running(thread_id), rows.pending(thread_id)
+    before = threads.get_thread(rows.conn, thread_id)
+    cancelled = cancel(rows.conn, waiting.run_id, action)
+    assert [waiting.run_id] == [end.run_id for end in cancelled.ended]
+    assert rows.status(waiting.run_id) == ("interrupted" if action is INTERRUPT else None)
+    assert before == threads.get_thread(rows.conn, thread_id)
+    assert runs.claim_run(rows.conn, waiting.run_id, **LEASE) is None
+    assert end_run(rows.conn, thread_id, running.claim, SUCCESS).status == "success"
+    assert threads.get_thread(rows.conn, thread_id).status == "idle"
+
+
+def test_a_cancel_accepted_before_the_end_wins_over_it(rows):
+    claimed = rows.running()
+    cancel(rows.conn, claimed.run_id)
+    end = end_run(rows.conn, claimed.thread_id, claimed.claim, SUCCESS)
+    assert end.status == "interrupted"
+    thread = threads.get_thread(rows.conn, claimed.thread_id)
+    assert thread.error == {"error": "UserInterrupt", "message": "interrupt requested via TEST"}
+
+
+def test_an_end_written_before_the_cancel_stays(rows):
+    claimed = rows.running()
+    assert end_run(rows.conn, claimed.thread_id, claimed.claim, SUCCESS).status == "success"
+    cancelled = cancel(rows.conn, claimed.run_id)
+    assert cancelled.run_ids == []
+    assert rows.status(claimed.run_id) == "success"
+
+
+@pytest.mark.parametrize("order", [(INTERRUPT, ROLLBACK), (ROLLBACK, INTERRUPT)])
+def test_rollback_wins_over_interrupt_in_either_order(rows, order):
+    claimed = rows.running()
+    for action in order:
+        cancel(rows.conn, claimed.run_id, action)
+    assert end_cancelled_run(rows.conn, claimed.thread_id, claimed.claim, STOPPED).status is None
+    assert rows.status(claimed.run_id) is None
+    assert runs.run_is_rolled_back(rows.conn, claimed.run_id)
+
+
+def test_a_cancel_accepted_by_a_worker_that_died_is_carried_out(rows):
+    claimed = rows.running()
+    cancel(rows.conn, claimed.run_id)
+    rows.expire(claimed.run_id)
+    assert recover(rows.conn, claimed.claim).end.status == "interrupted"
+    assert rows.status(claimed.run_id) == "interrupted"
+
+
+@pytest.mark.parametrize("action", [INTERRUPT, ROLLBACK])
+def test_a_cancel_of_a_run_that_was_put_back_ends_it_at_once(rows, action):
+    claimed = rows.running()
+    runs.put_run_back(rows.conn, claimed.claim, uncharge=True, rering_seconds=5.0)
+    cancel(rows.conn, claimed.run_id, action)
+    assert rows.status(claimed.run_id) == ("interrupted" if action is INTERRUPT else None)
+    expected = "interrupted" if action is INTERRUPT else "idle"
+    assert threads.get_thread(rows.conn, claimed.thread_id).status == expected
+
+
+def test_a_timeout_loses_against_an_accepted_cancel(rows):
+    claimed = rows.running()
+    cancel(rows.conn, claimed.run_id)
+    end = end_run(rows.conn, claimed.thread_id, claimed.claim, timed_out())
+    assert end.status == "interrupted"
+    claimed = rows.running()
+    assert end_run(rows.conn, claimed.thread_id, claimed.claim, timed_out()).status == "timeout"
+
+
+def test_a_rollback_restores_what_the_claim_had_set_on_the_thread(rows):
+    thread_id = rows.thread()
+    first = rows.running(thread_id)
+    end_run(rows.conn, thread_id, first.claim, SUCCESS)
+    threads.patch_thread(rows.conn, thread_id, {"graph_id": "other", "mine": 1})
+    before = threads.get_thread(rows.conn, thread_id)
+    second = rows.running(thread_id, thread_config={"tags": ["second"]})
+    during = threads.get_thread(rows.conn, thread_id)
+    assert during.config == {"tags": ["second"]}
+    assert during.metadata["graph_id"] == "counter"
+    threads.patch_thread(rows.conn, thread_id, {"meanwhile": True})
+    cancel(rows.conn, second.run_id, ROLLBACK)
+    end_cancelled_run(rows.conn, thread_id, second.claim, STOPPED)
+    after = threads.get_thread(rows.conn, thread_id)
+    assert after.metadata == {**before.metadata, "meanwhile": True}
+    assert after.config == before.config
+    assert (after.status, after.values, after.error) == (
+        before.status,
+        before.values,
+        before.error,
+    )
+
+
+def test_lost_doorbells_are_rung_again_with_backoff_and_only_for_heads(rows):
+    thread_id = rows.thread()
+    first, second = rows.pending(thread_id), rows.pending(thread_id)
+
+    def overdue():
+        rows.conn.execute("UPDATE run SET next_ring_at = now() WHERE thread_id = %s", (thread_id,))
+
+    def rung():
+        due = runs.ring_due_runs(rows.conn, limit=10_000, rering_seconds=5.0)
+        return [r.run_id for r in due if r.run_id in (first.run_id, second.run_id)]
+
+    assert rung() == []
+    overdue()
+    assert rung() == [first.run_id]
+    assert rung() == []
+    claimed = runs.claim_run(rows.conn, first.run_id, **LEASE)
+    overdue()
+    assert rung() == []
+    end_run(rows.conn, thread_id, claimed.claim, SUCCESS)
+    overdue()
+    assert rung() == [second.run_id]
+
+
+def test_one_sweeper_at_a_time_and_a_hanging_one_is_replaced(rows, many):
+    name = uuid.uuid4().hex
+
+    def take(conn, number):
+        return runs.take_scheduler_lease(conn, name, f"worker {number}", seconds=30)
+
+    assert many(10, take).count(True) == 1
+    owner = rows.conn.execute(
+        "UPDATE scheduler_lease SET expires_at = now() WHERE name = %s RETURNING owner", (name,)
+    ).fetchone()[0]
+    number = int(owner.split()[1])
+    assert take(rows.conn, number + 1)
+    assert not take(rows.conn, number)
+
+
+def test_lock_order_lets_creates_claims_ends_and_cancels_meet_without_deadlock(rows, many):
+    thread_id = rows.thread()
+    running = rows.running(thread_id)
+
+    def hammer(conn, number):
+        chance = random.Random(number)
+        claim = running.claim
+        for _ in range(30):
+            what = chance.randrange(4)
+            if what == 0:
+                with conn.transaction():
+                    threads.lock_thread(conn, thread_id)
+                    runs.active_runs_of_thread(conn, thread_id)
+            elif what == 1:
+                cancel(conn, uuid.uuid4() if chance.random() < 0.5 else running.run_id)
+            elif what == 2:
+                runs.renew_leases(conn, [claim], lease_seconds=30)
+            else:
+                recover(conn, claim)
+        return True
+
+    assert many(8, hammer) == [True] * 8
+    assert rows.status(running.run_id) == "running"
+
+
+def race(rows, many, seed):
+    """A cancel against the end: both start at once, and everything must agree afterwards."""
+    chance = random.Random(seed)
+    action = chance.choice([INTERRUPT, ROLLBACK])
+    claimed = rows.running()
+
+    def one(conn, number):
+        if number == 0:
+            return end_run(conn, claimed.thread_id, claimed.claim, SUCCESS)
+        return cancel(conn, claimed.run_id, action)
+
+    end, cancelled = many(2, one)
+    status = rows.status(claimed.run_id)
+    thread = threads.get_thread(rows.conn, claimed.thread_id)
+    if cancelled.run_ids:
+        expected = "interrupted" if action is INTERRUPT else None
+        error = "UserInterrupt" if action is INTERRUPT else None
+    else:
+        expected, error = "success", None
+    context = f"seed {seed}, {action}, cancel accepted: {bool(cancelled.run_ids)}"
+    assert (expected, expected) == (status, end.status), context
+    assert error == (thread.error or {}).get("error"), context
+    assert thread.status in ("idle", "interrupted"), context
+    return status
+
+
+def test_cancel_against_completion_agrees_in_every_race(rows, many):
+    seen = {race(rows, many, seed) for seed in range(200)}
+    assert "success" in seen or "interrupted" in seen
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_cancel_against_completion_agrees_in_ten_thousand_races(rows, many):
+    for seed in range(10_000):
+        race(rows, many, seed)

@@ -1,0 +1,121 @@
+"""The fenced saver with LangGraph on top of it, on a real Postgres."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from langgraph.checkpoint.postgres import PostgresSaver
+from langgraph.types import Command
+
+from app.db import runs
+from app.db.runs import CancelFilter
+from app.domain.runs import CancelAction, Ending, RunStatus
+from app.graphs.checkpoints import ClaimLost, RunSaver, ThreadSaver
+from app.graphs.registry import GraphRegistry, read_project
+from app.graphs.thread_state import bound
+from app.services.cancellation import cancel_locked_runs
+from app.services.run_attempts import STOPPED, end_cancelled_run, end_run
+from tests.integration.conftest import LEASE
+from tests.servers import PROJECT
+
+TABLES = ("checkpoints", "checkpoint_writes", "checkpoint_blobs")
+
+
+@pytest.fixture(scope="module")
+def graphs():
+    return GraphRegistry.load(read_project(PROJECT))
+
+
+@pytest.fixture
+def thread_of_execution():
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def invoke(conn, graphs, claimed, graph_id, given, pool, durability="sync"):
+    saver = RunSaver(conn, claimed.claim, pool)
+    graph = bound(graphs.read(graph_id, {}), saver)
+    config = {"configurable": {"thread_id": str(claimed.thread_id)}}
+    return graph.invoke(given, config, durability=durability)
+
+
+def tables(conn, thread_id):
+    return {
+        table: sorted(
+            map(
+                repr, conn.execute(f"SELECT * FROM {table} WHERE thread_id = %s", (str(thread_id),))
+            )
+        )
+        for table in TABLES
+    }
+
+
+def roll_back(conn, claimed) -> None:
+    with conn.transaction():
+        found = runs.lock_cancellable_runs(conn, CancelFilter(run_ids=[claimed.run_id]))
+        cancel_locked_runs(conn, found, CancelAction.ROLLBACK, {"error": "x", "message": "y"})
+    assert end_cancelled_run(conn, claimed.thread_id, claimed.claim, STOPPED) is not None
+
+
+@pytest.mark.parametrize("durability", ["sync", "async", "exit"])
+def test_rolling_back_a_resume_that_asked_again_brings_the_first_question_back(
+    rows, conn, graphs, thread_of_execution, durability
+):
+    thread_id = rows.thread()
+    first = rows.running(thread_id)
+    invoke(conn, graphs, first, "questions", {"topic": "t"}, thread_of_execution, durability)
+    end_run(conn, thread_id, first.claim, Ending(RunStatus.SUCCESS, values={}, has_next=True))
+    before = tables(conn, thread_id)
+    second = rows.running(thread_id)
+    asked = invoke(
+        conn, graphs, second, "questions", Command(resume="one"), thread_of_execution, durability
+    )
+    assert [i.value["question"] for i in asked["__interrupt__"]] == ["second about t?"]
+    assert before != tables(conn, thread_id)
+    roll_back(conn, second)
+    assert before == tables(conn, thread_id)
+    state = bound(graphs.read("questions", {}), ThreadSaver(conn)).get_state(
+        {"configurable": {"thread_id": str(thread_id)}}
+    )
+    assert [i.value["question"] for i in state.interrupts] == ["first about t?"]
+
+
+def test_a_zombie_writes_no_checkpoint_after_a_takeover(rows, conn, graphs, thread_of_execution):
+    zombie = rows.running()
+    invoke(conn, graphs, zombie, "counter", {"count": 1}, thread_of_execution)
+    runs.put_run_back(conn, zombie.claim, uncharge=True, rering_seconds=5.0)
+    runs.claim_run(conn, zombie.run_id, **LEASE)
+    before = tables(conn, zombie.thread_id)
+    for durability in ("sync", "async", "exit"):
+        with pytest.raises(ClaimLost):
+            invoke(conn, graphs, zombie, "counter", {"count": 5}, thread_of_execution, durability)
+    assert before == tables(conn, zombie.thread_id)
+
+
+def test_a_zombie_writes_no_checkpoint_after_a_rollback(rows, conn, graphs, thread_of_execution):
+    zombie = rows.running()
+    invoke(conn, graphs, zombie, "counter", {"count": 1}, thread_of_execution)
+    roll_back(conn, zombie)
+    with pytest.raises(ClaimLost):
+        invoke(conn, graphs, zombie, "counter", {"count": 5}, thread_of_execution)
+    assert tables(conn, zombie.thread_id) == {table: [] for table in TABLES}
+
+
+def test_langgraphs_own_saver_reads_what_ours_wrote(rows, conn, graphs, thread_of_execution):
+    claimed = rows.running()
+    invoke(conn, graphs, claimed, "counter", {"count": 1}, thread_of_execution)
+    found = PostgresSaver(conn).get_tuple(
+        {"configurable": {"thread_id": str(claimed.thread_id), "checkpoint_ns": ""}}
+    )
+    assert found.checkpoint["channel_values"]["count"] == 2
+    assert found.metadata["run_id"] == str(claimed.run_id)
+
+
+def test_a_string_with_nul_does_not_stop_a_checkpoint(rows, conn, graphs, thread_of_execution):
+    claimed = rows.running()
+    invoke(conn, graphs, claimed, "counter", {"count": 1, "note": "a\0b"}, thread_of_execution)
+    found = PostgresSaver(conn).get_tuple(
+        {"configurable": {"thread_id": str(claimed.thread_id), "checkpoint_ns": ""}}
+    )
+    assert found.checkpoint["channel_values"]["note"] == "a\ufffdb"
