@@ -111,15 +111,10 @@ class Child:
         never comes, the supervisor kills this process.
         """
         self._claim, self._asked, self._task = claim, StopReason.NONE, None
-        future: Future[Any] = Future()
-
-        def start() -> None:
-            nonlocal future
-            future = asyncio.run_coroutine_threadsafe(self._as_task(work), self._loop)
-            future.add_done_callback(lambda _: self._nodes.wake())
-
         try:
-            self._nodes.serve(start, lambda: future.done())
+            future: Future[Any] = self._nodes.serve(
+                lambda: asyncio.run_coroutine_threadsafe(self._as_task(work), self._loop)
+            )
             if self._asked is not StopReason.NONE:
                 self._wait_for_leftovers()
         finally:

@@ -68,20 +68,17 @@ class MainThreadExecutor(ThreadPoolExecutor):
         """True while a call that did not fit on the main thread is still running."""
         return self._pooled > 0
 
-    def wake(self) -> None:
-        """Let `serve` look whether it is done."""
-        self._inbox.put(None)
-
-    def serve(self, start: Callable[[], None], done: Callable[[], bool]) -> None:
-        """Start something, then run what it hands over, on this thread, until `done()`.
+    def serve(self, start: Callable[[], Future[_T]]) -> Future[_T]:
+        """Start something, run on this thread what it hands over, return its future when done.
 
         `start` is called when this thread is already open for work, so that not even the first
-        call can slip by to the pool. Call `wake` when `done()` may have become true.
+        call can slip by to the pool.
         """
         self._set_free(True)
         try:
-            start()
-            while not done():
+            started = start()
+            started.add_done_callback(lambda _: self._inbox.put(None))
+            while not started.done():
                 work = self._inbox.get()
                 if work is not None:
                     self._run(work)
@@ -89,6 +86,7 @@ class MainThreadExecutor(ThreadPoolExecutor):
         finally:
             self._set_free(False)
             self._refuse_leftovers()
+        return started
 
     def _set_free(self, free: bool) -> None:
         with self._hand_over:

@@ -36,7 +36,7 @@ from app.services.run_attempts import (
     STOPPED,
     Announcer,
     end_cancelled_run,
-    end_run,
+    end_for_dead,
     recover_run,
     timed_out,
 )
@@ -339,7 +339,7 @@ class Supervisor:
         if death.reason is StopReason.CANCEL:
             end = end_cancelled_run(conn, thread_id, claim, STOPPED)
         elif death.reason is StopReason.TIMEOUT:
-            end = end_run(conn, thread_id, claim, timed_out())
+            end = end_for_dead(conn, thread_id, claim, timed_out())
         elif death.reason is StopReason.DRAIN:
             self._put_back(conn, reading, claim)
             return

@@ -66,11 +66,16 @@ class EventLog:
                 if isinstance(answer, Exception):
                     raise answer
 
-    def append_end(self, run_id: UUID, claim_no: int, status: str | None) -> None:
-        """Mark the end. `status` is None for a run that was rolled back or deleted."""
-        data = orjson.dumps({"status": status})
-        end = Event(f"{claim_no}-{_END_SEQ}", END, data)
-        self._append(run_id, [end], nudge=f"{run_id}!")
+    def append_end(
+        self, run_id: UUID, claim_no: int, status: str | None, error: dict[str, str] | None
+    ) -> None:
+        """Mark the end. `status` is None for a run that was rolled back; `error` is for an end
+        that the run's own worker could not say."""
+        events = [Event(f"{claim_no}-{_END_SEQ}", END, orjson.dumps({"status": status}))]
+        if error is not None:
+            last = Event(f"{claim_no}-{_END_SEQ - 1}", "error", orjson.dumps(error))
+            events.insert(0, last)
+        self._append(run_id, events, nudge=f"{run_id}!")
 
     def read_after(self, run_id: UUID, last_id: str, *, count: int) -> list[Event]:
         """Up to `count` events after `last_id` (exclusive)."""

@@ -140,6 +140,12 @@ def run_is_rolled_back(conn: Connection, run_id: UUID) -> bool:
     return bool(fetch_value(conn, SQL.run_is_rolled_back, {"run_id": run_id}))
 
 
+def rollback_reason(conn: Connection, run_id: UUID) -> dict[str, str] | None:
+    """Who asked for the rollback of a run that is gone."""
+    value: dict[str, str] | None = fetch_value(conn, SQL.rollback_reason, {"run_id": run_id})
+    return value
+
+
 def active_runs_of_thread(conn: Connection, thread_id: UUID) -> list[Run]:
     return fetch_all(conn, SQL.active_runs_of_thread, {"thread_id": thread_id}, Run)
 

@@ -6,6 +6,7 @@ before the graph's own end turns that end into the cancel's, and a run that is o
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,12 +27,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """An end that this process wrote. `status` is None for a run that was rolled back."""
+    """An end that this process wrote. `status` is None for a run that was rolled back.
+
+    `error` is set where no child could put it on the run's stream.
+    """
 
     run_id: UUID
     claim_no: int
     status: str | None
     next_runs: tuple[Ringable, ...] = ()
+    error: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class Announcer:
         """Release the waiters and streams of a run that has ended, and ring for what is next."""
         self.ring(end.next_runs)
         try:
-            self.event_log.append_end(end.run_id, end.claim_no, end.status)
+            self.event_log.append_end(end.run_id, end.claim_no, end.status, end.error)
         except RedisError as error:
             log.warning("end of run %s not published, readers will poll: %s", end.run_id, error)
         self.cancel_flags.lower_flag(end.run_id)
@@ -92,6 +97,14 @@ def _end_cancelled(conn: Connection, run: Run, ending: Ending) -> RunEnd | None:
         return None
     next_runs = [] if ended.next_run is None else [ended.next_run]
     return RunEnd(run.run_id, run.claim_no, RunStatus.INTERRUPTED, tuple(next_runs))
+
+
+def end_for_dead(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> RunEnd | None:
+    """Write an end in place of a child that is dead, and could not put it on the stream."""
+    end = end_run(conn, thread_id, claim, ending)
+    if end is None or end.status != ending.status:
+        return end
+    return dataclasses.replace(end, error=ending.error)
 
 
 #: The end of a run whose child was killed: nobody there could say what it had reached.
@@ -144,7 +157,7 @@ def recover_run(
         if locked.cancel_action is not None:
             return Recovery(end=_end_cancelled(conn, locked, STOPPED))
         if locked.attempts >= max_attempts:
-            return Recovery(end=end_run(conn, locked.thread_id, claim, _given_up(locked)))
+            return Recovery(end=end_for_dead(conn, locked.thread_id, claim, _given_up(locked)))
         ring = run_rows.put_run_back(conn, claim, uncharge=False, rering_seconds=rering_seconds)
         return Recovery(ring=ring)
 

@@ -15,16 +15,16 @@ from app.services.parts import Parts
 
 log = logging.getLogger(__name__)
 
-#: For a run that was rolled back or deleted while somebody waited for it.
-GONE = {"__error__": {"error": "RunNotFound", "message": "404: Run not found"}}
+#: For a run that was deleted while somebody waited for it.
+_DELETED = {"error": "RunNotFound", "message": "404: Run not found"}
 
 
 def outcome_of(parts: Parts, thread_id: UUID, run_id: UUID) -> Any:
     """The answer for a run that has ended: values, with `__interrupt__`, or `__error__`."""
     with parts.database.connection() as conn:
         run = run_rows.get_thread_run(conn, thread_id, run_id, ended_stateless=True)
-    if run is None:
-        return GONE
+        if run is None:
+            return {"__error__": run_rows.rollback_reason(conn, run_id) or _DELETED}
     if run.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
         return {"__error__": run.error}
     outcome = run.outcome if run.outcome is not None else _read_outcome(parts, run)

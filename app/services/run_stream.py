@@ -18,7 +18,7 @@ from app.bus.run_feed import Subscription
 from app.db import runs as run_rows
 from app.db.runs import CancelFilter
 from app.domain.errors import InvalidRequest
-from app.domain.runs import CancelAction, Run, disconnect_reason
+from app.domain.runs import CancelAction, Run, RunStatus, disconnect_reason
 from app.graphs.serde import to_json
 from app.services.cancellation import cancel_runs
 from app.services.parts import Parts
@@ -90,6 +90,8 @@ def stream_events(parts: Parts, follow: Follow, watch: WatchClient) -> Iterator[
             elif not subscription.ended and not subscription.client_left:
                 yield HEARTBEAT
         ended = subscription.drained
+        if ended and (marker := _cancelled_marker(parts, follow.run)):
+            yield marker
     finally:
         client_left = stop_watching()
         parts.feed.unsubscribe(subscription)
@@ -118,6 +120,21 @@ def wait_for_outcome(parts: Parts, follow: Follow, watch: WatchClient) -> Iterat
         parts.feed.unsubscribe(subscription)
         if client_left and not ended:
             _cancel_if_asked(parts, follow)
+
+
+def _cancelled_marker(parts: Parts, run: Run) -> bytes | None:
+    """The last event of a run that was cancelled: `end`, with what it was cancelled by.
+
+    Both SDKs pass over an event of this name: JavaScript's has no handler for it, Python's takes it
+    to say that the run has ended. Other runs' streams just end, as the reference's do.
+    """
+    with parts.database.connection() as conn:
+        now = run_rows.get_thread_run(conn, run.thread_id, run.run_id, ended_stateless=True)
+        reason = run_rows.rollback_reason(conn, run.run_id) if now is None else now.cancel_reason
+    if now is not None and now.status != RunStatus.INTERRUPTED:
+        return None
+    status = "rollback" if now is None else RunStatus.INTERRUPTED
+    return b"event: end\ndata: " + to_json({"status": status, **(reason or {})}) + b"\n\n"
 
 
 def _has_ended(parts: Parts, run_id: UUID) -> bool:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -18,23 +19,8 @@ def executor():
 
 def serve_while(executor, work):
     """Run `work(executor)` in another thread while this, the main one, serves."""
-    result = {}
-
-    def call():
-        try:
-            result["value"] = work(executor)
-        except BaseException as error:
-            result["error"] = error
-        finally:
-            result["done"] = True
-            executor.wake()
-
-    thread = threading.Thread(target=call)
-    executor.serve(thread.start, lambda: "done" in result)
-    thread.join()
-    if "error" in result:
-        raise result["error"]
-    return result["value"]
+    with ThreadPoolExecutor(1) as other:
+        return executor.serve(lambda: other.submit(work, executor)).result()
 
 
 def test_one_call_runs_on_the_main_thread(executor):

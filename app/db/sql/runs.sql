@@ -32,6 +32,9 @@ LIMIT %(limit)s OFFSET %(offset)s
 -- name: run_is_rolled_back
 SELECT EXISTS (SELECT 1 FROM run_tombstone WHERE run_id = %(run_id)s)
 
+-- name: rollback_reason
+SELECT reason FROM run_tombstone WHERE run_id = %(run_id)s
+
 -- name: active_runs_of_thread
 -- Locked in run_id order, after the thread's row.
 SELECT * FROM run
