@@ -82,7 +82,6 @@ class MainThreadExecutor(ThreadPoolExecutor):
                 work = self._inbox.get()
                 if work is not None:
                     self._run(work)
-                    self._set_free(True)
         finally:
             self._set_free(False)
             self._refuse_leftovers()
@@ -104,13 +103,20 @@ class MainThreadExecutor(ThreadPoolExecutor):
 
     def _run(self, work: _Work) -> None:
         if not work.future.set_running_or_notify_cancel():
+            self._set_free(True)
             return
+        error: BaseException | None = None
+        result = None
         try:
             self._in_node = True
             result = work.call()
             self._in_node = False
-        except BaseException as error:  # noqa: BLE001  (handed to whoever waits for the node)
+        except BaseException as raised:  # noqa: BLE001  (handed to whoever waits for the node)
             self._in_node = False
+            error = raised
+        # Free before the waiter hears of it: it may hand over the next node at once.
+        self._set_free(True)
+        if error is not None:
             work.future.set_exception(error)
         else:
             work.future.set_result(result)

@@ -45,6 +45,7 @@ def create_api(parts: Parts) -> Flask:
         TRAP_HTTP_EXCEPTIONS=False,
     )
     app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False
     app.extensions[PARTS] = parts
     api = _Api(app)
     for module in (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import marshmallow as ma
 
-from app.api.fields import Integer, Object, StringList, one_of
+from app.api.config_schemas import RunConfig
+from app.api.fields import Integer, Object, StringList, Uuid, one_of
 from app.db.assistants import SORT_COLUMNS
 from app.domain.assistants import ASSISTANT_FIELDS
 
 
 class Assistant(ma.Schema):
-    assistant_id = ma.fields.UUID(required=True)
+    assistant_id = Uuid(required=True)
     graph_id = ma.fields.String(required=True)
     config = Object(required=True)
     context = Object(required=True)
@@ -26,10 +27,10 @@ class CreateAssistant(ma.Schema):
     """A graph with configuration of its own."""
 
     graph_id = ma.fields.String(required=True)
-    assistant_id = ma.fields.UUID()
+    assistant_id = Uuid()
     name = ma.fields.String(allow_none=True)
     description = ma.fields.String(allow_none=True)
-    config = Object(allow_none=True)
+    config = ma.fields.Nested(RunConfig, allow_none=True)
     context = Object(allow_none=True)
     metadata = Object(allow_none=True)
     if_exists = ma.fields.String(validate=one_of("raise", "do_nothing"), load_default="raise")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from uuid import UUID
 
@@ -9,14 +10,29 @@ import marshmallow as ma
 from flask import request
 
 from app.domain.errors import InvalidRequest
+from app.domain.ids import parse_uuid
+
+_DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+
+
+class Uuid(ma.fields.UUID):
+    """A UUID in any of the spellings the reference takes, and in no other."""
+
+    def _validated(self, value: Any) -> UUID:
+        try:
+            return value if isinstance(value, UUID) else parse_uuid(value)
+        except ValueError as error:
+            raise self.make_error("invalid_uuid") from error
 
 
 class Integer(ma.fields.Integer):
-    """A JSON integer; in a query string, its digits."""
+    """A JSON integer; in a query string (`metadata={"in_query": True}`), its ASCII digits."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if self.metadata.get("in_query"):
-            return super()._deserialize(value, attr, data, **kwargs)
+            if _DIGITS.fullmatch(value) is None:
+                raise ma.ValidationError(f'{value!r} is not of type "integer"')
+            return int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise ma.ValidationError(f'{value!r} is not of type "integer"')
         return value
@@ -62,7 +78,7 @@ def one_of(*choices: str) -> ma.validate.OneOf:
 def path_uuid(text: str, noun: str) -> UUID:
     """An id from the path. Raises InvalidRequest: `Invalid run ID: must be a UUID`."""
     try:
-        return UUID(text)
+        return parse_uuid(text)
     except ValueError:
         raise InvalidRequest(f"Invalid {noun} ID: must be a UUID") from None
 

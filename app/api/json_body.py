@@ -15,7 +15,7 @@ from flask import Request, Response
 from marshmallow import EXCLUDE, Schema, ValidationError
 from webargs import missing
 from webargs.flaskparser import FlaskParser
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from app.domain.errors import InvalidRequest, TooLarge
 from app.graphs.serde import to_json
@@ -34,6 +34,12 @@ def read_json(request: Request) -> Any:
         raw = request.get_data(cache=True)
     except RequestEntityTooLarge as error:
         raise TooLarge() from error
+    except HTTPException:
+        raise
+    except Exception as error:  # the web server's own errors, of a body that is badly chunked
+        raise InvalidRequest(f"{_INVALID}: the body could not be read") from error
+    if request.content_length is not None and len(raw) < request.content_length:
+        raise InvalidRequest(f"{_INVALID}: the body ended before its Content-Length")
     try:
         document = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -53,20 +59,21 @@ def _too_deep() -> str:
 def _check(document: Any) -> None:
     """Refuse nesting beyond MAX_DEPTH and NUL characters, in keys as in values."""
     level = [document]
-    for _ in range(MAX_DEPTH):
+    depth = 0
+    while level:
         below: list[Any] = []
         for item in level:
             if isinstance(item, dict):
-                below += item.keys()
-                below += item.values()
+                below += [*item.keys(), *item.values()]
             elif isinstance(item, list):
                 below += item
             elif isinstance(item, str) and "\0" in item:
                 raise InvalidRequest(f"{_INVALID}: NUL characters cannot be stored")
-        if not below:
-            return
+        if any(isinstance(item, (dict, list)) for item in level):
+            depth += 1
+        if depth > MAX_DEPTH:
+            raise InvalidRequest(_too_deep())
         level = below
-    raise InvalidRequest(_too_deep())
 
 
 class BelayParser(FlaskParser):

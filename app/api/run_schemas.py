@@ -6,7 +6,8 @@ from typing import Any
 
 import marshmallow as ma
 
-from app.api.fields import Boolean, Integer, Number, Object, StringList, one_of
+from app.api.config_schemas import RunConfig
+from app.api.fields import Boolean, Integer, Number, Object, StringList, Uuid, one_of
 from app.api.thread_schemas import Checkpoint
 from app.domain.runs import CancelAction, Durability, MultitaskStrategy, RunStatus
 
@@ -29,9 +30,9 @@ class StreamModes(StringList):
 
 
 class Run(ma.Schema):
-    run_id = ma.fields.UUID(required=True)
-    thread_id = ma.fields.UUID(required=True)
-    assistant_id = ma.fields.UUID(required=True)
+    run_id = Uuid(required=True)
+    thread_id = Uuid(required=True)
+    assistant_id = Uuid(required=True)
     created_at = ma.fields.DateTime(required=True)
     updated_at = ma.fields.DateTime(required=True)
     status = ma.fields.String(required=True, validate=one_of(*RunStatus))
@@ -46,6 +47,11 @@ class Command(ma.Schema):
     update = ma.fields.Raw(allow_none=True)
     resume = ma.fields.Raw(allow_none=True)
     goto = ma.fields.Raw(allow_none=True)
+
+    @ma.post_load
+    def nothing_is_no_command(self, data: dict, **_: object) -> dict | None:
+        says = data.get("resume") is not None or data.get("update") or data.get("goto")
+        return data if says else None
 
     @ma.validates_schema
     def goto_names_nodes(self, data: dict, **_: object) -> None:
@@ -66,38 +72,18 @@ class Command(ma.Schema):
             raise ma.ValidationError("must be an object or a list of [key, value]", "update")
 
 
-class RunConfig(ma.Schema):
-    """LangChain's RunnableConfig, as far as a client may set it."""
-
-    class Meta:
-        unknown = ma.EXCLUDE
-
-    tags = ma.fields.List(ma.fields.String(), allow_none=True)
-    recursion_limit = Integer(allow_none=True, validate=ma.validate.Range(1, 1_000_000))
-    max_concurrency = Integer(allow_none=True, validate=ma.validate.Range(1, 10_000))
-    configurable = Object(allow_none=True)
-    metadata = Object(allow_none=True)
-    run_name = ma.fields.String(allow_none=True)
-
-    @ma.post_load
-    def without_nulls(self, data: dict, **_: object) -> dict:
-        return {key: value for key, value in data.items() if value is not None}
-
-
 class _RunCreate(ma.Schema):
     """What every way to create a run has in common."""
 
     assistant_id = ma.fields.String(required=True)
-    run_id = ma.fields.UUID(
-        metadata={"description": "A retried create with the same id gets the same run."}
-    )
+    run_id = Uuid(metadata={"description": "A retried create with the same id gets the same run."})
     input = ma.fields.Raw(allow_none=True)
     command = ma.fields.Nested(Command, allow_none=True)
     config = ma.fields.Nested(RunConfig, allow_none=True)
     context = Object(allow_none=True)
     metadata = Object(allow_none=True)
     checkpoint = ma.fields.Nested(Checkpoint, allow_none=True)
-    checkpoint_id = ma.fields.UUID(allow_none=True)
+    checkpoint_id = Uuid(allow_none=True)
     interrupt_before = StringList(allow_none=True)
     interrupt_after = StringList(allow_none=True)
     stream_mode = StreamModes(allow_none=True)
@@ -116,12 +102,6 @@ class _RunCreate(ma.Schema):
     checkpoint_during = Boolean(allow_none=True)
     feedback_keys = ma.fields.List(ma.fields.String(), allow_none=True)
     on_disconnect = ma.fields.String(allow_none=True, validate=one_of("cancel", "continue"))
-
-    @ma.validates("config")
-    def checkpoint_in_config_is_an_id(self, value: dict | None, **_: object) -> None:
-        checkpoint_id = ((value or {}).get("configurable") or {}).get("checkpoint_id")
-        if checkpoint_id is not None:
-            ma.fields.UUID().deserialize(checkpoint_id)
 
 
 class CreateThreadRun(_RunCreate):
@@ -142,11 +122,9 @@ class CancelRuns(ma.Schema):
             "Must be one of 'pending', 'running', or 'all'."
         },
     )
-    thread_id = ma.fields.UUID(
-        metadata={"description": "The ID of the thread containing runs to cancel."}
-    )
+    thread_id = Uuid(metadata={"description": "The ID of the thread containing runs to cancel."})
     run_ids = ma.fields.List(
-        ma.fields.UUID(),
+        Uuid(),
         validate=ma.validate.Length(max=10_000),
         metadata={"description": "List of run IDs to cancel."},
     )
@@ -180,7 +158,7 @@ class CancelRunQuery(CancelQuery):
 
 class ListRunsQuery(ma.Schema):
     limit = Integer(
-        load_default=10, validate=ma.validate.Range(0, 1000), metadata={"in_query": True}
+        load_default=10, validate=ma.validate.Range(0, 2**31), metadata={"in_query": True}
     )
     offset = Integer(
         load_default=0, validate=ma.validate.Range(0, 2**31), metadata={"in_query": True}

@@ -32,6 +32,7 @@ from app.api.run_schemas import (
 from app.db import runs as run_rows
 from app.db.runs import CancelFilter
 from app.domain.errors import InvalidRequest, NotFound
+from app.domain.ids import parse_uuid
 from app.domain.runs import RUN_FIELDS, CancelAction, user_cancel_reason
 from app.domain.runs import Run as RunRow
 from app.services import runs
@@ -56,7 +57,7 @@ def _create(thread_id: str, body: dict[str, Any]) -> RunRow:
 
 def _thread_id_of_create(text: str) -> UUID:
     try:
-        return UUID(text)
+        return parse_uuid(text)
     except ValueError:
         raise InvalidRequest("Invalid thread ID") from None
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import marshmallow as ma
 
-from app.api.fields import Boolean, Integer, Object, StringList, one_of
+from app.api.fields import Boolean, Integer, Object, StringList, Uuid, one_of
 from app.db.threads import SORT_COLUMNS
 from app.domain.threads import THREAD_FIELDS, ThreadStatus
 
 
 class Thread(ma.Schema):
-    thread_id = ma.fields.UUID(required=True)
+    thread_id = Uuid(required=True)
     created_at = ma.fields.DateTime(required=True)
     updated_at = ma.fields.DateTime(required=True)
     state_updated_at = ma.fields.DateTime()
@@ -23,7 +23,7 @@ class Thread(ma.Schema):
 
 
 class CreateThread(ma.Schema):
-    thread_id = ma.fields.UUID()
+    thread_id = Uuid()
     metadata = Object(allow_none=True)
     if_exists = ma.fields.String(validate=one_of("raise", "do_nothing"), load_default="raise")
     graph_id = ma.fields.String(allow_none=True)
@@ -34,7 +34,7 @@ class PatchThread(ma.Schema):
 
 
 class SearchThreads(ma.Schema):
-    ids = ma.fields.List(ma.fields.UUID(), allow_none=True, validate=ma.validate.Length(max=1000))
+    ids = ma.fields.List(Uuid(), allow_none=True, validate=ma.validate.Length(max=1000))
     metadata = Object(allow_none=True)
     values = Object(allow_none=True)
     status = ma.fields.String(allow_none=True, validate=one_of(*ThreadStatus))
@@ -57,8 +57,10 @@ class Checkpoint(ma.Schema):
 
     thread_id = ma.fields.String(allow_none=True)
     checkpoint_ns = ma.fields.String(allow_none=True)
-    checkpoint_id = ma.fields.UUID(allow_none=True)
-    checkpoint_map = Object(allow_none=True)
+    checkpoint_id = Uuid(allow_none=True)
+    checkpoint_map = ma.fields.Dict(
+        keys=ma.fields.String(), values=ma.fields.String(), allow_none=True
+    )
 
     @ma.post_load
     def as_strings(self, data: dict, **_: object) -> dict:
@@ -84,13 +86,20 @@ class UpdateState(ma.Schema):
     values = ma.fields.Raw(allow_none=True)
     as_node = ma.fields.String(allow_none=True)
     checkpoint = ma.fields.Nested(Checkpoint, allow_none=True)
-    checkpoint_id = ma.fields.UUID(allow_none=True)
+    checkpoint_id = Uuid(allow_none=True)
 
 
 class UpdatedState(ma.Schema):
     checkpoint = Object(required=True)
     configurable = Object(required=True)
     checkpoint_id = ma.fields.String(required=True)
+
+
+class HistoryQuery(ma.Schema):
+    limit = Integer(
+        load_default=1, validate=ma.validate.Range(0, 1000), metadata={"in_query": True}
+    )
+    before = ma.fields.String()
 
 
 class StateAtCheckpoint(ma.Schema):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID
 
-from flask import Response, request
+from flask import Response
 
 from app.api.error_schemas import Error
 from app.api.fields import path_uuid, query_flag
@@ -13,12 +12,14 @@ from app.api.json_body import Blueprint, json_response
 from app.api.parts import parts
 from app.api.thread_schemas import (
     History,
+    HistoryQuery,
     StateAtCheckpoint,
     ThreadState,
     UpdatedState,
     UpdateState,
 )
 from app.domain.errors import InvalidRequest
+from app.domain.ids import parse_uuid
 from app.services import threads
 
 blueprint = Blueprint("thread states", __name__, description="States of threads")
@@ -74,18 +75,16 @@ def update_state(body: dict[str, Any], thread_id: str) -> Response:
 
 
 @blueprint.get("/threads/<thread_id>/history")
+@blueprint.arguments(HistoryQuery, location="query")
 @blueprint.response(200, ThreadState(many=True))
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(422, schema=Error)
-def get_history(thread_id: str) -> Response:
-    raw = request.args.get("limit", "1")
-    if not raw.isdigit() or int(raw) > 1000:
-        raise InvalidRequest(f"Invalid limit {raw}")
+def get_history(query: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_history(
         parts(),
         path_uuid(thread_id, "thread"),
-        limit=int(raw),
-        before=_before(request.args.get("before")),
+        limit=query["limit"],
+        before=_before(query.get("before")),
         metadata=None,
         checkpoint=None,
     )
@@ -117,6 +116,6 @@ def _before(value: Any) -> str | None:
     if value is None:
         return None
     try:
-        return str(UUID(value))
-    except (ValueError, AttributeError, TypeError):
+        return str(parse_uuid(value))
+    except ValueError:
         raise InvalidRequest("before: must be a checkpoint or a checkpoint id") from None

@@ -7,6 +7,7 @@ end marker. A log may be lost; the end of a run is always read again from Postgr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from app.bus.client import Keys
 #: Name of the entry that says a run has ended; its data is {"status": …}. Never sent to a client.
 END = "__end__"
 _END_SEQ = 2**62
+#: Redis takes 64 bits; a claim counts from 1, and no log has 10^18 events.
+_ID = re.compile(r"[0-9]{1,18}-[0-9]{1,19}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +36,10 @@ class Event:
 
 def id_key(event_id: str) -> tuple[int, int]:
     """An id as numbers, for comparing. Raises ValueError when it is not an id."""
+    if _ID.fullmatch(event_id) is None:
+        raise ValueError(f"not an event id: {event_id!r}")
     claim_no, _, seq = event_id.partition("-")
-    return int(claim_no), int(seq or 0)
+    return int(claim_no), int(seq)
 
 
 class EventLog:

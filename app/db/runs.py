@@ -51,21 +51,6 @@ class Ringable:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """A run this statement ended, and the thread's next run if there is one."""
-
-    run_id: UUID
-    next_run_id: UUID | None
-    next_queue: str | None
-
-    @property
-    def next_run(self) -> Ringable | None:
-        if self.next_run_id is None or self.next_queue is None:
-            return None
-        return Ringable(self.next_run_id, self.next_queue)
-
-
-@dataclass(frozen=True, slots=True)
 class CancelFilter:
     """Which active runs a cancel may hit; None means any."""
 
@@ -199,17 +184,16 @@ def _ending_params(thread_id: UUID, claim: Claim, ending: Ending) -> dict[str, A
     }
 
 
-def finish_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> Ended | None:
-    """Write the end. None: the claim is over, or a cancel was accepted first."""
-    return fetch_one(conn, SQL.finish_run, _ending_params(thread_id, claim, ending), Ended)
+def finish_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> bool:
+    """Write the end. False: the claim is over, or a cancel was accepted first."""
+    params = _ending_params(thread_id, claim, ending)
+    return fetch_value(conn, SQL.finish_run, params) is not None
 
 
-def finish_interrupted_run(
-    conn: Connection, thread_id: UUID, claim: Claim, ending: Ending
-) -> Ended | None:
+def finish_interrupted_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> bool:
     """Write the end of a run whose accepted cancel says `interrupt`."""
     params = _ending_params(thread_id, claim, ending)
-    return fetch_one(conn, SQL.finish_interrupted_run, params, Ended)
+    return fetch_value(conn, SQL.finish_interrupted_run, params) is not None
 
 
 def put_run_back(
@@ -324,6 +308,18 @@ def last_checkpoint_of_run(conn: Connection, thread_id: UUID, run_id: UUID) -> s
     params = {"thread_id": str(thread_id), "run_id": str(run_id)}
     value: str | None = fetch_value(conn, SQL.last_checkpoint_of_run, params)
     return value
+
+
+def checkpoint_exists(
+    conn: Connection, thread_id: UUID, checkpoint_ns: str, checkpoint_id: str | None
+) -> bool:
+    """Whether the thread has this checkpoint, or any of the namespace when no id is given."""
+    params = {
+        "thread_id": str(thread_id),
+        "checkpoint_ns": checkpoint_ns,
+        "checkpoint_id": checkpoint_id,
+    }
+    return bool(fetch_value(conn, SQL.checkpoint_exists, params))
 
 
 def take_scheduler_lease(conn: Connection, name: str, owner: str, *, seconds: float) -> bool:

@@ -82,6 +82,11 @@ def search_threads(
     return fetch_all(conn, sql, filter_.params() | {"limit": limit, "offset": offset}, Thread)
 
 
+def threads_with_unknown_values(conn: Connection, filter_: ThreadFilter) -> list[Thread]:
+    """Those of the filter whose last run was killed, and whose values nobody has asked for."""
+    return fetch_all(conn, SQL.threads_with_unknown_values, filter_.params(), Thread)
+
+
 def _ordered(sql: str, sort_by: str, sort_order: str) -> str:
     """The only identifiers that come from a request, and only from these two lists."""
     if sort_by not in SORT_COLUMNS or sort_order not in ("asc", "desc"):

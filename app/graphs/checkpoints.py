@@ -16,33 +16,79 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any, TypeVar
-from uuid import UUID
 
 import psycopg
-from langgraph.checkpoint.base import WRITES_IDX_MAP, CheckpointTuple
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    CheckpointTuple,
+    get_serializable_checkpoint_metadata,
+)
 from langgraph.checkpoint.postgres import PostgresSaver
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
-from app.db.connection import Connection
+from app.db.connection import Connection, unavailable_when_unreachable
 from app.domain.runs import Claim
 
 _T = TypeVar("_T")
 _CLAIM_OVER = "BL001"
-_ASSERT_CLAIM = "SELECT belay_assert_claim(%s, %s)"
-#: Once per checkpoint and run; a checkpoint of this very run needs no image, it will be deleted.
-_KEEP_BEFORE_IMAGE = """
-INSERT INTO run_before_image (run_id, thread_id, checkpoint_ns, checkpoint_id, writes)
-SELECT %(run_id)s, %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s,
-    coalesce((
-        SELECT jsonb_agg(to_jsonb(w)) FROM checkpoint_writes w
-        WHERE w.thread_id = %(thread_id)s AND w.checkpoint_ns = %(checkpoint_ns)s
-          AND w.checkpoint_id = %(checkpoint_id)s), '[]')
-WHERE NOT EXISTS (
-    SELECT 1 FROM checkpoints c
-    WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s
-      AND c.checkpoint_id = %(checkpoint_id)s AND c.metadata ->> 'run_id' = %(run_text)s)
-ON CONFLICT DO NOTHING
+#: One statement is one message: a writer that stalls (a node that holds the GIL, a worker that is
+#: stopped) has either not asked yet or is done, and never sits on the run's row lock half-way,
+#: where it would hold up a cancel or a takeover.
+_PUT = """
+WITH claim AS MATERIALIZED (SELECT belay_assert_claim(%(run_id)s, %(claim_no)s)),
+blobs AS (
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT %(thread_id)s, %(checkpoint_ns)s, b.channel, b.version, b.type, b.blob
+    FROM claim, unnest(
+        %(channels)s::text[], %(versions)s::text[], %(types)s::text[], %(blobs)b::bytea[]
+    ) AS b (channel, version, type, blob)
+    ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
+)
+INSERT INTO checkpoints
+    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
+SELECT %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(parent_id)s::text,
+    %(checkpoint)s::jsonb, %(metadata)s::jsonb
+FROM claim
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
+DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata
 """
+#: The before-image of another run's checkpoint is kept once, by the statement that changes it; a
+#: checkpoint of this very run needs none, it will be deleted.
+_PUT_WRITES = """
+WITH claim AS MATERIALIZED (SELECT belay_assert_claim(%(run_id)s, %(claim_no)s)),
+image AS (
+    INSERT INTO run_before_image (run_id, thread_id, checkpoint_ns, checkpoint_id, writes)
+    SELECT %(run_id)s, %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s,
+        coalesce((
+            SELECT jsonb_agg(to_jsonb(w)) FROM checkpoint_writes w
+            WHERE w.thread_id = %(thread_id)s AND w.checkpoint_ns = %(checkpoint_ns)s
+              AND w.checkpoint_id = %(checkpoint_id)s), '[]')
+    FROM claim
+    WHERE %(foreign)s AND NOT EXISTS (
+        SELECT 1 FROM checkpoints c
+        WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s
+          AND c.checkpoint_id = %(checkpoint_id)s AND c.metadata ->> 'run_id' = %(run_text)s)
+    ON CONFLICT DO NOTHING
+)
+INSERT INTO checkpoint_writes
+    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
+SELECT %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(task_id)s, %(task_path)s,
+    w.idx, w.channel, w.type, w.blob
+FROM claim, unnest(
+    %(indexes)s::int[], %(channels)s::text[], %(types)s::text[], %(blobs)b::bytea[]
+) AS w (idx, channel, type, blob)
+ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
+"""
+_KEEP_WRITES = _PUT_WRITES + "DO NOTHING"
+#: Errors, interrupts and resumes have one row each, which the newest one takes.
+_REPLACE_WRITES = (
+    _PUT_WRITES
+    + """
+DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
+"""
+)
 
 
 class ClaimLost(Exception):
@@ -66,9 +112,15 @@ class ThreadSaver(_Saver):
     def __init__(self, pool: ConnectionPool | Connection) -> None:
         super().__init__(pool)  # type: ignore[arg-type]
 
+    @contextmanager
+    def _cursor(self, *, pipeline: bool = False) -> Iterator[Any]:
+        with unavailable_when_unreachable(), super()._cursor(pipeline=pipeline) as cursor:
+            yield cursor
+
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         """A state written by the API belongs to no run, whatever checkpoint it continues."""
         owned = {key: value for key, value in metadata.items() if key != "run_id"}
+        owned["thread_id"] = config["configurable"]["thread_id"]
         return super().put(config, checkpoint, owned, new_versions)
 
 
@@ -83,11 +135,9 @@ class RunSaver(_Saver):
 
     @contextmanager
     def _cursor(self, *, pipeline: bool = False) -> Iterator[Any]:
-        """Writes come in pipelines; the fence goes first in the same implicit transaction."""
+        """Says of a failed read or write whether the claim is over or Postgres is away."""
         try:
             with super()._cursor(pipeline=pipeline) as cursor:
-                if pipeline:
-                    cursor.execute(_ASSERT_CLAIM, (self._claim.run_id, self._claim.claim_no))
                 yield cursor
         except psycopg.DatabaseError as error:
             if error.sqlstate == _CLAIM_OVER:
@@ -96,38 +146,79 @@ class RunSaver(_Saver):
                 raise CheckpointsUnavailable(str(error)) from error
             raise
 
+    def _where(self, config: Any) -> dict[str, Any]:
+        """The claim, and the thread and namespace a write goes to."""
+        configurable = config["configurable"]
+        return {
+            "run_id": self._claim.run_id,
+            "claim_no": self._claim.claim_no,
+            "thread_id": configurable["thread_id"],
+            "checkpoint_ns": configurable["checkpoint_ns"],
+        }
+
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
-        stamped = {**metadata, "run_id": str(self._claim.run_id)}
-        saved = super().put(config, checkpoint, stamped, new_versions)
-        self._own.add((config["configurable"]["checkpoint_ns"], checkpoint["id"]))
-        return saved
+        checkpoint = _without_inline_nul(checkpoint)
+        where = self._where(config)
+        stored, blobs = _split(checkpoint)
+        rows = self._dump_blobs(
+            where["thread_id"],
+            where["checkpoint_ns"],
+            blobs,
+            {channel: new_versions[channel] for channel in blobs if channel in new_versions},
+        )
+        stamped = {
+            **get_serializable_checkpoint_metadata(config, metadata),
+            "run_id": str(self._claim.run_id),
+            "thread_id": where["thread_id"],
+        }
+        params = {
+            **where,
+            "checkpoint_id": checkpoint["id"],
+            "parent_id": config["configurable"].get("checkpoint_id"),
+            "checkpoint": Jsonb(stored),
+            "metadata": Jsonb(stamped),
+            "channels": [row[2] for row in rows],
+            "versions": [row[3] for row in rows],
+            "types": [row[4] for row in rows],
+            "blobs": [row[5] for row in rows],
+        }
+        with self._cursor() as cursor:
+            cursor.execute(_PUT, params)
+        self._own.add((where["checkpoint_ns"], checkpoint["id"]))
+        address = ("thread_id", "checkpoint_ns")
+        written = {key: where[key] for key in address} | {"checkpoint_id": checkpoint["id"]}
+        return {"configurable": written}
 
     def put_writes(
         self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        where = config["configurable"]
-        thread_id, namespace, checkpoint_id = (
+        where = self._where(config)
+        checkpoint_id = config["configurable"]["checkpoint_id"]
+        rows = self._dump_writes(
             where["thread_id"],
             where["checkpoint_ns"],
-            where["checkpoint_id"],
+            checkpoint_id,
+            task_id,
+            task_path,
+            list(writes),
         )
         special = all(channel in WRITES_IDX_MAP for channel, _ in writes)
-        query = self.UPSERT_CHECKPOINT_WRITES_SQL if special else self.INSERT_CHECKPOINT_WRITES_SQL
-        rows = self._dump_writes(
-            thread_id, namespace, checkpoint_id, task_id, task_path, list(writes)
-        )
-        with self._cursor(pipeline=True) as cursor:
-            if (namespace, checkpoint_id) not in self._own:
-                run_id: UUID = self._claim.run_id
-                image = {
-                    "run_id": run_id,
-                    "run_text": str(run_id),
-                    "thread_id": thread_id,
-                    "checkpoint_ns": namespace,
-                    "checkpoint_id": checkpoint_id,
-                }
-                cursor.execute(_KEEP_BEFORE_IMAGE, image)
-            cursor.executemany(query, rows)
+        if special:  # one row each, and one statement may not write a row twice
+            rows = list({row[5]: row for row in rows}.values())
+        params = {
+            **where,
+            "run_text": str(self._claim.run_id),
+            "checkpoint_id": checkpoint_id,
+            "foreign": (where["checkpoint_ns"], checkpoint_id) not in self._own,
+            "task_id": task_id,
+            "task_path": task_path,
+            "indexes": [row[5] for row in rows],
+            "channels": [row[6] for row in rows],
+            "types": [row[7] for row in rows],
+            "blobs": [row[8] for row in rows],
+        }
+        with self._cursor() as cursor:
+            cursor.execute(_REPLACE_WRITES if special else _KEEP_WRITES, params)
 
     async def _in_order(self, function: Callable[..., _T], *args: Any) -> _T:
         loop = asyncio.get_running_loop()
@@ -166,6 +257,20 @@ class RunSaver(_Saver):
             return self.get_delta_channel_history(config=config, channels=channels)
 
         return await self._in_order(read)
+
+
+def _split(checkpoint: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint as LangGraph's saver stores it: primitives inline, the rest as blobs."""
+    inline: dict[str, Any] = {}
+    blobs: dict[str, Any] = {}
+    for channel, value in checkpoint["channel_values"].items():
+        if isinstance(value, _DeltaSnapshot):
+            inline[channel], blobs[channel] = True, value
+        elif value is None or isinstance(value, (str, int, float, bool)):
+            inline[channel] = value
+        else:
+            blobs[channel] = value
+    return {**checkpoint, "channel_values": inline}, blobs
 
 
 def _without_inline_nul(checkpoint: Any) -> Any:

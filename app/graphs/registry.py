@@ -180,6 +180,11 @@ class GraphRegistry:
         spec = self.project.graphs.get(graph_id)
         return spec.queue if spec else DEFAULT_QUEUE
 
+    def nodes_of(self, graph_id: str) -> frozenset[str] | None:
+        """The names of a graph's nodes; None when a factory makes it anew for each run."""
+        made = self._loaded.get(graph_id)
+        return frozenset(made.nodes) if isinstance(made, Pregel) else None
+
     @asynccontextmanager
     async def open(self, graph_id: str, config: dict[str, Any]) -> AsyncIterator[Graph]:
         """The compiled graph, built for this config when it is a factory."""

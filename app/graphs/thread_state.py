@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import psycopg
+from langgraph.errors import InvalidUpdateError
 from langgraph.types import PregelTask, StateSnapshot
 
+from app.domain.errors import Unavailable
 from app.graphs.checkpoints import ThreadSaver
 from app.graphs.registry import Graph
 from app.graphs.serde import to_plain
@@ -29,6 +32,10 @@ EMPTY_STATE: dict[str, Any] = {
     "checkpoint_id": None,
     "parent_checkpoint_id": None,
 }
+
+
+class StateRefused(Exception):
+    """The graph does not take the state; nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +100,19 @@ def write_state(
     values: Any,
     as_node: str | None,
 ) -> dict[str, Any]:
-    """Write a state as if a node had; returns the new checkpoint's configurable."""
-    saved = bound(graph, saver).update_state(config, values, as_node=as_node)  # type: ignore[arg-type]
+    """Write a state as if a node had; returns the new checkpoint's configurable.
+
+    Raises StateRefused for whatever the graph's own code makes of the values: a reducer may raise
+    anything.
+    """
+    try:
+        saved = bound(graph, saver).update_state(config, values, as_node=as_node)  # type: ignore[arg-type]
+    except (Unavailable, psycopg.OperationalError):
+        raise
+    except InvalidUpdateError as error:
+        raise StateRefused(str(error)) from error
+    except Exception as error:
+        raise StateRefused(f"{type(error).__name__}: {error}") from error
     return dict(saved["configurable"])
 
 
@@ -187,7 +205,8 @@ def _task(task: PregelTask) -> dict[str, Any]:
         "id": task.id,
         "name": task.name,
         "path": to_plain(task.path),
-        "error": None if task.error is None else repr(task.error),
+        # Read back from a checkpoint, an error is its repr already.
+        "error": task.error if isinstance(task.error, str | None) else repr(task.error),
         "interrupts": [stored_interrupt(i) for i in task.interrupts],
         "checkpoint": checkpoint,
         "state": state,

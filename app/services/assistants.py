@@ -9,6 +9,7 @@ from app.db import assistants as assistant_rows
 from app.db.connection import Connection
 from app.domain.assistants import Assistant, system_assistant_id
 from app.domain.errors import BadRequest, Conflict, InvalidRequest, NotFound
+from app.domain.ids import parse_uuid
 from app.graphs.registry import GraphRegistry
 from app.services.parts import Parts
 
@@ -65,7 +66,7 @@ def resolve_assistant(conn: Connection, graphs: GraphRegistry, named: str) -> As
 
 def _uuid_or_refuse(named: str, graphs: GraphRegistry) -> UUID:
     try:
-        return UUID(named)
+        return parse_uuid(named)
     except ValueError:
         known = ", ".join(sorted(graphs.project.graphs))
         raise InvalidRequest(

@@ -66,11 +66,10 @@ def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> 
 
     None: the claim is over, and whoever holds the run writes its end.
     """
-    ended = run_rows.finish_run(conn, thread_id, claim, ending)
-    if ended is None:
+    if not run_rows.finish_run(conn, thread_id, claim, ending):
         return end_cancelled_run(conn, thread_id, claim, ending)
-    next_runs = () if ended.next_run is None else (ended.next_run,)
-    return RunEnd(claim.run_id, claim.claim_no, ending.status, next_runs)
+    next_runs = run_rows.next_runs_of_threads(conn, [thread_id])
+    return RunEnd(claim.run_id, claim.claim_no, ending.status, tuple(next_runs))
 
 
 def end_cancelled_run(
@@ -90,13 +89,13 @@ def _end_cancelled(conn: Connection, run: Run, ending: Ending) -> RunEnd | None:
     claim = Claim(run.run_id, run.claim_no)
     if run.cancel_action == CancelAction.ROLLBACK:
         run_rows.undo_run(conn, run)
-        next_runs = run_rows.next_runs_of_threads(conn, [run.thread_id])
-        return RunEnd(run.run_id, run.claim_no, None, tuple(next_runs))
-    ended = run_rows.finish_interrupted_run(conn, run.thread_id, claim, ending)
-    if ended is None:
+        status = None
+    elif run_rows.finish_interrupted_run(conn, run.thread_id, claim, ending):
+        status = RunStatus.INTERRUPTED
+    else:
         return None
-    next_runs = [] if ended.next_run is None else [ended.next_run]
-    return RunEnd(run.run_id, run.claim_no, RunStatus.INTERRUPTED, tuple(next_runs))
+    next_runs = run_rows.next_runs_of_threads(conn, [run.thread_id])
+    return RunEnd(run.run_id, run.claim_no, status, tuple(next_runs))
 
 
 def end_for_dead(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> RunEnd | None:

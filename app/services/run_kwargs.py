@@ -71,7 +71,7 @@ def build_run_kwargs(
     configurable = {
         **(defaults.get("configurable") or {}),
         **_open_configurable(assistant.config),
-        **(_open_configurable(asked) or (body.get("context") or {})),
+        **(_open_configurable(asked) or _open(body.get("context") or {})),
     }
     merged = {
         **{k: v for k, v in assistant.config.items() if k != "configurable"},
@@ -96,7 +96,7 @@ def build_run_kwargs(
             "assistant_id": str(assistant.assistant_id),
             "user_id": "",
         },
-        "metadata": {**(asked.get("metadata") or {}), **metadata},
+        "metadata": {**_without(asked.get("metadata") or {}, RESERVED_METADATA), **metadata},
     }
     return RunKwargs(
         kwargs={
@@ -132,9 +132,13 @@ def _without(mapping: dict[str, Any], keys: frozenset[str]) -> dict[str, Any]:
 
 def _open_configurable(config: dict[str, Any]) -> dict[str, Any]:
     """The part of `configurable` that belongs to the client."""
+    return _open(config.get("configurable") or {})
+
+
+def _open(mapping: dict[str, Any]) -> dict[str, Any]:
     return {
         key: value
-        for key, value in (config.get("configurable") or {}).items()
+        for key, value in mapping.items()
         if key not in _RESERVED_CONFIGURABLE and not key.startswith(("__", "langgraph_"))
     }
 

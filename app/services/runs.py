@@ -13,7 +13,7 @@ from app.db import threads as thread_rows
 from app.db.connection import Connection
 from app.db.runs import CancelFilter, NewRun
 from app.domain.assistants import Assistant
-from app.domain.errors import Conflict, NotFound
+from app.domain.errors import Conflict, InvalidRequest, NotFound
 from app.domain.runs import CancelAction, MultitaskStrategy, Run, superseded_reason
 from app.services.assistants import resolve_assistant
 from app.services.cancellation import (
@@ -54,17 +54,35 @@ def create_run(parts: Parts, request: RunRequest) -> Run:
 
     Raises NotFound (thread, assistant, or a rolled-back run's id), Conflict (busy and `reject`).
     """
+    run_id = request.body.get("run_id") or new_id()
+    try:
+        return _create_run(parts, request, run_id)
+    except _IdTaken:
+        # The same create, sent twice at once: the other one was first.
+        with parts.database.connection() as conn:
+            existing = _accepted_before(conn, run_id, request.thread_id)
+        assert existing is not None
+        return existing
+
+
+class _IdTaken(Exception):
+    """A run with this id was accepted while this create was at work; it undoes itself."""
+
+
+def _create_run(parts: Parts, request: RunRequest, run_id: UUID) -> Run:
     action = _action_of(request.body["multitask_strategy"])
     with parts.database.transaction() as conn:
         assistant = resolve_assistant(conn, parts.graphs, request.body["assistant_id"])
-        thread_id = _thread_of(conn, request)
-        run_id = request.body.get("run_id") or new_id()
-        if (existing := _accepted_before(conn, run_id, thread_id)) is not None:
+        _refuse_unknown_nodes(parts, assistant, request.body)
+        if (existing := _accepted_before(conn, run_id, request.thread_id)) is not None:
             return existing
+        thread_id = _thread_of(conn, request)
         new = _new_run(parts, request, assistant, thread_id, run_id)
+        _refuse_unknown_checkpoint(conn, new)
         cancelled = _make_room(conn, request, thread_id, run_id, action)
         run = run_rows.insert_run(conn, new, rering_seconds=parts.settings.rering_seconds)
-        assert run is not None
+        if run is None:
+            raise _IdTaken
         head = run_rows.next_runs_of_threads(conn, [thread_id])
     if cancelled is not None and action is not None:
         announce_cancelled(parts, cancelled, action)
@@ -96,14 +114,42 @@ def _thread_of(conn: Connection, request: RunRequest) -> UUID:
     return thread_id
 
 
-def _accepted_before(conn: Connection, run_id: UUID, thread_id: UUID) -> Run | None:
-    """A retried create gets the run it made the first time, also after that was rolled back."""
+def _accepted_before(conn: Connection, run_id: UUID, thread_id: UUID | None) -> Run | None:
+    """A retried create gets the run it made the first time; NotFound if that was rolled back."""
     if run_rows.run_is_rolled_back(conn, run_id):
         raise NotFound("Run not found")
     run = run_rows.get_run(conn, run_id)
-    if run is not None and run.thread_id != thread_id:
+    if run is not None and thread_id not in (None, run.thread_id):
         raise Conflict(f"Run {run_id} already exists")
     return run
+
+
+def _refuse_unknown_nodes(parts: Parts, assistant: Assistant, body: dict[str, Any]) -> None:
+    """A node that the graph does not have would be ignored in silence."""
+    nodes = parts.graphs.nodes_of(assistant.graph_id)
+    if nodes is None:
+        return
+    goto = (body.get("command") or {}).get("goto") or []
+    named = [
+        *(body.get("interrupt_before") or []),
+        *(body.get("interrupt_after") or []),
+        *(goto if isinstance(goto, list) else [goto]),
+    ]
+    for target in named:
+        node = target["node"] if isinstance(target, dict) else target
+        if node not in nodes and node not in ("*", "__end__"):
+            raise InvalidRequest(f"Node '{node}' is not in graph '{assistant.graph_id}'")
+
+
+def _refuse_unknown_checkpoint(conn: Connection, new: NewRun) -> None:
+    """From a checkpoint that is not there a graph would start from an empty state."""
+    configurable = new.kwargs["config"]["configurable"]
+    checkpoint_id = configurable.get("checkpoint_id")
+    namespace = configurable.get("checkpoint_ns", "")
+    if not checkpoint_id and not namespace:
+        return
+    if not run_rows.checkpoint_exists(conn, new.thread_id, namespace, checkpoint_id):
+        raise NotFound(f"Checkpoint {checkpoint_id or namespace} not found")
 
 
 def _make_room(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
-
-from langgraph.errors import InvalidUpdateError
 
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
@@ -88,12 +87,23 @@ class Page:
 def search_threads(
     parts: Parts, filter_: ThreadFilter, *, sort_by: str, sort_order: str, limit: int, offset: int
 ) -> Page:
+    if filter_.values is not None:
+        _read_unknown_values(parts, filter_)
     with parts.database.transaction() as conn:
         threads = thread_rows.search_threads(
             conn, filter_, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset
         )
         total = thread_rows.count_threads(conn, filter_)
     return Page([_with_values(parts, thread) for thread in threads], total)
+
+
+def _read_unknown_values(parts: Parts, filter_: ThreadFilter) -> None:
+    """A search by values must not miss, or find, threads whose values nobody has read yet."""
+    unfiltered = dataclasses.replace(filter_, values=None, status=None)
+    with parts.database.connection() as conn:
+        threads = thread_rows.threads_with_unknown_values(conn, unfiltered)
+    for thread in threads:
+        _with_values(parts, thread)
 
 
 def _with_values(parts: Parts, thread: Thread) -> Thread:
@@ -165,9 +175,13 @@ def get_state(
     saver = ThreadSaver(parts.database.pool)
     config = thread_state.thread_config(str(thread_id), checkpoint)
     try:
-        return thread_state.read_state(graph, saver, config, subgraphs=subgraphs)
+        state = thread_state.read_state(graph, saver, config, subgraphs=subgraphs)
     except ValueError as error:
         raise BadRequest(str(error)) from error
+    checkpoint_id = (checkpoint or {}).get("checkpoint_id")
+    if checkpoint_id and state["created_at"] is None:
+        raise NotFound(f"Checkpoint {checkpoint_id} not found")
+    return state
 
 
 def get_history(
@@ -221,8 +235,8 @@ def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[st
         saved = thread_state.write_state(
             graph, saver, config, body.get("values"), body.get("as_node")
         )
-    except (InvalidUpdateError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadRequest(_reason(error)) from error
+    except thread_state.StateRefused as error:
+        raise BadRequest(str(error)) from error
     _rest(parts, graph, thread_id, keep_error=False)
     written = {key: saved.get(key) for key in ("thread_id", "checkpoint_ns", "checkpoint_id")}
     return {
@@ -230,8 +244,3 @@ def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[st
         "configurable": written,
         "checkpoint_id": written["checkpoint_id"],
     }
-
-
-def _reason(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return text if isinstance(error, InvalidUpdateError) else f"{type(error).__name__}: {text}"

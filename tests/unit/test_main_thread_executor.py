@@ -44,6 +44,13 @@ def test_a_second_call_at_once_goes_to_the_pool(executor):
     assert threads[1] is not threading.main_thread()
 
 
+def test_calls_one_after_another_all_run_on_the_main_thread(executor):
+    def work(e):
+        return {e.submit(threading.current_thread).result() for _ in range(2000)}
+
+    assert serve_while(executor, work) == {threading.main_thread()}
+
+
 def test_an_exception_of_a_call_reaches_its_waiter(executor):
     def fail():
         raise ValueError("boom")

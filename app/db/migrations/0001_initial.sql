@@ -50,6 +50,7 @@ CREATE TABLE thread (
 );
 CREATE INDEX thread_updated ON thread (updated_at DESC) WHERE hidden_at IS NULL;
 CREATE INDEX thread_metadata ON thread USING gin (metadata jsonb_path_ops);
+CREATE INDEX thread_values_unknown ON thread (thread_id) WHERE NOT values_known;
 CREATE INDEX thread_hidden ON thread (hidden_at) WHERE hidden_at IS NOT NULL;
 
 CREATE TABLE run (

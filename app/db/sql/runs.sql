@@ -12,6 +12,7 @@ SELECT
     now() + make_interval(secs => %(after_seconds)s),
     now() + make_interval(secs =>
         CASE WHEN %(after_seconds)s > 0 THEN %(after_seconds)s ELSE %(rering_seconds)s END)
+ON CONFLICT (run_id) DO NOTHING
 RETURNING *
 
 -- name: get_run
@@ -119,7 +120,9 @@ WHERE run_id = ANY(%(run_ids)s) AND status = 'running'
 
 -- name: finish_run
 -- The end a graph reached by itself. Nothing comes back when the claim is over, or when a cancel
--- was accepted first: then the cancel wins, and every answer says so.
+-- was accepted first: then the cancel wins, and every answer says so. The thread's next run is asked
+-- for in a statement of its own: this one's snapshot is older than its wait for the thread's row, and
+-- would miss a run created meanwhile.
 WITH locked AS (
     SELECT thread_id FROM thread WHERE thread_id = %(thread_id)s FOR NO KEY UPDATE
 ), ended AS (
@@ -139,13 +142,7 @@ WITH locked AS (
     FROM ended e
     WHERE t.thread_id = e.thread_id
 )
-SELECT e.run_id, n.run_id AS next_run_id, n.queue AS next_queue
-FROM ended e
-LEFT JOIN LATERAL (
-    SELECT p.run_id, p.queue FROM run p
-    WHERE p.thread_id = e.thread_id AND p.status = 'pending' AND p.scheduled_at <= now()
-    ORDER BY (p.claim_no > 0) DESC, p.seq LIMIT 1
-) n ON true
+SELECT run_id FROM ended
 
 -- name: finish_interrupted_run
 -- The end of a run whose cancel was accepted with `interrupt`. `pending` covers a run that had
@@ -169,13 +166,7 @@ WITH locked AS (
     FROM ended e
     WHERE t.thread_id = e.thread_id
 )
-SELECT e.run_id, n.run_id AS next_run_id, n.queue AS next_queue
-FROM ended e
-LEFT JOIN LATERAL (
-    SELECT p.run_id, p.queue FROM run p
-    WHERE p.thread_id = e.thread_id AND p.status = 'pending' AND p.scheduled_at <= now()
-    ORDER BY (p.claim_no > 0) DESC, p.seq LIMIT 1
-) n ON true
+SELECT run_id FROM ended
 
 -- name: put_run_back
 -- Back to pending: a drain gives the attempt back, a lost worker does not.
@@ -368,6 +359,12 @@ SELECT checkpoint_id FROM checkpoints
 WHERE thread_id = %(thread_id)s AND checkpoint_ns = '' AND metadata ->> 'run_id' = %(run_id)s
 ORDER BY checkpoint_id DESC
 LIMIT 1
+
+-- name: checkpoint_exists
+SELECT EXISTS (
+    SELECT 1 FROM checkpoints
+    WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
+      AND (%(checkpoint_id)s::text IS NULL OR checkpoint_id = %(checkpoint_id)s))
 
 -- name: take_scheduler_lease
 INSERT INTO scheduler_lease (name, owner, expires_at)

@@ -44,6 +44,12 @@ WHERE (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))
 ORDER BY {sort_by} {sort_order}, thread_id
 LIMIT %(limit)s OFFSET %(offset)s
 
+-- name: threads_with_unknown_values
+SELECT * FROM thread_view
+WHERE NOT values_known AND status <> 'busy'
+  AND (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))
+  AND metadata @> %(metadata)s
+
 -- name: count_threads
 SELECT count(*) FROM thread_view
 WHERE (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))

@@ -4,8 +4,10 @@ import contextlib
 import os
 from typing import TypedDict
 
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
+from langgraph.runtime import Runtime
 
 
 class Count(TypedDict, total=False):
@@ -62,3 +64,44 @@ def _where(state: Count) -> Count:
 
 
 heavy = StateGraph(Count).add_node("where", _where).add_edge(START, "where").compile()
+
+
+async def _speak(state: MessagesState) -> dict:
+    model = GenericFakeChatModel(messages=iter([AIMessage("one two three")]))
+    return {"messages": [await model.ainvoke(state["messages"])]}
+
+
+#: Its model streams word by word.
+speaker = StateGraph(MessagesState).add_node("speak", _speak).add_edge(START, "speak").compile()
+
+
+class Tale(TypedDict, total=False):
+    topic: str
+    chatter: int
+    draft: str
+    told: str
+
+
+class Told(TypedDict, total=False):
+    told: str
+
+
+class Voice(TypedDict, total=False):
+    voice: str
+
+
+async def _tell(state: Tale, runtime: Runtime[Voice]) -> Tale:
+    voice = (runtime.context or {}).get("voice", "plain")
+    runtime.stream_writer({"telling": state["topic"]})
+    for n in range(state.get("chatter", 0)):
+        runtime.stream_writer(n)
+    return {"draft": "not for others", "told": f"{voice} {state['topic']}"}
+
+
+#: With a context, custom events, and an output that is less than its state.
+teller = (
+    StateGraph(Tale, context_schema=Voice, output_schema=Told)
+    .add_node("tell", _tell)
+    .add_edge(START, "tell")
+    .compile()
+)

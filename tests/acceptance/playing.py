@@ -1,0 +1,110 @@
+"""What the acceptance tests share: scenes for the async client, and raw server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.waiting import wait_until
+
+ALL_STEPS = ["s1", "s2", "s3", "s4"]
+UNKNOWN = "00000000-0000-4000-8000-000000000000"
+ENDED = ("success", "error", "timeout", "interrupted")
+
+
+def play(make_client, scene):
+    """Run a coroutine function with an async SDK client of its own loop."""
+
+    async def run():
+        async with make_client() as client:
+            return await scene(client)
+
+    return asyncio.run(run())
+
+
+def refused(response, status: int) -> str:
+    """The detail of an error, which is always `{"detail": "<string>"}`."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert list(body) == ["detail"]
+    assert isinstance(body["detail"], str)
+    return body["detail"]
+
+
+def new_thread(http, **body: Any) -> str:
+    response = http.post("/threads", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()["thread_id"]
+
+
+def run_of(http, thread_id: str, assistant: str, input: Any = None, **options: Any):
+    """Create a run by raw HTTP; returns its id."""
+    body = {"assistant_id": assistant, "input": input, **options}
+    response = http.post(f"/threads/{thread_id}/runs", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()["run_id"]
+
+
+def wait_for(http, thread_id: str, assistant: str, input: Any = None, **options: Any):
+    """Run to the end by raw HTTP; returns what `wait` answers."""
+    body = {"assistant_id": assistant, "input": input, **options}
+    response = http.post(f"/threads/{thread_id}/runs/wait", json=body)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def status_of(http, thread_id: str, run_id: str) -> str:
+    return http.get(f"/threads/{thread_id}/runs/{run_id}").json()["status"]
+
+
+def until_status(http, thread_id: str, run_id: str, *wanted: str) -> None:
+    wait_until(
+        lambda: status_of(http, thread_id, run_id) in wanted, 20, f"run {run_id} to be {wanted}"
+    )
+
+
+@dataclass(frozen=True)
+class Frame:
+    event: str
+    data: Any
+    id: str | None = None
+
+
+def frames_of(lines: Iterable[str]) -> list[Frame]:
+    """Server-sent events as they came, comments left out."""
+    frames: list[Frame] = []
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line.startswith(":"):
+            continue
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        elif fields:
+            data = json.loads(fields["data"])
+            frames.append(Frame(fields["event"], data, fields.get("id")))
+            fields = {}
+    assert not fields, f"the last event is cut: {fields}"
+    return frames
+
+
+def stream(http, method: str, path: str, **kwargs: Any):
+    """A whole stream by raw HTTP: its response and its frames."""
+    with http.stream(method, path, **kwargs) as response:
+        if response.status_code != 200:
+            response.read()
+            raise AssertionError(f"{response.status_code} {response.text}")
+        return response, frames_of(response.iter_lines())
+
+
+@pytest.fixture
+def stops_all(http):
+    """Whatever a test leaves in flight is cancelled."""
+    yield
+    http.post("/runs/cancel", json={"status": "all"})

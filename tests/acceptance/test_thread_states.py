@@ -1,0 +1,412 @@
+"""States of threads: the newest, those before it, those of subgraphs, and writing one."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+from langgraph_sdk.errors import BadRequestError, ConflictError
+
+from tests.acceptance.playing import (
+    ALL_STEPS,
+    UNKNOWN,
+    new_thread,
+    play,
+    refused,
+    run_of,
+    stops_all,
+    wait_for,
+)
+
+__all__ = ["stops_all"]
+
+COUNTER_ID = "09d6caf4-2ef3-5a8b-b1a7-114690ed5d45"
+FRESH = {
+    "values": {},
+    "next": [],
+    "tasks": [],
+    "metadata": None,
+    "created_at": None,
+    "checkpoint": None,
+    "parent_checkpoint": None,
+    "interrupts": [],
+    "checkpoint_id": None,
+    "parent_checkpoint_id": None,
+}
+#: Six checkpoints of a run of four steps, newest first: what is next at each.
+STEP_NEXTS = [[], ["s4"], ["s3"], ["s2"], ["s1"], ["__start__"]]
+
+
+def history_of(http, thread_id, **body):
+    response = http.post(f"/threads/{thread_id}/history", json={"limit": 100, **body})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def ids_of(states):
+    return [state["checkpoint_id"] for state in states]
+
+
+@pytest.fixture
+def stepped(http):
+    """A thread on which `steps` has run."""
+    thread_id = new_thread(http)
+    wait_for(http, thread_id, "steps", {"tag": ""})
+    return thread_id
+
+
+def test_a_fresh_thread_has_an_empty_state_and_no_history(http, sync_client):
+    thread_id = new_thread(http)
+    assert sync_client.threads.get_state(thread_id) == FRESH
+    assert sync_client.threads.get_state(thread_id, subgraphs=True) == FRESH
+    assert sync_client.threads.get_history(thread_id) == []
+    assert http.get(f"/threads/{thread_id}/history").json() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "state", None),
+        ("GET", f"state/{UNKNOWN}", None),
+        ("POST", "state/checkpoint", {"checkpoint": {}}),
+        ("POST", "state", {"values": {}}),
+        ("GET", "history", None),
+        ("POST", "history", {}),
+    ],
+)
+def test_states_of_an_unknown_thread_are_not_found(http, method, path, body):
+    response = http.request(method, f"/threads/{UNKNOWN}/{path}", json=body)
+    assert refused(response, 404) == f"Thread with ID {UNKNOWN} not found"
+    response = http.request(method, f"/threads/bad/{path}", json=body)
+    assert refused(response, 422) == "Invalid thread ID: must be a UUID"
+
+
+def test_a_state_has_every_field_of_a_thread_state(http, sync_client):
+    thread_id = new_thread(http)
+    run_id = run_of(http, thread_id, "counter", {"count": 9}, metadata={"m": 1})
+    sync_client.runs.join(thread_id, run_id)
+    state = sync_client.threads.get_state(thread_id)
+    assert state.keys() == FRESH.keys()
+    assert (state["values"], state["next"], state["tasks"]) == ({"count": 10}, [], [])
+    assert state["interrupts"] == []
+    assert state["checkpoint"] == {
+        "checkpoint_id": state["checkpoint_id"],
+        "thread_id": thread_id,
+        "checkpoint_ns": "",
+    }
+    assert state["parent_checkpoint"] == {
+        "checkpoint_id": state["parent_checkpoint_id"],
+        "thread_id": thread_id,
+        "checkpoint_ns": "",
+    }
+    datetime.fromisoformat(state["created_at"])
+    expected = {
+        "graph_id": "counter",
+        "assistant_id": COUNTER_ID,
+        "created_by": "system",
+        "run_id": run_id,
+        "run_attempt": 1,
+        "source": "loop",
+        "step": 1,
+        "parents": {},
+        "m": 1,
+    }
+    assert {key: state["metadata"].get(key) for key in expected} == expected
+
+
+def test_the_metadata_of_a_state_names_its_thread(sync_client, stepped):
+    assert sync_client.threads.get_state(stepped)["metadata"]["thread_id"] == stepped
+
+
+def test_a_state_before_the_end_shows_its_tasks(http):
+    thread_id = new_thread(http)
+    wait_for(http, thread_id, "counter", {"count": 9})
+    before = history_of(http, thread_id)[1]
+    assert (before["values"], before["next"]) == ({"count": 9}, ["inc"])
+    (task,) = before["tasks"]
+    assert {key: task[key] for key in task.keys() - {"id"}} == {
+        "name": "inc",
+        "path": ["__pregel_pull", "inc"],
+        "error": None,
+        "interrupts": [],
+        "checkpoint": None,
+        "state": None,
+        "result": {"count": 10},
+    }
+
+
+def test_a_failed_task_shows_its_error(http):
+    thread_id = new_thread(http)
+    wait_for(http, thread_id, "bad", {"count": 1})
+    state = http.get(f"/threads/{thread_id}/state").json()
+    assert state["next"] == ["bad"]
+    assert state["tasks"][0]["error"] == "ValueError('boom from bad node')"
+
+
+def test_a_waiting_task_shows_its_interrupt(http):
+    thread_id = new_thread(http)
+    waited = wait_for(http, thread_id, "questions", {"topic": "tea"})
+    state = http.get(f"/threads/{thread_id}/state").json()
+    asked = {
+        "id": waited["__interrupt__"][0]["id"],
+        "value": {"question": "first about tea?"},
+    }
+    assert state["next"] == ["ask"]
+    assert state["tasks"][0]["interrupts"] == [asked]
+    assert state["interrupts"] == [asked]
+
+
+def test_the_state_is_the_whole_state_though_values_are_only_the_output(http):
+    thread_id = new_thread(http)
+    assert wait_for(http, thread_id, "teller", {"topic": "tea"}) == {"told": "plain tea"}
+    values = http.get(f"/threads/{thread_id}/state").json()["values"]
+    assert values == {"topic": "tea", "draft": "not for others", "told": "plain tea"}
+
+
+def test_a_state_is_read_at_a_checkpoint_by_its_id_or_by_the_checkpoint(make_client, stepped):
+    async def scene(client):
+        for old in await client.threads.get_history(stepped, limit=100):
+            by_id = await client.threads.get_state(stepped, checkpoint_id=old["checkpoint_id"])
+            by_checkpoint = await client.threads.get_state(stepped, checkpoint=old["checkpoint"])
+            for field in ("values", "next", "metadata", "created_at", "checkpoint_id"):
+                assert by_id[field] == old[field]
+                assert by_checkpoint[field] == old[field]
+            assert by_id["parent_checkpoint_id"] == old["parent_checkpoint_id"]
+
+    play(make_client, scene)
+
+
+def test_post_state_checkpoint_needs_one_and_an_empty_one_is_the_newest(http, stepped):
+    newest = http.get(f"/threads/{stepped}/state").json()
+    response = http.post(f"/threads/{stepped}/state/checkpoint", json={"checkpoint": {}})
+    assert response.json() == newest
+    refused(http.post(f"/threads/{stepped}/state/checkpoint", json={}), 422)
+    refused(http.post(f"/threads/{stepped}/state/checkpoint", json={"checkpoint": 5}), 422)
+
+
+def test_history_is_newest_first_and_linked(sync_client, stepped):
+    history = sync_client.threads.get_history(stepped)
+    assert [state["next"] for state in history] == STEP_NEXTS
+    assert [state["values"].get("steps", []) for state in history] == [
+        ALL_STEPS,
+        ALL_STEPS[:3],
+        ALL_STEPS[:2],
+        ALL_STEPS[:1],
+        [],
+        [],
+    ]
+    assert [state["metadata"]["step"] for state in history] == [4, 3, 2, 1, 0, -1]
+    assert [state["parent_checkpoint_id"] for state in history] == [*ids_of(history)[1:], None]
+
+
+def test_history_is_limited(http, sync_client, stepped):
+    whole = history_of(http, stepped)
+    assert sync_client.threads.get_history(stepped, limit=2) == whole[:2]
+    path = f"/threads/{stepped}/history"
+    assert http.get(path, params={"limit": 3}).json() == whole[:3]
+    assert http.get(path, params={"limit": 0}).json() == []
+    # One by default, as the reference has it.
+    assert http.get(path).json() == whole[:1]
+    assert http.post(path, json={}).json() == whole[:1]
+    assert "limit" in refused(http.get(path, params={"limit": "bad"}), 422)
+    for limit in (0, 1001, "2", -1):
+        refused(http.post(path, json={"limit": limit}), 422)
+
+
+def test_history_goes_on_before_a_checkpoint_however_it_is_named(make_client, http, stepped):
+    whole = history_of(http, stepped)
+    third = whole[2]
+
+    async def scene(client):
+        for before in (third["checkpoint"], third["checkpoint_id"]):
+            assert await client.threads.get_history(stepped, limit=100, before=before) == whole[3:]
+            page = await client.threads.get_history(stepped, limit=2, before=before)
+            assert page == whole[3:5]
+        oldest = whole[-1]["checkpoint"]
+        assert await client.threads.get_history(stepped, limit=100, before=oldest) == []
+
+    play(make_client, scene)
+    config = {"configurable": {"checkpoint_id": third["checkpoint_id"]}}
+    assert history_of(http, stepped, before=config) == whole[3:]
+    params = {"limit": 100, "before": third["checkpoint_id"]}
+    assert http.get(f"/threads/{stepped}/history", params=params).json() == whole[3:]
+
+
+def test_history_is_filtered_by_metadata(sync_client, http, stepped):
+    whole = history_of(http, stepped)
+    assert sync_client.threads.get_history(stepped, metadata={"source": "input"}) == whole[-1:]
+    assert sync_client.threads.get_history(stepped, metadata={"step": 2}) == [whole[2]]
+    assert sync_client.threads.get_history(stepped, metadata={"step": 99}) == []
+
+
+def test_a_subgraph_that_waits_is_seen_through_its_parent(make_client, http):
+    thread_id = new_thread(http)
+    wait_for(http, thread_id, "family", {"ask": True})
+
+    async def scene(client):
+        nested = await client.threads.get_state(thread_id, subgraphs=True)
+        (task,) = nested["tasks"]
+        assert (task["name"], task["checkpoint"]) == ("child", None)
+        child = task["state"]
+        assert child["values"] == {"ask": True, "log": ["p1", "c1"]}
+        assert child["next"] == ["child_two"]
+        assert child["tasks"][0]["interrupts"][0]["value"] == "child asks"
+
+        flat = await client.threads.get_state(thread_id)
+        (task,) = flat["tasks"]
+        assert task["state"] is None
+        assert task["checkpoint"].keys() == {"thread_id", "checkpoint_ns"}
+        assert task["checkpoint"]["thread_id"] == thread_id
+        assert task["checkpoint"]["checkpoint_ns"].startswith("child")
+
+        where = task["checkpoint"]
+        at = await client.threads.get_state(thread_id, checkpoint=where)
+        assert (at["values"], at["next"]) == (child["values"], child["next"])
+        history = await client.threads.get_history(thread_id, limit=100, checkpoint=where)
+        assert [state["next"] for state in history] == [
+            ["child_two"],
+            ["child_one"],
+            ["__start__"],
+        ]
+        assert history[0]["checkpoint_id"] == child["checkpoint_id"]
+
+    play(make_client, scene)
+
+
+def test_a_child_that_waits_leaves_the_parents_values_on_the_thread(http):
+    for subgraphs in (False, True):
+        thread_id = new_thread(http)
+        wait_for(http, thread_id, "family", {"ask": True}, stream_subgraphs=subgraphs)
+        thread = http.get(f"/threads/{thread_id}").json()
+        assert thread["values"] == {"ask": True, "log": ["p1"]}
+        assert http.get(f"/threads/{thread_id}/state").json()["values"] == thread["values"]
+        ended = wait_for(http, thread_id, "family", command={"resume": "yes"})
+        assert "c2:yes" in ended["log"]
+        assert ended["log"][-1] == "p2"
+
+
+def test_an_update_becomes_the_newest_state_and_the_threads_values(sync_client, http, stepped):
+    before = sync_client.threads.get_state(stepped)
+    saved = sync_client.threads.update_state(stepped, {"steps": ["mine"]})
+    state = sync_client.threads.get_state(stepped)
+    assert saved["checkpoint"] == {
+        "thread_id": stepped,
+        "checkpoint_ns": "",
+        "checkpoint_id": state["checkpoint_id"],
+    }
+    assert saved["configurable"] == saved["checkpoint"]
+    assert saved["checkpoint_id"] == state["checkpoint_id"]
+    assert saved.keys() == {"checkpoint", "configurable", "checkpoint_id"}
+    assert state["values"]["steps"] == [*ALL_STEPS, "mine"]
+    assert state["parent_checkpoint_id"] == before["checkpoint_id"]
+    assert state["metadata"]["source"] == "update"
+    thread = sync_client.threads.get(stepped)
+    assert thread["values"]["steps"] == [*ALL_STEPS, "mine"]
+    assert thread["status"] == "idle"
+
+
+def test_an_update_as_a_node_goes_on_behind_that_node(make_client, http, beats):
+    thread_id = new_thread(http)
+    wait_for(http, thread_id, "steps", {"beats": str(beats)}, interrupt_before=["s2"])
+
+    async def scene(client):
+        await client.threads.update_state(thread_id, {"steps": ["mine"]}, as_node="s3")
+        state = await client.threads.get_state(thread_id)
+        assert (state["values"]["steps"], state["next"]) == (["s1", "mine"], ["s4"])
+        thread = await client.threads.get(thread_id)
+        assert (thread["status"], thread["values"]["steps"]) == ("interrupted", ["s1", "mine"])
+        return await client.runs.wait(thread_id, "steps", input=None)
+
+    assert play(make_client, scene)["steps"] == ["s1", "mine", "s4"]
+    assert [name for name in beats.names() if name.endswith(":start")] == ["s1:start", "s4:start"]
+
+
+def test_an_update_that_leaves_nothing_to_do_lets_the_thread_rest(http, sync_client):
+    thread_id = new_thread(http)
+    wait_for(http, thread_id, "questions", {"topic": "tea"})
+    assert sync_client.threads.get(thread_id)["status"] == "interrupted"
+    sync_client.threads.update_state(thread_id, {"answers": ["skipped"]}, as_node="work")
+    thread = sync_client.threads.get(thread_id)
+    assert (thread["status"], thread["interrupts"]) == ("idle", {})
+    assert thread["values"]["answers"] == ["prepared", "skipped"]
+
+
+@pytest.mark.parametrize("by", ["checkpoint", "checkpoint_id"])
+def test_an_update_of_an_old_checkpoint_forks_from_it(sync_client, http, stepped, by):
+    whole = history_of(http, stepped)
+    old = whole[2]
+    assert old["next"] == ["s3"]
+    saved = sync_client.threads.update_state(stepped, {"steps": ["fork"]}, **{by: old[by]})
+    state = sync_client.threads.get_state(stepped)
+    assert state["checkpoint_id"] == saved["checkpoint_id"]
+    assert state["parent_checkpoint_id"] == old["checkpoint_id"]
+    assert (state["values"]["steps"], state["next"]) == (["s1", "s2", "fork"], ["s3"])
+    thread = sync_client.threads.get(stepped)
+    assert (thread["status"], thread["values"]["steps"]) == ("interrupted", ["s1", "s2", "fork"])
+    # The old branch is still there.
+    assert set(ids_of(whole)) < set(ids_of(history_of(http, stepped)))
+    assert wait_for(http, stepped, "steps")["steps"] == ["s1", "s2", "fork", "s3", "s4"]
+
+
+def test_an_update_the_graph_refuses_writes_nothing(http, stepped):
+    before = history_of(http, stepped)
+    thread = http.get(f"/threads/{stepped}").json()
+    path = f"/threads/{stepped}/state"
+    for node in ("nope", "__end__"):
+        detail = refused(http.post(path, json={"values": {"steps": ["x"]}, "as_node": node}), 400)
+        assert detail == f"Node {node} does not exist"
+    for values in ({"steps": 5}, [1, 2], "text"):
+        refused(http.post(path, json={"values": values}), 400)
+    refused(http.post(path, json={"values": {}, "checkpoint": 5}), 422)
+    refused(http.post(path, json={"values": {}, "checkpoint_id": "bad"}), 422)
+    refused(http.post(path, json={"values": {}, "as_node": 5}), 422)
+    assert history_of(http, stepped) == before
+    assert http.get(f"/threads/{stepped}").json() == thread
+
+
+def test_an_update_of_an_unknown_checkpoint_does_not_become_the_newest_state(http, stepped):
+    before = http.get(f"/threads/{stepped}/state").json()
+    body = {"values": {"steps": ["x"]}, "checkpoint_id": UNKNOWN}
+    response = http.post(f"/threads/{stepped}/state", json=body)
+    assert 400 <= response.status_code < 500
+    assert http.get(f"/threads/{stepped}/state").json() == before
+
+
+def test_an_update_needs_a_graph(http, sync_client):
+    thread_id = new_thread(http)
+    with pytest.raises(BadRequestError) as refusal:
+        sync_client.threads.update_state(thread_id, {"count": 1})
+    detail = refusal.value.response.json()["detail"]
+    assert detail.startswith(f"Thread '{thread_id}' has no assigned graph ID.")
+    named = sync_client.threads.create(graph_id="counter")["thread_id"]
+    sync_client.threads.update_state(named, {"count": 41}, as_node="inc")
+    assert sync_client.threads.get(named)["values"] == {"count": 41}
+
+
+def test_a_busy_thread_cannot_be_updated(sync_client, http, beats, stops_all):
+    thread_id = new_thread(http)
+    run_id = run_of(http, thread_id, "steps", {"seconds": 20, "beats": str(beats)})
+    beats.wait_for("s1:start")
+    with pytest.raises(ConflictError) as conflict:
+        sync_client.threads.update_state(thread_id, {"steps": ["x"]})
+    detail = conflict.value.response.json()["detail"]
+    assert detail.startswith(f"Thread {thread_id} has in-flight runs")
+    assert "kwargs" not in detail
+    sync_client.runs.cancel(thread_id, run_id, wait=True)
+    sync_client.threads.update_state(thread_id, {"steps": ["x"]})
+    assert sync_client.threads.get(thread_id)["values"]["steps"] == ["x"]
+
+
+def test_a_state_is_read_while_a_run_is_on(http, sync_client, beats, stops_all):
+    thread_id = new_thread(http)
+    run_of(
+        http,
+        thread_id,
+        "steps",
+        {"seconds": 0.3, "beats": str(beats)},
+        durability="sync",
+    )
+    beats.wait_for("s2:start")
+    state = sync_client.threads.get_state(thread_id)
+    assert state["values"]["steps"][:1] == ["s1"]
+    assert state["next"]

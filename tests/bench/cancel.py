@@ -1,0 +1,137 @@
+"""`make bench-cancel`: how long after the request was sent each kind of node really stopped.
+
+Measured at the node: its `finally`, its last heartbeat line, or the death of its process, on the
+same monotonic clock as the request. One run at a time, 200 of each kind (`--count`). Also measured:
+the replacement of a killed child, and that other runs of the worker are not touched.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from langgraph_sdk import get_sync_client
+
+from tests.servers import LiveServer
+
+#: kind → (how its stop shows, bound in seconds at p99)
+KINDS = {
+    "async_sleep": ("finally", 0.1),
+    "time_sleep": ("finally", 2.0),
+    "spin": ("last beat", 2.0),
+    "swallow_sync": ("last beat", 2.0),
+    "swallow_async": ("last beat", 2.0),
+    "block_loop": ("last beat", 2.0),
+    "regex": ("death or answer", 2.0),
+    "hold_gil": ("death or answer", 2.0),
+    "wait_for_subprocess": ("last beat", 2.0),
+    "sub_time_sleep": ("finally", 2.0),
+    "sub_swallow_sync": ("last beat", 2.0),
+    "fan_sync_beats": ("last beat", 2.0),
+}
+
+
+def lines(path: Path) -> list[list[str]]:
+    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for(path: Path, name: str) -> list[str]:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for line in lines(path):
+            if line[0] == name:
+                return line
+        time.sleep(0.002)
+    raise RuntimeError(f"no '{name}' in {path}: {lines(path)[-3:]}")
+
+
+class DeathWatch:
+    """The moment a process died, by its pidfd."""
+
+    def __init__(self, pid: int) -> None:
+        self.at: float | None = None
+        self._fd = os.pidfd_open(pid)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        if select.select([self._fd], [], [], 30)[0]:
+            self.at = time.monotonic()
+
+
+def measure(client, folder: Path, kind: str, number: int) -> tuple[float, float]:
+    """(seconds until the node stopped, seconds until `wait=1` answered)."""
+    shown, _ = KINDS[kind]
+    path = folder / f"{kind}-{number}"
+    thread_id = client.threads.create()["thread_id"]
+    run = client.runs.create(thread_id, "nodes", input={"kind": kind, "beats": str(path)})
+    begun = wait_for(path, "beat" if shown == "last beat" else "begin")
+    time.sleep(0.03)  # into the node
+    death = DeathWatch(int(begun[1])) if shown == "death or answer" else None
+    sent = time.monotonic()
+    client.runs.cancel(thread_id, run["run_id"], wait=True)
+    answered = time.monotonic()
+    if shown == "finally":
+        stopped = float(wait_for(path, "finally")[2])
+    elif shown == "last beat":
+        stopped = float(lines(path)[-1][2])
+    else:
+        stopped = death.at if death.at is not None else answered
+    assert client.runs.get(thread_id, run["run_id"])["status"] == "interrupted"
+    return max(0.0, stopped - sent), answered - sent
+
+
+def percentile(values: list[float], percent: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS))
+    options = parser.parse_args()
+    missed = []
+    with tempfile.TemporaryDirectory(prefix="belay-bench-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        server = LiveServer(folder / "data").start()
+        try:
+            with get_sync_client(url=server.url) as client:
+                client.runs.wait(None, "counter", input={"count": 1})
+                print(f"{os.cpu_count()} cores, {options.count} cancels of each kind, milliseconds")
+                print(
+                    f"{'node':<22}{'stopped p50':>12}{'p99':>8}{'answer p50':>12}{'p99':>8}  bound"
+                )
+                for kind in options.kinds:
+                    missed += report(client, folder, kind, options.count)
+        finally:
+            server.stop()
+    for line in missed:
+        print(line)
+    return 1 if missed else 0
+
+
+def report(client, folder: Path, kind: str, count: int) -> list[str]:
+    measured = [measure(client, folder, kind, number) for number in range(count)]
+    stopped = [m[0] * 1000 for m in measured]
+    answered = [m[1] * 1000 for m in measured]
+    bound = KINDS[kind][1] * 1000
+    p99 = percentile(stopped, 99)
+    print(
+        f"{kind:<22}{statistics.median(stopped):>12.0f}{p99:>8.0f}"
+        f"{statistics.median(answered):>12.0f}{percentile(answered, 99):>8.0f}  {bound:.0f}",
+        flush=True,
+    )
+    return [] if p99 <= bound else [f"{kind}: p99 {p99:.0f} ms is over {bound:.0f} ms"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The end of a run names the thread's next one, also one that was being created at that moment."""
+
+from __future__ import annotations
+
+import threading
+from uuid import UUID
+
+import pytest
+import uuid_utils
+
+from app.db import runs as run_rows
+from app.db import threads as thread_rows
+from app.db.connection import connect, fetch_value
+from app.db.runs import NewRun
+from app.domain.runs import CancelAction, Ending, RunStatus
+from app.services.run_attempts import end_run
+from tests.waiting import wait_until
+
+
+def new_id() -> UUID:
+    return UUID(str(uuid_utils.uuid7()))
+
+
+def insert(conn, thread_id: UUID) -> UUID:
+    new = NewRun(
+        run_id=new_id(),
+        thread_id=thread_id,
+        assistant_id=new_id(),
+        graph_id="counter",
+        queue="runs",
+        metadata={},
+        kwargs={},
+        thread_config={},
+        multitask_strategy="enqueue",
+        temporary=False,
+        timeout_seconds=None,
+        after_seconds=0.0,
+    )
+    run_rows.insert_run(conn, new, rering_seconds=5.0)
+    return new.run_id
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["finished", "interrupted"])
+def test_a_run_created_while_another_ends_is_rung_by_one_of_the_two(database_url, cancelled):
+    with (
+        connect(database_url) as creator,
+        connect(database_url) as worker,
+        connect(database_url) as onlooker,
+    ):
+        thread_id = new_id()
+        thread_rows.insert_thread(creator, thread_id, {})
+        first = insert(creator, thread_id)
+        claimed = run_rows.claim_run(worker, first, owner="me", lease_seconds=60)
+        assert claimed is not None
+        if cancelled:
+            run_rows.flag_running_runs(creator, [first], CancelAction.INTERRUPT, {})
+        ending = Ending(RunStatus.INTERRUPTED if cancelled else RunStatus.SUCCESS, values={})
+        answers = []
+
+        def finish():
+            answers.append(end_run(worker, thread_id, claimed.claim, ending))
+
+        with creator.transaction():
+            assert thread_rows.lock_thread(creator, thread_id)
+            second = insert(creator, thread_id)
+            head = run_rows.next_runs_of_threads(creator, [thread_id])
+            finishing = threading.Thread(target=finish)
+            finishing.start()
+            pid = {"pid": worker.info.backend_pid}
+            waits = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %(pid)s"
+            wait_until(lambda: fetch_value(onlooker, waits, pid), what="the end to wait")
+        finishing.join(10)
+        (ended,) = answers
+        assert ended is not None
+        rung = [run.run_id for run in (*head, *ended.next_runs)]
+        assert rung == [second]

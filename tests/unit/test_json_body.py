@@ -1,0 +1,64 @@
+"""Reading JSON bodies: what cannot be kept exactly is refused, the rest is read as it stands."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from flask import Request
+from hypothesis import given
+from hypothesis import strategies as st
+from werkzeug.test import EnvironBuilder
+
+from app.api.json_body import MAX_DEPTH, read_json
+from app.domain.errors import InvalidRequest
+
+
+def read(body: bytes):
+    return read_json(Request(EnvironBuilder(method="POST", data=body).get_environ()))
+
+
+def nested(levels: int, inner: bytes = b"") -> bytes:
+    return b"[" * levels + inner + b"]" * levels
+
+
+@pytest.mark.parametrize("inner", [b"", b"1", b'"x"', b"null"])
+@pytest.mark.parametrize("beside", [b"", b",[],{},[{}]"])
+def test_the_deepest_body_allowed_has_max_depth_levels(inner, beside):
+    """A value inside the innermost array is no level, and neighbours change nothing."""
+    body = b"[" + nested(MAX_DEPTH - 1, inner) + beside + b"]"
+    assert read(body) == json.loads(body)
+    with pytest.raises(InvalidRequest):
+        read(b"[" + body + b"]")
+
+
+@pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 1_000, 1_024, 1_025, 20_000, 1_000_000])
+@pytest.mark.parametrize("opened_only", [False, True])
+def test_any_deeper_body_is_refused(levels, opened_only):
+    with pytest.raises(InvalidRequest):
+        read(b"[" * levels if opened_only else nested(levels))
+
+
+@pytest.mark.parametrize("levels", [0, 1, MAX_DEPTH - 2])
+@pytest.mark.parametrize("text", [rb'"\u0000"', rb'"a\u0000b"', rb'{"\u0000":1}', rb'"\\\u0000"'])
+def test_a_nul_is_refused_however_deep_it_stands(levels, text):
+    with pytest.raises(InvalidRequest):
+        read(nested(levels, text))
+
+
+@pytest.mark.parametrize("text", [rb'"\\u0000"', rb'{"\\u0000": "\\\\u0000"}'])
+def test_a_backslash_before_u0000_is_no_nul(text):
+    assert read(text) == json.loads(text)
+
+
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
+_NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+_SCALARS = st.none() | st.booleans() | _NUMBERS | _TEXTS
+_DOCUMENTS = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner) | st.dictionaries(_TEXTS, inner), max_leaves=20
+)
+
+
+@given(_DOCUMENTS, st.booleans())
+def test_what_can_be_kept_is_read_as_it_was_written(document, ascii_only):
+    assert read(json.dumps(document, ensure_ascii=ascii_only).encode()) == document
