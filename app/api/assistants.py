@@ -41,6 +41,16 @@ def get_assistant(assistant_id: str) -> Response:
     return json_response(shown(assistant, ASSISTANT_FIELDS))
 
 
+@blueprint.delete("/assistants/<assistant_id>")
+@blueprint.alt_response(204, description="Deleted; its runs in flight were stopped first")
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error, description="It is a graph's own assistant")
+@blueprint.alt_response(422, schema=Error)
+def delete_assistant(assistant_id: str) -> Response:
+    assistants.delete_assistant(parts(), path_uuid(assistant_id, "assistant"))
+    return Response(status=204)
+
+
 @blueprint.post("/assistants/search")
 @blueprint.arguments(SearchAssistants)
 @blueprint.response(200, Assistant(many=True))

@@ -93,5 +93,7 @@ def _has_left(client_socket: socket.socket) -> bool:
         if not select.select([client_socket], [], [], 0)[0]:
             return False
         return client_socket.recv(1, socket.MSG_PEEK) == b""
-    except (OSError, ValueError):
+    except ConnectionError:
         return True
+    except (OSError, ValueError):
+        return False  # we closed it ourselves: this server is stopping

@@ -55,6 +55,10 @@ def get_assistant(conn: Connection, assistant_id: UUID) -> Assistant | None:
     return fetch_one(conn, SQL.get_assistant, {"assistant_id": assistant_id}, Assistant)
 
 
+def delete_assistant(conn: Connection, assistant_id: UUID) -> bool:
+    return fetch_value(conn, SQL.delete_assistant, {"assistant_id": assistant_id}) is not None
+
+
 def search_assistants(
     conn: Connection,
     *,

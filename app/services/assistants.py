@@ -7,10 +7,12 @@ from uuid import UUID, uuid4
 
 from app.db import assistants as assistant_rows
 from app.db.connection import Connection
+from app.db.runs import CancelFilter
 from app.domain.assistants import Assistant, system_assistant_id
 from app.domain.errors import BadRequest, Conflict, InvalidRequest, NotFound
 from app.domain.ids import parse_uuid
 from app.graphs.registry import GraphRegistry
+from app.services.cancellation import stop_runs
 from app.services.parts import Parts
 
 
@@ -44,6 +46,20 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
         if body.get("if_exists") != "do_nothing":
             raise Conflict(f"Assistant {assistant_id} already exists")
         return get_assistant(conn, assistant_id)
+
+
+def delete_assistant(parts: Parts, assistant_id: UUID) -> None:
+    """Stop the assistant's runs, then delete it. A graph's own assistant stays with its graph."""
+    if assistant_id in {system_assistant_id(graph_id) for graph_id in parts.graphs.project.graphs}:
+        raise Conflict("The assistant of a graph of this project cannot be deleted")
+    message = "interrupt requested via DELETE /assistants/{assistant_id}"
+    reason = {"error": "UserInterrupt", "message": message}
+    with parts.database.connection() as conn:
+        deleted = assistant_rows.delete_assistant(conn, assistant_id)
+    if not deleted:
+        raise NotFound(f"Assistant with ID {assistant_id} not found")
+    # No new run can name it now; what it has in flight is stopped before we answer.
+    stop_runs(parts, CancelFilter(assistant_id=assistant_id), reason)
 
 
 def get_assistant(conn: Connection, assistant_id: UUID) -> Assistant:

@@ -387,6 +387,35 @@ def test_deleting_a_running_run_stops_it_first(http, sync_client, thread_id, bea
     assert http.delete(f"/threads/{thread_id}/runs/{run_id}").status_code == 404
 
 
+def test_deleting_an_assistant_stops_its_runs(http, sync_client, thread_id, beats):
+    assistant = sync_client.assistants.create("steps")["assistant_id"]
+    running_id = sync_client.runs.create(
+        thread_id, assistant, input={"seconds": 60, "beats": str(beats)}
+    )["run_id"]
+    waiting_id = sync_client.runs.create(thread_id, assistant, input={})["run_id"]
+    beats.wait_for("s1:start")
+    assert http.delete(f"/assistants/{assistant}").status_code == 204
+    before = beats.lines()
+    statuses = {run["run_id"]: run["status"] for run in sync_client.runs.list(thread_id)}
+    assert statuses == {running_id: "interrupted", waiting_id: "interrupted"}
+    time.sleep(0.2)  # listening for what must not come
+    assert before == beats.lines()
+    assert http.delete(f"/assistants/{assistant}").status_code == 404
+    answer = http.post(f"/threads/{thread_id}/runs", json={"assistant_id": assistant})
+    assert answer.status_code == 404
+    of_graph = sync_client.assistants.search(graph_id="steps")[0]["assistant_id"]
+    assert http.delete(f"/assistants/{of_graph}").status_code == 409
+
+
+def test_a_cancel_during_a_nodes_retries_lets_it_not_try_again(http, sync_client, thread_id, beats):
+    run = sync_client.runs.create(thread_id, "retrying", input={"beats": str(beats)})
+    beats.wait_for("try", 2)
+    assert cancel(http, thread_id, run["run_id"], wait=1).status_code == 200
+    before = beats.lines()
+    time.sleep(0.5)  # several tries long: listening for what must not come
+    assert before == beats.lines()
+
+
 def test_deleting_a_thread_stops_its_runs_and_nothing_leaks_into_a_new_one(
     http, sync_client, thread_id, beats
 ):

@@ -88,7 +88,8 @@ def test_cancel_with_interrupt_keeps_the_run_and_its_checkpoints(make_client):
     async def scene(client):
         thread = await client.threads.create()
         run = await client.runs.create(thread["thread_id"], ASSISTANT, input=LONG)
-        await until_status(client, thread, run, "running")
+        while (await client.threads.get_state(thread["thread_id"]))["next"] != ["think"]:
+            await asyncio.sleep(0.01)
         await client.runs.cancel(thread["thread_id"], run["run_id"])
         assert await until_status(client, thread, run, "interrupted") == "interrupted"
         after = await client.runs.get(thread["thread_id"], run["run_id"])

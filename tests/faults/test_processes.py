@@ -106,6 +106,41 @@ def test_a_cancel_accepted_before_the_worker_died_is_carried_out(own_server, cli
     assert "s2:start" not in beats.names()
 
 
+@pytest.mark.parametrize("words", [("gunicorn",)])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_web_process_that_goes_is_not_a_client_that_left(
+    own_server, client, beats, words, number
+):
+    thread_id = client.threads.create()["thread_id"]
+    body = {
+        "assistant_id": "steps",
+        "input": {"seconds": 1.0, "beats": str(beats)},
+        "on_disconnect": "cancel",
+    }
+    url = f"{own_server.url}/threads/{thread_id}/runs/stream"
+    with (
+        httpx.Client(timeout=30) as http,
+        http.stream("POST", url, json=body) as answer,
+        pytest.raises(httpx.HTTPError),
+    ):
+        for line in answer.iter_lines():
+            if line.startswith("event: values"):
+                beats.wait_for("s1:start")
+                for web in own_server.find(*words):
+                    web.send_signal(number)
+        raise httpx.ReadError("the stream was cut cleanly")
+
+    def status():
+        try:
+            return client.runs.list(thread_id)[0]["status"]
+        except httpx.HTTPError:
+            return None
+
+    wait_until(lambda: status() not in (None, "pending", "running"), 40, "the end")
+    assert status() == "success"
+    assert beats.names().count("s4:end") == 1
+
+
 def test_a_restart_goes_on_with_running_and_pending_runs(own_server, client, beats, tmp_path):
     thread_id, run_id = start_steps(client, beats, seconds=1.5)
     queued = client.runs.create(thread_id, "sync_steps", input={"beats": str(tmp_path / "queued")})

@@ -20,6 +20,9 @@ RETURNING *
 -- name: get_assistant
 SELECT * FROM assistant WHERE assistant_id = %(assistant_id)s
 
+-- name: delete_assistant
+DELETE FROM assistant WHERE assistant_id = %(assistant_id)s RETURNING assistant_id
+
 -- name: search_assistants
 SELECT * FROM assistant
 WHERE (%(graph_id)s::text IS NULL OR graph_id = %(graph_id)s)

@@ -8,6 +8,7 @@ import time
 from typing import Annotated, TypedDict
 
 from langgraph.graph import START, StateGraph
+from langgraph.types import RetryPolicy
 
 from graphs.beats import beat
 
@@ -60,5 +61,22 @@ def _chain(make):
     return graph.compile()
 
 
+def _fail(state: State) -> State:
+    beat(state.get("beats"), "try")
+    raise ConnectionError("not yet")
+
+
+retrying = (
+    StateGraph(State)
+    .add_node(
+        "fail",
+        _fail,
+        retry_policy=RetryPolicy(
+            initial_interval=0.1, backoff_factor=1.0, jitter=False, max_attempts=1000
+        ),
+    )
+    .add_edge(START, "fail")
+    .compile()
+)
 steps = _chain(_async_step)
 sync_steps = _chain(_sync_step)
