@@ -106,12 +106,15 @@ class Supervisor:
     def drain(self) -> None:
         """Take no new runs, give the running ones the grace, put the rest back."""
         self._slots.start_draining()
-        if not self._wait_until_idle(self._settings.drain_grace_seconds):
+        self._wait_until_idle(self._settings.drain_grace_seconds)
+        deadline = time.monotonic() + _DRAIN_END_SECONDS
+        while self._working() and time.monotonic() < deadline:
             for reading in self._busy():
                 self._to_stop.setdefault(reading.claim, StopReason.DRAIN)
             self._wake()
-            if not self._wait_until_idle(_DRAIN_END_SECONDS):
-                log.warning("drain: %d runs left to the sweeper", len(self._busy()))
+            time.sleep(_TICK_SECONDS)
+        if self._working():
+            log.warning("drain: %d runs left to the sweeper", len(self._busy()))
         self._stopping.set()
         self._hints.put(None)
         self._deaths.put(None)
@@ -119,13 +122,10 @@ class Supervisor:
         for thread in self._threads:
             thread.join(2.0)
 
-    def _wait_until_idle(self, seconds: float) -> bool:
+    def _wait_until_idle(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while self._working():
-            if time.monotonic() >= deadline:
-                return False
+        while self._working() and time.monotonic() < deadline:
             time.sleep(_TICK_SECONDS)
-        return True
 
     def _working(self) -> bool:
         claiming = any(r.phase is not Phase.IDLE for r in self._slots.read_all())
@@ -256,9 +256,16 @@ class Supervisor:
                 self._climb_for(child, reading)
             elif child.asked is not None:
                 child.asked = None
-        current = {reading.claim for reading in readings.values() if reading.is_busy}
-        for claim in [claim for claim in self._to_stop if claim not in current]:
-            self._to_stop.pop(claim, None)
+        self._forget_the_stopped()
+
+    def _forget_the_stopped(self) -> None:
+        """Drop requests whose run is no longer here. A claim is in its slot before anybody asks
+        for its stop, so the requests are listed first and the slots read after."""
+        requested = list(self._to_stop)
+        current = {reading.claim for reading in self._busy()} if requested else set()
+        for claim in requested:
+            if claim not in current:
+                self._to_stop.pop(claim, None)
 
     def _climb_for(self, child: _Watched, reading: Reading) -> None:
         """One rung for one busy child."""

@@ -17,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 
+import psycopg
 from langgraph_sdk import get_sync_client
 
 from tests.servers import LiveServer
@@ -88,6 +89,62 @@ def measure(client, folder: Path, kind: str, number: int) -> tuple[float, float]
     return max(0.0, stopped - sent), answered - sent
 
 
+def measure_replacement(server: LiveServer, count: int) -> list[float]:
+    """Milliseconds from killing an idle child until its replacement has been forked."""
+    worker = server.worker_parent()
+    taken = []
+    for _ in range(count):
+        before = {child.pid for child in worker.children()}
+        begun = time.monotonic()
+        os.kill(next(iter(before)), 9)
+        while not {child.pid for child in worker.children()} - before:
+            time.sleep(0.002)
+        taken.append((time.monotonic() - begun) * 1000)
+        time.sleep(0.1)
+    return taken
+
+
+def measure_succession(client, folder: Path, count: int) -> list[float]:
+    """Milliseconds from the end of one run's last node to the first node of the run behind it."""
+    taken = []
+    for number in range(count):
+        thread_id = client.threads.create()["thread_id"]
+        paths = [folder / f"succession-{number}-{n}" for n in range(2)]
+        for path in paths:
+            given = {"seconds": 0.05, "beats": str(path)}
+            run = client.runs.create(thread_id, "steps", input=given)
+        client.runs.join(thread_id, run["run_id"])
+        ended = next(float(line[2]) for line in lines(paths[0]) if line[0] == "s4:end")
+        started = next(float(line[2]) for line in lines(paths[1]) if line[0] == "s1:start")
+        taken.append((started - ended) * 1000)
+    return taken
+
+
+def measure_bulk(client, server: LiveServer, count: int) -> list[float]:
+    """Milliseconds until the 204 of cancelling 1,000 runs in one call."""
+    taken = []
+    with psycopg.connect(server.database_url, autocommit=True) as database:
+        for _ in range(count):
+            thread_id = client.threads.create()["thread_id"]
+            client.runs.create(thread_id, "steps", input={"seconds": 60})
+            database.execute(_THOUSAND, (thread_id,))
+            begun = time.monotonic()
+            client.runs.cancel_many(status="all")
+            taken.append((time.monotonic() - begun) * 1000)
+            while client.threads.get(thread_id)["status"] == "busy":
+                time.sleep(0.01)
+    return taken
+
+
+_THOUSAND = """
+INSERT INTO run (run_id, thread_id, assistant_id, graph_id, queue, metadata, kwargs,
+    multitask_strategy, next_ring_at)
+SELECT gen_random_uuid(), thread_id, assistant_id, graph_id, queue, metadata, kwargs,
+    multitask_strategy, now() + interval '1 hour'
+FROM run, generate_series(1, 999) WHERE thread_id = %s
+"""
+
+
 def percentile(values: list[float], percent: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
@@ -112,6 +169,18 @@ def main() -> int:
                 )
                 for kind in options.kinds:
                     missed += report(client, folder, kind, options.count)
+                few = max(5, options.count // 10)
+                missed += report_one(
+                    "a killed child is replaced", measure_replacement(server, few), 100
+                )
+                missed += report_one(
+                    "a queued run starts after the one before it",
+                    measure_succession(client, folder, few),
+                    50,
+                )
+                missed += report_one(
+                    "1,000 runs cancelled in one call", measure_bulk(client, server, 5), 2000
+                )
         finally:
             server.stop()
     for line in missed:
@@ -131,6 +200,12 @@ def report(client, folder: Path, kind: str, count: int) -> list[str]:
         flush=True,
     )
     return [] if p99 <= bound else [f"{kind}: p99 {p99:.0f} ms is over {bound:.0f} ms"]
+
+
+def report_one(what: str, taken: list[float], bound: float) -> list[str]:
+    p99 = percentile(taken, 99)
+    print(f"{what}: p50 {statistics.median(taken):.0f} ms, p99 {p99:.0f} ms, bound {bound:.0f}")
+    return [] if p99 <= bound else [f"{what}: p99 {p99:.0f} ms is over {bound:.0f} ms"]
 
 
 if __name__ == "__main__":
