@@ -15,6 +15,7 @@ import mmap
 import os
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from uuid import UUID
 
 from app.domain.runs import Claim
@@ -122,9 +123,11 @@ class SlotTable:
         self._size = size
         self._header = ctypes.sizeof(ctypes.c_int64)
         length = self._header + size * ctypes.sizeof(_Record)
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the worker)
-        self._file.truncate(length)
-        self._memory = mmap.mmap(self._file.fileno(), length)
+        # A nameless file that lives as long as the worker: memory to share, and a lock on it.
+        self._fd, path = tempfile.mkstemp(prefix="belay-slots-")
+        Path(path).unlink()
+        os.truncate(self._fd, length)
+        self._memory = mmap.mmap(self._fd, length)
         self._draining = ctypes.c_int64.from_buffer(self._memory, 0)
         self._records = [
             _Record.from_buffer(self._memory, self._header + i * ctypes.sizeof(_Record))
@@ -144,7 +147,7 @@ class SlotTable:
 
         The lock is per process and ends with it, so a child killed here leaves nothing locked.
         """
-        fcntl.lockf(self._file.fileno(), fcntl.LOCK_EX)
+        fcntl.lockf(self._fd, fcntl.LOCK_EX)
         try:
             for record in self._records:
                 if record.pid == 0:
@@ -152,7 +155,7 @@ class SlotTable:
                     record.pid = os.getpid()
                     return Slot(record)
         finally:
-            fcntl.lockf(self._file.fileno(), fcntl.LOCK_UN)
+            fcntl.lockf(self._fd, fcntl.LOCK_UN)
         raise RuntimeError("no free slot for this child process")
 
     def free(self, index: int) -> None:

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+
+import pytest
+
+from app.domain.runs import Claim
+from workers.slots import Phase, SlotTable, StopReason
+
+
+def test_a_slot_says_who_runs_what():
+    table = SlotTable(2)
+    slot = table.take()
+    run_id, thread_id = uuid.uuid4(), uuid.uuid4()
+    slot.claiming(run_id)
+    (reading,) = table.read_all()
+    assert (os.getpid(), Phase.CLAIMING, run_id) == (reading.pid, reading.phase, reading.run_id)
+    assert not reading.is_busy
+    slot.running(Claim(run_id, 3), thread_id, 12.5)
+    (reading,) = table.read_all()
+    assert (Claim(run_id, 3), thread_id, 12.5) == (
+        reading.claim,
+        reading.thread_id,
+        reading.deadline,
+    )
+    assert reading.is_busy
+    slot.idle()
+    assert table.read_all()[0].phase is Phase.IDLE
+
+
+def test_what_is_asked_of_another_run_is_not_for_this_one():
+    table = SlotTable(1)
+    slot = table.take()
+    claim = Claim(uuid.uuid4(), 1)
+    table.ask(0, claim, StopReason.CANCEL)
+    assert slot.asked(claim) is StopReason.CANCEL
+    assert slot.asked(Claim(claim.run_id, 2)) is StopReason.NONE
+    assert slot.asked(Claim(uuid.uuid4(), 1)) is StopReason.NONE
+
+
+def test_a_slot_is_readable_when_its_process_is_dead_and_taken_again_when_freed():
+    table = SlotTable(2)
+    claim = Claim(uuid.uuid4(), 7)
+    child = os.fork()
+    if child == 0:
+        slot = table.take()
+        slot.claiming(claim.run_id)
+        slot.running(claim, uuid.uuid4(), 0.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    (reading,) = table.read_all()
+    assert (child, claim) == (reading.pid, reading.claim)
+    table.take()
+    with pytest.raises(RuntimeError):
+        table.take()
+    table.free(reading.index)
+    table.take()
+    assert {r.pid for r in table.read_all()} == {os.getpid()}
+
+
+def test_draining_is_seen_by_a_forked_child():
+    table = SlotTable(1)
+    child = os.fork()
+    if child == 0:
+        while not table.draining:
+            pass
+        os._exit(5)
+    table.start_draining()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
