@@ -11,8 +11,8 @@ READY := $(VENV)/.ready
 demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, stop everything.
 	$(BIN)/python -m deploy.demo
 
-run: $(READY)  ## The server with the example project, until Ctrl-C.
-	$(BIN)/belay dev
+run: $(READY)  ## The server with the example project, until Ctrl-C. PORT=… for another port.
+	$(BIN)/belay dev $(if $(PORT),--port $(PORT))
 
 test: lint  ## Static checks and the whole suite.
 	$(BIN)/python -m pytest

@@ -36,11 +36,11 @@ def main() -> None:
 def dev(config: Path | None, host: str, port: int, data_dir: Path, concurrency: int | None) -> None:
     """Run API, worker, Postgres and Valkey on this machine, until Ctrl-C."""
     from app.dev.embedded import EmbeddedUnavailable  # noqa: PLC0415
-    from app.dev.server import DevOptions, PortBusy, run_dev  # noqa: PLC0415
+    from app.dev.server import DevOptions, PortBusy, StartFailed, run_dev  # noqa: PLC0415
 
     try:
         run_dev(DevOptions(config, host, port, data_dir, concurrency), os.environ)
-    except (PortBusy, SettingsError, EmbeddedUnavailable) as error:
+    except (PortBusy, SettingsError, EmbeddedUnavailable, StartFailed) as error:
         click.echo(f"belay dev: {error}", err=True)
         sys.exit(2)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -21,23 +22,31 @@ from app.bus.run_feed import RunFeed
 from app.db import assistants as assistant_rows
 from app.db import runs as run_rows
 from app.db.connection import Database, open_pool
-from app.db.migrate import wait_for_schema
+from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import Doorbell
-from app.graphs.registry import GraphRegistry, read_project
+from app.graphs.registry import GraphRegistry, ProjectError, read_project
 from app.services.parts import Parts
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 
 _SCHEMA_WAIT_SECONDS = 60.0
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The WSGI application. Raises SettingsError, ProjectError or SchemaNotReady."""
-    if settings is None:
-        settings = Settings.from_environ(os.environ)
-        logging.basicConfig(
-            level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
-    return create_api(join_parts(settings))
+    """The WSGI application. Raises SettingsError, ProjectError or SchemaNotReady.
+
+    Without settings, as a web server calls it, those end the process with one line that says what
+    is wrong, and the exit code gunicorn takes for "this will never boot".
+    """
+    if settings is not None:
+        return create_api(join_parts(settings))
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        return create_api(join_parts(Settings.from_environ(os.environ)))
+    except (SettingsError, ProjectError, SchemaNotReady) as error:
+        print(f"belay web: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(3) from error
 
 
 def join_parts(settings: Settings) -> Parts:

@@ -31,3 +31,14 @@ def post_fork(server, worker):
     """A worker dies with its master, also when that was killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def worker_exit(server, worker):
+    """Close the connections while there is still an event loop to close them with."""
+    application = getattr(worker, "wsgi", None)
+    if application is not None:
+        application.extensions["belay"].database.close()
+
+
+def when_ready(server):
+    server.log.warning("listening on %s", ", ".join(str(sock) for sock in server.LISTENERS))

@@ -20,6 +20,7 @@ from app.dev.embedded import (
     free_port,
     wait_until_ready,
 )
+from app.dev.process_tree import die_with_parent
 
 PROJECT = Path(__file__).parent / "project" / "langgraph.json"
 
@@ -111,6 +112,7 @@ def running(server: EmbeddedPostgres | EmbeddedValkey):
         env=dict(spec.environ),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=die_with_parent(os.getpid(), signal.SIGKILL),
         **spec.popen,
     )
     try:

@@ -13,7 +13,7 @@ import socket
 import sys
 import uuid
 import warnings
-from typing import Any
+from typing import Any, NoReturn
 
 from celery import Celery, bootsteps, signals
 from celery.platforms import SecurityWarning
@@ -22,7 +22,7 @@ from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
 from app.bus.event_log import EventLog
 from app.db.connection import connect, fetch_value
-from app.db.migrate import wait_for_schema
+from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import Doorbell, celery_config
 from app.graphs.registry import GraphRegistry, ProjectError, read_project
 from app.services.run_attempts import Announcer
@@ -51,12 +51,18 @@ class Belay(Celery):
     child: Child | None = None
 
 
+def _refuse_to_start(error: Exception) -> NoReturn:
+    """One line that says what is wrong, and the exit code that says starting again won't help."""
+    print(f"belay worker: {error}", file=sys.stderr, flush=True)
+    sys.exit(3)
+
+
 def _make_app() -> Belay:
     try:
         settings = Settings.from_environ(os.environ)
         project = read_project(settings.config_path)
     except (SettingsError, ProjectError) as error:
-        sys.exit(f"belay worker: {error}")
+        _refuse_to_start(error)
     made = Belay("belay", include=["workers.tasks"])
     made.conf.update(celery_config(settings))
     made.conf.worker_concurrency = settings.concurrency
@@ -75,8 +81,7 @@ def _load_graphs() -> None:
     try:
         app.graphs = GraphRegistry.load(app.graphs.project)
     except ProjectError as error:
-        log.critical("%s", error)
-        sys.exit(f"belay worker: {error}")
+        _refuse_to_start(error)
 
 
 @signals.setup_logging.connect
@@ -96,9 +101,11 @@ def _configure_logging(loglevel: Any = None, **_: Any) -> None:
 def _prepare_parent(sender: Any = None, **_: Any) -> None:
     """Before the pool forks: the schema, the graphs, the shared memory, a frozen heap."""
     settings = app.settings
-    wait_for_schema(settings.database_url, seconds=_SCHEMA_WAIT_SECONDS)
+    try:
+        wait_for_schema(settings.database_url, seconds=_SCHEMA_WAIT_SECONDS)
+    except SchemaNotReady as error:
+        _refuse_to_start(error)
     concurrency = sender.concurrency or settings.concurrency
-    _print_connections(concurrency)
     app.slots = SlotTable(concurrency * 2 + _SPARE_SLOTS)
     if settings.preload_graphs:
         _load_graphs()
@@ -106,7 +113,7 @@ def _prepare_parent(sender: Any = None, **_: Any) -> None:
     gc.freeze()
 
 
-def _print_connections(concurrency: int) -> None:
+def _log_connections(concurrency: int) -> None:
     """Connections are bounded; say so at the start, not when they run out."""
     needed = concurrency + _SUPERVISOR_CONNECTIONS
     with connect(app.settings.database_url, name="belay start") as conn:
@@ -146,8 +153,9 @@ class SupervisorStep(bootsteps.StartStopStep):
         self._supervisor: Supervisor | None = None
         self._sweeper: Sweeper | None = None
 
-    def start(self, _worker: Any) -> None:
+    def start(self, worker: Any) -> None:
         settings = app.settings
+        _log_connections(worker.concurrency)
         keys = Keys(settings.redis_prefix)
         client = connect_redis(settings)
         event_log = EventLog(

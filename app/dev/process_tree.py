@@ -23,6 +23,9 @@ from typing import IO, Any
 _PR_SET_PDEATHSIG = 1
 _TICK_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 5.0
+#: What web and worker exit with when they can never start: their settings or the project are wrong,
+#: and they have said what. (Gunicorn ends so when its worker does not boot.)
+CANNOT_START = 3
 #: A process that lived this long starts anew at once when it dies.
 _STEADY_SECONDS = 10.0
 
@@ -38,6 +41,8 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 10.0
     before: Callable[[], None] | None = None
+    #: Started first and stopped last: the others need it until they have ended.
+    is_server: bool = False
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     start_at: float = 0.0
@@ -54,7 +59,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             process_group=0,
-            preexec_fn=_die_with_parent(os.getpid(), self.stop_signal),  # noqa: PLW1509
+            preexec_fn=die_with_parent(os.getpid(), self.stop_signal),  # noqa: PLW1509
             **self.popen,
         )
         self.started_at = time.monotonic()
@@ -64,7 +69,8 @@ class Program:
         return self.process
 
 
-def _die_with_parent(parent: int, death_signal: int) -> Callable[[], None] | None:
+def die_with_parent(parent: int, death_signal: int) -> Callable[[], None] | None:
+    """For Popen's `preexec_fn`: ask the kernel for this signal when the parent is gone."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
@@ -89,11 +95,13 @@ def _copy_lines(name: str, stream: IO[bytes]) -> None:
 
 
 class ProcessTree:
-    """Add programs in the order they start; they stop in the reverse order."""
+    """Add programs in the order they start. At the stop the servers go last."""
 
     def __init__(self) -> None:
         self._programs: list[Program] = []
         self._stopping = threading.Event()
+        #: Why the tree gave up by itself, if it did.
+        self.failure: str | None = None
 
     def start(self, program: Program) -> subprocess.Popen[bytes]:
         self._programs.append(program)
@@ -118,30 +126,41 @@ class ProcessTree:
         if program.process is not None and program.process.poll() is not None:
             code = program.process.returncode
             program.process = None
+            if code == CANNOT_START:
+                self.failure = f"{program.name} cannot start, see above"
+                self.request_stop()
+                return
             steady = now - program.started_at > _STEADY_SECONDS
             program.backoff = (
                 0.0 if steady else min(_MAX_BACKOFF_SECONDS, max(0.2, program.backoff * 2))
             )
             program.start_at = now + program.backoff
             say("belay", f"{program.name} {_ended(code)}; starting it again")
-        if program.process is None and now >= program.start_at:
+        if program.process is None and now >= program.start_at and not self.is_stopping:
             program.start()
 
     def stop(self) -> None:
-        """Stop everything, last first; whoever does not go in time is killed."""
-        for program in reversed(self._programs):
-            process = program.process
-            if process is None or process.poll() is not None:
-                continue
-            with suppress(ProcessLookupError):
-                process.send_signal(program.stop_signal)
-            try:
-                process.wait(program.stop_seconds)
-            except subprocess.TimeoutExpired:
-                say("belay", f"{program.name} does not stop, killing it")
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        """Stop everything, the servers when the others have ended; the slow are killed."""
+        for are_servers in (False, True):
+            stopping = [p for p in self._programs if p.is_server is are_servers]
+            for program in stopping:
+                if program.process is not None:
+                    with suppress(ProcessLookupError):
+                        program.process.send_signal(program.stop_signal)
+            for program in stopping:
+                _wait_or_kill(program)
+
+
+def _wait_or_kill(program: Program) -> None:
+    if program.process is None:
+        return
+    try:
+        program.process.wait(program.stop_seconds)
+    except subprocess.TimeoutExpired:
+        say("belay", f"{program.name} does not stop, killing it")
+        with suppress(ProcessLookupError):
+            os.killpg(program.process.pid, signal.SIGKILL)
+        program.process.wait()
 
 
 def _ended(code: int) -> str:

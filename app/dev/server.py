@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -13,9 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
 from app.dev.process_tree import ProcessTree, Program, say
-from app.settings import config_path
+from app.settings import DEFAULT_QUEUE, config_path
 
 ROOT = Path(__file__).resolve().parents[2]
 _READY_SECONDS = 60.0
@@ -25,6 +28,10 @@ _DRAIN_SECONDS = "1"
 
 class PortBusy(Exception):
     """Somebody else listens on the port."""
+
+
+class StartFailed(Exception):
+    """The project, the settings or the schema are such that the server can never start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +44,8 @@ class DevOptions:
 
 
 def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
-    """Run until SIGINT or SIGTERM. Raises PortBusy, SettingsError, ProjectError,
-    EmbeddedUnavailable before anything is left running."""
+    """Run until SIGINT or SIGTERM. Raises PortBusy, SettingsError, EmbeddedUnavailable or
+    StartFailed; nothing is left running."""
     _refuse_busy_port(options.host, options.port)
     env = {**environ, "PYTHONUNBUFFERED": "1"}
     if options.config is not None:
@@ -61,15 +68,19 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
         if not env.get("DATABASE_URL"):
             postgres = EmbeddedPostgres(data_dir)
             env["DATABASE_URL"] = _start_postgres(tree, postgres)
+            say("belay", f"data in {postgres.data} and {data_dir}")
         _start_belay(tree, env, queues)
         url = f"http://{options.host}:{options.port}"
-        threading.Thread(target=_announce, args=(tree, url), daemon=True).start()
+        example = _first_graph(Path(env["BELAY_CONFIG"]))
+        threading.Thread(target=_announce, args=(tree, url, example), daemon=True).start()
         tree.run()
         say("belay", "stopping")
     finally:
         tree.stop()
         if postgres is not None:
             postgres.clean_up()
+    if tree.failure is not None:
+        raise StartFailed(tree.failure)
     say("belay", "stopped")
 
 
@@ -80,15 +91,13 @@ def _refuse_busy_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise PortBusy(f"cannot listen on {host}:{port}: {error.strerror}") from error
+            raise PortBusy(
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
+            ) from error
 
 
 def _queues(config: Path) -> list[str]:
     """The queues this project's graphs use; read without importing LangGraph."""
-    import orjson  # noqa: PLC0415
-
-    from app.settings import DEFAULT_QUEUE  # noqa: PLC0415
-
     try:
         named = orjson.loads(config.read_bytes()).get("queues", {})
         return list(dict.fromkeys([DEFAULT_QUEUE, *named.values()]))
@@ -96,11 +105,26 @@ def _queues(config: Path) -> list[str]:
         return [DEFAULT_QUEUE]  # the worker reads the file again, and says what is wrong with it
 
 
+def _first_graph(config: Path) -> str:
+    """A graph to name in the example call."""
+    try:
+        return str(next(iter(orjson.loads(config.read_bytes())["graphs"])))
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, StopIteration):
+        return "agent"
+
+
 def _start_valkey(tree: ProcessTree, data_dir: Path) -> str:
     valkey = EmbeddedValkey(data_dir)
     server = valkey.server()
     process = tree.start(
-        Program(server.name, server.command, server.environ, server.popen, stop_seconds=5.0)
+        Program(
+            server.name,
+            server.command,
+            server.environ,
+            server.popen,
+            stop_seconds=5.0,
+            is_server=True,
+        )
     )
     wait_until_ready(valkey, process)
     return valkey.url
@@ -118,6 +142,7 @@ def _start_postgres(tree: ProcessTree, postgres: EmbeddedPostgres) -> str:
             stop_signal=signal.SIGINT,  # fast shutdown: it does not wait for clients to leave
             stop_seconds=10.0,
             before=postgres.initialise,
+            is_server=True,
         )
     )
     wait_until_ready(postgres, process)
@@ -126,8 +151,6 @@ def _start_postgres(tree: ProcessTree, postgres: EmbeddedPostgres) -> str:
 
 def _start_belay(tree: ProcessTree, env: Mapping[str, str], queues: list[str]) -> None:
     """Migrations, web and worker start together; the latter two wait for the schema."""
-    import subprocess  # noqa: PLC0415
-
     migration = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "migrate"], env=dict(env), cwd=_cwd()
     )
@@ -141,7 +164,7 @@ def _start_belay(tree: ProcessTree, env: Mapping[str, str], queues: list[str]) -
     worker += ["-Q", ",".join(queues)]
     tree.start(Program("worker", worker, env, {"cwd": _cwd()}, stop_seconds=15.0))
     if migration.wait() != 0:
-        say("belay", "the migration failed; see above")
+        tree.failure = "the migration failed, see above"
         tree.request_stop()
 
 
@@ -149,19 +172,20 @@ def _cwd() -> str:
     return str(Path.cwd())
 
 
-def _announce(tree: ProcessTree, url: str) -> None:
+def _announce(tree: ProcessTree, url: str, graph_id: str) -> None:
     """Say when the server answers."""
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline and not tree.is_stopping:
         try:
             with urllib.request.urlopen(f"{url}/ok", timeout=1):  # noqa: S310
                 say("belay", f"ready on {url}  (docs: {url}/docs)")
-                say("belay", "try: " + _curl(url))
+                say("belay", "try: " + _curl(url, graph_id))
                 return
         except (OSError, urllib.error.URLError):
             time.sleep(0.05)
 
 
-def _curl(url: str) -> str:
-    body = '{"assistant_id": "agent", "input": {"messages": [{"role": "user", "content": "hi"}]}}'
+def _curl(url: str, graph_id: str) -> str:
+    message = '{"messages": [{"role": "user", "content": "hi"}]}'
+    body = f'{{"assistant_id": "{graph_id}", "input": {message}}}'
     return f"curl -s {url}/runs/wait -H 'content-type: application/json' -d '{body}'"

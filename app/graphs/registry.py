@@ -259,7 +259,8 @@ def _import(project: Project, spec: GraphSpec, location: str) -> ModuleType:
         raise ProjectError(f"Graph '{spec.graph_id}': there is no file {location}")
     # A file inside a dependency's package is imported under its own name, so that its relative
     # imports work and it is not loaded twice.
-    for folder in project.dependencies:
+    # The deepest folder decides: with a `src` folder, a module has no `src.` in its name.
+    for folder in sorted(project.dependencies, key=lambda f: len(f.parts), reverse=True):
         if path.is_relative_to(folder):
             parts = path.relative_to(folder).with_suffix("").parts
             package = folder.joinpath(*parts[:-1])

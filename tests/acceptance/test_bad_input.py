@@ -581,6 +581,7 @@ def test_a_run_with_data_100_levels_deep_comes_through(http):
 
 OPERATIONS = [
     ("GET /assistants/{assistant_id}", None),
+    ("DELETE /assistants/{assistant_id}", None),
     ("GET /threads/{thread_id}", None),
     ("PATCH /threads/{thread_id}", {}),
     ("DELETE /threads/{thread_id}", None),

@@ -403,7 +403,8 @@ def test_deleting_an_assistant_stops_its_runs(http, sync_client, thread_id, beat
     assert http.delete(f"/assistants/{assistant}").status_code == 404
     answer = http.post(f"/threads/{thread_id}/runs", json={"assistant_id": assistant})
     assert answer.status_code == 404
-    of_graph = sync_client.assistants.search(graph_id="steps")[0]["assistant_id"]
+    system = sync_client.assistants.search(graph_id="steps", metadata={"created_by": "system"})
+    of_graph = system[0]["assistant_id"]
     assert http.delete(f"/assistants/{of_graph}").status_code == 409
 
 

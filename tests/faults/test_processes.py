@@ -14,6 +14,7 @@ import psutil
 import pytest
 from langgraph_sdk import get_sync_client
 
+from app.dev.embedded import free_port
 from tests.conftest import Beats
 from tests.servers import LiveServer
 from tests.waiting import wait_until
@@ -179,6 +180,36 @@ def test_belay_dev_restarts_what_dies(own_server, client, words):
             return False
 
     wait_until(answers, 40, "the server to work again")
+
+
+@pytest.mark.parametrize(
+    ("document", "cause"),
+    [
+        (
+            '{"graphs": {"broken": "./broken.py:graph"}}',
+            "Graph 'broken' (./broken.py:graph): "
+            "ModuleNotFoundError: No module named 'nothing_of_that_name'",
+        ),
+        ('{"graphs": {"broken": "./broken.py:graph"}, "env": ".missing"}', ".missing"),
+        ('{"graphs"', "langgraph.json"),
+    ],
+)
+def test_a_project_that_cannot_be_loaded_stops_the_start(scratch, tmp_path, document, cause):
+    (tmp_path / "langgraph.json").write_text(document)
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name")
+    command = [sys.executable, "-m", "app.cli", "dev", "--port", str(free_port())]
+    command += ["--config", str(tmp_path / "langgraph.json")]
+    done = subprocess.run(
+        [*command, "--data-dir", str(scratch / tmp_path.name)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert cause in done.stdout
+    assert "cannot start, see above" in done.stderr
+    assert "Traceback" not in done.stdout
 
 
 def test_a_busy_port_is_an_error_and_exit_2(scratch):

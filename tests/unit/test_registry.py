@@ -82,6 +82,25 @@ def test_dependencies_are_on_the_import_path_with_their_src(tmp_path):
     )
 
 
+def test_a_module_below_src_is_loaded_once_under_its_own_name(tmp_path):
+    package = tmp_path / "src" / "my_agent_of_src"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "shared.py").write_text("TOKEN = object()\n")
+    (package / "agent.py").write_text(
+        "from langgraph.graph import START, StateGraph\n"
+        "import my_agent_of_src.shared\n"
+        "from .shared import TOKEN\n"
+        "assert TOKEN is my_agent_of_src.shared.TOKEN\n"
+        "name = __name__\n"
+        "graph = StateGraph(dict).add_node('n', lambda s: s).add_edge(START, 'n')\n"
+    )
+    path = write(tmp_path, {"graphs": {"a": "./src/my_agent_of_src/agent.py:graph"}})
+    GraphRegistry.load(read_project(path))
+    assert "my_agent_of_src.agent" in sys.modules
+    assert "src.my_agent_of_src.agent" not in sys.modules
+
+
 def test_queues_route_graphs():
     project = read_project(PROJECT)
     assert project.queues == ["runs", "heavy"]
