@@ -336,15 +336,16 @@ def test_timeouts_end_a_run_by_the_same_ladder_and_say_so(http, sync_client, bea
         assert before == beats.lines()
 
 
-def test_ten_concurrent_interrupts_of_one_thread_end_with_one_success(
-    server, sync_client, thread_id
+@pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
+def test_ten_concurrent_runs_that_supersede_end_with_one_success(
+    server, sync_client, thread_id, strategy
 ):
     def one(number):
         with httpx.Client(base_url=server.url, timeout=60) as http:
             body = {
                 "assistant_id": "steps",
                 "input": {"seconds": 0.2},
-                "multitask_strategy": "interrupt",
+                "multitask_strategy": strategy,
             }
             return http.post(f"/threads/{thread_id}/runs", json=body).status_code
 
@@ -352,7 +353,34 @@ def test_ten_concurrent_interrupts_of_one_thread_end_with_one_success(
         assert list(pool.map(one, range(10))) == [200] * 10
     wait_until(lambda: sync_client.threads.get(thread_id)["status"] != "busy")
     statuses = [run["status"] for run in sync_client.runs.list(thread_id, limit=20)]
-    assert (statuses.count("success"), statuses.count("interrupted")) == (1, 9)
+    interrupted = 9 if strategy == "interrupt" else 0
+    assert sorted(statuses) == ["interrupted"] * interrupted + ["success"]
+
+
+@pytest.mark.parametrize("path", ["/runs/wait", "/runs/stream"])
+def test_a_stateless_run_is_cancelled_when_its_client_leaves(server, beats, path):
+    body = {
+        "assistant_id": "steps",
+        "input": {"seconds": 60, "beats": str(beats)},
+        "on_disconnect": "cancel",
+    }
+    with (
+        httpx.Client(base_url=server.url, timeout=60) as leaving,
+        leaving.stream("POST", path, json=body) as answer,
+    ):
+        assert answer.status_code == 200
+        beats.wait_for("s1:beat", 3)
+    with psycopg.connect(server.database_url, autocommit=True) as database:
+
+        def status():
+            return database.execute(
+                "SELECT status FROM run WHERE kwargs -> 'input' ->> 'beats' = %s", (str(beats),)
+            ).fetchone()[0]
+
+        wait_until(lambda: status() == "interrupted")
+    before = beats.lines()
+    time.sleep(0.2)  # listening for what must not come
+    assert before == beats.lines()
 
 
 @pytest.mark.parametrize("strategy", ["interrupt", "rollback"])

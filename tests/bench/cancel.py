@@ -17,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import psycopg
 from langgraph_sdk import get_sync_client
 
@@ -120,6 +121,24 @@ def measure_succession(client, folder: Path, count: int) -> list[float]:
     return taken
 
 
+def measure_disconnect(client, server: LiveServer, count: int) -> list[float]:
+    """Milliseconds from a client closing its socket until its run is `interrupted`."""
+    taken = []
+    for _ in range(count):
+        thread_id = client.threads.create()["thread_id"]
+        body = {"assistant_id": "steps", "input": {"seconds": 60}, "on_disconnect": "cancel"}
+        with (
+            httpx.Client(base_url=server.url) as leaving,
+            leaving.stream("POST", f"/threads/{thread_id}/runs/stream", json=body) as answer,
+        ):
+            next(line for line in answer.iter_lines() if line.startswith("event: values"))
+        left = time.monotonic()
+        while client.runs.list(thread_id)[0]["status"] != "interrupted":
+            time.sleep(0.002)
+        taken.append((time.monotonic() - left) * 1000)
+    return taken
+
+
 def measure_bulk(client, server: LiveServer, count: int) -> list[float]:
     """Milliseconds until the 204 of cancelling 1,000 runs in one call."""
     taken = []
@@ -177,6 +196,11 @@ def main() -> int:
                     "a queued run starts after the one before it",
                     measure_succession(client, folder, few),
                     50,
+                )
+                missed += report_one(
+                    "a run is cancelled when its client leaves",
+                    measure_disconnect(client, server, few),
+                    1000,
                 )
                 missed += report_one(
                     "1,000 runs cancelled in one call", measure_bulk(client, server, 5), 2000

@@ -107,6 +107,19 @@ def test_a_cancel_accepted_before_the_worker_died_is_carried_out(own_server, cli
     assert "s2:start" not in beats.names()
 
 
+def test_the_server_has_a_limit_for_runs_that_set_none(scratch, tmp_path):
+    live = LiveServer(scratch / tmp_path.name, BELAY_RUN_TIMEOUT_SECONDS="0.4").start()
+    try:
+        with get_sync_client(url=live.url) as client:
+            answer = client.runs.wait(
+                None, "nodes", input={"kind": "time_sleep"}, raise_error=False
+            )
+            assert answer["__error__"]["error"] == "TimeoutError"
+            assert client.runs.wait(None, "counter", input={"count": 1}) == {"count": 2}
+    finally:
+        live.stop()
+
+
 @pytest.mark.parametrize("words", [("gunicorn",)])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_web_process_that_goes_is_not_a_client_that_left(
