@@ -19,7 +19,7 @@ from app.db import runs as run_rows
 from app.domain.runs import ClaimedRun, Ending, RunStatus
 from app.graphs.checkpoints import CheckpointsUnavailable, ClaimLost, RunSaver
 from app.graphs.serde import to_json
-from app.services.run_attempts import RunEnd, end_cancelled_run, end_run, timed_out
+from app.services.run_attempts import STOPPED, RunEnd, end_cancelled_run, end_run, timed_out
 from workers import graph_executor
 from workers.child import Child
 from workers.graph_executor import Execution
@@ -188,6 +188,12 @@ def _put_back(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd 
 def _reached(child: Child, prepared: _Prepared) -> Ending:
     """What the stopped run's last checkpoint says."""
     if prepared.execution is None:
-        return Ending(RunStatus.INTERRUPTED, values_known=False, has_next=True)
-    ending: Ending = child.finish(graph_executor.stopped(prepared.execution))
+        return STOPPED
+    try:
+        ending: Ending = child.finish(graph_executor.stopped(prepared.execution))
+    except (ClaimLost, CheckpointsUnavailable):
+        raise
+    except Exception:  # its state cannot be read; that must not hold up its end
+        log.exception("the state of a stopped run could not be read")
+        return STOPPED
     return ending

@@ -13,6 +13,7 @@ import socket
 import sys
 import uuid
 import warnings
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from celery import Celery, bootsteps, signals
@@ -152,6 +153,7 @@ class SupervisorStep(bootsteps.StartStopStep):
         super().__init__(worker, **kwargs)
         self._supervisor: Supervisor | None = None
         self._sweeper: Sweeper | None = None
+        self._deaths_read, self._deaths_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def start(self, worker: Any) -> None:
         settings = app.settings
@@ -165,10 +167,31 @@ class SupervisorStep(bootsteps.StartStopStep):
             max_events=settings.event_log_max_events,
         )
         announcer = Announcer(event_log, CancelFlags(client, keys), Doorbell(app))
-        self._supervisor = Supervisor(settings, app.slots, app.owner, announcer)
+        self._supervisor = Supervisor(
+            settings, app.slots, app.owner, announcer, self._tell_pool_of_death
+        )
         self._supervisor.start()
         self._sweeper = Sweeper(settings, app.owner, announcer)
         self._sweeper.start()
+
+    def _tell_pool_of_death(self) -> None:
+        with suppress(BlockingIOError):
+            os.write(self._deaths_write, b"!")
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        """Have Celery replace a dead child at once.
+
+        Its own notice, a pipe that closes, comes before the child can be waited for; when it looks
+        too early it finds nothing, and looks again after five seconds. The supervisor's comes when
+        the child is really dead.
+        """
+
+        def replace_the_dead() -> None:
+            with suppress(BlockingIOError):
+                os.read(self._deaths_read, 4096)
+            worker.pool.maintain_pool()
+
+        hub.add_reader(self._deaths_read, replace_the_dead)
 
     def stop(self, _worker: Any) -> None:
         if self._sweeper is not None:

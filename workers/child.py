@@ -73,7 +73,7 @@ class Child:
         self._nodes = MainThreadExecutor()
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(self._nodes)
-        threading.Thread(target=self._loop.run_forever, name="belay-loop", daemon=True).start()
+        threading.Thread(target=self._run_loop, name="belay-loop", daemon=True).start()
         self._claim: Claim | None = None
         self._task: asyncio.Task[Any] | None = None
         self._asked = StopReason.NONE
@@ -124,6 +124,14 @@ class Child:
     def finish(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a short coroutine of our own: no node, not to be asked to stop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _run_loop(self) -> None:
+        """The loop ends only when an async node raises SystemExit; then this child does too."""
+        try:
+            self._loop.run_forever()
+        except BaseException:
+            log.exception("the event loop of child %d ended", os.getpid())
+        os.kill(os.getpid(), signal.SIGKILL)
 
     async def _as_task(self, work: Coroutine[Any, Any, Any]) -> Any:
         self._task = asyncio.current_task()

@@ -226,7 +226,12 @@ async def _finished(graph: Graph, execution: Execution, stream: _Stream) -> Endi
 
 
 async def _failed(graph: Graph, execution: Execution, error: dict[str, str]) -> Ending:
-    resting = await read_now(graph, execution)
+    try:
+        resting = await read_now(graph, execution)
+    except (ClaimLost, CheckpointsUnavailable):
+        raise
+    except Exception:  # noqa: BLE001  (the error to tell is the graph's own)
+        return Ending(RunStatus.ERROR, values_known=False, has_next=True, error=error)
     return Ending(
         RunStatus.ERROR,
         values=resting.values,

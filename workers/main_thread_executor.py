@@ -28,6 +28,15 @@ class RunCancelled(BaseException):
     """
 
 
+def _for_the_loop(raised: BaseException) -> BaseException:
+    """A node's `sys.exit` is its failure: handed on as it is, it would end the event loop."""
+    if isinstance(raised, (SystemExit, KeyboardInterrupt)):
+        described = RuntimeError(f"The node raised {type(raised).__name__}: {raised}")
+        described.__cause__ = raised
+        return described
+    return raised
+
+
 class _Work:
     """One call handed to the main thread; None in the inbox means "look up"."""
 
@@ -113,7 +122,7 @@ class MainThreadExecutor(ThreadPoolExecutor):
             self._in_node = False
         except BaseException as raised:  # noqa: BLE001  (handed to whoever waits for the node)
             self._in_node = False
-            error = raised
+            error = _for_the_loop(raised)
         # Free before the waiter hears of it: it may hand over the next node at once.
         self._set_free(True)
         if error is not None:

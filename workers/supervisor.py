@@ -78,9 +78,15 @@ class Supervisor:
     """Start after the pool has forked; `drain` when the worker is told to stop."""
 
     def __init__(
-        self, settings: Settings, slots: SlotTable, owner: str, announcer: Announcer
+        self,
+        settings: Settings,
+        slots: SlotTable,
+        owner: str,
+        announcer: Announcer,
+        on_death: Callable[[], None],
     ) -> None:
         self._settings = settings
+        self._on_death = on_death
         self._slots = slots
         self._owner = owner
         self._announcer = announcer
@@ -315,6 +321,7 @@ class Supervisor:
         if reading.phase is not Phase.IDLE:
             self._deaths.put(_Death(reading, reason))
         self._slots.free(index)
+        self._on_death()
 
     # -- end: Postgres --------------------------------------------------------------------------
 

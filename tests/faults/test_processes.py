@@ -96,6 +96,15 @@ def test_a_run_that_kills_every_child_ends_with_an_error_that_says_so(own_server
     assert client.runs.wait(None, "counter", input={"count": 1}) == {"count": 2}
 
 
+@pytest.mark.parametrize(
+    ("graph", "error"), [("leaves", "RuntimeError"), ("leaves_async", "MaxAttemptsExceeded")]
+)
+def test_a_node_that_exits_ends_its_run_and_nothing_else(own_server, client, graph, error):
+    answer = client.runs.wait(None, graph, input={"count": 1}, raise_error=False)
+    assert answer["__error__"]["error"] == error
+    assert client.runs.wait(None, "counter", input={"count": 1}) == {"count": 2}
+
+
 def test_a_cancel_accepted_before_the_worker_died_is_carried_out(own_server, client, beats):
     thread_id, run_id = start_steps(client, beats, seconds=5)
     beats.wait_for("s1:start")

@@ -49,6 +49,16 @@ def _raise(state: Count) -> Count:
     raise ValueError("boom from bad node")
 
 
+def _leave(state: Count) -> Count:
+    raise SystemExit(3)
+
+
+async def _leave_async(state: Count) -> Count:
+    raise SystemExit(3)
+
+
+leaves = StateGraph(Count).add_node("leave", _leave).add_edge(START, "leave").compile()
+leaves_async = StateGraph(Count).add_node("leave", _leave_async).add_edge(START, "leave").compile()
 bad = StateGraph(Count).add_node("bad", _raise).add_edge(START, "bad").compile()
 
 
