@@ -221,7 +221,7 @@ def test_rollback_wins_over_an_interrupt_that_came_first(http, sync_client, thre
     assert sync_client.runs.list(thread_id) == []
 
 
-def test_a_cancel_takes_effect_though_redis_is_emptied(server, http, sync_client, thread_id, beats):
+def test_the_row_alone_cancels_without_flag_or_nudge(server, http, sync_client, thread_id, beats):
     """The column on the row is the guarantee: without flag and nudge it takes a lease renewal."""
     run_id = running(sync_client, thread_id, beats)
     with psycopg.connect(server.database_url, autocommit=True) as database:

@@ -12,6 +12,7 @@ import time
 import httpx
 import psutil
 import pytest
+import redis
 from langgraph_sdk import get_sync_client
 
 from app.dev.embedded import free_port
@@ -249,3 +250,30 @@ def test_a_busy_port_is_an_error_and_exit_2(scratch):
     assert done.returncode == 2
     assert f"127.0.0.1:{port}" in done.stderr
     assert not (scratch / "never").exists()
+
+
+@pytest.mark.parametrize("action", ["interrupt", "rollback"])
+def test_a_cancel_takes_effect_while_redis_is_away_and_after_it_came_back_empty(
+    own_server, client, beats, action
+):
+    thread_id, run_id = start_steps(client, beats, seconds=60)
+    beats.wait_for("s1:start")
+    valkey = own_server.find("valkey-server")[0]
+    valkey.suspend()  # half-open: it accepts, and never answers
+    try:
+        url = f"{own_server.url}/threads/{thread_id}/runs/{run_id}/cancel"
+        answer = httpx.post(url, params={"action": action}, timeout=30)
+        assert answer.status_code == 202
+
+        def status():
+            found = httpx.get(url.removesuffix("/cancel"), timeout=30)
+            return found.json().get("status", found.status_code)
+
+        wait_until(lambda: status() in ("interrupted", 404), 30, "the end without Redis")
+    finally:
+        valkey.resume()
+    before = beats.lines()
+    with redis.Redis.from_url(own_server.find("gunicorn")[0].environ()["REDIS_URL"]) as bus:
+        bus.flushall()
+    wait_until(lambda: client.runs.wait(None, "counter", input={"count": 1}) == {"count": 2}, 30)
+    assert before == beats.lines()
