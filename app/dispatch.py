@@ -14,13 +14,17 @@ from typing import Any
 from uuid import UUID
 
 from celery import Celery
-from kombu.exceptions import OperationalError
+from kombu import Queue
+from kombu.exceptions import ChannelError
 
 from app.settings import DEFAULT_QUEUE, Settings
 
 log = logging.getLogger(__name__)
 
 RUN_TASK = "belay.run"
+PING_TASK = "belay.ping"
+#: The longest a ring waits for a broker that does not answer.
+_SEND_SECONDS = 2.0
 #: After a failed ring, do not try the broker again for this long: every create would wait for it.
 _PAUSE_SECONDS = 1.0
 
@@ -50,9 +54,11 @@ def celery_config(settings: Settings) -> dict[str, Any]:
     }
     if settings.broker_url.startswith("redis"):
         config["broker_transport_options"] = {
-            "socket_timeout": 30.0,
+            "socket_timeout": 5.0,
             "socket_connect_timeout": 2.0,
             "socket_keepalive": True,
+            # A consumer whose connection is half-open drops it after twice this.
+            "health_check_interval": 4,
             # A doorbell is acknowledged before the run starts, so this only bounds how long one
             # sits in a dead worker's hands.
             "visibility_timeout": 60,
@@ -65,7 +71,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
 
 
 class Doorbell:
-    """Rings for runs. A ring that fails is logged and left to the sweeper."""
+    """Rings for runs. A ring that fails is logged and left to the sweeper: the run's row is in, and
+    nothing that the broker or its library does may change the answer to a create."""
 
     def __init__(self, celery: Celery) -> None:
         self._celery = celery
@@ -74,22 +81,47 @@ class Doorbell:
 
     @classmethod
     def of(cls, settings: Settings) -> Doorbell:
-        """A doorbell with a Celery app of its own, for processes that are not workers."""
+        """A doorbell with a Celery app of its own, which never waits long for the broker."""
         celery = Celery("belay", set_as_current=False)
         celery.conf.update(celery_config(settings))
+        if "broker_transport_options" in celery.conf:
+            celery.conf.broker_transport_options["socket_timeout"] = _SEND_SECONDS
         return cls(celery)
 
     def ring(self, run_id: UUID, queue: str) -> bool:
         """Send the message. False when the broker could not be reached."""
+        return self._send(f"doorbell of run {run_id}", RUN_TASK, queue, args=(str(run_id),))
+
+    def ping(self, ping_id: str, queue: Queue) -> bool:
+        """Send a worker a message of its own. False when the broker could not be reached."""
+        return self._send("ping", PING_TASK, queue, task_id=ping_id)
+
+    def _send(self, what: str, task: str, queue: str | Queue, **options: Any) -> bool:
         if time.monotonic() < self._paused_until:
             return False
         try:
-            self._celery.send_task(
-                RUN_TASK, args=(str(run_id),), queue=queue, retry=False, ignore_result=True
-            )
-        except (OperationalError, OSError) as error:
-            log.warning("doorbell of run %s not rung, the sweeper will: %s", run_id, error)
-            with self._lock:
-                self._paused_until = time.monotonic() + _PAUSE_SECONDS
+            self._celery.send_task(task, queue=queue, retry=False, ignore_result=True, **options)
+        except Exception as error:  # noqa: BLE001  (each broker's library has errors of its own)
+            log.warning("%s not sent, the broker is away: %s", what, error)
+            self._pause()
             return False
         return True
+
+    def waiting(self, queue: str) -> int:
+        """How many messages wait in the broker's queue; 0 when it cannot be asked."""
+        if time.monotonic() < self._paused_until:
+            return 0
+        try:
+            with self._celery.connection_for_write() as connection:
+                declared = connection.default_channel.queue_declare(queue, passive=True)
+                return int(declared.message_count)
+        except ChannelError:
+            return 0  # there is no such queue: nothing waits in it
+        except Exception as error:  # noqa: BLE001  (as above)
+            log.warning("queue %s not asked how long it is: %s", queue, error)
+            self._pause()
+            return 0
+
+    def _pause(self) -> None:
+        with self._lock:
+            self._paused_until = time.monotonic() + _PAUSE_SECONDS

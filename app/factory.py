@@ -59,8 +59,9 @@ def join_parts(settings: Settings) -> Parts:
         name="belay web",
     )
     database = Database(pool)
-    with database.transaction() as conn:
-        assistant_rows.put_system_assistants(conn, list(graphs.project.graphs))
+    database.transaction(
+        lambda conn: assistant_rows.put_system_assistants(conn, list(graphs.project.graphs))
+    )
     keys = Keys(settings.redis_prefix)
     client = connect_redis(settings)
     event_log = EventLog(

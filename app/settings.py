@@ -54,6 +54,8 @@ class Settings:
     sweep_seconds: float
     #: A pending, claimable run not rung for this long is rung again.
     rering_seconds: float
+    #: How often a worker proves to itself that it consumes; 0 turns that off.
+    liveness_seconds: float
     #: How long a run's event log is kept in Redis after its last event.
     event_log_ttl_seconds: int
     #: Most events kept of one run.
@@ -95,6 +97,7 @@ class Settings:
             run_timeout_seconds=read.number("BELAY_RUN_TIMEOUT_SECONDS", 86400.0, minimum=0.1),
             sweep_seconds=read.number("BELAY_SWEEP_SECONDS", 0.5, minimum=0.05),
             rering_seconds=read.number("BELAY_RERING_SECONDS", 5.0, minimum=0.5),
+            liveness_seconds=read.number("BELAY_LIVENESS_SECONDS", 10.0, minimum=0.0),
             event_log_ttl_seconds=read.integer("BELAY_EVENT_LOG_TTL_SECONDS", 3600, minimum=1),
             event_log_max_events=read.integer("BELAY_EVENT_LOG_MAX_EVENTS", 100_000, minimum=100),
             web_pool_size=read.integer("BELAY_WEB_POOL_SIZE", 10, minimum=2),

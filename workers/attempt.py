@@ -2,7 +2,10 @@
 
 claim ▸ execute ▸ end          the graph reached its end
                 ▸ stop         the supervisor asked: cancel, timeout or drain
-                ▸ give up      the claim is lost or Postgres is: whoever claims next goes on
+                ▸ give up      the claim is lost: whoever holds the run goes on
+
+While Postgres is away every step waits for it. The lease stays with us as long as nobody can judge
+it, and the supervisor says when somebody has.
 """
 
 from __future__ import annotations
@@ -10,16 +13,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
+from typing import TypeVar
 from uuid import UUID
 
-import psycopg
-
+from app import fault_points
 from app.db import runs as run_rows
-from app.domain.runs import ClaimedRun, Ending, RunStatus
+from app.db.connection import OUTAGE, Connection
+from app.domain.runs import Claim, ClaimedRun, Ending, RunStatus
+from app.fault_points import FaultPoint
 from app.graphs.checkpoints import CheckpointsUnavailable, ClaimLost, RunSaver
 from app.graphs.serde import to_json
-from app.services.run_attempts import STOPPED, RunEnd, end_cancelled_run, end_run, timed_out
+from app.services.run_attempts import (
+    STOPPED,
+    RunEnd,
+    end_cancelled_run,
+    end_run,
+    timed_out,
+)
 from workers import graph_executor
 from workers.child import Child
 from workers.graph_executor import Execution
@@ -28,6 +40,7 @@ from workers.slots import StopReason
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 _FLUSH_SECONDS = 2.0
 
 
@@ -36,36 +49,38 @@ def attempt_run(child: Child, run_id: UUID) -> None:
     if child.slots.draining:
         return
     child.slot.claiming(run_id)
+    fault_points.reached(FaultPoint.DELIVERED, run_id)
     try:
         claimed = _claim(child, run_id)
         if claimed is not None:
             _attempt(child, claimed)
-    except (ClaimLost, CheckpointsUnavailable, psycopg.OperationalError) as error:
+    except (ClaimLost, CheckpointsUnavailable, *OUTAGE) as error:
         # The row is untouched: its lease lapses and another attempt goes on from the checkpoint.
         log.warning("attempt of run %s given up: %s", run_id, error)
-        child.drop_connection()
+        child.database.drop()
     finally:
         child.slot.idle()
 
 
 def _claim(child: Child, run_id: UUID) -> ClaimedRun | None:
-    seconds = child.settings.lease_seconds
-    for fresh in (False, True):
-        try:
-            return run_rows.claim_run(
-                child.connection, run_id, owner=child.owner, lease_seconds=seconds
-            )
-        except psycopg.OperationalError:
-            # An idle connection may have died since the last run; try once on a new one.
-            child.drop_connection()
-            if fresh:
-                raise
-    return None
+    """Claim, or find that we have: when the answer to a claim was lost it may have committed."""
+    asked_before = False
+
+    def claim(conn: Connection) -> ClaimedRun | None:
+        nonlocal asked_before
+        if asked_before and (held := run_rows.held_run(conn, run_id, owner=child.owner)):
+            return held
+        asked_before = True
+        seconds = child.settings.lease_seconds
+        return run_rows.claim_run(conn, run_id, owner=child.owner, lease_seconds=seconds)
+
+    return child.database.run(claim, keep_waiting=lambda: not child.slots.draining)
 
 
 def _attempt(child: Child, claimed: ClaimedRun) -> None:
     limit = claimed.timeout_seconds or child.settings.run_timeout_seconds
     child.slot.running(claimed.claim, claimed.thread_id, time.monotonic() + limit)
+    fault_points.reached(FaultPoint.CLAIMED, claimed.run_id)
     child.events.begin(claimed.claim)
     child.events.emit(
         "metadata", to_json({"run_id": str(claimed.run_id), "attempt": claimed.attempts})
@@ -73,9 +88,25 @@ def _attempt(child: Child, claimed: ClaimedRun) -> None:
     prepared = _prepare(child, claimed)
     ending = _execute(child, claimed, prepared)
     child.slot.finishing()
+    fault_points.reached(FaultPoint.BEFORE_END, claimed.run_id)
     end = _write_end(child, claimed, prepared, ending)
     if end is not None:
-        child.announcer.announce(end)
+        fault_points.reached(FaultPoint.END_COMMITTED, claimed.run_id)
+        child.announcer.announce([end])
+        fault_points.reached(FaultPoint.END_ANNOUNCED, claimed.run_id)
+
+
+def _unasked(child: Child, claim: Claim) -> Callable[[], bool]:
+    """Wait for Postgres until the supervisor asks anything of this run."""
+    return lambda: child.was_asked(claim) is StopReason.NONE
+
+
+def _on_the_row(child: Child, claim: Claim, write: Callable[[Connection], _T]) -> _T:
+    """Write what became of the run, however long that takes: unless it is not ours any more, or
+    the supervisor, who has its own connection, loses patience and kills us."""
+    return child.database.run(
+        write, keep_waiting=lambda: child.was_asked(claim) is not StopReason.LEASE_LOST
+    )
 
 
 class _Prepared:
@@ -88,14 +119,16 @@ class _Prepared:
 
 
 def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
-    saver = RunSaver(child.connection, claimed.claim, child.database_thread)
-    resumes = False
-    if claimed.claim_no > 1:
-        checkpoint = run_rows.last_checkpoint_of_run(
-            child.connection, claimed.thread_id, claimed.run_id
-        )
-        resumes = checkpoint is not None
-    return _Prepared(saver, resumes)
+    unasked = _unasked(child, claimed.claim)
+    saver = RunSaver(child.database, claimed.claim, child.database_thread, unasked)
+    if claimed.claim_no == 1:
+        return _Prepared(saver, resumes=False)
+
+    def last_checkpoint(conn: Connection) -> str | None:
+        return run_rows.last_checkpoint_of_run(conn, claimed.thread_id, claimed.run_id)
+
+    checkpoint = child.database.run(last_checkpoint, keep_waiting=unasked)
+    return _Prepared(saver, resumes=checkpoint is not None)
 
 
 def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending | None:
@@ -107,8 +140,10 @@ def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending |
             return None
         # A graph that cancels itself without having been asked to stop has failed.
         return _failed(child, "CancelledError", "The graph cancelled itself.")
-    except (ClaimLost, CheckpointsUnavailable):
+    except ClaimLost:
         raise
+    except CheckpointsUnavailable:
+        return None  # it was asked to stop, or it would still be waiting
     except Exception as error:  # noqa: BLE001  (a graph's factory may raise anything)
         return _failed(child, type(error).__name__, str(error))
     if ending.status is RunStatus.ERROR and child.asked is not StopReason.NONE:
@@ -139,6 +174,7 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
             attempt=claimed.attempts,
             redact_errors=child.settings.redact_errors,
         )
+        fault_points.reached(FaultPoint.GRAPH_LOADED, claimed.run_id)
         return await graph_executor.execute(prepared.execution, emit)
 
 
@@ -146,22 +182,24 @@ def _write_end(
     child: Child, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
 ) -> RunEnd | None:
     """Write the end; None when the run is pending again or somebody else's."""
-    asked = child.asked
-    if ending is not None:
-        _flush(child, claimed)
-        return end_run(child.connection, claimed.thread_id, claimed.claim, ending)
+    claim, thread_id = claimed.claim, claimed.thread_id
+    asked = child.was_asked(claim) if ending is None else StopReason.NONE
     if asked is StopReason.LEASE_LOST:
         return None
     if asked is StopReason.DRAIN:
         return _put_back(child, claimed, prepared)
-    reached = _reached(child, prepared)
     if asked is StopReason.TIMEOUT:
-        ending = timed_out(reached)
+        ending = timed_out(_reached(child, prepared))
         child.events.emit("error", to_json(ending.error))
+    if ending is not None:
+        final = ending
         _flush(child, claimed)
-        return end_run(child.connection, claimed.thread_id, claimed.claim, ending)
+        return _on_the_row(child, claim, lambda conn: end_run(conn, thread_id, claim, final))
+    reached = _reached(child, prepared)
     _flush(child, claimed)
-    return end_cancelled_run(child.connection, claimed.thread_id, claimed.claim, reached)
+    return _on_the_row(
+        child, claim, lambda conn: end_cancelled_run(conn, thread_id, claim, reached)
+    )
 
 
 def _flush(child: Child, claimed: ClaimedRun) -> None:
@@ -172,17 +210,21 @@ def _flush(child: Child, claimed: ClaimedRun) -> None:
 
 def _put_back(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd | None:
     """A drain: pending again, no attempt charged. A cancel accepted meanwhile still wins."""
-    ring = run_rows.put_run_back(
-        child.connection,
-        claimed.claim,
-        uncharge=True,
-        rering_seconds=child.settings.rering_seconds,
-    )
-    if ring is not None:
-        child.announcer.ring([ring])
-        return None
-    reached = _reached(child, prepared)
-    return end_cancelled_run(child.connection, claimed.thread_id, claimed.claim, reached)
+
+    def put_back(conn: Connection) -> RunEnd | None:
+        ring = run_rows.put_run_back(
+            conn,
+            claimed.claim,
+            uncharge=True,
+            rering_seconds=child.settings.rering_seconds,
+        )
+        if ring is not None:
+            child.announcer.ring([ring])
+            return None
+        reached = _reached(child, prepared)
+        return end_cancelled_run(conn, claimed.thread_id, claimed.claim, reached)
+
+    return _on_the_row(child, claimed.claim, put_back)
 
 
 def _reached(child: Child, prepared: _Prepared) -> Ending:
@@ -191,8 +233,10 @@ def _reached(child: Child, prepared: _Prepared) -> Ending:
         return STOPPED
     try:
         ending: Ending = child.finish(graph_executor.stopped(prepared.execution))
-    except (ClaimLost, CheckpointsUnavailable):
+    except ClaimLost:
         raise
+    except CheckpointsUnavailable:
+        return STOPPED  # whoever asks for the values first reads them
     except Exception:  # its state cannot be read; that must not hold up its end
         log.exception("the state of a stopped run could not be read")
         return STOPPED

@@ -24,11 +24,12 @@ from app.bus.client import Keys, connect_redis
 from app.bus.event_log import EventLog
 from app.db.connection import connect, fetch_value
 from app.db.migrate import SchemaNotReady, wait_for_schema
-from app.dispatch import Doorbell, celery_config
+from app.dispatch import PING_TASK, Doorbell, celery_config
 from app.graphs.registry import GraphRegistry, ProjectError, read_project
 from app.services.run_attempts import Announcer
 from app.settings import Settings, SettingsError
 from workers.child import Child
+from workers.liveness import Liveness
 from workers.slots import SlotTable
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
@@ -40,6 +41,8 @@ _SPARE_SLOTS = 64
 #: What a worker's own threads need, besides one connection per child.
 _SUPERVISOR_CONNECTIONS = 3
 _SCHEMA_WAIT_SECONDS = 60.0
+#: Exit code of a worker that has stopped consuming: to be started again.
+_STALLED = 75
 
 
 class Belay(Celery):
@@ -135,7 +138,8 @@ def _prepare_child(**_: Any) -> None:
     gc.freeze()
     if not app.settings.preload_graphs:
         _load_graphs()
-    app.child = Child(app.settings, app.graphs, app.slots, app.owner, Doorbell(app))
+    doorbell = Doorbell.of(app.settings)
+    app.child = Child(app.settings, app.graphs, app.slots, app.owner, doorbell)
 
 
 @signals.worker_shutting_down.connect
@@ -145,7 +149,8 @@ def _take_no_more(**_: Any) -> None:
 
 
 class SupervisorStep(bootsteps.StartStopStep):
-    """Supervisor and sweeper: started after the pool has forked, stopped before it is joined."""
+    """Supervisor, sweeper and liveness: started after the pool has forked, stopped before it is
+    joined."""
 
     requires = ("celery.worker.components:Pool",)
 
@@ -153,6 +158,7 @@ class SupervisorStep(bootsteps.StartStopStep):
         super().__init__(worker, **kwargs)
         self._supervisor: Supervisor | None = None
         self._sweeper: Sweeper | None = None
+        self._liveness: Liveness | None = None
         self._deaths_read, self._deaths_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def start(self, worker: Any) -> None:
@@ -166,13 +172,36 @@ class SupervisorStep(bootsteps.StartStopStep):
             ttl_seconds=settings.event_log_ttl_seconds,
             max_events=settings.event_log_max_events,
         )
-        announcer = Announcer(event_log, CancelFlags(client, keys), Doorbell(app))
+        doorbell = Doorbell.of(settings)
+        announcer = Announcer(event_log, CancelFlags(client, keys), doorbell)
         self._supervisor = Supervisor(
             settings, app.slots, app.owner, announcer, self._tell_pool_of_death
         )
         self._supervisor.start()
         self._sweeper = Sweeper(settings, app.owner, announcer)
         self._sweeper.start()
+        self._watch_liveness(doorbell)
+
+    def _watch_liveness(self, doorbell: Doorbell) -> None:
+        seconds = app.settings.liveness_seconds
+        if not seconds:
+            return
+        liveness = self._liveness = Liveness(
+            doorbell, app.slots, app.owner, seconds=seconds, on_stall=self._end_stalled
+        )
+        liveness.consume_with(app)
+
+        @signals.task_received.connect(weak=False)
+        def note(request: Any = None, **_: Any) -> None:
+            if request.name == PING_TASK:
+                liveness.received(request.id)
+
+        liveness.start()
+
+    def _end_stalled(self) -> None:
+        """The main loop may be what hangs, so it is not asked: put back what runs, and go."""
+        self.stop(None)
+        os._exit(_STALLED)
 
     def _tell_pool_of_death(self) -> None:
         with suppress(BlockingIOError):
@@ -194,6 +223,8 @@ class SupervisorStep(bootsteps.StartStopStep):
         hub.add_reader(self._deaths_read, replace_the_dead)
 
     def stop(self, _worker: Any) -> None:
+        if self._liveness is not None:
+            self._liveness.stop()
         if self._sweeper is not None:
             self._sweeper.stop()
         if self._supervisor is not None:

@@ -7,7 +7,6 @@ event loop runs in a side thread, and database writes in another, in order.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -17,12 +16,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
-import psycopg
-
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
 from app.bus.event_log import EventLog
-from app.db.connection import Connection, connect
+from app.db.connection import connect
+from app.db.patient_connection import PatientConnection
 from app.dispatch import Doorbell
 from app.domain.runs import Claim
 from app.graphs.registry import GraphRegistry
@@ -57,7 +55,9 @@ class Child:
         self.slots = slots
         self.slot: Slot = slots.take()
         self.owner = f"{owner}/{os.getpid()}"
-        self._conn: Connection | None = None
+        self.database = PatientConnection(
+            lambda: connect(settings.database_url, pgbouncer=settings.pgbouncer, name="belay child")
+        )
         keys = Keys(settings.redis_prefix)
         client = connect_redis(settings)
         event_log = EventLog(
@@ -80,23 +80,9 @@ class Child:
         self._threads_of_our_own = set(threading.enumerate())
         signal.signal(ASK_SIGNAL, self._on_ask)
 
-    @property
-    def connection(self) -> Connection:
-        """The child's one connection, opened when it is first needed or was lost."""
-        if self._conn is None or self._conn.closed:
-            self._conn = connect(
-                self.settings.database_url,
-                pgbouncer=self.settings.pgbouncer,
-                name="belay child",
-            )
-        return self._conn
-
-    def drop_connection(self) -> None:
-        """After an error that leaves the connection's state unknown."""
-        if self._conn is not None:
-            with contextlib.suppress(psycopg.Error):
-                self._conn.close()
-            self._conn = None
+    def was_asked(self, claim: Claim) -> StopReason:
+        """What the supervisor asks of this run, noticed or not."""
+        return self.slot.asked(claim)
 
     @property
     def asked(self) -> StopReason:

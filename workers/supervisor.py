@@ -25,12 +25,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-import psycopg
-
 from app.bus.cancel_flag import CancelFlags, CancelNudges
 from app.bus.client import Keys, RedisError, connect_redis
 from app.db import runs as run_rows
-from app.db.connection import Connection, connect
+from app.db.connection import OUTAGE, Connection, connect
+from app.db.runs import Ringable
 from app.domain.runs import Claim, RunStatus
 from app.services.run_attempts import (
     STOPPED,
@@ -197,7 +196,7 @@ class Supervisor:
                     with suppress(queue.Empty):
                         left = max(0.0, renew_at - time.monotonic())
                         self._look_at(conn, self._hints.get(timeout=left))
-        except psycopg.OperationalError as error:
+        except OUTAGE as error:
             # A lease that is still ours may be renewed late; nobody judges right after an outage.
             log.warning("leases cannot be renewed now: %s", error)
             self._stopping.wait(_RETRY_SECONDS)
@@ -327,22 +326,26 @@ class Supervisor:
 
     def _end(self) -> None:
         """Write the ends of runs whose child is dead; wait for Postgres as long as it takes."""
-        with connect(
-            self._settings.database_url,
-            pgbouncer=self._settings.pgbouncer,
-            name="belay supervisor end",
-        ) as conn:
-            while not self._stopping.is_set():
-                death = self._deaths.get()
-                if death is None:
-                    return
-                try:
-                    self._end_for_dead(conn, death)
-                except psycopg.OperationalError:
-                    self._deaths.put(death)
-                    raise
-                finally:
-                    self._deaths.task_done()
+        try:
+            with connect(
+                self._settings.database_url,
+                pgbouncer=self._settings.pgbouncer,
+                name="belay supervisor end",
+            ) as conn:
+                while not self._stopping.is_set():
+                    death = self._deaths.get()
+                    try:
+                        if death is None:
+                            return
+                        self._end_for_dead(conn, death)
+                    except OUTAGE:
+                        self._deaths.put(death)
+                        raise
+                    finally:
+                        self._deaths.task_done()
+        except OUTAGE as error:
+            log.warning("ends of runs whose child died cannot be written now: %s", error)
+            self._stopping.wait(_RETRY_SECONDS)
 
     def _end_for_dead(self, conn: Connection, death: _Death) -> None:
         reading = death.reading
@@ -361,15 +364,17 @@ class Supervisor:
             self._recover(conn, claim)
             return
         if end is not None:
-            self._announcer.announce(end)
+            self._announcer.announce([end])
 
     def _claim_of(self, conn: Connection, reading: Reading) -> Claim | None:
         """The claim a dead child held; one that died while claiming may or may not have one."""
         if reading.phase is not Phase.CLAIMING:
             return reading.claim
         run = run_rows.get_run(conn, reading.run_id)
-        if run is None or run.status != RunStatus.RUNNING:
+        if run is None:
             return None
+        if run.status == RunStatus.PENDING:  # its doorbell died with the child
+            self._announcer.ring([Ringable(run.run_id, run.queue)])
         if run.lease_owner != f"{self._owner}/{reading.pid}":
             return None
         return Claim(run.run_id, run.claim_no)
@@ -382,7 +387,7 @@ class Supervisor:
             return
         end = end_cancelled_run(conn, reading.thread_id, claim, STOPPED)
         if end is not None:
-            self._announcer.announce(end)
+            self._announcer.announce([end])
 
     def _recover(self, conn: Connection, claim: Claim) -> None:
         recovery = recover_run(
@@ -393,7 +398,7 @@ class Supervisor:
             only_if_expired=False,
         )
         if recovery.end is not None:
-            self._announcer.announce(recovery.end)
+            self._announcer.announce([recovery.end])
         elif recovery.ring is not None:
             log.warning("the child of run %s died; it will be tried again", claim.run_id)
             self._announcer.ring([recovery.ring])

@@ -14,21 +14,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
-
-import psycopg
+from functools import partial
 
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
-from app.db.connection import Connection, connect
+from app.db.connection import OUTAGE, Connection, connect, in_transaction
 from app.services.run_attempts import Announcer, recover_run
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_LEASE = "sweeper"
-_LEASE_SECONDS = 6.0
+#: The sweeper's own lease, as a part of a run's: it ends before a run's does, so an outage that was
+#: long enough for runs to look lost was long enough for the sweeper too.
+_LEASE_PART = 0.6
 _RETRY_SECONDS = 1.0
 _BATCH = 200
+#: A queue with this many messages has not lost its doorbells; its workers are busy. Ringing again
+#: would only pile up more of them.
+_DEEP = 1_000
 #: How long the outcome of a stateless run can still be read by those who wait for it.
 _HIDDEN_SECONDS = 60.0
 _HIDDEN_EVERY_SECONDS = 10.0
@@ -52,19 +55,16 @@ class Sweeper:
         self._thread.join(3.0)
 
     def _run(self) -> None:
-        # Right after an outage every lease looks expired; their owners get one lease to renew.
-        patience = 0.0
         while not self._stopping.is_set():
             try:
-                self._sweep_until_lost(judge_after=time.monotonic() + patience)
-            except psycopg.OperationalError as error:
+                self._sweep_while_connected()
+            except OUTAGE as error:
                 log.warning("sweeper lost Postgres: %s", error)
             except Exception:
                 log.exception("sweeper failed, going on")
-            patience = self._settings.lease_seconds
             self._stopping.wait(_RETRY_SECONDS)
 
-    def _sweep_until_lost(self, *, judge_after: float) -> None:
+    def _sweep_while_connected(self) -> None:
         with connect(
             self._settings.database_url, pgbouncer=self._settings.pgbouncer, name="belay sweeper"
         ) as conn:
@@ -72,25 +72,32 @@ class Sweeper:
             while not self._stopping.is_set():
                 if self._holds_lease(conn):
                     self._ring_due(conn)
-                    now = time.monotonic()
-                    if now >= judge_after:
-                        self._take_from_the_gone(conn)
-                    if now >= hidden_at:
-                        hidden_at = now + _HIDDEN_EVERY_SECONDS
+                    self._take_from_the_gone(conn)
+                    if time.monotonic() >= hidden_at:
+                        hidden_at = time.monotonic() + _HIDDEN_EVERY_SECONDS
                         self._delete_hidden(conn)
                 self._stopping.wait(self._settings.sweep_seconds)
-            run_rows.drop_scheduler_lease(conn, _LEASE, self._owner)
+            run_rows.drop_sweeper_lease(conn, self._owner)
 
     def _holds_lease(self, conn: Connection) -> bool:
-        return run_rows.take_scheduler_lease(conn, _LEASE, self._owner, seconds=_LEASE_SECONDS)
+        lease = self._settings.lease_seconds
+        return run_rows.take_sweeper_lease(
+            conn,
+            self._owner,
+            seconds=lease * _LEASE_PART,
+            tolerance_seconds=max(lease * 0.1, self._settings.sweep_seconds * 2),
+            patience_seconds=lease,
+        )
 
     def _ring_due(self, conn: Connection) -> None:
         rering = self._settings.rering_seconds
         due = run_rows.ring_due_runs(conn, limit=_BATCH, rering_seconds=rering)
-        self._announcer.ring(due)
+        queues = {run.queue for run in due}
+        deep = {queue for queue in queues if self._announcer.doorbell.waiting(queue) >= _DEEP}
+        self._announcer.ring([run for run in due if run.queue not in deep])
 
     def _take_from_the_gone(self, conn: Connection) -> None:
-        for claim in run_rows.expired_leases(conn, limit=_BATCH):
+        for claim in run_rows.expired_leases(conn, sweeper=self._owner, limit=_BATCH):
             recovery = recover_run(
                 conn,
                 claim,
@@ -99,12 +106,11 @@ class Sweeper:
                 only_if_expired=True,
             )
             if recovery.end is not None:
-                self._announcer.announce(recovery.end)
+                self._announcer.announce([recovery.end])
             elif recovery.ring is not None:
                 log.warning("lease of run %s expired; it will be tried again", claim.run_id)
                 self._announcer.ring([recovery.ring])
 
     def _delete_hidden(self, conn: Connection) -> None:
         for thread_id in thread_rows.hidden_threads(conn, seconds=_HIDDEN_SECONDS, limit=_BATCH):
-            with conn.transaction():
-                thread_rows.delete_thread(conn, thread_id)
+            in_transaction(conn, partial(thread_rows.delete_hidden_thread, conn, thread_id))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from app.dispatch import RUN_TASK
+from app.dispatch import PING_TASK, RUN_TASK
 from workers.attempt import attempt_run
 from workers.celery_app import app
 
@@ -14,3 +14,8 @@ def run(run_id: str) -> None:
     """The doorbell of a run."""
     assert app.child is not None
     attempt_run(app.child, UUID(run_id))
+
+
+@app.task(name=PING_TASK)
+def ping() -> None:
+    """Nothing to do: that it was received is what counts (`workers.liveness`)."""

@@ -36,7 +36,7 @@ def cancel_many_runs(query: dict[str, Any], body: dict[str, Any]) -> Response:
         status=None if status == "all" else status,
     )
     reason = user_cancel_reason(action, "POST /runs/cancel")
-    if not cancel_runs(parts(), filter_, action, reason).run_ids:
+    if not cancel_runs(parts(), filter_, action, reason):
         raise NotFound(_why_nothing(filter_))
     return Response(status=204)
 

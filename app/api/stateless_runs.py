@@ -12,6 +12,7 @@ from app.api.json_body import Blueprint
 from app.api.parts import parts
 from app.api.run_responses import (
     cancels_on_disconnect,
+    idempotency_key,
     outcome_response,
     run_response,
     stream_response,
@@ -29,7 +30,9 @@ def _create(body: dict[str, Any]) -> RunRow:
     if (body.get("command") or {}).get("resume") is not None:
         raise BadRequest("You must provide a thread_id when resuming.")
     request_id = request.headers.get("x-request-id") or str(uuid.uuid4())
-    asked = runs.RunRequest(body=body, thread_id=None, request_id=request_id)
+    asked = runs.RunRequest(
+        body=body, thread_id=None, request_id=request_id, idempotency_key=idempotency_key()
+    )
     return runs.create_run(parts(), asked)
 
 

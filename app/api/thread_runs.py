@@ -14,6 +14,7 @@ from app.api.json_body import Blueprint, json_response
 from app.api.parts import parts
 from app.api.run_responses import (
     cancels_on_disconnect,
+    idempotency_key,
     outcome_response,
     run_body,
     run_response,
@@ -50,7 +51,10 @@ NOTHING_MATCHES = (
 
 def _create(thread_id: str, body: dict[str, Any]) -> RunRow:
     asked = runs.RunRequest(
-        body=body, thread_id=_thread_id_of_create(thread_id), request_id=_request_id()
+        body=body,
+        thread_id=_thread_id_of_create(thread_id),
+        request_id=_request_id(),
+        idempotency_key=idempotency_key(),
     )
     return runs.create_run(parts(), asked)
 
@@ -162,8 +166,8 @@ def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     thread, run = path_uuid(thread_id, "thread"), path_uuid(run_id, "run")
     action = CancelAction(query["action"])
     reason = user_cancel_reason(action, "POST /threads/{thread_id}/runs/{run_id}/cancel")
-    cancelled = cancel_runs(parts(), CancelFilter(thread_id=thread, run_ids=[run]), action, reason)
-    if not cancelled.run_ids:
+    filter_ = CancelFilter(thread_id=thread, run_ids=[run])
+    if not cancel_runs(parts(), filter_, action, reason):
         with parts().database.connection() as conn:
             known = run_rows.get_thread_run(conn, thread, run)
         raise NotFound(NOTHING_FOUND if known is None else NOTHING_MATCHES)

@@ -48,12 +48,12 @@ class CancelFlags:
         values = self._client.mget([self._keys.cancel_flag(run_id) for run_id in run_ids])
         return {run_id for run_id, value in zip(run_ids, values, strict=True) if value is not None}
 
-    def lower_flag(self, run_id: UUID) -> None:
-        """Tidy up after the end; the flag would expire anyway."""
+    def lower_flags(self, run_ids: Sequence[UUID]) -> None:
+        """Tidy up after the end; a flag would expire anyway."""
         try:
-            self._client.delete(self._keys.cancel_flag(run_id))
+            self._client.delete(*[self._keys.cancel_flag(run_id) for run_id in run_ids])
         except redis.RedisError as error:
-            log.debug("cancel flag of %s left to expire: %s", run_id, error)
+            log.debug("cancel flags of %d runs left to expire: %s", len(run_ids), error)
 
 
 class CancelNudges:

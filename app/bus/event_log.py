@@ -34,6 +34,17 @@ class Event:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """How a run ended. `status` is None for one that was rolled back; `error` is for an end that
+    the run's own worker could not say."""
+
+    run_id: UUID
+    claim_no: int
+    status: str | None
+    error: dict[str, str] | None = None
+
+
 def id_key(event_id: str) -> tuple[int, int]:
     """An id as numbers, for comparing. Raises ValueError when it is not an id."""
     if _ID.fullmatch(event_id) is None:
@@ -55,32 +66,24 @@ class EventLog:
 
     def append(self, run_id: UUID, events: Sequence[Event]) -> None:
         """Add events in one round trip and tell the readers."""
-        self._append(run_id, events, nudge=str(run_id))
-
-    def _append(self, run_id: UUID, events: Sequence[Event], *, nudge: str) -> None:
-        key = self._keys.event_log(run_id)
         with self._client.pipeline(transaction=False) as pipe:
-            for event in events:
-                fields: dict[Any, Any] = {b"e": event.name.encode(), b"d": event.data}
-                pipe.xadd(key, fields, id=event.id, maxlen=self._max_events, approximate=True)
-            pipe.expire(key, self._ttl_seconds)
-            pipe.publish(self._keys.dirty, nudge)
-            for answer in pipe.execute(raise_on_error=False):
-                if isinstance(answer, redis.ResponseError) and _is_stale(answer):
-                    continue  # a zombie's event, or one written twice: refused, as it should be
-                if isinstance(answer, Exception):
-                    raise answer
+            self._add(pipe, run_id, events, nudge=str(run_id))
+            _refuse_all_but_stale(pipe.execute(raise_on_error=False))
 
-    def append_end(
-        self, run_id: UUID, claim_no: int, status: str | None, error: dict[str, str] | None
-    ) -> None:
-        """Mark the end. `status` is None for a run that was rolled back; `error` is for an end
-        that the run's own worker could not say."""
-        events = [Event(f"{claim_no}-{_END_SEQ}", END, orjson.dumps({"status": status}))]
-        if error is not None:
-            last = Event(f"{claim_no}-{_END_SEQ - 1}", "error", orjson.dumps(error))
-            events.insert(0, last)
-        self._append(run_id, events, nudge=f"{run_id}!")
+    def append_ends(self, ends: Sequence[LogEnd]) -> None:
+        """Mark the ends of runs, in one round trip."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for end in ends:
+                self._add(pipe, end.run_id, _end_events(end), nudge=f"{end.run_id}!")
+            _refuse_all_but_stale(pipe.execute(raise_on_error=False))
+
+    def _add(self, pipe: Any, run_id: UUID, events: Sequence[Event], *, nudge: str) -> None:
+        key = self._keys.event_log(run_id)
+        for event in events:
+            fields: dict[Any, Any] = {b"e": event.name.encode(), b"d": event.data}
+            pipe.xadd(key, fields, id=event.id, maxlen=self._max_events, approximate=True)
+        pipe.expire(key, self._ttl_seconds)
+        pipe.publish(self._keys.dirty, nudge)
 
     def read_after(self, run_id: UUID, last_id: str, *, count: int) -> list[Event]:
         """Up to `count` events after `last_id` (exclusive)."""
@@ -110,5 +113,19 @@ def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
     return Event(entry_id.decode(), fields[b"e"].decode(), fields[b"d"])
 
 
-def _is_stale(error: redis.ResponseError) -> bool:
-    return "equal or smaller" in str(error)
+def _end_events(end: LogEnd) -> list[Event]:
+    last = Event(f"{end.claim_no}-{_END_SEQ}", END, orjson.dumps({"status": end.status}))
+    if end.error is None:
+        return [last]
+    return [Event(f"{end.claim_no}-{_END_SEQ - 1}", "error", orjson.dumps(end.error)), last]
+
+
+def _refuse_all_but_stale(answers: Sequence[Any]) -> None:
+    """A zombie's event, or one written twice, is refused by Redis, as it should be."""
+    for answer in answers:
+        if isinstance(answer, Exception) and not _is_stale(answer):
+            raise answer
+
+
+def _is_stale(error: Exception) -> bool:
+    return isinstance(error, redis.ResponseError) and "equal or smaller" in str(error)

@@ -1,8 +1,10 @@
 """Connections to Postgres: how one is opened, how a pool is, and how rows become dataclasses.
 
 Every connection is in autocommit mode: one statement is one transaction, and several take
-`with transaction(conn):`. JSON goes through orjson, so a value is the same on the wire, in a
-column and in an event.
+`in_transaction`. What loses a conflict with another transaction (a deadlock, a serialization
+failure, a lock not had in time) is done again here, a few times, by the statement or by the whole
+transaction; nobody above hears of it. JSON goes through orjson, so a value is the same on the wire,
+in a column and in an event.
 """
 
 from __future__ import annotations
@@ -14,16 +16,51 @@ from typing import Any, TypeVar
 
 import orjson
 import psycopg
+import tenacity
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, scalar_row
 from psycopg.types.json import set_json_dumps, set_json_loads
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
-from app.domain.errors import Unavailable
+from app.domain.errors import Interrupted, Unavailable
 
 Connection = psycopg.Connection[Any]
 Params = Mapping[str, Any]
 Row = TypeVar("Row")
+_T = TypeVar("_T")
 
+#: The database cannot do what was asked, now: it is away, restarting, full, read-only, out of
+#: connections. Nothing is wrong with the request, and it may work in a moment.
+OUTAGE = (
+    psycopg.OperationalError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
+#: Two transactions were in each other's way, and this one was undone by the server.
+_CONFLICT = (
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.LockNotAvailable,
+)
+_AGAIN = tenacity.Retrying(
+    retry=tenacity.retry_if_exception_type(_CONFLICT),
+    wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),
+    stop=tenacity.stop_after_attempt(8),
+    reraise=True,
+)
+#: A server that went away without a word (a machine that lost power, a cable) is noticed.
+_NETWORK = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+#: How long a request waits for a connection, and how many per connection may wait.
+_POOL_SECONDS = 5.0
+_POOL_QUEUE = 100
 #: What a stalled writer may hold a row lock for before the server ends its transaction.
 _IDLE_IN_TRANSACTION_MS = 5_000
 
@@ -35,21 +72,31 @@ def _dumps(value: Any) -> bytes:
 def connect(database_url: str, *, pgbouncer: bool = False, name: str = "belay") -> Connection:
     """One connection outside any pool."""
     conn: Connection = psycopg.connect(
-        database_url, autocommit=True, connect_timeout=5, application_name=name
+        database_url, autocommit=True, application_name=name, **_network(database_url)
     )
     _configure(conn, pgbouncer=pgbouncer)
     return conn
 
 
+def _network(database_url: str) -> dict[str, Any]:
+    """Our network options, but for those the operator's URL sets."""
+    set_there = conninfo_to_dict(database_url)
+    return {name: value for name, value in _NETWORK.items() if name not in set_there}
+
+
 def open_pool(database_url: str, *, size: int, pgbouncer: bool, name: str) -> ConnectionPool:
-    """A pool that opens connections as they are needed, `size` at most."""
+    """A pool that opens connections as they are needed, `size` at most.
+
+    A request that would have to wait behind too many others is refused at once.
+    """
     return ConnectionPool(
         database_url,
         min_size=1,
         max_size=size,
-        timeout=5.0,
+        timeout=_POOL_SECONDS,
+        max_waiting=size * _POOL_QUEUE,
         open=True,
-        kwargs={"autocommit": True, "connect_timeout": 5, "application_name": name},
+        kwargs={"autocommit": True, "application_name": name, **_network(database_url)},
         configure=lambda conn: _configure(conn, pgbouncer=pgbouncer),
         check=ConnectionPool.check_connection,
     )
@@ -76,11 +123,11 @@ class Database:
         with unavailable_when_unreachable(), self.pool.connection() as conn:
             yield conn
 
-    @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """A connection inside one transaction: committed at the end, or not at all."""
-        with self.connection() as conn, conn.transaction():
-            yield conn
+    def transaction(self, work: Callable[[Connection], _T]) -> _T:
+        """Run `work` in one transaction: committed at its return, or not at all. It is done again
+        from the start after a conflict, so it may do nothing that cannot be undone."""
+        with self.connection() as conn:
+            return in_transaction(conn, lambda: work(conn))
 
     def close(self) -> None:
         self.pool.close()
@@ -88,13 +135,31 @@ class Database:
 
 @contextmanager
 def unavailable_when_unreachable() -> Iterator[None]:
-    """The one border where driver errors that mean "no database" become Unavailable."""
+    """The one border where driver errors that mean "no database" become Unavailable, or Interrupted
+    when there was a connection."""
     try:
         yield
-    except (PoolTimeout, psycopg.OperationalError) as error:
-        if isinstance(error, psycopg.errors.QueryCanceled):
-            raise
+    except (PoolTimeout, TooManyRequests) as error:
         raise Unavailable() from error
+    except OUTAGE as error:
+        raise Interrupted() from error
+
+
+def in_transaction(conn: Connection, work: Callable[[], _T]) -> _T:
+    """Run `work` in one transaction on this connection, again after a conflict."""
+
+    def once() -> _T:
+        with conn.transaction():
+            return work()
+
+    return _again_on_conflict(conn, once)
+
+
+def _again_on_conflict(conn: Connection, work: Callable[[], _T]) -> _T:
+    """Part of a transaction cannot be done again by itself: the whole of it will be."""
+    if conn.info.transaction_status is not TransactionStatus.IDLE:
+        return work()
+    return _AGAIN(work)
 
 
 def _fields_of(row: type[Row]) -> Callable[[psycopg.Cursor[Any]], Callable[[Sequence[Any]], Row]]:
@@ -112,25 +177,37 @@ def _fields_of(row: type[Row]) -> Callable[[psycopg.Cursor[Any]], Callable[[Sequ
 
 
 def fetch_one(conn: Connection, sql: str, params: Params, row: type[Row]) -> Row | None:
-    with conn.cursor(row_factory=_fields_of(row)) as cursor:
-        return cursor.execute(sql, params).fetchone()
+    def run() -> Row | None:
+        with conn.cursor(row_factory=_fields_of(row)) as cursor:
+            return cursor.execute(sql, params).fetchone()
+
+    return _again_on_conflict(conn, run)
 
 
 def fetch_all(conn: Connection, sql: str, params: Params, row: type[Row]) -> list[Row]:
-    with conn.cursor(row_factory=_fields_of(row)) as cursor:
-        return cursor.execute(sql, params).fetchall()
+    def run() -> list[Row]:
+        with conn.cursor(row_factory=_fields_of(row)) as cursor:
+            return cursor.execute(sql, params).fetchall()
+
+    return _again_on_conflict(conn, run)
 
 
 def fetch_dicts(conn: Connection, sql: str, params: Params) -> list[dict[str, Any]]:
-    with conn.cursor(row_factory=dict_row) as cursor:
-        return cursor.execute(sql, params).fetchall()
+    def run() -> list[dict[str, Any]]:
+        with conn.cursor(row_factory=dict_row) as cursor:
+            return cursor.execute(sql, params).fetchall()
+
+    return _again_on_conflict(conn, run)
 
 
 def fetch_value(conn: Connection, sql: str, params: Params) -> Any:
-    with conn.cursor(row_factory=scalar_row) as cursor:
-        return cursor.execute(sql, params).fetchone()
+    def run() -> Any:
+        with conn.cursor(row_factory=scalar_row) as cursor:
+            return cursor.execute(sql, params).fetchone()
+
+    return _again_on_conflict(conn, run)
 
 
 def execute(conn: Connection, sql: str, params: Params) -> int:
     """Run a statement; returns how many rows it touched."""
-    return conn.execute(sql, params).rowcount
+    return _again_on_conflict(conn, lambda: conn.execute(sql, params).rowcount)

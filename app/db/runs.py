@@ -10,6 +10,7 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
+from app import fault_points
 from app.db.connection import (
     Connection,
     execute,
@@ -20,6 +21,7 @@ from app.db.connection import (
 )
 from app.db.queries import load_queries
 from app.domain.runs import CancelAction, Claim, ClaimedRun, Ending, Run
+from app.fault_points import FaultPoint
 
 SQL = load_queries("runs")
 
@@ -40,6 +42,8 @@ class NewRun:
     temporary: bool
     timeout_seconds: float | None
     after_seconds: float
+    #: The client may send this create again with the same id.
+    id_chosen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,18 @@ class CancelFilter:
             "status": self.status,
             "assistant_id": self.assistant_id,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveRun:
+    """A pending or running run, as a cancel sees it."""
+
+    run_id: UUID
+    thread_id: UUID
+    seq: int
+    status: str
+    claim_no: int
+    temporary: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +112,7 @@ def insert_run(conn: Connection, new: NewRun, *, rering_seconds: float) -> Run |
         "temporary": new.temporary,
         "timeout_seconds": new.timeout_seconds,
         "after_seconds": new.after_seconds,
+        "id_chosen": new.id_chosen,
         "rering_seconds": rering_seconds,
     }
     return fetch_one(conn, SQL.insert_run, params, Run)
@@ -121,8 +138,14 @@ def list_runs(
     return fetch_all(conn, SQL.list_runs, params, Run)
 
 
-def run_is_rolled_back(conn: Connection, run_id: UUID) -> bool:
-    return bool(fetch_value(conn, SQL.run_is_rolled_back, {"run_id": run_id}))
+def run_is_buried(conn: Connection, run_id: UUID) -> bool:
+    """Rolled back, or ended and swept: never to be executed again."""
+    return bool(fetch_value(conn, SQL.run_is_buried, {"run_id": run_id}))
+
+
+def thread_of_buried_run(conn: Connection, run_id: UUID) -> UUID | None:
+    value: UUID | None = fetch_value(conn, SQL.thread_of_buried_run, {"run_id": run_id})
+    return value
 
 
 def rollback_reason(conn: Connection, run_id: UUID) -> dict[str, str] | None:
@@ -131,8 +154,13 @@ def rollback_reason(conn: Connection, run_id: UUID) -> dict[str, str] | None:
     return value
 
 
-def active_runs_of_thread(conn: Connection, thread_id: UUID) -> list[Run]:
-    return fetch_all(conn, SQL.active_runs_of_thread, {"thread_id": thread_id}, Run)
+def active_runs_of_thread(conn: Connection, thread_id: UUID) -> list[ActiveRun]:
+    """Locked; the thread's row is locked before."""
+    return fetch_all(conn, SQL.active_runs_of_thread, {"thread_id": thread_id}, ActiveRun)
+
+
+def thread_is_busy(conn: Connection, thread_id: UUID) -> bool:
+    return bool(fetch_value(conn, SQL.thread_is_busy, {"thread_id": thread_id}))
 
 
 def oldest_active_graph_id(conn: Connection, thread_id: UUID) -> str | None:
@@ -150,6 +178,11 @@ def claim_run(
     except psycopg.errors.UniqueViolation:
         # run_one_running_per_thread: another claim of this thread committed first.
         return None
+
+
+def held_run(conn: Connection, run_id: UUID, *, owner: str) -> ClaimedRun | None:
+    """The run if this very owner has claimed it: asked when the answer to a claim was lost."""
+    return fetch_one(conn, SQL.held_run, {"run_id": run_id, "owner": owner}, ClaimedRun)
 
 
 def renew_leases(
@@ -214,8 +247,9 @@ def lock_claimed_run(conn: Connection, claim: Claim) -> Run | None:
     return fetch_one(conn, SQL.lock_claimed_run, params, Run)
 
 
-def expired_leases(conn: Connection, *, limit: int) -> list[Claim]:
-    return fetch_all(conn, SQL.expired_leases, {"limit": limit}, Claim)
+def expired_leases(conn: Connection, *, sweeper: str, limit: int) -> list[Claim]:
+    """Claims to be judged lost: none while this sweeper may not judge."""
+    return fetch_all(conn, SQL.expired_leases, {"sweeper": sweeper, "limit": limit}, Claim)
 
 
 def lease_is_expired(conn: Connection, claim: Claim) -> bool:
@@ -233,11 +267,26 @@ def next_runs_of_threads(conn: Connection, thread_ids: Sequence[UUID]) -> list[R
     return fetch_all(conn, SQL.next_runs_of_threads, {"thread_ids": list(thread_ids)}, Ringable)
 
 
-def lock_cancellable_runs(conn: Connection, filter_: CancelFilter) -> list[Run]:
-    """Threads first, then their runs in run_id order: the lock order of every writer."""
-    params = filter_.params()
-    conn.execute(SQL.lock_threads_of_cancellable_runs, params)
-    return fetch_all(conn, SQL.lock_cancellable_runs, params, Run)
+def cancellable_runs(
+    conn: Connection, filter_: CancelFilter, *, after: ActiveRun | None, limit: int
+) -> list[ActiveRun]:
+    """A page of what a cancel may hit, thread by thread, newest run first."""
+    params = filter_.params() | {
+        "after_thread_id": None if after is None else after.thread_id,
+        "after_seq": None if after is None else after.seq,
+        "limit": limit,
+    }
+    return fetch_all(conn, SQL.cancellable_runs, params, ActiveRun)
+
+
+def lock_runs(
+    conn: Connection, runs: Sequence[ActiveRun], *, status: str | None = None
+) -> list[ActiveRun]:
+    """Threads first, then their runs in run_id order: the lock order of every writer. Returns
+    those that are still active, or still of this status."""
+    execute(conn, SQL.lock_threads, {"thread_ids": list({run.thread_id for run in runs})})
+    params = {"run_ids": [run.run_id for run in runs], "status": status}
+    return fetch_all(conn, SQL.lock_runs, params, ActiveRun)
 
 
 def count_known_runs(conn: Connection, thread_id: UUID | None, run_ids: Sequence[UUID]) -> int:
@@ -278,12 +327,13 @@ def hide_temporary_threads(conn: Connection, thread_ids: Sequence[UUID]) -> None
     execute(conn, SQL.hide_temporary_threads, {"thread_ids": list(thread_ids)})
 
 
-def undo_run(conn: Connection, run: Run) -> None:
+def undo_run(conn: Connection, thread_id: UUID, run_id: UUID) -> None:
     """Everything a run wrote goes, and what it wrote over comes back. In one transaction."""
-    params = {"run_id": run.run_id}
-    text = {"run_id": str(run.run_id), "thread_id": str(run.thread_id)}
+    params = {"run_id": run_id}
+    text = {"run_id": str(run_id), "thread_id": str(thread_id)}
     execute(conn, SQL.restore_before_images, params)
     execute(conn, SQL.delete_checkpoints_of_run, text)
+    fault_points.reached(FaultPoint.ROLLING_BACK, run_id)
     execute(conn, SQL.reinsert_before_images, params)
     execute(conn, SQL.restore_thread_marks, params)
     execute(conn, SQL.bury_run, params)
@@ -322,11 +372,27 @@ def checkpoint_exists(
     return bool(fetch_value(conn, SQL.checkpoint_exists, params))
 
 
-def take_scheduler_lease(conn: Connection, name: str, owner: str, *, seconds: float) -> bool:
-    """True while this owner is the one that sweeps."""
-    params = {"name": name, "owner": owner, "seconds": seconds}
-    return fetch_value(conn, SQL.take_scheduler_lease, params) is not None
+def take_sweeper_lease(
+    conn: Connection,
+    owner: str,
+    *,
+    seconds: float,
+    tolerance_seconds: float,
+    patience_seconds: float,
+) -> bool:
+    """True while this owner is the one that sweeps.
+
+    When nobody swept for longer than the lease and the tolerance, nobody could renew a run's lease
+    either: then nobody judges for as long as the patience.
+    """
+    params = {
+        "owner": owner,
+        "seconds": seconds,
+        "tolerance_seconds": tolerance_seconds,
+        "patience_seconds": patience_seconds,
+    }
+    return fetch_value(conn, SQL.take_sweeper_lease, params) is not None
 
 
-def drop_scheduler_lease(conn: Connection, name: str, owner: str) -> None:
-    execute(conn, SQL.drop_scheduler_lease, {"name": name, "owner": owner})
+def drop_sweeper_lease(conn: Connection, owner: str) -> None:
+    execute(conn, SQL.drop_sweeper_lease, {"owner": owner})

@@ -63,6 +63,12 @@ def delete_thread(conn: Connection, thread_id: UUID) -> bool:
     return fetch_value(conn, SQL.delete_thread, {"thread_id": thread_id}) is not None
 
 
+def delete_hidden_thread(conn: Connection, thread_id: UUID) -> bool:
+    """The thread of a stateless run, once nobody waits for its outcome any more."""
+    execute(conn, SQL.bury_chosen_runs, {"thread_id": thread_id})
+    return delete_thread(conn, thread_id)
+
+
 def hidden_threads(conn: Connection, *, seconds: float, limit: int) -> list[UUID]:
     """Threads of stateless runs that ended at least `seconds` ago."""
     rows = fetch_dicts(conn, SQL.hidden_threads, {"seconds": seconds, "limit": limit})

@@ -7,6 +7,7 @@ BelayError
 ├── Conflict              409
 ├── TooLarge              413
 └── Unavailable           503, with Retry-After
+    └── Interrupted       503: went away in the middle of it
 """
 
 from __future__ import annotations
@@ -42,3 +43,7 @@ class TooLarge(BelayError):
 
 class Unavailable(BelayError):
     """The database cannot be reached. Nothing was accepted; try again."""
+
+
+class Interrupted(Unavailable):
+    """The database went away in the middle of it; try again."""

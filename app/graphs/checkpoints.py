@@ -6,13 +6,15 @@ about to change on another run's checkpoint, so that a rollback is exact. `Threa
 API, which reads states and writes them on idle threads.
 
 Both are synchronous underneath. The async methods a graph calls run on one thread that owns the
-connection, in order, so a step's writes are in before the checkpoint that follows them.
+connection, in order, so a step's writes are in before the checkpoint that follows them. While
+Postgres is away a run's reads and writes wait for it, and with them the run: every write may be
+done twice, because an answer that was lost does not tell whether it was done.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -28,8 +30,12 @@ from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
-from app.db.connection import Connection, unavailable_when_unreachable
+from app import fault_points
+from app.db.connection import OUTAGE, Connection, unavailable_when_unreachable
+from app.db.patient_connection import PatientConnection
 from app.domain.runs import Claim
+from app.fault_points import FaultPoint
+from app.graphs.checkpoint_ids import go_on_after
 
 _T = TypeVar("_T")
 _CLAIM_OVER = "BL001"
@@ -96,11 +102,36 @@ class ClaimLost(Exception):
 
 
 class CheckpointsUnavailable(Exception):
-    """Postgres failed during a checkpoint read or write; the attempt ends, the run does not."""
+    """Postgres is away and the run was told to stop meanwhile; the attempt ends."""
+
+
+_LATEST_ID = """
+SELECT max(checkpoint_id) FROM checkpoints
+WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
+"""
 
 
 class _Saver(PostgresSaver):
     """What both savers share."""
+
+    def get_tuple(self, config: Any) -> CheckpointTuple | None:
+        found = super().get_tuple(config)
+        if config["configurable"].get("checkpoint_id"):
+            self._go_on_after_the_latest(config)
+        elif found is not None:
+            go_on_after(found.checkpoint["id"])
+        return found
+
+    def _go_on_after_the_latest(self, config: Any) -> None:
+        """A run that continues an older checkpoint still makes the thread's newest one."""
+        where = {
+            "thread_id": config["configurable"]["thread_id"],
+            "checkpoint_ns": config["configurable"].get("checkpoint_ns", ""),
+        }
+        with self._cursor() as cursor:
+            row = cursor.execute(_LATEST_ID, where).fetchone()
+        if row is not None and row["max"] is not None:
+            go_on_after(row["max"])
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         return super().put(config, _without_inline_nul(checkpoint), metadata, new_versions)
@@ -125,26 +156,75 @@ class ThreadSaver(_Saver):
 
 
 class RunSaver(_Saver):
-    """For one attempt of one run. `database_thread` must be a single thread."""
+    """For one attempt of one run. `database_thread` must be a single thread.
 
-    def __init__(self, conn: Connection, claim: Claim, database_thread: Executor) -> None:
-        super().__init__(conn)
+    `keep_waiting` says whether to wait on for a Postgres that is away.
+    """
+
+    def __init__(
+        self,
+        connection: PatientConnection,
+        claim: Claim,
+        database_thread: Executor,
+        keep_waiting: Callable[[], bool],
+    ) -> None:
+        super().__init__(None)  # type: ignore[arg-type]
+        self._connection = connection
         self._claim = claim
         self._database_thread = database_thread
+        self._keep_waiting = keep_waiting
         self._own: set[tuple[str, str]] = set()
 
-    @contextmanager
-    def _cursor(self, *, pipeline: bool = False) -> Iterator[Any]:
-        """Says of a failed read or write whether the claim is over or Postgres is away."""
+    def _patiently(self, work: Callable[[], _T]) -> _T:
+        """Raises ClaimLost when the claim is over, CheckpointsUnavailable when the wait is."""
+
+        def on(conn: Connection) -> _T:
+            self.conn = conn
+            return work()
+
         try:
-            with super()._cursor(pipeline=pipeline) as cursor:
-                yield cursor
+            return self._connection.run(on, keep_waiting=self._keep_waiting)
+        except OUTAGE as error:
+            raise CheckpointsUnavailable(str(error)) from error
         except psycopg.DatabaseError as error:
             if error.sqlstate == _CLAIM_OVER:
                 raise ClaimLost(str(error)) from error
-            if isinstance(error, psycopg.OperationalError):
-                raise CheckpointsUnavailable(str(error)) from error
             raise
+
+    def get_tuple(self, config: Any) -> CheckpointTuple | None:
+        read = super().get_tuple
+        return self._patiently(lambda: read(config))
+
+    def list(
+        self,
+        config: Any,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: Any = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        read = super().list
+        found = self._patiently(
+            lambda: [*read(config, filter=filter, before=before, limit=limit)],
+        )
+        return iter(found)
+
+    def delete_thread(self, thread_id: str) -> None:
+        delete = super().delete_thread
+        self._patiently(lambda: delete(thread_id))
+
+    def get_delta_channel_history(
+        self, *, config: Any, channels: Sequence[str]
+    ) -> Mapping[str, Any]:
+        read = super().get_delta_channel_history
+        return self._patiently(lambda: read(config=config, channels=channels))
+
+    def _execute(self, sql: str, params: dict[str, Any]) -> None:
+        def write() -> None:
+            with self._cursor() as cursor:
+                cursor.execute(sql, params)
+
+        self._patiently(write)
 
     def _where(self, config: Any) -> dict[str, Any]:
         """The claim, and the thread and namespace a write goes to."""
@@ -157,6 +237,7 @@ class RunSaver(_Saver):
         }
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        fault_points.reached(FaultPoint.BEFORE_CHECKPOINT, self._claim.run_id)
         checkpoint = _without_inline_nul(checkpoint)
         where = self._where(config)
         stored, blobs = _split(checkpoint)
@@ -182,8 +263,7 @@ class RunSaver(_Saver):
             "types": [row[4] for row in rows],
             "blobs": [row[5] for row in rows],
         }
-        with self._cursor() as cursor:
-            cursor.execute(_PUT, params)
+        self._execute(_PUT, params)
         self._own.add((where["checkpoint_ns"], checkpoint["id"]))
         address = ("thread_id", "checkpoint_ns")
         written = {key: where[key] for key in address} | {"checkpoint_id": checkpoint["id"]}
@@ -192,6 +272,7 @@ class RunSaver(_Saver):
     def put_writes(
         self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
+        fault_points.reached(FaultPoint.BEFORE_WRITES, self._claim.run_id)
         where = self._where(config)
         checkpoint_id = config["configurable"]["checkpoint_id"]
         rows = self._dump_writes(
@@ -217,8 +298,7 @@ class RunSaver(_Saver):
             "types": [row[7] for row in rows],
             "blobs": [row[8] for row in rows],
         }
-        with self._cursor() as cursor:
-            cursor.execute(_REPLACE_WRITES if special else _KEEP_WRITES, params)
+        self._execute(_REPLACE_WRITES if special else _KEEP_WRITES, params)
 
     async def _in_order(self, function: Callable[..., _T], *args: Any) -> _T:
         loop = asyncio.get_running_loop()

@@ -30,7 +30,8 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
     elif context:
         config["configurable"] = context
     assistant_id = body.get("assistant_id") or uuid4()
-    with parts.database.transaction() as conn:
+
+    def create(conn: Connection) -> Assistant:
         created = assistant_rows.insert_assistant(
             conn,
             assistant_id=assistant_id,
@@ -46,6 +47,8 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
         if body.get("if_exists") != "do_nothing":
             raise Conflict(f"Assistant {assistant_id} already exists")
         return get_assistant(conn, assistant_id)
+
+    return parts.database.transaction(create)
 
 
 def delete_assistant(parts: Parts, assistant_id: UUID) -> None:

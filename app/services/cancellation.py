@@ -1,8 +1,9 @@
 """Cancelling: the one path for every way a run is told to stop.
 
-One transaction raises the cancel on the rows (that is the promise), then the Redis flags are set
-and nudged (that is the speed). A run that never started ends here and now; a running one is left
-to its worker, and has ended when its row says so.
+A transaction raises the cancel on the rows (that is the promise), then the Redis flags are set and
+nudged (that is the speed). A run that never started ends here and now; a running one is left to its
+worker, and has ended when its row says so. A cancel that hits very many runs takes them in batches,
+each a transaction of its own.
 """
 
 from __future__ import annotations
@@ -14,23 +15,22 @@ from uuid import UUID
 
 from app.db import runs as run_rows
 from app.db.connection import Connection
-from app.db.runs import CancelFilter, Ringable
-from app.domain.runs import CancelAction, Run, RunStatus
+from app.db.runs import ActiveRun, CancelFilter, Ringable
+from app.domain.runs import CancelAction, RunStatus
 from app.services.parts import Parts
 from app.services.run_attempts import Announcer, RunEnd
+
+#: Runs in one transaction of a bulk cancel: their threads' rows are locked together.
+_BATCH = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
     """What a cancel hit: runs that will stop, and runs that have ended by it."""
 
-    running: tuple[Run, ...]
+    running: tuple[ActiveRun, ...]
     ended: tuple[RunEnd, ...]
     next_runs: tuple[Ringable, ...]
-
-    @property
-    def run_ids(self) -> list[UUID]:
-        return [run.run_id for run in self.running] + [end.run_id for end in self.ended]
 
 
 def announcer(parts: Parts) -> Announcer:
@@ -39,17 +39,45 @@ def announcer(parts: Parts) -> Announcer:
 
 def cancel_runs(
     parts: Parts, filter_: CancelFilter, action: CancelAction, reason: dict[str, str]
-) -> Cancelled:
-    """Cancel every active run the filter matches; returns at once."""
-    with parts.database.transaction() as conn:
-        runs = run_rows.lock_cancellable_runs(conn, filter_)
-        cancelled = cancel_locked_runs(conn, runs, action, reason)
+) -> list[ActiveRun]:
+    """Cancel every active run the filter matches; returns at once, with what it hit as it was.
+
+    When Postgres fails half-way through a bulk, what was cancelled stays cancelled, and the caller
+    may ask again.
+    """
+    hit: list[ActiveRun] = []
+    seen: ActiveRun | None = None
+    while True:
+        with parts.database.connection() as conn:
+            batch = run_rows.cancellable_runs(conn, filter_, after=seen, limit=_BATCH)
+        if not batch:
+            return hit
+        hit += _cancel_batch(parts, batch, action, reason, filter_.status)
+        if len(batch) < _BATCH:
+            return hit
+        seen = batch[-1]
+
+
+def _cancel_batch(
+    parts: Parts,
+    batch: Sequence[ActiveRun],
+    action: CancelAction,
+    reason: dict[str, str],
+    status: str | None,
+) -> list[ActiveRun]:
+    """Those of the batch that are still what was asked for, now that they are locked."""
+
+    def cancel(conn: Connection) -> tuple[list[ActiveRun], Cancelled]:
+        runs = run_rows.lock_runs(conn, batch, status=status)
+        return runs, cancel_locked_runs(conn, runs, action, reason)
+
+    runs, cancelled = parts.database.transaction(cancel)
     announce_cancelled(parts, cancelled, action)
-    return cancelled
+    return runs
 
 
 def cancel_locked_runs(
-    conn: Connection, runs: Sequence[Run], action: CancelAction, reason: dict[str, str]
+    conn: Connection, runs: Sequence[ActiveRun], action: CancelAction, reason: dict[str, str]
 ) -> Cancelled:
     """The part inside the transaction. The rows of `runs` and of their threads are locked."""
     running = [run for run in runs if run.status == RunStatus.RUNNING]
@@ -62,7 +90,7 @@ def cancel_locked_runs(
     for run in put_back:
         if action is CancelAction.ROLLBACK:
             run_rows.set_cancel_reason(conn, run.run_id, reason)
-            run_rows.undo_run(conn, run)
+            run_rows.undo_run(conn, run.thread_id, run.run_id)
         else:
             run_rows.end_put_back_run(conn, run.run_id, reason)
     ended = [*unstarted, *put_back]
@@ -76,7 +104,7 @@ def cancel_locked_runs(
 
 
 def _end_unstarted(
-    conn: Connection, runs: Sequence[Run], action: CancelAction, reason: dict[str, str]
+    conn: Connection, runs: Sequence[ActiveRun], action: CancelAction, reason: dict[str, str]
 ) -> None:
     run_ids = [run.run_id for run in runs]
     if action is CancelAction.ROLLBACK:
@@ -92,8 +120,7 @@ def announce_cancelled(parts: Parts, cancelled: Cancelled, action: CancelAction)
     """The part after the commit; losing any of it loses only speed."""
     parts.cancel_flags.raise_flags([run.run_id for run in cancelled.running], action)
     tell = announcer(parts)
-    for end in cancelled.ended:
-        tell.announce(end)
+    tell.announce(cancelled.ended)
     tell.ring(cancelled.next_runs)
 
 
@@ -122,5 +149,5 @@ def wait_until_ended(
 
 def stop_runs(parts: Parts, filter_: CancelFilter, reason: dict[str, str]) -> None:
     """Cancel with interrupt and wait until the work has really stopped: before a delete."""
-    cancelled = cancel_runs(parts, filter_, CancelAction.INTERRUPT, reason)
-    wait_until_ended(parts, [run.run_id for run in cancelled.running])
+    hit = cancel_runs(parts, filter_, CancelAction.INTERRUPT, reason)
+    wait_until_ended(parts, [run.run_id for run in hit if run.status == RunStatus.RUNNING])

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import RedisError
-from app.bus.event_log import EventLog
+from app.bus.event_log import EventLog, LogEnd
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
-from app.db.connection import Connection
+from app.db.connection import Connection, in_transaction
 from app.db.runs import Ringable
 from app.dispatch import Doorbell
 from app.domain.runs import CancelAction, Claim, Ending, Run, RunStatus
@@ -47,14 +47,19 @@ class Announcer:
     cancel_flags: CancelFlags
     doorbell: Doorbell
 
-    def announce(self, end: RunEnd) -> None:
-        """Release the waiters and streams of a run that has ended, and ring for what is next."""
-        self.ring(end.next_runs)
+    def announce(self, ends: Sequence[RunEnd]) -> None:
+        """Release the waiters and streams of runs that have ended, and ring for what is next."""
+        for end in ends:
+            self.ring(end.next_runs)
+        if not ends:
+            return
         try:
-            self.event_log.append_end(end.run_id, end.claim_no, end.status, end.error)
+            self.event_log.append_ends(
+                [LogEnd(end.run_id, end.claim_no, end.status, end.error) for end in ends]
+            )
         except RedisError as error:
-            log.warning("end of run %s not published, readers will poll: %s", end.run_id, error)
-        self.cancel_flags.lower_flag(end.run_id)
+            log.warning("end of %d runs not published, readers will poll: %s", len(ends), error)
+        self.cancel_flags.lower_flags([end.run_id for end in ends])
 
     def ring(self, runs: Iterable[Ringable]) -> None:
         for run in runs:
@@ -64,7 +69,8 @@ class Announcer:
 def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> RunEnd | None:
     """Write the end a graph reached, or the one an accepted cancel asks for.
 
-    None: the claim is over, and whoever holds the run writes its end.
+    Doing it twice is doing it once: when the answer to the first was lost, the second finds the end
+    that this claim has. None: the claim is over, and whoever holds the run writes its end.
     """
     if not run_rows.finish_run(conn, thread_id, claim, ending):
         return end_cancelled_run(conn, thread_id, claim, ending)
@@ -76,19 +82,38 @@ def end_cancelled_run(
     conn: Connection, thread_id: UUID, claim: Claim, ending: Ending
 ) -> RunEnd | None:
     """Write the end that an accepted cancel asks for. `ending` has the values reached so far."""
-    with conn.transaction():
+
+    def end() -> RunEnd | None:
         thread_rows.lock_thread(conn, thread_id, ended_stateless=True)
         run = run_rows.lock_claimed_run(conn, claim)
         if run is None or run.status != RunStatus.RUNNING or run.cancel_action is None:
             return None
         return _end_cancelled(conn, run, ending)
 
+    return in_transaction(conn, end) or ended_before(conn, claim)
+
+
+def ended_before(conn: Connection, claim: Claim) -> RunEnd | None:
+    """The end that this claim has already: to be announced again, in case nobody could."""
+    run = run_rows.get_run(conn, claim.run_id)
+    if run is None:
+        thread_id = run_rows.thread_of_buried_run(conn, claim.run_id)
+        if thread_id is None:
+            return None
+        status = None
+    elif run.claim_no != claim.claim_no or run.is_active:
+        return None
+    else:
+        thread_id, status = run.thread_id, run.status
+    next_runs = run_rows.next_runs_of_threads(conn, [thread_id])
+    return RunEnd(claim.run_id, claim.claim_no, status, tuple(next_runs))
+
 
 def _end_cancelled(conn: Connection, run: Run, ending: Ending) -> RunEnd | None:
     """The thread's and the run's rows are locked."""
     claim = Claim(run.run_id, run.claim_no)
     if run.cancel_action == CancelAction.ROLLBACK:
-        run_rows.undo_run(conn, run)
+        run_rows.undo_run(conn, run.thread_id, run.run_id)
         status = None
     elif run_rows.finish_interrupted_run(conn, run.thread_id, claim, ending):
         status = RunStatus.INTERRUPTED
@@ -140,17 +165,22 @@ def recover_run(
     """Take a run out of the hands of a worker that is gone.
 
     An accepted cancel is carried out, never retried. A run out of attempts ends `error`. Any other
-    is pending again and resumes from its last checkpoint. Nothing happens when the claim is over,
-    or, for the sweeper (`only_if_expired`), when the owner renewed its lease after all.
+    is pending again and resumes from its last checkpoint. One that had ended is announced again, as
+    its worker may have died before it could. Nothing happens when somebody else has claimed the
+    run, or, for the sweeper (`only_if_expired`), when the owner renewed its lease after all.
     """
     run = run_rows.get_run(conn, claim.run_id)
-    if run is None:
-        return Recovery()
-    with conn.transaction():
-        thread_rows.lock_thread(conn, run.thread_id, ended_stateless=True)
+    if run is None or not run.is_active:
+        return Recovery(end=ended_before(conn, claim))
+    thread_id = run.thread_id
+
+    def recover() -> Recovery:
+        thread_rows.lock_thread(conn, thread_id, ended_stateless=True)
         locked = run_rows.lock_claimed_run(conn, claim)
-        if locked is None or locked.status != RunStatus.RUNNING:
+        if locked is None:
             return Recovery()
+        if locked.status == RunStatus.PENDING:
+            return Recovery(ring=Ringable(locked.run_id, locked.queue))
         if only_if_expired and not run_rows.lease_is_expired(conn, claim):
             return Recovery()
         if locked.cancel_action is not None:
@@ -159,6 +189,8 @@ def recover_run(
             return Recovery(end=end_for_dead(conn, locked.thread_id, claim, _given_up(locked)))
         ring = run_rows.put_run_back(conn, claim, uncharge=False, rering_seconds=rering_seconds)
         return Recovery(ring=ring)
+
+    return in_transaction(conn, recover)
 
 
 def _given_up(run: Run) -> Ending:

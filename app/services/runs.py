@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
+import tenacity
 import uuid_utils
 
+from app import fault_points
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import Connection
-from app.db.runs import CancelFilter, NewRun
+from app.db.runs import CancelFilter, NewRun, Ringable
 from app.domain.assistants import Assistant
-from app.domain.errors import Conflict, InvalidRequest, NotFound
+from app.domain.errors import Conflict, Interrupted, InvalidRequest, NotFound
 from app.domain.runs import CancelAction, MultitaskStrategy, Run, superseded_reason
+from app.fault_points import FaultPoint
 from app.services.assistants import resolve_assistant
 from app.services.cancellation import (
     Cancelled,
@@ -25,6 +29,16 @@ from app.services.cancellation import (
 from app.services.parts import Parts
 from app.services.run_kwargs import build_run_kwargs
 
+#: Namespace of the run ids that Idempotency-Keys stand for.
+_KEYS = UUID("6f0c3c8e-5d0f-5a7e-9d53-2f1b7a3c9e41")
+#: A connection that broke during the commit does not tell whether the run is in. The create is done
+#: again with the same id, which finds the run or makes it.
+_ASK_AGAIN = tenacity.Retrying(
+    retry=tenacity.retry_if_exception_type(Interrupted),
+    wait=tenacity.wait_random_exponential(multiplier=0.1, max=0.5),
+    stop=tenacity.stop_after_attempt(4),
+    reraise=True,
+)
 THREAD_BUSY = (
     "Thread is already running a task. Wait for it to finish or choose a different multitask "
     "strategy."
@@ -43,20 +57,32 @@ class RunRequest:
     body: dict[str, Any]
     thread_id: UUID | None
     request_id: str
+    idempotency_key: str | None = None
 
     @property
     def temporary(self) -> bool:
         return self.thread_id is None and self.body.get("on_completion") != "keep"
 
+    @property
+    def chosen_id(self) -> UUID | None:
+        """The id the client chose, as such or by an Idempotency-Key: same key, same run."""
+        if self.body.get("run_id") is not None:
+            run_id: UUID = self.body["run_id"]
+            return run_id
+        if self.idempotency_key is None:
+            return None
+        return uuid5(_KEYS, f"{self.thread_id or ''}\n{self.idempotency_key}")
+
 
 def create_run(parts: Parts, request: RunRequest) -> Run:
     """Accept a run: after the commit it will end exactly once, whatever dies.
 
-    Raises NotFound (thread, assistant, or a rolled-back run's id), Conflict (busy and `reject`).
+    Raises NotFound (thread, assistant, or a rolled-back run's id), Conflict (busy and `reject`),
+    Unavailable (nothing was accepted, as far as can be known).
     """
-    run_id = request.body.get("run_id") or new_id()
+    run_id = request.chosen_id or new_id()
     try:
-        return _create_run(parts, request, run_id)
+        return _ASK_AGAIN(_create_run, parts, request, run_id)
     except _IdTaken:
         # The same create, sent twice at once: the other one was first.
         with parts.database.connection() as conn:
@@ -71,25 +97,43 @@ class _IdTaken(Exception):
 
 def _create_run(parts: Parts, request: RunRequest, run_id: UUID) -> Run:
     action = _action_of(request.body["multitask_strategy"])
-    with parts.database.transaction() as conn:
-        assistant = resolve_assistant(conn, parts.graphs, request.body["assistant_id"])
-        _refuse_unknown_nodes(parts, assistant, request.body)
-        if (existing := _accepted_before(conn, run_id, request.thread_id)) is not None:
-            return existing
-        thread_id = _thread_of(conn, request)
-        new = _new_run(parts, request, assistant, thread_id, run_id)
-        _refuse_unknown_checkpoint(conn, new)
-        cancelled = _make_room(conn, request, thread_id, run_id, action)
-        run = run_rows.insert_run(conn, new, rering_seconds=parts.settings.rering_seconds)
-        if run is None:
-            raise _IdTaken
-        head = run_rows.next_runs_of_threads(conn, [thread_id])
-    if cancelled is not None and action is not None:
-        announce_cancelled(parts, cancelled, action)
-    for ringable in head:
-        if ringable.run_id == run.run_id:
-            parts.doorbell.ring(ringable.run_id, ringable.queue)
-    return run
+    accepted = parts.database.transaction(lambda conn: _accept(parts, conn, request, run_id))
+    fault_points.reached(FaultPoint.COMMITTED, run_id)
+    if accepted.cancelled is not None and action is not None:
+        announce_cancelled(parts, accepted.cancelled, action)
+    for ringable in accepted.head:
+        if ringable.run_id == run_id:
+            parts.doorbell.ring(run_id, ringable.queue)
+            fault_points.reached(FaultPoint.RUNG, run_id)
+    return accepted.run
+
+
+@dataclass(frozen=True, slots=True)
+class _Accepted:
+    """A run that is in, what it superseded, and the head of its thread's queue."""
+
+    run: Run
+    cancelled: Cancelled | None
+    head: Sequence[Ringable]
+
+
+def _accept(parts: Parts, conn: Connection, request: RunRequest, run_id: UUID) -> _Accepted:
+    """The transaction of a create."""
+    assistant = resolve_assistant(conn, parts.graphs, request.body["assistant_id"])
+    _refuse_unknown_nodes(parts, assistant, request.body)
+    if (existing := _accepted_before(conn, run_id, request.thread_id)) is not None:
+        head = run_rows.next_runs_of_threads(conn, [existing.thread_id])
+        return _Accepted(existing, None, head)
+    thread_id = _thread_of(conn, request)
+    new = _new_run(parts, request, assistant, thread_id, run_id)
+    _refuse_unknown_checkpoint(conn, new)
+    cancelled = _make_room(conn, request, thread_id, run_id)
+    run = run_rows.insert_run(conn, new, rering_seconds=parts.settings.rering_seconds)
+    if run is None:
+        raise _IdTaken
+    head = run_rows.next_runs_of_threads(conn, [thread_id])
+    fault_points.reached(FaultPoint.BEFORE_COMMIT, run_id)
+    return _Accepted(run, cancelled, head)
 
 
 def _action_of(strategy: str) -> CancelAction | None:
@@ -116,7 +160,7 @@ def _thread_of(conn: Connection, request: RunRequest) -> UUID:
 
 def _accepted_before(conn: Connection, run_id: UUID, thread_id: UUID | None) -> Run | None:
     """A retried create gets the run it made the first time; NotFound if that was rolled back."""
-    if run_rows.run_is_rolled_back(conn, run_id):
+    if run_rows.run_is_buried(conn, run_id):
         raise NotFound("Run not found")
     run = run_rows.get_run(conn, run_id)
     if run is not None and thread_id not in (None, run.thread_id):
@@ -153,17 +197,17 @@ def _refuse_unknown_checkpoint(conn: Connection, new: NewRun) -> None:
 
 
 def _make_room(
-    conn: Connection,
-    request: RunRequest,
-    thread_id: UUID,
-    run_id: UUID,
-    action: CancelAction | None,
+    conn: Connection, request: RunRequest, thread_id: UUID, run_id: UUID
 ) -> Cancelled | None:
     """What the multitask strategy does to the runs the thread has already."""
-    active = run_rows.active_runs_of_thread(conn, thread_id)
-    if active and request.body["multitask_strategy"] == MultitaskStrategy.REJECT:
+    strategy = request.body["multitask_strategy"]
+    action = _action_of(strategy)
+    if strategy == MultitaskStrategy.REJECT and run_rows.thread_is_busy(conn, thread_id):
         raise Conflict(THREAD_BUSY)
-    if not active or action is None:
+    if action is None:
+        return None
+    active = run_rows.active_runs_of_thread(conn, thread_id)
+    if not active:
         return None
     return cancel_locked_runs(conn, active, action, superseded_reason(action, run_id))
 
@@ -194,6 +238,7 @@ def _new_run(
         temporary=request.temporary,
         timeout_seconds=body.get("timeout_seconds"),
         after_seconds=max(0.0, float(body.get("after_seconds") or 0)),
+        id_chosen=request.chosen_id is not None,
     )
 
 

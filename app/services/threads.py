@@ -31,13 +31,14 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
     metadata = dict(body.get("metadata") or {})
     if body.get("graph_id"):
         metadata["graph_id"] = body["graph_id"]
-    with parts.database.transaction() as conn:
+
+    def create(conn: Connection) -> Thread:
         created = thread_rows.insert_thread(conn, thread_id, metadata)
         if not created and body.get("if_exists") != "do_nothing":
             raise Conflict(f"Thread with ID {thread_id} already exists")
-        thread = thread_rows.get_thread(conn, thread_id)
-    assert thread is not None
-    return thread
+        return _found(conn, thread_id)
+
+    return parts.database.transaction(create)
 
 
 def get_thread(parts: Parts, thread_id: UUID) -> Thread:
@@ -54,10 +55,12 @@ def _found(conn: Connection, thread_id: UUID) -> Thread:
 
 
 def patch_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thread:
-    with parts.database.transaction() as conn:
+    def patch(conn: Connection) -> Thread:
         if not thread_rows.patch_thread(conn, thread_id, metadata):
             raise NotFound()
         return _found(conn, thread_id)
+
+    return parts.database.transaction(patch)
 
 
 def delete_thread(parts: Parts, thread_id: UUID) -> None:
@@ -66,13 +69,15 @@ def delete_thread(parts: Parts, thread_id: UUID) -> None:
         "error": "UserInterrupt",
         "message": "interrupt requested via DELETE /threads/{thread_id}",
     }
-    while True:
-        with parts.database.transaction() as conn:
-            if not thread_rows.lock_thread(conn, thread_id):
-                raise NotFound(f"Thread with ID {thread_id} not found")
-            if not run_rows.active_runs_of_thread(conn, thread_id):
-                thread_rows.delete_thread(conn, thread_id)
-                return
+
+    def delete_if_idle(conn: Connection) -> bool:
+        if not thread_rows.lock_thread(conn, thread_id):
+            raise NotFound(f"Thread with ID {thread_id} not found")
+        if run_rows.active_runs_of_thread(conn, thread_id):
+            return False
+        return thread_rows.delete_thread(conn, thread_id)
+
+    while not parts.database.transaction(delete_if_idle):
         stop_runs(parts, CancelFilter(thread_id=thread_id), reason)
 
 
@@ -89,11 +94,14 @@ def search_threads(
 ) -> Page:
     if filter_.values is not None:
         _read_unknown_values(parts, filter_)
-    with parts.database.transaction() as conn:
-        threads = thread_rows.search_threads(
+
+    def search(conn: Connection) -> tuple[list[Thread], int]:
+        found = thread_rows.search_threads(
             conn, filter_, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset
         )
-        total = thread_rows.count_threads(conn, filter_)
+        return found, thread_rows.count_threads(conn, filter_)
+
+    threads, total = parts.database.transaction(search)
     return Page([_with_values(parts, thread) for thread in threads], total)
 
 
@@ -229,7 +237,7 @@ def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[st
         checkpoint["checkpoint_id"] = str(body["checkpoint_id"])
     saver = ThreadSaver(parts.database.pool)
     config = thread_state.thread_config(str(thread_id), checkpoint)
-    if checkpoint.get("checkpoint_id") and saver.get_tuple(config) is None:  # type: ignore[arg-type]
+    if checkpoint.get("checkpoint_id") and saver.get_tuple(config) is None:
         raise NotFound(f"Checkpoint {checkpoint['checkpoint_id']} not found")
     try:
         saved = thread_state.write_state(

@@ -25,10 +25,18 @@ SUCCESS = Ending(RunStatus.SUCCESS, values={"count": 2})
 INTERRUPT, ROLLBACK = CancelAction.INTERRUPT, CancelAction.ROLLBACK
 
 
+def active(conn, run_id):
+    return runs.cancellable_runs(conn, CancelFilter(run_ids=[run_id]), after=None, limit=10)
+
+
 def cancel(conn, run_id, action=INTERRUPT):
     with conn.transaction():
-        found = runs.lock_cancellable_runs(conn, CancelFilter(run_ids=[run_id]))
+        found = runs.lock_runs(conn, active(conn, run_id))
         return cancel_locked_runs(conn, found, action, user_cancel_reason(action, "TEST"))
+
+
+def hits(cancelled) -> bool:
+    return bool(cancelled.running or cancelled.ended)
 
 
 def recover(conn, claim, *, only_if_expired=True, max_attempts=3):
@@ -126,13 +134,15 @@ def test_renewal_skips_a_locked_row_and_does_not_call_it_lost(rows, database_url
     assert {first.run_id, second.run_id} == {state.run_id for state in standing}
 
 
-def test_a_lease_renewed_in_time_is_not_taken(rows):
+def test_a_lease_renewed_in_time_is_not_taken(rows, unswept):
     claimed = rows.running()
     assert recover(rows.conn, claimed.claim) == recover(rows.conn, Claim(uuid.uuid4(), 1))
     rows.expire(claimed.run_id)
-    assert claimed.claim in runs.expired_leases(rows.conn, limit=1000)
+    assert sweep(rows.conn, "sweeper 1")
+    assert claimed.claim in runs.expired_leases(rows.conn, sweeper="sweeper 1", limit=1000)
+    assert claimed.claim not in runs.expired_leases(rows.conn, sweeper="sweeper 2", limit=1000)
     assert runs.renew_leases(rows.conn, [claimed.claim], lease_seconds=30)
-    assert claimed.claim not in runs.expired_leases(rows.conn, limit=1000)
+    assert claimed.claim not in runs.expired_leases(rows.conn, sweeper="sweeper 1", limit=1000)
     assert recover(rows.conn, claimed.claim).ring is None
 
 
@@ -176,7 +186,7 @@ def test_an_end_written_before_the_cancel_stays(rows):
     claimed = rows.running()
     assert end_run(rows.conn, claimed.thread_id, claimed.claim, SUCCESS).status == "success"
     cancelled = cancel(rows.conn, claimed.run_id)
-    assert cancelled.run_ids == []
+    assert not hits(cancelled)
     assert rows.status(claimed.run_id) == "success"
 
 
@@ -187,7 +197,7 @@ def test_rollback_wins_over_interrupt_in_either_order(rows, order):
         cancel(rows.conn, claimed.run_id, action)
     assert end_cancelled_run(rows.conn, claimed.thread_id, claimed.claim, STOPPED).status is None
     assert rows.status(claimed.run_id) is None
-    assert runs.run_is_rolled_back(rows.conn, claimed.run_id)
+    assert runs.run_is_buried(rows.conn, claimed.run_id)
 
 
 def test_a_cancel_accepted_by_a_worker_that_died_is_carried_out(rows):
@@ -263,19 +273,49 @@ def test_lost_doorbells_are_rung_again_with_backoff_and_only_for_heads(rows):
     assert rung() == [second.run_id]
 
 
-def test_one_sweeper_at_a_time_and_a_hanging_one_is_replaced(rows, many):
-    name = uuid.uuid4().hex
+def sweep(conn, owner):
+    return runs.take_sweeper_lease(
+        conn, owner, seconds=30, tolerance_seconds=1.0, patience_seconds=10
+    )
 
-    def take(conn, number):
-        return runs.take_scheduler_lease(conn, name, f"worker {number}", seconds=30)
 
-    assert many(10, take).count(True) == 1
-    owner = rows.conn.execute(
-        "UPDATE scheduler_lease SET expires_at = now() WHERE name = %s RETURNING owner", (name,)
-    ).fetchone()[0]
-    number = int(owner.split()[1])
-    assert take(rows.conn, number + 1)
-    assert not take(rows.conn, number)
+@pytest.fixture
+def unswept(conn):
+    conn.execute("DELETE FROM scheduler_lease")
+    yield conn
+    conn.execute("DELETE FROM scheduler_lease")
+
+
+def expired_for(conn, seconds):
+    sql = "UPDATE scheduler_lease SET expires_at = now() - make_interval(secs => %s)"
+    return conn.execute(f"{sql} RETURNING owner", (seconds,)).fetchone()[0]
+
+
+def test_one_sweeper_at_a_time_and_a_hanging_one_is_replaced(unswept, many):
+    assert many(10, lambda conn, number: sweep(conn, f"worker {number}")).count(True) == 1
+    number = int(expired_for(unswept, 0.1).split()[1])
+    assert sweep(unswept, f"worker {number + 1}")
+    assert not sweep(unswept, f"worker {number}")
+
+
+def test_after_an_outage_nobody_is_judged_for_one_lease(unswept, rows):
+    claimed = rows.running()
+    rows.expire(claimed.run_id)
+
+    def judged(owner):
+        return claimed.claim in runs.expired_leases(rows.conn, sweeper=owner, limit=1000)
+
+    assert sweep(unswept, "one")
+    assert judged("one")
+    expired_for(unswept, 0.5)  # the sweeper died, and the next one came at once
+    assert not judged("one")
+    assert sweep(unswept, "two")
+    assert judged("two")
+    expired_for(unswept, 5)  # nobody swept for a while: nobody could
+    assert sweep(unswept, "two")
+    assert not judged("two")
+    unswept.execute("UPDATE scheduler_lease SET judges_after = now()")
+    assert judged("two")
 
 
 def test_lock_order_lets_creates_claims_ends_and_cancels_meet_without_deadlock(rows, many):
@@ -317,12 +357,12 @@ def race(rows, many, seed):
     end, cancelled = many(2, one)
     status = rows.status(claimed.run_id)
     thread = threads.get_thread(rows.conn, claimed.thread_id)
-    if cancelled.run_ids:
+    if hits(cancelled):
         expected = "interrupted" if action is INTERRUPT else None
         error = "UserInterrupt" if action is INTERRUPT else None
     else:
         expected, error = "success", None
-    context = f"seed {seed}, {action}, cancel accepted: {bool(cancelled.run_ids)}"
+    context = f"seed {seed}, {action}, cancel accepted: {hits(cancelled)}"
     assert (expected, expected) == (status, end.status), context
     assert error == (thread.error or {}).get("error"), context
     assert thread.status in ("idle", "interrupted"), context

@@ -9,6 +9,7 @@ from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.types import Command
 
 from app.db import runs
+from app.db.patient_connection import PatientConnection
 from app.db.runs import CancelFilter
 from app.domain.runs import CancelAction, Ending, RunStatus
 from app.graphs.checkpoints import ClaimLost, RunSaver, ThreadSaver
@@ -34,7 +35,7 @@ def thread_of_execution():
 
 
 def invoke(conn, graphs, claimed, graph_id, given, pool, durability="sync"):
-    saver = RunSaver(conn, claimed.claim, pool)
+    saver = RunSaver(PatientConnection(lambda: conn), claimed.claim, pool, lambda: False)
     graph = bound(graphs.read(graph_id, {}), saver)
     config = {"configurable": {"thread_id": str(claimed.thread_id)}}
     return graph.invoke(given, config, durability=durability)
@@ -53,7 +54,10 @@ def tables(conn, thread_id):
 
 def roll_back(conn, claimed) -> None:
     with conn.transaction():
-        found = runs.lock_cancellable_runs(conn, CancelFilter(run_ids=[claimed.run_id]))
+        found = runs.cancellable_runs(
+            conn, CancelFilter(run_ids=[claimed.run_id]), after=None, limit=1
+        )
+        found = runs.lock_runs(conn, found)
         cancel_locked_runs(conn, found, CancelAction.ROLLBACK, {"error": "x", "message": "y"})
     assert end_cancelled_run(conn, claimed.thread_id, claimed.claim, STOPPED) is not None
 

@@ -11,7 +11,7 @@ import redis
 
 from app.bus.cancel_flag import CancelFlags, CancelNudges
 from app.bus.client import Keys
-from app.bus.event_log import Event, EventLog
+from app.bus.event_log import Event, EventLog, LogEnd
 from app.bus.run_feed import RunFeed
 from tests.waiting import wait_until
 
@@ -73,7 +73,7 @@ def test_flags_are_seen_by_poll_and_lowered(connect, keys):
     up, down = uuid.uuid4(), uuid.uuid4()
     flags.raise_flags([up], "interrupt")
     assert {up} == flags.raised_flags([up, down])
-    flags.lower_flag(up)
+    flags.lower_flags([up])
     assert set() == flags.raised_flags([up, down])
     assert set() == flags.raised_flags([])
 
@@ -114,7 +114,7 @@ def test_a_subscriber_gets_what_was_there_and_what_comes_then_the_end(feed, log)
     assert subscription.next(5).id == "1-1"
     log.append(run_id, [event(1, 2), event(1, 3)])
     assert [subscription.next(5).id for _ in range(2)] == ["1-2", "1-3"]
-    log.append_end(run_id, 1, "success", None)
+    log.append_ends([LogEnd(run_id, 1, "success")])
     assert subscription.next(5) is None
     assert subscription.drained
     feed.unsubscribe(subscription)
@@ -124,7 +124,7 @@ def test_two_subscribers_at_different_positions_each_get_theirs_once(feed, log):
     run_id = uuid.uuid4()
     log.append(run_id, [event(1, n) for n in range(1, 1201)])
     early, late = feed.subscribe(run_id), feed.subscribe(run_id, after="1-700")
-    log.append_end(run_id, 1, "success", None)
+    log.append_ends([LogEnd(run_id, 1, "success")])
 
     def read(subscription):
         seen = []
@@ -141,7 +141,7 @@ def test_a_slow_subscriber_is_bounded_and_loses_nothing(feed, log):
     for first in range(1, 6001, 500):
         log.append(run_id, [event(1, n) for n in range(first, first + 500)])
     subscription = feed.subscribe(run_id)
-    log.append_end(run_id, 1, "success", None)
+    log.append_ends([LogEnd(run_id, 1, "success")])
     wait_until(lambda: len(subscription._buffer) >= 2000)
     assert len(subscription._buffer) <= 2500
     seen = []
@@ -154,7 +154,7 @@ def test_waiters_are_released_by_the_end_and_read_no_events(feed, log):
     run_id = uuid.uuid4()
     subscription = feed.subscribe(run_id, events=False)
     assert subscription.wait_for_end(0.05) is False
-    threading.Timer(0.05, lambda: log.append_end(run_id, 1, "success", None)).start()
+    threading.Timer(0.05, lambda: log.append_ends([LogEnd(run_id, 1, "success")])).start()
     assert subscription.wait_for_end(10)
     assert subscription.position == "0-0"
 

@@ -4,12 +4,12 @@
 -- `next_ring_at` is when the sweeper rings a run whose doorbell was lost, or that becomes due.
 INSERT INTO run (
     run_id, thread_id, assistant_id, graph_id, queue, metadata, kwargs, thread_config,
-    multitask_strategy, temporary, timeout_seconds, scheduled_at, next_ring_at
+    multitask_strategy, temporary, timeout_seconds, id_chosen, scheduled_at, next_ring_at
 )
 SELECT
     %(run_id)s, %(thread_id)s, %(assistant_id)s, %(graph_id)s, %(queue)s, %(metadata)s, %(kwargs)s,
     %(thread_config)s, %(multitask_strategy)s, %(temporary)s, %(timeout_seconds)s,
-    now() + make_interval(secs => %(after_seconds)s),
+    %(id_chosen)s, now() + make_interval(secs => %(after_seconds)s),
     now() + make_interval(secs =>
         CASE WHEN %(after_seconds)s > 0 THEN %(after_seconds)s ELSE %(rering_seconds)s END)
 ON CONFLICT (run_id) DO NOTHING
@@ -30,18 +30,25 @@ WHERE thread_id = %(thread_id)s AND (%(status)s::text IS NULL OR status = %(stat
 ORDER BY seq DESC
 LIMIT %(limit)s OFFSET %(offset)s
 
--- name: run_is_rolled_back
+-- name: run_is_buried
 SELECT EXISTS (SELECT 1 FROM run_tombstone WHERE run_id = %(run_id)s)
+
+-- name: thread_of_buried_run
+SELECT thread_id FROM run_tombstone WHERE run_id = %(run_id)s
 
 -- name: rollback_reason
 SELECT reason FROM run_tombstone WHERE run_id = %(run_id)s
 
 -- name: active_runs_of_thread
 -- Locked in run_id order, after the thread's row.
-SELECT * FROM run
+SELECT run_id, thread_id, seq, status, claim_no, temporary FROM run
 WHERE thread_id = %(thread_id)s AND status IN ('pending', 'running')
 ORDER BY run_id
 FOR UPDATE
+
+-- name: thread_is_busy
+SELECT EXISTS (
+    SELECT 1 FROM run WHERE thread_id = %(thread_id)s AND status IN ('pending', 'running'))
 
 -- name: oldest_active_graph_id
 SELECT graph_id FROM run
@@ -93,6 +100,12 @@ WITH locked AS (
 SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
        timeout_seconds
 FROM claimed
+
+-- name: held_run
+SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
+       timeout_seconds
+FROM run
+WHERE run_id = %(run_id)s AND status = 'running' AND lease_owner = %(owner)s
 
 -- name: renew_leases
 -- One round trip for all runs of a worker, which also answers which of them are to be cancelled.
@@ -185,8 +198,14 @@ WHERE run_id = %(run_id)s AND claim_no = %(claim_no)s AND status IN ('pending', 
 FOR UPDATE
 
 -- name: expired_leases
+-- Only for the sweeper of this moment, and only while it may judge: one statement, so that a server
+-- that hangs between the question and the answer cannot make healthy runs look lost.
 SELECT run_id, claim_no FROM run
 WHERE status = 'running' AND lease_expires_at < now()
+  AND EXISTS (
+      SELECT 1 FROM scheduler_lease s
+      WHERE s.name = 'sweeper' AND s.owner = %(sweeper)s
+        AND s.expires_at >= now() AND s.judges_after <= now())
 ORDER BY lease_expires_at
 LIMIT %(limit)s
 
@@ -220,28 +239,31 @@ WHERE NOT EXISTS (SELECT 1 FROM run b WHERE b.thread_id = d.thread_id AND b.stat
       ORDER BY (h.claim_no > 0) DESC, h.seq LIMIT 1)
 
 
--- name: lock_cancellable_runs
--- What a cancel may hit, by any of the filters that are not null, locked in run_id order.
-SELECT r.* FROM run r
-WHERE r.status IN ('pending', 'running')
-  AND (%(thread_id)s::uuid IS NULL OR r.thread_id = %(thread_id)s)
-  AND (%(run_ids)s::uuid[] IS NULL OR r.run_id = ANY(%(run_ids)s))
-  AND (%(status)s::text IS NULL OR r.status = %(status)s)
-  AND (%(assistant_id)s::uuid IS NULL OR r.assistant_id = %(assistant_id)s)
-ORDER BY r.run_id
-FOR UPDATE
+-- name: cancellable_runs
+-- What a cancel may hit, by any of the filters that are not null. A thread's newest run comes first:
+-- when its queue is cancelled in more than one batch, nothing of it starts in between.
+SELECT run_id, thread_id, seq, status, claim_no, temporary FROM run
+WHERE status IN ('pending', 'running')
+  AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
+  AND (%(run_ids)s::uuid[] IS NULL OR run_id = ANY(%(run_ids)s))
+  AND (%(status)s::text IS NULL OR status = %(status)s)
+  AND (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
+  AND (%(after_thread_id)s::uuid IS NULL OR thread_id > %(after_thread_id)s
+       OR (thread_id = %(after_thread_id)s AND seq < %(after_seq)s))
+ORDER BY thread_id, seq DESC
+LIMIT %(limit)s
 
--- name: lock_threads_of_cancellable_runs
-SELECT t.thread_id FROM thread t
-WHERE t.thread_id IN (
-    SELECT r.thread_id FROM run r
-    WHERE r.status IN ('pending', 'running')
-      AND (%(thread_id)s::uuid IS NULL OR r.thread_id = %(thread_id)s)
-      AND (%(run_ids)s::uuid[] IS NULL OR r.run_id = ANY(%(run_ids)s))
-      AND (%(status)s::text IS NULL OR r.status = %(status)s)
-      AND (%(assistant_id)s::uuid IS NULL OR r.assistant_id = %(assistant_id)s))
-ORDER BY t.thread_id
+-- name: lock_threads
+SELECT thread_id FROM thread WHERE thread_id = ANY(%(thread_ids)s)
+ORDER BY thread_id
 FOR NO KEY UPDATE
+
+-- name: lock_runs
+SELECT run_id, thread_id, seq, status, claim_no, temporary FROM run
+WHERE run_id = ANY(%(run_ids)s) AND status IN ('pending', 'running')
+  AND (%(status)s::text IS NULL OR status = %(status)s)
+ORDER BY run_id
+FOR UPDATE
 
 -- name: count_known_runs
 SELECT count(*) FROM run
@@ -366,15 +388,25 @@ SELECT EXISTS (
     WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
       AND (%(checkpoint_id)s::text IS NULL OR checkpoint_id = %(checkpoint_id)s))
 
--- name: take_scheduler_lease
-INSERT INTO scheduler_lease (name, owner, expires_at)
-VALUES (%(name)s, %(owner)s, now() + make_interval(secs => %(seconds)s))
-ON CONFLICT (name) DO UPDATE SET owner = EXCLUDED.owner, expires_at = EXCLUDED.expires_at
-WHERE scheduler_lease.owner = EXCLUDED.owner OR scheduler_lease.expires_at < now()
+-- name: take_sweeper_lease
+-- Every worker tries all the time, so a lease that stood expired for a while means that nobody could
+-- reach this database: owners of runs then get time to renew before anyone judges them. A database
+-- that nobody has swept before has no runs to judge.
+INSERT INTO scheduler_lease AS held (name, owner, expires_at, judges_after)
+VALUES ('sweeper', %(owner)s, now() + make_interval(secs => %(seconds)s), now())
+ON CONFLICT (name) DO UPDATE SET
+    owner = EXCLUDED.owner,
+    expires_at = EXCLUDED.expires_at,
+    judges_after = CASE
+        WHEN held.expires_at < now() - make_interval(secs => %(tolerance_seconds)s)
+        THEN now() + make_interval(secs => %(patience_seconds)s)
+        ELSE held.judges_after END
+WHERE held.owner = EXCLUDED.owner OR held.expires_at < now()
 RETURNING owner
 
--- name: drop_scheduler_lease
-DELETE FROM scheduler_lease WHERE name = %(name)s AND owner = %(owner)s
+-- name: drop_sweeper_lease
+-- The next one may take it at once, and the row still says when it was last held.
+UPDATE scheduler_lease SET expires_at = now() WHERE name = 'sweeper' AND owner = %(owner)s
 
 -- name: end_put_back_run
 -- An interrupt for a run that had started and was waiting to be continued: it ends at once, and

@@ -29,6 +29,12 @@ WITH a AS (DELETE FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s)),
      b AS (DELETE FROM checkpoint_blobs WHERE thread_id = ANY(%(thread_ids)s))
 DELETE FROM checkpoint_writes WHERE thread_id = ANY(%(thread_ids)s)
 
+-- name: bury_chosen_runs
+-- A retried create with an id that its client chose must find that the run has been.
+INSERT INTO run_tombstone (run_id, thread_id)
+SELECT run_id, thread_id FROM run WHERE thread_id = %(thread_id)s AND id_chosen
+ON CONFLICT DO NOTHING
+
 -- name: hidden_threads
 SELECT thread_id FROM thread
 WHERE hidden_at < now() - make_interval(secs => %(seconds)s)

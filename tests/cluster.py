@@ -1,0 +1,278 @@
+"""A Belay installation as an operator runs it: web processes and workers of their own, against one
+Postgres and one Valkey, each a process that can be killed, stopped and started by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from app.db.migrate import migrate
+from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey, free_port, wait_until_ready
+from app.dev.process_tree import die_with_parent
+from tests.servers import PROJECT
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).resolve().parents[1]
+INJECTION = Path(__file__).parent / "faults" / "injection"
+
+
+class Member:
+    """One process of the cluster. Start it from the main thread."""
+
+    def __init__(self, name: str, command: list[str], env: dict[str, str], log: Path, **popen):
+        self.name = name
+        self.command = command
+        self.env = env
+        self.log = log
+        self.popen = popen
+        self.process: subprocess.Popen | None = None
+        self.starts = 0
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                process_group=0,
+                preexec_fn=die_with_parent(os.getpid(), signal.SIGKILL),
+                **self.popen,
+            )
+        self.starts += 1
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    def children(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+    def kill(self) -> None:
+        """SIGKILL, and reap."""
+        self.send(signal.SIGKILL)
+        assert self.process is not None
+        self.process.wait(10)
+
+    def stop(self, seconds: float = 30.0) -> int:
+        """SIGTERM, as a platform does, and SIGKILL after `seconds`; the exit code."""
+        assert self.process is not None
+        self.send(signal.SIGTERM)
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self.process.returncode
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+class Postgres(Member):
+    def __init__(self, folder: Path) -> None:
+        # Without fsync a killed server loses nothing: the machine stays up. Commits do wait.
+        self.server = EmbeddedPostgres(folder, durable=True, connections=300)
+        self.server.initialise()
+        spec = self.server.server()
+        super().__init__(
+            "postgres",
+            [*spec.command, "-cfsync=off", "-cfull_page_writes=off"],
+            dict(spec.environ),
+            folder / "postgres.log",
+            **spec.popen,
+        )
+        self.url = spec.url
+
+    def start(self) -> None:
+        self.server.initialise()
+        super().start()
+        wait_until_ready(self.server, self.process)
+
+    def shut_down(self, number: signal.Signals) -> None:
+        """SIGINT: fast. SIGQUIT: immediate. SIGKILL: a crash."""
+        self.send(number)
+        assert self.process is not None
+        self.process.wait(20)
+        # A killed postmaster's backends end when they notice; only then can it start again.
+        wait_until(lambda: not self._backends(), 20, "the backends to end")
+
+    def _backends(self) -> list[psutil.Process]:
+        folder = str(self.server.data)
+        found = []
+        for process in psutil.process_iter(["cwd", "name", "status"]):
+            if process.info["name"] == "postgres" and process.info["cwd"] == folder:
+                if process.info["status"] != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+
+class Valkey(Member):
+    def __init__(self, folder: Path) -> None:
+        self.server = EmbeddedValkey(folder)
+        spec = self.server.server()
+        super().__init__(
+            "valkey", spec.command, dict(spec.environ), folder / "valkey.log", **spec.popen
+        )
+        self.url = spec.url
+
+    def start(self) -> None:
+        super().start()
+        wait_until_ready(self.server, self.process)
+
+
+class Cluster:
+    """Web processes and workers; `faults` gives them the injection of fault points."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        webs: int = 1,
+        workers: int = 2,
+        concurrency: int = 3,
+        config: Path = PROJECT,
+        **env: str,
+    ) -> None:
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.folder = folder
+        self.faults = folder / "faults"
+        self.faults.mkdir(exist_ok=True)
+        self.postgres = Postgres(folder)
+        self.valkey = Valkey(folder)
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("BELAY_", "LANGGRAPH")) and k not in ("BROKER_URL", "PORT")
+        }
+        self.env = {
+            **kept,
+            "PYTHONPATH": str(INJECTION),
+            "PYTHONUNBUFFERED": "1",
+            "FAULTS_DIR": str(self.faults),
+            "DATABASE_URL": self.postgres.url,
+            "REDIS_URL": self.valkey.url,
+            "BELAY_CONFIG": str(config),
+            "BELAY_CONCURRENCY": str(concurrency),
+            **env,
+        }
+        self.webs: list[Member] = []
+        self.workers: list[Member] = []
+        self.urls: list[str] = []
+        for _ in range(webs):
+            self._add_web()
+        for _ in range(workers):
+            self.add_worker()
+
+    def _add_web(self) -> None:
+        port = free_port()
+        self.urls.append(f"http://127.0.0.1:{port}")
+        number = len(self.webs) + 1
+        command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py"]
+        command += ["app.factory:create_app()"]
+        env = {**self.env, "BELAY_BIND": f"127.0.0.1:{port}"}
+        log = self.folder / f"web{number}.log"
+        self.webs.append(Member(f"web{number}", command, env, log, cwd=ROOT))
+
+    def add_worker(self, **env: str) -> Member:
+        """Another worker, not started yet."""
+        number = len(self.workers) + 1
+        command = [sys.executable, "-m", "celery", "-A", "workers.celery_app", "--quiet", "worker"]
+        command += ["-n", f"worker{number}@%h", "-Q", "runs,heavy", "--loglevel=INFO"]
+        command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        log = self.folder / f"worker{number}.log"
+        member = Member(f"worker{number}", command, {**self.env, **env}, log, cwd=ROOT)
+        self.workers.append(member)
+        return member
+
+    @property
+    def members(self) -> list[Member]:
+        return [*self.webs, *self.workers, self.postgres, self.valkey]
+
+    @property
+    def url(self) -> str:
+        return self.urls[0]
+
+    def start(self) -> Cluster:
+        self.postgres.start()
+        self.valkey.start()
+        migrate(self.postgres.url)
+        for member in [*self.webs, *self.workers]:
+            member.start()
+        self.wait_until_up()
+        return self
+
+    def wait_until_up(self, seconds: float = 60.0) -> None:
+        """Until every web process answers and every worker takes runs."""
+        wait_until(lambda: all(map(self._answers, self.urls)), seconds, "the web processes")
+        for worker in self.workers:
+            wait_until(lambda w=worker: is_ready(w), seconds, f"{worker.name} to be ready")
+
+    def _answers(self, url: str) -> bool:
+        try:
+            with urllib.request.urlopen(f"{url}/ok", timeout=1):
+                return True
+        except OSError:
+            return False
+
+    def restart(self, member: Member) -> None:
+        """Start one that has ended, and wait for it."""
+        member.start()
+        self.wait_until_up()
+
+    def plan(self, name: str, *faults: str) -> None:
+        """Plan faults at a fault point, or at a statement."""
+        path = self.faults / f".{name}"
+        path.write_text("\n".join(faults) + "\n")
+        path.chmod(0o666)
+        path.rename(self.faults / name)
+
+    def clear_plans(self) -> None:
+        for path in self.faults.iterdir():
+            path.unlink()
+
+    def injected(self) -> list[list[str]]:
+        """The lines of the injection's log: point, run id, fault, pid, clock."""
+        log = self.faults / "log"
+        return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+
+    def stop(self) -> None:
+        for member in [*self.webs, *self.workers]:
+            if member.is_running:
+                member.send(signal.SIGCONT)
+                member.send(signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        for member in [*self.webs, *self.workers]:
+            if member.process is not None:
+                with suppress(subprocess.TimeoutExpired):
+                    member.process.wait(max(0.1, deadline - time.monotonic()))
+        for member in reversed(self.members):
+            if member.is_running:
+                member.send(signal.SIGCONT)
+                member.kill()
+        self.postgres.server.clean_up()
+
+
+def is_ready(worker: Member) -> bool:
+    """The worker that was started last in this log has said that it is ready."""
+    return worker.text().count("this worker uses up to") >= worker.starts

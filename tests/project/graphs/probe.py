@@ -1,0 +1,85 @@
+"""The probe: four steps that tell, over a channel of their own, who executes what and when.
+
+Each start and end is one JSON line, appended to the file that the input names: run, tag, attempt,
+node, event, pid, clock. A file survives every process and every server that a fault may kill. The
+state keeps what was done as `<tag>:<node>`, so that a run that is lost or doubled shows there too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import operator
+import os
+import time
+from typing import Annotated, TypedDict
+
+from langgraph.graph import START, StateGraph
+from langgraph.types import interrupt
+
+
+class State(TypedDict, total=False):
+    tag: str
+    history: str
+    seconds: float
+    fails: bool
+    asks: bool
+    done: Annotated[list[str], operator.add]
+
+
+def record(state: State, config, node: str, event: str) -> None:
+    line = {
+        "run": str(config["configurable"].get("run_id") or config["metadata"].get("run_id")),
+        "tag": state.get("tag", ""),
+        "attempt": config["metadata"].get("run_attempt"),
+        "node": node,
+        "event": event,
+        "pid": os.getpid(),
+        "t": time.monotonic(),
+    }
+    fd = os.open(state["history"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(fd, json.dumps(line).encode() + b"\n")
+    finally:
+        os.close(fd)
+
+
+def _finish(state: State, config, name: str) -> State:
+    if name == "s3" and state.get("fails"):
+        raise ValueError("the probe was told to fail")
+    record(state, config, name, "end")
+    return {"done": [f"{state.get('tag', '')}:{name}"]}
+
+
+def _async_step(name: str):
+    async def step(state: State, config) -> State:
+        record(state, config, name, "start")
+        await asyncio.sleep(state.get("seconds", 0.0))
+        return _finish(state, config, name)
+
+    return step
+
+
+def _sync_step(name: str):
+    def step(state: State, config) -> State:
+        if name == "s2" and state.get("asks"):
+            interrupt(f"may {state.get('tag')} go on?")
+        record(state, config, name, "start")
+        time.sleep(state.get("seconds", 0.0))
+        return _finish(state, config, name)
+
+    return step
+
+
+def _chain(make):
+    graph = StateGraph(State)
+    before = START
+    for name in ("s1", "s2", "s3", "s4"):
+        graph.add_node(name, make(name))
+        graph.add_edge(before, name)
+        before = name
+    return graph.compile()
+
+
+probe = _chain(_async_step)
+sync_probe = _chain(_sync_step)
