@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import redis
+import tenacity
 from flask import Flask
 
 from app.api.application import create_api
@@ -24,11 +25,19 @@ from app.db import runs as run_rows
 from app.db.connection import Database, open_pool
 from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import Doorbell
+from app.domain.errors import Unavailable
 from app.graphs.registry import GraphRegistry, ProjectError, read_project
 from app.services.parts import Parts
 from app.settings import Settings, SettingsError
 
 _SCHEMA_WAIT_SECONDS = 60.0
+#: A Postgres that goes away while we start is waited for, like one that was away before.
+_STARTING = tenacity.Retrying(
+    retry=tenacity.retry_if_exception_type(Unavailable),
+    wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
+    stop=tenacity.stop_after_delay(_SCHEMA_WAIT_SECONDS),
+    reraise=True,
+)
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -59,8 +68,9 @@ def join_parts(settings: Settings) -> Parts:
         name="belay web",
     )
     database = Database(pool)
-    database.transaction(
-        lambda conn: assistant_rows.put_system_assistants(conn, list(graphs.project.graphs))
+    _STARTING(
+        database.transaction,
+        lambda conn: assistant_rows.put_system_assistants(conn, list(graphs.project.graphs)),
     )
     keys = Keys(settings.redis_prefix)
     client = connect_redis(settings)

@@ -121,9 +121,9 @@ class Postgres(Member):
         folder = str(self.server.data)
         found = []
         for process in psutil.process_iter(["cwd", "name", "status"]):
-            if process.info["name"] == "postgres" and process.info["cwd"] == folder:
-                if process.info["status"] != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+            ours = process.info["name"] == "postgres" and process.info["cwd"] == folder
+            if ours and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process)
         return found
 
 

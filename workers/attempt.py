@@ -185,6 +185,7 @@ def _write_end(
     claim, thread_id = claimed.claim, claimed.thread_id
     asked = child.was_asked(claim) if ending is None else StopReason.NONE
     if asked is StopReason.LEASE_LOST:
+        log.warning("run %s is somebody else's now; stopped it here", claim.run_id)
         return None
     if asked is StopReason.DRAIN:
         return _put_back(child, claimed, prepared)

@@ -17,12 +17,14 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from celery import Celery, bootsteps, signals
+from celery.app.amqp import AMQP
 from celery.platforms import SecurityWarning
+from kombu import Connection
 
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
 from app.bus.event_log import EventLog
-from app.db.connection import connect, fetch_value
+from app.db.connection import OUTAGE, connect, fetch_value
 from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import PING_TASK, Doorbell, celery_config
 from app.graphs.registry import GraphRegistry, ProjectError, read_project
@@ -45,9 +47,25 @@ _SCHEMA_WAIT_SECONDS = 60.0
 _STALLED = 75
 
 
+class PromptConnection(Connection):
+    """A consumer's connection that comes back soon after its broker does.
+
+    Celery would wait up to half a minute between two tries.
+    """
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        prompt = {"interval_start": 0.2, "interval_step": 0.2, "interval_max": 2.0}
+        return super().ensure_connection(*args, **{**kwargs, **prompt})  # type: ignore[no-untyped-call]
+
+
+class PromptAMQP(AMQP):
+    Connection = PromptConnection
+
+
 class Belay(Celery):
     """A Celery app that carries what its worker's parts share."""
 
+    amqp_cls = PromptAMQP
     settings: Settings
     graphs: GraphRegistry
     slots: SlotTable
@@ -120,11 +138,15 @@ def _prepare_parent(sender: Any = None, **_: Any) -> None:
 def _log_connections(concurrency: int) -> None:
     """Connections are bounded; say so at the start, not when they run out."""
     needed = concurrency + _SUPERVISOR_CONNECTIONS
-    with connect(app.settings.database_url, name="belay start") as conn:
-        limit = int(fetch_value(conn, "SHOW max_connections", {}))
+    limit = "an unknown number"
+    try:
+        with connect(app.settings.database_url, name="belay start") as conn:
+            limit = fetch_value(conn, "SHOW max_connections", {})
+    except OUTAGE as error:
+        log.warning("the server was not asked how many connections it allows: %s", error)
     log.info(
         "this worker uses up to %d connections to Postgres (%d children, %d of its own), each web "
-        "process up to %d; the server allows %d",
+        "process up to %d; the server allows %s",
         needed,
         concurrency,
         _SUPERVISOR_CONNECTIONS,

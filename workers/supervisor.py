@@ -93,6 +93,7 @@ class Supervisor:
         self._hints: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()
         self._deaths: queue.Queue[_Death | None] = queue.Queue()
         self._to_stop: dict[Claim, StopReason] = {}
+        self._flags_lost = False
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._threads = [
             threading.Thread(target=self._guarded(loop), name=f"belay-{name}", daemon=True)
@@ -165,6 +166,9 @@ class Supervisor:
         flags = CancelFlags(client, keys)
         try:
             nudges = CancelNudges(client, keys)
+            if self._flags_lost:
+                log.warning("cancel flags can be read again")
+                self._flags_lost = False
             while not self._stopping.is_set():
                 nudged = nudges.wait(self._settings.cancel_poll_ms / 1000)
                 running = {r.run_id: r.claim for r in self._busy()}
@@ -173,7 +177,9 @@ class Supervisor:
                     if running[run_id] not in self._to_stop:
                         self._hints.put(running[run_id])
         except RedisError as error:
-            log.warning("cancel flags cannot be read, the rows still can: %s", error)
+            if not self._flags_lost:
+                log.warning("cancel flags cannot be read, the rows still can: %s", error)
+                self._flags_lost = True
             self._stopping.wait(_RETRY_SECONDS)
         finally:
             client.close()

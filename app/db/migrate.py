@@ -12,7 +12,7 @@ from importlib.resources import files
 
 import psycopg
 
-from app.db.connection import Connection, connect, fetch_value
+from app.db.connection import OUTAGE, Connection, connect, fetch_value
 
 _LOCK = 7_235_116
 _TABLE = """
@@ -89,7 +89,7 @@ def wait_for_schema(database_url: str, *, seconds: float) -> None:
             with connect(database_url, name="belay start") as conn:
                 if schema_is_ready(conn):
                     return
-        except psycopg.OperationalError as error:
+        except OUTAGE as error:
             reason = str(error).strip()
         time.sleep(0.05)
     raise SchemaNotReady(f"The database is not ready ({reason}). Run: belay migrate")

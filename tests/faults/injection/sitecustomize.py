@@ -166,11 +166,12 @@ def patch_clock(skew: float) -> None:
 class AfterImport:
     """Runs a patch when a module has been imported, so that nothing is imported too early."""
 
-    patches = {
-        "app.fault_points": patch_fault_points,
-        "app.db.connection": patch_psycopg,
-        "workers.liveness": patch_kombu,
-    }
+    def __init__(self) -> None:
+        self.patches = {
+            "app.fault_points": patch_fault_points,
+            "app.db.connection": patch_psycopg,
+            "workers.liveness": patch_kombu,
+        }
 
     def find_spec(self, name, path=None, target=None):
         patch = self.patches.pop(name, None)

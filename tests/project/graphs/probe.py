@@ -24,6 +24,7 @@ class State(TypedDict, total=False):
     seconds: float
     fails: bool
     asks: bool
+    crashes: bool
     done: Annotated[list[str], operator.add]
 
 
@@ -65,6 +66,8 @@ def _sync_step(name: str):
         if name == "s2" and state.get("asks"):
             interrupt(f"may {state.get('tag')} go on?")
         record(state, config, name, "start")
+        if name == "s2" and state.get("crashes"):
+            os._exit(1)
         time.sleep(state.get("seconds", 0.0))
         return _finish(state, config, name)
 

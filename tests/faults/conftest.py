@@ -1,0 +1,170 @@
+"""A cluster to be hurt, and a probe that tells what was executed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+from langgraph_sdk import get_sync_client
+
+from tests.cluster import Cluster
+from tests.faults.history import Beat, Execution, executions, read_beats
+from tests.waiting import wait_until
+
+#: Short, so that what takes a lease takes seconds. The relations between them are the defaults'.
+QUICK = {
+    "BELAY_LEASE_SECONDS": "3",
+    "BELAY_LEASE_RENEWAL_SECONDS": "0.5",
+    "BELAY_RERING_SECONDS": "2",
+    "BELAY_SWEEP_SECONDS": "0.2",
+    "BELAY_LIVENESS_SECONDS": "0",
+}
+LEASE_SECONDS = 3.0
+
+
+@pytest.fixture(scope="session")
+def session_cluster(scratch) -> Iterator[Cluster]:
+    made = Cluster(scratch / "cluster", workers=2, concurrency=3, **QUICK)
+    try:
+        yield made.start()
+    finally:
+        made.stop()
+
+
+@pytest.fixture
+def cluster(session_cluster) -> Iterator[Cluster]:
+    """The shared cluster, whole again after every test."""
+    mend(session_cluster)
+    yield session_cluster
+    mend(session_cluster)
+
+
+def mend(cluster: Cluster) -> None:
+    cluster.clear_plans()
+    for server in (cluster.postgres, cluster.valkey):
+        if not server.is_running:
+            server.start()
+    down = [m for m in (*cluster.webs, *cluster.workers) if not m.is_running]
+    for member in down:
+        member.start()
+    if down:
+        cluster.wait_until_up()
+
+
+@pytest.fixture
+def make_cluster(scratch, tmp_path):
+    """A cluster of the test's own, with settings of its own."""
+    made: list[Cluster] = []
+
+    def make(**options: Any) -> Cluster:
+        cluster = Cluster(scratch / f"{tmp_path.name}-{len(made)}", **{**QUICK, **options})
+        made.append(cluster)
+        return cluster.start()
+
+    yield make
+    for cluster in made:
+        cluster.stop()
+
+
+@pytest.fixture
+def client(cluster):
+    with get_sync_client(url=cluster.url) as made:
+        yield made
+
+
+@pytest.fixture
+def probe(cluster, client, tmp_path):
+    return Probe(cluster, client, tmp_path / "history")
+
+
+class Probe:
+    """Runs of the probe graph, and what its nodes recorded of them."""
+
+    def __init__(self, cluster: Cluster, client: Any, history: Path) -> None:
+        self.cluster = cluster
+        self.client = client
+        self.history = history
+        self.started = 0
+
+    def start(self, *, thread_id: str | None = None, seconds: float = 0.0, **options: Any):
+        """Start a run; returns its thread's id, its own id and its tag."""
+        self.started += 1
+        tag = f"r{self.started}"
+        if thread_id is None:
+            thread_id = self.client.threads.create()["thread_id"]
+        given = {"tag": tag, "history": str(self.history), "seconds": seconds}
+        graph = options.pop("graph", "sync_probe")
+        given |= options.pop("input", {})
+        options = {"durability": "sync", **options}
+        run = self.client.runs.create(thread_id, graph, input=given, **options)
+        return thread_id, run["run_id"], tag
+
+    def beats(self, tag: str) -> list[Beat]:
+        return [beat for beat in read_beats(self.history) if beat.tag == tag]
+
+    def executions(self, tag: str) -> list[Execution]:
+        return executions(self.beats(tag)).get(tag, [])
+
+    def starts(self, tag: str) -> list[str]:
+        """Names of the nodes that were started, in order."""
+        return [beat.node for beat in self.beats(tag) if beat.event == "start"]
+
+    def wait_for(self, tag: str, node: str, event: str = "start", seconds: float = 30.0) -> Beat:
+        def found() -> Beat | None:
+            beats = [b for b in self.beats(tag) if (b.node, b.event) == (node, event)]
+            return beats[0] if beats else None
+
+        return wait_until(found, seconds, f"{tag} {node} {event}")
+
+    def worker_of(self, pid: int):
+        """The worker whose child this is, and another one."""
+        for worker in self.cluster.workers:
+            if pid in [child.pid for child in worker.children()]:
+                other = next(w for w in self.cluster.workers if w is not worker)
+                return worker, other
+        raise AssertionError(f"no worker has a child {pid}")
+
+    def status(self, thread_id: str, run_id: str) -> str | None:
+        url = f"{self.cluster.url}/threads/{thread_id}/runs/{run_id}"
+        answer = httpx.get(url, timeout=30)
+        return answer.json()["status"] if answer.status_code == 200 else None
+
+    def wait_until_over(self, thread_id: str, run_id: str, seconds: float = 40.0) -> str | None:
+        def over() -> bool:
+            try:
+                return self.status(thread_id, run_id) not in ("pending", "running")
+            except (httpx.TransportError, KeyError):
+                return False
+
+        wait_until(over, seconds, "the end of the run")
+        return self.status(thread_id, run_id)
+
+    def assert_done_once(self, thread_id: str, run_id: str, tag: str) -> None:
+        """It ended in success, and its thread's state has each of its steps once, in order."""
+        assert self.wait_until_over(thread_id, run_id) == "success"
+        done = self.client.threads.get_state(thread_id)["values"]["done"]
+        assert [entry for entry in done if entry.startswith(f"{tag}:")] == [
+            f"{tag}:{step}" for step in ("s1", "s2", "s3", "s4")
+        ]
+        assert self.client.threads.get(thread_id)["status"] == "idle"
+
+    def row(self, run_id: str) -> dict[str, Any]:
+        """What the table has and the API does not show."""
+        with psycopg.connect(self.cluster.postgres.url, row_factory=psycopg.rows.dict_row) as conn:
+            row = conn.execute("SELECT * FROM run WHERE run_id = %s", (run_id,)).fetchone()
+        assert row is not None
+        return row
+
+
+def signal_tree(member, number: signal.Signals) -> None:
+    """A whole machine stops, or goes on: the process and everything below it."""
+    for pid in [member.pid, *(child.pid for child in member.children())]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

@@ -1,0 +1,217 @@
+"""Killed at every named moment of a run's life, and at every one it ends once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import uuid
+
+import httpx
+import pytest
+
+from tests.faults.conftest import LEASE_SECONDS, signal_tree
+from tests.waiting import wait_until
+
+#: From the doorbell's arrival to the announcement of the end, in a child.
+IN_A_CHILD = ("P3", "P4", "P5", "P7", "P8", "P9", "P10", "P11")
+
+
+@pytest.mark.parametrize("durability", ["sync", "async"])
+@pytest.mark.parametrize("point", IN_A_CHILD)
+def test_a_child_killed_at_this_point_is_replaced_at_once(cluster, probe, point, durability):
+    cluster.plan(point, "kill")
+    thread_id, run_id, tag = probe.start(seconds=0.02, durability=durability)
+    probe.assert_done_once(thread_id, run_id, tag)
+    [(at, _, fault, _, killed_at)] = cluster.injected()
+    assert (at, fault) == (point, "kill")
+    charged = probe.row(run_id)["attempts"]
+    assert charged == (1 if point in ("P3", "P10", "P11") else 2)
+    if durability == "sync":
+        # Only the step that was cut off is done again: P7 and P8 come after a step's work.
+        assert len(probe.starts(tag)) <= 5
+    resumed = [e.began for e in probe.executions(tag) if e.began > float(killed_at)]
+    if point not in ("P9", "P10", "P11"):
+        # Neither the sweeper nor a lapsed lease had to help; they would have taken longer.
+        assert resumed[0] - float(killed_at) < 1.5
+
+
+@pytest.mark.parametrize("step", ["s1", "s3"])
+@pytest.mark.parametrize("durability", ["sync", "async"])
+def test_a_child_killed_inside_a_node_resumes_at_that_node(probe, step, durability):
+    thread_id, run_id, tag = probe.start(seconds=0.2, durability=durability)
+    beat = probe.wait_for(tag, step)
+    os.kill(beat.pid, signal.SIGKILL)
+    probe.assert_done_once(thread_id, run_id, tag)
+    starts = probe.starts(tag)
+    assert starts.count(step) == 2
+    if durability == "sync":
+        assert len(starts) == 5
+
+
+@pytest.mark.parametrize("fault", ["segv", "exit"])
+@pytest.mark.parametrize("point", ["P4", "P7", "P9"])
+def test_a_child_that_crashes_is_like_one_that_was_killed(cluster, probe, point, fault):
+    cluster.plan(point, fault)
+    thread_id, run_id, tag = probe.start()
+    probe.assert_done_once(thread_id, run_id, tag)
+    assert probe.row(run_id)["attempts"] == 2
+
+
+def test_a_child_killed_three_times_ends_the_run_with_an_error_that_says_so(cluster, probe):
+    cluster.plan("P8", "kill", "kill", "kill")
+    thread_id, run_id, _ = probe.start()
+    assert probe.wait_until_over(thread_id, run_id) == "error"
+    answer = probe.client.runs.join(thread_id, run_id)
+    assert answer["__error__"]["error"] == "MaxAttemptsExceeded"
+    assert "died 3 times" in answer["__error__"]["message"]
+    assert probe.client.threads.get(thread_id)["status"] == "error"
+
+
+@pytest.mark.parametrize("point", ["P4", "P7", "P9"])
+def test_a_killed_worker_is_taken_over_by_another(cluster, probe, point):
+    cluster.plan(point, "hold")
+    thread_id, run_id, tag = probe.start()
+    wait_until(cluster.injected, what="the run to get there")
+    pid = int(cluster.injected()[0][3])
+    worker, _ = probe.worker_of(pid)
+    children = worker.children()
+    worker.kill()
+    (cluster.faults / "release").touch()
+    wait_until(lambda: not any(c.is_running() for c in children), 10, "the children to die too")
+    probe.assert_done_once(thread_id, run_id, tag)
+    assert probe.row(run_id)["attempts"] == 2
+    assert len(probe.starts(tag)) <= 5
+
+
+def test_a_web_process_killed_before_the_commit_has_accepted_nothing(cluster, probe):
+    thread_id = probe.client.threads.create()["thread_id"]
+    run_id = str(uuid.uuid4())
+    cluster.plan("P0", "kill")
+    with pytest.raises(httpx.TransportError):
+        create(cluster, probe, thread_id, run_id)
+    cluster.wait_until_up()
+    assert httpx.get(f"{cluster.url}/threads/{thread_id}/runs/{run_id}").status_code == 404
+    assert create(cluster, probe, thread_id, run_id).status_code == 200
+    probe.assert_done_once(thread_id, run_id, "once")
+
+
+@pytest.mark.parametrize("point", ["P1", "P2"])
+@pytest.mark.parametrize("by", ["run_id", "key"])
+def test_a_create_whose_answer_was_lost_may_be_sent_again(cluster, probe, point, by):
+    thread_id = probe.client.threads.create()["thread_id"]
+    run_id = str(uuid.uuid4())
+    cluster.plan(point, "kill")
+    with pytest.raises(httpx.TransportError):
+        create(cluster, probe, thread_id, run_id, by)
+    cluster.wait_until_up()
+    runs = wait_until(lambda: probe.client.runs.list(thread_id), what="the accepted run")
+    again = create(cluster, probe, thread_id, run_id, by)
+    assert again.status_code == 200
+    assert [run["run_id"] for run in runs] == [again.json()["run_id"]]
+    probe.assert_done_once(thread_id, again.json()["run_id"], "once")
+    assert len(probe.client.runs.list(thread_id)) == 1
+    assert probe.starts("once") == ["s1", "s2", "s3", "s4"]
+
+
+def create(cluster, probe, thread_id, run_id, by="run_id"):
+    given = {"tag": "once", "history": str(probe.history)}
+    body = {"assistant_id": "sync_probe", "input": given}
+    headers = {}
+    if by == "run_id":
+        body["run_id"] = run_id
+    else:
+        headers["Idempotency-Key"] = run_id
+    url = f"{cluster.url}/threads/{thread_id}/runs"
+    return httpx.post(url, json=body, headers=headers, timeout=30)
+
+
+@pytest.mark.parametrize("action", ["interrupt", "rollback"])
+@pytest.mark.parametrize("point", ["P5", "P7", "P8", "P9"])
+def test_a_cancel_then_a_kill_is_a_cancel(cluster, probe, point, action):
+    before = probe.start()
+    probe.assert_done_once(*before)
+    state = probe.client.threads.get_state(before[0])
+    cluster.plan(point, "hold")
+    thread_id, run_id, tag = probe.start(thread_id=before[0])
+    wait_until(cluster.injected, what="the run to get there")
+    pid = int(cluster.injected()[0][3])
+    worker, _ = probe.worker_of(pid)
+    worker.send(signal.SIGSTOP)  # its supervisor cannot hear of the cancel
+    probe.client.runs.cancel(thread_id, run_id, action=action)
+    os.kill(pid, signal.SIGKILL)
+    worker.send(signal.SIGCONT)
+    expected = "interrupted" if action == "interrupt" else None
+    assert probe.wait_until_over(thread_id, run_id) == expected
+    steps = len(probe.starts(tag))
+    if action == "rollback":
+        assert probe.client.threads.get_state(thread_id) == state
+    after = probe.start(thread_id=thread_id)
+    probe.assert_done_once(*after)
+    assert len(probe.starts(tag)) == steps
+
+
+def test_a_child_killed_in_the_middle_of_a_rollback_leaves_it_whole(cluster, probe):
+    before = probe.start()
+    probe.assert_done_once(*before)
+    state = probe.client.threads.get_state(before[0])
+    history = probe.client.threads.get_history(before[0], limit=100)
+    thread_id, run_id, tag = probe.start(thread_id=before[0], seconds=1.0)
+    probe.wait_for(tag, "s2")
+    cluster.plan("P12", "kill")
+    probe.client.runs.cancel(thread_id, run_id, action="rollback")
+    assert probe.wait_until_over(thread_id, run_id) is None
+    assert [line[0] for line in cluster.injected()] == ["P12"]
+    assert probe.client.threads.get_state(thread_id) == state
+    assert probe.client.threads.get_history(thread_id, limit=100) == history
+
+
+def test_a_run_rolled_back_is_never_executed_by_a_create_sent_again(cluster, probe):
+    thread_id = probe.client.threads.create()["thread_id"]
+    run_id = str(uuid.uuid4())
+    given = {"tag": "once", "history": str(probe.history), "seconds": 5.0}
+    body = {"assistant_id": "sync_probe", "input": given}
+    url = f"{cluster.url}/threads/{thread_id}/runs"
+    headers = {"Idempotency-Key": run_id}
+    first = httpx.post(url, json=body, headers=headers).json()["run_id"]
+    probe.wait_for("once", "s1")
+    probe.client.runs.cancel(thread_id, first, action="rollback", wait=True)
+    assert httpx.post(url, json=body, headers=headers).status_code == 404
+    assert httpx.post(url, json={**body, "run_id": first}).status_code == 404
+    assert probe.starts("once") == ["s1"]
+
+
+def test_a_paused_worker_that_comes_back_is_told_that_its_run_is_not_its_own(cluster, probe):
+    thread_id, run_id, tag = probe.start(seconds=0.4)
+    beat = probe.wait_for(tag, "s2")
+    worker, _ = probe.worker_of(beat.pid)
+    signal_tree(worker, signal.SIGSTOP)
+    probe.assert_done_once(thread_id, run_id, tag)
+    history = probe.client.threads.get_history(thread_id, limit=100)
+    row = probe.row(run_id)
+    signal_tree(worker, signal.SIGCONT)
+    zombie = next(e for e in probe.executions(tag) if e.pid == beat.pid)
+    seen = len(zombie.beats)
+    # It may end what it was in the middle of; it finds out, and does no more.
+    told = (f"run {run_id} is somebody else's now", f"attempt of run {run_id} given up")
+    wait_until(
+        lambda: any(line in worker.text() for line in told), 5 * LEASE_SECONDS, "it to notice"
+    )
+    after = probe.start()
+    probe.assert_done_once(*after)
+    zombie = next(e for e in probe.executions(tag) if e.pid == beat.pid)
+    assert [b.event for b in zombie.beats[seen:]] in ([], ["end"])
+    assert probe.client.threads.get_history(thread_id, limit=100) == history
+    assert probe.row(run_id) == row
+
+
+def test_runs_that_kill_every_worker_are_given_up_and_the_others_go_on(cluster, probe):
+    """More of them than there are children, and ordinary runs behind them."""
+    poisoned = [probe.start(input={"crashes": True}) for _ in range(12)]
+    good = [probe.start(seconds=0.02) for _ in range(6)]
+    for run in good:
+        probe.assert_done_once(*run)
+    for thread_id, run_id, tag in poisoned:
+        assert probe.wait_until_over(thread_id, run_id) == "error"
+        assert "died 3 times" in probe.client.runs.join(thread_id, run_id)["__error__"]["message"]
+        assert probe.client.threads.get(thread_id)["status"] == "error"
+        assert probe.starts(tag).count("s2") == 3
