@@ -275,4 +275,4 @@ class Cluster:
 
 def is_ready(worker: Member) -> bool:
     """The worker that was started last in this log has said that it is ready."""
-    return worker.text().count("this worker uses up to") >= worker.starts
+    return worker.text().count("this worker is ") >= worker.starts

@@ -50,8 +50,13 @@ _STALLED = 75
 class PromptConnection(Connection):
     """A consumer's connection that comes back soon after its broker does.
 
-    Celery would wait up to half a minute between two tries.
+    Celery would wait up to half a minute between two tries, and would end the worker when a Redis
+    refuses a command (because it is full, or has become a replica) instead of breaking off.
     """
+
+    @property
+    def connection_errors(self) -> tuple[type[Exception], ...]:
+        return (*super().connection_errors, *super().channel_errors)
 
     def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
         prompt = {"interval_start": 0.2, "interval_step": 0.2, "interval_max": 2.0}
@@ -145,8 +150,9 @@ def _log_connections(concurrency: int) -> None:
     except OUTAGE as error:
         log.warning("the server was not asked how many connections it allows: %s", error)
     log.info(
-        "this worker uses up to %d connections to Postgres (%d children, %d of its own), each web "
-        "process up to %d; the server allows %s",
+        "this worker is %s; it uses up to %d connections to Postgres (%d children, %d of its own), "
+        "each web process up to %d; the server allows %s",
+        app.owner,
         needed,
         concurrency,
         _SUPERVISOR_CONNECTIONS,

@@ -70,7 +70,14 @@ class _Later:
 class Monkey:
     """Faults a cluster from the main thread, which is the one that may start processes."""
 
-    def __init__(self, cluster: Cluster, seed: int, clients: list[Client], history: Path) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        seed: int,
+        clients: list[Client],
+        history: Path,
+        outages: tuple[float, ...],
+    ) -> None:
         self.cluster = cluster
         self.rng = random.Random(seed)
         self.clients = clients
@@ -78,6 +85,8 @@ class Monkey:
         self.faults: list[Fault] = []
         self._later: list[_Later] = []
         self._down: set[str] = set()
+        #: How long a stopped Postgres stays away: for one of these.
+        self.outages = outages
 
     def run(self, seconds: float, gap: float, weights: dict[str, int]) -> None:
         """Fault until `seconds` have passed, on average every `gap`; then put all in order."""
@@ -268,8 +277,7 @@ class Monkey:
         began = time.monotonic()
         self.cluster.postgres.shut_down(number)
         self._down.add(self.cluster.postgres.name)
-        # Sometimes for longer than a lease.
-        seconds = self.rng.choice((0.2, 1.0, 3.0, 12.0))
+        seconds = self.rng.choice(self.outages)
         self._after(seconds, lambda: self._start_server(kind, began))
 
     def _sql(self, sql: str) -> None:
@@ -371,6 +379,7 @@ def play(
     clients: int,
     pause: float,
     weights: dict[str, int] = WEIGHTS,
+    outages: tuple[float, ...] = (0.2, 1.0, 3.0, 12.0),
     workers: int = 3,
     concurrency: int = 4,
     **env: str,
@@ -393,7 +402,7 @@ def play(
             httpx.post(f"{cluster.url}/threads", json={"thread_id": thread_id}).raise_for_status()
         for caller in callers:
             caller.runner.start()
-        monkey = Monkey(cluster, seed, callers, history)
+        monkey = Monkey(cluster, seed, callers, history, outages)
         began = time.monotonic()
         monkey.run(seconds, gap, weights)
         ended = time.monotonic()

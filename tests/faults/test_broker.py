@@ -1,0 +1,138 @@
+"""Doorbells are lost, doubled, late and forged; who sweeps, and when, does not matter."""
+
+from __future__ import annotations
+
+import signal
+import time
+import uuid
+from uuid import UUID
+
+import psycopg
+import pytest
+import redis
+
+from app.dispatch import Doorbell
+from app.settings import Settings
+from tests.faults.conftest import signal_tree
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def doorbell(cluster) -> Doorbell:
+    return Doorbell.of(Settings.from_environ(cluster.env))
+
+
+def test_a_lost_doorbell_is_rung_again(cluster, probe):
+    busy = [probe.start(seconds=0.7) for _ in range(6)]  # so nobody takes messages
+    for run in busy:
+        probe.wait_for(run[2], "s1")
+    with redis.Redis.from_url(cluster.valkey.url) as bus:
+        waiting = []
+
+        def one_is_left() -> bool:
+            waiting.append(probe.start())
+            return bus.delete("belay:runs") == 1
+
+        wait_until(one_is_left, what="a doorbell that nobody takes")
+    for run in [*busy, *waiting]:
+        probe.assert_done_once(*run)
+        assert probe.starts(run[2]) == ["s1", "s2", "s3", "s4"]
+    assert probe.row(waiting[-1][1])["rings"] >= 1
+
+
+@pytest.mark.parametrize("times", [2, 100])
+def test_a_doorbell_rung_many_times_starts_one_execution(cluster, probe, doorbell, times):
+    run = probe.start(seconds=0.05)
+    for _ in range(times):
+        assert doorbell.ring(UUID(run[1]), "runs")
+    probe.assert_done_once(*run)
+    for _ in range(times):  # and again, now that it is over
+        assert doorbell.ring(UUID(run[1]), "runs")
+    other = probe.start()
+    probe.assert_done_once(*other)
+    assert probe.starts(run[2]) == ["s1", "s2", "s3", "s4"]
+    assert probe.row(run[1])["claim_no"] == 1
+
+
+def test_a_doorbell_for_nothing_does_nothing(cluster, probe, doorbell):
+    assert doorbell.ring(uuid.uuid4(), "runs")
+    thread_id, run_id, _ = probe.start(after_seconds=60)
+    assert doorbell.ring(UUID(run_id), "runs")
+    probe.assert_done_once(*probe.start())
+    assert probe.status(thread_id, run_id) == "pending"
+    probe.client.runs.cancel(thread_id, run_id)
+
+
+@pytest.mark.parametrize("skews", [(600, -600), (-600, 600)])
+def test_clocks_that_are_wrong_by_minutes_change_nothing(make_cluster, tmp_path, skews):
+    """A run is begun by a worker of one clock and ended by one of another; so is its thread."""
+    from langgraph_sdk import get_sync_client
+
+    from tests.faults.conftest import Probe
+
+    cluster = make_cluster(workers=1, FAULT_CLOCK_SKEW=str(skews[0]))
+    with get_sync_client(url=cluster.url) as client:
+        probe = Probe(cluster, client, tmp_path / "history")
+        first = cluster.workers[0]
+        thread_id, run_id, tag = probe.start(seconds=0.2)
+        probe.wait_for(tag, "s3")
+        cluster.plan("P7", "hold")  # after the step, before it is written
+        wait_until(cluster.injected, what="the run to be held")
+        second = cluster.add_worker(FAULT_CLOCK_SKEW=str(skews[1]))
+        second.start()
+        cluster.wait_until_up()
+        first.kill()
+        probe.assert_done_once(thread_id, run_id, tag)
+        assert probe.row(run_id)["attempts"] == 2
+        assert len(probe.starts(tag)) == 5
+        again = probe.start(thread_id=thread_id)
+        probe.assert_done_once(*again)
+        done = client.threads.get_state(thread_id)["values"]["done"]
+        assert done == [f"{t}:s{n}" for t in (tag, again[2]) for n in (1, 2, 3, 4)]
+        states = client.threads.get_history(thread_id, limit=100)
+        assert states[0]["next"] == []
+        assert len(states) == 2 * 6
+
+
+def sweeper(cluster) -> str | None:
+    with psycopg.connect(cluster.postgres.url) as conn:
+        row = conn.execute(
+            "SELECT owner FROM scheduler_lease WHERE name = 'sweeper' AND expires_at > now()"
+        ).fetchone()
+    return None if row is None else row[0]
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_another_worker_sweeps_when_the_sweeping_one(cluster, probe, how):
+    before = wait_until(lambda: sweeper(cluster), what="a sweeper")
+    worker = next(w for w in cluster.workers if f"this worker is {before};" in w.text())
+    if how == "dies":
+        worker.kill()
+    else:
+        signal_tree(worker, signal.SIGSTOP)
+    began = time.monotonic()
+    wait_until(lambda: sweeper(cluster) not in (None, before), 10, "the other one to sweep")
+    assert time.monotonic() - began < 10
+    due = probe.start(after_seconds=0.5)
+    probe.assert_done_once(*due)
+    if how == "hangs":
+        signal_tree(worker, signal.SIGCONT)
+    assert probe.starts(due[2]) == ["s1", "s2", "s3", "s4"]
+
+
+def test_due_runs_start_once_with_several_workers_and_full_ones_delay_no_sweep(cluster, probe):
+    slots = 6
+    busy = [probe.start(seconds=1.0) for _ in range(slots)]
+    for run in busy:
+        probe.wait_for(run[2], "s1")
+    due = [probe.start(after_seconds=0.3) for _ in range(5)]
+
+    def rung() -> bool:
+        rows = [probe.row(run[1]) for run in due]
+        return all(row["rings"] >= 1 for row in rows)
+
+    wait_until(rung, 10, "the due runs to be rung while every slot is busy")
+    assert {probe.status(run[0], run[1]) for run in busy} == {"running"}
+    for run in [*busy, *due]:
+        probe.assert_done_once(*run)
+        assert probe.starts(run[2]) == ["s1", "s2", "s3", "s4"]

@@ -1,0 +1,212 @@
+"""Postgres goes away, cuts connections, refuses to write: nothing accepted is lost, nothing runs
+twice, and the API says "not now" rather than lie."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psycopg
+import pytest
+
+from tests.faults.conftest import LEASE_SECONDS, signal_tree
+from tests.waiting import wait_until
+
+CONFLICTS = ("40001", "40P01", "55P03")
+CUTS = ("cut-before", "cut-after")
+
+
+@pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])
+def test_a_fault_at_any_statement_of_an_attempt_is_waited_out_in_place(cluster, probe, fault):
+    """Claim, checkpoints, writes, end: one statement after the other, until there are no more."""
+    number = 0
+    while True:
+        number += 1
+        cluster.clear_plans()
+        cluster.plan("statements", f"belay child {number} {fault}")
+        thread_id, run_id, tag = probe.start()
+        probe.assert_done_once(thread_id, run_id, tag)
+        # It was the same attempt: no other was charged, and no step was done again.
+        assert probe.row(run_id)["attempts"] == 1
+        assert probe.starts(tag) == ["s1", "s2", "s3", "s4"]
+        if not cluster.injected():
+            break
+    assert number > 8
+
+
+@pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])
+def test_a_fault_at_any_statement_of_a_cancelled_run_leaves_it_cancelled(cluster, probe, fault):
+    number = 0
+    while True:
+        number += 1
+        cluster.clear_plans()
+        thread_id, run_id, tag = probe.start(seconds=5.0, graph="probe")
+        probe.wait_for(tag, "s1")
+        cluster.plan("statements", f"belay child {number} {fault}")
+        probe.client.runs.cancel(thread_id, run_id, action="rollback")
+        assert probe.wait_until_over(thread_id, run_id) is None
+        assert probe.client.threads.get_state(thread_id)["values"] in ({}, [], None)
+        assert probe.starts(tag) == ["s1"]
+        if not cluster.injected():
+            break
+    assert number > 3
+
+
+@pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])
+def test_a_fault_at_any_statement_of_a_create_accepts_the_run_once(cluster, probe, fault):
+    number = 0
+    while True:
+        number += 1
+        cluster.clear_plans()
+        thread_id = probe.client.threads.create()["thread_id"]
+        cluster.plan("statements", f"belay web {number} {fault}")
+        given = {"tag": f"w{number}", "history": str(probe.history)}
+        body = {"assistant_id": "sync_probe", "input": given, "run_id": str(uuid.uuid4())}
+        answer = httpx.post(f"{cluster.url}/threads/{thread_id}/runs", json=body, timeout=30)
+        assert answer.status_code == 200, answer.text
+        injected = cluster.injected()
+        cluster.clear_plans()
+        probe.assert_done_once(thread_id, body["run_id"], f"w{number}")
+        assert len(probe.client.runs.list(thread_id)) == 1
+        if not injected:
+            break
+    assert number > 5
+
+
+@pytest.mark.parametrize("connection", ["belay supervisor keep", "belay sweeper"])
+@pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])
+def test_a_worker_whose_own_connections_fail_goes_on(cluster, probe, connection, fault):
+    cluster.plan("statements", f"{connection} 2 {fault}")
+    thread_id, run_id, tag = probe.start(seconds=0.5)
+    probe.assert_done_once(thread_id, run_id, tag)
+    assert cluster.injected()
+    assert probe.row(run_id)["attempts"] == 1
+
+
+@pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])
+def test_the_end_of_a_dead_child_is_written_whatever_its_connection_does(cluster, probe, fault):
+    for number in range(1, 5):
+        cluster.clear_plans()
+        cluster.plan("P8", "kill")
+        cluster.plan("statements", f"belay supervisor end {number} {fault}")
+        thread_id, run_id, tag = probe.start()
+        probe.assert_done_once(thread_id, run_id, tag)
+        assert probe.row(run_id)["attempts"] == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "away"),
+    [
+        pytest.param(signal.SIGINT, 0.0, id="fast"),
+        pytest.param(signal.SIGQUIT, 2 * LEASE_SECONDS, id="immediate, longer than a lease"),
+        pytest.param(signal.SIGQUIT, 0.0, id="immediate", marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, 0.0, id="crash", marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 2 * LEASE_SECONDS, id="fast, longer", marks=pytest.mark.long),
+        pytest.param(signal.SIGKILL, 2 * LEASE_SECONDS, id="crash, longer", marks=pytest.mark.long),
+    ],
+)
+def test_a_restart_in_the_middle_costs_a_run_nothing(cluster, probe, number, away):
+    thread_id, run_id, tag = probe.start(seconds=0.3)
+    queued = probe.start(thread_id=thread_id)
+    probe.wait_for(tag, "s2")
+    cluster.postgres.shut_down(number)
+    refused = httpx.post(f"{cluster.url}/threads", json={}, timeout=30)
+    assert refused.status_code == 503
+    assert refused.headers["retry-after"]
+    assert refused.json()["detail"]
+    until = time.monotonic() + away
+    wait_until(lambda: time.monotonic() >= until, away + 5)
+    cluster.postgres.start()
+    probe.assert_done_once(thread_id, run_id, tag, last=False)
+    probe.assert_done_once(*queued)
+    assert probe.row(run_id)["attempts"] == 1
+    assert probe.starts(tag) == ["s1", "s2", "s3", "s4"]
+
+
+def test_a_server_that_hangs_for_longer_than_a_lease_makes_nobody_look_lost(cluster, probe):
+    runs = [probe.start(seconds=0.3) for _ in range(4)]
+    for run in runs:
+        probe.wait_for(run[2], "s1")
+    signal_tree(cluster.postgres, signal.SIGSTOP)
+    until = time.monotonic() + 2 * LEASE_SECONDS
+    wait_until(lambda: time.monotonic() >= until, 3 * LEASE_SECONDS)
+    signal_tree(cluster.postgres, signal.SIGCONT)
+    for run in runs:
+        probe.assert_done_once(*run)
+        assert probe.row(run[1])["attempts"] == 1
+        assert probe.starts(run[2]) == ["s1", "s2", "s3", "s4"]
+
+
+def test_a_server_that_may_only_be_read_accepts_nothing_and_loses_nothing(cluster, probe):
+    thread_id, run_id, tag = probe.start(seconds=0.4)
+    probe.wait_for(tag, "s1")
+    settle = "SELECT pg_reload_conf()"
+
+    def sql(*statements: str) -> None:
+        with psycopg.connect(cluster.postgres.url, autocommit=True) as conn:
+            conn.execute("SET default_transaction_read_only = off")
+            for statement in statements:
+                conn.execute(statement)
+
+    sql("ALTER SYSTEM SET default_transaction_read_only = on", settle)
+    try:
+
+        def refused() -> httpx.Response | None:
+            answer = httpx.post(f"{cluster.url}/threads", json={}, timeout=30)
+            return answer if answer.status_code == 503 else None
+
+        answer = wait_until(refused, what="the server to be read-only")
+        assert answer.headers["retry-after"]
+        assert probe.status(thread_id, run_id) == "running"  # reading still works
+        until = time.monotonic() + 1.5 * LEASE_SECONDS
+        wait_until(lambda: time.monotonic() >= until, 3 * LEASE_SECONDS)
+        assert probe.status(thread_id, run_id) == "running"
+    finally:
+        sql("ALTER SYSTEM RESET default_transaction_read_only", settle)
+    probe.assert_done_once(thread_id, run_id, tag)
+    assert probe.row(run_id)["attempts"] == 1
+    assert probe.starts(tag) == ["s1", "s2", "s3", "s4"]
+
+
+@pytest.mark.parametrize("requests", [150, pytest.param(500, marks=pytest.mark.long)])
+def test_a_flood_of_requests_takes_no_lease_and_gets_honest_answers(
+    make_cluster, tmp_path, requests
+):
+    """Two connections for all of them at once, while runs go on."""
+    from langgraph_sdk import get_sync_client
+
+    from tests.faults.conftest import Probe
+
+    cluster = make_cluster(workers=1, concurrency=4, BELAY_WEB_POOL_SIZE="2")
+    with get_sync_client(url=cluster.url) as client:
+        probe = Probe(cluster, client, tmp_path / "history")
+        runs = [probe.start(seconds=0.8) for _ in range(4)]
+        answers: list[int] = []
+        lock = threading.Lock()
+
+        def ask(number: int) -> None:
+            body = {"assistant_id": "counter", "input": {"count": number}}
+            answer = httpx.post(f"{cluster.url}/runs", json=body, timeout=60)
+            with lock:
+                answers.append(answer.status_code)
+            if answer.status_code == 503:
+                assert answer.headers["retry-after"]
+
+        with ThreadPoolExecutor(100) as pool:
+            list(pool.map(ask, range(requests)))
+        assert set(answers) <= {200, 503}
+        assert answers.count(200) >= 50
+        for run in runs:
+            probe.assert_done_once(*run)
+            assert probe.row(run[1])["attempts"] == 1
+
+        def accepted() -> int:
+            with psycopg.connect(cluster.postgres.url) as conn:
+                sql = "SELECT count(*) FROM run WHERE graph_id = 'counter' AND status = 'success'"
+                return conn.execute(sql).fetchone()[0]
+
+        wait_until(lambda: accepted() == answers.count(200), 60, "every accepted run to end")

@@ -1,0 +1,177 @@
+"""Redis is killed, emptied, hangs, or is full: it only makes things slower."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import contextmanager
+
+import httpx
+import pytest
+import redis
+
+from tests.faults.conftest import signal_tree
+from tests.waiting import wait_until
+
+
+@contextmanager
+def trouble(cluster, kind: str):
+    """Redis is in trouble for as long as the block lasts."""
+    if kind == "killed":
+        cluster.valkey.kill()
+        yield
+        cluster.valkey.start()
+    elif kind == "hangs":
+        signal_tree(cluster.valkey, signal.SIGSTOP)
+        yield
+        signal_tree(cluster.valkey, signal.SIGCONT)
+    elif kind == "emptied":
+        with bus(cluster) as client:
+            client.flushall()
+        yield
+        with bus(cluster) as client:
+            client.flushall()
+    elif kind == "full":
+        with bus(cluster) as client:
+            client.config_set("maxmemory-policy", "noeviction")
+            client.config_set("maxmemory", "1")
+        try:
+            yield
+        finally:
+            with bus(cluster) as client:
+                client.config_set("maxmemory", "0")
+    elif kind == "read-only":
+        with bus(cluster) as client:
+            client.replicaof("127.0.0.1", 1)
+        try:
+            yield
+        finally:
+            with bus(cluster) as client:
+                client.replicaof("NO", "ONE")
+
+
+def bus(cluster) -> redis.Redis:
+    return redis.Redis.from_url(cluster.valkey.url, socket_timeout=5)
+
+
+KINDS = ("killed", "emptied", "hangs", "full", "read-only")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_waits_and_streams_end_with_the_right_answer(cluster, probe, kind):
+    """Accepted before: they go on and end. Accepted meanwhile: they start when Redis is back."""
+    running = probe.start(seconds=0.6, stream_resumable=True)
+    probe.wait_for(running[2], "s1")
+    answers: dict[str, object] = {}
+
+    def wait() -> None:
+        url = f"{cluster.url}/threads/{running[0]}/runs/{running[1]}/join"
+        answers["join"] = httpx.get(url, timeout=60).json()["done"]
+
+    def stream() -> None:
+        url = f"{cluster.url}/threads/{running[0]}/runs/{running[1]}/stream"
+        with httpx.stream("GET", url, timeout=60, headers={"Last-Event-ID": "0"}) as answer:
+            answers["stream"] = [line for line in answer.iter_lines() if line.startswith("id: ")]
+
+    listeners = [threading.Thread(target=listen) for listen in (wait, stream)]
+    for listener in listeners:
+        listener.start()
+    with trouble(cluster, kind):
+        accepted = probe.start(seconds=0.02)
+        probe.wait_for(running[2], "s4", "end")
+        assert probe.wait_until_over(running[0], running[1]) == "success"
+        for listener in listeners:
+            listener.join(20)
+        assert not any(listener.is_alive() for listener in listeners)
+    probe.assert_done_once(*running)
+    assert probe.row(running[1])["attempts"] == 1
+    assert answers["join"] == [f"{running[2]}:s{n}" for n in (1, 2, 3, 4)]
+    assert len(set(answers["stream"])) == len(answers["stream"])
+    # And by itself every worker consumes again.
+    probe.assert_done_once(*accepted)
+    assert all(worker.is_running for worker in cluster.workers)
+    seen = set()
+
+    def all_workers_consume() -> bool:
+        run = probe.start()
+        probe.assert_done_once(*run)
+        seen.add(probe.worker_of(probe.beats(run[2])[0].pid)[0].name)
+        return len(seen) == len(cluster.workers)
+
+    wait_until(all_workers_consume, 30, "every worker to take runs again")
+
+
+@pytest.mark.parametrize("kind", ["killed", "hangs", "full"])
+@pytest.mark.parametrize("action", ["interrupt", "rollback"])
+def test_a_cancel_accepted_meanwhile_takes_effect(cluster, probe, kind, action):
+    thread_id, run_id, tag = probe.start(seconds=20, graph="probe")
+    probe.wait_for(tag, "s1")
+    with trouble(cluster, kind):
+        url = f"{cluster.url}/threads/{thread_id}/runs/{run_id}/cancel"
+        answer = httpx.post(url, params={"action": action}, timeout=30)
+        assert answer.status_code == 202
+        expected = "interrupted" if action == "interrupt" else None
+        assert probe.wait_until_over(thread_id, run_id) == expected
+    assert probe.starts(tag) == ["s1"]
+
+
+@pytest.mark.parametrize("kind", ["killed", "full"])
+def test_what_was_queued_starts_when_redis_is_back(cluster, probe, kind):
+    with trouble(cluster, kind):
+        runs = [probe.start() for _ in range(20)]
+        assert {probe.status(run[0], run[1]) for run in runs} <= {"pending", "running", "success"}
+    for run in runs:
+        probe.assert_done_once(*run)
+        assert probe.starts(run[2]) == ["s1", "s2", "s3", "s4"]
+
+
+def test_a_worker_stopped_while_redis_is_away_drains_and_ends(cluster, probe):
+    thread_id, run_id, tag = probe.start(seconds=0.5)
+    beat = probe.wait_for(tag, "s1")
+    worker, other = probe.worker_of(beat.pid)
+    with trouble(cluster, "killed"):
+        assert worker.stop() == 0
+        # What it had was finished in the grace, or put back.
+        assert probe.status(thread_id, run_id) in ("success", "pending", "running")
+    probe.assert_done_once(thread_id, run_id, tag)
+    assert probe.row(run_id)["attempts"] == 1
+    assert other.is_running
+
+
+def test_a_worker_that_has_stopped_consuming_ends_itself_to_be_started_anew(make_cluster, tmp_path):
+    """Its process is up, its supervisor and sweeper work, and no message ever comes through."""
+    from langgraph_sdk import get_sync_client
+
+    from tests.faults.conftest import Probe
+
+    cluster = make_cluster(workers=1, BELAY_LIVENESS_SECONDS="0.5")
+    with get_sync_client(url=cluster.url) as client:
+        probe = Probe(cluster, client, tmp_path / "history")
+        probe.assert_done_once(*probe.start())
+        worker = cluster.workers[0]
+        (cluster.faults / "stall").touch()
+        wait_until(lambda: "did not arrive" in worker.text(), 20, "the stall to be noticed")
+        waiting = probe.start()
+        wait_until(lambda: not worker.is_running, 30, "the worker to end itself")
+        assert worker.process.returncode == 75
+        assert "does not consume any more" in worker.text()
+        assert probe.status(waiting[0], waiting[1]) == "pending"
+        (cluster.faults / "stall").unlink()
+        cluster.restart(worker)
+        probe.assert_done_once(*waiting)
+
+
+def test_a_worker_that_is_busy_or_has_no_broker_is_not_taken_for_stalled(make_cluster, tmp_path):
+    from langgraph_sdk import get_sync_client
+
+    from tests.faults.conftest import Probe
+
+    cluster = make_cluster(workers=1, concurrency=1, BELAY_LIVENESS_SECONDS="0.3")
+    with get_sync_client(url=cluster.url) as client:
+        probe = Probe(cluster, client, tmp_path / "history")
+        long = probe.start(seconds=1.0)  # every child is busy: no message is taken
+        probe.assert_done_once(*long)
+        with trouble(cluster, "killed"):
+            wait_until(lambda: cluster.workers[0].text().count("ping not sent") >= 2, 30, "misses")
+        probe.assert_done_once(*probe.start())
+        assert "does not consume" not in cluster.workers[0].text()
