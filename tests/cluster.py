@@ -228,6 +228,12 @@ class Cluster:
         for worker in self.workers:
             wait_until(lambda w=worker: is_ready(w), seconds, f"{worker.name} to be ready")
 
+    def is_ready(self, member: Member) -> bool:
+        """A worker that takes runs, a web process that answers."""
+        if member in self.webs:
+            return self._answers(self.urls[self.webs.index(member)])
+        return is_ready(member)
+
     def _answers(self, url: str) -> bool:
         try:
             with urllib.request.urlopen(f"{url}/ok", timeout=1):

@@ -187,7 +187,14 @@ class Monkey:
         if member.process is not None and member.process.returncode not in (0, -9):
             raise AssertionError(f"{member.name} ended with {member.process.returncode}")
         member.start()
-        self._after(3.0, lambda: self._down.discard(member.name))
+        self._count_when_ready(member)
+
+    def _count_when_ready(self, member: Member) -> None:
+        """One that is still starting takes over from nobody, and has nothing to drain."""
+        if self.cluster.is_ready(member):
+            self._down.discard(member.name)
+        else:
+            self._after(0.5, lambda: self._count_when_ready(member))
 
     def _pause_worker(self, kind: str) -> None:
         """A machine that stops for longer than a lease, and then goes on as if nothing were."""
