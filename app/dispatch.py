@@ -15,7 +15,6 @@ from uuid import UUID
 
 from celery import Celery
 from kombu import Queue
-from kombu.exceptions import ChannelError
 
 from app.settings import DEFAULT_QUEUE, Settings
 
@@ -113,10 +112,10 @@ class Doorbell:
             return 0
         try:
             with self._celery.connection_for_write() as connection:
-                declared = connection.default_channel.queue_declare(queue, passive=True)
-                return int(declared.message_count)
-        except ChannelError:
-            return 0  # there is no such queue: nothing waits in it
+                # Declared as Celery declares it, not passively: with a key prefix kombu then looks
+                # for the queue under the wrong name, and finds none.
+                channel = connection.default_channel
+                return int(channel.queue_declare(queue, durable=True).message_count)
         except Exception as error:  # noqa: BLE001  (as above)
             log.warning("queue %s not asked how long it is: %s", queue, error)
             self._pause()

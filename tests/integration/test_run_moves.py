@@ -379,3 +379,43 @@ def test_cancel_against_completion_agrees_in_every_race(rows, many):
 def test_cancel_against_completion_agrees_in_ten_thousand_races(rows, many):
     for seed in range(10_000):
         race(rows, many, seed)
+
+
+def test_a_bulk_cancel_pages_through_everything_once(rows):
+    threads = [rows.thread() for _ in range(3)]
+    made = {rows.pending(threads[n % 3]).run_id for n in range(10)}
+    found, after = [], None
+    while True:
+        page = runs.cancellable_runs(
+            rows.conn, CancelFilter(run_ids=list(made)), after=after, limit=3
+        )
+        if not page:
+            break
+        found += page
+        after = page[-1]
+    assert len(found) == len(made)
+    assert {run.run_id for run in found} == made
+    for thread_id in threads:  # the newest of a thread first: what is ahead of it goes last
+        order = [run.seq for run in found if run.thread_id == thread_id]
+        assert order == sorted(order, reverse=True)
+
+
+def test_a_claim_finds_the_head_of_a_long_queue_without_sorting_it(rows):
+    thread_id = rows.thread()
+    first = rows.pending(thread_id)
+    rows.conn.execute(
+        """
+        INSERT INTO run (run_id, thread_id, assistant_id, graph_id, queue, multitask_strategy)
+        SELECT gen_random_uuid(), thread_id, assistant_id, graph_id, queue, multitask_strategy
+        FROM run, generate_series(1, 5000) WHERE run_id = %s
+        """,
+        (first.run_id,),
+    )
+    rows.conn.execute("ANALYZE run")
+    params = {"run_id": first.run_id, **LEASE}
+    plan = rows.conn.execute(f"EXPLAIN {runs.SQL.claim_run}", params).fetchall()
+    text = "\n".join(row[0] for row in plan)
+    assert "run_thread_queue" in text
+    assert "Sort Key: ((" not in text
+    assert "Seq Scan on run" not in text
+    rows.conn.execute("DELETE FROM thread WHERE thread_id = %s", (thread_id,))

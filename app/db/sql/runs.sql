@@ -64,14 +64,15 @@ WITH locked AS (
     WHERE t.thread_id = (SELECT thread_id FROM run WHERE run_id = %(run_id)s AND status = 'pending')
     FOR NO KEY UPDATE
 ), head AS (
-    SELECT h.run_id FROM locked
-    JOIN run h ON h.thread_id = locked.thread_id
-    WHERE h.status = 'pending' AND h.scheduled_at <= now()
-      AND NOT EXISTS (
-          SELECT 1 FROM run b WHERE b.thread_id = h.thread_id AND b.status = 'running')
-    ORDER BY (h.claim_no > 0) DESC, h.seq
-    LIMIT 1
-    FOR UPDATE OF h
+    SELECT h.run_id FROM locked CROSS JOIN LATERAL (
+        SELECT p.run_id FROM run p
+        WHERE p.thread_id = locked.thread_id AND p.status = 'pending' AND p.scheduled_at <= now()
+        ORDER BY (p.claim_no > 0) DESC, p.seq
+        LIMIT 1
+        FOR UPDATE
+    ) h
+    WHERE NOT EXISTS (
+        SELECT 1 FROM run b WHERE b.thread_id = locked.thread_id AND b.status = 'running')
 ), claimed AS (
     UPDATE run r SET
         status = 'running',
@@ -248,9 +249,9 @@ WHERE status IN ('pending', 'running')
   AND (%(run_ids)s::uuid[] IS NULL OR run_id = ANY(%(run_ids)s))
   AND (%(status)s::text IS NULL OR status = %(status)s)
   AND (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
-  AND (%(after_thread_id)s::uuid IS NULL OR thread_id > %(after_thread_id)s
-       OR (thread_id = %(after_thread_id)s AND seq < %(after_seq)s))
-ORDER BY thread_id, seq DESC
+  AND (%(after_thread_id)s::uuid IS NULL
+       OR (thread_id, seq) < (%(after_thread_id)s::uuid, %(after_seq)s::bigint))
+ORDER BY thread_id DESC, seq DESC
 LIMIT %(limit)s
 
 -- name: lock_threads

@@ -1,0 +1,57 @@
+"""The doorbell on a real broker, whatever state that is in."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+import redis
+
+from app.dispatch import Doorbell
+from app.settings import Settings
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"{uuid4().hex}:"
+
+
+@pytest.fixture
+def doorbell(valkey_url, prefix) -> Doorbell:
+    environ = {
+        "DATABASE_URL": "postgresql://nowhere/",
+        "REDIS_URL": valkey_url,
+        "BELAY_REDIS_PREFIX": prefix,
+    }
+    return Doorbell.of(Settings.from_environ(environ))
+
+
+@pytest.fixture
+def bus(valkey_url):
+    with redis.Redis.from_url(valkey_url) as client:
+        yield client
+
+
+def test_a_ring_is_a_message_in_the_queue_and_can_be_counted(doorbell, bus, prefix):
+    assert doorbell.waiting("runs") == 0
+    for _ in range(3):
+        assert doorbell.ring(uuid4(), "runs")
+    assert doorbell.ring(uuid4(), "heavy")
+    assert doorbell.waiting("runs") == bus.llen(f"{prefix}runs") == 3
+    assert doorbell.waiting("heavy") == 1
+
+
+def test_a_broker_that_is_full_or_read_only_makes_a_ring_fail_and_raises_nothing(doorbell, bus):
+    bus.config_set("maxmemory", "1")
+    try:
+        assert doorbell.ring(uuid4(), "runs") is False
+    finally:
+        bus.config_set("maxmemory", "0")
+
+
+def test_a_broker_that_is_away_makes_a_ring_fail_and_is_left_alone_for_a_while():
+    environ = {"DATABASE_URL": "postgresql://nowhere/", "REDIS_URL": "redis://127.0.0.1:1/0"}
+    doorbell = Doorbell.of(Settings.from_environ(environ))
+    assert doorbell.ring(uuid4(), "runs") is False
+    assert doorbell.ring(uuid4(), "runs") is False
+    assert doorbell.waiting("runs") == 0
