@@ -119,14 +119,21 @@ class Supervisor:
                 self._to_stop.setdefault(reading.claim, StopReason.DRAIN)
             self._wake()
             time.sleep(_TICK_SECONDS)
-        if self._working():
-            log.warning("drain: %d runs left to the sweeper", len(self._busy()))
+        self._abandon()
         self._stopping.set()
         self._hints.put(None)
         self._deaths.put(None)
         self._wake()
         for thread in self._threads:
             thread.join(2.0)
+
+    def _abandon(self) -> None:
+        """What could not be put back (Postgres is away, say) is left to the sweeper of a worker
+        that goes on. Its child must not hold up our end, nor go on without us."""
+        for reading in self._busy():
+            log.warning("drain: run %s is left to another worker's sweeper", reading.run_id)
+            processes.stop(reading.pid)
+            processes.kill_tree(reading.pid)
 
     def _wait_until_idle(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

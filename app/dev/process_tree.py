@@ -26,6 +26,8 @@ _MAX_BACKOFF_SECONDS = 5.0
 #: What web and worker exit with when they can never start: their settings or the project are wrong,
 #: and they have said what. (Gunicorn ends so when its worker does not boot.)
 CANNOT_START = 3
+#: What a program that is about to end by itself gets to do so when another could not start.
+_LAST_WORDS_SECONDS = 2.0
 #: A process that lived this long starts anew at once when it dies.
 _STEADY_SECONDS = 10.0
 
@@ -141,6 +143,8 @@ class ProcessTree:
 
     def stop(self) -> None:
         """Stop everything, the servers when the others have ended; the slow are killed."""
+        if self.failure is not None:
+            self._let_the_others_say_why()
         for are_servers in (False, True):
             stopping = [p for p in self._programs if p.is_server is are_servers]
             for program in stopping:
@@ -149,6 +153,15 @@ class ProcessTree:
                         program.process.send_signal(program.stop_signal)
             for program in stopping:
                 _wait_or_kill(program)
+
+    def _let_the_others_say_why(self) -> None:
+        """What keeps one from starting keeps most of them, and each says so in one line: when it is
+        stopped in the middle of that, it says a page."""
+        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        for program in self._programs:
+            if program.process is not None and not program.is_server:
+                with suppress(subprocess.TimeoutExpired):
+                    program.process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def _wait_or_kill(program: Program) -> None:

@@ -129,7 +129,8 @@ class Probe:
             if pid in [child.pid for child in worker.children()]:
                 other = next(w for w in self.cluster.workers if w is not worker)
                 return worker, other
-        raise AssertionError(f"no worker has a child {pid}")
+        logs = "\n".join(worker.text()[-2000:] for worker in self.cluster.workers)
+        raise AssertionError(f"no worker has a child {pid}:\n{logs}")
 
     def status(self, thread_id: str, run_id: str) -> str | None:
         url = f"{self.cluster.url}/threads/{thread_id}/runs/{run_id}"
