@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 from uuid import UUID
+
+import tenacity
 
 from app.bus.client import RedisError
 from app.bus.event_log import Event, id_key
 from app.bus.run_feed import Subscription
 from app.db import runs as run_rows
 from app.db.runs import CancelFilter
-from app.domain.errors import InvalidRequest
+from app.domain.errors import InvalidRequest, Unavailable
 from app.domain.runs import CancelAction, Run, RunStatus, disconnect_reason
 from app.graphs.serde import to_json
 from app.services.cancellation import cancel_runs
@@ -26,11 +30,22 @@ from app.services.run_outcomes import outcome_of
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 #: Starts watching a client's socket; calls back when it closes. Returns a function that stops it
 #: and says whether the client has left.
 WatchClient = Callable[[Callable[[], None]], Callable[[], bool]]
 
 HEARTBEAT = b": heartbeat\n\n"
+KEEP_ALIVE = b"\n"
+#: How often a Postgres that is away is asked again.
+_OUTAGE_SECONDS = 1.0
+#: A client that left is gone, so nobody asks again for the cancel it is owed: we do.
+_OWED = tenacity.Retrying(
+    retry=tenacity.retry_if_exception_type(Unavailable),
+    wait=tenacity.wait_random_exponential(multiplier=0.2, max=2.0),
+    stop=tenacity.stop_after_delay(300),
+    reraise=True,
+)
 #: Event names of the stream modes whose names differ from their events'.
 _MODE_EVENTS = {
     "messages": ("messages/partial", "messages/complete", "messages/metadata"),
@@ -78,10 +93,10 @@ def stream_events(parts: Parts, follow: Follow, watch: WatchClient) -> Iterator[
     """Server-sent events until the run has ended; a heartbeat comment when nothing happens."""
     subscription = parts.feed.subscribe(follow.run.run_id, after=follow.after)
     stop_watching = watch(subscription.leave)
+    heartbeat = parts.settings.heartbeat_seconds
     ended = False
     try:
-        _end_if_over(parts, subscription)
-        heartbeat = parts.settings.heartbeat_seconds
+        yield from _through_outages(HEARTBEAT, partial(_end_if_over, parts, subscription))
         while not subscription.drained and not subscription.client_left:
             event = subscription.next(heartbeat)
             if event is not None:
@@ -90,8 +105,10 @@ def stream_events(parts: Parts, follow: Follow, watch: WatchClient) -> Iterator[
             elif not subscription.ended and not subscription.client_left:
                 yield HEARTBEAT
         ended = subscription.drained
-        if ended and (marker := _cancelled_marker(parts, follow.run)):
-            yield marker
+        if ended:
+            ask = partial(_cancelled_marker, parts, follow.run)
+            if marker := (yield from _through_outages(HEARTBEAT, ask)):
+                yield marker
     finally:
         client_left = stop_watching()
         parts.feed.unsubscribe(subscription)
@@ -107,19 +124,35 @@ def wait_for_outcome(parts: Parts, follow: Follow, watch: WatchClient) -> Iterat
     ended = False
     try:
         beat_at = time.monotonic() + parts.settings.heartbeat_seconds
-        while not (ended := _has_ended(parts, run.run_id)) and not subscription.client_left:
+        has_ended = partial(_has_ended, parts, run.run_id)
+        while not subscription.client_left:
+            ended = yield from _through_outages(KEEP_ALIVE, has_ended)
+            if ended:
+                break
             subscription.rearm()
             subscription.wait_for_end(max(0.0, beat_at - time.monotonic()))
             if time.monotonic() >= beat_at:
                 beat_at = time.monotonic() + parts.settings.heartbeat_seconds
-                yield b"\n"
+                yield KEEP_ALIVE
         if ended:
-            yield to_json(outcome_of(parts, run.thread_id, run.run_id))
+            outcome = partial(outcome_of, parts, run.thread_id, run.run_id)
+            yield to_json((yield from _through_outages(KEEP_ALIVE, outcome)))
     finally:
         client_left = stop_watching()
         parts.feed.unsubscribe(subscription)
         if client_left and not ended:
             _cancel_if_asked(parts, follow)
+
+
+def _through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, None, _T]:
+    """Ask the database; while it is away, keep the client with a beat now and then."""
+    while True:
+        try:
+            return ask()
+        except Unavailable as error:
+            log.warning("a client that follows a run waits for Postgres: %s", error)
+        yield beat
+        time.sleep(_OUTAGE_SECONDS)
 
 
 def _cancelled_marker(parts: Parts, run: Run) -> bytes | None:
@@ -166,7 +199,7 @@ def _cancel_if_asked(parts: Parts, follow: Follow) -> None:
         return
     run = follow.run
     filter_ = CancelFilter(thread_id=run.thread_id, run_ids=[run.run_id])
-    cancel_runs(parts, filter_, CancelAction.INTERRUPT, disconnect_reason())
+    _OWED(cancel_runs, parts, filter_, CancelAction.INTERRUPT, disconnect_reason())
 
 
 def _is_wanted(event_name: str, modes: tuple[str, ...] | None) -> bool:

@@ -3,6 +3,7 @@ twice, and the API says "not now" rather than lie."""
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
@@ -113,6 +114,14 @@ def test_a_restart_in_the_middle_costs_a_run_nothing(cluster, probe, number, awa
     thread_id, run_id, tag = probe.start(seconds=0.3)
     queued = probe.start(thread_id=thread_id)
     probe.wait_for(tag, "s2")
+    told: dict[str, str] = {}
+    listeners = [
+        threading.Thread(target=follow, args=(cluster, thread_id, run_id, path, told))
+        for path in ("join", "stream")
+    ]
+    for listener in listeners:
+        listener.start()
+    wait_until(lambda: "stream" in told, what="the stream to begin")
     cluster.postgres.shut_down(number)
     refused = httpx.post(f"{cluster.url}/threads", json={}, timeout=30)
     assert refused.status_code == 503
@@ -125,6 +134,20 @@ def test_a_restart_in_the_middle_costs_a_run_nothing(cluster, probe, number, awa
     probe.assert_done_once(*queued)
     assert probe.row(run_id)["attempts"] == 1
     assert probe.starts(tag) == ["s1", "s2", "s3", "s4"]
+    for listener in listeners:
+        listener.join(20)
+    assert json.loads(told["join"])["done"] == [f"{tag}:s{n}" for n in (1, 2, 3, 4)]
+    assert f"{tag}:s4" in told["stream"]
+
+
+def follow(cluster, thread_id, run_id, path, told) -> None:
+    """What a client is told that joins now, and stays."""
+    url = f"{cluster.url}/threads/{thread_id}/runs/{run_id}/{path}"
+    with httpx.stream("GET", url, timeout=60) as answer:
+        assert answer.status_code == 200
+        told[path] = ""
+        for text in answer.iter_text():
+            told[path] += text
 
 
 def test_a_server_that_hangs_for_longer_than_a_lease_makes_nobody_look_lost(cluster, probe):

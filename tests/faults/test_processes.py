@@ -30,7 +30,7 @@ def own_server(scratch, tmp_path):
 
 
 @pytest.fixture
-def client(own_server):
+def own_client(own_server):
     with get_sync_client(url=own_server.url) as made:
         yield made
 
@@ -59,15 +59,21 @@ def start_steps(client, beats, *, seconds=0.5, graph="sync_steps", **options):
     return thread["thread_id"], run["run_id"]
 
 
+def queue_steps(client, thread_id, tmp_path):
+    return client.runs.create(thread_id, "sync_steps", input={"beats": str(tmp_path / "queued")})
+
+
 @pytest.mark.long
-def test_a_killed_worker_loses_nothing(own_server, client, beats, tmp_path):
+def test_a_killed_worker_loses_nothing(own_server, own_client, beats, tmp_path):
     """With the settings a new user has; `test_fault_points` has it with a shorter lease."""
-    thread_id, run_id = start_steps(client, beats)
-    queued = client.runs.create(thread_id, "sync_steps", input={"beats": str(tmp_path / "queued")})
+    thread_id, run_id = start_steps(own_client, beats)
+    queued = queue_steps(own_client, thread_id, tmp_path)
     beats.wait_for("s2:start")
     own_server.worker_parent().kill()
-    assert client.runs.join(thread_id, run_id)["steps"] == ["s1", "s2", "s3", "s4"]
-    assert client.runs.join(thread_id, queued["run_id"])["steps"] == ["s1", "s2", "s3", "s4"] * 2
+    assert own_client.runs.join(thread_id, run_id)["steps"] == ["s1", "s2", "s3", "s4"]
+    assert (
+        own_client.runs.join(thread_id, queued["run_id"])["steps"] == ["s1", "s2", "s3", "s4"] * 2
+    )
     assert beats.names().count("s1:start") == 1
     assert Beats(tmp_path / "queued").names().count("s1:start") == 1
 
@@ -132,16 +138,16 @@ def test_a_web_process_that_goes_is_not_a_client_that_left(cluster, probe, numbe
     assert probe.starts("watched") == ["s1", "s2", "s3", "s4"]
 
 
-def test_a_restart_goes_on_with_running_and_pending_runs(own_server, client, beats, tmp_path):
-    thread_id, run_id = start_steps(client, beats, seconds=1.5)
-    queued = client.runs.create(thread_id, "sync_steps", input={"beats": str(tmp_path / "queued")})
+def test_a_restart_goes_on_with_running_and_pending_runs(own_server, own_client, beats, tmp_path):
+    thread_id, run_id = start_steps(own_client, beats, seconds=1.5)
+    queued = queue_steps(own_client, thread_id, tmp_path)
     beats.wait_for("s2:start")
     assert own_server.stop() == 0
     own_server.start()
-    assert client.runs.join(thread_id, run_id)["steps"] == ["s1", "s2", "s3", "s4"]
-    client.runs.join(thread_id, queued["run_id"])
-    assert client.runs.get(thread_id, run_id)["status"] == "success"
-    assert client.runs.get(thread_id, queued["run_id"])["status"] == "success"
+    assert own_client.runs.join(thread_id, run_id)["steps"] == ["s1", "s2", "s3", "s4"]
+    own_client.runs.join(thread_id, queued["run_id"])
+    assert own_client.runs.get(thread_id, run_id)["status"] == "success"
+    assert own_client.runs.get(thread_id, queued["run_id"])["status"] == "success"
     assert beats.names().count("s1:start") == 1
 
 
@@ -149,8 +155,8 @@ def test_a_restart_goes_on_with_running_and_pending_runs(own_server, client, bea
     "number",
     [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)],
 )
-def test_belay_dev_leaves_no_process_behind(own_server, client, beats, number):
-    start_steps(client, beats, seconds=30, graph="steps")
+def test_belay_dev_leaves_no_process_behind(own_server, own_client, beats, number):
+    start_steps(own_client, beats, seconds=30, graph="steps")
     beats.wait_for("s1:start")
     tree = own_server.tree()
     assert len(tree) > 10
@@ -160,7 +166,7 @@ def test_belay_dev_leaves_no_process_behind(own_server, client, beats, number):
     assert time.monotonic() - begun < 15
 
 
-def test_belay_dev_restarts_what_dies_and_says_so(own_server, client):
+def test_belay_dev_restarts_what_dies_and_says_so(own_server, own_client):
     for name, words in {
         "web": ("gunicorn",),
         "worker": ("celery",),
@@ -174,7 +180,7 @@ def test_belay_dev_restarts_what_dies_and_says_so(own_server, client):
 
         def answers():
             try:
-                return client.runs.wait(None, "counter", input={"count": 1}) == {"count": 2}
+                return own_client.runs.wait(None, "counter", input={"count": 1}) == {"count": 2}
             except httpx.HTTPError:
                 return False
 
