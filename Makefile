@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo run test test-full lint bench-cancel lock clean
+.PHONY: demo run test test-full faults lint bench-cancel bench-backlog lock clean
 
 demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, stop everything.
 	$(BIN)/python -m deploy.demo
@@ -20,6 +20,9 @@ test: lint  ## Static checks and the whole suite.
 test-full: lint  ## The same with the long forms: thousands of seeded cases.
 	$(BIN)/python -m pytest --long
 
+faults: $(READY)  ## The monkey, for SECONDS (1500) with SEED; writes fault-report.md.
+	$(BIN)/python -m tests.faults.monkey $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
 lint: $(READY)
 	$(BIN)/ruff check app workers deploy tests
 	$(BIN)/ruff format --check app workers deploy tests
@@ -28,6 +31,9 @@ lint: $(READY)
 
 bench-cancel: $(READY)  ## How fast each kind of node is stopped, measured at the node.
 	$(BIN)/python -m tests.bench.cancel
+
+bench-backlog: $(READY)  ## 100,000 pending runs: claims, ringing again, cancelling them all.
+	$(BIN)/python -m tests.bench.backlog
 
 $(READY): requirements.lock pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from langgraph_sdk import get_sync_client
 from tests.cluster import Cluster
 from tests.faults.history import Beat, Execution, executions, read_beats
 from tests.waiting import wait_until
+
+#: A case of the long form: what it shows, a shorter case shows in most of the ways.
+long_case = partial(pytest.param, marks=pytest.mark.long)
 
 #: Short, so that what takes a lease takes seconds. The relations between them are the defaults'.
 QUICK = {
@@ -129,8 +133,7 @@ class Probe:
             if pid in [child.pid for child in worker.children()]:
                 other = next(w for w in self.cluster.workers if w is not worker)
                 return worker, other
-        logs = "\n".join(worker.text()[-2000:] for worker in self.cluster.workers)
-        raise AssertionError(f"no worker has a child {pid}:\n{logs}")
+        raise AssertionError(f"no worker has a child {pid}")
 
     def status(self, thread_id: str, run_id: str) -> str | None:
         url = f"{self.cluster.url}/threads/{thread_id}/runs/{run_id}"

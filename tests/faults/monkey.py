@@ -83,6 +83,8 @@ class Monkey:
         self.clients = clients
         self.history = history
         self.faults: list[Fault] = []
+        #: What went wrong that no fault explains.
+        self.findings: list[str] = []
         self._later: list[_Later] = []
         self._down: set[str] = set()
         #: How long a stopped Postgres stays away: for one of these.
@@ -185,7 +187,7 @@ class Monkey:
             self._after(0.2, lambda: self._bring_back(member))
             return
         if member.process is not None and member.process.returncode not in (0, -9):
-            raise AssertionError(f"{member.name} ended with {member.process.returncode}")
+            self.findings.append(f"{member.name} ended with {member.process.returncode}")
         member.start()
         self._count_when_ready(member)
 
@@ -420,6 +422,7 @@ def play(
         promises = [promise for caller in callers for promise in caller.promises]
         runs, threads = _ask_for_all(cluster.url, promises)
         verdict = Checker(promises, read_beats(history), monkey.faults, runs, threads).check()
+        verdict.broken += monkey.findings
         for caller in callers:
             if caller.runner.is_alive():
                 verdict.lost.append(f"{caller.runner.name} is still waiting for an answer")

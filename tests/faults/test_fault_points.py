@@ -9,7 +9,7 @@ import uuid
 import httpx
 import pytest
 
-from tests.faults.conftest import LEASE_SECONDS, signal_tree
+from tests.faults.conftest import LEASE_SECONDS, long_case, signal_tree
 from tests.waiting import wait_until
 
 #: From the doorbell's arrival to the announcement of the end, in a child.
@@ -67,7 +67,7 @@ def test_a_child_killed_three_times_ends_the_run_with_an_error_that_says_so(clus
     assert probe.client.threads.get(thread_id)["status"] == "error"
 
 
-@pytest.mark.parametrize("point", ["P4", "P7", "P9"])
+@pytest.mark.parametrize("point", [long_case("P4"), "P7", long_case("P9")])
 def test_a_killed_worker_is_taken_over_by_another(cluster, probe, point):
     cluster.plan(point, "hold")
     thread_id, run_id, tag = probe.start()
@@ -95,8 +95,10 @@ def test_a_web_process_killed_before_the_commit_has_accepted_nothing(cluster, pr
     probe.assert_done_once(thread_id, run_id, "once")
 
 
-@pytest.mark.parametrize("point", ["P1", "P2"])
-@pytest.mark.parametrize("by", ["run_id", "key"])
+@pytest.mark.parametrize(
+    ("point", "by"),
+    [("P1", "key"), ("P2", "run_id"), long_case("P1", "run_id"), long_case("P2", "key")],
+)
 def test_a_create_whose_answer_was_lost_may_be_sent_again(cluster, probe, point, by):
     thread_id = probe.client.threads.create()["thread_id"]
     run_id = str(uuid.uuid4())

@@ -36,8 +36,8 @@ def test_a_rolling_restart_under_load_loses_and_doubles_nothing(scratch):
     report = play(
         scratch / "rolling",
         seed=7,
-        seconds=12,
-        gap=1.2,
+        seconds=9,
+        gap=1.0,
         clients=6,
         pause=0.2,
         weights=stops,

@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psycopg
 import pytest
+from langgraph_sdk import get_sync_client
 
-from tests.faults.conftest import LEASE_SECONDS, signal_tree
+from tests.faults.conftest import LEASE_SECONDS, Probe, long_case, signal_tree
 from tests.waiting import wait_until
 
 CONFLICTS = ("40001", "40P01", "55P03")
@@ -102,12 +103,12 @@ def test_the_end_of_a_dead_child_is_written_whatever_its_connection_does(cluster
 @pytest.mark.parametrize(
     ("number", "away"),
     [
-        pytest.param(signal.SIGINT, 0.0, id="fast"),
+        long_case(signal.SIGINT, 0.0, id="fast"),
         pytest.param(signal.SIGQUIT, 2 * LEASE_SECONDS, id="immediate, longer than a lease"),
-        pytest.param(signal.SIGQUIT, 0.0, id="immediate", marks=pytest.mark.long),
-        pytest.param(signal.SIGKILL, 0.0, id="crash", marks=pytest.mark.long),
-        pytest.param(signal.SIGINT, 2 * LEASE_SECONDS, id="fast, longer", marks=pytest.mark.long),
-        pytest.param(signal.SIGKILL, 2 * LEASE_SECONDS, id="crash, longer", marks=pytest.mark.long),
+        long_case(signal.SIGQUIT, 0.0, id="immediate"),
+        long_case(signal.SIGKILL, 0.0, id="crash"),
+        long_case(signal.SIGINT, 2 * LEASE_SECONDS, id="fast, longer than a lease"),
+        long_case(signal.SIGKILL, 2 * LEASE_SECONDS, id="crash, longer than a lease"),
     ],
 )
 def test_a_restart_in_the_middle_costs_a_run_nothing(cluster, probe, number, away):
@@ -195,15 +196,11 @@ def test_a_server_that_may_only_be_read_accepts_nothing_and_loses_nothing(cluste
     assert probe.starts(tag) == ["s1", "s2", "s3", "s4"]
 
 
-@pytest.mark.parametrize("requests", [150, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("requests", [100, long_case(500)])
 def test_a_flood_of_requests_takes_no_lease_and_gets_honest_answers(
     make_cluster, tmp_path, requests
 ):
     """Two connections for all of them at once, while runs go on."""
-    from langgraph_sdk import get_sync_client
-
-    from tests.faults.conftest import Probe
-
     cluster = make_cluster(workers=1, concurrency=4, BELAY_WEB_POOL_SIZE="2")
     with get_sync_client(url=cluster.url) as client:
         probe = Probe(cluster, client, tmp_path / "history")

@@ -15,7 +15,7 @@ from langgraph_sdk import get_sync_client
 
 from app.dev.embedded import free_port
 from tests.conftest import Beats
-from tests.faults.conftest import signal_tree
+from tests.faults.conftest import long_case, signal_tree
 from tests.servers import LiveServer
 from tests.waiting import wait_until
 
@@ -111,7 +111,7 @@ def test_the_server_has_a_limit_for_runs_that_set_none(scratch, tmp_path):
         live.stop()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [long_case(signal.SIGKILL), signal.SIGTERM])
 def test_a_web_process_that_goes_is_not_a_client_that_left(cluster, probe, number):
     thread_id = probe.client.threads.create()["thread_id"]
     body = {
@@ -139,7 +139,7 @@ def test_a_web_process_that_goes_is_not_a_client_that_left(cluster, probe, numbe
 
 
 def test_a_restart_goes_on_with_running_and_pending_runs(own_server, own_client, beats, tmp_path):
-    thread_id, run_id = start_steps(own_client, beats, seconds=1.5)
+    thread_id, run_id = start_steps(own_client, beats, seconds=0.8)
     queued = queue_steps(own_client, thread_id, tmp_path)
     beats.wait_for("s2:start")
     assert own_server.stop() == 0
@@ -153,7 +153,7 @@ def test_a_restart_goes_on_with_running_and_pending_runs(own_server, own_client,
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGINT, signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)],
+    [signal.SIGINT, signal.SIGKILL, long_case(signal.SIGTERM)],
 )
 def test_belay_dev_leaves_no_process_behind(own_server, own_client, beats, number):
     start_steps(own_client, beats, seconds=30, graph="steps")
@@ -195,7 +195,7 @@ def test_belay_dev_restarts_what_dies_and_says_so(own_server, own_client):
             "Graph 'broken' (./broken.py:graph): "
             "ModuleNotFoundError: No module named 'nothing_of_that_name'",
         ),
-        ('{"graphs": {"broken": "./broken.py:graph"}, "env": ".missing"}', ".missing"),
+        long_case('{"graphs": {"broken": "./broken.py:graph"}, "env": ".missing"}', ".missing"),
         ('{"graphs"', "langgraph.json"),
     ],
 )
