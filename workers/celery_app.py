@@ -249,8 +249,8 @@ class SupervisorStep(bootsteps.StartStopStep):
             worker.pool.maintain_pool()
 
         hub.add_reader(self._deaths_read, replace_the_dead)
-        # A child that died while the first connection to the broker was being made would make Celery
-        # believe that the pool cannot start at all.
+        # A child that died while the first connection to the broker was being made would make
+        # Celery believe that the pool cannot start at all.
         worker.pool.maintain_pool()
 
     def stop(self, _worker: Any) -> None:

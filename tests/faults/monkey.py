@@ -57,6 +57,8 @@ WEIGHTS = {
     "postgres connections cut": 8,
     "postgres read-only": 3,
 }
+#: A process told to end must be gone after this: the drain's grace, and what follows it.
+_END_SECONDS = 40.0
 #: After the last fault everything must come to rest within this.
 REST_SECONDS = 120.0
 
@@ -180,11 +182,14 @@ class Monkey:
         member.send(number)
         self._down.add(member.name)
         self._note(kind, began, began, pids if member in self.cluster.workers else (member.pid,))
-        self._after(self.rng.uniform(0.2, 4.0), lambda: self._bring_back(member))
+        self._after(self.rng.uniform(0.2, 4.0), lambda: self._bring_back(member, began))
 
-    def _bring_back(self, member: Member) -> None:
+    def _bring_back(self, member: Member, ending_since: float) -> None:
+        if member.is_running and time.monotonic() - ending_since > _END_SECONDS:
+            self.findings.append(f"{member.name} did not end {_END_SECONDS} s after SIGTERM")
+            member.kill()
         if member.is_running:  # still draining
-            self._after(0.2, lambda: self._bring_back(member))
+            self._after(0.2, lambda: self._bring_back(member, ending_since))
             return
         if member.process is not None and member.process.returncode not in (0, -9):
             self.findings.append(f"{member.name} ended with {member.process.returncode}")
