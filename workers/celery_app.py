@@ -259,6 +259,8 @@ class SupervisorStep(bootsteps.StartStopStep):
         if self._sweeper is not None:
             self._sweeper.stop()
         if self._supervisor is not None:
+            # The drain ends the children by a signal, which is no news then.
+            logging.getLogger("billiard").setLevel(logging.CRITICAL)
             self._supervisor.drain()
 
     terminate = stop

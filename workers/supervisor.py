@@ -119,19 +119,24 @@ class Supervisor:
                 self._to_stop.setdefault(reading.claim, StopReason.DRAIN)
             self._wake()
             time.sleep(_TICK_SECONDS)
-        self._abandon()
         self._stopping.set()
         self._hints.put(None)
         self._deaths.put(None)
         self._wake()
         for thread in self._threads:
             thread.join(2.0)
+        self._end_children()
 
-    def _abandon(self) -> None:
-        """What could not be put back (Postgres is away, say) is left to the sweeper of a worker
-        that goes on. Its child must not hold up our end, nor go on without us."""
-        for reading in self._busy():
-            log.warning("drain: run %s is left to another worker's sweeper", reading.run_id)
+    def _end_children(self) -> None:
+        """They have nothing left to do, and left to themselves they may take half a minute to end:
+        billiard's have their last results read, which no parent does any more.
+
+        What could not be put back (Postgres is away, say) is left to the sweeper of a worker that
+        goes on; its child must not go on without us.
+        """
+        for reading in self._slots.read_all():
+            if reading.is_busy:
+                log.warning("drain: run %s is left to another worker's sweeper", reading.run_id)
             processes.stop(reading.pid)
             processes.kill_tree(reading.pid)
 

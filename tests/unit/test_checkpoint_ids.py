@@ -1,0 +1,50 @@
+"""Ids of checkpoints sort after what their writer has read."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from langgraph.checkpoint.base import id as library
+
+from app.graphs.checkpoint_ids import go_on_after
+
+
+@pytest.fixture(autouse=True)
+def clock_of_the_library():
+    before = library._last_v6_timestamp
+    yield
+    library._last_v6_timestamp = before
+
+
+def id_at(skew_seconds: float) -> str:
+    """An id as a machine with this skew makes it."""
+    library._last_v6_timestamp = None
+    now = library.uuid6(clock_seq=1)
+    library._last_v6_timestamp = now.time + int(skew_seconds * 1e7)
+    made = str(library.uuid6(clock_seq=1))
+    library._last_v6_timestamp = None
+    return made
+
+
+def test_an_id_from_a_clock_that_is_ahead_is_followed_by_later_ones():
+    ahead = id_at(600)
+    assert str(library.uuid6(clock_seq=2)) < ahead
+    go_on_after(ahead)
+    following = [str(library.uuid6(clock_seq=2)) for _ in range(3)]
+    assert [ahead, *following] == sorted([ahead, *following])
+
+
+def test_an_id_from_the_past_changes_nothing():
+    past = str(library.uuid6(clock_seq=1))
+    library._last_v6_timestamp = None
+    go_on_after(past)
+    now = library.uuid6(clock_seq=2)
+    assert str(now) > past
+
+
+@pytest.mark.parametrize("other", ["not an id", str(uuid.uuid4()), ""])
+def test_ids_that_have_no_time_are_left_alone(other):
+    library._last_v6_timestamp = None
+    go_on_after(other)
+    assert library._last_v6_timestamp is None
