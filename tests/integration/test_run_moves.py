@@ -419,3 +419,30 @@ def test_a_claim_finds_the_head_of_a_long_queue_without_sorting_it(rows):
     assert "Sort Key: ((" not in text
     assert "Seq Scan on run" not in text
     rows.conn.execute("DELETE FROM thread WHERE thread_id = %s", (thread_id,))
+
+
+def test_an_id_that_its_client_chose_is_known_after_the_run_was_swept_away(rows):
+    chosen = rows.pending(temporary=True, id_chosen=True)
+    ours = rows.pending(temporary=True)
+    for run in (chosen, ours):
+        assert threads.delete_hidden_thread(rows.conn, run.thread_id)
+        assert rows.status(run.run_id) is None
+    assert runs.run_is_buried(rows.conn, chosen.run_id)
+    assert not runs.run_is_buried(rows.conn, ours.run_id)
+
+
+def test_an_end_whose_answer_was_lost_is_found_by_asking_again(rows):
+    claimed = rows.running()
+    queued = rows.pending(claimed.thread_id)
+    first = end_run(rows.conn, claimed.thread_id, claimed.claim, SUCCESS)
+    assert end_run(rows.conn, claimed.thread_id, claimed.claim, SUCCESS) == first
+    assert [run.run_id for run in first.next_runs] == [queued.run_id]
+    assert recover(rows.conn, claimed.claim, only_if_expired=False).end == first
+
+
+def test_a_claim_whose_answer_was_lost_is_found_by_its_owner_alone(rows):
+    claimed = rows.running()
+    assert runs.held_run(rows.conn, claimed.run_id, owner=LEASE["owner"]) == claimed
+    assert runs.held_run(rows.conn, claimed.run_id, owner="somebody else") is None
+    end_run(rows.conn, claimed.thread_id, claimed.claim, SUCCESS)
+    assert runs.held_run(rows.conn, claimed.run_id, owner=LEASE["owner"]) is None

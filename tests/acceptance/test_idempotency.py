@@ -1,0 +1,78 @@
+"""A create may be sent again: with the same `run_id`, or with the same Idempotency-Key."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+BODY = {"assistant_id": "counter", "input": {"count": 1}}
+
+
+@pytest.fixture
+def key() -> dict[str, str]:
+    return {"Idempotency-Key": f"order {uuid.uuid4()}"}
+
+
+@pytest.fixture
+def thread_id(http) -> str:
+    return http.post("/threads", json={}).json()["thread_id"]
+
+
+def test_the_same_key_gets_the_same_run(http, thread_id, key):
+    path = f"/threads/{thread_id}/runs"
+    first = http.post(path, json=BODY, headers=key).json()
+    again = http.post(path, json=BODY, headers=key)
+    assert again.status_code == 200
+    assert again.json()["run_id"] == first["run_id"]
+    waited = http.post(f"{path}/wait", json=BODY, headers=key)
+    assert waited.json() == {"count": 2}
+    assert waited.headers["content-location"].endswith(first["run_id"])
+    assert len(http.get(path).json()) == 1
+
+
+def test_many_at_once_make_one_run(http, thread_id, key):
+    path = f"/threads/{thread_id}/runs"
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(lambda _: http.post(path, json=BODY, headers=key), range(20)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["run_id"] for answer in answers}) == 1
+
+
+def test_a_key_is_its_threads_own(http, key):
+    threads = [http.post("/threads", json={}).json()["thread_id"] for _ in range(2)]
+    runs = [
+        http.post(f"/threads/{thread_id}/runs", json=BODY, headers=key).json()
+        for thread_id in threads
+    ]
+    assert runs[0]["run_id"] != runs[1]["run_id"]
+    assert [run["thread_id"] for run in runs] == threads
+
+
+def test_a_run_without_a_thread_too(http, key):
+    answers = [http.post("/runs/wait", json=BODY, headers=key) for _ in range(2)]
+    assert [answer.json() for answer in answers] == [{"count": 2}] * 2
+    assert len({answer.headers["content-location"] for answer in answers}) == 1
+
+
+def test_other_keys_make_other_runs_and_none_makes_one_each_time(http, thread_id, key):
+    path = f"/threads/{thread_id}/runs"
+    headers = [key, {"Idempotency-Key": "another"}, {}, {}, {"Idempotency-Key": ""}]
+    runs = {http.post(path, json=BODY, headers=sent).json()["run_id"] for sent in headers}
+    assert len(runs) == 5
+
+
+def test_an_id_in_the_body_says_more_than_a_key(http, thread_id, key):
+    path = f"/threads/{thread_id}/runs"
+    run_id = str(uuid.uuid4())
+    assert http.post(path, json={**BODY, "run_id": run_id}, headers=key).json()["run_id"] == run_id
+
+
+def test_a_key_that_is_too_long_is_refused(http, thread_id):
+    answer = http.post(
+        f"/threads/{thread_id}/runs", json=BODY, headers={"Idempotency-Key": "k" * 256}
+    )
+    assert answer.status_code == 422
+    assert "Idempotency-Key" in answer.json()["detail"]
+    assert http.get(f"/threads/{thread_id}/runs").json() == []
