@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -29,6 +30,7 @@ QUICK = {
     "BELAY_RERING_SECONDS": "2",
     "BELAY_SWEEP_SECONDS": "0.2",
     "BELAY_LIVENESS_SECONDS": "0",
+    "BELAY_DRAIN_GRACE_SECONDS": "1",
 }
 LEASE_SECONDS = 3.0
 
@@ -173,3 +175,9 @@ def signal_tree(member, number: signal.Signals) -> None:
     for pid in [member.pid, *(child.pid for child in member.children())]:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
+
+
+def pass_time(seconds: float) -> None:
+    """The length of an outage is part of the fault: nothing is waited for, time passes."""
+    until = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= until, seconds + 5)

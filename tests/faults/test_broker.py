@@ -99,16 +99,20 @@ def sweeper(cluster) -> str | None:
     return None if row is None else row[0]
 
 
-@pytest.mark.parametrize("how", ["dies", "hangs"])
+@pytest.mark.parametrize("how", ["dies", "hangs", "loses its right"])
 def test_another_worker_sweeps_when_the_sweeping_one(cluster, probe, how):
     before = wait_until(lambda: sweeper(cluster), what="a sweeper")
     worker = next(w for w in cluster.workers if f"this worker is {before};" in w.text())
     if how == "dies":
         worker.kill()
+    elif how == "loses its right":
+        with psycopg.connect(cluster.postgres.url, autocommit=True) as conn:
+            conn.execute("UPDATE scheduler_lease SET owner = 'a thief'")
     else:
         signal_tree(worker, signal.SIGSTOP)
     began = time.monotonic()
-    wait_until(lambda: sweeper(cluster) not in (None, before), 10, "the other one to sweep")
+    others = (None, "a thief", *([] if how == "loses its right" else [before]))
+    wait_until(lambda: sweeper(cluster) not in others, 10, "somebody to sweep again")
     assert time.monotonic() - began < 10
     due = probe.start(after_seconds=0.5)
     probe.assert_done_once(*due)

@@ -8,8 +8,9 @@ import uuid
 
 import httpx
 import pytest
+import redis
 
-from tests.faults.conftest import LEASE_SECONDS, long_case, signal_tree
+from tests.faults.conftest import LEASE_SECONDS, long_case, pass_time, signal_tree
 from tests.waiting import wait_until
 
 #: From the doorbell's arrival to the announcement of the end, in a child.
@@ -182,7 +183,10 @@ def test_a_run_rolled_back_is_never_executed_by_a_create_sent_again(cluster, pro
     assert probe.starts("once") == ["s1"]
 
 
-def test_a_paused_worker_that_comes_back_is_told_that_its_run_is_not_its_own(cluster, probe):
+@pytest.mark.parametrize("seconds", [0, long_case(60)])
+def test_a_paused_worker_that_comes_back_is_told_that_its_run_is_not_its_own(
+    cluster, probe, seconds
+):
     thread_id, run_id, tag = probe.start(seconds=0.4)
     beat = probe.wait_for(tag, "s2")
     worker, _ = probe.worker_of(beat.pid)
@@ -190,6 +194,8 @@ def test_a_paused_worker_that_comes_back_is_told_that_its_run_is_not_its_own(clu
     probe.assert_done_once(thread_id, run_id, tag)
     history = probe.client.threads.get_history(thread_id, limit=100)
     row = probe.row(run_id)
+    events = event_log(cluster, run_id)
+    pass_time(seconds)
     signal_tree(worker, signal.SIGCONT)
     zombie = next(e for e in probe.executions(tag) if e.pid == beat.pid)
     seen = len(zombie.beats)
@@ -204,6 +210,20 @@ def test_a_paused_worker_that_comes_back_is_told_that_its_run_is_not_its_own(clu
     assert [b.event for b in zombie.beats[seen:]] in ([], ["end"])
     assert probe.client.threads.get_history(thread_id, limit=100) == history
     assert probe.row(run_id) == row
+    assert event_log(cluster, run_id) == events
+
+
+def event_log(cluster, run_id):
+    with redis.Redis.from_url(cluster.valkey.url) as bus:
+        return bus.xrange(f"belay:events:{run_id}")
+
+
+def test_a_graphs_own_exception_is_not_tried_again(probe):
+    thread_id, run_id, tag = probe.start(input={"fails": True})
+    assert probe.wait_until_over(thread_id, run_id) == "error"
+    assert probe.starts(tag) == ["s1", "s2", "s3"]
+    assert probe.row(run_id)["attempts"] == 1
+    assert probe.client.runs.join(thread_id, run_id)["__error__"]["error"] == "ValueError"
 
 
 def test_runs_that_kill_every_worker_are_given_up_and_the_others_go_on(cluster, probe):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,7 +14,7 @@ import psycopg
 import pytest
 from langgraph_sdk import get_sync_client
 
-from tests.faults.conftest import LEASE_SECONDS, Probe, long_case, signal_tree
+from tests.faults.conftest import LEASE_SECONDS, Probe, long_case, pass_time, signal_tree
 from tests.waiting import wait_until
 
 CONFLICTS = ("40001", "40P01", "55P03")
@@ -128,8 +127,7 @@ def test_a_restart_in_the_middle_costs_a_run_nothing(cluster, probe, number, awa
     assert refused.status_code == 503
     assert refused.headers["retry-after"]
     assert refused.json()["detail"]
-    until = time.monotonic() + away
-    wait_until(lambda: time.monotonic() >= until, away + 5)
+    pass_time(away)
     cluster.postgres.start()
     probe.assert_done_once(thread_id, run_id, tag, last=False)
     probe.assert_done_once(*queued)
@@ -156,8 +154,7 @@ def test_a_server_that_hangs_for_longer_than_a_lease_makes_nobody_look_lost(clus
     for run in runs:
         probe.wait_for(run[2], "s1")
     signal_tree(cluster.postgres, signal.SIGSTOP)
-    until = time.monotonic() + 2 * LEASE_SECONDS
-    wait_until(lambda: time.monotonic() >= until, 3 * LEASE_SECONDS)
+    pass_time(2 * LEASE_SECONDS)
     signal_tree(cluster.postgres, signal.SIGCONT)
     for run in runs:
         probe.assert_done_once(*run)
@@ -186,8 +183,7 @@ def test_a_server_that_may_only_be_read_accepts_nothing_and_loses_nothing(cluste
         answer = wait_until(refused, what="the server to be read-only")
         assert answer.headers["retry-after"]
         assert probe.status(thread_id, run_id) == "running"  # reading still works
-        until = time.monotonic() + 1.5 * LEASE_SECONDS
-        wait_until(lambda: time.monotonic() >= until, 3 * LEASE_SECONDS)
+        pass_time(1.5 * LEASE_SECONDS)
         assert probe.status(thread_id, run_id) == "running"
     finally:
         sql("ALTER SYSTEM RESET default_transaction_read_only", settle)

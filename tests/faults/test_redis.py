@@ -11,7 +11,7 @@ import pytest
 import redis
 from langgraph_sdk import get_sync_client
 
-from tests.faults.conftest import Probe, long_case, signal_tree
+from tests.faults.conftest import Probe, long_case, pass_time, signal_tree
 from tests.waiting import wait_until
 
 
@@ -123,9 +123,11 @@ def test_a_cancel_accepted_meanwhile_takes_effect(cluster, probe, kind, action):
 
 
 @pytest.mark.parametrize("kind", ["killed", long_case("full")])
-def test_what_was_queued_starts_when_redis_is_back(cluster, probe, kind):
+@pytest.mark.parametrize("seconds", [0, long_case(60)])
+def test_what_was_queued_starts_when_redis_is_back(cluster, probe, kind, seconds):
     with trouble(cluster, kind):
         runs = [probe.start() for _ in range(20)]
+        pass_time(seconds)
         assert {probe.status(run[0], run[1]) for run in runs} <= {"pending", "running", "success"}
     for run in runs:
         probe.assert_done_once(*run)
