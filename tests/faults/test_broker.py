@@ -99,7 +99,7 @@ def sweeper(cluster) -> str | None:
     return None if row is None else row[0]
 
 
-@pytest.mark.parametrize("how", ["dies", "hangs", "loses its right"])
+@pytest.mark.parametrize("how", [long_case("dies"), "hangs", "loses its right"])
 def test_another_worker_sweeps_when_the_sweeping_one(cluster, probe, how):
     before = wait_until(lambda: sweeper(cluster), what="a sweeper")
     worker = next(w for w in cluster.workers if f"this worker is {before};" in w.text())

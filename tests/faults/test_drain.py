@@ -21,6 +21,7 @@ def test_a_run_that_outlasts_the_grace_goes_on_elsewhere_uncharged(cluster, prob
     assert [e.beats[0].attempt for e in probe.executions(tag)] == [1, 1]
 
 
+@pytest.mark.long
 def test_a_run_that_ends_within_the_grace_is_left_to_end(cluster, probe):
     thread_id, run_id, tag = probe.start(seconds=0.1)
     worker, _ = probe.worker_of(probe.wait_for(tag, "s2").pid)
