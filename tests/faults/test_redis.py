@@ -147,9 +147,12 @@ def test_a_worker_stopped_while_redis_is_away_drains_and_ends(cluster, probe):
     assert other.is_running
 
 
-def test_a_worker_that_has_stopped_consuming_ends_itself_to_be_started_anew(make_cluster, tmp_path):
+@pytest.mark.parametrize("away", [False, long_case(True)])
+def test_a_worker_that_has_stopped_consuming_ends_itself_to_be_started_anew(
+    make_cluster, tmp_path, away
+):
     """Its process is up, its supervisor and sweeper work, and no message ever comes through. One
-    that is busy, or whose broker is away, is not taken for such a one."""
+    that is busy, or whose broker was away, is not taken for such a one."""
     cluster = make_cluster(workers=1, concurrency=1, BELAY_LIVENESS_SECONDS="0.8")
     worker = cluster.workers[0]
     with get_sync_client(url=cluster.url) as client:
