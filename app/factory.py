@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from uuid import UUID
 
 import redis
-import tenacity
 from flask import Flask
 
 from app.api.application import create_api
@@ -22,22 +21,14 @@ from app.bus.event_log import EventLog
 from app.bus.run_feed import RunFeed
 from app.db import assistants as assistant_rows
 from app.db import runs as run_rows
-from app.db.connection import Database, open_pool
+from app.db.connection import Database, open_pool, while_unavailable
 from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import Doorbell
-from app.domain.errors import Unavailable
 from app.graphs.registry import GraphRegistry, ProjectError, read_project
 from app.services.parts import Parts
 from app.settings import Settings, SettingsError
 
 _SCHEMA_WAIT_SECONDS = 60.0
-#: A Postgres that goes away while we start is waited for, like one that was away before.
-_STARTING = tenacity.Retrying(
-    retry=tenacity.retry_if_exception_type(Unavailable),
-    wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
-    stop=tenacity.stop_after_delay(_SCHEMA_WAIT_SECONDS),
-    reraise=True,
-)
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -68,7 +59,8 @@ def join_parts(settings: Settings) -> Parts:
         name="belay web",
     )
     database = Database(pool)
-    _STARTING(
+    # A Postgres that goes away while we start is waited for, like one that was away before.
+    while_unavailable(_SCHEMA_WAIT_SECONDS)(
         database.transaction,
         lambda conn: assistant_rows.put_system_assistants(conn, list(graphs.project.graphs)),
     )

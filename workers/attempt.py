@@ -98,14 +98,14 @@ def _attempt(child: Child, claimed: ClaimedRun) -> None:
 
 def _unasked(child: Child, claim: Claim) -> Callable[[], bool]:
     """Wait for Postgres until the supervisor asks anything of this run."""
-    return lambda: child.was_asked(claim) is StopReason.NONE
+    return lambda: child.asked_of(claim) is StopReason.NONE
 
 
 def _on_the_row(child: Child, claim: Claim, write: Callable[[Connection], _T]) -> _T:
     """Write what became of the run, however long that takes: unless it is not ours any more, or
     the supervisor, who has its own connection, loses patience and kills us."""
     return child.database.run(
-        write, keep_waiting=lambda: child.was_asked(claim) is not StopReason.LEASE_LOST
+        write, keep_waiting=lambda: child.asked_of(claim) is not StopReason.LEASE_LOST
     )
 
 
@@ -183,7 +183,7 @@ def _write_end(
 ) -> RunEnd | None:
     """Write the end; None when the run is pending again or somebody else's."""
     claim, thread_id = claimed.claim, claimed.thread_id
-    asked = child.was_asked(claim) if ending is None else StopReason.NONE
+    asked = child.asked_of(claim) if ending is None else StopReason.NONE
     if asked is StopReason.LEASE_LOST:
         log.warning("run %s is somebody else's now; stopped it here", claim.run_id)
         return None

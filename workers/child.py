@@ -80,7 +80,7 @@ class Child:
         self._threads_of_our_own = set(threading.enumerate())
         signal.signal(ASK_SIGNAL, self._on_ask)
 
-    def was_asked(self, claim: Claim) -> StopReason:
+    def asked_of(self, claim: Claim) -> StopReason:
         """What the supervisor asks of this run, noticed or not."""
         return self.slot.asked(claim)
 

@@ -29,7 +29,8 @@ _MISSES = 3
 
 
 class Liveness:
-    """One thread in the worker's parent. `ready` is called for every ping that arrives."""
+    """One thread in the worker's parent. `received` is called for every ping that arrives, and
+    `on_stall` once, when the consumer has stalled."""
 
     def __init__(
         self,

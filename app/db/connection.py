@@ -133,6 +133,16 @@ class Database:
         self.pool.close()
 
 
+def while_unavailable(seconds: float) -> tenacity.Retrying:
+    """Calls a function again for as long as it raises Unavailable, up to `seconds`."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(Unavailable),
+        wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
+        stop=tenacity.stop_after_delay(seconds),
+        reraise=True,
+    )
+
+
 @contextmanager
 def unavailable_when_unreachable() -> Iterator[None]:
     """The one border where driver errors that mean "no database" become Unavailable, or Interrupted

@@ -284,6 +284,8 @@ def lock_runs(
 ) -> list[ActiveRun]:
     """Threads first, then their runs in run_id order: the lock order of every writer. Returns
     those that are still active, or still of this status."""
+    if not runs:
+        return []
     execute(conn, SQL.lock_threads, {"thread_ids": list({run.thread_id for run in runs})})
     params = {"run_ids": [run.run_id for run in runs], "status": status}
     return fetch_all(conn, SQL.lock_runs, params, ActiveRun)

@@ -46,34 +46,21 @@ def cancel_runs(
     may ask again.
     """
     hit: list[ActiveRun] = []
-    seen: ActiveRun | None = None
+    page: list[ActiveRun] = []
+
+    def cancel_page(conn: Connection) -> tuple[list[ActiveRun], list[ActiveRun], Cancelled]:
+        """A page, those of it that are still what was asked for once locked, and their cancel."""
+        seen = page[-1] if page else None
+        found = run_rows.cancellable_runs(conn, filter_, after=seen, limit=_BATCH)
+        runs = run_rows.lock_runs(conn, found, status=filter_.status)
+        return found, runs, cancel_locked_runs(conn, runs, action, reason)
+
     while True:
-        with parts.database.connection() as conn:
-            batch = run_rows.cancellable_runs(conn, filter_, after=seen, limit=_BATCH)
-        if not batch:
+        page, runs, cancelled = parts.database.transaction(cancel_page)
+        announce_cancelled(parts, cancelled, action)
+        hit += runs
+        if len(page) < _BATCH:
             return hit
-        hit += _cancel_batch(parts, batch, action, reason, filter_.status)
-        if len(batch) < _BATCH:
-            return hit
-        seen = batch[-1]
-
-
-def _cancel_batch(
-    parts: Parts,
-    batch: Sequence[ActiveRun],
-    action: CancelAction,
-    reason: dict[str, str],
-    status: str | None,
-) -> list[ActiveRun]:
-    """Those of the batch that are still what was asked for, now that they are locked."""
-
-    def cancel(conn: Connection) -> tuple[list[ActiveRun], Cancelled]:
-        runs = run_rows.lock_runs(conn, batch, status=status)
-        return runs, cancel_locked_runs(conn, runs, action, reason)
-
-    runs, cancelled = parts.database.transaction(cancel)
-    announce_cancelled(parts, cancelled, action)
-    return runs
 
 
 def cancel_locked_runs(

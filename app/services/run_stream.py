@@ -14,12 +14,11 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-import tenacity
-
 from app.bus.client import RedisError
 from app.bus.event_log import Event, id_key
 from app.bus.run_feed import Subscription
 from app.db import runs as run_rows
+from app.db.connection import while_unavailable
 from app.db.runs import CancelFilter
 from app.domain.errors import InvalidRequest, Unavailable
 from app.domain.runs import CancelAction, Run, RunStatus, disconnect_reason
@@ -39,13 +38,8 @@ HEARTBEAT = b": heartbeat\n\n"
 KEEP_ALIVE = b"\n"
 #: How often a Postgres that is away is asked again.
 _OUTAGE_SECONDS = 1.0
-#: A client that left is gone, so nobody asks again for the cancel it is owed: we do.
-_OWED = tenacity.Retrying(
-    retry=tenacity.retry_if_exception_type(Unavailable),
-    wait=tenacity.wait_random_exponential(multiplier=0.2, max=2.0),
-    stop=tenacity.stop_after_delay(300),
-    reraise=True,
-)
+#: A client that left is gone, so nobody asks again for the cancel it is owed: we do, for so long.
+_OWED_SECONDS = 300.0
 #: Event names of the stream modes whose names differ from their events'.
 _MODE_EVENTS = {
     "messages": ("messages/partial", "messages/complete", "messages/metadata"),
@@ -199,7 +193,8 @@ def _cancel_if_asked(parts: Parts, follow: Follow) -> None:
         return
     run = follow.run
     filter_ = CancelFilter(thread_id=run.thread_id, run_ids=[run.run_id])
-    _OWED(cancel_runs, parts, filter_, CancelAction.INTERRUPT, disconnect_reason())
+    owed = while_unavailable(_OWED_SECONDS)
+    owed(cancel_runs, parts, filter_, CancelAction.INTERRUPT, disconnect_reason())
 
 
 def _is_wanted(event_name: str, modes: tuple[str, ...] | None) -> bool:

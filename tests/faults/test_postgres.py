@@ -8,6 +8,7 @@ import signal
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import psycopg
@@ -21,40 +22,45 @@ CONFLICTS = ("40001", "40P01", "55P03")
 CUTS = ("cut-before", "cut-after")
 
 
+def each_statement(cluster, connection: str, fault: str):
+    """One statement of the connection after the other: a function that plans the fault there. Ends
+    after the first number that no statement had."""
+    number, injected = 0, True
+    while injected:
+        number += 1
+        cluster.clear_plans()
+        yield partial(cluster.plan, "statements", f"{connection} {number} {fault}")
+        injected = bool(cluster.injected())
+
+
 @pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])
 def test_a_fault_at_any_statement_of_an_attempt_is_waited_out_in_place(cluster, probe, fault):
     """Claim, checkpoints, writes, end: one statement after the other, until there are no more."""
-    number = 0
-    while True:
-        number += 1
-        cluster.clear_plans()
-        cluster.plan("statements", f"belay child {number} {fault}")
+    tried = 0
+    for plan in each_statement(cluster, "belay child", fault):
+        tried += 1
+        plan()
         thread_id, run_id, tag = probe.start()
         probe.assert_done_once(thread_id, run_id, tag)
         # It was the same attempt: no other was charged, and no step was done again.
         assert probe.row(run_id)["attempts"] == 1
         assert probe.starts(tag) == ["s1", "s2", "s3", "s4"]
-        if not cluster.injected():
-            break
-    assert number > 8
+    assert tried > 8
 
 
 @pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])
 def test_a_fault_at_any_statement_of_a_cancelled_run_leaves_it_cancelled(cluster, probe, fault):
-    number = 0
-    while True:
-        number += 1
-        cluster.clear_plans()
+    tried = 0
+    for plan in each_statement(cluster, "belay child", fault):
+        tried += 1
         thread_id, run_id, tag = probe.start(seconds=5.0, graph="probe")
         probe.wait_for(tag, "s1")
-        cluster.plan("statements", f"belay child {number} {fault}")
+        plan()
         probe.client.runs.cancel(thread_id, run_id, action="rollback")
         assert probe.wait_until_over(thread_id, run_id) is None
         assert probe.client.threads.get_state(thread_id)["values"] in ({}, [], None)
         assert probe.starts(tag) == ["s1"]
-        if not cluster.injected():
-            break
-    assert number > 3
+    assert tried > 3
 
 
 @pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])

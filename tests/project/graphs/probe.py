@@ -14,8 +14,7 @@ import os
 import time
 from typing import Annotated, TypedDict
 
-from langgraph.graph import START, StateGraph
-from langgraph.types import interrupt
+from graphs.steps import chain
 
 
 class State(TypedDict, total=False):
@@ -23,7 +22,6 @@ class State(TypedDict, total=False):
     history: str
     seconds: float
     fails: bool
-    asks: bool
     crashes: bool
     done: Annotated[list[str], operator.add]
 
@@ -63,8 +61,6 @@ def _async_step(name: str):
 
 def _sync_step(name: str):
     def step(state: State, config) -> State:
-        if name == "s2" and state.get("asks"):
-            interrupt(f"may {state.get('tag')} go on?")
         record(state, config, name, "start")
         if name == "s2" and state.get("crashes"):
             os._exit(1)
@@ -74,15 +70,5 @@ def _sync_step(name: str):
     return step
 
 
-def _chain(make):
-    graph = StateGraph(State)
-    before = START
-    for name in ("s1", "s2", "s3", "s4"):
-        graph.add_node(name, make(name))
-        graph.add_edge(before, name)
-        before = name
-    return graph.compile()
-
-
-probe = _chain(_async_step)
-sync_probe = _chain(_sync_step)
+probe = chain(State, _async_step)
+sync_probe = chain(State, _sync_step)

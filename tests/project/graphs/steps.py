@@ -51,8 +51,9 @@ def _sync_step(name: str):
     return step
 
 
-def _chain(make):
-    graph = StateGraph(State)
+def chain(state, make):
+    """Four nodes, one after the other; `make` makes a node of its name."""
+    graph = StateGraph(state)
     before = START
     for name in ("s1", "s2", "s3", "s4"):
         graph.add_node(name, make(name))
@@ -78,5 +79,5 @@ retrying = (
     .add_edge(START, "fail")
     .compile()
 )
-steps = _chain(_async_step)
-sync_steps = _chain(_sync_step)
+steps = chain(State, _async_step)
+sync_steps = chain(State, _sync_step)
