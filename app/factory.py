@@ -25,6 +25,7 @@ from app.db.connection import Database, open_pool, while_unavailable
 from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import Doorbell
 from app.graphs.registry import GraphRegistry, ProjectError, read_project
+from app.services.known_assistants import KnownAssistants
 from app.services.parts import Parts
 from app.settings import Settings, SettingsError
 
@@ -88,4 +89,5 @@ def join_parts(settings: Settings) -> Parts:
         cancel_flags=CancelFlags(client, keys),
         event_log=event_log,
         feed=RunFeed(connect, keys, event_log, ended_runs),
+        known_assistants=KnownAssistants(),
     )

@@ -21,7 +21,7 @@ from uuid import UUID
 from app import fault_points
 from app.db import runs as run_rows
 from app.db.connection import OUTAGE, Connection
-from app.domain.runs import Claim, ClaimedRun, Ending, RunStatus
+from app.domain.runs import Claim, ClaimedRun, Durability, Ending, RunStatus
 from app.fault_points import FaultPoint
 from app.graphs.checkpoints import CheckpointsUnavailable, ClaimLost, RunSaver
 from app.graphs.serde import to_json
@@ -120,7 +120,18 @@ class _Prepared:
 
 def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
     unasked = _unasked(child, claimed.claim)
-    saver = RunSaver(child.database, claimed.claim, child.database_thread, unasked)
+    resumable = bool(claimed.kwargs["resumable"])
+    saver = RunSaver(
+        child.database,
+        claimed.claim,
+        child.database_thread,
+        unasked,
+        behind=claimed.kwargs["durability"] == Durability.ASYNC,
+        is_new=not claimed.has_checkpoints,
+        # What a client can ask for again is in the log before the step it belongs to is kept: when
+        # this process dies in between, the step is done again, and its events are not missing.
+        before_checkpoint=(lambda: child.events.flush(_FLUSH_SECONDS)) if resumable else None,
+    )
     if claimed.claim_no == 1:
         return _Prepared(saver, resumes=False)
 

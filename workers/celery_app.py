@@ -66,6 +66,14 @@ class PromptConnection(Connection):
 class PromptAMQP(AMQP):
     Connection = PromptConnection
 
+    def TaskConsumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802  (Celery's name)
+        """On Redis a message is gone when it is taken: a doorbell that gets lost is rung again, and
+        keeping account of those that are not acknowledged costs two round trips each. Other brokers
+        limit what they send to a worker by the messages it has not acknowledged."""
+        if self.app.conf.broker_url.startswith("redis"):
+            kwargs["no_ack"] = True
+        return super().TaskConsumer(*args, **kwargs)
+
 
 class Belay(Celery):
     """A Celery app that carries what its worker's parts share."""

@@ -186,6 +186,7 @@ async def execute(execution: Execution, emit: Emit) -> Ending:
         ):
             namespace, mode, data = part if kwargs["subgraphs"] else ((), *part)
             stream.take(namespace, mode, data)
+        await execution.saver.flush()
     except (ClaimLost, CheckpointsUnavailable):
         raise
     except Exception as error:  # noqa: BLE001  (a graph may raise anything; it ends the run)

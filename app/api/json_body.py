@@ -86,6 +86,19 @@ class BelayParser(FlaskParser):
         "path": None,
     }
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._schemas: dict[type[Schema], Schema] = {}
+
+    def _get_schema(self, argmap: Any, req: Request) -> Schema:
+        """One instance of each schema class serves all requests: making one copies its fields."""
+        if isinstance(argmap, type) and issubclass(argmap, Schema):
+            if argmap not in self._schemas:
+                self._schemas[argmap] = super()._get_schema(argmap, req)
+            return self._schemas[argmap]
+        schema: Schema = super()._get_schema(argmap, req)
+        return schema
+
     def load_json(self, req: Request, schema: Schema) -> Any:
         document = read_json(req)
         if not isinstance(document, dict) and not schema.many:

@@ -21,19 +21,23 @@ from app.api.run_schemas import CreateStatelessRun, DisconnectQuery, Run
 from app.domain.errors import BadRequest
 from app.domain.runs import Run as RunRow
 from app.services import runs
-from app.services.run_stream import Follow
+from app.services.run_stream import Follow, follow_new_run
 
 blueprint = Blueprint("stateless runs", __name__, description="Runs without a thread")
 
 
-def _create(body: dict[str, Any]) -> RunRow:
+def _asked(body: dict[str, Any]) -> runs.RunRequest:
     if (body.get("command") or {}).get("resume") is not None:
         raise BadRequest("You must provide a thread_id when resuming.")
     request_id = request.headers.get("x-request-id") or str(uuid.uuid4())
-    asked = runs.RunRequest(
+    return runs.RunRequest(
         body=body, thread_id=None, request_id=request_id, idempotency_key=idempotency_key()
     )
-    return runs.create_run(parts(), asked)
+
+
+def _follow(body: dict[str, Any], *, events: bool) -> Follow:
+    cancels = cancels_on_disconnect(body)
+    return follow_new_run(parts(), _asked(body), cancel_on_disconnect=cancels, events=events)
 
 
 def _location(run: RunRow) -> str:
@@ -48,7 +52,7 @@ def _location(run: RunRow) -> str:
 @blueprint.alt_response(409, schema=Error)
 @blueprint.alt_response(422, schema=Error)
 def create_stateless_run(body: dict[str, Any]) -> Response:
-    run = _create(body)
+    run = runs.create_run(parts(), _asked(body))
     return run_response(run, _location(run))
 
 
@@ -61,8 +65,8 @@ def create_stateless_run(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(409, schema=Error)
 @blueprint.alt_response(422, schema=Error)
 def wait_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response:
-    run = _create(body)
-    return outcome_response(Follow(run, cancels_on_disconnect(body)), _location(run))
+    follow = _follow(body, events=False)
+    return outcome_response(follow, _location(follow.run))
 
 
 @blueprint.post("/runs/stream")
@@ -74,5 +78,5 @@ def wait_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response
 @blueprint.alt_response(409, schema=Error)
 @blueprint.alt_response(422, schema=Error)
 def stream_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response:
-    run = _create(body)
-    return stream_response(Follow(run, cancels_on_disconnect(body)), _location(run))
+    follow = _follow(body, events=True)
+    return stream_response(follow, _location(follow.run))

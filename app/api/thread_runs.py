@@ -38,7 +38,7 @@ from app.domain.runs import RUN_FIELDS, CancelAction, user_cancel_reason
 from app.domain.runs import Run as RunRow
 from app.services import runs
 from app.services.cancellation import cancel_runs, wait_until_ended
-from app.services.run_stream import Follow, position_to_join
+from app.services.run_stream import Follow, follow_new_run, position_to_join
 
 blueprint = Blueprint("thread runs", __name__, description="Runs on a thread")
 
@@ -49,14 +49,19 @@ NOTHING_MATCHES = (
 )
 
 
-def _create(thread_id: str, body: dict[str, Any]) -> RunRow:
-    asked = runs.RunRequest(
+def _asked(thread_id: str, body: dict[str, Any]) -> runs.RunRequest:
+    return runs.RunRequest(
         body=body,
         thread_id=_thread_id_of_create(thread_id),
         request_id=_request_id(),
         idempotency_key=idempotency_key(),
     )
-    return runs.create_run(parts(), asked)
+
+
+def _follow(thread_id: str, body: dict[str, Any], *, events: bool) -> Follow:
+    asked = _asked(thread_id, body)
+    cancels = cancels_on_disconnect(body)
+    return follow_new_run(parts(), asked, cancel_on_disconnect=cancels, events=events)
 
 
 def _thread_id_of_create(text: str) -> UUID:
@@ -82,7 +87,7 @@ def _location(run: RunRow) -> str:
 @blueprint.alt_response(409, schema=Error, description="The thread is busy, and `reject`")
 @blueprint.alt_response(422, schema=Error)
 def create_run(body: dict[str, Any], thread_id: str) -> Response:
-    run = _create(thread_id, body)
+    run = runs.create_run(parts(), _asked(thread_id, body))
     return run_response(run, _location(run))
 
 
@@ -95,8 +100,8 @@ def create_run(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.alt_response(409, schema=Error)
 @blueprint.alt_response(422, schema=Error)
 def wait_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Response:
-    run = _create(thread_id, body)
-    return outcome_response(Follow(run, cancels_on_disconnect(body)), _location(run))
+    follow = _follow(thread_id, body, events=False)
+    return outcome_response(follow, _location(follow.run))
 
 
 @blueprint.post("/threads/<thread_id>/runs/stream")
@@ -108,8 +113,8 @@ def wait_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Re
 @blueprint.alt_response(409, schema=Error)
 @blueprint.alt_response(422, schema=Error)
 def stream_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Response:
-    run = _create(thread_id, body)
-    return stream_response(Follow(run, cancels_on_disconnect(body)), _location(run))
+    follow = _follow(thread_id, body, events=True)
+    return stream_response(follow, _location(follow.run))
 
 
 @blueprint.get("/threads/<thread_id>/runs")

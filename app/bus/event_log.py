@@ -1,16 +1,18 @@
 """A run's event log: one Redis stream per run, written by its worker, read by every web process.
 
-Ids are explicit, `<claim_no>-<seq>`, so they are unique, strictly increasing, good as SSE ids, and
-Redis itself refuses what a worker writes after another has claimed the run. The last entry is the
-end marker. A log may be lost; the end of a run is always read again from Postgres.
+Events have explicit ids, `<claim_no>-<seq>`, so they are unique, strictly increasing, good as SSE
+ids, and Redis itself refuses what a worker writes after another has claimed the run. Events that
+were emitted together share one entry of the stream, which has the last one's id: one entry of many
+costs little more than one of one, for the writer, for Redis and for every reader. The last event is
+the end marker. A log may be lost; the end of a run is always read again from Postgres.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -18,18 +20,41 @@ import redis
 
 from app.bus.client import Keys
 
-#: Name of the entry that says a run has ended; its data is {"status": …}. Never sent to a client.
+#: Name of the event that says a run has ended; its data is {"status": …}. Never sent to a client.
 END = "__end__"
 _END_SEQ = 2**62
 #: Redis takes 64 bits; a claim counts from 1, and no log has 10^18 events.
-_ID = re.compile(r"[0-9]{1,18}-[0-9]{1,19}", re.ASCII)
+_ID = re.compile(r"([0-9]{1,18})-([0-9]{1,19})", re.ASCII)
+#: What one entry holds at most, unless a single event is larger.
+_ENTRY_EVENTS = 500
+_ENTRY_BYTES = 256 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One entry. `data` is JSON as bytes."""
+class Position(NamedTuple):
+    """A place in a log, between two events. Positions compare as the events are ordered."""
 
-    id: str
+    claim_no: int
+    seq: int
+
+    @classmethod
+    def parse(cls, event_id: str) -> Position:
+        """Raises ValueError when it is not an id."""
+        found = _ID.fullmatch(event_id)
+        if found is None:
+            raise ValueError(f"not an event id: {event_id!r}")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.claim_no}-{self.seq}"
+
+
+START = Position(0, 0)
+
+
+class Event(NamedTuple):
+    """One event. `data` is JSON as bytes, `name` and `data` hold no line break."""
+
+    position: Position
     name: str
     data: bytes
 
@@ -45,16 +70,18 @@ class LogEnd:
     error: dict[str, str] | None = None
 
 
-def id_key(event_id: str) -> tuple[int, int]:
-    """An id as numbers, for comparing. Raises ValueError when it is not an id."""
-    if _ID.fullmatch(event_id) is None:
-        raise ValueError(f"not an event id: {event_id!r}")
-    claim_no, _, seq = event_id.partition("-")
-    return int(claim_no), int(seq)
+class Chunk(NamedTuple):
+    """What was read of a log in one go. `more`: there may be more behind it already."""
+
+    events: list[Event]
+    more: bool
 
 
 class EventLog:
-    """Append to, read and expire event logs. Every method may raise redis.RedisError."""
+    """Append to, read and expire event logs. Every method may raise redis.RedisError.
+
+    Of one run's events, about the newest `max_events` are kept, for `ttl_seconds`.
+    """
 
     def __init__(
         self, client: redis.Redis, keys: Keys, *, ttl_seconds: int, max_events: int
@@ -79,45 +106,86 @@ class EventLog:
 
     def _add(self, pipe: Any, run_id: UUID, events: Sequence[Event], *, nudge: str) -> None:
         key = self._keys.event_log(run_id)
-        for event in events:
-            fields: dict[Any, Any] = {b"e": event.name.encode(), b"d": event.data}
-            pipe.xadd(key, fields, id=event.id, maxlen=self._max_events, approximate=True)
-        pipe.expire(key, self._ttl_seconds)
-        pipe.publish(self._keys.dirty, nudge)
+        for entry in _entries(events):
+            last = entry[-1].position
+            fields = (
+                b"e",
+                b"\n".join(event.name.encode() for event in entry),
+                b"d",
+                b"\n".join(event.data for event in entry),
+            )
+            # redis-py's own xadd takes longer to put the command together than Redis to do it.
+            pipe.execute_command("XADD", key, *self._trim(last), str(last), *fields)
+        pipe.execute_command("EXPIRE", key, self._ttl_seconds)
+        pipe.execute_command("PUBLISH", self._keys.dirty, nudge)
 
-    def read_after(self, run_id: UUID, last_id: str, *, count: int) -> list[Event]:
-        """Up to `count` events after `last_id` (exclusive)."""
-        entries: Any = self._client.xrange(
-            self._keys.event_log(run_id), min=f"({last_id}", count=count
-        )
-        return [_event(entry_id, fields) for entry_id, fields in entries]
+    def _trim(self, last: Position) -> tuple[str, ...]:
+        """Entries hold different numbers of events: the log is cut by sequence, not by length."""
+        oldest = last.seq - self._max_events
+        if oldest <= 0 or last.seq >= _END_SEQ - 1:
+            return ()
+        return ("MINID", "~", f"{last.claim_no}-{oldest}")
 
-    def read_many(self, positions: dict[UUID, str], *, count: int) -> dict[UUID, list[Event]]:
+    def read_after(self, run_id: UUID, last: Position, *, count: int) -> Chunk:
+        """The events of up to `count` entries after `last` (exclusive)."""
+        return self.read_many({run_id: last}, count=count)[run_id]
+
+    def read_many(self, positions: dict[UUID, Position], *, count: int) -> dict[UUID, Chunk]:
         """The same for many runs, in one round trip."""
         with self._client.pipeline(transaction=False) as pipe:
-            for run_id, last_id in positions.items():
-                pipe.xrange(self._keys.event_log(run_id), min=f"({last_id}", count=count)
+            for run_id, last in positions.items():
+                pipe.xrange(self._keys.event_log(run_id), f"({last}", count=count)
             answers = pipe.execute()
         return {
-            run_id: [_event(entry_id, fields) for entry_id, fields in entries]
+            run_id: Chunk(list(_after(positions[run_id], entries)), len(entries) == count)
             for run_id, entries in zip(positions, answers, strict=True)
         }
 
-    def last_id(self, run_id: UUID) -> str:
-        """Id of the newest event, "0-0" when there is none."""
+    def read_newest(self, run_id: UUID, *, count: int) -> list[Event]:
+        """The events of the newest `count` entries, oldest first."""
+        entries: Any = self._client.xrevrange(self._keys.event_log(run_id), count=count)
+        return list(_after(START, reversed(entries)))
+
+    def last_position(self, run_id: UUID) -> Position:
+        """Where the newest event is; START when there is none."""
         newest: Any = self._client.xrevrange(self._keys.event_log(run_id), count=1)
-        return newest[0][0].decode() if newest else "0-0"
+        return Position.parse(newest[0][0].decode()) if newest else START
 
 
-def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
-    return Event(entry_id.decode(), fields[b"e"].decode(), fields[b"d"])
+def _entries(events: Iterable[Event]) -> Iterator[list[Event]]:
+    """Events in a row, as many as one entry may hold."""
+    entry: list[Event] = []
+    size = 0
+    for event in events:
+        follows = entry and event.position == (entry[-1].position[0], entry[-1].position[1] + 1)
+        full = len(entry) >= _ENTRY_EVENTS or size + len(event.data) > _ENTRY_BYTES
+        if entry and (full or not follows):
+            yield entry
+            entry, size = [], 0
+        entry.append(event)
+        size += len(event.data)
+    if entry:
+        yield entry
+
+
+def _after(last: Position, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> Iterator[Event]:
+    """An entry may begin before the position: what is not after it was asked for is left out."""
+    for entry_id, fields in entries:
+        claim_no, newest = map(int, entry_id.split(b"-"))
+        names = fields[b"e"].decode().split("\n")
+        first = newest - len(names) + 1
+        for offset, (name, data) in enumerate(zip(names, fields[b"d"].split(b"\n"), strict=True)):
+            position = Position(claim_no, first + offset)
+            if position > last:
+                yield Event(position, name, data)
 
 
 def _end_events(end: LogEnd) -> list[Event]:
-    last = Event(f"{end.claim_no}-{_END_SEQ}", END, orjson.dumps({"status": end.status}))
+    last = Event(Position(end.claim_no, _END_SEQ), END, orjson.dumps({"status": end.status}))
     if end.error is None:
         return [last]
-    return [Event(f"{end.claim_no}-{_END_SEQ - 1}", "error", orjson.dumps(end.error)), last]
+    said = Event(Position(end.claim_no, _END_SEQ - 1), "error", orjson.dumps(end.error))
+    return [said, last]
 
 
 def _refuse_all_but_stale(answers: Sequence[Any]) -> None:

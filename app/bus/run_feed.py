@@ -10,6 +10,7 @@ Under gunicorn's gevent workers the threads here are greenlets; nothing else dif
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -17,70 +18,107 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
+import orjson
 import redis
 
 from app.bus.client import Keys
-from app.bus.event_log import END, Event, EventLog, id_key
+from app.bus.event_log import END, START, Event, EventLog, Position
 from app.domain.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
 EndedRuns = Callable[[Sequence[UUID]], "dict[UUID, str | None]"]
 
-_BATCH = 500
+#: Entries read of one log at a time.
+_BATCH = 64
 _SWEEP_SECONDS = 1.0
-#: Events a slow client may be behind before it stops being fed; it resumes where it stopped.
-_BUFFER = 2_000
+#: What a slow client may be behind before it is fed no more; it goes on where it stopped as soon as
+#: it has made room.
+_BUFFER_EVENTS = 2_000
+_BUFFER_BYTES = 256 * 1024
+#: What is handed to a client at once.
+_TAKE_BYTES = 64 * 1024
 
 
 class Subscription:
     """One client's view of one run: events after a position, and the end.
 
-    `events=False` is for those who only wait for the end.
+    `events=False` is for those who only wait for the end. There may be very many of these, so a
+    subscription is small: what it waits at is a bare lock, taken until something happens.
     """
 
+    __slots__ = (
+        "_buffer",
+        "_gate",
+        "_on_room",
+        "_paused",
+        "_size",
+        "client_left",
+        "end_status",
+        "ended",
+        "position",
+        "run_id",
+        "wants_events",
+    )
+
     def __init__(
-        self, run_id: UUID, *, after: str, events: bool, on_room: Callable[[UUID], None]
+        self, run_id: UUID, *, after: Position, events: bool, on_room: Callable[[UUID], None]
     ) -> None:
         self.run_id = run_id
         self.position = after
         self.wants_events = events
         self.ended = False
+        #: What the log says the run ended as; None when it does not say, or was rolled back.
+        self.end_status: str | None = None
         self.client_left = False
         self._on_room = on_room
         self._paused = False
         self._buffer: deque[Event] = deque()
-        self._changed = threading.Condition()
+        self._size = 0
+        self._gate = threading.Lock()
+        self._gate.acquire()
 
-    def next(self, timeout: float) -> Event | None:
-        """The next event, or None: nothing within `timeout`, the end, or the client left."""
+    def take(self, timeout: float) -> list[Event]:
+        """The events that have come; none: nothing came within `timeout` seconds, the run has
+        ended, or the client has left."""
         deadline = time.monotonic() + timeout
-        with self._changed:
-            while not self._buffer and not self.ended and not self.client_left:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return None
-                self._changed.wait(left)
-            event = self._buffer.popleft() if self._buffer else None
-            room = self._paused and len(self._buffer) < _BUFFER // 2
-            if room:
-                self._paused = False
-        if room:
+        while not self._buffer and not self.ended and not self.client_left:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._gate.acquire(timeout=left):
+                break
+        taken: list[Event] = []
+        size = 0
+        while self._buffer and size < _TAKE_BYTES:
+            event = self._buffer.popleft()
+            size += len(event.data)
+            taken.append(event)
+        self._size -= size
+        if self._paused and self._has_room(2):
+            self._paused = False
             self._on_room(self.run_id)
-        return event
+        return taken
 
     def wait_for_end(self, timeout: float) -> bool:
         """True when the run has ended or the client left; False after `timeout`."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.ended or self.client_left, timeout)
-            return self.ended or self.client_left
+        deadline = time.monotonic() + timeout
+        while not self.ended and not self.client_left:
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._gate.acquire(timeout=left):
+                break
+        return self.ended or self.client_left
+
+    def _has_room(self, part: int = 1) -> bool:
+        few = len(self._buffer) < _BUFFER_EVENTS // part
+        return few and self._size < _BUFFER_BYTES // part
 
     @property
     def wants_more(self) -> bool:
         """False for a client that is too far behind: it is fed again when it has made room."""
         if not self.wants_events or self.ended:
             return False
-        self._paused = len(self._buffer) >= _BUFFER
+        # Looked at again after it was set: the client may have made room just before.
+        self._paused = True
+        self._paused = not self._has_room()
         return not self._paused
 
     @property
@@ -88,32 +126,34 @@ class Subscription:
         return self.ended and not self._buffer
 
     def deliver(self, events: Sequence[Event]) -> None:
-        with self._changed:
-            for event in events:
-                if id_key(event.id) <= id_key(self.position):
-                    continue
-                self.position = event.id
-                if event.name == END:
-                    self.ended = True
-                else:
-                    self._buffer.append(event)
-            self._changed.notify_all()
+        for event in events:
+            if event.position <= self.position:
+                continue
+            self.position = event.position
+            if event.name == END:
+                self.end_status = orjson.loads(event.data)["status"]
+                self.ended = True
+            else:
+                self._size += len(event.data)
+                self._buffer.append(event)
+        self._open_gate()
 
     def end(self) -> None:
-        with self._changed:
-            self.ended = True
-            self._changed.notify_all()
+        self.ended = True
+        self._open_gate()
 
     def rearm(self) -> None:
         """Wait again: the row says the run has not ended, whoever said it had."""
-        with self._changed:
-            self.ended = False
+        self.ended = False
 
     def leave(self) -> None:
         """The client's socket has closed."""
-        with self._changed:
-            self.client_left = True
-            self._changed.notify_all()
+        self.client_left = True
+        self._open_gate()
+
+    def _open_gate(self) -> None:
+        with contextlib.suppress(RuntimeError):  # it is open
+            self._gate.release()
 
 
 class RunFeed:
@@ -137,7 +177,9 @@ class RunFeed:
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def subscribe(self, run_id: UUID, *, after: str = "0-0", events: bool = True) -> Subscription:
+    def subscribe(
+        self, run_id: UUID, *, after: Position = START, events: bool = True
+    ) -> Subscription:
         """Follow a run. Close with `unsubscribe`."""
         subscription = Subscription(run_id, after=after, events=events, on_room=self._poke)
         with self._lock:
@@ -180,7 +222,9 @@ class RunFeed:
                 pubsub = client.pubsub(ignore_subscribe_messages=True)
                 pubsub.subscribe(self._keys.dirty)
                 while not self._closed.is_set():
-                    message = pubsub.get_message(timeout=_SWEEP_SECONDS)
+                    # Without a timeout a message costs no look at the socket before; a silent
+                    # connection may be a dead one, and then the sweep follows.
+                    message = pubsub.get_message(timeout=None)
                     if message is not None:
                         self._note_dirty(message.get("data"))
                 pubsub.close()
@@ -225,27 +269,30 @@ class RunFeed:
     def _deliver(self, run_ids: set[UUID]) -> None:
         """Feed every listener of these runs until each is up to date or its buffer is full."""
         try:
-            while positions := self._positions(run_ids):
+            while wanting := self._wanting(run_ids):
+                # Each log is read from the earliest of those it is read for. Nobody else is given
+                # what was read: it may begin behind where they are.
+                earliest = {
+                    run_id: min(subscription.position for subscription in wants)
+                    for run_id, wants in wanting.items()
+                }
                 run_ids = set()
-                for run_id, events in self._event_log.read_many(positions, count=_BATCH).items():
-                    for subscription in self._followers(run_id):
-                        # One that wants no more now is left where it is: the batch may start
-                        # behind its position only for those it was read for.
-                        if subscription.wants_more:
-                            subscription.deliver(events)
-                    if len(events) == _BATCH:
+                for run_id, chunk in self._event_log.read_many(earliest, count=_BATCH).items():
+                    for subscription in wanting[run_id]:
+                        subscription.deliver(chunk.events)
+                    if chunk.more:
                         run_ids.add(run_id)
         except redis.RedisError as error:
             log.warning("run feed could not read event logs: %s", error)
 
-    def _positions(self, run_ids: set[UUID]) -> dict[UUID, str]:
-        """From where to read each log: the earliest of its followers that want more."""
-        positions = {}
+    def _wanting(self, run_ids: set[UUID]) -> dict[UUID, list[Subscription]]:
+        """The followers of these runs that want more."""
+        found = {}
         for run_id in run_ids:
-            wanted = [s.position for s in self._followers(run_id) if s.wants_more]
-            if wanted:
-                positions[run_id] = min(wanted, key=id_key)
-        return positions
+            wants = [s for s in self._followers(run_id) if s.wants_more]
+            if wants:
+                found[run_id] = wants
+        return found
 
     def _followers(self, run_id: UUID) -> list[Subscription]:
         with self._lock:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -69,6 +69,11 @@ def _dumps(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
 
 
+def dump_json(value: Any) -> str:
+    """JSON as text, as any column gets it."""
+    return _dumps(value).decode()
+
+
 def connect(database_url: str, *, pgbouncer: bool = False, name: str = "belay") -> Connection:
     """One connection outside any pool."""
     conn: Connection = psycopg.connect(
@@ -98,8 +103,15 @@ def open_pool(database_url: str, *, size: int, pgbouncer: bool, name: str) -> Co
         open=True,
         kwargs={"autocommit": True, "application_name": name, **_network(database_url)},
         configure=lambda conn: _configure(conn, pgbouncer=pgbouncer),
-        check=ConnectionPool.check_connection,
+        check=_refuse_closed,
     )
+
+
+def _refuse_closed(conn: Connection) -> None:
+    """A server that ended a connection has said so by now: look at what has come, without a round
+    trip. What it said takes one look, that it closed takes the next. Raises OperationalError."""
+    conn.pgconn.consume_input()
+    conn.pgconn.consume_input()
 
 
 def _configure(conn: Connection, *, pgbouncer: bool) -> None:
@@ -108,6 +120,8 @@ def _configure(conn: Connection, *, pgbouncer: bool) -> None:
     if pgbouncer:
         conn.prepare_threshold = None
     else:
+        # The statements are few, and each comes back: prepared at its second use.
+        conn.prepare_threshold = 1
         conn.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_IN_TRANSACTION_MS}")
 
 
@@ -168,6 +182,8 @@ def in_transaction(conn: Connection, work: Callable[[], _T]) -> _T:
 def _again_on_conflict(conn: Connection, work: Callable[[], _T]) -> _T:
     """Part of a transaction cannot be done again by itself: the whole of it will be."""
     if conn.info.transaction_status is not TransactionStatus.IDLE:
+        return work()
+    with suppress(*_CONFLICT):
         return work()
     return _AGAIN(work)
 

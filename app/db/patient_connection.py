@@ -37,11 +37,17 @@ class PatientConnection:
         An answer that was lost does not tell whether the work was done, so `work` must be such that
         doing it twice is doing it once. Raises one of OUTAGE when there is no more waiting.
         """
+        try:
+            return work(self.get())
+        except OUTAGE as error:
+            log.warning("Postgres is away, waiting for it: %s", error)
+            self._drop_if_spoilt()
+            if not keep_waiting():
+                raise
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(OUTAGE),
             wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
             stop=lambda _state: not keep_waiting(),
-            before_sleep=self._say,
             after=lambda _state: self._drop_if_spoilt(),
             reraise=True,
         )
@@ -60,7 +66,3 @@ class PatientConnection:
             return
         if conn.closed or conn.info.transaction_status is not TransactionStatus.IDLE:
             self.drop()
-
-    def _say(self, state: tenacity.RetryCallState) -> None:
-        if state.attempt_number == 1 and state.outcome is not None:
-            log.warning("Postgres is away, waiting for it: %s", state.outcome.exception())

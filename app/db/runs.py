@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +21,7 @@ from app.db.connection import (
     fetch_value,
 )
 from app.db.queries import load_queries
-from app.domain.runs import CancelAction, Claim, ClaimedRun, Ending, Run
+from app.domain.runs import CancelAction, Claim, ClaimedRun, Ending, Run, RunStatus
 from app.fault_points import FaultPoint
 
 SQL = load_queries("runs")
@@ -55,6 +56,29 @@ class Ringable:
 
 
 @dataclass(frozen=True, slots=True)
+class NextRun:
+    """The head of a thread's queue, when the thread is idle and has one."""
+
+    next_run_id: UUID | None
+    next_queue: str | None
+
+    @property
+    def ringable(self) -> tuple[Ringable, ...]:
+        if self.next_run_id is None or self.next_queue is None:
+            return ()
+        return (Ringable(self.next_run_id, self.next_queue),)
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedRun(NextRun):
+    """What the database adds to a new run, and what its thread has to run next."""
+
+    created_at: datetime
+    updated_at: datetime
+    scheduled_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class CancelFilter:
     """Which active runs a cancel may hit; None means any."""
 
@@ -85,6 +109,15 @@ class ActiveRun:
 
 
 @dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """What a run's waiters are told; `outcome` is None when nobody has read it yet."""
+
+    status: str
+    error: dict[str, str] | None
+    outcome: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class ClaimState:
     """A running run as the supervisor sees it."""
 
@@ -99,7 +132,12 @@ def _json(value: Any) -> Jsonb | None:
 
 def insert_run(conn: Connection, new: NewRun, *, rering_seconds: float) -> Run | None:
     """Insert as pending. None when the id is taken."""
-    params = {
+    params = {**_new_run_params(new), "id_chosen": new.id_chosen, "rering_seconds": rering_seconds}
+    return fetch_one(conn, SQL.insert_run, params, Run)
+
+
+def _new_run_params(new: NewRun) -> dict[str, Any]:
+    return {
         "run_id": new.run_id,
         "thread_id": new.thread_id,
         "assistant_id": new.assistant_id,
@@ -112,10 +150,52 @@ def insert_run(conn: Connection, new: NewRun, *, rering_seconds: float) -> Run |
         "temporary": new.temporary,
         "timeout_seconds": new.timeout_seconds,
         "after_seconds": new.after_seconds,
-        "id_chosen": new.id_chosen,
+    }
+
+
+def accept_run(
+    conn: Connection,
+    new: NewRun,
+    *,
+    assistant_updated_at: datetime,
+    new_thread: bool,
+    rering_seconds: float,
+) -> AcceptedRun | None:
+    """Insert as pending, in one statement. None, and nothing is done, when there is no such thread
+    or when the assistant has changed since."""
+    params = {
+        **_new_run_params(new),
+        "assistant_updated_at": assistant_updated_at,
+        "new_thread": new_thread,
         "rering_seconds": rering_seconds,
     }
-    return fetch_one(conn, SQL.insert_run, params, Run)
+    return fetch_one(conn, SQL.accept_run, params, AcceptedRun)
+
+
+def as_accepted(new: NewRun, accepted: AcceptedRun) -> Run:
+    """The row of a run that `accept_run` has just inserted."""
+    return Run(
+        run_id=new.run_id,
+        thread_id=new.thread_id,
+        assistant_id=new.assistant_id,
+        graph_id=new.graph_id,
+        queue=new.queue,
+        status=RunStatus.PENDING,
+        metadata=new.metadata,
+        kwargs=new.kwargs,
+        multitask_strategy=new.multitask_strategy,
+        created_at=accepted.created_at,
+        updated_at=accepted.updated_at,
+        scheduled_at=accepted.scheduled_at,
+        temporary=new.temporary,
+        claim_no=0,
+        attempts=0,
+        lease_owner=None,
+        cancel_action=None,
+        cancel_reason=None,
+        error=None,
+        outcome=None,
+    )
 
 
 def get_run(conn: Connection, run_id: UUID) -> Run | None:
@@ -128,6 +208,12 @@ def get_thread_run(
     """A run of this thread. `ended_stateless` also finds what only a waiter may still read."""
     params = {"thread_id": thread_id, "run_id": run_id, "ended_stateless": ended_stateless}
     return fetch_one(conn, SQL.get_thread_run, params, Run)
+
+
+def run_outcome(conn: Connection, thread_id: UUID, run_id: UUID) -> RunOutcome | None:
+    """How a run stands, with what its waiters are told. Also of an ended stateless run."""
+    params = {"thread_id": thread_id, "run_id": run_id}
+    return fetch_one(conn, SQL.run_outcome, params, RunOutcome)
 
 
 def list_runs(
@@ -217,16 +303,18 @@ def _ending_params(thread_id: UUID, claim: Claim, ending: Ending) -> dict[str, A
     }
 
 
-def finish_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> bool:
-    """Write the end. False: the claim is over, or a cancel was accepted first."""
+def finish_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> NextRun | None:
+    """Write the end. None: the claim is over, or a cancel was accepted first."""
     params = _ending_params(thread_id, claim, ending)
-    return fetch_value(conn, SQL.finish_run, params) is not None
+    return fetch_one(conn, SQL.finish_run, params, NextRun)
 
 
-def finish_interrupted_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> bool:
+def finish_interrupted_run(
+    conn: Connection, thread_id: UUID, claim: Claim, ending: Ending
+) -> NextRun | None:
     """Write the end of a run whose accepted cancel says `interrupt`."""
     params = _ending_params(thread_id, claim, ending)
-    return fetch_value(conn, SQL.finish_interrupted_run, params) is not None
+    return fetch_one(conn, SQL.finish_interrupted_run, params, NextRun)
 
 
 def put_run_back(

@@ -119,6 +119,8 @@ class ClaimedRun:
     claim_no: int
     attempts: int
     timeout_seconds: float | None
+    #: False: nothing was ever written on the thread, so there is nothing to read.
+    has_checkpoints: bool
 
     @property
     def claim(self) -> Claim:

@@ -14,9 +14,11 @@ done twice, because an answer that was lost does not tell whether it was done.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -27,74 +29,18 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
-from psycopg.types.json import Jsonb
 from psycopg_pool import ConnectionPool
 
 from app import fault_points
-from app.db.connection import OUTAGE, Connection, unavailable_when_unreachable
+from app.db.connection import OUTAGE, Connection, dump_json, unavailable_when_unreachable
 from app.db.patient_connection import PatientConnection
 from app.domain.runs import Claim
 from app.fault_points import FaultPoint
 from app.graphs.checkpoint_ids import go_on_after
+from app.graphs.checkpoint_rows import CheckpointRows
 
 _T = TypeVar("_T")
 _CLAIM_OVER = "BL001"
-#: One statement is one message: a writer that stalls (a node that holds the GIL, a worker that is
-#: stopped) has either not asked yet or is done, and never sits on the run's row lock half-way,
-#: where it would hold up a cancel or a takeover.
-_PUT = """
-WITH claim AS MATERIALIZED (SELECT belay_assert_claim(%(run_id)s, %(claim_no)s)),
-blobs AS (
-    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-    SELECT %(thread_id)s, %(checkpoint_ns)s, b.channel, b.version, b.type, b.blob
-    FROM claim, unnest(
-        %(channels)s::text[], %(versions)s::text[], %(types)s::text[], %(blobs)b::bytea[]
-    ) AS b (channel, version, type, blob)
-    ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
-)
-INSERT INTO checkpoints
-    (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, checkpoint, metadata)
-SELECT %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(parent_id)s::text,
-    %(checkpoint)s::jsonb, %(metadata)s::jsonb
-FROM claim
-ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
-DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata
-"""
-#: The before-image of another run's checkpoint is kept once, by the statement that changes it; a
-#: checkpoint of this very run needs none, it will be deleted.
-_PUT_WRITES = """
-WITH claim AS MATERIALIZED (SELECT belay_assert_claim(%(run_id)s, %(claim_no)s)),
-image AS (
-    INSERT INTO run_before_image (run_id, thread_id, checkpoint_ns, checkpoint_id, writes)
-    SELECT %(run_id)s, %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s,
-        coalesce((
-            SELECT jsonb_agg(to_jsonb(w)) FROM checkpoint_writes w
-            WHERE w.thread_id = %(thread_id)s AND w.checkpoint_ns = %(checkpoint_ns)s
-              AND w.checkpoint_id = %(checkpoint_id)s), '[]')
-    FROM claim
-    WHERE %(foreign)s AND NOT EXISTS (
-        SELECT 1 FROM checkpoints c
-        WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(checkpoint_ns)s
-          AND c.checkpoint_id = %(checkpoint_id)s AND c.metadata ->> 'run_id' = %(run_text)s)
-    ON CONFLICT DO NOTHING
-)
-INSERT INTO checkpoint_writes
-    (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob)
-SELECT %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(task_id)s, %(task_path)s,
-    w.idx, w.channel, w.type, w.blob
-FROM claim, unnest(
-    %(indexes)s::int[], %(channels)s::text[], %(types)s::text[], %(blobs)b::bytea[]
-) AS w (idx, channel, type, blob)
-ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx)
-"""
-_KEEP_WRITES = _PUT_WRITES + "DO NOTHING"
-#: Errors, interrupts and resumes have one row each, which the newest one takes.
-_REPLACE_WRITES = (
-    _PUT_WRITES
-    + """
-DO UPDATE SET channel = EXCLUDED.channel, type = EXCLUDED.type, blob = EXCLUDED.blob
-"""
-)
 
 
 class ClaimLost(Exception):
@@ -156,9 +102,14 @@ class ThreadSaver(_Saver):
 
 
 class RunSaver(_Saver):
-    """For one attempt of one run. `database_thread` must be a single thread.
+    """For one attempt of one run. `database_thread` must be a single thread: all reads and writes
+    happen there, in the order in which they were asked for.
 
-    `keep_waiting` says whether to wait on for a Postgres that is away.
+    `keep_waiting` says whether to wait on for a Postgres that is away. With `behind`, the async
+    writes return before they are stored, and what comes in while one statement is on its way goes
+    with the next; `flush` waits for all of them, and so does every read. A write that failed is
+    raised by whatever is asked next. `is_new`: nothing was ever written on this thread.
+    `before_checkpoint` is called before checkpoints are stored, on the database thread.
     """
 
     def __init__(
@@ -167,13 +118,26 @@ class RunSaver(_Saver):
         claim: Claim,
         database_thread: Executor,
         keep_waiting: Callable[[], bool],
+        *,
+        behind: bool = False,
+        is_new: bool = False,
+        before_checkpoint: Callable[[], object] | None = None,
     ) -> None:
         super().__init__(None)  # type: ignore[arg-type]
         self._connection = connection
         self._claim = claim
         self._database_thread = database_thread
         self._keep_waiting = keep_waiting
+        self._behind = behind
+        self._is_new = is_new
+        self._before_checkpoint = before_checkpoint
+        #: Checkpoints that this attempt has made.
         self._own: set[tuple[str, str]] = set()
+        self._to_store: deque[Callable[[], CheckpointRows]] = deque()
+        self._storing_is_due = False
+        self._failure: Exception | None = None
+
+    # -- on the database thread -------------------------------------------------------------------
 
     def _patiently(self, work: Callable[[], _T]) -> _T:
         """Raises ClaimLost when the claim is over, CheckpointsUnavailable when the wait is."""
@@ -191,9 +155,126 @@ class RunSaver(_Saver):
                 raise ClaimLost(str(error)) from error
             raise
 
+    def _store_what_waits(self) -> None:
+        """Everything that has been asked for so far, in as few statements as can be."""
+        self._storing_is_due = False
+        if self._failure is not None:
+            return
+        try:
+            rows = CheckpointRows()
+            while self._to_store:
+                more = self._to_store.popleft()()
+                if rows.collides(more):
+                    self._store(rows)
+                    rows = CheckpointRows()
+                rows.merge(more)
+            self._store(rows)
+        except Exception as error:  # noqa: BLE001  (raised by whatever is asked next)
+            self._failure = error
+
+    def _store(self, rows: CheckpointRows) -> None:
+        if not rows:
+            return
+        if rows.checkpoints and self._before_checkpoint is not None:
+            self._before_checkpoint()
+        sql, params = rows.statement(self._claim)
+
+        def write() -> None:
+            with self._cursor() as cursor:
+                cursor.execute(sql, params)
+
+        self._patiently(write)
+
+    def _read(self, read: Callable[[], _T]) -> _T:
+        self._store_what_waits()
+        self._raise_failure()
+        return self._patiently(read)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    # -- rows -------------------------------------------------------------------------------------
+
+    def _rows_of_put(
+        self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any
+    ) -> CheckpointRows:
+        fault_points.reached(FaultPoint.BEFORE_CHECKPOINT, self._claim.run_id)
+        configurable = config["configurable"]
+        thread_id, namespace = configurable["thread_id"], configurable["checkpoint_ns"]
+        stored, blobs = _split(_without_inline_nul(checkpoint))
+        versions = {channel: new_versions[channel] for channel in blobs if channel in new_versions}
+        stamped = {
+            **get_serializable_checkpoint_metadata(config, metadata),
+            "run_id": str(self._claim.run_id),
+            "thread_id": thread_id,
+        }
+        rows = CheckpointRows()
+        row = (
+            thread_id,
+            namespace,
+            checkpoint["id"],
+            configurable.get("checkpoint_id"),
+            dump_json(stored),
+            dump_json(stamped),
+        )
+        rows.add_checkpoint(row, self._dump_blobs(thread_id, namespace, blobs, versions))
+        return rows
+
+    def _rows_of_writes(
+        self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> CheckpointRows:
+        fault_points.reached(FaultPoint.BEFORE_WRITES, self._claim.run_id)
+        configurable = config["configurable"]
+        thread_id, namespace = configurable["thread_id"], configurable["checkpoint_ns"]
+        checkpoint_id = configurable["checkpoint_id"]
+        dumped = self._dump_writes(
+            thread_id, namespace, checkpoint_id, task_id, task_path, list(writes)
+        )
+        rows = CheckpointRows()
+        rows.add_writes(
+            dumped,
+            special=all(channel in WRITES_IDX_MAP for channel, _ in writes),
+            foreign=(namespace, checkpoint_id) not in self._own,
+        )
+        return rows
+
+    def _ask(self, rows: Callable[[], CheckpointRows]) -> None:
+        self._raise_failure()
+        self._to_store.append(rows)
+
+    def _put_later(
+        self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any
+    ) -> dict[str, Any]:
+        self._ask(partial(self._rows_of_put, config, checkpoint, metadata, new_versions))
+        configurable = config["configurable"]
+        namespace = configurable["checkpoint_ns"]
+        self._own.add((namespace, checkpoint["id"]))
+        return {
+            "configurable": {
+                "thread_id": configurable["thread_id"],
+                "checkpoint_ns": namespace,
+                "checkpoint_id": checkpoint["id"],
+            }
+        }
+
+    def _is_empty(self) -> bool:
+        """Nothing can be read yet: there was nothing, and nothing has been written."""
+        return self._is_new and not self._own
+
+    # -- what a synchronous graph calls -----------------------------------------------------------
+
+    def _on_its_thread(self, work: Callable[[], _T]) -> _T:
+        return self._database_thread.submit(work).result()
+
+    def _store_now(self) -> None:
+        self._on_its_thread(self._store_what_waits)
+        self._raise_failure()
+
     def get_tuple(self, config: Any) -> CheckpointTuple | None:
-        read = super().get_tuple
-        return self._patiently(lambda: read(config))
+        if self._is_empty():
+            return None
+        return self._on_its_thread(partial(self._read, partial(super().get_tuple, config)))
 
     def list(
         self,
@@ -203,109 +284,55 @@ class RunSaver(_Saver):
         before: Any = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        read = super().list
-        found = self._patiently(
-            lambda: [*read(config, filter=filter, before=before, limit=limit)],
-        )
-        return iter(found)
+        found = super().list
+
+        def read() -> list[CheckpointTuple]:
+            return [*found(config, filter=filter, before=before, limit=limit)]
+
+        return iter(self._on_its_thread(partial(self._read, read)))
 
     def delete_thread(self, thread_id: str) -> None:
-        delete = super().delete_thread
-        self._patiently(lambda: delete(thread_id))
+        self._on_its_thread(partial(self._read, partial(super().delete_thread, thread_id)))
 
     def get_delta_channel_history(
         self, *, config: Any, channels: Sequence[str]
     ) -> Mapping[str, Any]:
-        read = super().get_delta_channel_history
-        return self._patiently(lambda: read(config=config, channels=channels))
-
-    def _execute(self, sql: str, params: dict[str, Any]) -> None:
-        def write() -> None:
-            with self._cursor() as cursor:
-                cursor.execute(sql, params)
-
-        self._patiently(write)
-
-    def _where(self, config: Any) -> dict[str, Any]:
-        """The claim, and the thread and namespace a write goes to."""
-        configurable = config["configurable"]
-        return {
-            "run_id": self._claim.run_id,
-            "claim_no": self._claim.claim_no,
-            "thread_id": configurable["thread_id"],
-            "checkpoint_ns": configurable["checkpoint_ns"],
-        }
+        read = partial(super().get_delta_channel_history, config=config, channels=channels)
+        return self._on_its_thread(partial(self._read, read))
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
-        fault_points.reached(FaultPoint.BEFORE_CHECKPOINT, self._claim.run_id)
-        checkpoint = _without_inline_nul(checkpoint)
-        where = self._where(config)
-        stored, blobs = _split(checkpoint)
-        rows = self._dump_blobs(
-            where["thread_id"],
-            where["checkpoint_ns"],
-            blobs,
-            {channel: new_versions[channel] for channel in blobs if channel in new_versions},
-        )
-        stamped = {
-            **get_serializable_checkpoint_metadata(config, metadata),
-            "run_id": str(self._claim.run_id),
-            "thread_id": where["thread_id"],
-        }
-        params = {
-            **where,
-            "checkpoint_id": checkpoint["id"],
-            "parent_id": config["configurable"].get("checkpoint_id"),
-            "checkpoint": Jsonb(stored),
-            "metadata": Jsonb(stamped),
-            "channels": [row[2] for row in rows],
-            "versions": [row[3] for row in rows],
-            "types": [row[4] for row in rows],
-            "blobs": [row[5] for row in rows],
-        }
-        self._execute(_PUT, params)
-        self._own.add((where["checkpoint_ns"], checkpoint["id"]))
-        address = ("thread_id", "checkpoint_ns")
-        written = {key: where[key] for key in address} | {"checkpoint_id": checkpoint["id"]}
-        return {"configurable": written}
+        written = self._put_later(config, checkpoint, metadata, new_versions)
+        self._store_now()
+        return written
 
     def put_writes(
         self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        fault_points.reached(FaultPoint.BEFORE_WRITES, self._claim.run_id)
-        where = self._where(config)
-        checkpoint_id = config["configurable"]["checkpoint_id"]
-        rows = self._dump_writes(
-            where["thread_id"],
-            where["checkpoint_ns"],
-            checkpoint_id,
-            task_id,
-            task_path,
-            list(writes),
-        )
-        special = all(channel in WRITES_IDX_MAP for channel, _ in writes)
-        if special:  # one row each, and one statement may not write a row twice
-            rows = list({row[5]: row for row in rows}.values())
-        params = {
-            **where,
-            "run_text": str(self._claim.run_id),
-            "checkpoint_id": checkpoint_id,
-            "foreign": (where["checkpoint_ns"], checkpoint_id) not in self._own,
-            "task_id": task_id,
-            "task_path": task_path,
-            "indexes": [row[5] for row in rows],
-            "channels": [row[6] for row in rows],
-            "types": [row[7] for row in rows],
-            "blobs": [row[8] for row in rows],
-        }
-        self._execute(_REPLACE_WRITES if special else _KEEP_WRITES, params)
+        self._ask(partial(self._rows_of_writes, config, writes, task_id, task_path))
+        self._store_now()
 
-    async def _in_order(self, function: Callable[..., _T], *args: Any) -> _T:
+    # -- what an asynchronous graph calls ---------------------------------------------------------
+
+    async def _in_order(self, work: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._database_thread, function, *args)
+        return await loop.run_in_executor(self._database_thread, work)
+
+    async def flush(self) -> None:
+        """Wait until all writes are stored; raises what became of them."""
+        await self._in_order(self._store_what_waits)
+        self._raise_failure()
+
+    async def _store_soon(self) -> None:
+        if not self._behind:
+            await self.flush()
+        elif not self._storing_is_due:
+            self._storing_is_due = True
+            self._database_thread.submit(self._store_what_waits)
 
     async def aget_tuple(self, config: Any) -> CheckpointTuple | None:
-        return await self._in_order(self.get_tuple, config)
+        if self._is_empty():
+            return None
+        return await self._in_order(partial(self._read, partial(super().get_tuple, config)))
 
     async def alist(
         self,
@@ -315,28 +342,31 @@ class RunSaver(_Saver):
         before: Any = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        def read() -> list[CheckpointTuple]:
-            return list(self.list(config, filter=filter, before=before, limit=limit))
+        read = super().list
 
-        for found in await self._in_order(read):
+        def read_all() -> list[CheckpointTuple]:
+            return [*read(config, filter=filter, before=before, limit=limit)]
+
+        for found in await self._in_order(partial(self._read, read_all)):
             yield found
 
     async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
-        return await self._in_order(self.put, config, checkpoint, metadata, new_versions)
+        written = self._put_later(config, checkpoint, metadata, new_versions)
+        await self._store_soon()
+        return written
 
     async def aput_writes(
         self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        await self._in_order(self.put_writes, config, writes, task_id, task_path)
+        self._ask(partial(self._rows_of_writes, config, writes, task_id, task_path))
+        await self._store_soon()
 
     async def adelete_thread(self, thread_id: str) -> None:
-        await self._in_order(self.delete_thread, thread_id)
+        await self._in_order(partial(self._read, partial(super().delete_thread, thread_id)))
 
     async def aget_delta_channel_history(self, *, config: Any, channels: Sequence[str]) -> Any:
-        def read() -> Any:
-            return self.get_delta_channel_history(config=config, channels=channels)
-
-        return await self._in_order(read)
+        read = partial(super().get_delta_channel_history, config=config, channels=channels)
+        return await self._in_order(partial(self._read, read))
 
 
 def _split(checkpoint: Any) -> tuple[dict[str, Any], dict[str, Any]]:

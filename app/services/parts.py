@@ -10,6 +10,7 @@ from app.bus.run_feed import RunFeed
 from app.db.connection import Database
 from app.dispatch import Doorbell
 from app.graphs.registry import GraphRegistry
+from app.services.known_assistants import KnownAssistants
 from app.settings import Settings
 
 
@@ -22,3 +23,4 @@ class Parts:
     cancel_flags: CancelFlags
     event_log: EventLog
     feed: RunFeed
+    known_assistants: KnownAssistants

@@ -59,7 +59,10 @@ class Announcer:
             )
         except RedisError as error:
             log.warning("end of %d runs not published, readers will poll: %s", len(ends), error)
-        self.cancel_flags.lower_flags([end.run_id for end in ends])
+        # Only a run that was cancelled has a flag; one whose cancel came too late expires.
+        cancelled = [end.run_id for end in ends if end.status in (None, RunStatus.INTERRUPTED)]
+        if cancelled:
+            self.cancel_flags.lower_flags(cancelled)
 
     def ring(self, runs: Iterable[Ringable]) -> None:
         for run in runs:
@@ -72,10 +75,10 @@ def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> 
     Doing it twice is doing it once: when the answer to the first was lost, the second finds the end
     that this claim has. None: the claim is over, and whoever holds the run writes its end.
     """
-    if not run_rows.finish_run(conn, thread_id, claim, ending):
+    after = run_rows.finish_run(conn, thread_id, claim, ending)
+    if after is None:
         return end_cancelled_run(conn, thread_id, claim, ending)
-    next_runs = run_rows.next_runs_of_threads(conn, [thread_id])
-    return RunEnd(claim.run_id, claim.claim_no, ending.status, tuple(next_runs))
+    return RunEnd(claim.run_id, claim.claim_no, ending.status, after.ringable)
 
 
 def end_cancelled_run(
@@ -114,13 +117,12 @@ def _end_cancelled(conn: Connection, run: Run, ending: Ending) -> RunEnd | None:
     claim = Claim(run.run_id, run.claim_no)
     if run.cancel_action == CancelAction.ROLLBACK:
         run_rows.undo_run(conn, run.thread_id, run.run_id)
-        status = None
-    elif run_rows.finish_interrupted_run(conn, run.thread_id, claim, ending):
-        status = RunStatus.INTERRUPTED
-    else:
+        next_runs = run_rows.next_runs_of_threads(conn, [run.thread_id])
+        return RunEnd(run.run_id, run.claim_no, None, tuple(next_runs))
+    after = run_rows.finish_interrupted_run(conn, run.thread_id, claim, ending)
+    if after is None:
         return None
-    next_runs = run_rows.next_runs_of_threads(conn, [run.thread_id])
-    return RunEnd(run.run_id, run.claim_no, status, tuple(next_runs))
+    return RunEnd(run.run_id, run.claim_no, RunStatus.INTERRUPTED, after.ringable)
 
 
 def end_for_dead(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> RunEnd | None:

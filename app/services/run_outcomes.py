@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from app.db import runs as run_rows
-from app.domain.runs import Run, RunStatus
+from app.domain.runs import ACTIVE, RunStatus
 from app.graphs import thread_state
 from app.graphs.checkpoints import ThreadSaver
 from app.graphs.registry import ProjectError
@@ -19,15 +19,26 @@ log = logging.getLogger(__name__)
 _DELETED = {"error": "RunNotFound", "message": "404: Run not found"}
 
 
+class NotEnded(Exception):
+    """The run is pending or running."""
+
+
 def outcome_of(parts: Parts, thread_id: UUID, run_id: UUID) -> Any:
-    """The answer for a run that has ended: values, with `__interrupt__`, or `__error__`."""
+    """The answer for a run that has ended: values, with `__interrupt__`, or `__error__`.
+
+    Raises NotEnded.
+    """
     with parts.database.connection() as conn:
-        run = run_rows.get_thread_run(conn, thread_id, run_id, ended_stateless=True)
-        if run is None:
+        ended = run_rows.run_outcome(conn, thread_id, run_id)
+        if ended is None:
             return {"__error__": run_rows.rollback_reason(conn, run_id) or _DELETED}
-    if run.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
-        return {"__error__": run.error}
-    outcome = run.outcome if run.outcome is not None else _read_outcome(parts, run)
+    if ended.status in ACTIVE:
+        raise NotEnded
+    if ended.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
+        return {"__error__": ended.error}
+    outcome = ended.outcome
+    if outcome is None:
+        outcome = _read_outcome(parts, thread_id, run_id)
     values = outcome.get("values")
     values = {} if values is None else values
     interrupts = [i for raised in (outcome.get("interrupts") or {}).values() for i in raised]
@@ -37,11 +48,12 @@ def outcome_of(parts: Parts, thread_id: UUID, run_id: UUID) -> Any:
     return values
 
 
-def _read_outcome(parts: Parts, run: Run) -> dict[str, Any]:
+def _read_outcome(parts: Parts, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
     """The values a killed run had reached, from its own last checkpoint; kept once read."""
-    if run.claim_no == 0:
-        return {}
     with parts.database.connection() as conn:
+        run = run_rows.get_thread_run(conn, thread_id, run_id, ended_stateless=True)
+        if run is None or run.claim_no == 0:
+            return {}
         checkpoint_id = run_rows.last_checkpoint_of_run(conn, run.thread_id, run.run_id)
     if checkpoint_id is None:
         return {}

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
 from app.bus.client import RedisError
-from app.bus.event_log import Event, id_key
+from app.bus.event_log import START, Event, Position
 from app.bus.run_feed import Subscription
 from app.db import runs as run_rows
 from app.db.connection import while_unavailable
@@ -25,7 +25,8 @@ from app.domain.runs import CancelAction, Run, RunStatus, disconnect_reason
 from app.graphs.serde import to_json
 from app.services.cancellation import cancel_runs
 from app.services.parts import Parts
-from app.services.run_outcomes import outcome_of
+from app.services.run_outcomes import NotEnded, outcome_of
+from app.services.runs import RunRequest, create_run
 
 log = logging.getLogger(__name__)
 
@@ -55,52 +56,72 @@ class Follow:
     cancel_on_disconnect: bool = False
     #: None: every event the run emits.
     stream_modes: tuple[str, ...] | None = None
-    #: Where to go on (exclusive); "0-0" is the beginning.
-    after: str = "0-0"
+    #: Where to go on (exclusive).
+    after: Position = START
+    #: Made before the run could start, so that nothing of it can have been missed.
+    subscription: Subscription | None = None
 
     @property
     def sends_ids(self) -> bool:
         return bool(self.run.kwargs.get("resumable"))
 
 
-def position_to_join(parts: Parts, run: Run, last_event_id: str | None) -> str:
+def follow_new_run(
+    parts: Parts, request: RunRequest, *, cancel_on_disconnect: bool, events: bool
+) -> Follow:
+    """Accept a run and follow it from before its start. Raises what `create_run` raises."""
+    if request.chosen_id is not None:  # it may have been accepted before, and be over
+        return Follow(create_run(parts, request), cancel_on_disconnect)
+    subscription = parts.feed.subscribe(request.run_id, events=events)
+    try:
+        run = create_run(parts, request)
+    except BaseException:
+        parts.feed.unsubscribe(subscription)
+        raise
+    return Follow(run, cancel_on_disconnect, subscription=subscription)
+
+
+def position_to_join(parts: Parts, run: Run, last_event_id: str | None) -> Position:
     """Where a client that joins starts: where it left off, or with what comes from now on.
 
     Raises InvalidRequest for a Last-Event-ID that is no event id.
     """
     if last_event_id is not None and run.kwargs.get("resumable"):
         if last_event_id in ("-1", "0", "-", ""):
-            return "0-0"
+            return START
         try:
-            id_key(last_event_id)
+            return Position.parse(last_event_id)
         except ValueError:
             raise InvalidRequest(f"Invalid Last-Event-ID: {last_event_id}") from None
-        return last_event_id
     try:
-        return parts.event_log.last_id(run.run_id)
+        return parts.event_log.last_position(run.run_id)
     except RedisError as error:
         log.warning("event log of run %s not read: %s", run.run_id, error)
-        return "0-0"
+        return START
 
 
 def stream_events(parts: Parts, follow: Follow, watch: WatchClient) -> Iterator[bytes]:
-    """Server-sent events until the run has ended; a heartbeat comment when nothing happens."""
-    subscription = parts.feed.subscribe(follow.run.run_id, after=follow.after)
+    """Server-sent events until the run has ended, and a heartbeat comment now and then."""
+    subscription = follow.subscription or parts.feed.subscribe(
+        follow.run.run_id, after=follow.after
+    )
     stop_watching = watch(subscription.leave)
     heartbeat = parts.settings.heartbeat_seconds
     ended = False
     try:
-        yield from _through_outages(HEARTBEAT, partial(_end_if_over, parts, subscription))
+        if follow.subscription is None:
+            yield from _through_outages(HEARTBEAT, partial(_end_if_over, parts, subscription))
+        beat_at = time.monotonic() + heartbeat
         while not subscription.drained and not subscription.client_left:
-            event = subscription.next(heartbeat)
-            if event is not None:
-                if _is_wanted(event.name, follow.stream_modes):
-                    yield _frame(event, follow.sends_ids)
-            elif not subscription.ended and not subscription.client_left:
+            events = subscription.take(beat_at - time.monotonic())
+            if frames := _frames(events, follow):
+                yield frames
+            if time.monotonic() >= beat_at:
+                beat_at = time.monotonic() + heartbeat
                 yield HEARTBEAT
         ended = subscription.drained
         if ended:
-            ask = partial(_cancelled_marker, parts, follow.run)
+            ask = partial(_cancelled_marker, parts, follow.run, subscription.end_status)
             if marker := (yield from _through_outages(HEARTBEAT, ask)):
                 yield marker
     finally:
@@ -113,24 +134,28 @@ def stream_events(parts: Parts, follow: Follow, watch: WatchClient) -> Iterator[
 def wait_for_outcome(parts: Parts, follow: Follow, watch: WatchClient) -> Iterator[bytes]:
     """A newline now and then so that proxies do not cut, then the outcome as JSON."""
     run = follow.run
-    subscription = parts.feed.subscribe(run.run_id, events=False)
+    subscription = follow.subscription or parts.feed.subscribe(run.run_id, events=False)
     stop_watching = watch(subscription.leave)
     ended = False
     try:
         beat_at = time.monotonic() + parts.settings.heartbeat_seconds
-        has_ended = partial(_has_ended, parts, run.run_id)
+        ask = partial(outcome_of, parts, run.thread_id, run.run_id)
+        may_have_ended = follow.subscription is None
         while not subscription.client_left:
-            ended = yield from _through_outages(KEEP_ALIVE, has_ended)
-            if ended:
-                break
-            subscription.rearm()
-            subscription.wait_for_end(max(0.0, beat_at - time.monotonic()))
+            if may_have_ended:
+                subscription.rearm()
+                try:
+                    outcome = yield from _through_outages(KEEP_ALIVE, ask)
+                except NotEnded:
+                    pass
+                else:
+                    ended = True
+                    yield to_json(outcome)
+                    break
+            may_have_ended = subscription.wait_for_end(beat_at - time.monotonic())
             if time.monotonic() >= beat_at:
                 beat_at = time.monotonic() + parts.settings.heartbeat_seconds
                 yield KEEP_ALIVE
-        if ended:
-            outcome = partial(outcome_of, parts, run.thread_id, run.run_id)
-            yield to_json((yield from _through_outages(KEEP_ALIVE, outcome)))
     finally:
         client_left = stop_watching()
         parts.feed.unsubscribe(subscription)
@@ -149,12 +174,14 @@ def _through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, Non
         time.sleep(_OUTAGE_SECONDS)
 
 
-def _cancelled_marker(parts: Parts, run: Run) -> bytes | None:
+def _cancelled_marker(parts: Parts, run: Run, end_status: str | None) -> bytes | None:
     """The last event of a run that was cancelled: `end`, with what it was cancelled by.
 
     Both SDKs pass over an event of this name: JavaScript's has no handler for it, Python's takes it
     to say that the run has ended. Other runs' streams just end, as the reference's do.
     """
+    if end_status not in (None, RunStatus.INTERRUPTED):
+        return None
     with parts.database.connection() as conn:
         now = run_rows.get_thread_run(conn, run.thread_id, run.run_id, ended_stateless=True)
         reason = run_rows.rollback_reason(conn, run.run_id) if now is None else now.cancel_reason
@@ -174,12 +201,11 @@ def _end_if_over(parts: Parts, subscription: Subscription) -> None:
     if not _has_ended(parts, subscription.run_id):
         return
     try:
-        while subscription.wants_more:
-            events = parts.event_log.read_after(
-                subscription.run_id, subscription.position, count=1000
+        more = True
+        while more and subscription.wants_more:
+            events, more = parts.event_log.read_after(
+                subscription.run_id, subscription.position, count=64
             )
-            if not events:
-                break
             subscription.deliver(events)
     except RedisError as error:
         log.warning("event log of run %s not read: %s", subscription.run_id, error)
@@ -197,7 +223,16 @@ def _cancel_if_asked(parts: Parts, follow: Follow) -> None:
     owed(cancel_runs, parts, filter_, CancelAction.INTERRUPT, disconnect_reason())
 
 
-def _is_wanted(event_name: str, modes: tuple[str, ...] | None) -> bool:
+def _frames(events: Iterable[Event], follow: Follow) -> bytes:
+    """Events on the wire, those that the client wants."""
+    with_ids = follow.sends_ids
+    modes = follow.stream_modes
+    return b"".join(
+        frame(event, with_id=with_ids) for event in events if is_wanted(event.name, modes)
+    )
+
+
+def is_wanted(event_name: str, modes: tuple[str, ...] | None) -> bool:
     if modes is None:
         return True
     base = event_name.partition("|")[0]
@@ -206,7 +241,12 @@ def _is_wanted(event_name: str, modes: tuple[str, ...] | None) -> bool:
     return any(base in _MODE_EVENTS.get(mode, (mode,)) for mode in modes)
 
 
-def _frame(event: Event, with_id: bool) -> bytes:
-    """One event on the wire: event, data, id. Names and ids hold no line break, data is JSON."""
-    tail = b"\nid: " + event.id.encode() + b"\n\n" if with_id else b"\n\n"
-    return b"event: " + event.name.encode() + b"\ndata: " + event.data + tail
+def frame(event: Event, *, with_id: bool) -> bytes:
+    """One event: event, data, id. Names and ids hold no line break, data is JSON."""
+    if with_id:
+        return b"event: %b\ndata: %b\nid: %d-%d\n\n" % (
+            event.name.encode(),
+            event.data,
+            *event.position,
+        )
+    return b"event: %b\ndata: %b\n\n" % (event.name.encode(), event.data)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -28,6 +29,8 @@ from app.services.cancellation import (
 )
 from app.services.parts import Parts
 from app.services.run_kwargs import build_run_kwargs
+
+log = logging.getLogger(__name__)
 
 #: Namespace of the run ids that Idempotency-Keys stand for.
 _KEYS = UUID("6f0c3c8e-5d0f-5a7e-9d53-2f1b7a3c9e41")
@@ -58,6 +61,12 @@ class RunRequest:
     thread_id: UUID | None
     request_id: str
     idempotency_key: str | None = None
+    #: For a run whose id the client did not choose.
+    new_run_id: UUID = field(default_factory=new_id)
+
+    @property
+    def run_id(self) -> UUID:
+        return self.chosen_id or self.new_run_id
 
     @property
     def temporary(self) -> bool:
@@ -80,7 +89,12 @@ def create_run(parts: Parts, request: RunRequest) -> Run:
     Raises NotFound (thread, assistant, or a rolled-back run's id), Conflict (busy and `reject`),
     Unavailable (nothing was accepted, as far as can be known).
     """
-    run_id = request.chosen_id or new_id()
+    run_id = request.run_id
+    try:
+        if (run := _create_at_once(parts, request, run_id)) is not None:
+            return run
+    except Interrupted:
+        log.warning("the create of run %s is asked for again", run_id)
     try:
         return _ASK_AGAIN(_create_run, parts, request, run_id)
     except _IdTaken:
@@ -89,6 +103,45 @@ def create_run(parts: Parts, request: RunRequest) -> Run:
             existing = _accepted_before(conn, run_id, request.thread_id)
         assert existing is not None
         return existing
+
+
+def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | None:
+    """Accept a run that leaves nothing to decide, in one statement.
+
+    None: something is to be decided, or looks different from what we know; nothing was done.
+    """
+    body = request.body
+    assistant = parts.known_assistants.get(body["assistant_id"])
+    if assistant is None or request.chosen_id is not None:
+        return None
+    if body["multitask_strategy"] != MultitaskStrategy.ENQUEUE:
+        return None
+    _refuse_unknown_nodes(parts, assistant, body)
+    thread_id = request.thread_id or new_id()
+    new = _new_run(parts, request, assistant, thread_id, run_id)
+    if _starts_elsewhere(new):
+        return None
+    fault_points.reached(FaultPoint.BEFORE_COMMIT, run_id)
+    with parts.database.connection() as conn:
+        accepted = run_rows.accept_run(
+            conn,
+            new,
+            assistant_updated_at=assistant.updated_at,
+            new_thread=request.thread_id is None,
+            rering_seconds=parts.settings.rering_seconds,
+        )
+    if accepted is None:
+        return None
+    fault_points.reached(FaultPoint.COMMITTED, run_id)
+    _ring_if_next(parts, run_id, accepted.ringable)
+    return run_rows.as_accepted(new, accepted)
+
+
+def _ring_if_next(parts: Parts, run_id: UUID, head: Sequence[Ringable]) -> None:
+    for ringable in head:
+        if ringable.run_id == run_id:
+            parts.doorbell.ring(run_id, ringable.queue)
+            fault_points.reached(FaultPoint.RUNG, run_id)
 
 
 class _IdTaken(Exception):
@@ -101,10 +154,7 @@ def _create_run(parts: Parts, request: RunRequest, run_id: UUID) -> Run:
     fault_points.reached(FaultPoint.COMMITTED, run_id)
     if accepted.cancelled is not None and action is not None:
         announce_cancelled(parts, accepted.cancelled, action)
-    for ringable in accepted.head:
-        if ringable.run_id == run_id:
-            parts.doorbell.ring(run_id, ringable.queue)
-            fault_points.reached(FaultPoint.RUNG, run_id)
+    _ring_if_next(parts, run_id, accepted.head)
     return accepted.run
 
 
@@ -119,7 +169,9 @@ class _Accepted:
 
 def _accept(parts: Parts, conn: Connection, request: RunRequest, run_id: UUID) -> _Accepted:
     """The transaction of a create."""
-    assistant = resolve_assistant(conn, parts.graphs, request.body["assistant_id"])
+    named = request.body["assistant_id"]
+    assistant = resolve_assistant(conn, parts.graphs, named)
+    parts.known_assistants.keep(named, assistant)
     _refuse_unknown_nodes(parts, assistant, request.body)
     if (existing := _accepted_before(conn, run_id, request.thread_id)) is not None:
         head = run_rows.next_runs_of_threads(conn, [existing.thread_id])
@@ -187,13 +239,19 @@ def _refuse_unknown_nodes(parts: Parts, assistant: Assistant, body: dict[str, An
 
 def _refuse_unknown_checkpoint(conn: Connection, new: NewRun) -> None:
     """From a checkpoint that is not there a graph would start from an empty state."""
+    if not _starts_elsewhere(new):
+        return
     configurable = new.kwargs["config"]["configurable"]
     checkpoint_id = configurable.get("checkpoint_id")
     namespace = configurable.get("checkpoint_ns", "")
-    if not checkpoint_id and not namespace:
-        return
     if not run_rows.checkpoint_exists(conn, new.thread_id, namespace, checkpoint_id):
         raise NotFound(f"Checkpoint {checkpoint_id or namespace} not found")
+
+
+def _starts_elsewhere(new: NewRun) -> bool:
+    """Not at the thread's newest state, but at a checkpoint that the request names."""
+    configurable = new.kwargs["config"]["configurable"]
+    return bool(configurable.get("checkpoint_id") or configurable.get("checkpoint_ns"))
 
 
 def _make_room(

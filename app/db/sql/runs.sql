@@ -15,6 +15,38 @@ SELECT
 ON CONFLICT (run_id) DO NOTHING
 RETURNING *
 
+-- name: accept_run
+-- A create that has nothing to decide: one statement, on a thread that is there or on one that is
+-- made for the run. Nothing is done, and nothing comes back, when there is no such thread, or when
+-- the assistant is not what it was when the run was made from it.
+WITH unchanged AS MATERIALIZED (
+    SELECT assistant_id FROM assistant
+    WHERE assistant_id = %(assistant_id)s AND updated_at = %(assistant_updated_at)s
+), made_thread AS (
+    INSERT INTO thread (thread_id, metadata)
+    SELECT %(thread_id)s, '{}' FROM unchanged WHERE %(new_thread)s
+    RETURNING thread_id
+), found_thread AS (
+    SELECT t.thread_id FROM thread t, unchanged
+    WHERE t.thread_id = %(thread_id)s AND t.hidden_at IS NULL AND NOT %(new_thread)s
+    FOR NO KEY UPDATE OF t
+), accepted AS (
+    INSERT INTO run (
+        run_id, thread_id, assistant_id, graph_id, queue, metadata, kwargs, thread_config,
+        multitask_strategy, temporary, timeout_seconds, scheduled_at, next_ring_at
+    )
+    SELECT
+        %(run_id)s, thread_id, %(assistant_id)s, %(graph_id)s, %(queue)s, %(metadata)s, %(kwargs)s,
+        %(thread_config)s, %(multitask_strategy)s, %(temporary)s, %(timeout_seconds)s,
+        now() + make_interval(secs => %(after_seconds)s),
+        now() + make_interval(secs =>
+            CASE WHEN %(after_seconds)s > 0 THEN %(after_seconds)s ELSE %(rering_seconds)s END)
+    FROM (SELECT thread_id FROM made_thread UNION ALL SELECT thread_id FROM found_thread) t
+    RETURNING run_id, thread_id, created_at, updated_at, scheduled_at
+)
+SELECT a.created_at, a.updated_at, a.scheduled_at, n.next_run_id, n.next_queue
+FROM accepted a CROSS JOIN LATERAL belay_next_run(a.thread_id) n
+
 -- name: get_run
 SELECT * FROM run WHERE run_id = %(run_id)s
 
@@ -23,6 +55,10 @@ SELECT r.* FROM run r
 JOIN thread t USING (thread_id)
 WHERE r.run_id = %(run_id)s AND r.thread_id = %(thread_id)s
   AND (t.hidden_at IS NULL OR %(ended_stateless)s)
+
+-- name: run_outcome
+SELECT status, error, outcome FROM run
+WHERE run_id = %(run_id)s AND thread_id = %(thread_id)s
 
 -- name: list_runs
 SELECT * FROM run
@@ -99,12 +135,13 @@ WITH locked AS (
     WHERE t.thread_id = c.thread_id AND t.hidden_at IS NULL
 )
 SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
-       timeout_seconds
+       timeout_seconds,
+       belay_has_checkpoints(thread_id) AS has_checkpoints
 FROM claimed
 
 -- name: held_run
 SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
-       timeout_seconds
+       timeout_seconds, true AS has_checkpoints
 FROM run
 WHERE run_id = %(run_id)s AND status = 'running' AND lease_owner = %(owner)s
 
@@ -135,7 +172,7 @@ WHERE run_id = ANY(%(run_ids)s) AND status = 'running'
 -- name: finish_run
 -- The end a graph reached by itself. Nothing comes back when the claim is over, or when a cancel
 -- was accepted first: then the cancel wins, and every answer says so. The thread's next run is asked
--- for in a statement of its own: this one's snapshot is older than its wait for the thread's row, and
+-- for by a function: this statement's own snapshot is older than its wait for the thread's row, and
 -- would miss a run created meanwhile.
 WITH locked AS (
     SELECT thread_id FROM thread WHERE thread_id = %(thread_id)s FOR NO KEY UPDATE
@@ -156,7 +193,8 @@ WITH locked AS (
     FROM ended e
     WHERE t.thread_id = e.thread_id
 )
-SELECT run_id FROM ended
+SELECT e.run_id, n.next_run_id, n.next_queue
+FROM ended e CROSS JOIN LATERAL belay_next_run(e.thread_id) n
 
 -- name: finish_interrupted_run
 -- The end of a run whose cancel was accepted with `interrupt`. `pending` covers a run that had
@@ -180,7 +218,8 @@ WITH locked AS (
     FROM ended e
     WHERE t.thread_id = e.thread_id
 )
-SELECT run_id FROM ended
+SELECT e.run_id, n.next_run_id, n.next_queue
+FROM ended e CROSS JOIN LATERAL belay_next_run(e.thread_id) n
 
 -- name: put_run_back
 -- Back to pending: a drain gives the attempt back, a lost worker does not.

@@ -1,0 +1,175 @@
+"""`make bench`: how fast Belay is, against its targets and against any other Agent Server.
+
+The whole server is started for it, with one web process and one worker, and everything (client,
+web, worker, Postgres, Valkey) shares the machine. With `BASELINE=http://…` another server on this
+machine, which serves `tests/bench/project`, is driven in turn with the same client, scenario by
+scenario; ratios then hold on any machine, absolute figures only on the one that is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tests.bench.process_cost import ProcessTree, listener
+from tests.bench.scenarios import SCENARIOS, Figures, Target
+from tests.servers import LiveServer
+
+CONFIG = Path(__file__).parent / "project" / "langgraph.json"
+CONCURRENCY = 64
+FLOOR_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. `ratio` is to the baseline, `target` for a machine of two cores."""
+
+    name: str
+    unit: str
+    more_is_better: bool
+    target: float
+    ratio: float | None = None
+
+    def holds(self, measured: float, target: float) -> bool:
+        return measured >= target if self.more_is_better else measured <= target
+
+
+ROWS = (
+    Row("create + wait, one at a time, p50", "ms", False, 20, 1 / 50),
+    Row("create + wait, 32 clients", "runs/s", True, 200, 2),
+    Row("thread + run + wait, 32 clients", "runs/s", True, 140, 2),
+    Row("1,000 background runs, enqueued", "runs/s", True, 400),
+    Row("1,000 background runs, drained", "runs/s", True, 150, 3),
+    Row("300 runs that sleep 2 s", "s", False, 12, 1 / 8),
+    Row("300 runs that sleep 2 s, memory", "MB", False, 1500),
+    Row("first event, p50", "ms", False, 20, 1 / 50),
+    Row("first event, p99", "ms", False, 60),
+    Row("50 streams of 200 tokens", "events/s", True, 8000, 5),
+    Row("50 streams of 200 tokens, first event p50", "ms", False, 150),
+    Row("500 idle listeners, each", "KB", False, 20, 1 / 2),
+    Row("2,000 idle listeners, each", "KB", False, 20, 1 / 2),
+    Row("5,000 idle listeners, each", "KB", False, 20, 1 / 2),
+    Row("150th run of a thread, to the 5th", "x", False, 1.2),
+    Row("1,000th run of a thread, to the 5th", "x", False, 1.5),
+    Row("CPU of a trivial run, whole tree", "ms", False, 0),
+)
+FLOOR = "CPU of a trivial run, whole tree"
+
+
+async def drive(target: Target, name: str) -> Figures:
+    async with target:
+        await target.wait()  # whatever a first run sets up
+        return await SCENARIOS[name](target)
+
+
+def floor(server: LiveServer, seconds: float) -> dict[str, float]:
+    """The same graph without a server, on the same Postgres."""
+    postmaster = server.find("bin/postgres", "-D")[0].pid
+    command = [sys.executable, "-m", "tests.bench.floor"]
+    command += [server.database_url, str(postmaster), str(seconds)]
+    answer = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(answer.stdout)
+
+
+def table(ours: Figures, theirs: Figures, floor_cpu_ms: float | None) -> list[str]:
+    """The lines of the table, in Markdown."""
+    lines = ["| | measured | target | baseline | ratio | target |", "|---|---|---|---|---|---|"]
+    for row in ROWS:
+        if row.name not in ours:
+            continue
+        measured = ours[row.name]
+        target = row.target
+        if row.name == FLOOR:
+            if floor_cpu_ms is None:
+                continue
+            target = 2 * floor_cpu_ms
+        cells = [row.name, f"{measured:,.4g} {row.unit}"]
+        cells.append(f"{_limit(row, target)} {_mark(row.holds(measured, target))}")
+        if row.name in theirs and row.name != FLOOR:
+            ratio = measured / theirs[row.name]
+            cells += [f"{theirs[row.name]:,.4g} {row.unit}", _as_ratio(ratio)]
+            wanted = row.ratio
+            cells.append(f"{_as_ratio(wanted)} {_mark(row.holds(ratio, wanted))}" if wanted else "")
+        else:
+            cells += ["", "", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    if floor_cpu_ms is not None and FLOOR in ours:
+        lines += [
+            "",
+            f"The floor, LangGraph alone with its Postgres saver: {floor_cpu_ms:.2f} ms of CPU a "
+            f"run; Belay takes {ours[FLOOR] / floor_cpu_ms:.2f} times that.",
+        ]
+    return lines
+
+
+def _limit(row: Row, target: float) -> str:
+    return f"{'≥' if row.more_is_better else '≤'} {target:,.4g}"
+
+
+def _as_ratio(ratio: float) -> str:
+    return f"{ratio:.1f} ×" if ratio >= 1 else f"1/{1 / ratio:.0f}"
+
+
+def _mark(good: bool) -> str:
+    return "✓" if good else "✗"
+
+
+def machine() -> str:
+    memory = psutil.virtual_memory().total / 2**30
+    return f"{os.cpu_count()} cores, {memory:.0f} GB of memory, everything on this one machine"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--baseline", help="URL of another server, on this machine")
+    parser.add_argument("--baseline-pid", type=int, help="its root process, if not the listener")
+    parser.add_argument("--scenarios", nargs="*", default=list(SCENARIOS), choices=list(SCENARIOS))
+    parser.add_argument("--scale", type=float, default=1.0, help="0.1: a tenth of everything")
+    parser.add_argument("--concurrency", type=int, default=CONCURRENCY)
+    options = parser.parse_args()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    ours: Figures = {}
+    theirs: Figures = {}
+    floor_cpu_ms = None
+    with tempfile.TemporaryDirectory(prefix="belay-bench-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        server = LiveServer(folder / "data", config=CONFIG)
+        server.start("--concurrency", str(options.concurrency))
+        try:
+            belay = Target(server.url, ProcessTree(server.process.pid), options.scale)
+            for scenario in options.scenarios:
+                ours |= _driven("belay", belay, scenario)
+                if options.baseline:
+                    root = options.baseline_pid or listener(options.baseline)
+                    other = Target(options.baseline, ProcessTree(root), options.scale)
+                    theirs |= _driven("baseline", other, scenario)
+            if "many" in options.scenarios:
+                floor_cpu_ms = floor(server, FLOOR_SECONDS)["cpu_ms"]
+        finally:
+            server.stop()
+    print(f"\n{machine()}; one web process, one worker with {options.concurrency} children\n")
+    print("\n".join(table(ours, theirs, floor_cpu_ms)))
+    return 0
+
+
+def _driven(name: str, target: Target, scenario: str) -> Figures:
+    figures = asyncio.run(drive(target, scenario))
+    shown = ", ".join(f"{key}: {value:,.4g}" for key, value in figures.items())
+    print(f"{name:<9} {shown}", flush=True)
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
