@@ -34,6 +34,8 @@ class Settings:
     config_path: Path
     #: Child processes per worker; each runs one run at a time.
     concurrency: int
+    #: By how much less CPU time children ask than what watches and serves them (0 to 19).
+    child_nice: int
     #: Import the graphs before forking the children (off for graphs that cannot be forked).
     preload_graphs: bool
     #: How long a claim stands without being renewed.
@@ -87,6 +89,7 @@ class Settings:
             broker_url=_redis_url(read.text("BROKER_URL", redis_url), redis_verify_tls),
             config_path=config_path(environ),
             concurrency=read.integer("BELAY_CONCURRENCY", 16, minimum=1),
+            child_nice=read.integer("BELAY_CHILD_NICE", 10, minimum=0),
             preload_graphs=read.boolean("BELAY_PRELOAD", True),
             lease_seconds=read.number("BELAY_LEASE_SECONDS", 10.0, minimum=1.0),
             lease_renewal_seconds=read.number("BELAY_LEASE_RENEWAL_SECONDS", 2.0, minimum=0.1),

@@ -50,6 +50,8 @@ class Child:
         doorbell: Doorbell,
     ) -> None:
         become_group_and_reaper()
+        # What watches runs and stops them must get the CPU when the runs would take all of it.
+        os.nice(settings.child_nice)
         self.settings = settings
         self.graphs = graphs
         self.slots = slots

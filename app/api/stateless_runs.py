@@ -40,7 +40,7 @@ def _follow(body: dict[str, Any], *, events: bool) -> Follow:
     return follow_new_run(parts(), _asked(body), cancel_on_disconnect=cancels, events=events)
 
 
-def _location(run: RunRow) -> str:
+def _location(run: RunRow | Follow) -> str:
     return f"/runs/{run.run_id}"
 
 
@@ -66,7 +66,7 @@ def create_stateless_run(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(422, schema=Error)
 def wait_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response:
     follow = _follow(body, events=False)
-    return outcome_response(follow, _location(follow.run))
+    return outcome_response(follow, _location(follow))
 
 
 @blueprint.post("/runs/stream")
@@ -79,4 +79,4 @@ def wait_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response
 @blueprint.alt_response(422, schema=Error)
 def stream_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response:
     follow = _follow(body, events=True)
-    return stream_response(follow, _location(follow.run))
+    return stream_response(follow, _location(follow))

@@ -17,6 +17,7 @@ from app.api.run_responses import (
     idempotency_key,
     outcome_response,
     run_body,
+    run_path,
     run_response,
     stream_response,
 )
@@ -38,7 +39,7 @@ from app.domain.runs import RUN_FIELDS, CancelAction, user_cancel_reason
 from app.domain.runs import Run as RunRow
 from app.services import runs
 from app.services.cancellation import cancel_runs, wait_until_ended
-from app.services.run_stream import Follow, follow_new_run, position_to_join
+from app.services.run_stream import Follow, follow_new_run, follow_run, position_to_join
 
 blueprint = Blueprint("thread runs", __name__, description="Runs on a thread")
 
@@ -75,10 +76,6 @@ def _request_id() -> str:
     return request.headers.get("x-request-id") or str(uuid.uuid4())
 
 
-def _location(run: RunRow) -> str:
-    return f"/threads/{run.thread_id}/runs/{run.run_id}"
-
-
 @blueprint.post("/threads/<thread_id>/runs")
 @blueprint.arguments(CreateThreadRun)
 @blueprint.response(200, Run)
@@ -88,7 +85,7 @@ def _location(run: RunRow) -> str:
 @blueprint.alt_response(422, schema=Error)
 def create_run(body: dict[str, Any], thread_id: str) -> Response:
     run = runs.create_run(parts(), _asked(thread_id, body))
-    return run_response(run, _location(run))
+    return run_response(run, run_path(run))
 
 
 @blueprint.post("/threads/<thread_id>/runs/wait")
@@ -101,7 +98,7 @@ def create_run(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.alt_response(422, schema=Error)
 def wait_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Response:
     follow = _follow(thread_id, body, events=False)
-    return outcome_response(follow, _location(follow.run))
+    return outcome_response(follow, run_path(follow))
 
 
 @blueprint.post("/threads/<thread_id>/runs/stream")
@@ -114,7 +111,7 @@ def wait_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Re
 @blueprint.alt_response(422, schema=Error)
 def stream_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Response:
     follow = _follow(thread_id, body, events=True)
-    return stream_response(follow, _location(follow.run))
+    return stream_response(follow, run_path(follow))
 
 
 @blueprint.get("/threads/<thread_id>/runs")
@@ -191,7 +188,8 @@ def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
 @blueprint.alt_response(422, schema=Error)
 def join_run(_query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     run = _followed(thread_id, run_id)
-    return outcome_response(Follow(run, cancels_on_disconnect()), _location(run))
+    follow = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
+    return outcome_response(follow, run_path(run))
 
 
 @blueprint.get("/threads/<thread_id>/runs/<run_id>/stream")
@@ -203,13 +201,13 @@ def join_stream(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     """Join a run's stream. `Last-Event-ID` (exclusive; -1 or 0 from the start) resumes one that
     was made with `stream_resumable`."""
     run = _followed(thread_id, run_id)
-    follow = Follow(
+    follow = follow_run(
         run,
-        cancels_on_disconnect(),
+        cancel_on_disconnect=cancels_on_disconnect(),
         stream_modes=_modes(query.get("stream_mode")),
         after=position_to_join(parts(), run, request.headers.get("Last-Event-ID")),
     )
-    return stream_response(follow, _location(run))
+    return stream_response(follow, run_path(run))
 
 
 def _followed(thread_id: str, run_id: str) -> RunRow:

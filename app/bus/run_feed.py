@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
@@ -32,6 +33,7 @@ EndedRuns = Callable[[Sequence[UUID]], "dict[UUID, str | None]"]
 #: Entries read of one log at a time.
 _BATCH = 64
 _SWEEP_SECONDS = 1.0
+_DUE = -math.inf
 #: What a slow client may be behind before it is fed no more; it goes on where it stopped as soon as
 #: it has made room.
 _BUFFER_EVENTS = 2_000
@@ -44,7 +46,8 @@ class Subscription:
     """One client's view of one run: events after a position, and the end.
 
     `events=False` is for those who only wait for the end. There may be very many of these, so a
-    subscription is small: what it waits at is a bare lock, taken until something happens.
+    subscription is small: what it waits at is a bare lock, taken until something happens, and a
+    wait has no timer of its own: the feed, which looks at everybody once a second, ends it.
     """
 
     __slots__ = (
@@ -56,8 +59,10 @@ class Subscription:
         "client_left",
         "end_status",
         "ended",
+        "has_row",
         "position",
         "run_id",
+        "wake_at",
         "wants_events",
     )
 
@@ -66,6 +71,8 @@ class Subscription:
     ) -> None:
         self.run_id = run_id
         self.position = after
+        #: False until the run has been accepted: its row is not there yet, and not gone either.
+        self.has_row = True
         self.wants_events = events
         self.ended = False
         #: What the log says the run ended as; None when it does not say, or was rolled back.
@@ -73,39 +80,54 @@ class Subscription:
         self.client_left = False
         self._on_room = on_room
         self._paused = False
-        self._buffer: deque[Event] = deque()
+        self._buffer: list[Event] = []
         self._size = 0
+        #: When the feed ends the wait, by the monotonic clock.
+        self.wake_at = math.inf
         self._gate = threading.Lock()
         self._gate.acquire()
 
-    def take(self, timeout: float) -> list[Event]:
-        """The events that have come; none: nothing came within `timeout` seconds, the run has
-        ended, or the client has left."""
-        deadline = time.monotonic() + timeout
+    def take(self, until: float) -> list[Event]:
+        """The events that have come; none: nothing came until that moment (to the second, on the
+        monotonic clock), the run has ended, or the client has left."""
         while not self._buffer and not self.ended and not self.client_left:
-            left = deadline - time.monotonic()
-            if left <= 0 or not self._gate.acquire(timeout=left):
+            if not self._wait(until):
                 break
-        taken: list[Event] = []
-        size = 0
-        while self._buffer and size < _TAKE_BYTES:
-            event = self._buffer.popleft()
+        count = size = 0
+        for event in self._buffer:
+            if size >= _TAKE_BYTES:
+                break
             size += len(event.data)
-            taken.append(event)
+            count += 1
+        taken = self._buffer[:count]
+        del self._buffer[:count]
         self._size -= size
         if self._paused and self._has_room(2):
             self._paused = False
             self._on_room(self.run_id)
         return taken
 
-    def wait_for_end(self, timeout: float) -> bool:
-        """True when the run has ended or the client left; False after `timeout`."""
-        deadline = time.monotonic() + timeout
+    def wait_for_end(self, until: float) -> bool:
+        """True when the run has ended or the client left; False when that moment has come."""
         while not self.ended and not self.client_left:
-            left = deadline - time.monotonic()
-            if left <= 0 or not self._gate.acquire(timeout=left):
+            if not self._wait(until):
                 break
         return self.ended or self.client_left
+
+    def _wait(self, until: float) -> bool:
+        """Wait until something happens; False when the moment has come."""
+        if time.monotonic() >= until:
+            return False
+        self.wake_at = until
+        self._gate.acquire()
+        due, self.wake_at = self.wake_at == _DUE, math.inf
+        return not due
+
+    def wake_if_due(self, before: float) -> None:
+        """End a wait whose moment comes before the next time anybody looks."""
+        if before >= self.wake_at:
+            self.wake_at = _DUE
+            self._open_gate()
 
     def _has_room(self, part: int = 1) -> bool:
         few = len(self._buffer) < _BUFFER_EVENTS // part
@@ -178,10 +200,12 @@ class RunFeed:
         self._threads: list[threading.Thread] = []
 
     def subscribe(
-        self, run_id: UUID, *, after: Position = START, events: bool = True
+        self, run_id: UUID, *, after: Position = START, events: bool = True, has_row: bool = True
     ) -> Subscription:
-        """Follow a run. Close with `unsubscribe`."""
+        """Follow a run. Close with `unsubscribe`. Without `has_row` it is yet to be accepted: set
+        the subscription's own `has_row` when it is."""
         subscription = Subscription(run_id, after=after, events=events, on_room=self._poke)
+        subscription.has_row = has_row
         with self._lock:
             self._subscriptions[run_id].add(subscription)
             self._dirty.add(run_id)
@@ -251,6 +275,14 @@ class RunFeed:
         self._poke(run_id)
 
     def _read(self) -> None:
+        while not self._closed.is_set():
+            try:
+                self._read_what_changed()
+            except Exception:  # everybody waits for this loop
+                log.exception("run feed failed, going on")
+                self._closed.wait(_SWEEP_SECONDS)
+
+    def _read_what_changed(self) -> None:
         swept = time.monotonic()
         while not self._closed.is_set():
             self._wake.wait(_SWEEP_SECONDS)
@@ -262,9 +294,16 @@ class RunFeed:
                 swept = time.monotonic()
                 with self._lock:
                     dirty = set(self._subscriptions)
+                self._wake_the_due(swept + _SWEEP_SECONDS)
             self._deliver(dirty)
             if sweep:
                 self._sweep_ends()
+
+    def _wake_the_due(self, before: float) -> None:
+        with self._lock:
+            everybody = [s for followers in self._subscriptions.values() for s in followers]
+        for subscription in everybody:
+            subscription.wake_if_due(before)
 
     def _deliver(self, run_ids: set[UUID]) -> None:
         """Feed every listener of these runs until each is up to date or its buffer is full."""
@@ -301,7 +340,11 @@ class RunFeed:
     def _sweep_ends(self) -> None:
         """The end of a run is in Postgres, whatever became of its log and of its nudges."""
         with self._lock:
-            followed = list(self._subscriptions)
+            followed = [
+                run_id
+                for run_id, followers in self._subscriptions.items()
+                if any(subscription.has_row for subscription in followers)
+            ]
         if not followed:
             return
         try:

@@ -14,6 +14,7 @@ done twice, because an answer that was lost does not tell whether it was done.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -41,6 +42,8 @@ from app.graphs.checkpoint_rows import CheckpointRows
 
 _T = TypeVar("_T")
 _CLAIM_OVER = "BL001"
+#: How long a write that nobody waits for is held back, for others to go with it.
+_GATHER_SECONDS = 0.005
 
 
 class ClaimLost(Exception):
@@ -135,6 +138,8 @@ class RunSaver(_Saver):
         self._own: set[tuple[str, str]] = set()
         self._to_store: deque[Callable[[], CheckpointRows]] = deque()
         self._storing_is_due = False
+        #: Set by whoever waits for what is to be stored.
+        self._hurry = threading.Event()
         self._failure: Exception | None = None
 
     # -- on the database thread -------------------------------------------------------------------
@@ -155,8 +160,15 @@ class RunSaver(_Saver):
                 raise ClaimLost(str(error)) from error
             raise
 
+    def _store_what_gathers(self) -> None:
+        """What is asked for together, as by a step that ends and the next one that begins, is
+        stored together: the first waits a moment for the others."""
+        self._hurry.wait(_GATHER_SECONDS)
+        self._store_what_waits()
+
     def _store_what_waits(self) -> None:
         """Everything that has been asked for so far, in as few statements as can be."""
+        self._hurry.clear()
         self._storing_is_due = False
         if self._failure is not None:
             return
@@ -265,6 +277,7 @@ class RunSaver(_Saver):
     # -- what a synchronous graph calls -----------------------------------------------------------
 
     def _on_its_thread(self, work: Callable[[], _T]) -> _T:
+        self._hurry.set()
         return self._database_thread.submit(work).result()
 
     def _store_now(self) -> None:
@@ -314,6 +327,7 @@ class RunSaver(_Saver):
     # -- what an asynchronous graph calls ---------------------------------------------------------
 
     async def _in_order(self, work: Callable[[], _T]) -> _T:
+        self._hurry.set()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._database_thread, work)
 
@@ -327,7 +341,7 @@ class RunSaver(_Saver):
             await self.flush()
         elif not self._storing_is_due:
             self._storing_is_due = True
-            self._database_thread.submit(self._store_what_waits)
+            self._database_thread.submit(self._store_what_gathers)
 
     async def aget_tuple(self, config: Any) -> CheckpointTuple | None:
         if self._is_empty():

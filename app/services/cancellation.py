@@ -128,7 +128,7 @@ def wait_until_ended(
             if deadline is not None and time.monotonic() >= deadline:
                 return False
             subscriptions[left[0]].rearm()
-            subscriptions[left[0]].wait_for_end(0.5)
+            subscriptions[left[0]].wait_for_end(time.monotonic() + 1.0)
     finally:
         for subscription in subscriptions.values():
             parts.feed.unsubscribe(subscription)

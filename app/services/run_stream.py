@@ -35,6 +35,8 @@ _T = TypeVar("_T")
 #: and says whether the client has left.
 WatchClient = Callable[[Callable[[], None]], Callable[[], bool]]
 
+#: Has the web server send what stands before the body: which run it is, while it has not started.
+HEADERS = b""
 HEARTBEAT = b": heartbeat\n\n"
 KEEP_ALIVE = b"\n"
 #: How often a Postgres that is away is asked again.
@@ -50,9 +52,12 @@ _MODE_EVENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """How a client follows a run."""
+    """How a client follows a run. There may be very many, each as long as its run: no rows here."""
 
-    run: Run
+    thread_id: UUID
+    run_id: UUID
+    #: Events have ids, and can be asked for again.
+    resumable: bool
     cancel_on_disconnect: bool = False
     #: None: every event the run emits.
     stream_modes: tuple[str, ...] | None = None
@@ -61,9 +66,24 @@ class Follow:
     #: Made before the run could start, so that nothing of it can have been missed.
     subscription: Subscription | None = None
 
-    @property
-    def sends_ids(self) -> bool:
-        return bool(self.run.kwargs.get("resumable"))
+
+def follow_run(
+    run: Run,
+    *,
+    cancel_on_disconnect: bool,
+    stream_modes: tuple[str, ...] | None = None,
+    after: Position = START,
+    subscription: Subscription | None = None,
+) -> Follow:
+    return Follow(
+        thread_id=run.thread_id,
+        run_id=run.run_id,
+        resumable=bool(run.kwargs.get("resumable")),
+        cancel_on_disconnect=cancel_on_disconnect,
+        stream_modes=stream_modes,
+        after=after,
+        subscription=subscription,
+    )
 
 
 def follow_new_run(
@@ -71,14 +91,16 @@ def follow_new_run(
 ) -> Follow:
     """Accept a run and follow it from before its start. Raises what `create_run` raises."""
     if request.chosen_id is not None:  # it may have been accepted before, and be over
-        return Follow(create_run(parts, request), cancel_on_disconnect)
-    subscription = parts.feed.subscribe(request.run_id, events=events)
+        run = create_run(parts, request)
+        return follow_run(run, cancel_on_disconnect=cancel_on_disconnect)
+    subscription = parts.feed.subscribe(request.run_id, events=events, has_row=False)
     try:
         run = create_run(parts, request)
     except BaseException:
         parts.feed.unsubscribe(subscription)
         raise
-    return Follow(run, cancel_on_disconnect, subscription=subscription)
+    subscription.has_row = True
+    return follow_run(run, cancel_on_disconnect=cancel_on_disconnect, subscription=subscription)
 
 
 def position_to_join(parts: Parts, run: Run, last_event_id: str | None) -> Position:
@@ -100,28 +122,61 @@ def position_to_join(parts: Parts, run: Run, last_event_id: str | None) -> Posit
         return START
 
 
-def stream_events(parts: Parts, follow: Follow, watch: WatchClient) -> Iterator[bytes]:
+class Following:
+    """The body of a response that follows a run. Made in the view, so that what waits is shallow;
+    close it, read or not."""
+
+    def __init__(self, parts: Parts, subscription: Subscription, chunks: Generator[bytes]) -> None:
+        self._parts = parts
+        self._subscription = subscription
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        self._chunks.close()
+        self._parts.feed.unsubscribe(self._subscription)
+
+
+def stream_events(parts: Parts, follow: Follow, watch: WatchClient) -> Following:
     """Server-sent events until the run has ended, and a heartbeat comment now and then."""
-    subscription = follow.subscription or parts.feed.subscribe(
-        follow.run.run_id, after=follow.after
-    )
+    subscription = follow.subscription or parts.feed.subscribe(follow.run_id, after=follow.after)
+    may_be_over = False
+    if follow.subscription is None:
+        try:
+            _end_if_over(parts, subscription)
+        except Unavailable:
+            may_be_over = True
+    return Following(parts, subscription, _stream(parts, follow, watch, subscription, may_be_over))
+
+
+def _stream(
+    parts: Parts,
+    follow: Follow,
+    watch: WatchClient,
+    subscription: Subscription,
+    may_be_over: bool,
+) -> Generator[bytes]:
     stop_watching = watch(subscription.leave)
     heartbeat = parts.settings.heartbeat_seconds
     ended = False
     try:
-        if follow.subscription is None:
+        yield HEADERS
+        if may_be_over:
             yield from _through_outages(HEARTBEAT, partial(_end_if_over, parts, subscription))
         beat_at = time.monotonic() + heartbeat
         while not subscription.drained and not subscription.client_left:
-            events = subscription.take(beat_at - time.monotonic())
+            events = subscription.take(beat_at)
             if frames := _frames(events, follow):
                 yield frames
-            if time.monotonic() >= beat_at:
+            if not events or time.monotonic() >= beat_at:
                 beat_at = time.monotonic() + heartbeat
-                yield HEARTBEAT
+                if not subscription.ended and not subscription.client_left:
+                    yield HEARTBEAT
         ended = subscription.drained
         if ended:
-            ask = partial(_cancelled_marker, parts, follow.run, subscription.end_status)
+            ask = partial(_cancelled_marker, parts, follow, subscription.end_status)
             if marker := (yield from _through_outages(HEARTBEAT, ask)):
                 yield marker
     finally:
@@ -131,15 +186,21 @@ def stream_events(parts: Parts, follow: Follow, watch: WatchClient) -> Iterator[
             _cancel_if_asked(parts, follow)
 
 
-def wait_for_outcome(parts: Parts, follow: Follow, watch: WatchClient) -> Iterator[bytes]:
+def wait_for_outcome(parts: Parts, follow: Follow, watch: WatchClient) -> Following:
     """A newline now and then so that proxies do not cut, then the outcome as JSON."""
-    run = follow.run
-    subscription = follow.subscription or parts.feed.subscribe(run.run_id, events=False)
+    subscription = follow.subscription or parts.feed.subscribe(follow.run_id, events=False)
+    return Following(parts, subscription, _wait(parts, follow, watch, subscription))
+
+
+def _wait(
+    parts: Parts, follow: Follow, watch: WatchClient, subscription: Subscription
+) -> Generator[bytes]:
     stop_watching = watch(subscription.leave)
+    heartbeat = parts.settings.heartbeat_seconds
+    ask = partial(outcome_of, parts, follow.thread_id, follow.run_id)
     ended = False
     try:
-        beat_at = time.monotonic() + parts.settings.heartbeat_seconds
-        ask = partial(outcome_of, parts, run.thread_id, run.run_id)
+        yield HEADERS
         may_have_ended = follow.subscription is None
         while not subscription.client_left:
             if may_have_ended:
@@ -152,9 +213,8 @@ def wait_for_outcome(parts: Parts, follow: Follow, watch: WatchClient) -> Iterat
                     ended = True
                     yield to_json(outcome)
                     break
-            may_have_ended = subscription.wait_for_end(beat_at - time.monotonic())
-            if time.monotonic() >= beat_at:
-                beat_at = time.monotonic() + parts.settings.heartbeat_seconds
+            may_have_ended = subscription.wait_for_end(time.monotonic() + heartbeat)
+            if not may_have_ended:
                 yield KEEP_ALIVE
     finally:
         client_left = stop_watching()
@@ -174,7 +234,7 @@ def _through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, Non
         time.sleep(_OUTAGE_SECONDS)
 
 
-def _cancelled_marker(parts: Parts, run: Run, end_status: str | None) -> bytes | None:
+def _cancelled_marker(parts: Parts, follow: Follow, end_status: str | None) -> bytes | None:
     """The last event of a run that was cancelled: `end`, with what it was cancelled by.
 
     Both SDKs pass over an event of this name: JavaScript's has no handler for it, Python's takes it
@@ -183,8 +243,8 @@ def _cancelled_marker(parts: Parts, run: Run, end_status: str | None) -> bytes |
     if end_status not in (None, RunStatus.INTERRUPTED):
         return None
     with parts.database.connection() as conn:
-        now = run_rows.get_thread_run(conn, run.thread_id, run.run_id, ended_stateless=True)
-        reason = run_rows.rollback_reason(conn, run.run_id) if now is None else now.cancel_reason
+        now = run_rows.get_thread_run(conn, follow.thread_id, follow.run_id, ended_stateless=True)
+        reason = run_rows.rollback_reason(conn, follow.run_id) if now is None else now.cancel_reason
     if now is not None and now.status != RunStatus.INTERRUPTED:
         return None
     status = "rollback" if now is None else RunStatus.INTERRUPTED
@@ -217,15 +277,14 @@ def _cancel_if_asked(parts: Parts, follow: Follow) -> None:
     """Cancel for a client that closed its socket. A server that stops is not a client that left."""
     if not follow.cancel_on_disconnect:
         return
-    run = follow.run
-    filter_ = CancelFilter(thread_id=run.thread_id, run_ids=[run.run_id])
+    filter_ = CancelFilter(thread_id=follow.thread_id, run_ids=[follow.run_id])
     owed = while_unavailable(_OWED_SECONDS)
     owed(cancel_runs, parts, filter_, CancelAction.INTERRUPT, disconnect_reason())
 
 
 def _frames(events: Iterable[Event], follow: Follow) -> bytes:
     """Events on the wire, those that the client wants."""
-    with_ids = follow.sends_ids
+    with_ids = follow.resumable
     modes = follow.stream_modes
     return b"".join(
         frame(event, with_id=with_ids) for event in events if is_wanted(event.name, modes)

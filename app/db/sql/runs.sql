@@ -23,8 +23,11 @@ WITH unchanged AS MATERIALIZED (
     SELECT assistant_id FROM assistant
     WHERE assistant_id = %(assistant_id)s AND updated_at = %(assistant_updated_at)s
 ), made_thread AS (
-    INSERT INTO thread (thread_id, metadata)
-    SELECT %(thread_id)s, '{}' FROM unchanged WHERE %(new_thread)s
+    -- With what the claim would otherwise have to set.
+    INSERT INTO thread (thread_id, config, metadata)
+    SELECT %(thread_id)s, %(thread_config)s,
+        jsonb_build_object('graph_id', %(graph_id)s::text, 'assistant_id', %(assistant_id)s::uuid)
+    FROM unchanged WHERE %(new_thread)s
     RETURNING thread_id
 ), found_thread AS (
     SELECT t.thread_id FROM thread t, unchanged
@@ -133,6 +136,9 @@ WITH locked AS (
         updated_at = now()
     FROM claimed c
     WHERE t.thread_id = c.thread_id AND t.hidden_at IS NULL
+      AND (t.config <> c.thread_config
+           OR (t.metadata ->> 'graph_id', t.metadata ->> 'assistant_id')
+              IS DISTINCT FROM (c.graph_id, c.assistant_id::text))
 )
 SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
        timeout_seconds,
