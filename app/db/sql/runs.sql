@@ -147,7 +147,7 @@ FROM claimed
 
 -- name: held_run
 SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
-       timeout_seconds, true AS has_checkpoints
+       timeout_seconds, belay_has_checkpoints(thread_id) AS has_checkpoints
 FROM run
 WHERE run_id = %(run_id)s AND status = 'running' AND lease_owner = %(owner)s
 
