@@ -19,6 +19,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from app import fault_points
+from app.bus.client import RedisError
 from app.db import runs as run_rows
 from app.db.connection import OUTAGE, Connection
 from app.domain.runs import Claim, ClaimedRun, Durability, Ending, RunStatus
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _FLUSH_SECONDS = 2.0
+#: Of what an earlier attempt has said, enough to know what its last step has.
+_NEWEST_ENTRIES = 64
 
 
 def attempt_run(child: Child, run_id: UUID) -> None:
@@ -112,9 +115,16 @@ def _on_the_row(child: Child, claim: Claim, write: Callable[[Connection], _T]) -
 class _Prepared:
     """An attempt's saver, and its graph once `execute` has opened it."""
 
-    def __init__(self, saver: RunSaver, resumes: bool) -> None:
+    def __init__(
+        self,
+        saver: RunSaver,
+        *,
+        resumes: bool = False,
+        said_before: frozenset[tuple[str, bytes]] = frozenset(),
+    ) -> None:
         self.saver = saver
         self.resumes = resumes
+        self.said_before = said_before
         self.execution: Execution | None = None
 
 
@@ -133,13 +143,35 @@ def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
         before_checkpoint=(lambda: child.events.flush(_FLUSH_SECONDS)) if resumable else None,
     )
     if claimed.claim_no == 1:
-        return _Prepared(saver, resumes=False)
+        return _Prepared(saver)
 
     def last_checkpoint(conn: Connection) -> str | None:
         return run_rows.last_checkpoint_of_run(conn, claimed.thread_id, claimed.run_id)
 
     checkpoint = child.database.run(last_checkpoint, keep_waiting=unasked)
-    return _Prepared(saver, resumes=checkpoint is not None)
+    if checkpoint is None:
+        return _Prepared(saver)
+    said_before = _said_before(child, claimed) if resumable else frozenset()
+    return _Prepared(saver, resumes=True, said_before=said_before)
+
+
+def _said_before(child: Child, claimed: ClaimedRun) -> frozenset[tuple[str, bytes]]:
+    """What earlier attempts have said, of a run whose stream can be asked for again: the updates
+    of the newest events, and of the values only the last."""
+    try:
+        newest = child.event_log.read_newest(claimed.run_id, count=_NEWEST_ENTRIES)
+    except RedisError as error:
+        log.warning("events of run %s may be said twice: %s", claimed.run_id, error)
+        return frozenset()
+    values: dict[str, bytes] = {}
+    updates = set()
+    for event in newest:
+        mode = event.name.partition("|")[0]
+        if mode == "values":
+            values[event.name] = event.data
+        elif mode == "updates":
+            updates.add((event.name, event.data))
+    return frozenset({*values.items(), *updates})
 
 
 def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending | None:
@@ -184,6 +216,7 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
             resumes=prepared.resumes,
             attempt=claimed.attempts,
             redact_errors=child.settings.redact_errors,
+            said_before=prepared.said_before,
         )
         fault_points.reached(FaultPoint.GRAPH_LOADED, claimed.run_id)
         return await graph_executor.execute(prepared.execution, emit)

@@ -62,14 +62,14 @@ class Child:
         )
         keys = Keys(settings.redis_prefix)
         client = connect_redis(settings)
-        event_log = EventLog(
+        self.event_log = EventLog(
             client,
             keys,
             ttl_seconds=settings.event_log_ttl_seconds,
             max_events=settings.event_log_max_events,
         )
-        self.announcer = Announcer(event_log, CancelFlags(client, keys), doorbell)
-        self.events = EventWriter(event_log)
+        self.announcer = Announcer(self.event_log, CancelFlags(client, keys), doorbell)
+        self.events = EventWriter(self.event_log)
         self.database_thread = ThreadPoolExecutor(1, thread_name_prefix="belay-database")
         self.database_thread.submit(lambda: None).result()
         self._nodes = MainThreadExecutor()

@@ -6,9 +6,10 @@ by `emit(name, data)`, and `execute` returns the Ending. It stops by being cance
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import UUID
 
 from langchain_core.messages import (
     AIMessageChunk,
@@ -23,7 +24,13 @@ from app.domain.runs import Ending, RunStatus
 from app.graphs.checkpoints import CheckpointsUnavailable, ClaimLost, RunSaver
 from app.graphs.registry import Graph
 from app.graphs.serde import to_json, to_plain
-from app.graphs.thread_state import bound, output_values, read_resting, streamed_interrupt
+from app.graphs.thread_state import (
+    bound,
+    checkpoint_address,
+    output_values,
+    read_resting,
+    streamed_interrupt,
+)
 
 Emit = Callable[[str, bytes], None]
 
@@ -34,7 +41,14 @@ _LANGGRAPH_MODES = {
     "custom": "custom",
     "messages": "messages",
     "messages-tuple": "messages",
+    "debug": "debug",
+    "tasks": "tasks",
+    "checkpoints": "checkpoints",
 }
+#: Made from LangChain's own events, around everything else.
+_EVENTS = "events"
+#: Checkpoints of a thread that nobody can ask for are nobody's business.
+_CHECKPOINT_MODES = ("checkpoints", "debug")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +62,18 @@ class Execution:
     resumes: bool
     attempt: int
     redact_errors: bool
+    #: Events of earlier attempts, of a run that can be streamed again.
+    said_before: frozenset[tuple[str, bytes]] = frozenset()
 
     @property
     def config(self) -> dict[str, Any]:
         config = dict(self.kwargs["config"])
-        configurable = {"checkpoint_ns": "", **config["configurable"]}
+        configurable = dict(config["configurable"])
         if self.resumes:
-            for key in ("checkpoint_id", "checkpoint_map"):
+            for key in ("checkpoint_id", "checkpoint_map", "checkpoint_ns"):
                 configurable.pop(key, None)
-            configurable["checkpoint_ns"] = ""
         config["configurable"] = configurable
+        config.setdefault("run_name", configurable["graph_id"])
         config["metadata"] = {**config.get("metadata", {}), "run_attempt": self.attempt}
         return config
 
@@ -106,6 +122,11 @@ class _Stream:
     saw_values: bool = False
     interrupted: bool = False
     messages: dict[str, BaseMessageChunk] = field(default_factory=dict)
+    #: The thread ends with the run.
+    temporary: bool = False
+    #: What an earlier attempt has put on the stream already, as (name, data).
+    said_before: frozenset[tuple[str, bytes]] = frozenset()
+    has_values: set[str] = field(default_factory=set)
 
     def take(self, namespace: tuple[str, ...], mode: str, data: Any) -> None:
         if mode == "messages":
@@ -117,8 +138,37 @@ class _Stream:
             data = self._output(namespace, data)
         elif mode == "updates" and isinstance(data, dict) and INTERRUPT in data:
             data = {**data, INTERRUPT: [streamed_interrupt(i) for i in data[INTERRUPT]]}
+        elif mode in _CHECKPOINT_MODES:
+            if self.temporary and _is_checkpoint(mode, data):
+                return
+            if mode == "debug":
+                data = _with_addresses(data)
         if mode in self.modes:
-            self.emit(_event_name(mode, namespace), to_json(data))
+            name, encoded = _event_name(mode, namespace), to_json(data)
+            if not self._was_said(mode, name, data, encoded):
+                self.emit(name, encoded)
+
+    def _was_said(self, mode: str, name: str, data: Any, encoded: bytes) -> bool:
+        """A run that goes on after its worker was lost begins with where it is: the values so far,
+        and the updates of tasks whose step had not ended. What an earlier attempt has said of that
+        is not said again."""
+        if not self.said_before:
+            return False
+        if mode == "values":
+            first = name not in self.has_values
+            self.has_values.add(name)
+            return first and (name, encoded) in self.said_before
+        if mode != "updates":
+            return False
+        if not isinstance(data, dict) or not data.get("__metadata__", {}).get("cached"):
+            self.said_before = frozenset()  # it has begun to do something new
+            return False
+        update = {key: value for key, value in data.items() if key != "__metadata__"}
+        return (name, to_json(update)) in self.said_before
+
+    def take_event(self, event: Mapping[str, Any]) -> None:
+        """One of LangChain's events."""
+        self.emit(_EVENTS, to_json(event))
 
     def _output(self, namespace: tuple[str, ...], data: Any) -> Any:
         """A root graph shows its output schema, in values as in what `wait` answers."""
@@ -154,6 +204,32 @@ class _Stream:
         self.emit(_event_name("messages/partial", namespace), to_json([shown]))
 
 
+def _is_checkpoint(mode: str, data: Any) -> bool:
+    return mode == "checkpoints" or data["type"] == "checkpoint"
+
+
+def _with_addresses(data: dict[str, Any]) -> dict[str, Any]:
+    """A debug event, with the addresses of checkpoints as the API writes them."""
+    payload = data["payload"]
+    if data["type"] != "checkpoint":
+        return data
+    tasks = [_with_address(task) for task in payload["tasks"]]
+    addresses = {
+        "checkpoint": checkpoint_address(payload["config"]),
+        "parent_checkpoint": checkpoint_address(payload["parent_config"]),
+    }
+    return {**data, "payload": {**payload, "tasks": tasks, **addresses}}
+
+
+def _with_address(task: dict[str, Any]) -> dict[str, Any]:
+    """A task that is a subgraph has the address of the subgraph's checkpoints for its state."""
+    state = task.get("state")
+    if not isinstance(state, dict) or "configurable" not in state:
+        return task
+    rest = {key: value for key, value in task.items() if key != "state"}
+    return {**rest, "checkpoint": dict(state["configurable"])}
+
+
 def _with_interrupts(shown: Any, data: Any) -> Any:
     if isinstance(data, dict) and INTERRUPT in data:
         interrupts = [streamed_interrupt(i) for i in data[INTERRUPT]]
@@ -162,30 +238,28 @@ def _with_interrupts(shown: Any, data: Any) -> Any:
 
 
 def _event_name(mode: str, namespace: tuple[str, ...]) -> str:
-    return "|".join([mode, *namespace])
+    """A name is one line, whatever a node is called."""
+    return " ".join("|".join([mode, *namespace]).splitlines())
 
 
 async def execute(execution: Execution, emit: Emit) -> Ending:
     """Run the graph to its end. Raises asyncio.CancelledError when told to stop, ClaimLost and
     CheckpointsUnavailable when the attempt must end without an ending of its own."""
     graph = bound(execution.graph, execution.saver)
-    kwargs = execution.kwargs
-    modes = tuple(kwargs["stream_mode"])
-    stream = _Stream(emit, modes, graph)
-    wanted = dict.fromkeys(["values", *(_LANGGRAPH_MODES[mode] for mode in modes)])
+    modes = tuple(execution.kwargs["stream_mode"])
+    stream = _Stream(
+        emit,
+        modes,
+        graph,
+        temporary=bool(execution.kwargs["temporary"]),
+        said_before=execution.said_before,
+    )
+    wanted = ["values", *(_LANGGRAPH_MODES[mode] for mode in modes if mode != _EVENTS)]
     try:
-        async for part in graph.astream(  # type: ignore[call-overload]
-            execution.input,
-            execution.config,
-            context=execution.context,
-            stream_mode=list(wanted),
-            interrupt_before=_nodes(kwargs.get("interrupt_before")),
-            interrupt_after=_nodes(kwargs.get("interrupt_after")),
-            durability=kwargs["durability"],
-            subgraphs=bool(kwargs["subgraphs"]),
-        ):
-            namespace, mode, data = part if kwargs["subgraphs"] else ((), *part)
-            stream.take(namespace, mode, data)
+        if _EVENTS in modes:
+            await _stream_events(graph, execution, stream, wanted)
+        else:
+            await _stream(graph, execution, stream, wanted)
         await execution.saver.flush()
     except (ClaimLost, CheckpointsUnavailable):
         raise
@@ -194,6 +268,47 @@ async def execute(execution: Execution, emit: Emit) -> Ending:
         emit("error", to_json(described))
         return await _failed(graph, execution, described)
     return await _finished(graph, execution, stream)
+
+
+def _options(execution: Execution, modes: Sequence[str]) -> dict[str, Any]:
+    kwargs = execution.kwargs
+    return {
+        "context": execution.context,
+        "stream_mode": list(dict.fromkeys(modes)),
+        "interrupt_before": _nodes(kwargs.get("interrupt_before")),
+        "interrupt_after": _nodes(kwargs.get("interrupt_after")),
+        "durability": kwargs["durability"],
+        "subgraphs": bool(kwargs["subgraphs"]),
+    }
+
+
+async def _stream(
+    graph: Graph, execution: Execution, stream: _Stream, modes: Sequence[str]
+) -> None:
+    options = _options(execution, modes)
+    parts = graph.astream(execution.input, execution.config, **options)  # type: ignore[call-overload]
+    async for part in parts:
+        _take_part(stream, execution, part)
+
+
+async def _stream_events(
+    graph: Graph, execution: Execution, stream: _Stream, modes: Sequence[str]
+) -> None:
+    """Everything that runs says when it starts and ends, with the graph's own stream in between."""
+    run_id = UUID(execution.kwargs["config"]["configurable"]["run_id"])
+    config = {**execution.config, "run_id": run_id}
+    options = _options(execution, modes)
+    said = graph.astream_events(execution.input, config, version="v2", **options)  # type: ignore[call-overload]
+    async for event in said:
+        if event["event"] == "on_chain_stream" and not event["parent_ids"]:
+            _take_part(stream, execution, event["data"]["chunk"])
+        else:
+            stream.take_event(event)
+
+
+def _take_part(stream: _Stream, execution: Execution, part: Any) -> None:
+    namespace, mode, data = part if execution.kwargs["subgraphs"] else ((), *part)
+    stream.take(namespace, mode, data)
 
 
 def _nodes(names: Any) -> Any:

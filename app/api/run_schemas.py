@@ -11,9 +11,17 @@ from app.api.fields import Boolean, Integer, Number, Object, StringList, Uuid, o
 from app.api.thread_schemas import Checkpoint
 from app.domain.runs import CancelAction, Durability, MultitaskStrategy, RunStatus
 
-STREAM_MODES = ("values", "updates", "messages", "messages-tuple", "custom")
-#: Modes of LangGraph that are not served yet; asked for, the answer says so.
-_LATER_MODES = ("events", "debug", "tasks", "checkpoints", "tools", "lifecycle")
+STREAM_MODES = (
+    "values",
+    "updates",
+    "messages",
+    "messages-tuple",
+    "custom",
+    "events",
+    "debug",
+    "tasks",
+    "checkpoints",
+)
 
 
 class StreamModes(StringList):
@@ -22,8 +30,6 @@ class StreamModes(StringList):
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         modes = super()._deserialize(value, attr, data, **kwargs)
         for mode in modes:
-            if mode in _LATER_MODES:
-                raise ma.ValidationError(f"stream mode '{mode}' is not supported yet")
             if mode not in STREAM_MODES:
                 raise ma.ValidationError(f"'{mode}' is not one of {', '.join(STREAM_MODES)}")
         return list(dict.fromkeys(modes))

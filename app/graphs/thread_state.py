@@ -154,8 +154,8 @@ def streamed_interrupt(interrupt: Any) -> dict[str, Any]:
 
 def state_of(snapshot: StateSnapshot) -> dict[str, Any]:
     """A snapshot as the API's ThreadState."""
-    checkpoint = _checkpoint(snapshot.config)
-    parent = _checkpoint(snapshot.parent_config)
+    checkpoint = checkpoint_address(snapshot.config)
+    parent = checkpoint_address(snapshot.parent_config)
     if snapshot.metadata is None and snapshot.created_at is None:
         checkpoint_id = (snapshot.config or {}).get("configurable", {}).get("checkpoint_id")
         empty = copy.deepcopy(EMPTY_STATE)
@@ -176,7 +176,8 @@ def state_of(snapshot: StateSnapshot) -> dict[str, Any]:
     }
 
 
-def _checkpoint(config: Any) -> dict[str, Any] | None:
+def checkpoint_address(config: Any) -> dict[str, Any] | None:
+    """Of a checkpoint's config, what addresses it."""
     if not config:
         return None
     configurable = config["configurable"]
