@@ -20,6 +20,7 @@ from uuid import UUID
 
 from app import fault_points
 from app.bus.client import RedisError
+from app.bus.event_log import Started
 from app.db import runs as run_rows
 from app.db.connection import OUTAGE, Connection
 from app.domain.runs import Claim, ClaimedRun, Durability, Ending, RunStatus
@@ -84,7 +85,7 @@ def _attempt(child: Child, claimed: ClaimedRun) -> None:
     limit = claimed.timeout_seconds or child.settings.run_timeout_seconds
     child.slot.running(claimed.claim, claimed.thread_id, time.monotonic() + limit)
     fault_points.reached(FaultPoint.CLAIMED, claimed.run_id)
-    child.events.begin(claimed.claim)
+    child.events.begin(claimed.claim, _started(claimed))
     child.events.emit(
         "metadata", to_json({"run_id": str(claimed.run_id), "attempt": claimed.attempts})
     )
@@ -97,6 +98,13 @@ def _attempt(child: Child, claimed: ClaimedRun) -> None:
         fault_points.reached(FaultPoint.END_COMMITTED, claimed.run_id)
         child.announcer.announce([end])
         fault_points.reached(FaultPoint.END_ANNOUNCED, claimed.run_id)
+
+
+def _started(claimed: ClaimedRun) -> Started | None:
+    """What the thread's log says; nobody can follow the thread of a stateless run."""
+    if claimed.temporary:
+        return None
+    return Started(claimed.thread_id, bool(claimed.kwargs["resumable"]))
 
 
 def _unasked(child: Child, claim: Claim) -> Callable[[], bool]:

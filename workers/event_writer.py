@@ -13,7 +13,7 @@ import time
 from collections import deque
 
 from app.bus.client import RedisError
-from app.bus.event_log import Event, EventLog, Position
+from app.bus.event_log import Event, EventLog, Position, Started
 from app.domain.runs import Claim
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class EventWriter:
         self._waiting_bytes = 0
         self._claim: Claim | None = None
         self._seq = 0
+        self._started: Started | None = None
         self._written = threading.Condition()
         self._wake = threading.Event()
         #: Set while somebody waits for everything to be written.
@@ -46,9 +47,11 @@ class EventWriter:
         self._thread = threading.Thread(target=self._write, name="belay-events", daemon=True)
         self._thread.start()
 
-    def begin(self, claim: Claim) -> None:
+    def begin(self, claim: Claim, started: Started | None = None) -> None:
+        """The events that follow are this attempt's. `started` goes out with the first of them."""
         self._claim = claim
         self._seq = 0
+        self._started = started
 
     def emit(self, name: str, data: bytes) -> None:
         """Queue one event of the current run; dropped when Redis is far behind."""
@@ -105,8 +108,10 @@ class EventWriter:
         if time.monotonic() < self._paused_until:
             return
         run_id = batch[0][0].run_id
+        events = [event for _, event in batch]
+        started = self._started if events[0].position.seq == 1 else None
         try:
-            self._event_log.append(run_id, [event for _, event in batch])
+            self._event_log.append(run_id, events, started=started)
         except RedisError as error:
             log.warning("%d events of run %s not written: %s", len(batch), run_id, error)
             self._paused_until = time.monotonic() + _PAUSE_SECONDS

@@ -13,6 +13,7 @@ from app.api import (
     system,
     thread_runs,
     thread_states,
+    thread_streams,
     threads,
 )
 from app.api.error_schemas import Error
@@ -53,6 +54,7 @@ def create_api(parts: Parts) -> Flask:
         assistants,
         threads,
         thread_states,
+        thread_streams,
         thread_runs,
         stateless_runs,
         bulk_runs,

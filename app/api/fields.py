@@ -90,3 +90,13 @@ def query_flag(name: str, *also: str) -> bool:
     """A switch in the query string: 1, true or yes, whatever the case."""
     value = request.args.get(name, "").strip().lower()
     return value in (*_TRUE, *also)
+
+
+def query_list(asked: list[str] | None) -> list[str]:
+    """The reference takes `mode=a&mode=b`, `mode=a,b` and a JSON list."""
+    return [
+        item.strip(" \"'")
+        for value in asked or []
+        for item in value.strip("[] ").split(",")
+        if item.strip(" \"'")
+    ]

@@ -19,7 +19,8 @@ from app.services.run_stream import Follow, WatchClient, stream_events, wait_for
 _LONGEST_KEY = 255
 #: What libev calls a socket that can be read.
 _READABLE = 1
-_STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+STREAM_TYPE = "text/event-stream; charset=utf-8"
+STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 def run_body(run: Run, fields: Sequence[str] = RUN_FIELDS) -> dict[str, Any]:
@@ -45,17 +46,17 @@ def run_response(run: Run, location: str) -> Response:
 def stream_response(follow: Follow, location: str) -> Response:
     """Server-sent events. `location` is the run's own; the stream can be joined again below it."""
     headers = {
-        **_STREAM_HEADERS,
+        **STREAM_HEADERS,
         "location": f"{run_path(follow)}/stream",
         "content-location": location,
     }
     body = stream_events(parts(), follow, watch_client())
-    return Response(body, 200, headers, content_type="text/event-stream; charset=utf-8")
+    return Response(body, 200, headers, content_type=STREAM_TYPE)
 
 
 def outcome_response(follow: Follow, location: str) -> Response:
     headers = {
-        **_STREAM_HEADERS,
+        **STREAM_HEADERS,
         "location": f"{run_path(follow)}/join",
         "content-location": location,
     }

@@ -9,7 +9,7 @@ from uuid import UUID
 from flask import Response, request
 
 from app.api.error_schemas import Error
-from app.api.fields import path_uuid
+from app.api.fields import path_uuid, query_list
 from app.api.json_body import Blueprint, json_response
 from app.api.parts import parts
 from app.api.run_responses import (
@@ -221,15 +221,7 @@ def _followed(thread_id: str, run_id: str) -> RunRow:
 
 
 def _modes(asked: list[str] | None) -> tuple[str, ...] | None:
-    """The reference takes `stream_mode=a&stream_mode=b` and a JSON list."""
-    if not asked:
-        return None
-    modes = [
-        mode.strip(" \"'")
-        for item in asked
-        for mode in item.strip("[] ").split(",")
-        if mode.strip(" \"'")
-    ]
+    modes = query_list(asked)
     if unknown := [mode for mode in modes if mode not in STREAM_MODES]:
         raise InvalidRequest(f"Invalid stream mode: {unknown[0]}")
     return tuple(modes) or None

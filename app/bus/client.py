@@ -2,6 +2,7 @@
 
     {prefix}cancel:{run_id}    string   cancel flag of a running run: the action. Expires.
     {prefix}events:{run_id}    stream   the run's event log, ids `<claim_no>-<seq>`. Expires.
+    {prefix}events:{thread_id} stream   the thread's own log: where its runs begin. Expires.
     {prefix}cancels            channel  a nudge: "look at the flag of this run_id"
     {prefix}dirty              channel  a nudge: "the event log of this run_id has grown"
 

@@ -5,6 +5,8 @@ ids, and Redis itself refuses what a worker writes after another has claimed the
 were emitted together share one entry of the stream, which has the last one's id: one entry of many
 costs little more than one of one, for the writer, for Redis and for every reader. The last event is
 the end marker. A log may be lost; the end of a run is always read again from Postgres.
+
+A thread has such a log too, of where its runs begin.
 """
 
 from __future__ import annotations
@@ -22,7 +24,11 @@ from app.bus.client import Keys
 
 #: Name of the event that says a run has ended; its data is {"status": …}. Never sent to a client.
 END = "__end__"
-_END_SEQ = 2**62
+END_SEQ = 2**62
+#: Events of a thread's own log: where its runs begin, and what else happens to it.
+RUN_STARTED = "run_started"
+STATE_UPDATE = "state_update"
+THREAD_DELETED = "thread_deleted"
 #: Redis takes 64 bits; a claim counts from 1, and no log has 10^18 events.
 _ID = re.compile(r"([0-9]{1,18})-([0-9]{1,19})", re.ASCII)
 #: What one entry holds at most, unless a single event is larger.
@@ -70,6 +76,21 @@ class LogEnd:
     error: dict[str, str] | None = None
 
 
+def just_before(position: Position) -> Position:
+    """Of all places before this one, the last."""
+    if position.seq > 0:
+        return Position(position.claim_no, position.seq - 1)
+    return Position(position.claim_no - 1, END_SEQ) if position.claim_no > 0 else START
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An attempt has begun, on a thread that clients may follow."""
+
+    thread_id: UUID
+    resumable: bool
+
+
 class Chunk(NamedTuple):
     """What was read of a log in one go. `more`: there may be more behind it already."""
 
@@ -91,9 +112,19 @@ class EventLog:
         self._ttl_seconds = ttl_seconds
         self._max_events = max_events
 
-    def append(self, run_id: UUID, events: Sequence[Event]) -> None:
-        """Add events in one round trip and tell the readers."""
+    def append(
+        self, run_id: UUID, events: Sequence[Event], *, started: Started | None = None
+    ) -> None:
+        """Add events in one round trip and tell the readers. `started`: they are the first of an
+        attempt, and its thread's log says so."""
         with self._client.pipeline(transaction=False) as pipe:
+            if started is not None:
+                said = {
+                    "run_id": str(run_id),
+                    "claim_no": events[0].position.claim_no,
+                    "resumable": started.resumable,
+                }
+                self._note(pipe, started.thread_id, RUN_STARTED, orjson.dumps(said))
             self._add(pipe, run_id, events, nudge=str(run_id))
             _refuse_all_but_stale(pipe.execute(raise_on_error=False))
 
@@ -119,10 +150,23 @@ class EventLog:
         pipe.execute_command("EXPIRE", key, self._ttl_seconds)
         pipe.execute_command("PUBLISH", self._keys.dirty, nudge)
 
+    def append_to_thread(self, thread_id: UUID, name: str, data: bytes) -> None:
+        """Add to the log of a thread. Its entries have ids of Redis' own making."""
+        with self._client.pipeline(transaction=False) as pipe:
+            self._note(pipe, thread_id, name, data)
+            pipe.execute()
+
+    def _note(self, pipe: Any, thread_id: UUID, name: str, data: bytes) -> None:
+        key = self._keys.event_log(thread_id)
+        fields = (b"e", name.encode(), b"d", data)
+        pipe.execute_command("XADD", key, "MAXLEN", "~", self._max_events, "*", *fields)
+        pipe.execute_command("EXPIRE", key, self._ttl_seconds)
+        pipe.execute_command("PUBLISH", self._keys.dirty, str(thread_id))
+
     def _trim(self, last: Position) -> tuple[str, ...]:
         """Entries hold different numbers of events: the log is cut by sequence, not by length."""
         oldest = last.seq - self._max_events
-        if oldest <= 0 or last.seq >= _END_SEQ - 1:
+        if oldest <= 0 or last.seq >= END_SEQ - 1:
             return ()
         return ("MINID", "~", f"{last.claim_no}-{oldest}")
 
@@ -181,10 +225,10 @@ def _after(last: Position, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) 
 
 
 def _end_events(end: LogEnd) -> list[Event]:
-    last = Event(Position(end.claim_no, _END_SEQ), END, orjson.dumps({"status": end.status}))
+    last = Event(Position(end.claim_no, END_SEQ), END, orjson.dumps({"status": end.status}))
     if end.error is None:
         return [last]
-    said = Event(Position(end.claim_no, _END_SEQ - 1), "error", orjson.dumps(end.error))
+    said = Event(Position(end.claim_no, END_SEQ - 1), "error", orjson.dumps(end.error))
     return [said, last]
 
 

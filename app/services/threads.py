@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from app.bus.client import RedisError
+from app.bus.event_log import STATE_UPDATE, THREAD_DELETED
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import Connection
@@ -18,6 +20,7 @@ from app.domain.threads import Thread, ThreadStatus
 from app.graphs import thread_state
 from app.graphs.checkpoints import ThreadSaver
 from app.graphs.registry import Graph, ProjectError
+from app.graphs.serde import to_json
 from app.services.cancellation import stop_runs
 from app.services.parts import Parts
 from app.services.runs import new_id
@@ -79,6 +82,15 @@ def delete_thread(parts: Parts, thread_id: UUID) -> None:
 
     while not parts.database.transaction(delete_if_idle):
         stop_runs(parts, CancelFilter(thread_id=thread_id), reason)
+    _tell_followers(parts, thread_id, THREAD_DELETED, {})
+
+
+def _tell_followers(parts: Parts, thread_id: UUID, name: str, data: Any) -> None:
+    """For those who follow the thread; it has happened, whether they hear of it or not."""
+    try:
+        parts.event_log.append_to_thread(thread_id, name, to_json(data))
+    except RedisError as error:
+        log.warning("followers of thread %s not told: %s", thread_id, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +258,8 @@ def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[st
     except thread_state.StateRefused as error:
         raise BadRequest(str(error)) from error
     _rest(parts, graph, thread_id, keep_error=False)
+    state = thread_state.read_state(graph, saver, {"configurable": dict(saved)}, subgraphs=False)
+    _tell_followers(parts, thread_id, STATE_UPDATE, {"state": state})
     written = {key: saved.get(key) for key in ("thread_id", "checkpoint_ns", "checkpoint_id")}
     return {
         "checkpoint": written,

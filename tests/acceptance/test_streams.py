@@ -336,7 +336,7 @@ def test_the_clients_stream_to_the_end(make_client, sync_client, thread_id):
     play(make_client, scene)
 
 
-@pytest.mark.parametrize("mode", ["events", "debug", "tasks", "checkpoints", "nope"])
+@pytest.mark.parametrize("mode", ["tools", "lifecycle", "nope"])
 def test_a_mode_that_is_not_served_is_refused_before_anything_runs(http, thread_id, mode):
     body = {"assistant_id": "counter", "input": {"count": 1}, "stream_mode": [mode]}
     detail = refused(http.post(f"/threads/{thread_id}/runs/stream", json=body), 422)

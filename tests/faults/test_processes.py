@@ -166,6 +166,8 @@ def test_belay_dev_leaves_no_process_behind(own_server, own_client, beats, numbe
     assert time.monotonic() - begun < 15
 
 
+# A wait whose server dies goes on at its Location, and the SDK warns that it does.
+@pytest.mark.filterwarnings("ignore:Request failed, attempting reconnect")
 def test_belay_dev_restarts_what_dies_and_says_so(own_server, own_client):
     for name, words in {
         "web": ("gunicorn",),

@@ -1,4 +1,4 @@
-"""The graphs of `make bench`. Any Agent Server can serve this folder, so that two can be compared."""
+"""The graphs of `make bench`. Any Agent Server can serve them, so that two can be compared."""
 
 from __future__ import annotations
 
