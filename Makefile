@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo run test test-full faults lint bench-cancel bench-backlog lock clean
+.PHONY: demo run test test-full test-js faults lint bench bench-cancel bench-backlog lock clean
 
 demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, stop everything.
 	$(BIN)/python -m deploy.demo
@@ -14,8 +14,9 @@ demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, st
 run: $(READY)  ## The server with the example project, until Ctrl-C. PORT=… for another port.
 	$(BIN)/belay dev $(if $(PORT),--port $(PORT))
 
-test: lint  ## Static checks and the whole suite.
+test: lint  ## Static checks and the whole suite; the JavaScript SDK's too, where Node is there.
 	$(BIN)/python -m pytest
+	$(BIN)/python -m tests.js.run --if-there
 
 test-full: lint  ## The same with the long forms: thousands of seeded cases.
 	$(BIN)/python -m pytest --long
@@ -23,11 +24,18 @@ test-full: lint  ## The same with the long forms: thousands of seeded cases.
 faults: $(READY)  ## The monkey, for SECONDS (1500) with SEED; writes fault-report.md.
 	$(BIN)/python -m tests.faults.monkey $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
+test-js: $(READY)  ## The JavaScript SDK against a live server; needs Node 20.
+	$(BIN)/python -m tests.js.run
+
 lint: $(READY)
 	$(BIN)/ruff check app workers deploy tests
 	$(BIN)/ruff format --check app workers deploy tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(READY)  ## How fast everything is, against targets; BASELINE=http://… drives another server too.
+	$(BIN)/python -m tests.bench.speed $(if $(BASELINE),--baseline $(BASELINE)) \
+		$(if $(BASELINE_PID),--baseline-pid $(BASELINE_PID))
 
 bench-cancel: $(READY)  ## How fast each kind of node is stopped, measured at the node.
 	$(BIN)/python -m tests.bench.cancel

@@ -37,7 +37,8 @@ WatchClient = Callable[[Callable[[], None]], Callable[[], bool]]
 
 #: Has the web server send what stands before the body: which run it is, while it has not started.
 HEADERS = b""
-HEARTBEAT = b": heartbeat\n\n"
+#: A comment, and no blank line behind it: the JavaScript SDK would make an event of that.
+HEARTBEAT = b": heartbeat\n"
 KEEP_ALIVE = b"\n"
 #: How often a Postgres that is away is asked again.
 _OUTAGE_SECONDS = 1.0

@@ -187,7 +187,7 @@ class _ThreadStream:
                 events = run.take(time.monotonic() + heartbeat)
                 if frames := self._frames_of_events(started.position, events):
                     yield frames
-                elif not run.ended and not run.client_left:
+                if not events and not run.ended and not run.client_left:
                     yield HEARTBEAT
         finally:
             self._parts.feed.unsubscribe(run)
