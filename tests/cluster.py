@@ -198,7 +198,7 @@ class Cluster:
         """Another worker, not started yet."""
         number = len(self.workers) + 1
         command = [sys.executable, "-m", "celery", "-A", "workers.celery_app", "--quiet", "worker"]
-        command += ["-n", f"worker{number}@%h", "-Q", "runs,heavy", "--loglevel=INFO"]
+        command += ["-n", f"worker{number}@%h", "-Q", "runs,heavy,parents", "--loglevel=INFO"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         log = self.folder / f"worker{number}.log"
         member = Member(f"worker{number}", command, {**self.env, **env}, log, cwd=ROOT)

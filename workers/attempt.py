@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _FLUSH_SECONDS = 2.0
-#: Of what an earlier attempt has said, enough to know what its last step has.
-_NEWEST_ENTRIES = 64
+#: Of what an earlier attempt has said, enough to have what its last steps did.
+_NEWEST_ENTRIES = 1_000
 
 
 def attempt_run(child: Child, run_id: UUID) -> None:
@@ -164,22 +164,18 @@ def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
 
 
 def _said_before(child: Child, claimed: ClaimedRun) -> frozenset[tuple[str, bytes]]:
-    """What earlier attempts have said, of a run whose stream can be asked for again: the updates
-    of the newest events, and of the values only the last."""
+    """The values and updates that earlier attempts have said, of a run whose stream can be asked
+    for again."""
     try:
         newest = child.event_log.read_newest(claimed.run_id, count=_NEWEST_ENTRIES)
     except RedisError as error:
         log.warning("events of run %s may be said twice: %s", claimed.run_id, error)
         return frozenset()
-    values: dict[str, bytes] = {}
-    updates = set()
-    for event in newest:
-        mode = event.name.partition("|")[0]
-        if mode == "values":
-            values[event.name] = event.data
-        elif mode == "updates":
-            updates.add((event.name, event.data))
-    return frozenset({*values.items(), *updates})
+    return frozenset(
+        (event.name, event.data)
+        for event in newest
+        if event.name.partition("|")[0] in ("values", "updates")
+    )
 
 
 def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending | None:

@@ -1,0 +1,192 @@
+"""Streams when something goes wrong: a killed worker, another web process, readers that do not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from urllib.parse import urlsplit
+
+import httpx
+import orjson
+import psutil
+import pytest
+
+from tests.acceptance.playing import frames_of
+from tests.faults.conftest import Probe, long_case
+from tests.waiting import wait_until
+
+STEPS = ["s1", "s2", "s3", "s4"]
+MODES = ["values", "updates", "tasks"]
+
+
+def read(url, thread_id, run_id, last_event_id, count=None):
+    """The frames after an event, all of them or the first `count`."""
+    lines = []
+    with (
+        httpx.Client(base_url=url, timeout=60) as client,
+        client.stream(
+            "GET",
+            f"/threads/{thread_id}/runs/{run_id}/stream",
+            headers={"Last-Event-ID": last_event_id},
+        ) as answer,
+    ):
+        for line in answer.iter_lines():
+            lines.append(line)
+            if count is not None and line == "" and len(frames_of(lines)) >= count:
+                break
+    return frames_of(lines)
+
+
+def position(frame):
+    return tuple(map(int, frame.id.split("-")))
+
+
+@pytest.fixture
+def two_webs(make_cluster):
+    return make_cluster(webs=2, workers=2)
+
+
+@pytest.mark.parametrize("durability", ["sync", "async"])
+def test_a_stream_goes_on_exactly_once_with_the_next_attempt_on_another_web_process(
+    two_webs, tmp_path, durability
+):
+    with httpx.Client(base_url=two_webs.url) as http:
+        thread_id = http.post("/threads", json={}).json()["thread_id"]
+        history = tmp_path / "history"
+        body = {
+            "assistant_id": "probe",
+            "input": {"tag": "t", "history": str(history), "seconds": 0.5},
+            "stream_mode": MODES,
+            "stream_resumable": True,
+            "durability": durability,
+        }
+        run_id = http.post(f"/threads/{thread_id}/runs", json=body).json()["run_id"]
+        first, second = two_webs.urls
+        frames = read(first, thread_id, run_id, "-1", count=3)
+        probe = Probe(two_webs, None, history)
+
+        def in_s3():
+            return [b for b in probe.beats("t") if (b.node, b.event) == ("s3", "start")]
+
+        wait_until(in_s3, 30, "the third step")
+        # With `async`, what a step wrote is kept a moment later; before, it would be done again.
+        state = f"/threads/{thread_id}/state"
+        wait_until(lambda: http.get(state).json()["next"] == ["s3"], 30, "what s2 wrote")
+        os.kill(in_s3()[0].pid, signal.SIGKILL)
+        frames += read(second, thread_id, run_id, frames[-1].id, count=5)
+        frames += read(first, thread_id, run_id, frames[-1].id)
+    attempts = [f.data["attempt"] for f in frames if f.event == "metadata"]
+    assert attempts == [1, 2]
+    assert sorted({position(f) for f in frames}) == [position(f) for f in frames]
+    done = [f.data.get("done", []) for f in frames if f.event == "values"]
+    assert done == [[f"t:{step}" for step in STEPS[:n]] for n in range(5)]
+    updates = [next(iter(f.data)) for f in frames if f.event == "updates"]
+    assert updates == STEPS
+    starts = [f.data["name"] for f in frames if f.event == "tasks" and "input" in f.data]
+    assert starts == ["s1", "s2", "s3", "s3", "s4"]
+    # Again, whole, when it has ended; and on the other web process.
+    for url in two_webs.urls:
+        assert read(url, thread_id, run_id, "-1") == frames
+
+
+def slow_reader(url, path, stack):
+    """A client that has asked for a stream, and does not read it."""
+    parts = urlsplit(url)
+    sock = stack.enter_context(socket.create_connection((parts.hostname, parts.port)))
+    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nLast-Event-ID: -1\r\n\r\n".encode())
+    return sock
+
+
+def web_memory(cluster):
+    members = [member.pid for member in cluster.webs]
+    processes = [psutil.Process(pid) for pid in members]
+    processes += [child for process in processes for child in process.children()]
+    return sum(process.memory_full_info().uss for process in processes)
+
+
+@pytest.mark.parametrize(
+    ("readers", "megabytes"), [(60, 20), long_case(500, 50)], ids=["60", "500"]
+)
+def test_slow_readers_slow_no_run_and_fill_no_memory(cluster, client, readers, megabytes):
+    flood = {"count": megabytes * 100, "size": 10_000}
+    thread_id = client.threads.create()["thread_id"]
+    run = client.runs.create(
+        thread_id, "flood", input=flood, stream_mode="custom", stream_resumable=True
+    )
+    client.runs.join(thread_id, run["run_id"])
+    path = f"/threads/{thread_id}/runs/{run['run_id']}/stream"
+    with ExitStack() as stack:
+        socks = [slow_reader(cluster.url, path, stack) for _ in range(readers)]
+        for _ in range(3):
+            for sock in socks:
+                sock.recv(1)
+        before = web_memory(cluster)
+        begun = time.monotonic()
+        assert client.runs.wait(None, "counter", input={"count": 1}) == {"count": 2}
+        # A stream that is read comes whole while the others stand.
+        frames = read(cluster.url, thread_id, run["run_id"], "-1")
+        assert [f.data["n"] for f in frames if f.event == "custom"] == list(range(flood["count"]))
+        assert time.monotonic() - begun < 60
+        # What each may be behind is bounded, however much there is to read.
+        assert web_memory(cluster) - before < 150e6
+        assert before < 600e6 + readers * 1e6
+
+
+def test_a_reader_that_stood_still_gets_the_rest(cluster, client):
+    thread_id = client.threads.create()["thread_id"]
+    flood = {"count": 800, "size": 10_000}
+    run = client.runs.create(
+        thread_id, "flood", input=flood, stream_mode="custom", stream_resumable=True
+    )
+    path = f"/threads/{thread_id}/runs/{run['run_id']}/stream"
+    with ExitStack() as stack:
+        sock = slow_reader(cluster.url, path, stack)
+        client.runs.join(thread_id, run["run_id"])
+        time.sleep(1.5)  # longer than it takes to fill every buffer on the way
+        received = bytearray()
+        while not received.endswith(b"0\r\n\r\n"):
+            received += sock.recv(65536)
+    numbers = [
+        orjson.loads(line[6:])["n"]
+        for line in bytes(received).split(b"\n")
+        if line.startswith(b'data: {"n"') and line.endswith(b"}")
+    ]
+    assert numbers[0] == 0
+    assert numbers[-1] == flood["count"] - 1
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(30_000, 10), (1, 10_000_000), (5, 3_000_000)], ids=str
+)
+def test_much_at_once_is_batched_and_not_dropped(client, count, size):
+    seen = [
+        (part.data["n"], len(part.data["text"]))
+        for part in client.runs.stream(
+            None, "flood", input={"count": count, "size": size}, stream_mode="custom"
+        )
+        if part.event == "custom"
+    ]
+    assert seen == [(n, size) for n in range(count)]
+
+
+def test_many_follow_one_run_and_all_see_the_same(cluster, client):
+    thread_id = client.threads.create()["thread_id"]
+    run = client.runs.create(thread_id, "steps", input={"seconds": 0.3}, stream_resumable=True)
+    found: list[list] = []
+    followers = [
+        threading.Thread(
+            target=lambda: found.append(read(cluster.url, thread_id, run["run_id"], "-1"))
+        )
+        for _ in range(50)
+    ]
+    for follower in followers:
+        follower.start()
+    for follower in followers:
+        follower.join(60)
+    assert len(found) == 50
+    assert all(frames == found[0] for frames in found)
+    assert len(found[0]) == 6
