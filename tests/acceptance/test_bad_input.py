@@ -196,7 +196,7 @@ STREAM_MODE = Kind(
     (
         *STRINGS.wrong,
         *("", "bad", "VALUES", "values,updates", ["values", "bad"], [""]),
-        *("events", "debug", "tasks", "checkpoints", ["values", "debug"], ["tasks"]),
+        *("tools", "lifecycle", "EVENTS", "tasks,debug", ["values", "tools"], ["lifecycle"]),
     )
 )
 GOTO = Kind((True, 7, 1.5, {}, {"node": 5}, {"input": 1}, [7], [["x"]], [{}], [{"node": None}]))
@@ -600,6 +600,7 @@ OPERATIONS = [
     ("POST /threads/{thread_id}/runs/{run_id}/cancel", None),
     ("GET /threads/{thread_id}/runs/{run_id}/join", None),
     ("GET /threads/{thread_id}/runs/{run_id}/stream", None),
+    ("GET /threads/{thread_id}/stream", None),
 ]
 PARAMETERS = [
     pytest.param(operation, body, name, id=f"{operation} bad {name}")
@@ -770,12 +771,16 @@ def test_reading_history_with_a_bad_query_is_refused(http, spot):
 QUERIES = [
     *(("GET /threads/{thread_id}/runs/{run_id}/join", q) for q in ("on_disconnect=bad",)),
     *(
+        ("GET /threads/{thread_id}/stream", q)
+        for q in ("stream_mode=values", "stream_modes=bad", 'stream_modes=["lifecycle","x"]')
+    ),
+    *(
         ("GET /threads/{thread_id}/runs/{run_id}/stream", q)
         for q in (
             *("on_disconnect=bad", "on_disconnect=", "stream_mode=bad", "stream_mode=%00"),
             *("stream_mode=values&stream_mode=bad", 'stream_mode=["values","bad"]'),
-            *("stream_mode=events", "stream_mode=debug", "stream_mode=tasks"),
-            *("stream_mode=checkpoints", "stream_mode=VALUES", "stream_mode=values,bad"),
+            *("stream_mode=tools", "stream_mode=lifecycle", "stream_mode=run_modes"),
+            *("stream_mode=VALUES", "stream_mode=values,bad"),
         )
     ),
     *(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +11,7 @@ import psycopg
 import pytest
 from langgraph_sdk.errors import NotFoundError
 
+from tests.acceptance.playing import stream
 from tests.waiting import wait_until
 
 NOTHING_FOUND = {"detail": "No runs found to cancel."}
@@ -320,12 +320,9 @@ def test_timeouts_end_a_run_by_the_same_ladder_and_say_so(http, sync_client, bea
             "input": {"seconds": 60, "kind": kind, "beats": str(beats)},
             "timeout_seconds": 0.5,
         }
-        with http.stream("POST", f"/threads/{thread_id}/runs/stream", json=body) as answer:
-            text = answer.read().decode()
-        blocks = [block for block in text.split("\n\n") if block.startswith("event:")]
-        name, data = blocks[-1].split("\n")[:2]
-        assert name == "event: error"
-        assert json.loads(data.removeprefix("data: "))["error"] == "TimeoutError"
+        _, frames = stream(http, "POST", f"/threads/{thread_id}/runs/stream", json=body)
+        assert frames[-1].event == "error"
+        assert frames[-1].data["error"] == "TimeoutError"
         run = sync_client.runs.list(thread_id)[0]
         assert run["status"] == "timeout"
         assert sync_client.threads.get(thread_id)["status"] == "error"

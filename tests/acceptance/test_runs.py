@@ -171,7 +171,7 @@ def test_a_run_on_an_unknown_thread_is_refused_unless_it_may_be_made(http, sync_
         {"multitask_strategy": "bad"},
         {"stream_mode": "bad"},
         {"stream_mode": ["values", "bad"]},
-        {"stream_mode": "events"},
+        {"stream_mode": "tools"},
         {"stream_mode": "tools"},
         {"durability": "bad"},
         {"if_not_exists": "bad"},

@@ -171,7 +171,7 @@ def test_a_resume_without_a_thread_is_refused_by_the_clients(make_client, sync_c
     "options",
     [
         {"on_completion": "burn"},
-        {"stream_mode": "events"},
+        {"stream_mode": "tools"},
         {"multitask_strategy": "bad"},
         {"on_disconnect": "bad"},
     ],
