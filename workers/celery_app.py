@@ -35,6 +35,7 @@ from workers.liveness import Liveness
 from workers.slots import SlotTable
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
+from workers.warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +177,7 @@ def _prepare_child(**_: Any) -> None:
         _load_graphs()
     doorbell = Doorbell.of(app.settings)
     app.child = Child(app.settings, app.graphs, app.slots, app.owner, doorbell)
+    warm_up(app.child)
 
 
 @signals.worker_shutting_down.connect
