@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -123,3 +124,100 @@ def test_a_string_with_nul_does_not_stop_a_checkpoint(rows, conn, graphs, thread
         {"configurable": {"thread_id": str(claimed.thread_id), "checkpoint_ns": ""}}
     )
     assert found.checkpoint["channel_values"]["note"] == "a\ufffdb"
+
+
+# --- behind: writes that return before they are stored --------------------------------------------
+
+
+async def stream(conn, graphs, claimed, graph_id, given, pool, **options):
+    """Runs a graph on a saver that writes behind; the statements it took, and the saver."""
+    saver = RunSaver(
+        PatientConnection(lambda: conn), claimed.claim, pool, lambda: False, behind=True, **options
+    )
+    stored = []
+    store = saver._store
+    saver._store = lambda rows: (stored.append(rows), store(rows))
+    graph = bound(graphs.read(graph_id, {}), saver)
+    config = {"configurable": {"thread_id": str(claimed.thread_id)}}
+    async for _ in graph.astream(given, config, durability="async"):
+        pass
+    await saver.flush()
+    return saver, [rows for rows in stored if rows]
+
+
+def test_writes_behind_are_stored_together_and_as_langgraph_would(
+    rows, conn, graphs, thread_of_execution
+):
+    behind, plain = rows.running(), rows.running()
+    _, stored = asyncio.run(
+        stream(conn, graphs, behind, "sync_steps", {"tag": ""}, thread_of_execution, is_new=True)
+    )
+    assert len(stored) < 6
+    invoke(conn, graphs, plain, "sync_steps", {"tag": ""}, thread_of_execution)
+    counts = [
+        {table: len(found) for table, found in tables(conn, claimed.thread_id).items()}
+        for claimed in (behind, plain)
+    ]
+    assert counts[0] == counts[1]
+    read = [
+        [
+            (found.metadata["step"], found.checkpoint["channel_values"].get("steps"))
+            for found in PostgresSaver(conn).list(
+                {"configurable": {"thread_id": str(claimed.thread_id), "checkpoint_ns": ""}}
+            )
+        ]
+        for claimed in (behind, plain)
+    ]
+    assert read[0] == read[1]
+
+
+def test_a_write_behind_that_is_refused_stops_the_graph(rows, conn, graphs, thread_of_execution):
+    zombie = rows.running()
+    runs.put_run_back(conn, zombie.claim, uncharge=True, rering_seconds=5.0)
+    runs.claim_run(conn, zombie.run_id, **LEASE)
+    with pytest.raises(ClaimLost):
+        asyncio.run(stream(conn, graphs, zombie, "counter", {"count": 1}, thread_of_execution))
+    assert tables(conn, zombie.thread_id) == {table: [] for table in TABLES}
+
+
+def test_a_read_waits_for_what_was_written_behind(rows, conn, graphs, thread_of_execution):
+    claimed = rows.running()
+
+    async def scene():
+        saver, _ = await stream(
+            conn, graphs, claimed, "counter", {"count": 1}, thread_of_execution, is_new=True
+        )
+        graph = bound(graphs.read("counter", {}), saver)
+        config = {"configurable": {"thread_id": str(claimed.thread_id)}}
+        written = await graph.aupdate_state(config, {"count": 7})
+        return written, await graph.aget_state(config)
+
+    written, state = asyncio.run(scene())
+    assert state.values == {"count": 7}
+    assert (
+        state.config["configurable"]["checkpoint_id"] == (written["configurable"]["checkpoint_id"])
+    )
+
+
+def test_what_happens_before_a_checkpoint_happens_before_it_is_stored(
+    rows, conn, graphs, thread_of_execution
+):
+    claimed = rows.running()
+    seen = []
+
+    def before():
+        seen.append(len(tables(conn, claimed.thread_id)["checkpoints"]))
+
+    asyncio.run(
+        stream(
+            conn,
+            graphs,
+            claimed,
+            "counter",
+            {"count": 1},
+            thread_of_execution,
+            before_checkpoint=before,
+        )
+    )
+    assert seen
+    assert seen[-1] < len(tables(conn, claimed.thread_id)["checkpoints"]) == 3

@@ -1,0 +1,142 @@
+"""Events on their way from a graph to Redis: in order, together, never holding up the graph."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+
+import pytest
+import redis
+
+from app.bus.event_log import Position, Started
+from app.domain.runs import Claim
+from workers import event_writer
+from workers.event_writer import EventWriter
+
+
+class Log:
+    """Takes what is appended; may be slow, or away."""
+
+    def __init__(self) -> None:
+        self.appends: list[tuple] = []
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.is_away = False
+
+    def append(self, run_id, events, *, started=None) -> None:
+        self.may_go_on.wait(10)
+        if self.is_away:
+            raise redis.ConnectionError("away")
+        self.appends.append((run_id, list(events), started))
+
+    @property
+    def events(self):
+        return [(e.position, e.name) for _, events, _ in self.appends for e in events]
+
+
+@pytest.fixture
+def log():
+    return Log()
+
+
+@pytest.fixture
+def writer(log):
+    return EventWriter(log)
+
+
+def claim(number=1):
+    return Claim(uuid.uuid4(), number)
+
+
+def test_events_are_numbered_and_written_in_order_with_few_appends(writer, log):
+    writer.begin(claim(3))
+    for n in range(5_000):
+        writer.emit(f"e{n}", b"{}")
+    assert writer.flush(10)
+    assert log.events == [(Position(3, n + 1), f"e{n}") for n in range(5_000)]
+    assert len(log.appends) < 50
+
+
+def test_the_first_event_does_not_wait_for_others(writer, log):
+    writer.begin(claim())
+    writer.emit("first", b"{}")
+    deadline = time.monotonic() + 5
+    while not log.appends:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_flush_ends_when_all_is_written_and_not_before(writer, log):
+    writer.begin(claim())
+    assert writer.flush(0.1)
+    log.may_go_on.clear()
+    writer.emit("e", b"{}")
+    assert not writer.flush(0.2)
+    log.may_go_on.set()
+    assert writer.flush(10)
+    assert log.events == [(Position(1, 1), "e")]
+
+
+def test_flushes_and_emits_from_many_threads_lose_nothing(writer, log):
+    writer.begin(claim())
+    lock = threading.Lock()
+    emitted = 0
+
+    def work():
+        nonlocal emitted
+        for n in range(300):
+            with lock:  # one loop thread emits, in truth
+                writer.emit("e", b"{}")
+                emitted += 1
+            if n % 7 == 0:
+                assert writer.flush(10)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert writer.flush(10)
+    assert [position.seq for position, _ in log.events] == list(range(1, emitted + 1))
+
+
+def test_runs_do_not_share_an_append_and_only_the_first_says_that_it_started(writer, log):
+    first, second = claim(1), claim(2)
+    started = Started(uuid.uuid4(), resumable=True)
+    log.may_go_on.clear()
+    writer.begin(first, started)
+    writer.emit("a", b"{}")
+    writer.emit("b", b"{}")
+    log.may_go_on.set()
+    assert writer.flush(10)
+    writer.emit("c", b"{}")
+    assert writer.flush(10)
+    writer.begin(second)
+    writer.emit("d", b"{}")
+    assert writer.flush(10)
+    assert {run_id for run_id, _, _ in log.appends} == {first.run_id, second.run_id}
+    assert [said for _, _, said in log.appends if said is not None] == [started]
+    assert log.appends[0][2] == started
+
+
+def test_events_are_dropped_while_redis_is_away_and_the_graph_goes_on(writer, log):
+    writer.begin(claim())
+    log.is_away = True
+    writer.emit("lost", b"{}")
+    assert writer.flush(10)
+    log.is_away = False
+    writer.emit("lost too", b"{}")  # it is not tried again at once
+    assert writer.flush(10)
+    assert log.events == []
+
+
+def test_what_waits_is_bounded_in_bytes(writer, log, monkeypatch):
+    monkeypatch.setattr(event_writer, "_MOST_BYTES", 1_000)
+    writer.begin(claim())
+    log.may_go_on.clear()
+    for _ in range(100):
+        writer.emit("e", b"x" * 100)
+    log.may_go_on.set()
+    assert writer.flush(10)
+    assert 10 <= len(log.events) <= 20
