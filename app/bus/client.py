@@ -22,6 +22,10 @@ from redis.retry import Retry
 from app.settings import Settings
 
 RedisError = redis.RedisError
+#: Each is busy for a fraction of a millisecond, however many clients a process has; who would wait
+#: longer for one than for Redis itself gets the same error.
+_MOST_CONNECTIONS = 16
+_POOL_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,14 @@ def connect_redis(settings: Settings, *, timeout: float | None = 2.0) -> redis.R
 
     `timeout=None` is for a subscriber, which waits for as long as nothing happens.
     """
-    return redis.Redis.from_url(
+    pool = redis.BlockingConnectionPool.from_url(
         settings.redis_url,
         socket_timeout=timeout,
         socket_connect_timeout=1.0,
         socket_keepalive=True,
         health_check_interval=0,
-        max_connections=2048,
+        max_connections=_MOST_CONNECTIONS,
+        timeout=_POOL_SECONDS,
         retry=Retry(NoBackoff(), 1),
     )
+    return redis.Redis.from_pool(pool)

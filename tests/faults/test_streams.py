@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 import httpx
 import orjson
 import psutil
+import psycopg
 import pytest
+import redis
 
 from tests.acceptance.playing import frames_of
 from tests.faults.conftest import Probe, long_case
@@ -190,3 +192,27 @@ def test_many_follow_one_run_and_all_see_the_same(cluster, client):
     assert len(found) == 50
     assert all(frames == found[0] for frames in found)
     assert len(found[0]) == 6
+
+
+def test_listeners_share_the_connections_of_their_web_process(cluster, client):
+    thread_id = client.threads.create()["thread_id"]
+    run = client.runs.create(thread_id, "steps", input={"seconds": 20})
+    path = f"/threads/{thread_id}/runs/{run['run_id']}/stream"
+
+    def connections():
+        with (
+            redis.Redis.from_url(cluster.valkey.url) as valkey,
+            psycopg.connect(cluster.postgres.url) as postgres,
+        ):
+            (backends,) = postgres.execute("SELECT count(*) FROM pg_stat_activity").fetchone()
+            return len(valkey.client_list()), backends
+
+    with ExitStack() as stack:
+        slow_reader(cluster.url, path, stack).recv(1)
+        before = connections()
+        for sock in [slow_reader(cluster.url, path, stack) for _ in range(300)]:
+            sock.recv(1)
+        after = connections()
+    assert after[0] <= before[0] + 16  # what a client of Redis may open
+    assert after[1] <= before[1] + 10  # the pool of the web process
+    client.runs.cancel(thread_id, run["run_id"], wait=True)
