@@ -127,7 +127,7 @@ def test_a_restart_in_the_middle_costs_a_run_nothing(cluster, probe, number, awa
     ]
     for listener in listeners:
         listener.start()
-    wait_until(lambda: "stream" in told, what="the stream to begin")
+    wait_until(lambda: told.keys() == {"join", "stream"}, what="both to be answered")
     cluster.postgres.shut_down(number)
     refused = httpx.post(f"{cluster.url}/threads", json={}, timeout=30)
     assert refused.status_code == 503

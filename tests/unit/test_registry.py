@@ -103,7 +103,7 @@ def test_a_module_below_src_is_loaded_once_under_its_own_name(tmp_path):
 
 def test_queues_route_graphs():
     project = read_project(PROJECT)
-    assert project.queues == ["runs", "heavy"]
+    assert project.queues == ["runs", "heavy", "parents"]
     registry = GraphRegistry(project)
     assert registry.queue_of("heavy") == "heavy"
     assert registry.queue_of("counter") == "runs"
