@@ -52,7 +52,7 @@ def two_webs(make_cluster):
     return make_cluster(webs=2, workers=2)
 
 
-@pytest.mark.parametrize("durability", ["sync", "async"])
+@pytest.mark.parametrize("durability", ["async", long_case("sync")])
 def test_a_stream_goes_on_exactly_once_with_the_next_attempt_on_another_web_process(
     two_webs, tmp_path, durability
 ):
