@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 EndedRuns = Callable[[Sequence[UUID]], "dict[UUID, str | None]"]
 
 #: Entries read of one log at a time.
-_BATCH = 64
+_BATCH = 16
 _SWEEP_SECONDS = 1.0
 _DUE = -math.inf
 #: What a slow client may be behind before it is fed no more; it goes on where it stopped as soon as
@@ -148,9 +148,13 @@ class Subscription:
         return self.ended and not self._buffer
 
     def deliver(self, events: Sequence[Event]) -> None:
+        """Take what comes after the position, as far as there is room; the rest is read again."""
         for event in events:
             if event.position <= self.position:
                 continue
+            if not self._has_room():
+                self._paused = True
+                break
             self.position = event.position
             if event.name == END:
                 self.end_status = orjson.loads(event.data)["status"]
