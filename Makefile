@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Two test files at a time, each process with servers of its own: the tests mostly wait.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 .PHONY: demo run test test-full test-js faults lint bench bench-cancel bench-backlog lock clean
 
 demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, stop everything.
@@ -15,11 +18,11 @@ run: $(READY)  ## The server with the example project, until Ctrl-C. PORT=… fo
 	$(BIN)/belay dev $(if $(PORT),--port $(PORT))
 
 test: lint  ## Static checks and the whole suite; the JavaScript SDK's too, where Node is there.
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	$(BIN)/python -m tests.js.run --if-there
 
 test-full: lint  ## The same with the long forms: thousands of seeded cases.
-	$(BIN)/python -m pytest --long
+	$(PYTEST) --long
 
 faults: $(READY)  ## The monkey, for SECONDS (1500) with SEED; writes fault-report.md.
 	$(BIN)/python -m tests.faults.monkey $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from contextlib import contextmanager
 
 import httpx
@@ -208,7 +207,7 @@ def test_the_sdk_follows_a_thread(sync_client, http, thread_id):
 @pytest.mark.parametrize(
     ("path", "headers", "status", "detail"),
     [
-        (f"/threads/{uuid.uuid4()}/stream", {}, 404, "not found"),
+        ("/threads/00000000-0000-4000-8000-000000000000/stream", {}, 404, "not found"),
         ("/threads/nonsense/stream", {}, 422, "Invalid thread ID"),
         ("{thread}/stream?stream_modes=bad", {}, 422, "Invalid stream mode: bad"),
         ("{thread}/stream", {"Last-Event-ID": "garbage"}, 422, "Invalid Last-Event-ID"),
