@@ -36,10 +36,81 @@ class CreateAssistant(ma.Schema):
     if_exists = ma.fields.String(validate=one_of("raise", "do_nothing"), load_default="raise")
 
 
-class SearchAssistants(ma.Schema):
+class PatchAssistant(ma.Schema):
+    """Metadata is merged; whatever else is given is replaced."""
+
+    graph_id = ma.fields.String(allow_none=True)
+    name = ma.fields.String(allow_none=True)
+    description = ma.fields.String(allow_none=True)
+    config = ma.fields.Nested(RunConfig, allow_none=True)
+    context = Object(allow_none=True)
+    metadata = Object(allow_none=True)
+
+
+class AssistantVersion(ma.Schema):
+    """An assistant as it was."""
+
+    assistant_id = Uuid(required=True)
+    graph_id = ma.fields.String(required=True)
+    config = Object(required=True)
+    context = Object(required=True)
+    metadata = Object(required=True)
+    name = ma.fields.String(required=True)
+    description = ma.fields.String(allow_none=True)
+    version = ma.fields.Integer(required=True)
+    created_at = ma.fields.DateTime(required=True)
+
+
+class ListVersions(ma.Schema):
+    metadata = Object(allow_none=True)
+    limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
+    offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
+
+
+class SetLatest(ma.Schema):
+    version = Integer(required=True, validate=ma.validate.Range(1, 2**31 - 1))
+
+
+class DeleteAssistantQuery(ma.Schema):
+    delete_threads = ma.fields.String(
+        metadata={"description": "true: also the threads whose last run was this assistant's."}
+    )
+
+
+class GraphQuery(ma.Schema):
+    xray = ma.fields.String(
+        metadata={"description": "true, or how many levels deep to draw subgraphs."}
+    )
+
+
+class SubgraphsQuery(ma.Schema):
+    namespace = ma.fields.String(metadata={"description": "Only this one."})
+    recurse = ma.fields.String(metadata={"description": "true: subgraphs of subgraphs, too."})
+
+
+class Drawing(ma.Schema):
+    nodes = ma.fields.List(Object(), required=True)
+    edges = ma.fields.List(Object(), required=True)
+
+
+class GraphSchemas(ma.Schema):
+    """JSON schemas; null where the graph's types cannot be described."""
+
+    graph_id = ma.fields.String(required=True)
+    input_schema = Object(required=True, allow_none=True)
+    output_schema = Object(required=True, allow_none=True)
+    state_schema = Object(required=True, allow_none=True)
+    config_schema = Object(required=True, allow_none=True)
+    context_schema = Object(required=True, allow_none=True)
+
+
+class CountAssistants(ma.Schema):
     metadata = Object(allow_none=True)
     graph_id = ma.fields.String(allow_none=True)
     name = ma.fields.String(allow_none=True)
+
+
+class SearchAssistants(CountAssistants):
     limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
     offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
     sort_by = ma.fields.String(

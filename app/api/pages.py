@@ -9,6 +9,9 @@ from flask import Response
 
 from app.api.json_body import json_response
 
+#: What the count endpoints answer.
+COUNT = {"type": "integer"}
+
 
 def shown(row: Any, fields: Sequence[str]) -> dict[str, Any]:
     """Some fields of a row, timestamps as the reference writes them."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from app.db.connection import Connection, execute, fetch_all, fetch_one, fetch_value
+from app.db.connection import Connection, execute, fetch_all, fetch_dicts, fetch_one, fetch_value
 from app.db.queries import load_queries
-from app.domain.assistants import Assistant, system_assistant_id
+from app.domain.assistants import Assistant, AssistantVersion, system_assistant_id
 
 SQL = load_queries("assistants")
 SORT_COLUMNS = ("assistant_id", "graph_id", "name", "created_at", "updated_at")
@@ -21,34 +23,100 @@ def put_system_assistants(conn: Connection, graph_ids: list[str]) -> None:
         assistant_id = system_assistant_id(graph_id)
         params = {"assistant_id": assistant_id, "graph_id": graph_id}
         execute(conn, SQL.put_system_assistant, params)
-        execute(conn, SQL.put_first_version, {"assistant_id": assistant_id})
+        execute(conn, SQL.put_version, {"assistant_id": assistant_id})
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantContent:
+    """What a client may set of an assistant, and a version keeps."""
+
+    graph_id: str
+    name: str
+    description: str | None
+    config: dict[str, Any]
+    context: dict[str, Any]
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(cls, assistant: Assistant) -> AssistantContent:
+        return cls(*(getattr(assistant, field.name) for field in dataclasses.fields(cls)))
+
+    def params(self) -> dict[str, Any]:
+        return {
+            "graph_id": self.graph_id,
+            "name": self.name,
+            "description": self.description,
+            "config": Jsonb(self.config),
+            "context": Jsonb(self.context),
+            "metadata": Jsonb(self.metadata),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantFilter:
+    """Which assistants a search or a count sees; None means any."""
+
+    graph_id: str | None
+    name: str | None
+    metadata: dict[str, Any]
+
+    def params(self) -> dict[str, Any]:
+        return {
+            "graph_id": self.graph_id,
+            "name": self.name,
+            "metadata": Jsonb(self.metadata),
+        }
 
 
 def insert_assistant(
-    conn: Connection,
-    *,
-    assistant_id: UUID,
-    graph_id: str,
-    name: str,
-    description: str | None,
-    config: dict[str, Any],
-    context: dict[str, Any],
-    metadata: dict[str, Any],
+    conn: Connection, assistant_id: UUID, content: AssistantContent
 ) -> Assistant | None:
     """None when the id is taken."""
+    params = {"assistant_id": assistant_id, **content.params()}
+    return _with_version(conn, fetch_one(conn, SQL.insert_assistant, params, Assistant))
+
+
+def update_assistant(
+    conn: Connection, assistant_id: UUID, content: AssistantContent
+) -> Assistant | None:
+    """Replace its content under a new version. The row is locked."""
+    params = {"assistant_id": assistant_id, **content.params()}
+    return _with_version(conn, fetch_one(conn, SQL.update_assistant, params, Assistant))
+
+
+def _with_version(conn: Connection, assistant: Assistant | None) -> Assistant | None:
+    if assistant is not None:
+        execute(conn, SQL.put_version, {"assistant_id": assistant.assistant_id})
+    return assistant
+
+
+def set_latest_version(conn: Connection, assistant_id: UUID, version: int) -> Assistant | None:
+    """The assistant as it was at this version, whole. None when it never had it."""
+    params = {"assistant_id": assistant_id, "version": version}
+    return fetch_one(conn, SQL.set_latest_version, params, Assistant)
+
+
+def assistant_versions(
+    conn: Connection, assistant_id: UUID, *, metadata: dict[str, Any], limit: int, offset: int
+) -> list[AssistantVersion]:
+    """Newest first."""
     params = {
         "assistant_id": assistant_id,
-        "graph_id": graph_id,
-        "name": name,
-        "description": description,
-        "config": Jsonb(config),
-        "context": Jsonb(context),
         "metadata": Jsonb(metadata),
+        "limit": limit,
+        "offset": offset,
     }
-    assistant = fetch_one(conn, SQL.insert_assistant, params, Assistant)
-    if assistant is not None:
-        execute(conn, SQL.put_first_version, {"assistant_id": assistant_id})
-    return assistant
+    return fetch_all(conn, SQL.assistant_versions, params, AssistantVersion)
+
+
+def lock_assistant(conn: Connection, assistant_id: UUID) -> Assistant | None:
+    return fetch_one(conn, SQL.lock_assistant, {"assistant_id": assistant_id}, Assistant)
+
+
+def threads_of_assistant(conn: Connection, assistant_id: UUID, *, limit: int) -> list[UUID]:
+    """Threads whose last run was this assistant's."""
+    params = {"assistant_id": str(assistant_id), "limit": limit}
+    return [row["thread_id"] for row in fetch_dicts(conn, SQL.threads_of_assistant, params)]
 
 
 def get_assistant(conn: Connection, assistant_id: UUID) -> Assistant | None:
@@ -61,10 +129,8 @@ def delete_assistant(conn: Connection, assistant_id: UUID) -> bool:
 
 def search_assistants(
     conn: Connection,
+    filter_: AssistantFilter,
     *,
-    graph_id: str | None,
-    name: str | None,
-    metadata: dict[str, Any],
     sort_by: str,
     sort_order: str,
     limit: int,
@@ -73,18 +139,9 @@ def search_assistants(
     if sort_by not in SORT_COLUMNS or sort_order not in ("asc", "desc"):
         raise ValueError(f"cannot sort by {sort_by} {sort_order}")
     sql = SQL.search_assistants.format(sort_by=sort_by, sort_order=sort_order)
-    params = {
-        "graph_id": graph_id,
-        "name": name,
-        "metadata": Jsonb(metadata),
-        "limit": limit,
-        "offset": offset,
-    }
+    params = filter_.params() | {"limit": limit, "offset": offset}
     return fetch_all(conn, sql, params, Assistant)
 
 
-def count_assistants(
-    conn: Connection, *, graph_id: str | None, name: str | None, metadata: dict[str, Any]
-) -> int:
-    params = {"graph_id": graph_id, "name": name, "metadata": Jsonb(metadata)}
-    return int(fetch_value(conn, SQL.count_assistants, params))
+def count_assistants(conn: Connection, filter_: AssistantFilter) -> int:
+    return int(fetch_value(conn, SQL.count_assistants, filter_.params()))

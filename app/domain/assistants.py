@@ -31,6 +31,21 @@ class Assistant:
     updated_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class AssistantVersion:
+    """An assistant as it was; it never changes."""
+
+    assistant_id: UUID
+    graph_id: str
+    name: str
+    description: str | None
+    config: dict[str, Any]
+    context: dict[str, Any]
+    metadata: dict[str, Any]
+    version: int
+    created_at: datetime
+
+
 ASSISTANT_FIELDS = (
     "assistant_id",
     "graph_id",
@@ -43,3 +58,5 @@ ASSISTANT_FIELDS = (
     "version",
     "description",
 )
+
+VERSION_FIELDS = tuple(name for name in ASSISTANT_FIELDS if name != "updated_at")

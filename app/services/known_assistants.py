@@ -1,8 +1,16 @@
-"""What a web process remembers of assistants, so that a create need not ask."""
+"""The assistant that a run names, by id or by graph; and what a web process remembers of them, so
+that a create need not ask."""
 
 from __future__ import annotations
 
-from app.domain.assistants import Assistant
+from uuid import UUID
+
+from app.db import assistants as assistant_rows
+from app.db.connection import Connection
+from app.domain.assistants import Assistant, system_assistant_id
+from app.domain.errors import InvalidRequest, NotFound
+from app.domain.ids import parse_uuid
+from app.graphs.registry import GraphRegistry
 
 
 class KnownAssistants:
@@ -24,3 +32,25 @@ class KnownAssistants:
         if len(self._known) >= self._MOST:
             self._known.clear()
         self._known[named] = assistant
+
+
+def resolve_assistant(conn: Connection, graphs: GraphRegistry, named: str) -> Assistant:
+    """The assistant with this id, or the system assistant of the graph with this name."""
+    if named in graphs:
+        assistant = assistant_rows.get_assistant(conn, system_assistant_id(named))
+    else:
+        assistant = assistant_rows.get_assistant(conn, _uuid_or_refuse(named, graphs))
+    if assistant is None or assistant.graph_id not in graphs:
+        raise NotFound("Thread or assistant not found.")
+    return assistant
+
+
+def _uuid_or_refuse(named: str, graphs: GraphRegistry) -> UUID:
+    try:
+        return parse_uuid(named)
+    except ValueError:
+        known = ", ".join(sorted(graphs.project.graphs))
+        raise InvalidRequest(
+            f"Invalid assistant: '{named}'. Must be either:\n- A valid assistant UUID, or\n"
+            f"- One of the registered graphs: {known}"
+        ) from None

@@ -20,13 +20,13 @@ from app.domain.assistants import Assistant
 from app.domain.errors import Conflict, Interrupted, InvalidRequest, NotFound
 from app.domain.runs import CancelAction, MultitaskStrategy, Run, superseded_reason
 from app.fault_points import FaultPoint
-from app.services.assistants import resolve_assistant
 from app.services.cancellation import (
     Cancelled,
     announce_cancelled,
     cancel_locked_runs,
     stop_runs,
 )
+from app.services.known_assistants import resolve_assistant
 from app.services.parts import Parts
 from app.services.run_kwargs import build_run_kwargs
 

@@ -3,10 +3,11 @@ INSERT INTO assistant (assistant_id, graph_id, name, metadata)
 VALUES (%(assistant_id)s, %(graph_id)s, %(graph_id)s, '{"created_by": "system"}')
 ON CONFLICT (assistant_id) DO NOTHING
 
--- name: put_first_version
+-- name: put_version
+-- Keeps the assistant as it is now under its version.
 INSERT INTO assistant_version
     (assistant_id, version, graph_id, name, description, config, context, metadata, created_at)
-SELECT assistant_id, version, graph_id, name, description, config, context, metadata, created_at
+SELECT assistant_id, version, graph_id, name, description, config, context, metadata, updated_at
 FROM assistant WHERE assistant_id = %(assistant_id)s
 ON CONFLICT DO NOTHING
 
@@ -19,6 +20,41 @@ RETURNING *
 
 -- name: get_assistant
 SELECT * FROM assistant WHERE assistant_id = %(assistant_id)s
+
+-- name: lock_assistant
+SELECT * FROM assistant WHERE assistant_id = %(assistant_id)s FOR UPDATE
+
+-- name: update_assistant
+-- The versions of an assistant count on, also when an older one is the latest.
+UPDATE assistant SET
+    graph_id = %(graph_id)s, name = %(name)s, description = %(description)s,
+    config = %(config)s, context = %(context)s, metadata = %(metadata)s,
+    version = 1 + (SELECT max(v.version) FROM assistant_version v
+                   WHERE v.assistant_id = %(assistant_id)s),
+    updated_at = clock_timestamp()
+WHERE assistant_id = %(assistant_id)s
+RETURNING *
+
+-- name: set_latest_version
+UPDATE assistant a SET
+    graph_id = v.graph_id, name = v.name, description = v.description, config = v.config,
+    context = v.context, metadata = v.metadata, version = v.version,
+    updated_at = clock_timestamp()
+FROM assistant_version v
+WHERE a.assistant_id = %(assistant_id)s AND v.assistant_id = a.assistant_id
+  AND v.version = %(version)s
+RETURNING a.*
+
+-- name: assistant_versions
+SELECT * FROM assistant_version
+WHERE assistant_id = %(assistant_id)s AND metadata @> %(metadata)s
+ORDER BY version DESC
+LIMIT %(limit)s OFFSET %(offset)s
+
+-- name: threads_of_assistant
+SELECT thread_id FROM thread_view
+WHERE metadata @> jsonb_build_object('assistant_id', %(assistant_id)s::text)
+LIMIT %(limit)s
 
 -- name: delete_assistant
 DELETE FROM assistant WHERE assistant_id = %(assistant_id)s RETURNING assistant_id
