@@ -18,10 +18,10 @@ from langchain_core.messages import (
     message_chunk_to_message,
 )
 from langgraph.constants import INTERRUPT
-from langgraph.types import Command, Send
 
 from app.domain.runs import Ending, RunStatus
 from app.graphs.checkpoints import CheckpointsUnavailable, ClaimLost, RunSaver
+from app.graphs.commands import to_command
 from app.graphs.registry import Graph
 from app.graphs.serde import to_json, to_plain
 from app.graphs.thread_state import (
@@ -87,7 +87,7 @@ class Execution:
         if self.resumes:
             return None
         command = self.kwargs.get("command")
-        return self.kwargs.get("input") if command is None else _command(command)
+        return self.kwargs.get("input") if command is None else to_command(command)
 
     @property
     def context(self) -> dict[str, Any] | None:
@@ -95,20 +95,6 @@ class Execution:
         if self.graph.context_schema is None:
             return None
         return self.kwargs.get("context") or None
-
-
-def _command(command: Mapping[str, Any]) -> Command[Any]:
-    """A command as JSON carries it: pairs are lists there, a Send is {node, input}."""
-    update = command.get("update")
-    if isinstance(update, list):
-        update = [tuple(pair) if isinstance(pair, list) else pair for pair in update]
-    goto = command.get("goto") or ()
-    targets = goto if isinstance(goto, (list, tuple)) else [goto]
-    sends = [
-        Send(target["node"], target.get("input")) if isinstance(target, dict) else target
-        for target in targets
-    ]
-    return Command(update=update, resume=command.get("resume"), goto=sends)
 
 
 @dataclass(slots=True)

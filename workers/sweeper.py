@@ -3,6 +3,7 @@
     due and unrung runs   their doorbell is rung (again)
     expired leases        their runs are taken from a worker that is gone
     hidden threads        of stateless runs are deleted, once waiters had time to read the outcome
+    expired threads       are pruned or deleted, as their ttl says
 
 Which worker sweeps is decided by a lease row, like a run's: a holder that dies or hangs loses it.
 Every statement is guarded by itself, so two sweepers for a moment do no harm. None of this runs as
@@ -20,6 +21,7 @@ from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import OUTAGE, Connection, connect, in_transaction
 from app.services.run_attempts import Announcer, recover_run
+from app.services.thread_pruning import expire_threads
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ _BATCH = 200
 _DEEP = 1_000
 #: How long the outcome of a stateless run can still be read by those who wait for it.
 _HIDDEN_SECONDS = 60.0
-_HIDDEN_EVERY_SECONDS = 10.0
+_TIDY_EVERY_SECONDS = 10.0
 
 
 class Sweeper:
@@ -68,14 +70,15 @@ class Sweeper:
         with connect(
             self._settings.database_url, pgbouncer=self._settings.pgbouncer, name="belay sweeper"
         ) as conn:
-            hidden_at = 0.0
+            tidy_at = 0.0
             while not self._stopping.is_set():
                 if self._holds_lease(conn):
                     self._ring_due(conn)
                     self._take_from_the_gone(conn)
-                    if time.monotonic() >= hidden_at:
-                        hidden_at = time.monotonic() + _HIDDEN_EVERY_SECONDS
+                    if time.monotonic() >= tidy_at:
+                        tidy_at = time.monotonic() + _TIDY_EVERY_SECONDS
                         self._delete_hidden(conn)
+                        self._expire_threads(conn)
                 self._stopping.wait(self._settings.sweep_seconds)
             run_rows.drop_sweeper_lease(conn, self._owner)
 
@@ -114,3 +117,7 @@ class Sweeper:
     def _delete_hidden(self, conn: Connection) -> None:
         for thread_id in thread_rows.hidden_threads(conn, seconds=_HIDDEN_SECONDS, limit=_BATCH):
             in_transaction(conn, partial(thread_rows.delete_hidden_thread, conn, thread_id))
+
+    def _expire_threads(self, conn: Connection) -> None:
+        deleted = expire_threads(conn, limit=_BATCH)
+        self._announcer.announce_deleted_threads(deleted)

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 import marshmallow as ma
 
-from app.api.fields import Boolean, Integer, Object, StringList, Uuid, one_of
+from app.api.command_schemas import Command
+from app.api.extracts import is_extract_path
+from app.api.fields import Boolean, Integer, Number, Object, StringList, Uuid, one_of
 from app.db.threads import SORT_COLUMNS
-from app.domain.threads import THREAD_FIELDS, ThreadStatus
+from app.domain.threads import THREAD_FIELDS, ThreadStatus, ThreadTtl, TtlStrategy
+
+#: `context` is the `configurable` of the thread's config.
+SELECTABLE_FIELDS = (*THREAD_FIELDS, "context")
+STATE_FIELDS = (
+    "values",
+    "next",
+    "tasks",
+    "checkpoint",
+    "metadata",
+    "created_at",
+    "parent_checkpoint",
+    "interrupts",
+    "checkpoint_id",
+    "parent_checkpoint_id",
+)
 
 
 class Thread(ma.Schema):
@@ -20,6 +37,39 @@ class Thread(ma.Schema):
     values = ma.fields.Raw(allow_none=True)
     interrupts = Object()
     error = Object(allow_none=True)
+    extracted = Object(metadata={"description": "What a search was asked to `extract`."})
+    ttl = Object(
+        allow_none=True, metadata={"description": "With `include=ttl`: when the thread expires."}
+    )
+
+
+class Ttl(ma.Schema):
+    """How long a thread stays without being used."""
+
+    ttl = Number(
+        required=True,
+        validate=ma.validate.Range(min=0, min_inclusive=False, max=100 * 365 * 24 * 60),
+        metadata={"description": "In minutes."},
+    )
+    strategy = ma.fields.String(load_default="delete", validate=one_of(*TtlStrategy))
+
+    @ma.post_load
+    def as_ttl(self, data: dict, **_: object) -> ThreadTtl:
+        return ThreadTtl(float(data["ttl"]), TtlStrategy(data["strategy"]))
+
+
+class Update(ma.Schema):
+    """What a node wrote."""
+
+    values = ma.fields.Raw(allow_none=True)
+    command = ma.fields.Nested(Command, allow_none=True)
+    as_node = ma.fields.String(allow_none=True)
+
+
+class Superstep(ma.Schema):
+    updates = ma.fields.List(
+        ma.fields.Nested(Update), required=True, validate=ma.validate.Length(min=1, max=1000)
+    )
 
 
 class CreateThread(ma.Schema):
@@ -27,17 +77,59 @@ class CreateThread(ma.Schema):
     metadata = Object(allow_none=True)
     if_exists = ma.fields.String(validate=one_of("raise", "do_nothing"), load_default="raise")
     graph_id = ma.fields.String(allow_none=True)
+    ttl = ma.fields.Nested(Ttl, allow_none=True)
+    supersteps = ma.fields.List(
+        ma.fields.Nested(Superstep), allow_none=True, validate=ma.validate.Length(max=1000)
+    )
+
+
+class GetThreadQuery(ma.Schema):
+    include = ma.fields.List(
+        ma.fields.String(), metadata={"description": "ttl: also when the thread expires."}
+    )
 
 
 class PatchThread(ma.Schema):
     metadata = Object(allow_none=True)
+    ttl = ma.fields.Nested(Ttl, allow_none=True)
 
 
-class SearchThreads(ma.Schema):
-    ids = ma.fields.List(Uuid(), allow_none=True, validate=ma.validate.Length(max=1000))
+class CountThreads(ma.Schema):
     metadata = Object(allow_none=True)
     values = Object(allow_none=True)
     status = ma.fields.String(allow_none=True, validate=one_of(*ThreadStatus))
+
+
+class PruneThreads(ma.Schema):
+    thread_ids = ma.fields.List(Uuid(), required=True, validate=ma.validate.Length(max=1000))
+    strategy = ma.fields.String(load_default="delete", validate=one_of(*TtlStrategy))
+
+
+class PrunedThreads(ma.Schema):
+    pruned_count = ma.fields.Integer(required=True)
+
+
+class Amount(ma.Schema):
+    count = ma.fields.Integer(required=True)
+    bytes = ma.fields.Integer(required=True)
+
+
+class ChannelAmount(Amount):
+    by_channel = Object(required=True)
+
+
+class Storage(ma.Schema):
+    """How much of the database a thread's history takes."""
+
+    thread_id = Uuid(required=True)
+    total_bytes = ma.fields.Integer(required=True)
+    checkpoints = ma.fields.Nested(Amount, required=True)
+    channel_values = ma.fields.Nested(ChannelAmount, required=True)
+    pending_writes = ma.fields.Nested(Amount, required=True)
+
+
+class SearchThreads(CountThreads):
+    ids = ma.fields.List(Uuid(), allow_none=True, validate=ma.validate.Length(max=1000))
     limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
     offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
     sort_by = ma.fields.String(
@@ -46,7 +138,31 @@ class SearchThreads(ma.Schema):
     sort_order = ma.fields.String(
         allow_none=True, load_default="desc", validate=one_of("asc", "desc")
     )
-    select = StringList(allow_none=True, validate=ma.validate.ContainsOnly(THREAD_FIELDS))
+    select = StringList(allow_none=True, validate=ma.validate.ContainsOnly(SELECTABLE_FIELDS))
+    extract = ma.fields.Dict(
+        keys=ma.fields.String(),
+        values=ma.fields.String(validate=is_extract_path),
+        allow_none=True,
+        validate=ma.validate.Length(max=10),
+        metadata={"description": "Names and paths: `values.messages[-1].content`."},
+    )
+
+
+def is_state_field(name: str) -> None:
+    """A field of a state, or one key of its values: `values.messages`."""
+    if name not in STATE_FIELDS and not (name.startswith("values.") and len(name) > 7):
+        raise ma.ValidationError(f"{name!r} is not one of {', '.join(STATE_FIELDS)}, values.<key>")
+
+
+class SelectState(ma.Schema):
+    select = ma.fields.List(
+        ma.fields.String(validate=is_state_field),
+        metadata={"description": "Only these fields; `values.<key>` for one of the values."},
+    )
+
+
+class StateQuery(SelectState):
+    subgraphs = ma.fields.String(metadata={"description": "true: with the states of subgraphs."})
 
 
 class Checkpoint(ma.Schema):
@@ -70,14 +186,16 @@ class Checkpoint(ma.Schema):
 
 
 class ThreadState(ma.Schema):
-    values = ma.fields.Raw(required=True)
-    next = ma.fields.List(ma.fields.String(), required=True)
-    tasks = ma.fields.List(Object(), required=True)
-    metadata = Object(required=True, allow_none=True)
-    created_at = ma.fields.String(required=True, allow_none=True)
-    checkpoint = Object(required=True, allow_none=True)
-    parent_checkpoint = Object(required=True, allow_none=True)
-    interrupts = ma.fields.List(Object(), required=True)
+    """All of it, but for a `select`."""
+
+    values = ma.fields.Raw()
+    next = ma.fields.List(ma.fields.String())
+    tasks = ma.fields.List(Object())
+    metadata = Object(allow_none=True)
+    created_at = ma.fields.String(allow_none=True)
+    checkpoint = Object(allow_none=True)
+    parent_checkpoint = Object(allow_none=True)
+    interrupts = ma.fields.List(Object())
     checkpoint_id = ma.fields.String(allow_none=True)
     parent_checkpoint_id = ma.fields.String(allow_none=True)
 
@@ -95,19 +213,19 @@ class UpdatedState(ma.Schema):
     checkpoint_id = ma.fields.String(required=True)
 
 
-class HistoryQuery(ma.Schema):
+class HistoryQuery(SelectState):
     limit = Integer(
         load_default=1, validate=ma.validate.Range(0, 1000), metadata={"in_query": True}
     )
     before = ma.fields.String()
 
 
-class StateAtCheckpoint(ma.Schema):
+class StateAtCheckpoint(SelectState):
     checkpoint = ma.fields.Nested(Checkpoint, required=True)
     subgraphs = Boolean(allow_none=True)
 
 
-class History(ma.Schema):
+class History(SelectState):
     """`before` is a checkpoint, as the SDK sends it, a config, or a checkpoint id."""
 
     limit = Integer(load_default=1, validate=ma.validate.Range(1, 1000))

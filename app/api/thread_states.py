@@ -14,6 +14,7 @@ from app.api.thread_schemas import (
     History,
     HistoryQuery,
     StateAtCheckpoint,
+    StateQuery,
     ThreadState,
     UpdatedState,
     UpdateState,
@@ -26,26 +27,30 @@ blueprint = Blueprint("thread states", __name__, description="States of threads"
 
 
 @blueprint.get("/threads/<thread_id>/state")
+@blueprint.arguments(StateQuery, location="query")
 @blueprint.response(200, ThreadState)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(422, schema=Error)
-def get_state(thread_id: str) -> Response:
+def get_state(query: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_state(
         parts(), path_uuid(thread_id, "thread"), None, subgraphs=query_flag("subgraphs")
     )
-    return json_response(found)
+    return json_response(_selected(found, query.get("select")))
 
 
 @blueprint.get("/threads/<thread_id>/state/<checkpoint_id>")
+@blueprint.arguments(StateQuery, location="query")
 @blueprint.response(200, ThreadState)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(422, schema=Error)
-def get_state_at_checkpoint_id(thread_id: str, checkpoint_id: str) -> Response:
+def get_state_at_checkpoint_id(
+    query: dict[str, Any], thread_id: str, checkpoint_id: str
+) -> Response:
     checkpoint = {"checkpoint_id": str(path_uuid(checkpoint_id, "checkpoint"))}
     found = threads.get_state(
         parts(), path_uuid(thread_id, "thread"), checkpoint, subgraphs=query_flag("subgraphs")
     )
-    return json_response(found)
+    return json_response(_selected(found, query.get("select")))
 
 
 @blueprint.post("/threads/<thread_id>/state/checkpoint")
@@ -60,7 +65,19 @@ def get_state_at_checkpoint(body: dict[str, Any], thread_id: str) -> Response:
         body["checkpoint"],
         subgraphs=bool(body.get("subgraphs")),
     )
-    return json_response(found)
+    return json_response(_selected(found, body.get("select")))
+
+
+def _selected(state: dict[str, Any], fields: list[str] | None) -> dict[str, Any]:
+    """The fields asked for; `values.<key>` is one of the values."""
+    if not fields:
+        return state
+    chosen = {name: state[name] for name in fields if name in state}
+    keys = [name.removeprefix("values.") for name in fields if name.startswith("values.")]
+    values = state["values"]
+    if keys and "values" not in chosen:
+        chosen["values"] = {key: values[key] for key in keys if key in values}
+    return chosen
 
 
 @blueprint.post("/threads/<thread_id>/state")
@@ -88,7 +105,7 @@ def get_history(query: dict[str, Any], thread_id: str) -> Response:
         metadata=None,
         checkpoint=None,
     )
-    return json_response(found)
+    return json_response([_selected(state, query.get("select")) for state in found])
 
 
 @blueprint.post("/threads/<thread_id>/history")
@@ -105,7 +122,7 @@ def search_history(body: dict[str, Any], thread_id: str) -> Response:
         metadata=body.get("metadata"),
         checkpoint=body.get("checkpoint"),
     )
-    return json_response(found)
+    return json_response([_selected(state, body.get("select")) for state in found])
 
 
 def _before(value: Any) -> str | None:

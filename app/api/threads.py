@@ -7,13 +7,24 @@ from typing import Any
 from flask import Response, request
 
 from app.api.error_schemas import Error
-from app.api.fields import path_uuid
+from app.api.extracts import extract
+from app.api.fields import path_uuid, query_list
 from app.api.json_body import Blueprint, json_response
-from app.api.pages import page_response, shown
+from app.api.pages import COUNT, page_response, shown
 from app.api.parts import parts
-from app.api.thread_schemas import CreateThread, PatchThread, SearchThreads, Thread
+from app.api.thread_schemas import (
+    CountThreads,
+    CreateThread,
+    GetThreadQuery,
+    PatchThread,
+    PrunedThreads,
+    PruneThreads,
+    SearchThreads,
+    Storage,
+    Thread,
+)
 from app.db.threads import ThreadFilter
-from app.domain.threads import THREAD_FIELDS
+from app.domain.threads import THREAD_FIELDS, TtlStrategy
 from app.domain.threads import Thread as ThreadRow
 from app.services import threads
 
@@ -22,7 +33,10 @@ blueprint = Blueprint("threads", __name__, description="Conversations and their 
 
 def _shown(thread: ThreadRow, fields: list[str] | None = None) -> dict[str, Any]:
     """A new thread has no `interrupts` and no `error` yet, as the reference has it."""
-    document = shown(thread, fields or THREAD_FIELDS)
+    columns = [name for name in fields or THREAD_FIELDS if name != "context"]
+    document = shown(thread, columns)
+    if fields and "context" in fields:
+        document["context"] = thread.config.get("configurable") or {}
     if not fields and thread.interrupts is None and thread.error is None:
         del document["interrupts"], document["error"]
     elif document.get("interrupts", {}) is None:
@@ -40,11 +54,26 @@ def create_thread(body: dict[str, Any]) -> Response:
 
 
 @blueprint.get("/threads/<thread_id>")
+@blueprint.arguments(GetThreadQuery, location="query")
 @blueprint.response(200, Thread)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(422, schema=Error)
-def get_thread(thread_id: str) -> Response:
-    return json_response(_shown(threads.get_thread(parts(), path_uuid(thread_id, "thread"))))
+def get_thread(query: dict[str, Any], thread_id: str) -> Response:
+    thread = threads.get_thread(parts(), path_uuid(thread_id, "thread"))
+    document = _shown(thread)
+    if "ttl" in query_list(query.get("include")):
+        document["ttl"] = _ttl(thread)
+    return json_response(document)
+
+
+def _ttl(thread: ThreadRow) -> dict[str, Any] | None:
+    if thread.ttl_minutes is None:
+        return None
+    return {
+        "strategy": thread.ttl_strategy,
+        "ttl_minutes": thread.ttl_minutes,
+        "expires_at": thread.expires_at and thread.expires_at.isoformat(),
+    }
 
 
 @blueprint.patch("/threads/<thread_id>")
@@ -55,7 +84,9 @@ def get_thread(thread_id: str) -> Response:
 @blueprint.alt_response(422, schema=Error)
 def patch_thread(body: dict[str, Any], thread_id: str) -> Response:
     metadata = body.get("metadata") or {}
-    thread = threads.patch_thread(parts(), path_uuid(thread_id, "thread"), metadata)
+    thread = threads.patch_thread(
+        parts(), path_uuid(thread_id, "thread"), metadata, body.get("ttl")
+    )
     if request.headers.get("Prefer") == "return=minimal":
         return Response(status=204)
     return json_response(_shown(thread))
@@ -70,24 +101,90 @@ def delete_thread(thread_id: str) -> Response:
     return Response(status=204)
 
 
-@blueprint.post("/threads/search")
-@blueprint.arguments(SearchThreads)
-@blueprint.response(200, Thread(many=True))
+@blueprint.post("/threads/<thread_id>/copy")
+@blueprint.response(200, Thread)
+@blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(422, schema=Error)
-def search_threads(body: dict[str, Any]) -> Response:
-    filter_ = ThreadFilter(
+def copy_thread(thread_id: str) -> Response:
+    """A new thread with the same state and history, without the runs."""
+    return json_response(_shown(threads.copy_thread(parts(), path_uuid(thread_id, "thread"))))
+
+
+@blueprint.get("/threads/<thread_id>/storage")
+@blueprint.response(200, Storage)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def get_storage(thread_id: str) -> Response:
+    """How much of the database the thread's history takes."""
+    found = path_uuid(thread_id, "thread")
+    stored = threads.get_storage(parts(), found)
+    return json_response(
+        {
+            "thread_id": found,
+            "total_bytes": stored.checkpoint_bytes + stored.value_bytes + stored.write_bytes,
+            "checkpoints": {"count": stored.checkpoint_count, "bytes": stored.checkpoint_bytes},
+            "channel_values": {
+                "count": stored.value_count,
+                "bytes": stored.value_bytes,
+                "by_channel": stored.by_channel,
+            },
+            "pending_writes": {"count": stored.write_count, "bytes": stored.write_bytes},
+        }
+    )
+
+
+@blueprint.post("/threads/prune")
+@blueprint.arguments(PruneThreads)
+@blueprint.response(200, PrunedThreads)
+@blueprint.alt_response(400, schema=Error, description="A state cannot do without its history")
+@blueprint.alt_response(422, schema=Error)
+def prune_threads(body: dict[str, Any]) -> Response:
+    """Delete threads, or all but their latest state. Busy threads keep their history."""
+    strategy = TtlStrategy(body["strategy"])
+    return json_response(
+        {"pruned_count": threads.prune_threads(parts(), body["thread_ids"], strategy)}
+    )
+
+
+def _filter(body: dict[str, Any]) -> ThreadFilter:
+    return ThreadFilter(
         ids=body.get("ids"),
         metadata=body.get("metadata") or {},
         values=body.get("values"),
         status=body.get("status"),
     )
+
+
+@blueprint.post("/threads/count")
+@blueprint.arguments(CountThreads)
+@blueprint.response(200, COUNT)
+@blueprint.alt_response(422, schema=Error)
+def count_threads(body: dict[str, Any]) -> Response:
+    return json_response(threads.count_threads(parts(), _filter(body)))
+
+
+@blueprint.post("/threads/search")
+@blueprint.arguments(SearchThreads)
+@blueprint.response(200, Thread(many=True))
+@blueprint.alt_response(422, schema=Error)
+def search_threads(body: dict[str, Any]) -> Response:
     page = threads.search_threads(
         parts(),
-        filter_,
+        _filter(body),
         sort_by=body["sort_by"] or "updated_at",
         sort_order=body["sort_order"] or "desc",
         limit=body["limit"],
         offset=body["offset"],
     )
-    items = [_shown(thread, body.get("select")) for thread in page.items]
+    items = [_found(thread, body) for thread in page.items]
     return page_response(items, total=page.total, limit=body["limit"], offset=body["offset"])
+
+
+def _found(thread: ThreadRow, body: dict[str, Any]) -> dict[str, Any]:
+    document = _shown(thread, body.get("select"))
+    if body.get("extract"):
+        whole = shown(thread, THREAD_FIELDS)
+        document["extracted"] = {
+            name: extract(whole, path) for name, path in body["extract"].items()
+        }
+    return document

@@ -21,7 +21,9 @@ from app.db.connection import (
     fetch_value,
 )
 from app.db.queries import load_queries
+from app.db.threads import ttl_params
 from app.domain.runs import CancelAction, Claim, ClaimedRun, Ending, Run, RunStatus
+from app.domain.threads import ThreadTtl
 from app.fault_points import FaultPoint
 
 SQL = load_queries("runs")
@@ -159,6 +161,7 @@ def accept_run(
     *,
     assistant_updated_at: datetime,
     new_thread: bool,
+    ttl: ThreadTtl | None,
     rering_seconds: float,
 ) -> AcceptedRun | None:
     """Insert as pending, in one statement. None, and nothing is done, when there is no such thread
@@ -167,6 +170,7 @@ def accept_run(
         **_new_run_params(new),
         "assistant_updated_at": assistant_updated_at,
         "new_thread": new_thread,
+        **ttl_params(ttl),
         "rering_seconds": rering_seconds,
     }
     return fetch_one(conn, SQL.accept_run, params, AcceptedRun)

@@ -11,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from app.db.connection import Connection, execute, fetch_all, fetch_dicts, fetch_one, fetch_value
 from app.db.queries import load_queries
-from app.domain.threads import Thread
+from app.domain.threads import Thread, ThreadTtl
 
 SQL = load_queries("threads")
 SORT_COLUMNS = ("thread_id", "created_at", "updated_at", "state_updated_at", "status")
@@ -35,10 +35,38 @@ class ThreadFilter:
         }
 
 
-def insert_thread(conn: Connection, thread_id: UUID, metadata: dict[str, Any]) -> bool:
+def ttl_params(ttl: ThreadTtl | None) -> dict[str, Any]:
+    return {
+        "ttl_minutes": None if ttl is None else ttl.minutes,
+        "ttl_strategy": None if ttl is None else ttl.strategy,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ExpiredThread:
+    thread_id: UUID
+    ttl_strategy: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadStorage:
+    """Counts, and bytes before Postgres compresses them."""
+
+    checkpoint_count: int
+    checkpoint_bytes: int
+    value_count: int
+    value_bytes: int
+    by_channel: dict[str, dict[str, int]]
+    write_count: int
+    write_bytes: int
+
+
+def insert_thread(
+    conn: Connection, thread_id: UUID, metadata: dict[str, Any], ttl: ThreadTtl | None = None
+) -> bool:
     """False when the id is taken."""
     execute(conn, SQL.replace_hidden_thread, {"thread_id": thread_id})
-    params = {"thread_id": thread_id, "metadata": Jsonb(metadata)}
+    params = {"thread_id": thread_id, "metadata": Jsonb(metadata), **ttl_params(ttl)}
     return fetch_value(conn, SQL.insert_thread, params) is not None
 
 
@@ -52,15 +80,53 @@ def lock_thread(conn: Connection, thread_id: UUID, *, ended_stateless: bool = Fa
     return fetch_value(conn, SQL.lock_thread, params) is not None
 
 
-def patch_thread(conn: Connection, thread_id: UUID, metadata: dict[str, Any]) -> bool:
-    """Merge into the metadata, at the top level."""
-    params = {"thread_id": thread_id, "metadata": Jsonb(metadata)}
+def patch_thread(
+    conn: Connection, thread_id: UUID, metadata: dict[str, Any], ttl: ThreadTtl | None = None
+) -> bool:
+    """Merge into the metadata, at the top level; a ttl replaces the one there is."""
+    params = {"thread_id": thread_id, "metadata": Jsonb(metadata), **ttl_params(ttl)}
     return fetch_value(conn, SQL.patch_thread, params) is not None
 
 
 def delete_thread(conn: Connection, thread_id: UUID) -> bool:
     execute(conn, SQL.delete_thread_checkpoints, {"thread_ids": [str(thread_id)]})
     return fetch_value(conn, SQL.delete_thread, {"thread_id": thread_id}) is not None
+
+
+def copy_thread(conn: Connection, thread_id: UUID, copy_id: UUID) -> bool:
+    """A thread of its own with the same state and history, without the runs. False: no such."""
+    params = {"thread_id": thread_id, "copy_id": copy_id}
+    if fetch_value(conn, SQL.copy_thread, params) is None:
+        return False
+    execute(conn, SQL.copy_checkpoints, {"thread_id": str(thread_id), "copy_id": str(copy_id)})
+    return True
+
+
+def thread_storage(conn: Connection, thread_id: UUID) -> ThreadStorage:
+    """How much of the database a thread's history takes."""
+    row = fetch_one(conn, SQL.thread_storage, {"thread_id": str(thread_id)}, ThreadStorage)
+    assert row is not None
+    return row
+
+
+def repeatable_read(conn: Connection) -> None:
+    """As the first thing in a transaction: all of it sees one state of the database."""
+    execute(conn, SQL.repeatable_read, {})
+
+
+def expired_threads(conn: Connection, *, limit: int) -> list[ExpiredThread]:
+    """Idle ones, the longest expired first."""
+    return fetch_all(conn, SQL.expired_threads, {"limit": limit}, ExpiredThread)
+
+
+def thread_is_expired(conn: Connection, thread_id: UUID) -> bool:
+    """Still, and idle. The thread's row is locked."""
+    return bool(fetch_value(conn, SQL.thread_is_expired, {"thread_id": thread_id}))
+
+
+def thread_has_been_pruned(conn: Connection, thread_id: UUID) -> None:
+    """It does not expire again before it is used again."""
+    execute(conn, SQL.thread_has_been_pruned, {"thread_id": thread_id})
 
 
 def delete_hidden_thread(conn: Connection, thread_id: UUID) -> bool:

@@ -20,6 +20,21 @@ class ThreadStatus(enum.StrEnum):
     ERROR = "error"
 
 
+class TtlStrategy(enum.StrEnum):
+    """What becomes of a thread that has expired."""
+
+    DELETE = "delete"
+    KEEP_LATEST = "keep_latest"
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadTtl:
+    """How long a thread stays without being used, and what becomes of it then."""
+
+    minutes: float
+    strategy: TtlStrategy = TtlStrategy.DELETE
+
+
 @dataclass(frozen=True, slots=True)
 class Thread:
     """One thread as read; `status` is derived from its runs by the query."""
@@ -35,6 +50,10 @@ class Thread:
     interrupts: dict[str, Any] | None
     error: dict[str, str] | None
     values_known: bool
+    ttl_minutes: float | None
+    ttl_strategy: str | None
+    #: None with a ttl: it has expired, and was pruned.
+    expires_at: datetime | None
 
 
 #: Fields of a thread that a client may select or sort by.

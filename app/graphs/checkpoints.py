@@ -54,6 +54,10 @@ class CheckpointsUnavailable(Exception):
     """Postgres is away and the run was told to stop meanwhile; the attempt ends."""
 
 
+class CannotPrune(Exception):
+    """The thread's latest state is built from its history."""
+
+
 _LATEST_ID = """
 SELECT max(checkpoint_id) FROM checkpoints
 WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
@@ -102,6 +106,13 @@ class ThreadSaver(_Saver):
         owned = {key: value for key, value in metadata.items() if key != "run_id"}
         owned["thread_id"] = config["configurable"]["thread_id"]
         return super().put(config, checkpoint, owned, new_versions)
+
+    def keep_latest(self, thread_id: str) -> None:
+        """Delete the thread's history, but for the latest state of the graph and its subgraphs."""
+        try:
+            self.prune([thread_id], strategy="keep_latest")
+        except NotImplementedError as error:
+            raise CannotPrune(str(error)) from error
 
 
 class RunSaver(_Saver):

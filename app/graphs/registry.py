@@ -29,6 +29,7 @@ from dotenv import dotenv_values
 from langgraph.graph.state import StateGraph
 from langgraph.pregel import Pregel
 
+from app.domain.threads import ThreadTtl, TtlStrategy
 from app.settings import DEFAULT_QUEUE
 
 #: A compiled graph, whatever its state and context.
@@ -59,6 +60,8 @@ class Project:
     env: Mapping[str, str]
     #: Defaults of a graph's config and context, by graph id (LANGGRAPH_CONFIG).
     defaults: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    #: Of threads that are created without one (`checkpointer.ttl`).
+    thread_ttl: ThreadTtl | None = None
 
     @property
     def queues(self) -> list[str]:
@@ -105,7 +108,25 @@ def read_project(path: Path) -> Project:
         dependencies=_dependencies(path, root, document.get("dependencies", ["."])),
         env=_environment(path, root, document.get("env", {})),
         defaults=_defaults(),
+        thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
     )
+
+
+def _thread_ttl(path: Path, checkpointer: Any) -> ThreadTtl | None:
+    """`{"ttl": {"strategy": …, "default_ttl": <minutes>}}`. `sweep_interval_minutes` is not asked:
+    expired threads are found within seconds."""
+    ttl = checkpointer.get("ttl") if isinstance(checkpointer, dict) else None
+    if ttl is None:
+        return None
+    minutes = ttl.get("default_ttl") if isinstance(ttl, dict) else None
+    strategy = ttl.get("strategy", "delete") if isinstance(ttl, dict) else None
+    if strategy not in tuple(TtlStrategy):
+        raise ProjectError(f"{path}: 'checkpointer.ttl.strategy' must be delete or keep_latest")
+    if minutes is None:
+        return None
+    if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or minutes <= 0:
+        raise ProjectError(f"{path}: 'checkpointer.ttl.default_ttl' must be minutes above 0")
+    return ThreadTtl(float(minutes), TtlStrategy(strategy))
 
 
 def _graph_spec(path: Path, graph_id: str, entry: Any, queue: str) -> GraphSpec:

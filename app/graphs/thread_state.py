@@ -12,10 +12,11 @@ from typing import Any
 
 import psycopg
 from langgraph.errors import InvalidUpdateError
-from langgraph.types import PregelTask, StateSnapshot
+from langgraph.types import PregelTask, StateSnapshot, StateUpdate
 
 from app.domain.errors import Unavailable
 from app.graphs.checkpoints import ThreadSaver
+from app.graphs.commands import to_command
 from app.graphs.registry import Graph
 from app.graphs.serde import to_plain
 
@@ -97,16 +98,15 @@ def write_state(
     graph: Graph,
     saver: ThreadSaver,
     config: dict[str, Any],
-    values: Any,
-    as_node: str | None,
+    supersteps: Sequence[Sequence[StateUpdate]],
 ) -> dict[str, Any]:
-    """Write a state as if a node had; returns the new checkpoint's configurable.
+    """Write states as if nodes had; returns the last checkpoint's configurable.
 
     Raises StateRefused for whatever the graph's own code makes of the values: a reducer may raise
     anything.
     """
     try:
-        saved = bound(graph, saver).update_state(config, values, as_node=as_node)  # type: ignore[arg-type]
+        saved = bound(graph, saver).bulk_update_state(config, supersteps)  # type: ignore[arg-type]
     except (Unavailable, psycopg.OperationalError):
         raise
     except InvalidUpdateError as error:
@@ -114,6 +114,13 @@ def write_state(
     except Exception as error:
         raise StateRefused(f"{type(error).__name__}: {error}") from error
     return dict(saved["configurable"])
+
+
+def state_update(update: dict[str, Any]) -> StateUpdate:
+    """What a node wrote: `values`, or the `command` it returned."""
+    if update.get("command") is not None:
+        return StateUpdate(to_command(update["command"]), update.get("as_node"))  # type: ignore[arg-type]
+    return StateUpdate(update.get("values"), update.get("as_node"))
 
 
 def read_resting(graph: Graph, snapshot: StateSnapshot) -> Resting:

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import RedisError
-from app.bus.event_log import EventLog, LogEnd
+from app.bus.event_log import THREAD_DELETED, EventLog, LogEnd
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import Connection, in_transaction
@@ -63,6 +63,14 @@ class Announcer:
         cancelled = [end.run_id for end in ends if end.status in (None, RunStatus.INTERRUPTED)]
         if cancelled:
             self.cancel_flags.lower_flags(cancelled)
+
+    def announce_deleted_threads(self, thread_ids: Iterable[UUID]) -> None:
+        """Whoever follows them may stop."""
+        try:
+            for thread_id in thread_ids:
+                self.event_log.append_to_thread(thread_id, THREAD_DELETED, b"{}")
+        except RedisError as error:
+            log.warning("followers of deleted threads not told: %s", error)
 
     def ring(self, runs: Iterable[Ringable]) -> None:
         for run in runs:

@@ -19,6 +19,7 @@ from app.db.runs import CancelFilter, NewRun, Ringable
 from app.domain.assistants import Assistant
 from app.domain.errors import Conflict, Interrupted, InvalidRequest, NotFound
 from app.domain.runs import CancelAction, MultitaskStrategy, Run, superseded_reason
+from app.domain.threads import ThreadTtl
 from app.fault_points import FaultPoint
 from app.services.cancellation import (
     Cancelled,
@@ -128,6 +129,7 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
             new,
             assistant_updated_at=assistant.updated_at,
             new_thread=request.thread_id is None,
+            ttl=parts.graphs.project.thread_ttl,
             rering_seconds=parts.settings.rering_seconds,
         )
     if accepted is None:
@@ -176,7 +178,7 @@ def _accept(parts: Parts, conn: Connection, request: RunRequest, run_id: UUID) -
     if (existing := _accepted_before(conn, run_id, request.thread_id)) is not None:
         head = run_rows.next_runs_of_threads(conn, [existing.thread_id])
         return _Accepted(existing, None, head)
-    thread_id = _thread_of(conn, request)
+    thread_id = _thread_of(conn, request, parts.graphs.project.thread_ttl)
     new = _new_run(parts, request, assistant, thread_id, run_id)
     _refuse_unknown_checkpoint(conn, new)
     cancelled = _make_room(conn, request, thread_id, run_id)
@@ -196,15 +198,15 @@ def _action_of(strategy: str) -> CancelAction | None:
     return None
 
 
-def _thread_of(conn: Connection, request: RunRequest) -> UUID:
+def _thread_of(conn: Connection, request: RunRequest, ttl: ThreadTtl | None) -> UUID:
     """The run's thread, locked; made here for a stateless run or `if_not_exists: create`."""
     if request.thread_id is None:
         thread_id = new_id()
-        thread_rows.insert_thread(conn, thread_id, {})
+        thread_rows.insert_thread(conn, thread_id, {}, ttl)
     else:
         thread_id = request.thread_id
         if request.body.get("if_not_exists") == "create":
-            thread_rows.insert_thread(conn, thread_id, {})
+            thread_rows.insert_thread(conn, thread_id, {}, ttl)
     if not thread_rows.lock_thread(conn, thread_id):
         raise NotFound("Thread or assistant not found.")
     return thread_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -14,9 +15,9 @@ from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import Connection
 from app.db.runs import CancelFilter
-from app.db.threads import ThreadFilter
+from app.db.threads import ThreadFilter, ThreadStorage
 from app.domain.errors import BadRequest, Conflict, NotFound
-from app.domain.threads import Thread, ThreadStatus
+from app.domain.threads import Thread, ThreadStatus, ThreadTtl, TtlStrategy
 from app.graphs import thread_state
 from app.graphs.checkpoints import ThreadSaver
 from app.graphs.registry import Graph, ProjectError
@@ -24,24 +25,49 @@ from app.graphs.serde import to_json
 from app.services.cancellation import stop_runs
 from app.services.parts import Parts
 from app.services.runs import new_id
+from app.services.thread_pruning import keep_latest
 
 log = logging.getLogger(__name__)
 
 
 def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
-    """Raises Conflict when the id is taken and `if_exists` is not `do_nothing`."""
+    """Raises Conflict when the id is taken and `if_exists` is not `do_nothing`; BadRequest for
+    `supersteps` that its graph does not take, and then there is no thread."""
     thread_id = body.get("thread_id") or new_id()
     metadata = dict(body.get("metadata") or {})
     if body.get("graph_id"):
         metadata["graph_id"] = body["graph_id"]
+    ttl = body.get("ttl") or parts.graphs.project.thread_ttl
+    supersteps = body.get("supersteps") or []
+    if supersteps and str(metadata.get("graph_id")) not in parts.graphs:
+        raise BadRequest("supersteps: metadata.graph_id must name the graph they are of")
 
-    def create(conn: Connection) -> Thread:
-        created = thread_rows.insert_thread(conn, thread_id, metadata)
+    def create(conn: Connection) -> tuple[Thread, bool]:
+        created = thread_rows.insert_thread(conn, thread_id, metadata, ttl)
         if not created and body.get("if_exists") != "do_nothing":
             raise Conflict(f"Thread with ID {thread_id} already exists")
-        return _found(conn, thread_id)
+        return _found(conn, thread_id), created
 
-    return parts.database.transaction(create)
+    thread, created = parts.database.transaction(create)
+    if not created or not supersteps:
+        return thread
+    return _with_supersteps(parts, thread, supersteps)
+
+
+def _with_supersteps(parts: Parts, thread: Thread, supersteps: list[dict[str, Any]]) -> Thread:
+    """The new thread with the states that another one had, as another server may export them."""
+    with parts.database.connection() as conn:
+        graph = _graph_of(parts, conn, thread)
+    updates = [[thread_state.state_update(u) for u in step["updates"]] for step in supersteps]
+    config = thread_state.thread_config(str(thread.thread_id))
+    try:
+        thread_state.write_state(graph, ThreadSaver(parts.database.pool), config, updates)
+    except thread_state.StateRefused as error:
+        delete_thread(parts, thread.thread_id)
+        raise BadRequest(f"supersteps: {error}") from error
+    _rest(parts, graph, thread.thread_id, keep_error=False)
+    with parts.database.connection() as conn:
+        return _found(conn, thread.thread_id)
 
 
 def get_thread(parts: Parts, thread_id: UUID) -> Thread:
@@ -57,9 +83,11 @@ def _found(conn: Connection, thread_id: UUID) -> Thread:
     return thread
 
 
-def patch_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thread:
+def patch_thread(
+    parts: Parts, thread_id: UUID, metadata: dict[str, Any], ttl: ThreadTtl | None
+) -> Thread:
     def patch(conn: Connection) -> Thread:
-        if not thread_rows.patch_thread(conn, thread_id, metadata):
+        if not thread_rows.patch_thread(conn, thread_id, metadata, ttl):
             raise NotFound()
         return _found(conn, thread_id)
 
@@ -83,6 +111,43 @@ def delete_thread(parts: Parts, thread_id: UUID) -> None:
     while not parts.database.transaction(delete_if_idle):
         stop_runs(parts, CancelFilter(thread_id=thread_id), reason)
     _tell_followers(parts, thread_id, THREAD_DELETED, {})
+
+
+def copy_thread(parts: Parts, thread_id: UUID) -> Thread:
+    """A new thread with the same state and history. Raises NotFound."""
+    copy_id = new_id()
+
+    def copy(conn: Connection) -> Thread:
+        # The row and the checkpoints are of one moment, whatever runs on the thread meanwhile.
+        thread_rows.repeatable_read(conn)
+        if not thread_rows.copy_thread(conn, thread_id, copy_id):
+            raise NotFound(f"Thread with ID {thread_id} not found")
+        return _found(conn, copy_id)
+
+    return _with_values(parts, parts.database.transaction(copy))
+
+
+def prune_threads(parts: Parts, thread_ids: list[UUID], strategy: TtlStrategy) -> int:
+    """Delete threads, or all but their latest state; returns how many. Unknown ones do not count,
+    nor do busy ones that were to keep their latest state. Raises BadRequest for a thread whose
+    state cannot do without its history."""
+    pruned = 0
+    for thread_id in dict.fromkeys(thread_ids):
+        if strategy is TtlStrategy.KEEP_LATEST:
+            with parts.database.connection() as conn:
+                pruned += keep_latest(conn, thread_id)
+            continue
+        with suppress(NotFound):
+            delete_thread(parts, thread_id)
+            pruned += 1
+    return pruned
+
+
+def get_storage(parts: Parts, thread_id: UUID) -> ThreadStorage:
+    """Raises NotFound."""
+    with parts.database.connection() as conn:
+        _found(conn, thread_id)
+        return thread_rows.thread_storage(conn, thread_id)
 
 
 def _tell_followers(parts: Parts, thread_id: UUID, name: str, data: Any) -> None:
@@ -115,6 +180,13 @@ def search_threads(
 
     threads, total = parts.database.transaction(search)
     return Page([_with_values(parts, thread) for thread in threads], total)
+
+
+def count_threads(parts: Parts, filter_: ThreadFilter) -> int:
+    if filter_.values is not None:
+        _read_unknown_values(parts, filter_)
+    with parts.database.connection() as conn:
+        return thread_rows.count_threads(conn, filter_)
 
 
 def _read_unknown_values(parts: Parts, filter_: ThreadFilter) -> None:
@@ -252,9 +324,7 @@ def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[st
     if checkpoint.get("checkpoint_id") and saver.get_tuple(config) is None:
         raise NotFound(f"Checkpoint {checkpoint['checkpoint_id']} not found")
     try:
-        saved = thread_state.write_state(
-            graph, saver, config, body.get("values"), body.get("as_node")
-        )
+        saved = thread_state.write_state(graph, saver, config, [[thread_state.state_update(body)]])
     except thread_state.StateRefused as error:
         raise BadRequest(str(error)) from error
     _rest(parts, graph, thread_id, keep_error=False)

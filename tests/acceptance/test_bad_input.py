@@ -57,13 +57,15 @@ class Spot:
     thread_id: str
     run_id: str
     checkpoint_id: str
+    assistant_id: str = UNKNOWN
 
     def url(self, template: str) -> str:
         return template.format(
             thread_id=self.thread_id,
             run_id=self.run_id,
             checkpoint_id=self.checkpoint_id,
-            assistant_id=UNKNOWN,
+            assistant_id=self.assistant_id,
+            namespace="child",
         )
 
     def body(self, template: Any) -> Any:
@@ -201,6 +203,19 @@ STREAM_MODE = Kind(
 )
 GOTO = Kind((True, 7, 1.5, {}, {"node": 5}, {"input": 1}, [7], [["x"]], [{}], [{"node": None}]))
 UPDATE = Kind((True, 7, 1.5, "", "x", [1], ["ab"], [["a"]], [["a", 1, 2]], [[1, "a"]], [{}]))
+SUPERSTEPS = Kind(
+    (
+        *("x", True, 7, {}, [7], [[]], [{}], [{"updates": []}], [{"updates": 5}]),
+        *([{"updates": [5]}], [{"updates": [{"as_node": 5}]}], [{"updates": [{"command": 5}]}]),
+    )
+)
+EXTRACT = Kind(
+    (
+        *("x", True, 7, [], ["values"], {"a": 5}, {"a": None}, {"a": ["values"]}),
+        *({"a": ""}, {"a": "nope"}, {"a": "values."}, {"a": "values[x]"}, {"a": "valuesx"}),
+        {str(n): "values" for n in range(11)},
+    )
+)
 BEFORE = Kind(
     (
         *("", "bad", True, 7, 1.5, [], [UNKNOWN]),
@@ -226,6 +241,12 @@ CONFIG = {
     "config.metadata": OBJECT,
     "config.run_name": STRING,
 }
+TTL = {
+    "ttl": OBJECT,
+    "ttl.ttl": Kind(("5", "", True, [], {}, 0, -1, 1e300, 10**30)).required,
+    "ttl.strategy": Kind(enum("delete", "keep_latest").wrong).required,
+}
+SELECT = {"select": Kind(("values", 7, True, {}, ["nope"], ["values."], [7], [None])).required}
 SEARCH = {
     "metadata": OBJECT,
     "limit": LIMIT,
@@ -287,6 +308,26 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Kind]]] = {
             "sort_by": enum("assistant_id", "created_at", "updated_at", "name", "graph_id"),
         },
     ),
+    "POST /assistants/count": ({}, {"metadata": OBJECT, "graph_id": STRING, "name": STRING}),
+    "PATCH /assistants/{assistant_id}": (
+        {},
+        {
+            "graph_id": STRING,
+            "name": STRING,
+            "description": STRING,
+            **CONFIG,
+            "context": OBJECT,
+            "metadata": OBJECT,
+        },
+    ),
+    "POST /assistants/{assistant_id}/versions": (
+        {},
+        {"metadata": OBJECT, "limit": LIMIT, "offset": OFFSET},
+    ),
+    "POST /assistants/{assistant_id}/latest": (
+        {"version": 1},
+        {"version": integer(1, 2**31 - 1).required},
+    ),
     "POST /threads": (
         {},
         {
@@ -294,9 +335,19 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Kind]]] = {
             "metadata": OBJECT,
             "if_exists": enum("raise", "do_nothing").required,
             "graph_id": STRING,
+            **TTL,
+            "supersteps": SUPERSTEPS,
         },
     ),
-    "PATCH /threads/{thread_id}": ({}, {"metadata": OBJECT}),
+    "PATCH /threads/{thread_id}": ({}, {"metadata": OBJECT, **TTL}),
+    "POST /threads/count": ({}, {"metadata": OBJECT, "values": OBJECT, "status": STATUS}),
+    "POST /threads/prune": (
+        {"thread_ids": []},
+        {
+            "thread_ids": UUIDS.required,
+            "strategy": enum("delete", "keep_latest").required,
+        },
+    ),
     "POST /threads/search": (
         {},
         {
@@ -304,12 +355,18 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Kind]]] = {
             "ids": Kind(UUIDS.wrong),
             "values": OBJECT,
             "status": STATUS,
+            "extract": EXTRACT,
             "sort_by": enum("thread_id", "created_at", "updated_at", "status"),
         },
     ),
     "POST /threads/{thread_id}/state/checkpoint": (
         {"checkpoint": {}},
-        {**CHECKPOINT, "checkpoint": CHECKPOINT["checkpoint"].required, "subgraphs": BOOLEAN},
+        {
+            **CHECKPOINT,
+            "checkpoint": CHECKPOINT["checkpoint"].required,
+            "subgraphs": BOOLEAN,
+            **SELECT,
+        },
     ),
     "POST /threads/{thread_id}/state": (
         {"values": {"count": 1}},
@@ -317,7 +374,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Kind]]] = {
     ),
     "POST /threads/{thread_id}/history": (
         {},
-        {"limit": LIMIT, "before": BEFORE, "metadata": OBJECT, **CHECKPOINT},
+        {"limit": LIMIT, "before": BEFORE, "metadata": OBJECT, **CHECKPOINT, **SELECT},
     ),
     "POST /threads/{thread_id}/runs": (RUN, THREAD_RUN),
     "POST /threads/{thread_id}/runs/wait": (RUN, THREAD_RUN),
@@ -389,7 +446,8 @@ def test_the_table_has_every_body_and_every_field_of_the_document(http):
 def test_every_body_of_the_table_is_taken_as_it_stands(http):
     """Otherwise the refusals below would say nothing."""
     for operation, (base, _) in BODIES.items():
-        spot = new_spot(http)
+        assistant = http.post("/assistants", json={"graph_id": "counter"}).json()
+        spot = replace(new_spot(http), assistant_id=assistant["assistant_id"])
         answer = send(http, spot, operation, json=spot.body(base))
         # The run has ended: there is nothing to cancel.
         assert answer.status_code == (404 if operation == "POST /runs/cancel" else 200), operation
@@ -581,10 +639,19 @@ def test_a_run_with_data_100_levels_deep_comes_through(http):
 
 OPERATIONS = [
     ("GET /assistants/{assistant_id}", None),
+    ("PATCH /assistants/{assistant_id}", {}),
     ("DELETE /assistants/{assistant_id}", None),
+    ("POST /assistants/{assistant_id}/versions", {}),
+    ("POST /assistants/{assistant_id}/latest", {"version": 1}),
+    ("GET /assistants/{assistant_id}/graph", None),
+    ("GET /assistants/{assistant_id}/schemas", None),
+    ("GET /assistants/{assistant_id}/subgraphs", None),
+    ("GET /assistants/{assistant_id}/subgraphs/{namespace}", None),
     ("GET /threads/{thread_id}", None),
     ("PATCH /threads/{thread_id}", {}),
     ("DELETE /threads/{thread_id}", None),
+    ("POST /threads/{thread_id}/copy", None),
+    ("GET /threads/{thread_id}/storage", None),
     ("GET /threads/{thread_id}/state", None),
     ("POST /threads/{thread_id}/state", {"values": {}}),
     ("GET /threads/{thread_id}/state/{checkpoint_id}", None),
@@ -608,6 +675,7 @@ PARAMETERS = [
     for name in ("assistant_id", "thread_id", "run_id", "checkpoint_id")
     if f"{{{name}}}" in operation
 ]
+BY_NAME = ("/graph", "/schemas", "/subgraphs")
 _IN_PATHS_ONLY = (
     "%00",
     "%00" + "1" * 32,
@@ -638,14 +706,16 @@ def test_the_table_has_every_path_with_an_id(http):
 @pytest.mark.parametrize(("operation", "body", "name"), PARAMETERS)
 def test_an_id_in_a_path_that_is_no_uuid_is_refused(http, spot, operation, body, name):
     method, path = operation.split(" ", 1)
-    noun = name.removesuffix("_id")
+    # Where a graph's name will do, what is no id is no name either.
+    named = any(f"}}{end}" in operation for end in BY_NAME)
+    noun = "assistant: " if named else f"{name.removesuffix('_id')} ID"
     texts = [_quoted(text) for text in NO_UUID if text and "/" not in text] + list(_IN_PATHS_ONLY)
     with leaving_no_trace(http, spot) as problems:
         for text in texts:
             url = spot.url(path.replace(f"{{{name}}}", text.replace("{", "").replace("}", "")))
             answer = http.request(method, url, json=body)
             problem = refusal(answer)
-            if problem or not answer.json()["detail"].startswith(f"Invalid {noun} ID"):
+            if problem or not answer.json()["detail"].startswith(f"Invalid {noun}"):
                 problems[text] = problem or answer.text
 
 

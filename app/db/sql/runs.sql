@@ -24,9 +24,10 @@ WITH unchanged AS MATERIALIZED (
     WHERE assistant_id = %(assistant_id)s AND updated_at = %(assistant_updated_at)s
 ), made_thread AS (
     -- With what the claim would otherwise have to set.
-    INSERT INTO thread (thread_id, config, metadata)
+    INSERT INTO thread (thread_id, config, metadata, ttl_minutes, ttl_strategy)
     SELECT %(thread_id)s, %(thread_config)s,
-        jsonb_build_object('graph_id', %(graph_id)s::text, 'assistant_id', %(assistant_id)s::uuid)
+        jsonb_build_object('graph_id', %(graph_id)s::text, 'assistant_id', %(assistant_id)s::uuid),
+        %(ttl_minutes)s, %(ttl_strategy)s
     FROM unchanged WHERE %(new_thread)s
     RETURNING thread_id
 ), found_thread AS (

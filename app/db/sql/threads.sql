@@ -1,6 +1,6 @@
 -- name: insert_thread
-INSERT INTO thread (thread_id, metadata)
-VALUES (%(thread_id)s, %(metadata)s)
+INSERT INTO thread (thread_id, metadata, ttl_minutes, ttl_strategy)
+VALUES (%(thread_id)s, %(metadata)s, %(ttl_minutes)s, %(ttl_strategy)s)
 ON CONFLICT (thread_id) DO NOTHING
 RETURNING thread_id
 
@@ -17,7 +17,10 @@ WHERE thread_id = %(thread_id)s AND (hidden_at IS NULL OR %(ended_stateless)s)
 FOR NO KEY UPDATE
 
 -- name: patch_thread
-UPDATE thread SET metadata = metadata || %(metadata)s, updated_at = now()
+UPDATE thread SET
+    metadata = metadata || %(metadata)s, updated_at = now(),
+    ttl_minutes = coalesce(%(ttl_minutes)s::double precision, ttl_minutes),
+    ttl_strategy = coalesce(%(ttl_strategy)s::text, ttl_strategy)
 WHERE thread_id = %(thread_id)s AND hidden_at IS NULL
 RETURNING thread_id
 
@@ -73,3 +76,80 @@ UPDATE thread SET
     state_updated_at = now(), updated_at = now(),
     metadata = metadata || %(metadata)s
 WHERE thread_id = %(thread_id)s
+
+-- name: repeatable_read
+SET TRANSACTION ISOLATION LEVEL REPEATABLE READ
+
+-- name: copy_thread
+-- Its values are read from the copied checkpoint: a busy thread's row is behind it.
+INSERT INTO thread (thread_id, metadata, config, resting_status, "values", values_known, interrupts,
+                    error, ttl_minutes, ttl_strategy)
+SELECT %(copy_id)s, t.metadata, t.config, t.resting_status, t."values",
+       t.values_known AND v.status <> 'busy', t.interrupts, t.error, t.ttl_minutes, t.ttl_strategy
+FROM thread t JOIN thread_view v USING (thread_id)
+WHERE t.thread_id = %(thread_id)s
+RETURNING thread_id
+
+-- name: copy_checkpoints
+-- All namespaces, as they are at one moment.
+WITH copied AS (
+    INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type,
+                             checkpoint, metadata)
+    SELECT %(copy_id)s, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint,
+           metadata || jsonb_build_object('thread_id', %(copy_id)s::text)
+    FROM checkpoints WHERE thread_id = %(thread_id)s
+), copied_blobs AS (
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT %(copy_id)s, checkpoint_ns, channel, version, type, blob
+    FROM checkpoint_blobs WHERE thread_id = %(thread_id)s
+)
+INSERT INTO checkpoint_writes (thread_id, checkpoint_ns, checkpoint_id, task_id, idx, channel, type,
+                               blob, task_path)
+SELECT %(copy_id)s, checkpoint_ns, checkpoint_id, task_id, idx, channel, type, blob, task_path
+FROM checkpoint_writes WHERE thread_id = %(thread_id)s
+
+-- name: thread_storage
+WITH inline AS (
+    SELECT v.key AS channel, octet_length(v.value::text) AS bytes
+    FROM checkpoints c CROSS JOIN LATERAL jsonb_each(c.checkpoint -> 'channel_values') AS v
+    WHERE c.thread_id = %(thread_id)s
+), channel_value AS (
+    SELECT channel, bytes FROM inline
+    UNION ALL
+    SELECT channel, coalesce(octet_length(blob), 0) FROM checkpoint_blobs
+    WHERE thread_id = %(thread_id)s
+), channel AS (
+    SELECT channel, count(*) AS count, sum(bytes) AS bytes FROM channel_value GROUP BY channel
+), total AS (
+    SELECT coalesce(sum(count), 0)::bigint AS value_count,
+           coalesce(sum(bytes), 0)::bigint AS value_bytes,
+           coalesce(jsonb_object_agg(
+               channel, jsonb_build_object('count', count, 'bytes', bytes)), '{}') AS by_channel
+    FROM channel
+), checkpoint AS (
+    SELECT count(*) AS checkpoint_count,
+           coalesce(sum(octet_length((checkpoint - 'channel_values')::text)
+                        + octet_length(metadata::text)), 0)::bigint AS checkpoint_bytes
+    FROM checkpoints WHERE thread_id = %(thread_id)s
+), pending AS (
+    SELECT count(*) AS write_count, coalesce(sum(octet_length(blob)), 0)::bigint AS write_bytes
+    FROM checkpoint_writes WHERE thread_id = %(thread_id)s
+)
+SELECT * FROM checkpoint, total, pending
+
+-- name: expired_threads
+SELECT thread_id, ttl_strategy FROM thread t
+WHERE expires_at < now() AND hidden_at IS NULL
+  AND NOT EXISTS (
+      SELECT 1 FROM run r
+      WHERE r.thread_id = t.thread_id AND r.status IN ('pending', 'running'))
+ORDER BY expires_at
+LIMIT %(limit)s
+
+-- name: thread_is_expired
+SELECT EXISTS (
+    SELECT 1 FROM thread_view
+    WHERE thread_id = %(thread_id)s AND expires_at < now() AND status <> 'busy')
+
+-- name: thread_has_been_pruned
+UPDATE thread SET expires_at = NULL WHERE thread_id = %(thread_id)s

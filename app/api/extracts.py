@@ -1,0 +1,38 @@
+"""Paths into a thread, for a search that wants a part of it: `values.messages[-1].content`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import marshmallow as ma
+
+_ROOTS = ("config", "interrupts", "metadata", "values")
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(-?[0-9]{1,9})\]", re.ASCII)
+
+
+def is_extract_path(path: str) -> None:
+    """Raises ValidationError."""
+    root = re.match(r"[a-z]*", path)
+    if root is None or root.group() not in _ROOTS:
+        raise ma.ValidationError(f"{path!r} must start with one of {', '.join(_ROOTS)}")
+    rest = path[root.end() :]
+    if _STEP.sub("", rest):
+        raise ma.ValidationError(f"{path!r} is not a path like values.messages[-1].content")
+
+
+def extract(document: dict[str, Any], path: str) -> Any:
+    """What is at a path; None when nothing is."""
+    root = re.split(r"[.\[]", path, maxsplit=1)[0]
+    found: Any = document.get(root)
+    for key, index in _STEP.findall(path[len(root) :]):
+        found = _step(found, key, index)
+    return found
+
+
+def _step(value: Any, key: str, index: str) -> Any:
+    if key:
+        return value.get(key) if isinstance(value, dict) else None
+    at = int(index)
+    within = isinstance(value, list) and -len(value) <= at < len(value)
+    return value[at] if within else None

@@ -1,0 +1,71 @@
+"""Threads that are in the way: pruning them when asked, and when they have expired."""
+
+from __future__ import annotations
+
+import logging
+from uuid import UUID
+
+from app.db import runs as run_rows
+from app.db import threads as thread_rows
+from app.db.connection import Connection, in_transaction
+from app.domain.errors import BadRequest
+from app.domain.threads import TtlStrategy
+from app.graphs.checkpoints import CannotPrune, ThreadSaver
+
+log = logging.getLogger(__name__)
+
+
+def keep_latest(conn: Connection, thread_id: UUID) -> bool:
+    """Delete all of a thread's history but its latest state. False, and nothing is done, when there
+    is no such thread or when it is busy: what runs may go back to its history.
+
+    Raises BadRequest for a thread whose latest state is built from its history.
+    """
+
+    def prune() -> bool:
+        # The saver wants this isolation for its own part of the transaction.
+        thread_rows.repeatable_read(conn)
+        if not thread_rows.lock_thread(conn, thread_id):
+            return False
+        if run_rows.thread_is_busy(conn, thread_id):
+            return False
+        ThreadSaver(conn).keep_latest(str(thread_id))
+        return True
+
+    try:
+        return in_transaction(conn, prune)
+    except CannotPrune as error:
+        raise BadRequest(str(error)) from error
+
+
+def expire_threads(conn: Connection, *, limit: int) -> list[UUID]:
+    """Prune or delete what has expired; returns the threads that were deleted."""
+    deleted = []
+    for expired in thread_rows.expired_threads(conn, limit=limit):
+        if expired.ttl_strategy == TtlStrategy.DELETE:
+            if _delete_expired(conn, expired.thread_id):
+                deleted.append(expired.thread_id)
+        else:
+            _prune_expired(conn, expired.thread_id)
+    return deleted
+
+
+def _delete_expired(conn: Connection, thread_id: UUID) -> bool:
+    def delete() -> bool:
+        if not thread_rows.lock_thread(conn, thread_id):
+            return False
+        if not thread_rows.thread_is_expired(conn, thread_id):
+            return False
+        return thread_rows.delete_thread(conn, thread_id)
+
+    return in_transaction(conn, delete)
+
+
+def _prune_expired(conn: Connection, thread_id: UUID) -> None:
+    try:
+        pruned = keep_latest(conn, thread_id)
+    except BadRequest as error:
+        log.warning("thread %s has expired and stays as it is: %s", thread_id, error)
+        pruned = True
+    if pruned:
+        thread_rows.thread_has_been_pruned(conn, thread_id)
