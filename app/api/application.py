@@ -8,6 +8,7 @@ from flask_swagger_ui import get_swaggerui_blueprint
 
 from app.api import (
     assistants,
+    batch_runs,
     bulk_runs,
     stateless_runs,
     system,
@@ -57,6 +58,7 @@ def create_api(parts: Parts) -> Flask:
         thread_streams,
         thread_runs,
         stateless_runs,
+        batch_runs,
         bulk_runs,
     ):
         api.register_blueprint(module.blueprint)

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import marshmallow as ma
+import orjson
 from flask import request
 
 from app.domain.errors import InvalidRequest
@@ -57,6 +58,19 @@ class Object(ma.fields.Dict):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(keys=ma.fields.String(), **kwargs)
+
+
+class JsonObject(ma.fields.Field[dict[str, Any]]):
+    """Any JSON object, as JSON in a query string."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> dict[str, Any]:
+        try:
+            document = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise ma.ValidationError("must be JSON") from error
+        if not isinstance(document, dict) or "\\u0000" in value:
+            raise ma.ValidationError('is not of type "object"')
+        return document
 
 
 class StringList(ma.fields.List):

@@ -12,11 +12,9 @@ from app.api.fields import query_flag
 from app.api.json_body import json_response
 from app.api.pages import shown
 from app.api.parts import parts
-from app.domain.errors import InvalidRequest
 from app.domain.runs import RUN_FIELDS, Run
 from app.services.run_stream import Follow, WatchClient, stream_events, wait_for_outcome
 
-_LONGEST_KEY = 255
 #: What libev calls a socket that can be read.
 _READABLE = 1
 STREAM_TYPE = "text/event-stream; charset=utf-8"
@@ -25,14 +23,6 @@ STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 def run_body(run: Run, fields: Sequence[str] = RUN_FIELDS) -> dict[str, Any]:
     return shown(run, fields)
-
-
-def idempotency_key() -> str | None:
-    """The header that makes a create safe to send again. Raises InvalidRequest."""
-    key = request.headers.get("idempotency-key", "").strip()
-    if len(key) > _LONGEST_KEY:
-        raise InvalidRequest(f"Idempotency-Key must be at most {_LONGEST_KEY} characters")
-    return key or None
 
 
 def run_path(run: Run | Follow) -> str:

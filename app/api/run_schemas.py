@@ -8,8 +8,19 @@ import marshmallow as ma
 
 from app.api.command_schemas import Command
 from app.api.config_schemas import RunConfig
-from app.api.fields import Boolean, Integer, Number, Object, StringList, Uuid, one_of
+from app.api.fields import (
+    Boolean,
+    Integer,
+    JsonObject,
+    Number,
+    Object,
+    StringList,
+    Uuid,
+    one_of,
+    query_list,
+)
 from app.api.thread_schemas import Checkpoint
+from app.domain.errors import InvalidRequest
 from app.domain.runs import CancelAction, Durability, MultitaskStrategy, RunStatus
 
 STREAM_MODES = (
@@ -88,6 +99,12 @@ class CreateStatelessRun(_RunCreate):
     on_completion = ma.fields.String(load_default="delete", validate=one_of("delete", "keep"))
 
 
+class CreateBatchRun(CreateStatelessRun, CreateThreadRun):
+    """Of many that are created together: with a `thread_id`, or without."""
+
+    thread_id = Uuid(allow_none=True)
+
+
 class CancelRuns(ma.Schema):
     """Payload for cancelling runs: by `status`, or by `thread_id` and `run_ids`, or both."""
 
@@ -140,6 +157,9 @@ class ListRunsQuery(ma.Schema):
         load_default=0, validate=ma.validate.Range(0, 2**31), metadata={"in_query": True}
     )
     status = ma.fields.String(validate=one_of(*RunStatus))
+    metadata = JsonObject(
+        load_default=dict, metadata={"description": "Only runs that have all of this, as JSON."}
+    )
     select = ma.fields.List(
         ma.fields.String(),
         metadata={
@@ -163,3 +183,11 @@ class JoinStreamQuery(JoinQuery):
         ma.fields.String(),
         metadata={"description": "Only these modes; by default everything the run streams."},
     )
+
+
+def stream_modes(asked: list[str] | None) -> tuple[str, ...] | None:
+    """The modes that a join asks for; None for all. Raises InvalidRequest."""
+    modes = query_list(asked)
+    if unknown := [mode for mode in modes if mode not in STREAM_MODES]:
+        raise InvalidRequest(f"Invalid stream mode: {unknown[0]}")
+    return tuple(modes) or None

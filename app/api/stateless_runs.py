@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
+from uuid import UUID
 
 from flask import Response, request
 
 from app.api.error_schemas import Error
+from app.api.fields import path_uuid
 from app.api.json_body import Blueprint
 from app.api.parts import parts
+from app.api.run_requests import run_request
 from app.api.run_responses import (
     cancels_on_disconnect,
-    idempotency_key,
     outcome_response,
     run_response,
     stream_response,
 )
-from app.api.run_schemas import CreateStatelessRun, DisconnectQuery, Run
-from app.domain.errors import BadRequest
+from app.api.run_schemas import (
+    CreateStatelessRun,
+    DisconnectQuery,
+    JoinQuery,
+    JoinStreamQuery,
+    Run,
+    stream_modes,
+)
+from app.db import runs as run_rows
+from app.domain.errors import NotFound
 from app.domain.runs import Run as RunRow
 from app.services import runs
-from app.services.run_stream import Follow, follow_new_run
+from app.services.run_stream import Follow, follow_new_run, follow_run, position_to_join
 
 blueprint = Blueprint("stateless runs", __name__, description="Runs without a thread")
 
 
-def _asked(body: dict[str, Any]) -> runs.RunRequest:
-    if (body.get("command") or {}).get("resume") is not None:
-        raise BadRequest("You must provide a thread_id when resuming.")
-    request_id = request.headers.get("x-request-id") or str(uuid.uuid4())
-    return runs.RunRequest(
-        body=body, thread_id=None, request_id=request_id, idempotency_key=idempotency_key()
-    )
-
-
 def _follow(body: dict[str, Any], *, events: bool) -> Follow:
+    asked = run_request(body, None)
     cancels = cancels_on_disconnect(body)
-    return follow_new_run(parts(), _asked(body), cancel_on_disconnect=cancels, events=events)
+    return follow_new_run(parts(), asked, cancel_on_disconnect=cancels, events=events)
 
 
 def _location(run: RunRow | Follow) -> str:
@@ -52,7 +53,7 @@ def _location(run: RunRow | Follow) -> str:
 @blueprint.alt_response(409, schema=Error)
 @blueprint.alt_response(422, schema=Error)
 def create_stateless_run(body: dict[str, Any]) -> Response:
-    run = runs.create_run(parts(), _asked(body))
+    run = runs.create_run(parts(), run_request(body, None))
     return run_response(run, _location(run))
 
 
@@ -80,3 +81,41 @@ def wait_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response
 def stream_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response:
     follow = _follow(body, events=True)
     return stream_response(follow, _location(follow))
+
+
+def _found(run_id: str) -> RunRow:
+    """A stateless run, by its own id: it has no thread that a client would know."""
+    found: UUID = path_uuid(run_id, "run")
+    with parts().database.connection() as conn:
+        run = run_rows.get_run(conn, found)
+    if run is None or not run.temporary:
+        raise NotFound("Run not found")
+    return run
+
+
+@blueprint.get("/runs/<run_id>/join")
+@blueprint.arguments(JoinQuery, location="query")
+@blueprint.response(200, description="The run's final values, when it has ended")
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def join_stateless_run(_query: dict[str, Any], run_id: str) -> Response:
+    run = _found(run_id)
+    follow = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
+    return outcome_response(follow, _location(run))
+
+
+@blueprint.get("/runs/<run_id>/stream")
+@blueprint.arguments(JoinStreamQuery, location="query")
+@blueprint.response(200, description="The run's events", content_type="text/event-stream")
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def join_stateless_stream(query: dict[str, Any], run_id: str) -> Response:
+    """Join a run's stream. `Last-Event-ID` resumes one that was made with `stream_resumable`."""
+    run = _found(run_id)
+    follow = follow_run(
+        run,
+        cancel_on_disconnect=cancels_on_disconnect(),
+        stream_modes=stream_modes(query.get("stream_mode")),
+        after=position_to_join(parts(), run, request.headers.get("Last-Event-ID")),
+    )
+    return stream_response(follow, _location(run))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 from uuid import UUID
 
 from flask import Response, request
 
 from app.api.error_schemas import Error
-from app.api.fields import path_uuid, query_list
+from app.api.fields import path_uuid
 from app.api.json_body import Blueprint, json_response
 from app.api.parts import parts
+from app.api.run_requests import run_request
 from app.api.run_responses import (
     cancels_on_disconnect,
-    idempotency_key,
     outcome_response,
     run_body,
     run_path,
@@ -22,7 +21,6 @@ from app.api.run_responses import (
     stream_response,
 )
 from app.api.run_schemas import (
-    STREAM_MODES,
     CancelRunQuery,
     CreateThreadRun,
     DisconnectQuery,
@@ -30,6 +28,7 @@ from app.api.run_schemas import (
     JoinStreamQuery,
     ListRunsQuery,
     Run,
+    stream_modes,
 )
 from app.db import runs as run_rows
 from app.db.runs import CancelFilter
@@ -51,12 +50,7 @@ NOTHING_MATCHES = (
 
 
 def _asked(thread_id: str, body: dict[str, Any]) -> runs.RunRequest:
-    return runs.RunRequest(
-        body=body,
-        thread_id=_thread_id_of_create(thread_id),
-        request_id=_request_id(),
-        idempotency_key=idempotency_key(),
-    )
+    return run_request(body, _thread_id_of_create(thread_id))
 
 
 def _follow(thread_id: str, body: dict[str, Any], *, events: bool) -> Follow:
@@ -70,10 +64,6 @@ def _thread_id_of_create(text: str) -> UUID:
         return parse_uuid(text)
     except ValueError:
         raise InvalidRequest("Invalid thread ID") from None
-
-
-def _request_id() -> str:
-    return request.headers.get("x-request-id") or str(uuid.uuid4())
 
 
 @blueprint.post("/threads/<thread_id>/runs")
@@ -128,6 +118,7 @@ def list_runs(query: dict[str, Any], thread_id: str) -> Response:
         parts(),
         path_uuid(thread_id, "thread"),
         status=query.get("status"),
+        metadata=query["metadata"],
         limit=query["limit"],
         offset=query["offset"],
     )
@@ -204,7 +195,7 @@ def join_stream(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     follow = follow_run(
         run,
         cancel_on_disconnect=cancels_on_disconnect(),
-        stream_modes=_modes(query.get("stream_mode")),
+        stream_modes=stream_modes(query.get("stream_mode")),
         after=position_to_join(parts(), run, request.headers.get("Last-Event-ID")),
     )
     return stream_response(follow, run_path(run))
@@ -218,10 +209,3 @@ def _followed(thread_id: str, run_id: str) -> RunRow:
     if run is None:
         raise NotFound("Run not found")
     return run
-
-
-def _modes(asked: list[str] | None) -> tuple[str, ...] | None:
-    modes = query_list(asked)
-    if unknown := [mode for mode in modes if mode not in STREAM_MODES]:
-        raise InvalidRequest(f"Invalid stream mode: {unknown[0]}")
-    return tuple(modes) or None

@@ -221,10 +221,22 @@ def run_outcome(conn: Connection, thread_id: UUID, run_id: UUID) -> RunOutcome |
 
 
 def list_runs(
-    conn: Connection, thread_id: UUID, *, status: str | None, limit: int, offset: int
+    conn: Connection,
+    thread_id: UUID,
+    *,
+    status: str | None,
+    metadata: dict[str, Any],
+    limit: int,
+    offset: int,
 ) -> list[Run]:
     """Newest first."""
-    params = {"thread_id": thread_id, "status": status, "limit": limit, "offset": offset}
+    params = {
+        "thread_id": thread_id,
+        "status": status,
+        "metadata": Jsonb(metadata),
+        "limit": limit,
+        "offset": offset,
+    }
     return fetch_all(conn, SQL.list_runs, params, Run)
 
 

@@ -29,6 +29,7 @@ from dotenv import dotenv_values
 from langgraph.graph.state import StateGraph
 from langgraph.pregel import Pregel
 
+from app.domain.headers import HeaderPatterns
 from app.domain.threads import ThreadTtl, TtlStrategy
 from app.settings import DEFAULT_QUEUE
 
@@ -62,6 +63,8 @@ class Project:
     defaults: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     #: Of threads that are created without one (`checkpointer.ttl`).
     thread_ttl: ThreadTtl | None = None
+    #: Which headers of a request its runs see (`http.configurable_headers`).
+    configurable_headers: HeaderPatterns = field(default_factory=HeaderPatterns)
 
     @property
     def queues(self) -> list[str]:
@@ -109,7 +112,16 @@ def read_project(path: Path) -> Project:
         env=_environment(path, root, document.get("env", {})),
         defaults=_defaults(),
         thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
+        configurable_headers=_configurable_headers(path, document.get("http") or {}),
     )
+
+
+def _configurable_headers(path: Path, http: Any) -> HeaderPatterns:
+    asked = http.get("configurable_headers") if isinstance(http, dict) else None
+    try:
+        return HeaderPatterns.of(asked or {})
+    except ValueError as error:
+        raise ProjectError(f"{path}: 'http.configurable_headers' {error}") from error
 
 
 def _thread_ttl(path: Path, checkpointer: Any) -> ThreadTtl | None:

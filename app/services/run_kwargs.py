@@ -46,6 +46,7 @@ def build_run_kwargs(
     thread_id: UUID,
     run_id: UUID,
     request_id: str,
+    headers: dict[str, str],
     temporary: bool,
     defaults: dict[str, Any],
 ) -> RunKwargs:
@@ -83,6 +84,7 @@ def build_run_kwargs(
         **merged,
         "configurable": {
             **configurable,
+            **headers,
             **_checkpoint_keys(body, asked),
             "langgraph_auth_user": None,
             "langgraph_auth_user_id": "",

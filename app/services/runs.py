@@ -62,6 +62,8 @@ class RunRequest:
     thread_id: UUID | None
     request_id: str
     idempotency_key: str | None = None
+    #: Of the request's headers, those that the project wants in the graph's config.
+    headers: dict[str, str] = field(default_factory=dict)
     #: For a run whose id the client did not choose.
     new_run_id: UUID = field(default_factory=new_id)
 
@@ -151,13 +153,35 @@ class _IdTaken(Exception):
 
 
 def _create_run(parts: Parts, request: RunRequest, run_id: UUID) -> Run:
-    action = _action_of(request.body["multitask_strategy"])
     accepted = parts.database.transaction(lambda conn: _accept(parts, conn, request, run_id))
+    return _announce_accepted(parts, request, accepted)
+
+
+def _announce_accepted(parts: Parts, request: RunRequest, accepted: _Accepted) -> Run:
+    """After the commit: stop what the run superseded, and ring for it."""
+    run_id = accepted.run.run_id
+    action = _action_of(request.body["multitask_strategy"])
     fault_points.reached(FaultPoint.COMMITTED, run_id)
     if accepted.cancelled is not None and action is not None:
         announce_cancelled(parts, accepted.cancelled, action)
     _ring_if_next(parts, run_id, accepted.head)
     return accepted.run
+
+
+def create_runs(parts: Parts, requests: Sequence[RunRequest]) -> list[Run]:
+    """Accept all of them, in their order, or none. Raises what `create_run` raises."""
+
+    def accept_all(conn: Connection) -> list[_Accepted]:
+        return [_accept(parts, conn, request, request.run_id) for request in requests]
+
+    try:
+        accepted = _ASK_AGAIN(parts.database.transaction, accept_all)
+    except _IdTaken as error:
+        raise Conflict("A run with one of these ids is being created; try again.") from error
+    return [
+        _announce_accepted(parts, request, one)
+        for request, one in zip(requests, accepted, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +306,7 @@ def _new_run(
         thread_id=thread_id,
         run_id=run_id,
         request_id=request.request_id,
+        headers=request.headers,
         temporary=request.temporary,
         defaults=parts.graphs.project.defaults.get(assistant.graph_id, {}),
     )
@@ -313,12 +338,20 @@ def get_run(conn: Connection, thread_id: UUID, run_id: UUID) -> Run:
 
 
 def list_runs(
-    parts: Parts, thread_id: UUID, *, status: str | None, limit: int, offset: int
+    parts: Parts,
+    thread_id: UUID,
+    *,
+    status: str | None,
+    metadata: dict[str, Any],
+    limit: int,
+    offset: int,
 ) -> list[Run]:
     with parts.database.connection() as conn:
         if thread_rows.get_thread(conn, thread_id) is None:
             raise NotFound(f"Thread with ID {thread_id} not found")
-        return run_rows.list_runs(conn, thread_id, status=status, limit=limit, offset=offset)
+        return run_rows.list_runs(
+            conn, thread_id, status=status, metadata=metadata, limit=limit, offset=offset
+        )
 
 
 def delete_run(parts: Parts, thread_id: UUID, run_id: UUID) -> None:

@@ -67,6 +67,7 @@ WHERE run_id = %(run_id)s AND thread_id = %(thread_id)s
 -- name: list_runs
 SELECT * FROM run
 WHERE thread_id = %(thread_id)s AND (%(status)s::text IS NULL OR status = %(status)s)
+  AND metadata @> %(metadata)s
 ORDER BY seq DESC
 LIMIT %(limit)s OFFSET %(offset)s
 

@@ -1,0 +1,34 @@
+"""Creating many runs at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Response
+
+from app.api.error_schemas import Error
+from app.api.json_body import Blueprint, json_response
+from app.api.parts import parts
+from app.api.run_requests import run_request
+from app.api.run_responses import run_body
+from app.api.run_schemas import CreateBatchRun, Run
+from app.domain.errors import InvalidRequest
+from app.services.runs import create_runs
+
+blueprint = Blueprint("batch runs", __name__, description="Creating many runs at once")
+_MOST = 1_000
+
+
+@blueprint.post("/runs/batch")
+@blueprint.arguments(CreateBatchRun(many=True))
+@blueprint.response(200, Run(many=True))
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def create_batch(bodies: list[dict[str, Any]]) -> Response:
+    """All of them are created, or none."""
+    if not 1 <= len(bodies) <= _MOST:
+        raise InvalidRequest(f"a batch is of 1 to {_MOST} runs, not {len(bodies)}")
+    requests = [run_request(body, body.get("thread_id")) for body in bodies]
+    return json_response([run_body(run) for run in create_runs(parts(), requests)])
