@@ -46,6 +46,8 @@ _LANGGRAPH_MODES = {
     "checkpoints": "checkpoints",
 }
 #: Made from LangChain's own events, around everything else.
+#: LangGraph's own key: refuse an answer to a question that is not waiting.
+_STRICT_RESUME = "__pregel_strict_resume"
 _EVENTS = "events"
 #: Checkpoints of a thread that nobody can ask for are nobody's business.
 _CHECKPOINT_MODES = ("checkpoints", "debug")
@@ -72,6 +74,8 @@ class Execution:
         if self.resumes:
             for key in ("checkpoint_id", "checkpoint_map", "checkpoint_ns"):
                 configurable.pop(key, None)
+        if self.kwargs.get("strict_resume"):
+            configurable[_STRICT_RESUME] = True
         config["configurable"] = configurable
         config.setdefault("run_name", configurable["graph_id"])
         config["metadata"] = {**config.get("metadata", {}), "run_attempt": self.attempt}

@@ -87,6 +87,10 @@ class _RunCreate(ma.Schema):
     )
     durability = ma.fields.String(allow_none=True, validate=one_of(*Durability))
     checkpoint_during = Boolean(allow_none=True)
+    strict_resume = Boolean(
+        allow_none=True,
+        metadata={"description": "The run fails when it answers an interrupt that is not waiting."},
+    )
     feedback_keys = ma.fields.List(ma.fields.String(), allow_none=True)
     on_disconnect = ma.fields.String(allow_none=True, validate=one_of("cancel", "continue"))
 

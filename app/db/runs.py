@@ -304,7 +304,9 @@ def cancel_actions(conn: Connection, run_ids: Sequence[UUID]) -> list[ClaimState
 
 
 def _ending_params(thread_id: UUID, claim: Claim, ending: Ending) -> dict[str, Any]:
-    outcome = {"values": ending.values, "interrupts": ending.interrupts or {}}
+    # A list keeps the order of the questions; keys of an object would be sorted.
+    raised = [i for of_task in (ending.interrupts or {}).values() for i in of_task]
+    outcome = {"values": ending.values, "interrupts": raised}
     return {
         "run_id": claim.run_id,
         "claim_no": claim.claim_no,

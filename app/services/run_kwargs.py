@@ -116,6 +116,7 @@ def build_run_kwargs(
             "resumable": bool(body.get("stream_resumable")),
             "checkpoint_during": body.get("checkpoint_during") is not False,
             "durability": _durability(body),
+            **({"strict_resume": True} if body.get("strict_resume") else {}),
         },
         metadata=metadata,
         thread_config={**merged, "configurable": configurable},

@@ -41,7 +41,7 @@ def outcome_of(parts: Parts, thread_id: UUID, run_id: UUID) -> Any:
         outcome = _read_outcome(parts, thread_id, run_id)
     values = outcome.get("values")
     values = {} if values is None else values
-    interrupts = [i for raised in (outcome.get("interrupts") or {}).values() for i in raised]
+    interrupts = outcome.get("interrupts") or []
     if interrupts and isinstance(values, dict):
         shown = [{**interrupt, "response_schema": None} for interrupt in interrupts]
         return {**values, "__interrupt__": shown}
@@ -66,7 +66,7 @@ def _read_outcome(parts: Parts, thread_id: UUID, run_id: UUID) -> dict[str, Any]
     saver = ThreadSaver(parts.database.pool)
     snapshot = thread_state.bound(graph, saver).get_state(where)  # type: ignore[arg-type]
     resting = thread_state.read_resting(graph, snapshot)
-    outcome = {"values": resting.values, "interrupts": {}}
+    outcome = {"values": resting.values, "interrupts": []}
     with parts.database.connection() as conn:
         run_rows.set_outcome(conn, run.run_id, outcome)
     return outcome

@@ -270,6 +270,8 @@ def _refuse_unknown_checkpoint(conn: Connection, new: NewRun) -> None:
     configurable = new.kwargs["config"]["configurable"]
     checkpoint_id = configurable.get("checkpoint_id")
     namespace = configurable.get("checkpoint_ns", "")
+    if namespace and not configurable.get("checkpoint_map"):
+        raise InvalidRequest("checkpoint: one of a subgraph must have its checkpoint_map")
     if not run_rows.checkpoint_exists(conn, new.thread_id, namespace, checkpoint_id):
         raise NotFound(f"Checkpoint {checkpoint_id or namespace} not found")
 

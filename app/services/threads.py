@@ -331,6 +331,9 @@ def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[st
     state = thread_state.read_state(graph, saver, {"configurable": dict(saved)}, subgraphs=False)
     _tell_followers(parts, thread_id, STATE_UPDATE, {"state": state})
     written = {key: saved.get(key) for key in ("thread_id", "checkpoint_ns", "checkpoint_id")}
+    if saved.get("checkpoint_map"):
+        # A subgraph's checkpoint: only with the map a run goes on from there.
+        written["checkpoint_map"] = saved["checkpoint_map"]
     return {
         "checkpoint": written,
         "configurable": written,

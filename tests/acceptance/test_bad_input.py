@@ -278,6 +278,7 @@ RUN_FIELDS = {
     "timeout_seconds": TIMEOUT,
     "durability": enum("sync", "async", "exit"),
     "checkpoint_during": BOOLEAN,
+    "strict_resume": BOOLEAN,
     "feedback_keys": STRING_LIST,
     "on_disconnect": enum("cancel", "continue"),
 }

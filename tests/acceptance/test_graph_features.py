@@ -177,6 +177,26 @@ def test_an_answer_to_an_unknown_question_answers_nothing(run):
     assert again["__interrupt__"] == answer["__interrupt__"]
 
 
+def test_a_strict_resume_that_answers_nothing_fails_and_leaves_the_questions(
+    sync_client, thread_id
+):
+    asked = sync_client.runs.wait(thread_id, "questions", input={"topic": "T"})
+
+    def resume(interrupt_id, **options):
+        command = {"resume": {interrupt_id: "an answer"}}
+        run = sync_client.runs.create(thread_id, "questions", command=command, **options)
+        return sync_client.runs.join(thread_id, run["run_id"])
+
+    answer = resume("0" * 32, strict_resume=True)
+    assert answer["__error__"]["error"] == "UnknownInterruptError"
+    (waiting,) = sync_client.threads.get_state(thread_id)["interrupts"]
+    assert waiting["id"] == asked["__interrupt__"][0]["id"]
+    # Without it, an answer to nothing is ignored; with it, one that is waited for is taken.
+    assert resume("0" * 32)["__interrupt__"][0]["id"] == waiting["id"]
+    (second,) = resume(waiting["id"], strict_resume=True)["__interrupt__"]
+    assert "second" in second["value"]["question"]
+
+
 def test_an_answer_by_id_may_come_with_an_update(run):
     (question,) = run("questions", {"topic": "tea"})["__interrupt__"]
     command = {"resume": {question["id"]: "a"}, "update": {"topic": "coffee"}}
