@@ -50,12 +50,15 @@ def migrate() -> None:
     """Bring the database's schema up to this version (the release process)."""
     import psycopg  # noqa: PLC0415
 
+    from app.db.migrate import VectorsUnavailable  # noqa: PLC0415
     from app.db.migrate import migrate as apply_migrations  # noqa: PLC0415
+    from app.graphs.registry import ProjectError, read_project  # noqa: PLC0415
 
     try:
         settings = Settings.from_environ({"REDIS_URL": "redis://unused", **os.environ})
-        applied = apply_migrations(settings.database_url)
-    except (SettingsError, psycopg.Error) as error:
+        index = read_project(settings.config_path).store.index
+        applied = apply_migrations(settings.database_url, store_index=index)
+    except (SettingsError, ProjectError, VectorsUnavailable, psycopg.Error) as error:
         click.echo(f"belay migrate: {error}", err=True)
         sys.exit(1)
     for name in applied:

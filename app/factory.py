@@ -25,6 +25,7 @@ from app.db.connection import Database, open_pool, while_unavailable
 from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import Doorbell
 from app.graphs.registry import GraphRegistry, ProjectError, read_project
+from app.graphs.store import ApiStore
 from app.services.known_assistants import KnownAssistants
 from app.services.parts import Parts
 from app.settings import Settings, SettingsError
@@ -52,7 +53,11 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def join_parts(settings: Settings) -> Parts:
     graphs = GraphRegistry.load(read_project(settings.config_path))
-    wait_for_schema(settings.database_url, seconds=_SCHEMA_WAIT_SECONDS)
+    wait_for_schema(
+        settings.database_url,
+        seconds=_SCHEMA_WAIT_SECONDS,
+        vectors=graphs.project.store.index is not None,
+    )
     pool = open_pool(
         settings.database_url,
         size=settings.web_pool_size,
@@ -90,4 +95,5 @@ def join_parts(settings: Settings) -> Parts:
         event_log=event_log,
         feed=RunFeed(connect, keys, event_log, ended_runs),
         known_assistants=KnownAssistants(),
+        store=ApiStore(pool, graphs.store),
     )

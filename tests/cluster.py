@@ -17,7 +17,7 @@ import psutil
 from app.db.migrate import migrate
 from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey, free_port, wait_until_ready
 from app.dev.process_tree import die_with_parent
-from tests.servers import PROJECT
+from tests.servers import PROJECT, STORE_INDEX
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,7 +216,7 @@ class Cluster:
     def start(self) -> Cluster:
         self.postgres.start()
         self.valkey.start()
-        migrate(self.postgres.url)
+        migrate(self.postgres.url, store_index=STORE_INDEX)
         for member in [*self.webs, *self.workers]:
             member.start()
         self.wait_until_up()

@@ -12,7 +12,7 @@ from langgraph_sdk import get_client, get_sync_client
 
 from app.db.migrate import migrate
 from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
-from tests.servers import LiveServer, running
+from tests.servers import STORE_INDEX, LiveServer, running
 
 
 def pytest_addoption(parser):
@@ -41,7 +41,7 @@ def scratch():
 def database_url(scratch):
     """A migrated Postgres of the tests' own."""
     with running(EmbeddedPostgres(scratch / "pg", durable=False)) as url:
-        migrate(url)
+        migrate(url, store_index=STORE_INDEX)
         yield url
 
 

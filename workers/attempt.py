@@ -91,6 +91,7 @@ def _attempt(child: Child, claimed: ClaimedRun) -> None:
     )
     prepared = _prepare(child, claimed)
     ending = _execute(child, claimed, prepared)
+    child.store.settle()
     child.slot.finishing()
     fault_points.reached(FaultPoint.BEFORE_END, claimed.run_id)
     end = _write_end(child, claimed, prepared, ending)
@@ -216,6 +217,7 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
         prepared.execution = Execution(
             graph=graph,
             saver=prepared.saver,
+            store=child.store.of_run(_unasked(child, claimed.claim)),
             kwargs=claimed.kwargs,
             resumes=prepared.resumes,
             attempt=claimed.attempts,

@@ -138,7 +138,11 @@ def _prepare_parent(sender: Any = None, **_: Any) -> None:
     """Before the pool forks: the schema, the graphs, the shared memory, a frozen heap."""
     settings = app.settings
     try:
-        wait_for_schema(settings.database_url, seconds=_SCHEMA_WAIT_SECONDS)
+        wait_for_schema(
+            settings.database_url,
+            seconds=_SCHEMA_WAIT_SECONDS,
+            vectors=app.graphs.project.store.index is not None,
+        )
     except SchemaNotReady as error:
         _refuse_to_start(error)
     concurrency = sender.concurrency or settings.concurrency

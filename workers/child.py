@@ -24,6 +24,7 @@ from app.db.patient_connection import PatientConnection
 from app.dispatch import Doorbell
 from app.domain.runs import Claim
 from app.graphs.registry import GraphRegistry
+from app.graphs.store import RunStore
 from app.services.run_attempts import Announcer
 from app.settings import Settings
 from workers.event_writer import EventWriter
@@ -72,6 +73,7 @@ class Child:
         self.events = EventWriter(self.event_log)
         self.database_thread = ThreadPoolExecutor(1, thread_name_prefix="belay-database")
         self.database_thread.submit(lambda: None).result()
+        self.store = RunStore(self.database, self.database_thread, graphs.store)
         self._nodes = MainThreadExecutor()
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(self._nodes)

@@ -24,6 +24,7 @@ from app.graphs.checkpoints import CheckpointsUnavailable, ClaimLost, RunSaver
 from app.graphs.commands import to_command
 from app.graphs.registry import Graph
 from app.graphs.serde import to_json, to_plain
+from app.graphs.store import RunStore
 from app.graphs.thread_state import (
     bound,
     checkpoint_address,
@@ -59,6 +60,7 @@ class Execution:
 
     graph: Graph
     saver: RunSaver
+    store: RunStore
     kwargs: Mapping[str, Any]
     #: An earlier attempt of this run left a checkpoint: go on from there.
     resumes: bool
@@ -235,7 +237,7 @@ def _event_name(mode: str, namespace: tuple[str, ...]) -> str:
 async def execute(execution: Execution, emit: Emit) -> Ending:
     """Run the graph to its end. Raises asyncio.CancelledError when told to stop, ClaimLost and
     CheckpointsUnavailable when the attempt must end without an ending of its own."""
-    graph = bound(execution.graph, execution.saver)
+    graph = bound(execution.graph, execution.saver, execution.store)
     modes = tuple(execution.kwargs["stream_mode"])
     stream = _Stream(
         emit,

@@ -4,6 +4,7 @@
     expired leases        their runs are taken from a worker that is gone
     hidden threads        of stateless runs are deleted, once waiters had time to read the outcome
     expired threads       are pruned or deleted, as their ttl says
+    expired store items   are deleted
 
 Which worker sweeps is decided by a lease row, like a run's: a holder that dies or hangs loses it.
 Every statement is guarded by itself, so two sweepers for a moment do no harm. None of this runs as
@@ -20,6 +21,7 @@ from functools import partial
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import OUTAGE, Connection, connect, in_transaction
+from app.db.store import delete_expired_items
 from app.services.run_attempts import Announcer, recover_run
 from app.services.thread_pruning import expire_threads
 from app.settings import Settings
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 _LEASE_PART = 0.6
 _RETRY_SECONDS = 1.0
 _BATCH = 200
+_BATCH_OF_ITEMS = 5_000
 #: A queue with this many messages has not lost its doorbells; its workers are busy. Ringing again
 #: would only pile up more of them.
 _DEEP = 1_000
@@ -79,6 +82,7 @@ class Sweeper:
                         tidy_at = time.monotonic() + _TIDY_EVERY_SECONDS
                         self._delete_hidden(conn)
                         self._expire_threads(conn)
+                        delete_expired_items(conn, limit=_BATCH_OF_ITEMS)
                 self._stopping.wait(self._settings.sweep_seconds)
             run_rows.drop_sweeper_lease(conn, self._owner)
 

@@ -11,6 +11,7 @@ from app.api import (
     batch_runs,
     bulk_runs,
     stateless_runs,
+    store,
     system,
     thread_runs,
     thread_states,
@@ -60,6 +61,7 @@ def create_api(parts: Parts) -> Flask:
         stateless_runs,
         batch_runs,
         bulk_runs,
+        store,
     ):
         api.register_blueprint(module.blueprint)
     app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json"))

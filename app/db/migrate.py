@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from importlib.resources import files
+from typing import Any
 
 import psycopg
 
@@ -24,6 +25,18 @@ CREATE TABLE IF NOT EXISTS belay_migration (
 """
 
 
+#: LangGraph's store keeps minutes as whole numbers; a shorter time to live would expire at once.
+_FRACTIONS_OF_MINUTES = "ALTER TABLE store ALTER COLUMN ttl_minutes TYPE double precision"
+_TTL_TYPE = """
+SELECT data_type FROM information_schema.columns
+WHERE table_name = 'store' AND column_name = 'ttl_minutes' AND table_schema = current_schema()
+"""
+
+
+class VectorsUnavailable(Exception):
+    """The project's store has an index, and this Postgres has no pgvector."""
+
+
 class SchemaNotReady(Exception):
     """The database's schema is older than this code; run `belay migrate`."""
 
@@ -35,8 +48,12 @@ def migrations() -> list[tuple[int, str, str]]:
     return [(int(name.split("_")[0]), name, (folder / name).read_text()) for name in names]
 
 
-def migrate(database_url: str) -> list[str]:
-    """Apply what is missing; returns the names of the migrations applied."""
+def migrate(database_url: str, *, store_index: dict[str, Any] | None = None) -> list[str]:
+    """Apply what is missing; returns the names of the migrations applied.
+
+    `store_index` is `store.index` of the project, which says whether the store has vectors. Raises
+    VectorsUnavailable where Postgres has no pgvector.
+    """
     # Importing LangGraph's saver costs half a second, and only this function needs it.
     from langgraph.checkpoint.postgres import PostgresSaver  # noqa: PLC0415
 
@@ -56,9 +73,23 @@ def migrate(database_url: str) -> list[str]:
                 "CREATE INDEX CONCURRENTLY IF NOT EXISTS belay_checkpoints_run"
                 " ON checkpoints (thread_id, (metadata ->> 'run_id'))"
             )
+            _set_up_store(conn, store_index)
         finally:
             conn.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
     return applied
+
+
+def _set_up_store(conn: Connection, index: dict[str, Any] | None) -> None:
+    from langgraph.store.postgres import PostgresStore  # noqa: PLC0415
+
+    # The function that embeds is not asked anything here.
+    prepared: Any = None if index is None else {**index, "embed": lambda texts: texts}
+    try:
+        PostgresStore(conn, index=prepared).setup()
+    except psycopg.errors.FeatureNotSupported as error:
+        raise VectorsUnavailable(str(error).strip()) from error
+    if fetch_value(conn, _TTL_TYPE, {}) == "integer":
+        conn.execute(_FRACTIONS_OF_MINUTES)
 
 
 def _apply(conn: Connection, number: int, name: str, sql: str) -> None:
@@ -69,25 +100,27 @@ def _apply(conn: Connection, number: int, name: str, sql: str) -> None:
         conn.execute("INSERT INTO belay_migration (number, name) VALUES (%s, %s)", (number, name))
 
 
-def schema_is_ready(conn: Connection) -> bool:
-    """True when every migration of this code is applied and the checkpoint tables exist."""
+def schema_is_ready(conn: Connection, *, vectors: bool = False) -> bool:
+    """True when every migration of this code is applied and LangGraph's tables exist, those of the
+    store's `vectors` among them."""
+    last_of_all = "store_vectors" if vectors else "store"
     newest = migrations()[-1][0]
     try:
         number = fetch_value(conn, "SELECT max(number) FROM belay_migration", {})
-        ready = fetch_value(conn, "SELECT to_regclass('belay_checkpoints_run')", {})
+        ready = fetch_value(conn, "SELECT to_regclass(%(name)s)", {"name": last_of_all})
     except psycopg.errors.UndefinedTable:
         return False
     return number is not None and number >= newest and ready is not None
 
 
-def wait_for_schema(database_url: str, *, seconds: float) -> None:
+def wait_for_schema(database_url: str, *, seconds: float, vectors: bool = False) -> None:
     """Wait until the schema is ready; raises SchemaNotReady with what to do."""
     deadline = time.monotonic() + seconds
     reason = "the migrations have not been applied"
     while time.monotonic() < deadline:
         try:
             with connect(database_url, name="belay start") as conn:
-                if schema_is_ready(conn):
+                if schema_is_ready(conn, vectors=vectors):
                     return
         except OUTAGE as error:
             reason = str(error).strip()

@@ -20,19 +20,23 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from dotenv import dotenv_values
 from langgraph.graph.state import StateGraph
 from langgraph.pregel import Pregel
+from langgraph.store.base import ensure_embeddings
 
 from app.domain.headers import HeaderPatterns
 from app.domain.threads import ThreadTtl, TtlStrategy
+from app.graphs.store import StoreConfig
 from app.settings import DEFAULT_QUEUE
 
+_T = TypeVar("_T")
 #: A compiled graph, whatever its state and context.
 Graph = Pregel[Any, Any, Any, Any]
 
@@ -65,6 +69,8 @@ class Project:
     thread_ttl: ThreadTtl | None = None
     #: Which headers of a request its runs see (`http.configurable_headers`).
     configurable_headers: HeaderPatterns = field(default_factory=HeaderPatterns)
+    #: `store`; of its index, `embed` is what names the function.
+    store: StoreConfig = field(default_factory=StoreConfig)
 
     @property
     def queues(self) -> list[str]:
@@ -113,7 +119,22 @@ def read_project(path: Path) -> Project:
         defaults=_defaults(),
         thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
         configurable_headers=_configurable_headers(path, document.get("http") or {}),
+        store=_store(path, document.get("store") or {}),
     )
+
+
+def _store(path: Path, store: Any) -> StoreConfig:
+    """`{"index": {"dims", "embed", "fields"}, "ttl": {"default_ttl", "refresh_on_read"}}`."""
+    if not isinstance(store, dict):
+        raise ProjectError(f"{path}: 'store' must be an object")
+    index, ttl = store.get("index"), store.get("ttl") or {}
+    if index is not None:
+        named = isinstance(index, dict) and isinstance(index.get("embed"), str)
+        if not named or not isinstance(index.get("dims"), int) or index["dims"] < 1:
+            raise ProjectError(f"{path}: 'store.index' must have 'embed' and 'dims'")
+    if not isinstance(ttl, dict):
+        raise ProjectError(f"{path}: 'store.ttl' must be an object")
+    return StoreConfig(index, ttl)
 
 
 def _configurable_headers(path: Path, http: Any) -> HeaderPatterns:
@@ -204,7 +225,17 @@ class GraphRegistry:
         registry = cls(project)
         for spec in project.graphs.values():
             registry._loaded[spec.graph_id] = _load(project, spec)
+        _ = registry.store  # what cannot be loaded stops the start, not the first item
         return registry
+
+    @cached_property
+    def store(self) -> StoreConfig:
+        """The project's store, with its embedding function. Raises ProjectError."""
+        config = self.project.store
+        if config.index is None:
+            return config
+        embed = _load_embed(self.project, config.index["embed"])
+        return StoreConfig({**config.index, "embed": embed}, config.ttl)
 
     def __contains__(self, graph_id: str) -> bool:
         return graph_id in self.project.graphs
@@ -249,8 +280,29 @@ class GraphRegistry:
             return graph
 
 
-def _run_to_end(coroutine: Coroutine[Any, Any, Graph]) -> Graph:
-    """Run a factory's coroutine from synchronous code.
+def _load_embed(project: Project, target: str) -> Any:
+    """A function of a list of texts, sync or async, an `Embeddings`, or a model that LangChain
+    knows by name (`openai:text-embedding-3-small`)."""
+    location, _, variable = target.rpartition(":")
+    if not location.endswith(".py") and "." not in location:
+        try:
+            return ensure_embeddings(target)
+        except (ValueError, ImportError) as error:
+            raise ProjectError(f"'store.index.embed' ({target}): {error}") from error
+    try:
+        embed = getattr(_import(project, "'store.index.embed'", location), variable)
+    except ProjectError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {error}"
+        raise ProjectError(f"'store.index.embed' ({target}): {cause}") from error
+    if inspect.iscoroutinefunction(embed):
+        return lambda texts: _run_to_end(embed(texts))
+    return embed
+
+
+def _run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Run a project's coroutine from synchronous code.
 
     Under gevent it needs a real thread: two greenlets cannot both have a running event loop.
     """
@@ -258,14 +310,15 @@ def _run_to_end(coroutine: Coroutine[Any, Any, Graph]) -> Graph:
     if patched is not None and patched.is_module_patched("threading"):
         import gevent  # noqa: PLC0415  (only where the web process has it already)
 
-        return gevent.get_hub().threadpool.apply(asyncio.run, (coroutine,))
+        made: _T = gevent.get_hub().threadpool.apply(asyncio.run, (coroutine,))
+        return made
     return asyncio.run(coroutine)
 
 
 def _load(project: Project, spec: GraphSpec) -> Any:
     location, _, variable = spec.target.rpartition(":")
     try:
-        module = _import(project, spec, location)
+        module = _import(project, f"Graph '{spec.graph_id}'", location)
         made = getattr(module, variable)
     except ProjectError:
         raise
@@ -284,12 +337,13 @@ def _load(project: Project, spec: GraphSpec) -> Any:
     return made
 
 
-def _import(project: Project, spec: GraphSpec, location: str) -> ModuleType:
+def _import(project: Project, what: str, location: str) -> ModuleType:
+    """A file or a module of the project; `what` it is, for the error."""
     if not location.endswith(".py"):
         return importlib.import_module(location)
     path = (project.root / location).resolve()
     if not path.is_file():
-        raise ProjectError(f"Graph '{spec.graph_id}': there is no file {location}")
+        raise ProjectError(f"{what}: there is no file {location}")
     # A file inside a dependency's package is imported under its own name, so that its relative
     # imports work and it is not loaded twice.
     # The deepest folder decides: with a `src` folder, a module has no `src.` in its name.
@@ -304,7 +358,7 @@ def _import(project: Project, spec: GraphSpec, location: str) -> ModuleType:
         return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
-        raise ProjectError(f"Graph '{spec.graph_id}': {location} is not a Python file")
+        raise ProjectError(f"{what}: {location} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     try:

@@ -52,10 +52,12 @@ class Resting:
         return "interrupted" if self.has_next or self.interrupts else "idle"
 
 
-def bound(graph: Graph, saver: Any) -> Graph:
-    """The graph with this checkpointer; the registered graph itself stays as it is."""
+def bound(graph: Graph, saver: Any, store: Any = None) -> Graph:
+    """The graph with this checkpointer and store; the registered graph itself stays as it is."""
     graph = copy.copy(graph)
     graph.checkpointer = saver
+    if store is not None:
+        graph.store = store
     return graph
 
 

@@ -10,6 +10,7 @@ from app.bus.run_feed import RunFeed
 from app.db.connection import Database
 from app.dispatch import Doorbell
 from app.graphs.registry import GraphRegistry
+from app.graphs.store import ApiStore
 from app.services.known_assistants import KnownAssistants
 from app.settings import Settings
 
@@ -24,3 +25,4 @@ class Parts:
     event_log: EventLog
     feed: RunFeed
     known_assistants: KnownAssistants
+    store: ApiStore

@@ -1,0 +1,81 @@
+"""The store: items that threads and graphs share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Response, request
+
+from app.api.error_schemas import Error
+from app.api.fields import query_flag
+from app.api.json_body import Blueprint, json_response
+from app.api.parts import parts
+from app.api.store_schemas import (
+    DeleteItem,
+    FoundItems,
+    GetItemQuery,
+    Item,
+    ListNamespaces,
+    Namespaces,
+    PutItem,
+    SearchItems,
+)
+from app.domain.errors import BadRequest
+from app.services import store
+
+blueprint = Blueprint("store", __name__, description="Items that threads and graphs share")
+
+
+@blueprint.put("/store/items")
+@blueprint.arguments(PutItem)
+@blueprint.alt_response(204, description="Stored")
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def put_item(body: dict[str, Any]) -> Response:
+    store.put_item(parts(), body)
+    return Response(status=204)
+
+
+@blueprint.get("/store/items")
+@blueprint.arguments(GetItemQuery, location="query")
+@blueprint.response(200, Item, description="The item, or null when there is none")
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def get_item(query: dict[str, Any]) -> Response:
+    if "key" not in query:
+        raise BadRequest("Key is required")
+    asked = query.get("namespace") or []
+    labels = (
+        asked[0].split(".") if len(asked) == 1 and asked[0] else [label for label in asked if label]
+    )
+    refresh = query_flag("refresh_ttl") if "refresh_ttl" in request.args else None
+    namespace = store.checked_namespace(labels)
+    return json_response(store.get_item(parts(), namespace, query["key"], refresh_ttl=refresh))
+
+
+@blueprint.delete("/store/items")
+@blueprint.arguments(DeleteItem)
+@blueprint.alt_response(204, description="Deleted, or not there")
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def delete_item(body: dict[str, Any]) -> Response:
+    store.delete_item(parts(), store.checked_namespace(body["namespace"]), body["key"])
+    return Response(status=204)
+
+
+@blueprint.post("/store/items/search")
+@blueprint.arguments(SearchItems)
+@blueprint.response(200, FoundItems)
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def search_items(body: dict[str, Any]) -> Response:
+    return json_response({"items": store.search_items(parts(), body)})
+
+
+@blueprint.post("/store/namespaces")
+@blueprint.arguments(ListNamespaces)
+@blueprint.response(200, Namespaces)
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(422, schema=Error)
+def list_namespaces(body: dict[str, Any]) -> Response:
+    return json_response({"namespaces": store.list_namespaces(parts(), body)})

@@ -1,0 +1,75 @@
+"""What is ours of the store: its connection, its times to live, and sweeping them."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from app.db.connection import connect, fetch_value
+from app.db.store import delete_expired_items
+from app.graphs.store import ProjectStore, StoreConfig
+
+_EXPIRY = "SELECT expires_at FROM store WHERE prefix = %(root)s AND key = 'k'"
+_SHORTEN = "UPDATE store SET expires_at = now() + interval '1 second' WHERE prefix = %(root)s"
+_EXPIRE = "UPDATE store SET expires_at = now() - interval '1 second' WHERE prefix = %(root)s"
+
+
+@pytest.fixture
+def conn(database_url):
+    with connect(database_url) as conn:
+        yield conn
+
+
+@pytest.fixture
+def root():
+    return uuid.uuid4().hex
+
+
+def store_with(conn, **ttl):
+    return ProjectStore(conn, StoreConfig(ttl=ttl))
+
+
+def expiry(conn, root):
+    return fetch_value(conn, _EXPIRY, {"root": root})
+
+
+@pytest.mark.parametrize("minutes", [60, 0.25])
+def test_reading_an_item_puts_its_expiry_off(conn, root, minutes):
+    store = store_with(conn, refresh_on_read=True)
+    store.put((root,), "k", {}, ttl=minutes)
+    conn.execute(_SHORTEN, {"root": root})
+    short = expiry(conn, root)
+    store.get((root,), "k", refresh_ttl=False)
+    assert expiry(conn, root) == short
+    store.get((root,), "k")
+    assert expiry(conn, root) > short
+
+
+def test_a_project_may_say_that_reading_does_not(conn, root):
+    store = store_with(conn, refresh_on_read=False)
+    store.put((root,), "k", {}, ttl=60)
+    before = expiry(conn, root)
+    store.get((root,), "k")
+    assert expiry(conn, root) == before
+
+
+def test_items_have_the_projects_time_to_live_unless_they_say_otherwise(conn, root):
+    store = store_with(conn, default_ttl=60)
+    store.put((root,), "k", {})
+    assert expiry(conn, root) is not None
+    store.put((root,), "k", {}, ttl=None)
+    assert expiry(conn, root) is None
+
+
+def test_expired_items_are_deleted_and_no_others(conn, root):
+    store = store_with(conn)
+    for key in ("k", "l"):
+        store.put((root,), key, {}, ttl=60)
+    conn.execute(_EXPIRE, {"root": root})
+    store.put((root,), "m", {}, ttl=60)
+    assert [item.key for item in store.search((root,))] == ["m"]
+    while delete_expired_items(conn, limit=1):
+        pass
+    counted = "SELECT count(*) FROM store WHERE prefix = %(root)s"
+    assert fetch_value(conn, counted, {"root": root}) == 1

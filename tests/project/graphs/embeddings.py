@@ -1,0 +1,19 @@
+"""Texts as counts of their words: near for texts that share words, and the same everywhere."""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+DIMENSIONS = 64
+
+
+async def embed(texts: list[str]) -> list[list[float]]:
+    return [_counts(text) for text in texts]
+
+
+def _counts(text: str) -> list[float]:
+    counts = [0.0] * DIMENSIONS
+    for word in re.findall(r"\w+", text.lower()):
+        counts[zlib.crc32(word.encode()) % DIMENSIONS] += 1.0
+    return counts if any(counts) else [1.0] * DIMENSIONS
