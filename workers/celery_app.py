@@ -28,6 +28,8 @@ from app.db.connection import OUTAGE, connect, fetch_value
 from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import PING_TASK, Doorbell, celery_config
 from app.graphs.registry import GraphRegistry, ProjectError, read_project
+from app.services.known_assistants import KnownAssistants
+from app.services.parts import RunParts
 from app.services.run_attempts import Announcer
 from app.settings import Settings, SettingsError
 from workers.child import Child
@@ -215,12 +217,20 @@ class SupervisorStep(bootsteps.StartStopStep):
             max_events=settings.event_log_max_events,
         )
         doorbell = Doorbell.of(settings)
-        announcer = Announcer(event_log, CancelFlags(client, keys), doorbell)
+        parts = RunParts(
+            settings=settings,
+            graphs=app.graphs,
+            doorbell=doorbell,
+            cancel_flags=CancelFlags(client, keys),
+            event_log=event_log,
+            known_assistants=KnownAssistants(),
+        )
+        announcer = Announcer(event_log, parts.cancel_flags, doorbell)
         self._supervisor = Supervisor(
             settings, app.slots, app.owner, announcer, self._tell_pool_of_death
         )
         self._supervisor.start()
-        self._sweeper = Sweeper(settings, app.owner, announcer)
+        self._sweeper = Sweeper(parts, app.owner, announcer)
         self._sweeper.start()
         self._watch_liveness(doorbell)
 

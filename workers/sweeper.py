@@ -1,6 +1,7 @@
 """The sweeper: what must happen even if nobody is there to do it. One worker at a time.
 
     due and unrung runs   their doorbell is rung (again)
+    due crons             create their runs
     expired leases        their runs are taken from a worker that is gone
     hidden threads        of stateless runs are deleted, once waiters had time to read the outcome
     expired threads       are pruned or deleted, as their ttl says
@@ -22,9 +23,10 @@ from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import OUTAGE, Connection, connect, in_transaction
 from app.db.store import delete_expired_items
+from app.services.cron_firing import fire_due_crons
+from app.services.parts import RunParts
 from app.services.run_attempts import Announcer, recover_run
 from app.services.thread_pruning import expire_threads
-from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,9 @@ _TIDY_EVERY_SECONDS = 10.0
 class Sweeper:
     """One thread in each worker's parent; only the one with the lease sweeps."""
 
-    def __init__(self, settings: Settings, owner: str, announcer: Announcer) -> None:
-        self._settings = settings
+    def __init__(self, parts: RunParts, owner: str, announcer: Announcer) -> None:
+        self._parts = parts
+        self._settings = parts.settings
         self._owner = owner
         self._announcer = announcer
         self._stopping = threading.Event()
@@ -76,6 +79,7 @@ class Sweeper:
             tidy_at = 0.0
             while not self._stopping.is_set():
                 if self._holds_lease(conn):
+                    fire_due_crons(self._parts, conn, limit=_BATCH)
                     self._ring_due(conn)
                     self._take_from_the_gone(conn)
                     if time.monotonic() >= tidy_at:

@@ -10,6 +10,7 @@ from app.api import (
     assistants,
     batch_runs,
     bulk_runs,
+    crons,
     stateless_runs,
     store,
     system,
@@ -61,6 +62,7 @@ def create_api(parts: Parts) -> Flask:
         stateless_runs,
         batch_runs,
         bulk_runs,
+        crons,
         store,
     ):
         api.register_blueprint(module.blueprint)

@@ -32,5 +32,5 @@ def run_request(body: dict[str, Any], thread_id: UUID | None) -> RunRequest:
         thread_id=thread_id,
         request_id=request.headers.get("x-request-id") or str(uuid.uuid4()),
         idempotency_key=idempotency_key(),
-        headers=parts().graphs.project.configurable_headers.pick(dict(request.headers)),
+        configurable=parts().graphs.project.configurable_headers.pick(dict(request.headers)),
     )

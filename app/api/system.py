@@ -26,7 +26,7 @@ def ok() -> Response:
 @blueprint.get("/info")
 @blueprint.response(200, description="Versions and what this server can do.")
 def info() -> Response:
-    flags: dict[str, Any] = {"assistants": True, "crons": False, "langsmith": False}
+    flags: dict[str, Any] = {"assistants": True, "crons": True, "langsmith": False}
     return json_response(
         {
             "version": version("belay"),

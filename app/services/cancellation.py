@@ -17,7 +17,7 @@ from app.db import runs as run_rows
 from app.db.connection import Connection
 from app.db.runs import ActiveRun, CancelFilter, Ringable
 from app.domain.runs import CancelAction, RunStatus
-from app.services.parts import Parts
+from app.services.parts import Parts, RunParts
 from app.services.run_attempts import Announcer, RunEnd
 
 #: Runs in one transaction of a bulk cancel: their threads' rows are locked together.
@@ -33,7 +33,7 @@ class Cancelled:
     next_runs: tuple[Ringable, ...]
 
 
-def announcer(parts: Parts) -> Announcer:
+def announcer(parts: RunParts) -> Announcer:
     return Announcer(parts.event_log, parts.cancel_flags, parts.doorbell)
 
 
@@ -103,7 +103,7 @@ def _end_unstarted(
         run_rows.hide_temporary_threads(conn, temporary)
 
 
-def announce_cancelled(parts: Parts, cancelled: Cancelled, action: CancelAction) -> None:
+def announce_cancelled(parts: RunParts, cancelled: Cancelled, action: CancelAction) -> None:
     """The part after the commit; losing any of it loses only speed."""
     parts.cancel_flags.raise_flags([run.run_id for run in cancelled.running], action)
     tell = announcer(parts)

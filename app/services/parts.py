@@ -1,4 +1,4 @@
-"""The parts the services of a web process work with, joined once by `app.factory`."""
+"""The parts that services work with, joined once by `app.factory`, or by a worker."""
 
 from __future__ import annotations
 
@@ -16,13 +16,21 @@ from app.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class RunParts:
+    """What it takes to create and cancel runs; a worker has it too, for its crons."""
+
     settings: Settings
-    database: Database
     graphs: GraphRegistry
     doorbell: Doorbell
     cancel_flags: CancelFlags
     event_log: EventLog
-    feed: RunFeed
     known_assistants: KnownAssistants
+
+
+@dataclass(frozen=True, slots=True)
+class Parts(RunParts):
+    """All of it, in a web process."""
+
+    database: Database
+    feed: RunFeed
     store: ApiStore

@@ -46,11 +46,14 @@ def build_run_kwargs(
     thread_id: UUID,
     run_id: UUID,
     request_id: str,
-    headers: dict[str, str],
+    given: dict[str, str],
     temporary: bool,
     defaults: dict[str, Any],
 ) -> RunKwargs:
-    """Merge a create-run body with its assistant. Raises BadRequest for what contradicts itself."""
+    """Merge a create-run body with its assistant; `given` goes into `configurable` as it is.
+
+    Raises BadRequest for what contradicts itself.
+    """
     asked = body.get("config") or {}
     if body.get("context") and asked.get("configurable"):
         raise BadRequest(
@@ -84,7 +87,7 @@ def build_run_kwargs(
         **merged,
         "configurable": {
             **configurable,
-            **headers,
+            **given,
             **_checkpoint_keys(body, asked),
             "langgraph_auth_user": None,
             "langgraph_auth_user_id": "",

@@ -28,7 +28,7 @@ from app.services.cancellation import (
     stop_runs,
 )
 from app.services.known_assistants import resolve_assistant
-from app.services.parts import Parts
+from app.services.parts import Parts, RunParts
 from app.services.run_kwargs import build_run_kwargs
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ class RunRequest:
     thread_id: UUID | None
     request_id: str
     idempotency_key: str | None = None
-    #: Of the request's headers, those that the project wants in the graph's config.
-    headers: dict[str, str] = field(default_factory=dict)
+    #: What the server puts into the graph's config: the headers that the project asks for.
+    configurable: dict[str, str] = field(default_factory=dict)
     #: For a run whose id the client did not choose.
     new_run_id: UUID = field(default_factory=new_id)
 
@@ -119,7 +119,7 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
         return None
     if body["multitask_strategy"] != MultitaskStrategy.ENQUEUE:
         return None
-    _refuse_unknown_nodes(parts, assistant, body)
+    refuse_unknown_nodes(parts, assistant, body)
     thread_id = request.thread_id or new_id()
     new = _new_run(parts, request, assistant, thread_id, run_id)
     if _starts_elsewhere(new):
@@ -141,7 +141,7 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
     return run_rows.as_accepted(new, accepted)
 
 
-def _ring_if_next(parts: Parts, run_id: UUID, head: Sequence[Ringable]) -> None:
+def _ring_if_next(parts: RunParts, run_id: UUID, head: Sequence[Ringable]) -> None:
     for ringable in head:
         if ringable.run_id == run_id:
             parts.doorbell.ring(run_id, ringable.queue)
@@ -153,11 +153,11 @@ class _IdTaken(Exception):
 
 
 def _create_run(parts: Parts, request: RunRequest, run_id: UUID) -> Run:
-    accepted = parts.database.transaction(lambda conn: _accept(parts, conn, request, run_id))
-    return _announce_accepted(parts, request, accepted)
+    accepted = parts.database.transaction(lambda conn: accept_run(parts, conn, request, run_id))
+    return announce_accepted(parts, request, accepted)
 
 
-def _announce_accepted(parts: Parts, request: RunRequest, accepted: _Accepted) -> Run:
+def announce_accepted(parts: RunParts, request: RunRequest, accepted: Accepted) -> Run:
     """After the commit: stop what the run superseded, and ring for it."""
     run_id = accepted.run.run_id
     action = _action_of(request.body["multitask_strategy"])
@@ -171,21 +171,21 @@ def _announce_accepted(parts: Parts, request: RunRequest, accepted: _Accepted) -
 def create_runs(parts: Parts, requests: Sequence[RunRequest]) -> list[Run]:
     """Accept all of them, in their order, or none. Raises what `create_run` raises."""
 
-    def accept_all(conn: Connection) -> list[_Accepted]:
-        return [_accept(parts, conn, request, request.run_id) for request in requests]
+    def accept_all(conn: Connection) -> list[Accepted]:
+        return [accept_run(parts, conn, request, request.run_id) for request in requests]
 
     try:
         accepted = _ASK_AGAIN(parts.database.transaction, accept_all)
     except _IdTaken as error:
         raise Conflict("A run with one of these ids is being created; try again.") from error
     return [
-        _announce_accepted(parts, request, one)
+        announce_accepted(parts, request, one)
         for request, one in zip(requests, accepted, strict=True)
     ]
 
 
 @dataclass(frozen=True, slots=True)
-class _Accepted:
+class Accepted:
     """A run that is in, what it superseded, and the head of its thread's queue."""
 
     run: Run
@@ -193,15 +193,15 @@ class _Accepted:
     head: Sequence[Ringable]
 
 
-def _accept(parts: Parts, conn: Connection, request: RunRequest, run_id: UUID) -> _Accepted:
-    """The transaction of a create."""
+def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: UUID) -> Accepted:
+    """The transaction of a create. `announce_accepted` comes after its commit."""
     named = request.body["assistant_id"]
     assistant = resolve_assistant(conn, parts.graphs, named)
     parts.known_assistants.keep(named, assistant)
-    _refuse_unknown_nodes(parts, assistant, request.body)
+    refuse_unknown_nodes(parts, assistant, request.body)
     if (existing := _accepted_before(conn, run_id, request.thread_id)) is not None:
         head = run_rows.next_runs_of_threads(conn, [existing.thread_id])
-        return _Accepted(existing, None, head)
+        return Accepted(existing, None, head)
     thread_id = _thread_of(conn, request, parts.graphs.project.thread_ttl)
     new = _new_run(parts, request, assistant, thread_id, run_id)
     _refuse_unknown_checkpoint(conn, new)
@@ -211,7 +211,7 @@ def _accept(parts: Parts, conn: Connection, request: RunRequest, run_id: UUID) -
         raise _IdTaken
     head = run_rows.next_runs_of_threads(conn, [thread_id])
     fault_points.reached(FaultPoint.BEFORE_COMMIT, run_id)
-    return _Accepted(run, cancelled, head)
+    return Accepted(run, cancelled, head)
 
 
 def _action_of(strategy: str) -> CancelAction | None:
@@ -246,7 +246,7 @@ def _accepted_before(conn: Connection, run_id: UUID, thread_id: UUID | None) -> 
     return run
 
 
-def _refuse_unknown_nodes(parts: Parts, assistant: Assistant, body: dict[str, Any]) -> None:
+def refuse_unknown_nodes(parts: RunParts, assistant: Assistant, body: dict[str, Any]) -> None:
     """A node that the graph does not have would be ignored in silence."""
     nodes = parts.graphs.nodes_of(assistant.graph_id)
     if nodes is None:
@@ -299,7 +299,7 @@ def _make_room(
 
 
 def _new_run(
-    parts: Parts, request: RunRequest, assistant: Assistant, thread_id: UUID, run_id: UUID
+    parts: RunParts, request: RunRequest, assistant: Assistant, thread_id: UUID, run_id: UUID
 ) -> NewRun:
     body = request.body
     built = build_run_kwargs(
@@ -308,7 +308,7 @@ def _new_run(
         thread_id=thread_id,
         run_id=run_id,
         request_id=request.request_id,
-        headers=request.headers,
+        given=request.configurable,
         temporary=request.temporary,
         defaults=parts.graphs.project.defaults.get(assistant.graph_id, {}),
     )

@@ -22,6 +22,7 @@ import pytest
 
 UNKNOWN = "018f0000-0000-7000-8000-00000000dead"
 RUN = {"assistant_id": "counter", "input": {"count": 1}}
+CRON = {"assistant_id": "counter", "schedule": "0 0 1 1 *"}
 LATER = {**RUN, "after_seconds": 3600}
 
 
@@ -58,6 +59,7 @@ class Spot:
     run_id: str
     checkpoint_id: str
     assistant_id: str = UNKNOWN
+    cron_id: str = UNKNOWN
 
     def url(self, template: str) -> str:
         return template.format(
@@ -66,6 +68,7 @@ class Spot:
             checkpoint_id=self.checkpoint_id,
             assistant_id=self.assistant_id,
             namespace="child",
+            cron_id=self.cron_id,
         )
 
     def body(self, template: Any) -> Any:
@@ -83,7 +86,8 @@ def new_spot(http, graph: str = "counter", graph_input: Any = None) -> Spot:
     run = http.post(f"/threads/{thread_id}/runs", json=body).json()
     http.get(f"/threads/{thread_id}/runs/{run['run_id']}/join")
     state = http.get(f"/threads/{thread_id}/state").json()
-    return Spot(thread_id, run["run_id"], state["checkpoint_id"])
+    cron = http.post("/runs/crons", json=CRON).json()
+    return Spot(thread_id, run["run_id"], state["checkpoint_id"], cron_id=cron["cron_id"])
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +290,33 @@ RUN_FIELDS = {
 THREAD_RUN = {**RUN_FIELDS, "if_not_exists": enum("create", "reject").required}
 STATELESS_RUN = {**RUN_FIELDS, "on_completion": enum("delete", "keep").required}
 
+CRON_FIELDS = {
+    "assistant_id": STRING.required,
+    "schedule": Kind((*STRING.wrong, "", "bad", "* * * *", "0 0 31 2 *", "x" * 201)).required,
+    "timezone": Kind((*STRING.wrong, "", "Bad/Zone", "../../etc/passwd", "x" * 101)),
+    "end_time": Kind((*STRING.wrong, "", "bad", "2020-01-01T00:00:00Z", "2020-13-01")),
+    "enabled": BOOLEAN,
+    "input": ANY,
+    "metadata": OBJECT,
+    **CONFIG,
+    "context": OBJECT,
+    "interrupt_before": STRINGS,
+    "interrupt_after": STRINGS,
+    "on_run_completed": enum("delete", "keep"),
+    "stream_mode": STREAM_MODE,
+    "stream_subgraphs": BOOLEAN,
+    "stream_resumable": BOOLEAN,
+    "durability": enum("sync", "async", "exit"),
+    "checkpoint_during": BOOLEAN,
+    "multitask_strategy": enum("reject", "interrupt", "rollback", "enqueue"),
+}
+CRON_FILTER = {
+    "assistant_id": STRING,
+    "thread_id": Kind(UUID.wrong),
+    "enabled": BOOLEAN,
+    "metadata": OBJECT,
+}
+
 #: Path of a POST or PATCH, a body it takes, and its fields by dotted name.
 BODIES: dict[str, tuple[dict[str, Any], dict[str, Kind]]] = {
     "POST /assistants": (
@@ -377,6 +408,25 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Kind]]] = {
     "POST /threads/{thread_id}/history": (
         {},
         {"limit": LIMIT, "before": BEFORE, "metadata": OBJECT, **CHECKPOINT, **SELECT},
+    ),
+    "POST /runs/crons": (CRON, CRON_FIELDS),
+    "POST /threads/{thread_id}/runs/crons": (CRON, CRON_FIELDS),
+    "PATCH /runs/crons/{cron_id}": (
+        {"enabled": False},
+        {
+            name: kind
+            for name, kind in CRON_FIELDS.items()
+            if name not in ("assistant_id", "checkpoint_during", "multitask_strategy")
+        },
+    ),
+    "POST /runs/crons/count": ({}, CRON_FILTER),
+    "POST /runs/crons/search": (
+        {},
+        {
+            **CRON_FILTER,
+            **SEARCH,
+            "sort_by": enum("cron_id", "created_at", "next_run_date"),
+        },
     ),
     "PUT /store/items": (
         {"namespace": ["a"], "key": "k", "value": {}},
@@ -712,13 +762,17 @@ OPERATIONS = [
     ("GET /threads/{thread_id}/runs/{run_id}/join", None),
     ("GET /threads/{thread_id}/runs/{run_id}/stream", None),
     ("GET /threads/{thread_id}/stream", None),
+    ("POST /threads/{thread_id}/runs/crons", CRON),
+    ("GET /runs/crons/{cron_id}", None),
+    ("PATCH /runs/crons/{cron_id}", {"enabled": False}),
+    ("DELETE /runs/crons/{cron_id}", None),
     ("GET /runs/{run_id}/join", None),
     ("GET /runs/{run_id}/stream", None),
 ]
 PARAMETERS = [
     pytest.param(operation, body, name, id=f"{operation} bad {name}")
     for operation, body in OPERATIONS
-    for name in ("assistant_id", "thread_id", "run_id", "checkpoint_id")
+    for name in ("assistant_id", "thread_id", "run_id", "checkpoint_id", "cron_id")
     if f"{{{name}}}" in operation
 ]
 BY_NAME = ("/graph", "/schemas", "/subgraphs")
@@ -775,7 +829,7 @@ def test_what_does_not_exist_is_404(http, spot, operation, body):
         where = [replace(spot, thread_id=UNKNOWN), replace(spot, run_id=UNKNOWN)]
         where += [replace(spot, run_id=other.run_id), replace(spot, run_id=str(uuid.UUID(int=0)))]
     else:
-        where = [replace(spot, thread_id=UNKNOWN)]
+        where = [replace(spot, thread_id=UNKNOWN, cron_id=UNKNOWN)]
     with leaving_no_trace(http, spot):
         for place in where:
             assert_refused(send(http, place, operation, json=body), 404)

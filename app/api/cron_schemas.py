@@ -1,0 +1,99 @@
+"""Crons on the wire."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import marshmallow as ma
+
+from app.api.config_schemas import RunConfig
+from app.api.fields import Boolean, Integer, Object, StringList, Uuid, one_of
+from app.api.run_schemas import StreamModes
+from app.db.crons import SORT_COLUMNS
+from app.domain.crons import CRON_FIELDS
+from app.domain.runs import Durability, MultitaskStrategy
+
+
+class Cron(ma.Schema):
+    cron_id = Uuid(required=True)
+    assistant_id = Uuid(required=True)
+    thread_id = Uuid(allow_none=True)
+    user_id = ma.fields.String()
+    on_run_completed = ma.fields.String(allow_none=True)
+    end_time = ma.fields.DateTime(allow_none=True)
+    schedule = ma.fields.String(required=True)
+    timezone = ma.fields.String(allow_none=True)
+    created_at = ma.fields.DateTime(required=True)
+    updated_at = ma.fields.DateTime(required=True)
+    payload = Object(required=True)
+    next_run_date = ma.fields.DateTime(
+        allow_none=True, metadata={"description": "null: there will be no next one."}
+    )
+    metadata = Object(required=True)
+    enabled = ma.fields.Boolean(required=True)
+
+
+class _Moment(ma.fields.DateTime):
+    """A date and time; without a timezone it is in UTC."""
+
+    def __init__(self) -> None:
+        super().__init__(format="iso", allow_none=True)
+
+    def _deserialize(self, value: object, *args: object, **kwargs: object) -> datetime:
+        if not isinstance(value, str):
+            raise ma.ValidationError("must be a date and time, as text")
+        moment: datetime = super()._deserialize(value, *args, **kwargs)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class PatchCron(ma.Schema):
+    """What is given is replaced; metadata is merged."""
+
+    schedule = ma.fields.String(
+        validate=ma.validate.Length(max=200),
+        metadata={"description": "Five fields, six with the seconds last, or @daily and the like."},
+    )
+    timezone = ma.fields.String(allow_none=True, validate=ma.validate.Length(max=100))
+    end_time = _Moment()
+    enabled = Boolean(allow_none=True)
+    input = ma.fields.Raw(allow_none=True)
+    metadata = Object(allow_none=True)
+    config = ma.fields.Nested(RunConfig, allow_none=True)
+    context = Object(allow_none=True)
+    interrupt_before = StringList(allow_none=True)
+    interrupt_after = StringList(allow_none=True)
+    on_run_completed = ma.fields.String(allow_none=True, validate=one_of("delete", "keep"))
+    stream_mode = StreamModes(allow_none=True)
+    stream_subgraphs = Boolean(allow_none=True)
+    stream_resumable = Boolean(allow_none=True)
+    durability = ma.fields.String(allow_none=True, validate=one_of(*Durability))
+
+
+class CreateThreadCron(PatchCron):
+    assistant_id = ma.fields.String(required=True)
+    schedule = ma.fields.String(required=True, validate=ma.validate.Length(max=200))
+    checkpoint_during = Boolean(allow_none=True)
+    multitask_strategy = ma.fields.String(allow_none=True, validate=one_of(*MultitaskStrategy))
+
+
+class CreateCron(CreateThreadCron):
+    """Each run has a thread of its own, which goes with it unless `on_run_completed` is `keep`."""
+
+
+class CountCrons(ma.Schema):
+    assistant_id = ma.fields.String(allow_none=True)
+    thread_id = Uuid(allow_none=True)
+    enabled = Boolean(allow_none=True)
+    metadata = Object(allow_none=True)
+
+
+class SearchCrons(CountCrons):
+    limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
+    offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
+    sort_by = ma.fields.String(
+        allow_none=True, load_default="created_at", validate=one_of(*SORT_COLUMNS)
+    )
+    sort_order = ma.fields.String(
+        allow_none=True, load_default="desc", validate=one_of("asc", "desc")
+    )
+    select = StringList(allow_none=True, validate=ma.validate.ContainsOnly(CRON_FIELDS))

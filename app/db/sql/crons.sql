@@ -1,0 +1,54 @@
+-- name: insert_cron
+INSERT INTO cron (cron_id, assistant_id, thread_id, schedule, timezone, end_time, enabled,
+                  on_run_completed, payload, metadata, next_run_date)
+VALUES (%(cron_id)s, %(assistant_id)s, %(thread_id)s, %(schedule)s, %(timezone)s, %(end_time)s,
+        %(enabled)s, %(on_run_completed)s, %(payload)s, %(metadata)s, %(next_run_date)s)
+RETURNING *
+
+-- name: get_cron
+SELECT * FROM cron WHERE cron_id = %(cron_id)s
+
+-- name: lock_cron
+SELECT * FROM cron WHERE cron_id = %(cron_id)s FOR UPDATE
+
+-- name: update_cron
+UPDATE cron SET
+    schedule = %(schedule)s, timezone = %(timezone)s, end_time = %(end_time)s,
+    enabled = %(enabled)s, on_run_completed = %(on_run_completed)s, payload = %(payload)s,
+    metadata = %(metadata)s, next_run_date = %(next_run_date)s, updated_at = now()
+WHERE cron_id = %(cron_id)s
+RETURNING *
+
+-- name: delete_cron
+DELETE FROM cron WHERE cron_id = %(cron_id)s RETURNING cron_id
+
+-- name: search_crons
+SELECT * FROM cron
+WHERE (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
+  AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
+  AND (%(enabled)s::boolean IS NULL OR enabled = %(enabled)s)
+  AND metadata @> %(metadata)s
+ORDER BY {sort_by} {sort_order}, cron_id
+LIMIT %(limit)s OFFSET %(offset)s
+
+-- name: count_crons
+SELECT count(*) FROM cron
+WHERE (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
+  AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
+  AND (%(enabled)s::boolean IS NULL OR enabled = %(enabled)s)
+  AND metadata @> %(metadata)s
+
+-- name: due_crons
+SELECT cron_id FROM cron
+WHERE enabled AND next_run_date <= now()
+ORDER BY next_run_date
+LIMIT %(limit)s
+
+-- name: lock_due_cron
+-- Nothing comes back when somebody else is firing it, or has.
+SELECT *, clock_timestamp() AS now FROM cron
+WHERE cron_id = %(cron_id)s AND enabled AND next_run_date <= now()
+FOR UPDATE SKIP LOCKED
+
+-- name: set_next_run_date
+UPDATE cron SET next_run_date = %(next_run_date)s WHERE cron_id = %(cron_id)s

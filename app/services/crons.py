@@ -1,0 +1,151 @@
+"""Crons: making and changing them."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from app.db import crons as cron_rows
+from app.db import threads as thread_rows
+from app.db.connection import Connection
+from app.db.crons import CronContent
+from app.domain.crons import Cron
+from app.domain.errors import BadRequest, InvalidRequest, NotFound
+from app.domain.ids import parse_uuid
+from app.domain.schedules import check_schedule, check_timezone, next_time
+from app.services.known_assistants import resolve_assistant
+from app.services.parts import Parts
+from app.services.runs import new_id, refuse_unknown_nodes
+
+#: Of a body, what is the cron's own; the rest is the body of the runs it creates.
+_OF_THE_CRON = ("timezone", "end_time", "enabled", "on_run_completed")
+
+
+def create_cron(parts: Parts, body: dict[str, Any], thread_id: UUID | None) -> Cron:
+    """Raises NotFound (assistant or thread), InvalidRequest (schedule, timezone, end)."""
+    cron_id = new_id()
+
+    def create(conn: Connection) -> Cron:
+        if thread_id is not None and not thread_rows.lock_thread(conn, thread_id):
+            raise NotFound(f"Thread with ID '{thread_id}' not found.")
+        try:
+            assistant = resolve_assistant(conn, parts.graphs, body["assistant_id"])
+        except (NotFound, InvalidRequest):
+            raise NotFound(f"Assistant '{body['assistant_id']}' not found") from None
+        refuse_unknown_nodes(parts, assistant, body)
+        content = _content(body, cron_id, assistant.assistant_id, has_thread=thread_id is not None)
+        return cron_rows.insert_cron(
+            conn, cron_id, content, assistant_id=assistant.assistant_id, thread_id=thread_id
+        )
+
+    return parts.database.transaction(create)
+
+
+def _content(
+    body: dict[str, Any], cron_id: UUID, assistant_id: UUID, *, has_thread: bool
+) -> CronContent:
+    schedule, timezone, end_time = body["schedule"], body.get("timezone"), body.get("end_time")
+    _check(schedule, timezone)
+    payload = {k: v for k, v in body.items() if k not in _OF_THE_CRON and v is not None}
+    payload["assistant_id"] = str(assistant_id)
+    config = dict(payload.get("config") or {})
+    asked = {k: v for k, v in (config.get("configurable") or {}).items() if k != "cron_id"}
+    if payload.get("context") and asked:
+        raise BadRequest("Cannot specify both configurable and context. Use only one.")
+    payload["config"] = {**config, "configurable": {**asked, "cron_id": str(cron_id)}}
+    return CronContent(
+        schedule=schedule,
+        timezone=timezone,
+        end_time=end_time,
+        enabled=body.get("enabled") is not False,
+        on_run_completed=None if has_thread else body.get("on_run_completed") or "delete",
+        payload=payload,
+        metadata=body.get("metadata") or {},
+        next_run_date=_first_time(schedule, timezone, end_time),
+    )
+
+
+def _check(schedule: str, timezone: str | None) -> None:
+    try:
+        check_schedule(schedule)
+    except ValueError as error:
+        raise InvalidRequest(f"Invalid cron schedule: '{schedule}'. Reason: {error}") from error
+    try:
+        if timezone is not None:
+            check_timezone(timezone)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"Invalid timezone: '{timezone}'. Use IANA timezone format (e.g. 'America/New_York')."
+        ) from error
+
+
+def _first_time(schedule: str, timezone: str | None, end_time: datetime | None) -> datetime | None:
+    now = datetime.now(UTC)
+    if end_time is not None and end_time <= now:
+        raise InvalidRequest("end_time: must be in the future")
+    return time_after(schedule, timezone, end_time, now)
+
+
+def time_after(
+    schedule: str, timezone: str | None, end_time: datetime | None, after: datetime
+) -> datetime | None:
+    """When a cron is next due; None when that would be after its end."""
+    due = next_time(schedule, timezone, after)
+    return due if due is None or end_time is None or due <= end_time else None
+
+
+def get_cron(parts: Parts, cron_id: UUID) -> Cron:
+    with parts.database.connection() as conn:
+        cron = cron_rows.get_cron(conn, cron_id)
+    if cron is None:
+        raise NotFound()
+    return cron
+
+
+def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
+    """What is given is replaced, metadata merged. Raises NotFound, BadRequest, InvalidRequest."""
+    if not body:
+        raise BadRequest("Request body cannot be empty")
+
+    def patch(conn: Connection) -> Cron:
+        cron = cron_rows.lock_cron(conn, cron_id)
+        if cron is None:
+            raise NotFound(f"Cron '{cron_id}' not found")
+        assistant = resolve_assistant(conn, parts.graphs, str(cron.assistant_id))
+        refuse_unknown_nodes(parts, assistant, body)
+        given = {k: v for k, v in body.items() if k not in _OF_THE_CRON}
+        whole = {
+            **cron.payload,
+            **given,
+            **{name: body.get(name, getattr(cron, name)) for name in _OF_THE_CRON},
+        }
+        content = _content(whole, cron_id, cron.assistant_id, has_thread=cron.thread_id is not None)
+        updated = cron_rows.update_cron(conn, cron_id, _merged(cron, content, body))
+        assert updated is not None
+        return updated
+
+    return parts.database.transaction(patch)
+
+
+def _merged(cron: Cron, content: CronContent, body: dict[str, Any]) -> CronContent:
+    metadata = {**cron.metadata, **(body.get("metadata") or {})}
+    return dataclasses.replace(content, metadata=metadata)
+
+
+def delete_cron(parts: Parts, cron_id: UUID) -> None:
+    with parts.database.connection() as conn:
+        if not cron_rows.delete_cron(conn, cron_id):
+            raise NotFound()
+
+
+def assistant_id_of(parts: Parts, named: str | None) -> UUID | None:
+    """For a filter: an id, or a graph's name. An unknown one is no error, and matches nothing."""
+    if named is None:
+        return None
+    try:
+        return parse_uuid(named)
+    except ValueError:
+        with parts.database.connection() as conn:
+            return resolve_assistant(conn, parts.graphs, named).assistant_id
