@@ -28,9 +28,9 @@ from app.db.connection import OUTAGE, connect, fetch_value
 from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import PING_TASK, Doorbell, celery_config
 from app.graphs.registry import GraphRegistry, ProjectError, read_project
+from app.services.cancellation import announcer
 from app.services.known_assistants import KnownAssistants
 from app.services.parts import RunParts
-from app.services.run_attempts import Announcer
 from app.settings import Settings, SettingsError
 from workers.child import Child
 from workers.liveness import Liveness
@@ -225,12 +225,11 @@ class SupervisorStep(bootsteps.StartStopStep):
             event_log=event_log,
             known_assistants=KnownAssistants(),
         )
-        announcer = Announcer(event_log, parts.cancel_flags, doorbell)
         self._supervisor = Supervisor(
-            settings, app.slots, app.owner, announcer, self._tell_pool_of_death
+            settings, app.slots, app.owner, announcer(parts), self._tell_pool_of_death
         )
         self._supervisor.start()
-        self._sweeper = Sweeper(parts, app.owner, announcer)
+        self._sweeper = Sweeper(parts, app.owner)
         self._sweeper.start()
         self._watch_liveness(doorbell)
 

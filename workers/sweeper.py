@@ -23,9 +23,10 @@ from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import OUTAGE, Connection, connect, in_transaction
 from app.db.store import delete_expired_items
+from app.services.cancellation import announcer
 from app.services.cron_firing import fire_due_crons
 from app.services.parts import RunParts
-from app.services.run_attempts import Announcer, recover_run
+from app.services.run_attempts import recover_run
 from app.services.thread_pruning import expire_threads
 
 log = logging.getLogger(__name__)
@@ -47,11 +48,11 @@ _TIDY_EVERY_SECONDS = 10.0
 class Sweeper:
     """One thread in each worker's parent; only the one with the lease sweeps."""
 
-    def __init__(self, parts: RunParts, owner: str, announcer: Announcer) -> None:
+    def __init__(self, parts: RunParts, owner: str) -> None:
         self._parts = parts
         self._settings = parts.settings
         self._owner = owner
-        self._announcer = announcer
+        self._announcer = announcer(parts)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="belay-sweep", daemon=True)
 

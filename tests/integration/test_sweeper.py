@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from app.services.run_attempts import Announcer
+from app.graphs.registry import GraphRegistry, read_project
+from app.services.known_assistants import KnownAssistants
+from app.services.parts import RunParts
 from app.settings import Settings
+from tests.servers import PROJECT
 from workers.sweeper import Sweeper
 
 
@@ -32,7 +35,15 @@ def sweeper(doorbell: Doorbell) -> Sweeper:
     settings = Settings.from_environ(
         {"DATABASE_URL": "postgresql://nowhere/", "REDIS_URL": "redis://nowhere/"}
     )
-    return Sweeper(settings, "the test", Announcer(Silent(), Silent(), doorbell))
+    parts = RunParts(
+        settings=settings,
+        graphs=GraphRegistry(read_project(PROJECT)),
+        doorbell=doorbell,
+        cancel_flags=Silent(),
+        event_log=Silent(),
+        known_assistants=KnownAssistants(),
+    )
+    return Sweeper(parts, "the test")
 
 
 @pytest.fixture
