@@ -6,8 +6,10 @@ A bad value stops the start with the variable's name.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -74,6 +76,16 @@ class Settings:
     redis_prefix: str
     #: Verify the certificate of a `rediss://` server.
     redis_verify_tls: bool
+    #: Signs webhook calls (`whsec_…` or any text); None: they are not signed.
+    webhook_secret: str | None = field(repr=False)
+    #: Webhooks go to https only.
+    webhook_https_only: bool
+    #: Webhooks may go to loopback and private addresses: for development, and inside a network.
+    webhook_allow_private: bool
+    #: Webhooks go to these domains only (`example.com`, `*.example.com`); empty: to any.
+    webhook_domains: tuple[str, ...]
+    #: A webhook call that is not answered with 2xx is given up after so many attempts.
+    webhook_attempts: int
     #: Send a stream heartbeat comment this often.
     heartbeat_seconds: float
 
@@ -109,6 +121,11 @@ class Settings:
             max_body_bytes=read.integer("BELAY_MAX_BODY_BYTES", 25 * 1024 * 1024, minimum=1024),
             redis_prefix=read.text("BELAY_REDIS_PREFIX", "belay:"),
             redis_verify_tls=redis_verify_tls,
+            webhook_secret=_secret(read.text("BELAY_WEBHOOK_SECRET", "")),
+            webhook_https_only=read.boolean("BELAY_WEBHOOK_HTTPS_ONLY", False),
+            webhook_allow_private=read.boolean("BELAY_WEBHOOK_ALLOW_PRIVATE", False),
+            webhook_domains=read.words("BELAY_WEBHOOK_DOMAINS"),
+            webhook_attempts=read.integer("BELAY_WEBHOOK_ATTEMPTS", 15, minimum=1),
             heartbeat_seconds=read.number("BELAY_HEARTBEAT_SECONDS", 5.0, minimum=0.1),
         )
         if settings.lease_renewal_seconds * 2 > settings.lease_seconds:
@@ -146,6 +163,10 @@ class _Reader:
             raise SettingsError(f"{name} is not set")
         return value
 
+    def words(self, name: str) -> tuple[str, ...]:
+        """A list with commas."""
+        return tuple(word for part in self.text(name, "").split(",") if (word := part.strip()))
+
     def integer(self, name: str, default: int, *, minimum: int) -> int:
         return int(self._bounded(name, default, int, minimum))
 
@@ -173,6 +194,15 @@ class _Reader:
         if value < minimum:
             raise SettingsError(f"{name} must be at least {minimum}, not {raw}")
         return value
+
+
+def _secret(text: str) -> str | None:
+    if text.startswith("whsec_"):
+        try:
+            base64.b64decode(text.removeprefix("whsec_"), validate=True)
+        except binascii.Error:
+            raise SettingsError("BELAY_WEBHOOK_SECRET: after whsec_ there must be base64") from None
+    return text or None
 
 
 def _postgres_url(url: str) -> str:

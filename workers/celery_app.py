@@ -38,13 +38,14 @@ from workers.slots import SlotTable
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
 from workers.warm_up import warm_up
+from workers.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
 #: Slots beyond the pool's size: a dead child's is read before it is free again.
 _SPARE_SLOTS = 64
 #: What a worker's own threads need, besides one connection per child.
-_SUPERVISOR_CONNECTIONS = 3
+_SUPERVISOR_CONNECTIONS = 4
 _SCHEMA_WAIT_SECONDS = 60.0
 #: Exit code of a worker that has stopped consuming: to be started again.
 _STALLED = 75
@@ -202,6 +203,7 @@ class SupervisorStep(bootsteps.StartStopStep):
         super().__init__(worker, **kwargs)
         self._supervisor: Supervisor | None = None
         self._sweeper: Sweeper | None = None
+        self._webhooks: Webhooks | None = None
         self._liveness: Liveness | None = None
         self._deaths_read, self._deaths_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -231,6 +233,9 @@ class SupervisorStep(bootsteps.StartStopStep):
         self._supervisor.start()
         self._sweeper = Sweeper(parts, app.owner)
         self._sweeper.start()
+        headers = dict(app.graphs.project.webhook_headers)
+        self._webhooks = Webhooks(settings, parts.webhook_policy, headers)
+        self._webhooks.start()
         self._watch_liveness(doorbell)
 
     def _watch_liveness(self, doorbell: Doorbell) -> None:
@@ -281,6 +286,8 @@ class SupervisorStep(bootsteps.StartStopStep):
             self._liveness.stop()
         if self._sweeper is not None:
             self._sweeper.stop()
+        if self._webhooks is not None:
+            self._webhooks.stop()
         if self._supervisor is not None:
             # The drain ends the children by a signal, which is no news then.
             logging.getLogger("billiard").setLevel(logging.CRITICAL)

@@ -11,6 +11,7 @@ from flask import request
 from app.api.parts import parts
 from app.domain.errors import BadRequest, InvalidRequest
 from app.services.runs import RunRequest
+from app.services.webhooks import refuse_bad_webhook
 
 _LONGEST_KEY = 255
 
@@ -27,6 +28,7 @@ def run_request(body: dict[str, Any], thread_id: UUID | None) -> RunRequest:
     """Raises BadRequest for an answer to a question of no thread."""
     if thread_id is None and (body.get("command") or {}).get("resume") is not None:
         raise BadRequest("You must provide a thread_id when resuming.")
+    check_webhook(body)
     return RunRequest(
         body=body,
         thread_id=thread_id,
@@ -34,3 +36,9 @@ def run_request(body: dict[str, Any], thread_id: UUID | None) -> RunRequest:
         idempotency_key=idempotency_key(),
         configurable=parts().graphs.project.configurable_headers.pick(dict(request.headers)),
     )
+
+
+def check_webhook(body: dict[str, Any]) -> None:
+    """Raises InvalidRequest for a webhook that may not be called."""
+    if body.get("webhook"):
+        refuse_bad_webhook(parts().webhook_policy, body["webhook"])

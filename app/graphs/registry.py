@@ -33,6 +33,7 @@ from langgraph.store.base import ensure_embeddings
 
 from app.domain.headers import HeaderPatterns
 from app.domain.threads import ThreadTtl, TtlStrategy
+from app.domain.webhooks import WebhookPolicy
 from app.graphs.store import StoreConfig
 from app.settings import DEFAULT_QUEUE
 
@@ -69,6 +70,9 @@ class Project:
     thread_ttl: ThreadTtl | None = None
     #: Which headers of a request its runs see (`http.configurable_headers`).
     configurable_headers: HeaderPatterns = field(default_factory=HeaderPatterns)
+    #: `webhooks`: where they may go, and headers that every call has.
+    webhook_policy: WebhookPolicy = field(default_factory=WebhookPolicy)
+    webhook_headers: Mapping[str, str] = field(default_factory=dict)
     #: `store`; of its index, `embed` is what names the function.
     store: StoreConfig = field(default_factory=StoreConfig)
 
@@ -120,7 +124,39 @@ def read_project(path: Path) -> Project:
         thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
         configurable_headers=_configurable_headers(path, document.get("http") or {}),
         store=_store(path, document.get("store") or {}),
+        webhook_policy=_webhook_policy(path, _webhooks(path, document).get("url") or {}),
+        webhook_headers=_webhook_headers(path, _webhooks(path, document).get("headers") or {}),
     )
+
+
+def _webhooks(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    webhooks = document.get("webhooks") or {}
+    if not isinstance(webhooks, dict):
+        raise ProjectError(f"{path}: 'webhooks' must be an object")
+    return webhooks
+
+
+def _webhook_policy(path: Path, url: Any) -> WebhookPolicy:
+    """`{"require_https", "allowed_domains", "allowed_ports", "max_url_length"}`."""
+    if not isinstance(url, dict):
+        raise ProjectError(f"{path}: 'webhooks.url' must be an object")
+    domains, ports = url.get("allowed_domains") or [], url.get("allowed_ports") or []
+    if not isinstance(domains, list) or not all(isinstance(d, str) for d in domains):
+        raise ProjectError(f"{path}: 'webhooks.url.allowed_domains' must be a list of domains")
+    if not isinstance(ports, list) or not all(isinstance(p, int) for p in ports):
+        raise ProjectError(f"{path}: 'webhooks.url.allowed_ports' must be a list of ports")
+    return WebhookPolicy(
+        https_only=bool(url.get("require_https")),
+        allowed_domains=tuple(domains),
+        allowed_ports=tuple(ports),
+        longest_url=int(url.get("max_url_length") or WebhookPolicy().longest_url),
+    )
+
+
+def _webhook_headers(path: Path, headers: Any) -> dict[str, str]:
+    if not isinstance(headers, dict) or not all(isinstance(v, str) for v in headers.values()):
+        raise ProjectError(f"{path}: 'webhooks.headers' must map names to values")
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def _store(path: Path, store: Any) -> StoreConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from app.bus.cancel_flag import CancelFlags
@@ -9,6 +10,7 @@ from app.bus.event_log import EventLog
 from app.bus.run_feed import RunFeed
 from app.db.connection import Database
 from app.dispatch import Doorbell
+from app.domain.webhooks import WebhookPolicy
 from app.graphs.registry import GraphRegistry
 from app.graphs.store import ApiStore
 from app.services.known_assistants import KnownAssistants
@@ -25,6 +27,17 @@ class RunParts:
     cancel_flags: CancelFlags
     event_log: EventLog
     known_assistants: KnownAssistants
+
+    @property
+    def webhook_policy(self) -> WebhookPolicy:
+        """What the project allows, as far as the operator does."""
+        asked, settings = self.graphs.project.webhook_policy, self.settings
+        return dataclasses.replace(
+            asked,
+            https_only=asked.https_only or settings.webhook_https_only,
+            allow_private=settings.webhook_allow_private,
+            allowed_domains=settings.webhook_domains or asked.allowed_domains,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,7 @@ WITH locked AS (
         lease_owner = %(owner)s,
         lease_expires_at = now() + make_interval(secs => %(lease_seconds)s),
         next_ring_at = NULL,
+        started_at = coalesce(r.started_at, now()),
         updated_at = now(),
         thread_before = coalesce(r.thread_before, jsonb_build_object(
             'config', locked.config,
