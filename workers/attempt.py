@@ -25,7 +25,7 @@ from app.db import runs as run_rows
 from app.db.connection import OUTAGE, Connection
 from app.domain.runs import Claim, ClaimedRun, Durability, Ending, RunStatus
 from app.fault_points import FaultPoint
-from app.graphs.checkpoints import CheckpointsUnavailable, ClaimLost, RunSaver
+from app.graphs.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
 from app.graphs.serde import to_json
 from app.services.run_attempts import (
     STOPPED,
