@@ -5,53 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
 from langgraph_sdk import get_sync_client
 
 from tests.acceptance.playing import new_thread, refused, until_status
+from tests.receiver import receiver
 from tests.servers import LiveServer
 from tests.waiting import wait_until
 
+__all__ = ["receiver"]
 SECRET = "a secret of this test"
-
-
-class Receiver:
-    """Takes calls on loopback; answers with the statuses it is given, and then with 200."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, dict, bytes]] = []
-        self.statuses: list[int] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                receiver.calls.append((self.path, dict(self.headers.items()), body))
-                status = receiver.statuses.pop(0) if receiver.statuses else 200
-                self.send_response(status)
-                if status == 302:
-                    self.send_header("location", f"{receiver.url}/elsewhere")
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def of(self, run_id: str) -> list[dict]:
-        bodies = [json.loads(body) for _, _, body in self.calls]
-        return [body for body in bodies if body["run_id"] == run_id]
-
-    def wait_for(self, run_id: str, count: int = 1) -> dict:
-        wait_until(lambda: len(self.of(run_id)) >= count, 30, f"{count} calls")
-        return self.of(run_id)[-1]
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +39,6 @@ def client(hooked):
 def rest(hooked):
     with httpx.Client(base_url=hooked.url, timeout=60) as made:
         yield made
-
-
-@pytest.fixture
-def receiver():
-    made = Receiver()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
 
 
 @pytest.fixture
