@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
-import importlib.util
 import inspect
 import os
 import sys
@@ -21,7 +19,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import orjson
@@ -31,14 +28,12 @@ from langgraph.pregel import Pregel
 
 from app.domain.headers import HeaderPatterns
 from app.domain.threads import ThreadTtl, TtlStrategy
+from app.graphs.http_config import HttpConfig, read_http_config
+from app.graphs.project_files import ProjectError, load_object
 from app.settings import DEFAULT_QUEUE
 
 #: A compiled graph, whatever its state and context.
 Graph = Pregel[Any, Any, Any, Any]
-
-
-class ProjectError(Exception):
-    """The project cannot be served; the message names the file or graph and the cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +58,13 @@ class Project:
     defaults: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     #: Of threads that are created without one (`checkpointer.ttl`).
     thread_ttl: ThreadTtl | None = None
-    #: Which headers of a request its runs see (`http.configurable_headers`).
-    configurable_headers: HeaderPatterns = field(default_factory=HeaderPatterns)
+    #: What it says of the HTTP side (`http`).
+    http: HttpConfig = field(default_factory=HttpConfig)
+
+    @property
+    def configurable_headers(self) -> HeaderPatterns:
+        """Which headers of a request its runs see."""
+        return self.http.configurable_headers
 
     @property
     def queues(self) -> list[str]:
@@ -112,16 +112,8 @@ def read_project(path: Path) -> Project:
         env=_environment(path, root, document.get("env", {})),
         defaults=_defaults(),
         thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
-        configurable_headers=_configurable_headers(path, document.get("http") or {}),
+        http=read_http_config(path, document.get("http")),
     )
-
-
-def _configurable_headers(path: Path, http: Any) -> HeaderPatterns:
-    asked = http.get("configurable_headers") if isinstance(http, dict) else None
-    try:
-        return HeaderPatterns.of(asked or {})
-    except ValueError as error:
-        raise ProjectError(f"{path}: 'http.configurable_headers' {error}") from error
 
 
 def _thread_ttl(path: Path, checkpointer: Any) -> ThreadTtl | None:
@@ -263,56 +255,14 @@ def _run_to_end(coroutine: Coroutine[Any, Any, Graph]) -> Graph:
 
 
 def _load(project: Project, spec: GraphSpec) -> Any:
-    location, _, variable = spec.target.rpartition(":")
-    try:
-        module = _import(project, spec, location)
-        made = getattr(module, variable)
-    except ProjectError:
-        raise
-    except AttributeError as error:
-        raise ProjectError(f"Graph '{spec.graph_id}': {location} has no '{variable}'") from error
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        cause = f"{type(error).__name__}: {error}"
-        raise ProjectError(f"Graph '{spec.graph_id}' ({spec.target}): {cause}") from error
+    who = f"Graph '{spec.graph_id}'"
+    made = load_object(project.root, project.dependencies, spec.target, who)
     if not _is_factory(made):
         try:
             made = _compiled(spec.graph_id, made)
         except ValueError as error:
-            raise ProjectError(f"Graph '{spec.graph_id}' ({spec.target}): {error}") from error
+            raise ProjectError(f"{who} ({spec.target}): {error}") from error
     return made
-
-
-def _import(project: Project, spec: GraphSpec, location: str) -> ModuleType:
-    if not location.endswith(".py"):
-        return importlib.import_module(location)
-    path = (project.root / location).resolve()
-    if not path.is_file():
-        raise ProjectError(f"Graph '{spec.graph_id}': there is no file {location}")
-    # A file inside a dependency's package is imported under its own name, so that its relative
-    # imports work and it is not loaded twice.
-    # The deepest folder decides: with a `src` folder, a module has no `src.` in its name.
-    for folder in sorted(project.dependencies, key=lambda f: len(f.parts), reverse=True):
-        if path.is_relative_to(folder):
-            parts = path.relative_to(folder).with_suffix("").parts
-            package = folder.joinpath(*parts[:-1])
-            if len(parts) > 1 and (package / "__init__.py").is_file():
-                return importlib.import_module(".".join(parts))
-    name = f"belay_project.{'_'.join(path.with_suffix('').parts[1:])}"
-    if name in sys.modules:
-        return sys.modules[name]
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    if module_spec is None or module_spec.loader is None:
-        raise ProjectError(f"Graph '{spec.graph_id}': {location} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _is_factory(made: Any) -> bool:
