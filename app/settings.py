@@ -88,7 +88,7 @@ class Settings:
     access_log: bool
     #: Where a worker serves its metrics; 0 is nowhere.
     worker_metrics_port: int
-    #: Where several web processes of one gunicorn keep the metrics they share, if there are several.
+    #: Where the web processes of one gunicorn keep the metrics they share, if there are several.
     web_metrics_dir: Path | None
 
     @classmethod

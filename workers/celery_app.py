@@ -14,20 +14,22 @@ import sys
 import uuid
 import warnings
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery import Celery, bootsteps, signals
 from celery.app.amqp import AMQP
 from celery.platforms import SecurityWarning
 from kombu import Connection
 
+from app import logs
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
 from app.bus.event_log import EventLog
 from app.db.connection import OUTAGE, connect, fetch_value
 from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import PING_TASK, Doorbell, celery_config
-from app.graphs.registry import GraphRegistry, ProjectError, read_project
+from app.graphs.project_files import ProjectError
+from app.graphs.registry import GraphRegistry, read_project
 from app.services.run_attempts import Announcer
 from app.settings import Settings, SettingsError
 from workers.child import Child
@@ -36,6 +38,9 @@ from workers.slots import SlotTable
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
 from workers.warm_up import warm_up
+
+if TYPE_CHECKING:
+    from workers.metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +128,7 @@ def _load_graphs() -> None:
 @signals.setup_logging.connect
 def _configure_logging(loglevel: Any = None, **_: Any) -> None:
     """One line per record, to standard error, for Celery's records and ours alike."""
-    level = loglevel if isinstance(loglevel, int) else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(app.settings, loglevel if isinstance(loglevel, int) else logging.INFO)
     # A killed child is our own doing, and the supervisor says why; Celery's tracebacks of lost
     # messages say nothing more.
     logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
@@ -197,6 +201,7 @@ class SupervisorStep(bootsteps.StartStopStep):
         self._supervisor: Supervisor | None = None
         self._sweeper: Sweeper | None = None
         self._liveness: Liveness | None = None
+        self._metrics: WorkerMetrics | None = None
         self._deaths_read, self._deaths_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def start(self, worker: Any) -> None:
@@ -216,9 +221,14 @@ class SupervisorStep(bootsteps.StartStopStep):
             settings, app.slots, app.owner, announcer, self._tell_pool_of_death
         )
         self._supervisor.start()
-        self._sweeper = Sweeper(settings, app.owner, announcer)
+        self._sweeper = Sweeper(settings, app.owner, announcer, app.slots.tally)
         self._sweeper.start()
         self._watch_liveness(doorbell)
+        if settings.worker_metrics_port:
+            from workers.metrics import WorkerMetrics  # noqa: PLC0415  (most workers serve none)
+
+            self._metrics = WorkerMetrics(app.slots, settings.worker_metrics_port)
+            self._metrics.start()
 
     def _watch_liveness(self, doorbell: Doorbell) -> None:
         seconds = app.settings.liveness_seconds
@@ -272,6 +282,8 @@ class SupervisorStep(bootsteps.StartStopStep):
             # The drain ends the children by a signal, which is no news then.
             logging.getLogger("billiard").setLevel(logging.CRITICAL)
             self._supervisor.drain()
+        if self._metrics is not None:
+            self._metrics.stop()
 
     terminate = stop
 
