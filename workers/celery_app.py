@@ -16,6 +16,7 @@ import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from billiard.util import get_logger as billiard_logger
 from celery import Celery, bootsteps, signals
 from celery.app.amqp import AMQP
 from celery.platforms import SecurityWarning
@@ -134,7 +135,10 @@ def _configure_logging(loglevel: Any = None, **_: Any) -> None:
     logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
-    logging.getLogger("billiard").setLevel(logging.ERROR)
+    # The pool's own logger shows its records to nobody's handlers but its own.
+    pool_logger = billiard_logger()
+    pool_logger.setLevel(logging.ERROR)
+    pool_logger.propagate = True
 
 
 @signals.worker_init.connect
@@ -280,7 +284,7 @@ class SupervisorStep(bootsteps.StartStopStep):
             self._sweeper.stop()
         if self._supervisor is not None:
             # The drain ends the children by a signal, which is no news then.
-            logging.getLogger("billiard").setLevel(logging.CRITICAL)
+            billiard_logger().setLevel(logging.CRITICAL)
             self._supervisor.drain()
         if self._metrics is not None:
             self._metrics.stop()
