@@ -145,13 +145,13 @@ WITH locked AS (
 SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
        timeout_seconds,
        belay_has_checkpoints(thread_id) AS has_checkpoints,
-       extract(epoch FROM now() - scheduled_at)::float8 AS waited_seconds
+       extract(epoch FROM updated_at - scheduled_at)::float8 AS waited_seconds
 FROM claimed
 
 -- name: held_run
 SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
        timeout_seconds, belay_has_checkpoints(thread_id) AS has_checkpoints,
-       extract(epoch FROM now() - scheduled_at)::float8 AS waited_seconds
+       extract(epoch FROM updated_at - scheduled_at)::float8 AS waited_seconds
 FROM run
 WHERE run_id = %(run_id)s AND status = 'running' AND lease_owner = %(owner)s
 
