@@ -3,7 +3,7 @@
 -- name: queue_states
 -- One row per queue, and one without a queue for all of them. Only the rows of active runs are
 -- read (the index `run_active`), never those that have ended. A run is blocked while its thread has
--- a running run or an earlier pending one.
+-- a running run or an earlier pending one that is due.
 WITH active AS (
     SELECT
         queue, status,
@@ -11,7 +11,8 @@ WITH active AS (
         status = 'pending' AND scheduled_at <= now() AS due,
         bool_or(status = 'running') OVER (PARTITION BY thread_id)
             OR row_number() OVER (
-                PARTITION BY thread_id, status ORDER BY claim_no > 0 DESC, seq) > 1 AS blocked
+                PARTITION BY thread_id, status, scheduled_at <= now()
+                ORDER BY claim_no > 0 DESC, seq) > 1 AS blocked
     FROM run
     WHERE status IN ('pending', 'running')
 )
