@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 from uuid import UUID
 
 from flask import request
 
 from app.api.parts import parts
+from app.api.request_context import request_id
 from app.domain.errors import BadRequest, InvalidRequest
 from app.services.runs import RunRequest
 from app.services.webhooks import refuse_bad_webhook
@@ -32,7 +32,7 @@ def run_request(body: dict[str, Any], thread_id: UUID | None) -> RunRequest:
     return RunRequest(
         body=body,
         thread_id=thread_id,
-        request_id=request.headers.get("x-request-id") or str(uuid.uuid4()),
+        request_id=request_id(),
         idempotency_key=idempotency_key(),
         configurable=parts().graphs.project.configurable_headers.pick(dict(request.headers)),
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from app.bus.cancel_flag import CancelFlags
 from app.bus.event_log import EventLog
@@ -13,8 +15,13 @@ from app.dispatch import Doorbell
 from app.domain.webhooks import WebhookPolicy
 from app.graphs.registry import GraphRegistry
 from app.graphs.store import ApiStore
+from app.meters import WebMeters
 from app.services.known_assistants import KnownAssistants
 from app.settings import Settings
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,8 @@ class RunParts:
     cancel_flags: CancelFlags
     event_log: EventLog
     known_assistants: KnownAssistants
+    #: Told of each run that a cancel ends before it has started, by its status.
+    count_unstarted: Callable[[str | None], None]
 
     @property
     def webhook_policy(self) -> WebhookPolicy:
@@ -47,3 +56,12 @@ class Parts(RunParts):
     database: Database
     feed: RunFeed
     store: ApiStore
+    meters: WebMeters
+    #: The project's own HTTP app, which only the API knows how to call.
+    project_app: Closeable | None = None
+
+    def close(self) -> None:
+        """While there is still an event loop to close connections with."""
+        if self.project_app is not None:
+            self.project_app.close()
+        self.database.close()

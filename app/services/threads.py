@@ -19,7 +19,8 @@ from app.db.threads import ThreadFilter, ThreadStorage
 from app.domain.errors import BadRequest, Conflict, NotFound
 from app.domain.threads import Thread, ThreadStatus, ThreadTtl, TtlStrategy
 from app.graphs import thread_state
-from app.graphs.registry import Graph, ProjectError
+from app.graphs.project_files import ProjectError
+from app.graphs.registry import Graph
 from app.graphs.serde import to_json
 from app.graphs.thread_saver import ThreadSaver
 from app.services.cancellation import stop_runs
