@@ -40,5 +40,8 @@ def run_request(body: dict[str, Any], thread_id: UUID | None) -> RunRequest:
 
 def check_webhook(body: dict[str, Any]) -> None:
     """Raises InvalidRequest for a webhook that may not be called."""
-    if body.get("webhook"):
-        refuse_bad_webhook(parts().webhook_policy, body["webhook"])
+    if not body.get("webhook"):
+        return
+    if not parts().graphs.project.http.serves("webhooks"):
+        raise InvalidRequest("webhook: this server makes no calls (http.disable_webhooks)")
+    refuse_bad_webhook(parts().webhook_policy, body["webhook"])

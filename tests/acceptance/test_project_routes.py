@@ -173,6 +173,11 @@ def test_an_app_without_a_routing_table_gets_what_belay_has_no_route_for(bare):
     assert bare.get("/info").json()["flags"]["assistants"] is True
 
 
+def test_webhooks_that_are_switched_off_are_refused(bare):
+    body = {"assistant_id": "counter", "webhook": "https://hooks.invalid/run"}
+    assert "disable_webhooks" in refused(bare.post("/runs", json=body), 422)
+
+
 def test_an_error_before_an_answer_is_belays_own(bare):
     answer = bare.get("/bare/broken", headers={"x-request-id": "b-1"})
     assert refused(answer, 500) == "Internal Server Error"
@@ -211,6 +216,8 @@ def test_a_wsgi_app_is_served_as_it_is(with_flask, wsgi):
         ("POST", "/runs/wait"),
         ("POST", "/runs/batch"),
         ("POST", "/runs/cancel"),
+        ("POST", "/runs/crons"),
+        ("POST", "/store/items/search"),
         ("POST", f"/threads/{UNKNOWN}/runs"),
         ("GET", f"/threads/{UNKNOWN}/runs/{UNKNOWN}/join"),
         ("GET", "/info"),
