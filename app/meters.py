@@ -65,6 +65,7 @@ class WebMeters:
             buckets=CANCEL_LATENCY.buckets,
             registry=own,
         )
+        self._by_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._of_events = self._listeners.labels("events")
         self._of_ends = self._listeners.labels("end")
         if shared_folder is None:
@@ -72,11 +73,18 @@ class WebMeters:
             PlatformCollector(registry=own)
             GCCollector(registry=own)
 
-    def answered(self, method: str, route: str, status: str, seconds: float) -> None:
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request's answer has begun."""
         method = method if method in _METHODS else "other"
-        self._requests.labels(method, route, status).inc()
-        self._latency.labels(method, route).observe(seconds)
+        key = (method, route, status)
+        if key not in self._by_request:  # finding them by their labels takes the longest of it
+            self._by_request[key] = (
+                self._requests.labels(method, route, str(status)),
+                self._latency.labels(method, route),
+            )
+        requests, latency = self._by_request[key]
+        requests.inc()
+        latency.observe(seconds)
 
     def listeners_changed(self, wants_events: bool, change: int) -> None:
         (self._of_events if wants_events else self._of_ends).inc(change)
