@@ -9,13 +9,14 @@ from flask import Response, request
 
 from app.api.json_body import Blueprint, json_response
 from app.api.parts import parts
+from app.api.system_schemas import Info, Ok
 from app.db.connection import fetch_value
 
 blueprint = Blueprint("system", __name__, description="Is it up, and what is it")
 
 
 @blueprint.get("/ok")
-@blueprint.response(200, description="The server answers. `check_db=1` asks Postgres too.")
+@blueprint.response(200, Ok, description="The server answers. `check_db=1` asks Postgres too.")
 def ok() -> Response:
     if request.args.get("check_db", "").lower() in ("1", "true"):
         with parts().database.connection() as conn:
@@ -24,7 +25,7 @@ def ok() -> Response:
 
 
 @blueprint.get("/info")
-@blueprint.response(200, description="Versions and what this server can do.")
+@blueprint.response(200, Info, description="Versions and what this server can do.")
 def info() -> Response:
     flags: dict[str, Any] = {"assistants": True, "crons": True, "langsmith": False}
     return json_response(
