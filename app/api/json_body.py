@@ -146,25 +146,19 @@ class Blueprint(flask_smorest.Blueprint):
 
     def add_url_rule(self, rule: str, *args: Any, **kwargs: Any) -> None:
         """Ids in the path are UUIDs."""
-        if not kwargs.get("parameters"):
-            kwargs["parameters"] = [
-                {"in": "path", "name": name, "schema": {"type": "string", "format": "uuid"}}
-                for name in _PATH_ID.findall(rule)
-            ]
+        kwargs["parameters"] = [
+            {"in": "path", "name": name, "schema": {"type": "string", "format": "uuid"}}
+            for name in _PATH_ID.findall(rule)
+        ]
         super().add_url_rule(rule, *args, **kwargs)
-
-    def _store_endpoint_docs(
-        self, endpoint: str, obj: Any, parameters: Any, tags: Any, **options: Any
-    ) -> None:
-        super()._store_endpoint_docs(endpoint, obj, parameters, tags, **options)
-        for name, operation in self._docs[endpoint].items():
+        for name, operation in self._docs[self._endpoints[-1]].items():
             if name != "parameters":
-                operation["has_path_id"] = bool(parameters)
+                operation["has_path_parameters"] = "<" in rule
 
 
 def _with_common_errors(doc: dict[str, Any], doc_info: dict[str, Any], **_: Any) -> dict[str, Any]:
     errors = {503: "The database or Redis is away; try again after `Retry-After` seconds"}
-    if doc_info["has_path_id"] or "parameters" in doc or "requestBody" in doc:
+    if doc_info["has_path_parameters"] or "parameters" in doc or "requestBody" in doc:
         errors[422] = "What is asked is not well formed, and nothing was done"
     if "requestBody" in doc:
         errors[413] = "The body is larger than this server takes"
