@@ -27,6 +27,8 @@ def watched(client: _Client) -> _Client:
     http: Any = client
     while not isinstance(http, (httpx.Client, httpx.AsyncClient)):
         http = http.http.client if hasattr(http, "http") else http.client
+    # Before the first request, which must not be the one that waits for it.
+    _document_of(str(http.base_url).rstrip("/"))
     hook = _watch_async if isinstance(http, httpx.AsyncClient) else _watch
     http.event_hooks = {**http.event_hooks, "response": [*http.event_hooks["response"], hook]}
     return client

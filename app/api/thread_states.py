@@ -29,6 +29,7 @@ blueprint = Blueprint("thread states", __name__, description="States of threads"
 @blueprint.get("/threads/<thread_id>/state")
 @blueprint.arguments(StateQuery, location="query")
 @blueprint.response(200, ThreadState)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
 def get_state(query: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_state(
@@ -40,6 +41,7 @@ def get_state(query: dict[str, Any], thread_id: str) -> Response:
 @blueprint.get("/threads/<thread_id>/state/<checkpoint_id>")
 @blueprint.arguments(StateQuery, location="query")
 @blueprint.response(200, ThreadState)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
 def get_state_at_checkpoint_id(
     query: dict[str, Any], thread_id: str, checkpoint_id: str
@@ -54,6 +56,7 @@ def get_state_at_checkpoint_id(
 @blueprint.post("/threads/<thread_id>/state/checkpoint")
 @blueprint.arguments(StateAtCheckpoint)
 @blueprint.response(200, ThreadState)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
 def get_state_at_checkpoint(body: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_state(
@@ -90,6 +93,7 @@ def update_state(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.get("/threads/<thread_id>/history")
 @blueprint.arguments(HistoryQuery, location="query")
 @blueprint.response(200, ThreadState(many=True))
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
 def get_history(query: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_history(
@@ -106,6 +110,7 @@ def get_history(query: dict[str, Any], thread_id: str) -> Response:
 @blueprint.post("/threads/<thread_id>/history")
 @blueprint.arguments(History)
 @blueprint.response(200, ThreadState(many=True))
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
 def search_history(body: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_history(

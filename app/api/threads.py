@@ -48,6 +48,7 @@ def _shown(thread: ThreadRow, fields: list[str] | None = None) -> dict[str, Any]
 @blueprint.post("/threads")
 @blueprint.arguments(CreateThread)
 @blueprint.response(200, Thread)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses of `supersteps`")
 @blueprint.alt_response(409, schema=Error, description="The id is taken")
 def create_thread(body: dict[str, Any]) -> Response:
     return json_response(_shown(threads.create_thread(parts(), body)))
