@@ -12,6 +12,7 @@ from langgraph_sdk import get_client, get_sync_client
 
 from app.db.migrate import migrate
 from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
+from tests.conformance import watched
 from tests.servers import STORE_INDEX, LiveServer, running
 
 
@@ -61,13 +62,13 @@ def server(scratch):
 
 @pytest.fixture
 def http(server):
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with watched(httpx.Client(base_url=server.url, timeout=60)) as client:
         yield client
 
 
 @pytest.fixture
 def sync_client(server):
-    with get_sync_client(url=server.url) as client:
+    with watched(get_sync_client(url=server.url)) as client:
         yield client
 
 
@@ -76,7 +77,7 @@ def make_client(server):
     """The async SDK client, to be made inside the event loop that uses it."""
 
     def make():
-        return get_client(url=server.url)
+        return watched(get_client(url=server.url))
 
     return make
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flask_smorest
 from flask import Flask
 from flask_swagger_ui import get_swaggerui_blueprint
@@ -21,6 +23,7 @@ from app.api import (
 )
 from app.api.error_schemas import Error
 from app.api.errors import register_error_handlers
+from app.api.field_documents import describe_field
 from app.api.parts import PARTS
 from app.api.request_context import prepare_requests
 from app.services.parts import Parts
@@ -29,9 +32,15 @@ VERSION = "0.1.0"
 
 
 class _Api(flask_smorest.Api):
-    """Our errors, in the document as on the wire."""
+    """Our errors and fields, in the document as on the wire."""
 
     ERROR_SCHEMA = Error
+    #: Each status is documented where it may come, so there is no default to hide behind.
+    DEFAULT_ERROR_RESPONSE_NAME = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.ma_plugin.converter.add_attribute_function(describe_field)
 
     def _register_error_handlers(self) -> None:
         """`register_error_handlers` does it, for all errors."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import marshmallow as ma
 
 from app.api.config_schemas import RunConfig
-from app.api.fields import Integer, Object, StringList, Uuid, one_of
+from app.api.fields import Body, Integer, Object, Selected, StringList, Uuid, one_of
 from app.db.assistants import SORT_COLUMNS
 from app.domain.assistants import ASSISTANT_FIELDS
 
@@ -23,7 +23,11 @@ class Assistant(ma.Schema):
     updated_at = ma.fields.DateTime(required=True)
 
 
-class CreateAssistant(ma.Schema):
+class SelectedAssistant(Selected, Assistant):
+    """The fields that were asked for; all, if none were."""
+
+
+class CreateAssistant(Body):
     """A graph with configuration of its own."""
 
     graph_id = ma.fields.String(required=True)
@@ -36,7 +40,7 @@ class CreateAssistant(ma.Schema):
     if_exists = ma.fields.String(validate=one_of("raise", "do_nothing"), load_default="raise")
 
 
-class PatchAssistant(ma.Schema):
+class PatchAssistant(Body):
     """Metadata is merged; whatever else is given is replaced."""
 
     graph_id = ma.fields.String(allow_none=True)
@@ -61,13 +65,13 @@ class AssistantVersion(ma.Schema):
     created_at = ma.fields.DateTime(required=True)
 
 
-class ListVersions(ma.Schema):
+class ListVersions(Body):
     metadata = Object(allow_none=True)
     limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
     offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
 
 
-class SetLatest(ma.Schema):
+class SetLatest(Body):
     version = Integer(required=True, validate=ma.validate.Range(1, 2**31 - 1))
 
 
@@ -104,7 +108,20 @@ class GraphSchemas(ma.Schema):
     context_schema = Object(required=True, allow_none=True)
 
 
-class CountAssistants(ma.Schema):
+_SCHEMAS = [name for name in GraphSchemas._declared_fields if name != "graph_id"]
+#: What the subgraphs endpoint answers.
+BY_NAMESPACE = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "properties": {name: {"type": ["object", "null"]} for name in _SCHEMAS},
+        "required": _SCHEMAS,
+        "additionalProperties": False,
+    },
+}
+
+
+class CountAssistants(Body):
     metadata = Object(allow_none=True)
     graph_id = ma.fields.String(allow_none=True)
     name = ma.fields.String(allow_none=True)

@@ -8,6 +8,7 @@ from typing import Any
 from flask import Response
 
 from app.api.assistant_schemas import (
+    BY_NAMESPACE,
     Assistant,
     AssistantVersion,
     CountAssistants,
@@ -19,6 +20,7 @@ from app.api.assistant_schemas import (
     ListVersions,
     PatchAssistant,
     SearchAssistants,
+    SelectedAssistant,
     SetLatest,
     SubgraphsQuery,
 )
@@ -43,7 +45,6 @@ blueprint = Blueprint("assistants", __name__, description="Graphs with configura
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error, description="Unknown graph")
 @blueprint.alt_response(409, schema=Error, description="The id is taken")
-@blueprint.alt_response(422, schema=Error)
 def create_assistant(body: dict[str, Any]) -> Response:
     return json_response(shown(assistants.create_assistant(parts(), body), ASSISTANT_FIELDS))
 
@@ -51,7 +52,6 @@ def create_assistant(body: dict[str, Any]) -> Response:
 @blueprint.get("/assistants/<assistant_id>")
 @blueprint.response(200, Assistant)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def get_assistant(assistant_id: str) -> Response:
     with parts().database.connection() as conn:
         assistant = assistants.get_assistant(conn, path_uuid(assistant_id, "assistant"))
@@ -63,7 +63,6 @@ def get_assistant(assistant_id: str) -> Response:
 @blueprint.response(200, Assistant)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def patch_assistant(body: dict[str, Any], assistant_id: str) -> Response:
     """A new version, if that changes anything."""
     patched = assistants.patch_assistant(parts(), path_uuid(assistant_id, "assistant"), body)
@@ -75,7 +74,6 @@ def patch_assistant(body: dict[str, Any], assistant_id: str) -> Response:
 @blueprint.alt_response(204, description="Deleted; its runs in flight were stopped first")
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error, description="It is a graph's own assistant")
-@blueprint.alt_response(422, schema=Error)
 def delete_assistant(_query: dict[str, Any], assistant_id: str) -> Response:
     assistants.delete_assistant(
         parts(),
@@ -89,7 +87,6 @@ def delete_assistant(_query: dict[str, Any], assistant_id: str) -> Response:
 @blueprint.arguments(ListVersions)
 @blueprint.response(200, AssistantVersion(many=True))
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def list_versions(body: dict[str, Any], assistant_id: str) -> Response:
     """Newest first."""
     found = assistants.list_versions(
@@ -106,7 +103,6 @@ def list_versions(body: dict[str, Any], assistant_id: str) -> Response:
 @blueprint.arguments(SetLatest)
 @blueprint.response(200, Assistant)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def set_latest(body: dict[str, Any], assistant_id: str) -> Response:
     """Make an older version the one that runs use."""
     latest = assistants.set_latest(parts(), path_uuid(assistant_id, "assistant"), body["version"])
@@ -118,7 +114,6 @@ def set_latest(body: dict[str, Any], assistant_id: str) -> Response:
 @blueprint.response(200, Drawing)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def draw_graph(query: dict[str, Any], assistant_id: str) -> Response:
     """By the assistant's id or the graph's name."""
     xray = _xray(query.get("xray", "false"))
@@ -137,10 +132,9 @@ def _xray(text: str) -> int | bool:
 @blueprint.get("/assistants/<assistant_id>/subgraphs")
 @blueprint.get("/assistants/<assistant_id>/subgraphs/<path:namespace>")
 @blueprint.arguments(SubgraphsQuery, location="query")
-@blueprint.response(200, description="The schemas of subgraphs, by namespace")
+@blueprint.response(200, BY_NAMESPACE, description="The schemas of subgraphs, by namespace")
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def list_subgraphs(
     query: dict[str, Any], assistant_id: str, namespace: str | None = None
 ) -> Response:
@@ -157,7 +151,6 @@ def list_subgraphs(
 @blueprint.response(200, GraphSchemas)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def get_schemas(assistant_id: str) -> Response:
     graph_id, graph = assistants.graph_of(parts(), assistant_id)
     return json_response({"graph_id": graph_id, **graph_shapes.schemas_of(graph)})
@@ -174,7 +167,6 @@ def _filter(body: dict[str, Any]) -> AssistantFilter:
 @blueprint.arguments(CountAssistants)
 @blueprint.response(200, COUNT)
 @blueprint.alt_response(404, schema=Error, description="Unknown graph")
-@blueprint.alt_response(422, schema=Error)
 def count_assistants(body: dict[str, Any]) -> Response:
     filter_ = _filter(body)
     with parts().database.connection() as conn:
@@ -183,9 +175,8 @@ def count_assistants(body: dict[str, Any]) -> Response:
 
 @blueprint.post("/assistants/search")
 @blueprint.arguments(SearchAssistants)
-@blueprint.response(200, Assistant(many=True))
+@blueprint.response(200, SelectedAssistant(many=True))
 @blueprint.alt_response(404, schema=Error, description="Unknown graph")
-@blueprint.alt_response(422, schema=Error)
 def search_assistants(body: dict[str, Any]) -> Response:
     filter_ = _filter(body)
     with parts().database.connection() as conn:

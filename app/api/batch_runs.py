@@ -25,7 +25,6 @@ _MOST = 1_000
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def create_batch(bodies: list[dict[str, Any]]) -> Response:
     """All of them are created, or none."""
     if not 1 <= len(bodies) <= _MOST:

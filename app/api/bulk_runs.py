@@ -25,7 +25,6 @@ blueprint = Blueprint("bulk runs", __name__, description="Cancelling many runs a
 @blueprint.arguments(CancelRuns)
 @blueprint.alt_response(204, description="Success - Runs cancelled")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def cancel_many_runs(query: dict[str, Any], body: dict[str, Any]) -> Response:
     """Cancel one or more runs. Can cancel runs by thread ID and run IDs, or by status filter."""
     action = CancelAction(query["action"])

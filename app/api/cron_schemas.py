@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import marshmallow as ma
 
 from app.api.config_schemas import RunConfig
-from app.api.fields import Boolean, Integer, Object, StringList, Uuid, one_of
+from app.api.fields import Body, Boolean, Integer, Object, Selected, StringList, Uuid, one_of
 from app.api.run_schemas import StreamModes
 from app.db.crons import SORT_COLUMNS
 from app.domain.crons import CRON_FIELDS
@@ -33,6 +33,10 @@ class Cron(ma.Schema):
     enabled = ma.fields.Boolean(required=True)
 
 
+class SelectedCron(Selected, Cron):
+    """The fields that were asked for; all, if none were."""
+
+
 class _Moment(ma.fields.DateTime):
     """A date and time; without a timezone it is in UTC."""
 
@@ -46,7 +50,7 @@ class _Moment(ma.fields.DateTime):
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-class PatchCron(ma.Schema):
+class PatchCron(Body):
     """What is given is replaced; metadata is merged."""
 
     schedule = ma.fields.String(
@@ -81,7 +85,7 @@ class CreateCron(CreateThreadCron):
     """Each run has a thread of its own, which goes with it unless `on_run_completed` is `keep`."""
 
 
-class CountCrons(ma.Schema):
+class CountCrons(Body):
     assistant_id = ma.fields.String(allow_none=True)
     thread_id = Uuid(allow_none=True)
     enabled = Boolean(allow_none=True)

@@ -13,6 +13,7 @@ from app.api.cron_schemas import (
     Cron,
     PatchCron,
     SearchCrons,
+    SelectedCron,
 )
 from app.api.error_schemas import Error
 from app.api.fields import path_uuid
@@ -40,7 +41,6 @@ def _shown(cron: CronRow, fields: list[str] | None = None) -> dict[str, Any]:
 @blueprint.response(200, Cron)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def create_cron(body: dict[str, Any]) -> Response:
     check_webhook(body)
     return json_response(_shown(crons.create_cron(parts(), body, None)))
@@ -51,7 +51,6 @@ def create_cron(body: dict[str, Any]) -> Response:
 @blueprint.response(200, Cron)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def create_thread_cron(body: dict[str, Any], thread_id: str) -> Response:
     check_webhook(body)
     return json_response(_shown(crons.create_cron(parts(), body, path_uuid(thread_id, "thread"))))
@@ -60,7 +59,6 @@ def create_thread_cron(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.get("/runs/crons/<cron_id>")
 @blueprint.response(200, Cron)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def get_cron(cron_id: str) -> Response:
     return json_response(_shown(crons.get_cron(parts(), path_uuid(cron_id, "cron"))))
 
@@ -70,7 +68,6 @@ def get_cron(cron_id: str) -> Response:
 @blueprint.response(200, Cron)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def patch_cron(body: dict[str, Any], cron_id: str) -> Response:
     check_webhook(body)
     return json_response(_shown(crons.patch_cron(parts(), path_uuid(cron_id, "cron"), body)))
@@ -79,7 +76,6 @@ def patch_cron(body: dict[str, Any], cron_id: str) -> Response:
 @blueprint.delete("/runs/crons/<cron_id>")
 @blueprint.alt_response(204, description="Deleted; the runs it created stay")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def delete_cron(cron_id: str) -> Response:
     crons.delete_cron(parts(), path_uuid(cron_id, "cron"))
     return Response(status=204)
@@ -97,7 +93,6 @@ def _filter(body: dict[str, Any]) -> CronFilter:
 @blueprint.post("/runs/crons/count")
 @blueprint.arguments(CountCrons)
 @blueprint.response(200, COUNT)
-@blueprint.alt_response(422, schema=Error)
 def count_crons(body: dict[str, Any]) -> Response:
     filter_ = _filter(body)
     with parts().database.connection() as conn:
@@ -106,8 +101,7 @@ def count_crons(body: dict[str, Any]) -> Response:
 
 @blueprint.post("/runs/crons/search")
 @blueprint.arguments(SearchCrons)
-@blueprint.response(200, Cron(many=True))
-@blueprint.alt_response(422, schema=Error)
+@blueprint.response(200, SelectedCron(many=True))
 def search_crons(body: dict[str, Any]) -> Response:
     filter_ = _filter(body)
     with parts().database.connection() as conn:

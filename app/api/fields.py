@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,21 @@ from flask import request
 
 from app.domain.errors import InvalidRequest
 from app.domain.ids import parse_uuid
+
+
+class Body(ma.Schema):
+    """A request: fields that it does not know are ignored, as the reference does."""
+
+    class Meta:
+        unknown = ma.EXCLUDE
+
+
+class Selected(ma.Schema):
+    """A mixin for a response of which a client may select fields: any of them may be missing."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(partial=True, **kwargs)
+
 
 _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
@@ -74,10 +90,15 @@ class JsonObject(ma.fields.Field[dict[str, Any]]):
 
 
 class StringList(ma.fields.List):
-    """A list of strings, or one string."""
+    """A list of strings, or one string. `choices` are for the document; `validate` checks."""
+
+    choices: Sequence[str] = ()
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(ma.fields.String(), **kwargs)
+        for validator in self.validators:
+            if isinstance(validator, ma.validate.ContainsOnly):
+                self.choices = tuple(validator.choices)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         return super()._deserialize(

@@ -7,6 +7,7 @@ what stores and sends it.
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 import flask_smorest
@@ -17,6 +18,7 @@ from webargs import missing
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from app.api.error_schemas import Error
 from app.domain.errors import InvalidRequest, TooLarge
 from app.graphs.serde import to_json
 
@@ -129,5 +131,39 @@ def describe(error: ValidationError) -> str:
     return f"{'.'.join(path)}: {text}" if path else text
 
 
+#: An id in a route, but for those routes that also take a graph's name.
+_PATH_ID = re.compile(r"<(\w+_id)>(?!/(?:graph|schemas|subgraphs))")
+
+
 class Blueprint(flask_smorest.Blueprint):
+    """Documents the errors that routes have in common: 413, 422 and 503 need no decorator."""
+
     ARGUMENTS_PARSER = BelayParser()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._prepare_doc_cbks.append(_with_common_errors)
+
+    def add_url_rule(self, rule: str, *args: Any, **kwargs: Any) -> None:
+        """Ids in the path are UUIDs."""
+        kwargs["parameters"] = [
+            {"in": "path", "name": name, "schema": {"type": "string", "format": "uuid"}}
+            for name in _PATH_ID.findall(rule)
+        ]
+        super().add_url_rule(rule, *args, **kwargs)
+        for name, operation in self._docs[self._endpoints[-1]].items():
+            if name != "parameters":
+                operation["has_path_parameters"] = "<" in rule
+
+
+def _with_common_errors(doc: dict[str, Any], doc_info: dict[str, Any], **_: Any) -> dict[str, Any]:
+    errors = {503: "The database or Redis is away; try again after `Retry-After` seconds"}
+    if doc_info["has_path_parameters"] or "parameters" in doc or "requestBody" in doc:
+        errors[422] = "What is asked is not well formed, and nothing was done"
+    if "requestBody" in doc:
+        errors[413] = "The body is larger than this server takes"
+    common = {
+        status: {"description": text, "content": {"application/json": {"schema": Error}}}
+        for status, text in errors.items()
+    }
+    return {**doc, "responses": {**doc.get("responses", {}), **common}}

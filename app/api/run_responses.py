@@ -18,6 +18,15 @@ from app.services.run_stream import Follow, WatchClient, stream_events, wait_for
 #: What libev calls a socket that can be read.
 _READABLE = 1
 STREAM_TYPE = "text/event-stream; charset=utf-8"
+#: Documents of the answers that have no schema of their own.
+EVENTS: dict[str, Any] = {
+    "type": "object",
+    "description": "One of the server-sent events; `data` is JSON, `id` is there to resume by",
+    "properties": {name: {"type": "string"} for name in ("event", "data", "id")},
+    "required": ["event", "data"],
+}
+OUTCOME: dict[str, Any] = {"description": "Whatever the graph's output is; an error, if it failed"}
+NOTHING: dict[str, Any] = {"type": "object", "maxProperties": 0}
 STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 

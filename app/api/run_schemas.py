@@ -9,11 +9,13 @@ import marshmallow as ma
 from app.api.command_schemas import Command
 from app.api.config_schemas import RunConfig
 from app.api.fields import (
+    Body,
     Boolean,
     Integer,
     JsonObject,
     Number,
     Object,
+    Selected,
     StringList,
     Uuid,
     one_of,
@@ -39,6 +41,8 @@ STREAM_MODES = (
 class StreamModes(StringList):
     """One mode or several."""
 
+    choices = STREAM_MODES
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         modes = super()._deserialize(value, attr, data, **kwargs)
         for mode in modes:
@@ -59,7 +63,11 @@ class Run(ma.Schema):
     multitask_strategy = ma.fields.String(required=True, validate=one_of(*MultitaskStrategy))
 
 
-class _RunCreate(ma.Schema):
+class SelectedRun(Selected, Run):
+    """The fields that were asked for; all, if none were."""
+
+
+class _RunCreate(Body):
     """What every way to create a run has in common."""
 
     assistant_id = ma.fields.String(required=True)
@@ -114,7 +122,7 @@ class CreateBatchRun(CreateStatelessRun, CreateThreadRun):
     thread_id = Uuid(allow_none=True)
 
 
-class CancelRuns(ma.Schema):
+class CancelRuns(Body):
     """Payload for cancelling runs: by `status`, or by `thread_id` and `run_ids`, or both."""
 
     status = ma.fields.String(

@@ -13,6 +13,8 @@ from app.api.json_body import Blueprint
 from app.api.parts import parts
 from app.api.run_requests import run_request
 from app.api.run_responses import (
+    EVENTS,
+    OUTCOME,
     cancels_on_disconnect,
     outcome_response,
     run_response,
@@ -51,7 +53,6 @@ def _location(run: RunRow | Follow) -> str:
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def create_stateless_run(body: dict[str, Any]) -> Response:
     run = runs.create_run(parts(), run_request(body, None))
     return run_response(run, _location(run))
@@ -60,11 +61,10 @@ def create_stateless_run(body: dict[str, Any]) -> Response:
 @blueprint.post("/runs/wait")
 @blueprint.arguments(DisconnectQuery, location="query")
 @blueprint.arguments(CreateStatelessRun)
-@blueprint.response(200, description="The run's final values, when it has ended")
+@blueprint.response(200, OUTCOME, description="The run's final values, when it has ended")
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def wait_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response:
     follow = _follow(body, events=False)
     return outcome_response(follow, _location(follow))
@@ -73,11 +73,10 @@ def wait_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response
 @blueprint.post("/runs/stream")
 @blueprint.arguments(DisconnectQuery, location="query")
 @blueprint.arguments(CreateStatelessRun)
-@blueprint.response(200, description="The run's events", content_type="text/event-stream")
+@blueprint.response(200, EVENTS, description="The run's events", content_type="text/event-stream")
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def stream_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response:
     follow = _follow(body, events=True)
     return stream_response(follow, _location(follow))
@@ -95,9 +94,8 @@ def _found(run_id: str) -> RunRow:
 
 @blueprint.get("/runs/<run_id>/join")
 @blueprint.arguments(JoinQuery, location="query")
-@blueprint.response(200, description="The run's final values, when it has ended")
+@blueprint.response(200, OUTCOME, description="The run's final values, when it has ended")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def join_stateless_run(_query: dict[str, Any], run_id: str) -> Response:
     run = _found(run_id)
     follow = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
@@ -106,9 +104,8 @@ def join_stateless_run(_query: dict[str, Any], run_id: str) -> Response:
 
 @blueprint.get("/runs/<run_id>/stream")
 @blueprint.arguments(JoinStreamQuery, location="query")
-@blueprint.response(200, description="The run's events", content_type="text/event-stream")
+@blueprint.response(200, EVENTS, description="The run's events", content_type="text/event-stream")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def join_stateless_stream(query: dict[str, Any], run_id: str) -> Response:
     """Join a run's stream. `Last-Event-ID` resumes one that was made with `stream_resumable`."""
     run = _found(run_id)

@@ -11,10 +11,10 @@ from app.api.fields import query_flag
 from app.api.json_body import Blueprint, json_response
 from app.api.parts import parts
 from app.api.store_schemas import (
+    ITEM_OR_NULL,
     DeleteItem,
     FoundItems,
     GetItemQuery,
-    Item,
     ListNamespaces,
     Namespaces,
     PutItem,
@@ -30,7 +30,6 @@ blueprint = Blueprint("store", __name__, description="Items that threads and gra
 @blueprint.arguments(PutItem)
 @blueprint.alt_response(204, description="Stored")
 @blueprint.alt_response(400, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def put_item(body: dict[str, Any]) -> Response:
     store.put_item(parts(), body)
     return Response(status=204)
@@ -38,9 +37,8 @@ def put_item(body: dict[str, Any]) -> Response:
 
 @blueprint.get("/store/items")
 @blueprint.arguments(GetItemQuery, location="query")
-@blueprint.response(200, Item, description="The item, or null when there is none")
+@blueprint.response(200, ITEM_OR_NULL, description="The item, or null when there is none")
 @blueprint.alt_response(400, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def get_item(query: dict[str, Any]) -> Response:
     if "key" not in query:
         raise BadRequest("Key is required")
@@ -57,7 +55,6 @@ def get_item(query: dict[str, Any]) -> Response:
 @blueprint.arguments(DeleteItem)
 @blueprint.alt_response(204, description="Deleted, or not there")
 @blueprint.alt_response(400, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def delete_item(body: dict[str, Any]) -> Response:
     store.delete_item(parts(), store.checked_namespace(body["namespace"]), body["key"])
     return Response(status=204)
@@ -67,7 +64,6 @@ def delete_item(body: dict[str, Any]) -> Response:
 @blueprint.arguments(SearchItems)
 @blueprint.response(200, FoundItems)
 @blueprint.alt_response(400, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def search_items(body: dict[str, Any]) -> Response:
     return json_response({"items": store.search_items(parts(), body)})
 
@@ -76,6 +72,5 @@ def search_items(body: dict[str, Any]) -> Response:
 @blueprint.arguments(ListNamespaces)
 @blueprint.response(200, Namespaces)
 @blueprint.alt_response(400, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def list_namespaces(body: dict[str, Any]) -> Response:
     return json_response({"namespaces": store.list_namespaces(parts(), body)})

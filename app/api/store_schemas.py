@@ -6,7 +6,7 @@ from typing import Any
 
 import marshmallow as ma
 
-from app.api.fields import Boolean, Integer, Number, Object
+from app.api.fields import Body, Boolean, Integer, Number, Object
 
 
 class Labels(ma.fields.List):
@@ -32,6 +32,9 @@ class Item(ma.Schema):
     updated_at = ma.fields.DateTime(required=True)
 
 
+ITEM_OR_NULL = {"anyOf": [Item, {"type": "null"}]}
+
+
 class FoundItem(Item):
     score = ma.fields.Float(allow_none=True)
 
@@ -44,14 +47,21 @@ class Namespaces(ma.Schema):
     namespaces = ma.fields.List(ma.fields.List(ma.fields.String()), required=True)
 
 
-class PutItem(ma.Schema):
+class PutItem(Body):
     namespace = Labels(required=True)
     key = ma.fields.String(required=True, validate=ma.validate.Length(max=1024))
     value = Object(required=True)
     index = ma.fields.Raw(
         allow_none=True,
         validate=is_index,
-        metadata={"description": "Which paths of the value are searched by meaning; false: none."},
+        metadata={
+            "description": "Which paths of the value are searched by meaning; false: none.",
+            "anyOf": [
+                {"type": "array", "items": {"type": "string"}},
+                {"const": False},
+                {"type": "null"},
+            ],
+        },
     )
     ttl = Number(
         allow_none=True,
@@ -60,12 +70,12 @@ class PutItem(ma.Schema):
     )
 
 
-class DeleteItem(ma.Schema):
+class DeleteItem(Body):
     namespace = Labels(load_default=list)
     key = ma.fields.String(required=True)
 
 
-class SearchItems(ma.Schema):
+class SearchItems(Body):
     namespace_prefix = Labels(allow_none=True)
     filter = Object(
         allow_none=True,
@@ -79,7 +89,7 @@ class SearchItems(ma.Schema):
     refresh_ttl = Boolean(allow_none=True)
 
 
-class ListNamespaces(ma.Schema):
+class ListNamespaces(Body):
     prefix = Labels(allow_none=True)
     suffix = Labels(allow_none=True)
     max_depth = Integer(allow_none=True, validate=ma.validate.Range(1, 100))

@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.api.json_body import Blueprint, json_response
 from app.api.parts import parts
+from app.api.system_schemas import Info, Ok
 from app.db.connection import fetch_value
 from app.services.parts import Parts
 from app.services.queue_metrics import QueueCollector, queue_summary
@@ -20,7 +21,7 @@ health = Blueprint("health", __name__, description="Is it up")
 
 
 @health.get("/ok")
-@health.response(200, description="The server answers. `check_db=1` asks Postgres too.")
+@health.response(200, Ok, description="The server answers. `check_db=1` asks Postgres too.")
 def ok() -> Response:
     asked = request.args.get("check_db", "").lower() in ("1", "true")
     if asked and parts().graphs.project.http.serves("meta"):
@@ -30,7 +31,7 @@ def ok() -> Response:
 
 
 @blueprint.get("/info")
-@blueprint.response(200, description="Versions and what this server can do.")
+@blueprint.response(200, Info, description="Versions and what this server can do.")
 def info() -> Response:
     flags: dict[str, Any] = {
         "assistants": parts().graphs.project.http.serves("assistants"),

@@ -13,6 +13,9 @@ from app.api.json_body import Blueprint, json_response
 from app.api.parts import parts
 from app.api.run_requests import run_request
 from app.api.run_responses import (
+    EVENTS,
+    NOTHING,
+    OUTCOME,
     cancels_on_disconnect,
     outcome_response,
     run_body,
@@ -28,6 +31,7 @@ from app.api.run_schemas import (
     JoinStreamQuery,
     ListRunsQuery,
     Run,
+    SelectedRun,
     stream_modes,
 )
 from app.db import runs as run_rows
@@ -72,7 +76,6 @@ def _thread_id_of_create(text: str) -> UUID:
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error, description="The thread is busy, and `reject`")
-@blueprint.alt_response(422, schema=Error)
 def create_run(body: dict[str, Any], thread_id: str) -> Response:
     run = runs.create_run(parts(), _asked(thread_id, body))
     return run_response(run, run_path(run))
@@ -81,11 +84,10 @@ def create_run(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.post("/threads/<thread_id>/runs/wait")
 @blueprint.arguments(DisconnectQuery, location="query")
 @blueprint.arguments(CreateThreadRun)
-@blueprint.response(200, description="The run's final values, when it has ended")
+@blueprint.response(200, OUTCOME, description="The run's final values, when it has ended")
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def wait_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Response:
     follow = _follow(thread_id, body, events=False)
     return outcome_response(follow, run_path(follow))
@@ -94,11 +96,10 @@ def wait_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Re
 @blueprint.post("/threads/<thread_id>/runs/stream")
 @blueprint.arguments(DisconnectQuery, location="query")
 @blueprint.arguments(CreateThreadRun)
-@blueprint.response(200, description="The run's events", content_type="text/event-stream")
+@blueprint.response(200, EVENTS, description="The run's events", content_type="text/event-stream")
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def stream_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Response:
     follow = _follow(thread_id, body, events=True)
     return stream_response(follow, run_path(follow))
@@ -106,9 +107,8 @@ def stream_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> 
 
 @blueprint.get("/threads/<thread_id>/runs")
 @blueprint.arguments(ListRunsQuery, location="query")
-@blueprint.response(200, Run(many=True))
+@blueprint.response(200, SelectedRun(many=True))
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def list_runs(query: dict[str, Any], thread_id: str) -> Response:
     """List runs for a thread, newest first."""
     fields = query.get("select") or list(RUN_FIELDS)
@@ -134,15 +134,13 @@ def _found(thread_id: str, run_id: str) -> RunRow:
 @blueprint.get("/threads/<thread_id>/runs/<run_id>")
 @blueprint.response(200, Run)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def get_run(thread_id: str, run_id: str) -> Response:
     return json_response(run_body(_found(thread_id, run_id)))
 
 
 @blueprint.delete("/threads/<thread_id>/runs/<run_id>")
-@blueprint.response(200, description="Success")
+@blueprint.response(200, NOTHING, description="Success")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def delete_run(thread_id: str, run_id: str) -> Response:
     """Delete a run by ID. One in flight is stopped first."""
     runs.delete_run(parts(), path_uuid(thread_id, "thread"), path_uuid(run_id, "run"))
@@ -151,10 +149,9 @@ def delete_run(thread_id: str, run_id: str) -> Response:
 
 @blueprint.post("/threads/<thread_id>/runs/<run_id>/cancel")
 @blueprint.arguments(CancelRunQuery, location="query")
-@blueprint.response(200, description="With wait: the work has stopped")
+@blueprint.response(200, NOTHING, description="With wait: the work has stopped")
 @blueprint.alt_response(202, description="Without wait: the cancel is accepted, and is kept")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     thread, run = path_uuid(thread_id, "thread"), path_uuid(run_id, "run")
     action = CancelAction(query["action"])
@@ -174,9 +171,8 @@ def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
 
 @blueprint.get("/threads/<thread_id>/runs/<run_id>/join")
 @blueprint.arguments(JoinQuery, location="query")
-@blueprint.response(200, description="The run's own final values, when it has ended")
+@blueprint.response(200, OUTCOME, description="The run's own final values, when it has ended")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def join_run(_query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     run = _followed(thread_id, run_id)
     follow = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
@@ -185,9 +181,8 @@ def join_run(_query: dict[str, Any], thread_id: str, run_id: str) -> Response:
 
 @blueprint.get("/threads/<thread_id>/runs/<run_id>/stream")
 @blueprint.arguments(JoinStreamQuery, location="query")
-@blueprint.response(200, description="The run's events", content_type="text/event-stream")
+@blueprint.response(200, EVENTS, description="The run's events", content_type="text/event-stream")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def join_stream(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     """Join a run's stream. `Last-Event-ID` (exclusive; -1 or 0 from the start) resumes one that
     was made with `stream_resumable`."""

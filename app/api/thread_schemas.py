@@ -6,7 +6,17 @@ import marshmallow as ma
 
 from app.api.command_schemas import Command
 from app.api.extracts import is_extract_path
-from app.api.fields import Boolean, Integer, Number, Object, StringList, Uuid, one_of
+from app.api.fields import (
+    Body,
+    Boolean,
+    Integer,
+    Number,
+    Object,
+    Selected,
+    StringList,
+    Uuid,
+    one_of,
+)
 from app.db.threads import SORT_COLUMNS
 from app.domain.threads import THREAD_FIELDS, ThreadStatus, ThreadTtl, TtlStrategy
 
@@ -43,6 +53,12 @@ class Thread(ma.Schema):
     )
 
 
+class FoundThread(Selected, Thread):
+    """The fields that were asked for; all, if none were."""
+
+    context = Object(metadata={"description": "The `configurable` of the thread's config."})
+
+
 class Ttl(ma.Schema):
     """How long a thread stays without being used."""
 
@@ -72,7 +88,7 @@ class Superstep(ma.Schema):
     )
 
 
-class CreateThread(ma.Schema):
+class CreateThread(Body):
     thread_id = Uuid()
     metadata = Object(allow_none=True)
     if_exists = ma.fields.String(validate=one_of("raise", "do_nothing"), load_default="raise")
@@ -89,18 +105,18 @@ class GetThreadQuery(ma.Schema):
     )
 
 
-class PatchThread(ma.Schema):
+class PatchThread(Body):
     metadata = Object(allow_none=True)
     ttl = ma.fields.Nested(Ttl, allow_none=True)
 
 
-class CountThreads(ma.Schema):
+class CountThreads(Body):
     metadata = Object(allow_none=True)
     values = Object(allow_none=True)
     status = ma.fields.String(allow_none=True, validate=one_of(*ThreadStatus))
 
 
-class PruneThreads(ma.Schema):
+class PruneThreads(Body):
     thread_ids = ma.fields.List(Uuid(), required=True, validate=ma.validate.Length(max=1000))
     strategy = ma.fields.String(load_default="delete", validate=one_of(*TtlStrategy))
 
@@ -200,7 +216,7 @@ class ThreadState(ma.Schema):
     parent_checkpoint_id = ma.fields.String(allow_none=True)
 
 
-class UpdateState(ma.Schema):
+class UpdateState(Body):
     values = ma.fields.Raw(allow_none=True)
     as_node = ma.fields.String(allow_none=True)
     checkpoint = ma.fields.Nested(Checkpoint, allow_none=True)
@@ -220,12 +236,12 @@ class HistoryQuery(SelectState):
     before = ma.fields.String()
 
 
-class StateAtCheckpoint(SelectState):
+class StateAtCheckpoint(SelectState, Body):
     checkpoint = ma.fields.Nested(Checkpoint, required=True)
     subgraphs = Boolean(allow_none=True)
 
 
-class History(SelectState):
+class History(SelectState, Body):
     """`before` is a checkpoint, as the SDK sends it, a config, or a checkpoint id."""
 
     limit = Integer(load_default=1, validate=ma.validate.Range(1, 1000))

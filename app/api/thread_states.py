@@ -29,8 +29,8 @@ blueprint = Blueprint("thread states", __name__, description="States of threads"
 @blueprint.get("/threads/<thread_id>/state")
 @blueprint.arguments(StateQuery, location="query")
 @blueprint.response(200, ThreadState)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def get_state(query: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_state(
         parts(), path_uuid(thread_id, "thread"), None, subgraphs=query_flag("subgraphs")
@@ -41,8 +41,8 @@ def get_state(query: dict[str, Any], thread_id: str) -> Response:
 @blueprint.get("/threads/<thread_id>/state/<checkpoint_id>")
 @blueprint.arguments(StateQuery, location="query")
 @blueprint.response(200, ThreadState)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def get_state_at_checkpoint_id(
     query: dict[str, Any], thread_id: str, checkpoint_id: str
 ) -> Response:
@@ -56,8 +56,8 @@ def get_state_at_checkpoint_id(
 @blueprint.post("/threads/<thread_id>/state/checkpoint")
 @blueprint.arguments(StateAtCheckpoint)
 @blueprint.response(200, ThreadState)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def get_state_at_checkpoint(body: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_state(
         parts(),
@@ -86,7 +86,6 @@ def _selected(state: dict[str, Any], fields: list[str] | None) -> dict[str, Any]
 @blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error, description="Runs are in flight")
-@blueprint.alt_response(422, schema=Error)
 def update_state(body: dict[str, Any], thread_id: str) -> Response:
     return json_response(threads.update_state(parts(), path_uuid(thread_id, "thread"), body))
 
@@ -94,8 +93,8 @@ def update_state(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.get("/threads/<thread_id>/history")
 @blueprint.arguments(HistoryQuery, location="query")
 @blueprint.response(200, ThreadState(many=True))
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def get_history(query: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_history(
         parts(),
@@ -111,8 +110,8 @@ def get_history(query: dict[str, Any], thread_id: str) -> Response:
 @blueprint.post("/threads/<thread_id>/history")
 @blueprint.arguments(History)
 @blueprint.response(200, ThreadState(many=True))
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def search_history(body: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_history(
         parts(),

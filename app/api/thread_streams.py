@@ -11,7 +11,7 @@ from app.api.error_schemas import Error
 from app.api.fields import path_uuid, query_list
 from app.api.json_body import Blueprint
 from app.api.parts import parts
-from app.api.run_responses import STREAM_HEADERS, STREAM_TYPE, watch_client
+from app.api.run_responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, watch_client
 from app.domain.errors import InvalidRequest
 from app.services.thread_stream import THREAD_STREAM_MODES, follow_thread, stream_thread
 
@@ -28,9 +28,10 @@ class ThreadStreamQuery(ma.Schema):
 
 @blueprint.get("/threads/<thread_id>/stream")
 @blueprint.arguments(ThreadStreamQuery, location="query")
-@blueprint.response(200, description="The thread's events", content_type="text/event-stream")
+@blueprint.response(
+    200, EVENTS, description="The thread's events", content_type="text/event-stream"
+)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def stream(query: dict[str, Any], thread_id: str) -> Response:
     """Follow a thread. `Last-Event-ID` (exclusive; `-` from the start) resumes."""
     asked = query_list(query.get("stream_modes")) or query_list(query.get("stream_mode"))

@@ -15,6 +15,7 @@ from app.api.parts import parts
 from app.api.thread_schemas import (
     CountThreads,
     CreateThread,
+    FoundThread,
     GetThreadQuery,
     PatchThread,
     PrunedThreads,
@@ -47,8 +48,8 @@ def _shown(thread: ThreadRow, fields: list[str] | None = None) -> dict[str, Any]
 @blueprint.post("/threads")
 @blueprint.arguments(CreateThread)
 @blueprint.response(200, Thread)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses of `supersteps`")
 @blueprint.alt_response(409, schema=Error, description="The id is taken")
-@blueprint.alt_response(422, schema=Error)
 def create_thread(body: dict[str, Any]) -> Response:
     return json_response(_shown(threads.create_thread(parts(), body)))
 
@@ -57,7 +58,6 @@ def create_thread(body: dict[str, Any]) -> Response:
 @blueprint.arguments(GetThreadQuery, location="query")
 @blueprint.response(200, Thread)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def get_thread(query: dict[str, Any], thread_id: str) -> Response:
     thread = threads.get_thread(parts(), path_uuid(thread_id, "thread"))
     document = _shown(thread)
@@ -81,7 +81,6 @@ def _ttl(thread: ThreadRow) -> dict[str, Any] | None:
 @blueprint.response(200, Thread)
 @blueprint.alt_response(204, description="With `Prefer: return=minimal`")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def patch_thread(body: dict[str, Any], thread_id: str) -> Response:
     metadata = body.get("metadata") or {}
     thread = threads.patch_thread(
@@ -95,7 +94,6 @@ def patch_thread(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.delete("/threads/<thread_id>")
 @blueprint.alt_response(204, description="Deleted; what ran on it was stopped first")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def delete_thread(thread_id: str) -> Response:
     threads.delete_thread(parts(), path_uuid(thread_id, "thread"))
     return Response(status=204)
@@ -104,7 +102,6 @@ def delete_thread(thread_id: str) -> Response:
 @blueprint.post("/threads/<thread_id>/copy")
 @blueprint.response(200, Thread)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def copy_thread(thread_id: str) -> Response:
     """A new thread with the same state and history, without the runs."""
     return json_response(_shown(threads.copy_thread(parts(), path_uuid(thread_id, "thread"))))
@@ -113,7 +110,6 @@ def copy_thread(thread_id: str) -> Response:
 @blueprint.get("/threads/<thread_id>/storage")
 @blueprint.response(200, Storage)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(422, schema=Error)
 def get_storage(thread_id: str) -> Response:
     """How much of the database the thread's history takes."""
     found = path_uuid(thread_id, "thread")
@@ -137,7 +133,6 @@ def get_storage(thread_id: str) -> Response:
 @blueprint.arguments(PruneThreads)
 @blueprint.response(200, PrunedThreads)
 @blueprint.alt_response(400, schema=Error, description="A state cannot do without its history")
-@blueprint.alt_response(422, schema=Error)
 def prune_threads(body: dict[str, Any]) -> Response:
     """Delete threads, or all but their latest state. Busy threads keep their history."""
     strategy = TtlStrategy(body["strategy"])
@@ -158,15 +153,13 @@ def _filter(body: dict[str, Any]) -> ThreadFilter:
 @blueprint.post("/threads/count")
 @blueprint.arguments(CountThreads)
 @blueprint.response(200, COUNT)
-@blueprint.alt_response(422, schema=Error)
 def count_threads(body: dict[str, Any]) -> Response:
     return json_response(threads.count_threads(parts(), _filter(body)))
 
 
 @blueprint.post("/threads/search")
 @blueprint.arguments(SearchThreads)
-@blueprint.response(200, Thread(many=True))
-@blueprint.alt_response(422, schema=Error)
+@blueprint.response(200, FoundThread(many=True))
 def search_threads(body: dict[str, Any]) -> Response:
     page = threads.search_threads(
         parts(),

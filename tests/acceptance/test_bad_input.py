@@ -20,6 +20,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conformance import watched
+
 UNKNOWN = "018f0000-0000-7000-8000-00000000dead"
 RUN = {"assistant_id": "counter", "input": {"count": 1}}
 CRON = {"assistant_id": "counter", "schedule": "0 0 1 1 *"}
@@ -93,7 +95,7 @@ def new_spot(http, graph: str = "counter", graph_input: Any = None) -> Spot:
 @pytest.fixture(scope="module")
 def http(server):
     """One client for all: making one takes longer than most of these requests."""
-    with httpx.Client(base_url=server.url, timeout=60) as client:
+    with watched(httpx.Client(base_url=server.url, timeout=60)) as client:
         yield client
 
 
@@ -1525,7 +1527,7 @@ def _at_once(server, requests: list[tuple[str, dict[str, Any]]]) -> list[httpx.R
     answers: list[httpx.Response] = []
 
     def ask(path: str, body: dict[str, Any]) -> None:
-        with httpx.Client(base_url=server.url, timeout=60) as http:
+        with watched(httpx.Client(base_url=server.url, timeout=60)) as http:
             http.get("/ok")  # the connection is open before all of them go
             barrier.wait()
             answers.append(http.post(path, json=body))

@@ -12,6 +12,7 @@ import pytest
 from langgraph_sdk.errors import NotFoundError
 
 from tests.acceptance.playing import stream
+from tests.conformance import watched
 from tests.waiting import wait_until
 
 NOTHING_FOUND = {"detail": "No runs found to cancel."}
@@ -197,7 +198,7 @@ def test_twenty_crossed_cancels_at_once(server, sync_client, thread_id, beats):
     run_id = running(sync_client, thread_id, beats)
 
     def one(number):
-        with httpx.Client(base_url=server.url, timeout=60) as http:
+        with watched(httpx.Client(base_url=server.url, timeout=60)) as http:
             action = "rollback" if number % 2 else "interrupt"
             return cancel(http, thread_id, run_id, action=action, wait=number % 3).status_code
 
@@ -338,7 +339,7 @@ def test_ten_concurrent_runs_that_supersede_end_with_one_success(
     server, sync_client, thread_id, strategy
 ):
     def one(number):
-        with httpx.Client(base_url=server.url, timeout=60) as http:
+        with watched(httpx.Client(base_url=server.url, timeout=60)) as http:
             body = {
                 "assistant_id": "steps",
                 "input": {"seconds": 0.2},
@@ -362,7 +363,7 @@ def test_a_stateless_run_is_cancelled_when_its_client_leaves(server, beats, path
         "on_disconnect": "cancel",
     }
     with (
-        httpx.Client(base_url=server.url, timeout=60) as leaving,
+        watched(httpx.Client(base_url=server.url, timeout=60)) as leaving,
         leaving.stream("POST", path, json=body) as answer,
     ):
         assert answer.status_code == 200

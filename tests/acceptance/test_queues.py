@@ -20,6 +20,7 @@ from langgraph_sdk import get_client, get_sync_client
 
 from app.dev.embedded import free_port
 from tests.acceptance.playing import new_thread, play, run_of, status_of, wait_for
+from tests.conformance import watched
 from tests.servers import PROJECT
 from tests.waiting import wait_until
 
@@ -98,7 +99,7 @@ def deployment(scratch, database_url, valkey_url):
 
 @pytest.fixture
 def web(deployment):
-    with httpx.Client(base_url=deployment.url, timeout=60) as client:
+    with watched(httpx.Client(base_url=deployment.url, timeout=60)) as client:
         yield client
 
 
@@ -109,7 +110,7 @@ def worker_of(note: str) -> int:
 
 def test_runs_go_to_the_worker_of_their_graphs_queue(deployment, web, beats):
     def make():
-        return get_client(url=deployment.url)
+        return watched(get_client(url=deployment.url))
 
     async def scene(client):
         heavy = [await client.runs.wait(None, "heavy", input={"count": n}) for n in range(4)]
@@ -136,7 +137,7 @@ def test_a_queue_without_a_worker_waits_and_holds_up_no_other(deployment, web):
     assert wait_for(web, new_thread(web), "counter", {"count": 1}) == {"count": 2}
     assert status_of(web, thread_id, run_id) == "pending"
     deployment.start_worker("heavy")
-    with get_sync_client(url=deployment.url) as client:
+    with watched(get_sync_client(url=deployment.url)) as client:
         values = client.runs.join(thread_id, run_id)
     assert worker_of(values["note"]) == deployment.pid("heavy")
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.acceptance.playing import frames_of, new_thread, play, refused, stops_all, until_status
+from tests.conformance import watched
 from tests.waiting import wait_until
 
 __all__ = ["stops_all"]
@@ -25,7 +26,7 @@ class Listener:
     def __init__(self, url, thread_id, last_event_id=None, **params):
         self.lines: list[str] = []
         self.ended = threading.Event()
-        self._client = httpx.Client(base_url=url, timeout=60)
+        self._client = watched(httpx.Client(base_url=url, timeout=60))
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
         request = self._client.build_request(
             "GET", f"/threads/{thread_id}/stream", params=params, headers=headers

@@ -1,0 +1,173 @@
+"""The OpenAPI document, attacked: no answer is a 500, and none is one that the document lacks.
+
+Every operation is tried, with values made from its schemas, good ones and bad ones. What is random
+would never find a thread or a graph, so about half of the ids and names are replaced by those of
+things that are there, made anew for each operation; and what would make a request wait (a run in a
+year, a stream that never ends) is made short. Nothing is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from app.api.application import create_api
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+NEVER_SOON = "0 0 1 1 *"
+#: A request that takes longer than this has hung; a stream is left after it.
+SECONDS = 30.0
+SECONDS_OF_A_THREADS_STREAM = 0.3
+_HOW = settings(
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+class Scene:
+    """Things that are there, made anew for each operation."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self.http = http
+        self.url = str(http.base_url).rstrip("/")
+        self._made: dict[str, dict[str, str]] = {}
+
+    def ids(self, operation: str) -> dict[str, str]:
+        if operation not in self._made:
+            self._made[operation] = self._make()
+        return self._made[operation]
+
+    def _make(self) -> dict[str, str]:
+        http = self.http
+        assistant_id = http.post("/assistants", json={"graph_id": "family"}).json()["assistant_id"]
+        thread_id = http.post("/threads", json={}).json()["thread_id"]
+        body = {"assistant_id": "counter", "input": {"count": 1}, "stream_resumable": True}
+        run = http.post(f"/threads/{thread_id}/runs", json=body).json()
+        http.get(f"/threads/{thread_id}/runs/{run['run_id']}/join")
+        state = http.get(f"/threads/{thread_id}/state").json()
+        cron = {"assistant_id": "counter", "schedule": NEVER_SOON}
+        return {
+            "assistant_id": assistant_id,
+            "thread_id": thread_id,
+            "run_id": run["run_id"],
+            "checkpoint_id": state["checkpoint_id"],
+            "cron_id": http.post("/runs/crons", json=cron).json()["cron_id"],
+            "graph_id": "counter",
+            "namespace": "child",
+        }
+
+    def clean_up(self) -> None:
+        self.http.post("/runs/cancel", json={"status": "all"})
+        for cron in self.http.post("/runs/crons/search", json={"limit": 1000}).json():
+            self.http.delete(f"/runs/crons/{cron['cron_id']}")
+
+
+def _coin(value: Any) -> bool:
+    """The same side for the same value."""
+    return zlib.crc32(json.dumps(value, sort_keys=True, default=str).encode()) % 2 == 0
+
+
+def _met(body: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
+    """The body with ids of what is there, half of the time, and with no long wait in it."""
+    met = dict(body)
+    if _coin(body):
+        met |= {name: known[name] for name in body if name in known and name != "namespace"}
+        if "assistant_id" in body:
+            met["assistant_id"] = "counter"
+        if "schedule" in body:
+            met["schedule"] = NEVER_SOON
+    if isinstance(met.get("after_seconds"), (int, float)):
+        met["after_seconds"] = min(met["after_seconds"], 0.1)
+    return met
+
+
+DOCUMENT = (
+    create_api(cast(Any, SimpleNamespace(settings=SimpleNamespace(max_body_bytes=1))))
+    .test_client()
+    .get("/openapi.json")
+    .json
+)
+API = schemathesis.openapi.from_dict(DOCUMENT)
+MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
+each_operation = pytest.mark.parametrize(
+    "operation",
+    [found.ok() for found in API.get_all_operations()],
+    ids=lambda operation: operation.label,
+)
+
+
+@pytest.fixture(scope="module")
+def scene(server):
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        made = Scene(http)
+        yield made
+        made.clean_up()
+
+
+def assert_documented(case, scene) -> None:
+    known = scene.ids(case.operation.label)
+    if case.path_parameters and not _coin(case.path_parameters):
+        ids = case.path_parameters
+        case.path_parameters = {name: known.get(name, value) for name, value in ids.items()}
+    if isinstance(case.body, dict):
+        case.body = _met(case.body, known)
+    elif isinstance(case.body, list):
+        case.body = [_met(item, known) if isinstance(item, dict) else item for item in case.body]
+    of_a_thread = case.operation.label == "GET /threads/{thread_id}/stream"
+    timeout = SECONDS_OF_A_THREADS_STREAM if of_a_thread else SECONDS
+    case.call_and_validate(base_url=scene.url, checks=CHECKS, timeout=timeout)
+
+
+def attack(operation, scene, max_examples: int) -> None:
+    """With values at random, from the same seed each time: good ones, and bad ones."""
+
+    @settings(_HOW, max_examples=max_examples)
+    @given(case=st.one_of(operation.as_strategy(generation_mode=mode) for mode in MODES))
+    def attacked(case):
+        assert_documented(case, scene)
+
+    attacked()
+
+
+def test_the_document_is_the_servers_own(scene):
+    assert scene.http.get("/openapi.json").json() == DOCUMENT
+
+
+@each_operation
+def test_every_answer_is_one_of_the_document(operation, scene):
+    attack(operation, scene, max_examples=10)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+@each_operation
+def test_every_answer_of_very_many_is_one_of_the_document(operation, scene):
+    """And with each value that is at the edge of what a schema says."""
+    attack(operation, scene, max_examples=300)
+    how = API.config.generation_for(operation=operation, phase="coverage")
+    edges = API.iter_coverage_cases(operation, generation_modes=MODES, generation_config=how)
+    for case in edges:
+        assert_documented(case, scene)

@@ -1,0 +1,170 @@
+"""Every response is held against the OpenAPI document of the server that gave it.
+
+`watched(client)` does it for one client, of httpx or of the SDK. Bodies are looked at as they pass,
+so that a stream stays a stream; what does not fit raises an AssertionError where the body is read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+import httpx
+import jsonschema_rs
+
+_Client = TypeVar("_Client")
+#: Answered by the framework, without an operation in the document.
+_UNDOCUMENTED_PATHS = re.compile(r"/openapi\.json|/docs(/.*)?")
+_NOT_FOUND = {"detail": "Not Found"}
+
+
+def watched(client: _Client) -> _Client:
+    """The same client, of httpx or of the SDK, with its responses checked from now on."""
+    http: Any = client
+    while not isinstance(http, (httpx.Client, httpx.AsyncClient)):
+        http = http.http.client if hasattr(http, "http") else http.client
+    # Before the first request, which must not be the one that waits for it.
+    _document_of(str(http.base_url).rstrip("/"))
+    hook = _watch_async if isinstance(http, httpx.AsyncClient) else _watch
+    http.event_hooks = {**http.event_hooks, "response": [*http.event_hooks["response"], hook]}
+    return client
+
+
+def _watch(response: httpx.Response) -> None:
+    check = _head_checked(response)
+    if check is not None:
+        response.stream = _Watched(response.stream, check)
+
+
+async def _watch_async(response: httpx.Response) -> None:
+    check = _head_checked(response)
+    if check is not None:
+        response.stream = _WatchedAsync(response.stream, check)
+
+
+@dataclass
+class _Watched(httpx.SyncByteStream):
+    inner: Any
+    check: Callable[[bytes], None]
+
+    def __iter__(self) -> Iterator[bytes]:
+        body = bytearray()
+        for chunk in self.inner:
+            body += chunk
+            yield chunk
+        self.check(bytes(body))
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@dataclass
+class _WatchedAsync(httpx.AsyncByteStream):
+    inner: Any
+    check: Callable[[bytes], None]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        body = bytearray()
+        async for chunk in self.inner:
+            body += chunk
+            yield chunk
+        self.check(bytes(body))
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """A method and a path, with what each status answers, by media type."""
+
+    name: str
+    path: re.Pattern[str]
+    #: None stands for an answer without a body.
+    answers: dict[int, dict[str, jsonschema_rs.Validator] | None]
+
+
+class _Document:
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._components = document.get("components", {})
+        self._operations = [
+            self._operation(method.upper(), path, operation)
+            # What has fewer parameters goes first: /runs/crons before /runs/{run_id}.
+            for path, methods in sorted(document["paths"].items(), key=lambda item: _order(item[0]))
+            for method, operation in methods.items()
+            if method != "parameters"
+        ]
+
+    def _operation(self, method: str, path: str, operation: dict[str, Any]) -> _Operation:
+        pattern = re.escape(path).replace(r"\{namespace\}", ".+")
+        pattern = re.sub(r"\\\{\w+\\\}", "[^/]*", pattern)
+        answers = {
+            int(status): self._media(answer) for status, answer in operation["responses"].items()
+        }
+        return _Operation(f"{method} {path}", re.compile(pattern + "/?"), answers)
+
+    def _media(self, answer: dict[str, Any]) -> dict[str, jsonschema_rs.Validator] | None:
+        content = answer.get("content")
+        return content and {kind: self._validator(media) for kind, media in content.items()}
+
+    def _validator(self, media: dict[str, Any]) -> jsonschema_rs.Validator:
+        schema = {"components": self._components, **media["schema"]}
+        return jsonschema_rs.Draft202012Validator(schema, validate_formats=True)
+
+    def find(self, method: str, path: str) -> _Operation | None:
+        for operation in self._operations:
+            if operation.name.startswith(method + " ") and operation.path.fullmatch(path):
+                return operation
+        return None
+
+
+def _order(path: str) -> tuple[int, str]:
+    return path.count("{"), path
+
+
+@cache
+def _document_of(origin: str) -> _Document:
+    return _Document(httpx.get(f"{origin}/openapi.json").json())
+
+
+def _head_checked(response: httpx.Response) -> Callable[[bytes], None] | None:
+    """Status and content type; what is left to do with the body, if anything is."""
+    request = response.request
+    path = request.url.raw_path.decode().partition("?")[0]
+    if request.method in ("HEAD", "OPTIONS") or _UNDOCUMENTED_PATHS.fullmatch(path):
+        return None
+    origin = f"{request.url.scheme}://{request.url.netloc.decode()}"
+    operation = _document_of(origin).find(request.method, path)
+    if operation is None:
+        name = f"{request.method} {path}"
+        assert response.status_code == 404, f"{name} is undocumented: {response.status_code}"
+        return lambda body: _assert_not_found(name, body)
+    name = f"{operation.name}: {response.status_code}"
+    assert response.status_code in operation.answers, f"{name} is undocumented"
+    media = operation.answers[response.status_code]
+    if media is None:
+        return lambda body: _assert_empty(name, body)
+    kind = response.headers.get("content-type", "").partition(";")[0]
+    assert kind in media, f"{name} is {kind!r}, not one of {list(media)}"
+    if kind != "application/json":
+        return None
+    return lambda body: _assert_valid(name, media[kind], body)
+
+
+def _assert_not_found(name: str, body: bytes) -> None:
+    assert json.loads(body) == _NOT_FOUND, f"{name} is undocumented: {body[:200]!r}"
+
+
+def _assert_empty(name: str, body: bytes) -> None:
+    assert body == b"", f"{name} is documented without a body: {body[:200]!r}"
+
+
+def _assert_valid(name: str, validator: jsonschema_rs.Validator, body: bytes) -> None:
+    error = next(iter(validator.iter_errors(json.loads(body))), None)
+    if error is not None:
+        where = "/".join(map(str, error.instance_path))
+        raise AssertionError(f"{name} at {where!r}: {error.message[:500]}")
