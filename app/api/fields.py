@@ -135,3 +135,18 @@ def query_list(asked: list[str] | None) -> list[str]:
         for item in value.strip("[] ").split(",")
         if item.strip(" \"'")
     ]
+
+
+def query_names(asked: list[str] | None) -> list[str]:
+    """`select=a&select=b`, and a JSON list of names, as the JavaScript SDK sends it."""
+    return [name for value in asked or [] for name in _names_of(value)]
+
+
+def _names_of(value: str) -> list[str]:
+    if not value.startswith("["):
+        return [value]
+    try:
+        names = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return [value]
+    return names if all(isinstance(name, str) for name in names) else [value]

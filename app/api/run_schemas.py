@@ -180,7 +180,8 @@ class ListRunsQuery(ma.Schema):
     select = ma.fields.List(
         ma.fields.String(),
         metadata={
-            "description": "Specify which fields to return. If not provided, all are returned."
+            "description": "Specify which fields to return, one at a time or as a JSON list. "
+            "If not provided, all are returned."
         },
     )
 

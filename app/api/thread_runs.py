@@ -8,7 +8,7 @@ from uuid import UUID
 from flask import Response, request
 
 from app.api.error_schemas import Error
-from app.api.fields import path_uuid
+from app.api.fields import path_uuid, query_names
 from app.api.json_body import Blueprint, json_response
 from app.api.parts import parts
 from app.api.run_requests import run_request
@@ -111,7 +111,7 @@ def stream_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> 
 @blueprint.alt_response(404, schema=Error)
 def list_runs(query: dict[str, Any], thread_id: str) -> Response:
     """List runs for a thread, newest first."""
-    fields = query.get("select") or list(RUN_FIELDS)
+    fields = query_names(query.get("select")) or list(RUN_FIELDS)
     if unknown := [name for name in fields if name not in RUN_FIELDS]:
         raise InvalidRequest(f"Invalid select columns: {unknown}. Expected: {sorted(RUN_FIELDS)}")
     found = runs.list_runs(

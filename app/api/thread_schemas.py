@@ -223,6 +223,10 @@ class UpdateState(Body):
     checkpoint_id = Uuid(allow_none=True)
 
 
+class PatchState(Body):
+    metadata = Object(allow_none=True)
+
+
 class UpdatedState(ma.Schema):
     checkpoint = Object(required=True)
     configurable = Object(required=True)

@@ -13,6 +13,7 @@ from app.api.parts import parts
 from app.api.thread_schemas import (
     History,
     HistoryQuery,
+    PatchState,
     StateAtCheckpoint,
     StateQuery,
     ThreadState,
@@ -88,6 +89,16 @@ def _selected(state: dict[str, Any], fields: list[str] | None) -> dict[str, Any]
 @blueprint.alt_response(409, schema=Error, description="Runs are in flight")
 def update_state(body: dict[str, Any], thread_id: str) -> Response:
     return json_response(threads.update_state(parts(), path_uuid(thread_id, "thread"), body))
+
+
+@blueprint.patch("/threads/<thread_id>/state")
+@blueprint.arguments(PatchState)
+@blueprint.alt_response(204, description="The thread's metadata is merged")
+@blueprint.alt_response(404, schema=Error)
+def patch_state(body: dict[str, Any], thread_id: str) -> Response:
+    """Metadata of the thread, as the JavaScript SDK's `patchState` sends it."""
+    threads.patch_thread(parts(), path_uuid(thread_id, "thread"), body.get("metadata") or {}, None)
+    return Response(status=204)
 
 
 @blueprint.get("/threads/<thread_id>/history")

@@ -410,6 +410,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Kind]]] = {
         {"values": {"count": 1}},
         {"values": ANY, "as_node": STRING, **CHECKPOINT, "checkpoint_id": UUID},
     ),
+    "PATCH /threads/{thread_id}/state": ({}, {"metadata": OBJECT}),
     "POST /threads/{thread_id}/history": (
         {},
         {"limit": LIMIT, "before": BEFORE, "metadata": OBJECT, **CHECKPOINT, **SELECT},
@@ -485,6 +486,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Kind]]] = {
 }
 #: What they are answered with, where it is not 200.
 ANSWERS = {
+    "PATCH /threads/{thread_id}/state": 204,
     "POST /runs/cancel": 404,  # the run has ended: there is nothing to cancel
     "PUT /store/items": 204,
     "DELETE /store/items": 204,
@@ -753,6 +755,7 @@ OPERATIONS = [
     ("GET /threads/{thread_id}/storage", None),
     ("GET /threads/{thread_id}/state", None),
     ("POST /threads/{thread_id}/state", {"values": {}}),
+    ("PATCH /threads/{thread_id}/state", {}),
     ("GET /threads/{thread_id}/state/{checkpoint_id}", None),
     ("POST /threads/{thread_id}/state/checkpoint", {"checkpoint": {}}),
     ("GET /threads/{thread_id}/history", None),
@@ -901,6 +904,7 @@ LIST_RUNS = [
     *("status=bad", "status=", "status=PENDING", "status=all", "status=%00", "status=%ff"),
     *("status=pending%20", "status=pending%0A", "status='%20OR%201=1--", "status=%ed%a0%80"),
     *("select=nope", "select=", "select=*", "select=run_id,status", "select=run_id&select=nope"),
+    *('select=["nope"]', "select=[1]", "select=[[]]", "select=[", "select=[{}]"),
     *("select=claim_no", "select=lease_owner", "select=__class__", "select=%00", "select=RUN_ID"),
 ]
 
@@ -921,6 +925,7 @@ def test_listing_runs_takes_the_bounds_and_every_status_and_field(http):
     fields = ["run_id", "thread_id", "assistant_id", "created_at", "updated_at", "status"]
     fields += ["metadata", "kwargs", "multitask_strategy"]
     assert list(http.get(url, params={"select": fields}).json()[0]) == fields
+    assert list(http.get(url, params={"select": json.dumps(fields)}).json()[0]) == fields
 
 
 HISTORY = [

@@ -410,3 +410,12 @@ def test_a_state_is_read_while_a_run_is_on(http, sync_client, beats, stops_all):
     state = sync_client.threads.get_state(thread_id)
     assert state["values"]["steps"][:1] == ["s1"]
     assert state["next"]
+
+
+def test_patching_a_state_merges_the_threads_metadata(http):
+    thread_id = new_thread(http, metadata={"a": 1, "b": 1})
+    answer = http.patch(f"/threads/{thread_id}/state", json={"metadata": {"b": 2, "c": 3}})
+    assert (answer.status_code, answer.content) == (204, b"")
+    metadata = http.get(f"/threads/{thread_id}").json()["metadata"]
+    assert metadata == {"a": 1, "b": 2, "c": 3}
+    assert http.get(f"/threads/{thread_id}/history?limit=10").json() == []
