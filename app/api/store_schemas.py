@@ -97,9 +97,16 @@ class ListNamespaces(Body):
     offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
 
 
+def is_storable(text: str) -> None:
+    """Bodies are checked for it as a whole, query strings are not."""
+    if "\0" in text:
+        raise ma.ValidationError("NUL characters cannot be stored")
+
+
 class GetItemQuery(ma.Schema):
     namespace = ma.fields.List(
-        ma.fields.String(), metadata={"description": "Labels joined by dots, or one at a time."}
+        ma.fields.String(validate=is_storable),
+        metadata={"description": "Labels joined by dots, or one at a time."},
     )
-    key = ma.fields.String()
+    key = ma.fields.String(validate=is_storable)
     refresh_ttl = ma.fields.String()

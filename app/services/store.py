@@ -11,6 +11,8 @@ from app.graphs.store import as_filter
 from app.services.parts import Parts
 
 Namespace = tuple[str, ...]
+#: In minutes: a millisecond. Postgres takes no interval that is much shorter.
+_SHORTEST_TTL = 1 / 60_000
 
 
 def checked_namespace(labels: list[str], *, may_be_empty: bool = True) -> Namespace:
@@ -30,6 +32,8 @@ def checked_namespace(labels: list[str], *, may_be_empty: bool = True) -> Namesp
 def put_item(parts: Parts, body: dict[str, Any]) -> None:
     namespace = checked_namespace(body["namespace"], may_be_empty=False)
     ttl = body.get("ttl", NOT_PROVIDED)
+    if isinstance(ttl, (int, float)):
+        ttl = max(ttl, _SHORTEST_TTL)
     parts.store.put(namespace, body["key"], body["value"], index=body.get("index"), ttl=ttl)
 
 

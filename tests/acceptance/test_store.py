@@ -70,6 +70,11 @@ def test_a_key_may_be_empty_and_a_namespace_deep(sync_client, root):
     assert sync_client.store.get_item(labels, "")["namespace"] == labels
 
 
+@pytest.mark.parametrize("query", ["key=%00&namespace=a", "key=k&namespace=a.b%00"])
+def test_an_item_whose_name_cannot_be_stored_is_refused(http, query):
+    assert "NUL" in refused(http.get(f"/store/items?{query}"), 422)
+
+
 def test_a_namespace_may_be_asked_for_label_by_label(http, root, put):
     put("k", {"a": 1}, "b")
     dotted = {"key": "k", "namespace": f"{root}.b"}
@@ -248,6 +253,16 @@ def test_an_expired_item_is_not_shown(sync_client, root, put):
     wait_until(is_gone, 10, "the expiry")
     left = [item["key"] for item in sync_client.store.search_items([root])["items"]]
     assert set(left) == {"later", "ever"}
+
+
+@pytest.mark.parametrize("ttl", [5e-324, 1e-300, 1e-20, 1e-10, 1e-6])
+def test_an_item_may_live_for_next_to_no_time(sync_client, root, put, ttl):
+    put("soon", {"a": 1}, ttl=ttl)
+
+    def is_gone():
+        return sync_client.store.get_item([root], "soon", refresh_ttl=False) is None
+
+    wait_until(is_gone, 10, "the expiry")
 
 
 # -- graphs
