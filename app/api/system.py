@@ -55,12 +55,15 @@ def info() -> Response:
     )
 
 
+_METRICS = {
+    "text/plain": {"schema": {"type": "string"}},
+    "application/json": {"schema": {"type": "object"}},
+}
+
+
 @blueprint.get("/metrics")
-@blueprint.response(
-    200,
-    description="For Prometheus; `format=json` for a summary of the queues.",
-    content_type="text/plain",
-)
+@blueprint.response(200, description="For Prometheus; `format=json` for a summary of the queues.")
+@blueprint.doc(responses={"200": {"content": _METRICS}})
 def metrics() -> Response:
     found = parts()
     if request.args.get("format") == "json":

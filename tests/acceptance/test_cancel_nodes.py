@@ -9,6 +9,7 @@ import psutil
 import pytest
 from langgraph_sdk import get_sync_client
 
+from tests.conformance import watched
 from tests.servers import LiveServer
 from tests.waiting import wait_until
 
@@ -62,7 +63,7 @@ def test_after_the_answer_the_node_is_silent(sync_client, beats, kind, action):
 def patient_client(scratch):
     """Of a server that asks for as long as a busy machine may need to answer."""
     live = LiveServer(scratch / "patient", BELAY_CANCEL_GRACE_MS="20000").start()
-    with get_sync_client(url=live.url) as client:
+    with watched(get_sync_client(url=live.url)) as client:
         yield client
     live.stop()
 

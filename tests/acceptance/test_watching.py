@@ -12,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.dev.embedded import free_port
+from tests import conformance
 from tests.acceptance.playing import new_thread, run_of, wait_for
 from tests.servers import LiveServer
 from tests.waiting import wait_until
@@ -45,7 +46,7 @@ def _answers(url: str) -> bool:
 
 @pytest.fixture
 def web(watched):
-    with httpx.Client(base_url=watched.url, timeout=60) as client:
+    with conformance.watched(httpx.Client(base_url=watched.url, timeout=60)) as client:
         yield client
 
 
@@ -278,7 +279,8 @@ def test_a_kill_in_the_log_names_its_run(watched, web, beats):
     beats.wait_for("beat")
     web.post(f"/threads/{thread_id}/runs/{run_id}/cancel", params={"wait": "1"})
     killed = [r for r in records(watched, "worker") if "did not stop when asked" in r["message"]]
-    (record,) = [r for r in killed if r["run_id"] == run_id]
+    # It is said again for as long as a busy machine has not carried it out.
+    record, *_ = [r for r in killed if r["run_id"] == run_id]
     assert (record["thread_id"], record["attempt"]) == (thread_id, 1)
 
 

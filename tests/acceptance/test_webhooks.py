@@ -11,6 +11,7 @@ import pytest
 from langgraph_sdk import get_sync_client
 
 from tests.acceptance.playing import new_thread, refused, until_status
+from tests.conformance import watched
 from tests.receiver import receiver
 from tests.servers import LiveServer
 from tests.waiting import wait_until
@@ -31,13 +32,13 @@ def hooked(scratch):
 
 @pytest.fixture
 def client(hooked):
-    with get_sync_client(url=hooked.url) as made:
+    with watched(get_sync_client(url=hooked.url)) as made:
         yield made
 
 
 @pytest.fixture
 def rest(hooked):
-    with httpx.Client(base_url=hooked.url, timeout=60) as made:
+    with watched(httpx.Client(base_url=hooked.url, timeout=60)) as made:
         yield made
 
 
