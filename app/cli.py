@@ -52,7 +52,8 @@ def migrate() -> None:
 
     from app.db.migrate import VectorsUnavailable  # noqa: PLC0415
     from app.db.migrate import migrate as apply_migrations  # noqa: PLC0415
-    from app.graphs.registry import ProjectError, read_project  # noqa: PLC0415
+    from app.graphs.project import read_project  # noqa: PLC0415
+    from app.graphs.project_files import ProjectError  # noqa: PLC0415
 
     try:
         settings = Settings.from_environ({"REDIS_URL": "redis://unused", **os.environ})

@@ -5,7 +5,6 @@ gunicorn -c deploy/gunicorn.conf.py "app.factory:create_app()"
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +13,9 @@ from uuid import UUID
 import redis
 from flask import Flask
 
+from app import logs
 from app.api.application import create_api
+from app.api.project_app import ProjectApp
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
 from app.bus.event_log import EventLog
@@ -24,8 +25,11 @@ from app.db import runs as run_rows
 from app.db.connection import Database, open_pool, while_unavailable
 from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import Doorbell
-from app.graphs.registry import GraphRegistry, ProjectError, read_project
+from app.graphs.project import read_project
+from app.graphs.project_files import ProjectError
+from app.graphs.registry import GraphRegistry
 from app.graphs.store import ApiStore
+from app.meters import WebMeters
 from app.services.known_assistants import KnownAssistants
 from app.services.parts import Parts
 from app.settings import Settings, SettingsError
@@ -41,11 +45,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     """
     if settings is not None:
         return create_api(join_parts(settings))
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     try:
-        return create_api(join_parts(Settings.from_environ(os.environ)))
+        settings = Settings.from_environ(os.environ)
+        logs.configure(settings)
+        return create_api(join_parts(settings))
     except (SettingsError, ProjectError, SchemaNotReady) as error:
         print(f"belay web: {error}", file=sys.stderr, flush=True)
         raise SystemExit(3) from error
@@ -70,6 +73,7 @@ def join_parts(settings: Settings) -> Parts:
         database.transaction,
         lambda conn: assistant_rows.put_system_assistants(conn, list(graphs.project.graphs)),
     )
+    meters = WebMeters(settings.web_metrics_dir)
     keys = Keys(settings.redis_prefix)
     client = connect_redis(settings)
     event_log = EventLog(
@@ -93,7 +97,10 @@ def join_parts(settings: Settings) -> Parts:
         doorbell=Doorbell.of(settings),
         cancel_flags=CancelFlags(client, keys),
         event_log=event_log,
-        feed=RunFeed(connect, keys, event_log, ended_runs),
+        feed=RunFeed(connect, keys, event_log, ended_runs, meters.listeners_changed),
         known_assistants=KnownAssistants(),
         store=ApiStore(pool, graphs.store),
+        count_unstarted=meters.ended_unstarted,
+        meters=meters,
+        project_app=ProjectApp.load(graphs.project),
     )

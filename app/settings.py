@@ -6,13 +6,17 @@ A bad value stops the start with the variable's name.
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 DEFAULT_QUEUE = "runs"
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("debug", "info", "warning", "error")
 EXAMPLE_CONFIG = Path(__file__).resolve().parent.parent / "deploy" / "example" / "langgraph.json"
 
 
@@ -74,8 +78,30 @@ class Settings:
     redis_prefix: str
     #: Verify the certificate of a `rediss://` server.
     redis_verify_tls: bool
+    #: Signs webhook calls (`whsec_…` or any text); None: they are not signed.
+    webhook_secret: str | None = field(repr=False)
+    #: Webhooks go to https only.
+    webhook_https_only: bool
+    #: Webhooks may go to loopback and private addresses: for development, and inside a network.
+    webhook_allow_private: bool
+    #: Webhooks go to these domains only (`example.com`, `*.example.com`); empty: to any.
+    webhook_domains: tuple[str, ...]
+    #: A webhook call that is not answered with 2xx is given up after so many attempts.
+    webhook_attempts: int
     #: Send a stream heartbeat comment this often.
     heartbeat_seconds: float
+    #: Origins of web pages that may call the API; `*` is all of them.
+    cors_origins: tuple[str, ...]
+    #: "text" or "json".
+    log_format: str
+    #: Of Belay's own records; None when nobody has set it.
+    log_level: str | None
+    #: Log a line for every request, also when the level is not debug.
+    access_log: bool
+    #: Where a worker serves its metrics; 0 is nowhere.
+    worker_metrics_port: int
+    #: Where the web processes of one gunicorn keep the metrics they share, if there are several.
+    web_metrics_dir: Path | None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -109,7 +135,19 @@ class Settings:
             max_body_bytes=read.integer("BELAY_MAX_BODY_BYTES", 25 * 1024 * 1024, minimum=1024),
             redis_prefix=read.text("BELAY_REDIS_PREFIX", "belay:"),
             redis_verify_tls=redis_verify_tls,
+            webhook_secret=_secret(read.text("BELAY_WEBHOOK_SECRET", "")),
+            webhook_https_only=read.boolean("BELAY_WEBHOOK_HTTPS_ONLY", False),
+            webhook_allow_private=read.boolean("BELAY_WEBHOOK_ALLOW_PRIVATE", False),
+            webhook_domains=read.words("BELAY_WEBHOOK_DOMAINS", ""),
+            webhook_attempts=read.integer("BELAY_WEBHOOK_ATTEMPTS", 15, minimum=1),
             heartbeat_seconds=read.number("BELAY_HEARTBEAT_SECONDS", 5.0, minimum=0.1),
+            cors_origins=read.words("BELAY_CORS_ORIGINS", "*"),
+            log_format=read.one_of("BELAY_LOG_FORMAT", LOG_FORMATS) or "text",
+            log_level=read.one_of("BELAY_LOG_LEVEL", LOG_LEVELS),
+            access_log=read.boolean("BELAY_ACCESS_LOG", False),
+            worker_metrics_port=read.integer("BELAY_WORKER_METRICS_PORT", 0, minimum=0),
+            # The name is the client library's, which reads it too.
+            web_metrics_dir=read.folder("PROMETHEUS_MULTIPROC_DIR"),
         )
         if settings.lease_renewal_seconds * 2 > settings.lease_seconds:
             raise SettingsError(
@@ -136,6 +174,20 @@ class _Reader:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
+
+    def words(self, name: str, default: str) -> tuple[str, ...]:
+        """A list with commas between its words."""
+        return tuple(word.strip() for word in self.text(name, default).split(",") if word.strip())
+
+    def one_of(self, name: str, words: tuple[str, ...]) -> str | None:
+        value = self.text(name, "").lower()
+        if value and value not in words:
+            raise SettingsError(f"{name} must be one of {', '.join(words)}, not {value!r}")
+        return value or None
+
+    def folder(self, name: str) -> Path | None:
+        value = self.text(name, "")
+        return Path(value) if value else None
 
     def text(self, name: str, default: str) -> str:
         return self._environ.get(name, "").strip() or default
@@ -173,6 +225,15 @@ class _Reader:
         if value < minimum:
             raise SettingsError(f"{name} must be at least {minimum}, not {raw}")
         return value
+
+
+def _secret(text: str) -> str | None:
+    if text.startswith("whsec_"):
+        try:
+            base64.b64decode(text.removeprefix("whsec_"), validate=True)
+        except binascii.Error:
+            raise SettingsError("BELAY_WEBHOOK_SECRET: after whsec_ there must be base64") from None
+    return text or None
 
 
 def _postgres_url(url: str) -> str:

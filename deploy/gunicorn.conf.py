@@ -8,10 +8,20 @@ from gevent import monkey
 
 monkey.patch_all()
 
+import atexit
 import ctypes
 import os
+import shutil
 import signal
 import sys
+import tempfile
+
+
+def _remove_if_master(folder, master):
+    """A forked worker inherits what is to be done at the exit, and must not do it."""
+    if os.getpid() == master:
+        shutil.rmtree(folder, ignore_errors=True)
+
 
 bind = os.environ.get("BELAY_BIND") or f"0.0.0.0:{os.environ.get('PORT', '2024')}"
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
@@ -24,6 +34,13 @@ keepalive = 75
 # Ours: errors only. Requests are the proxy's to log.
 accesslog = None
 loglevel = "warning"
+
+if workers > 1 and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    # A scrape meets one of them and is told what all have counted: they share files.
+    metrics_folder = tempfile.mkdtemp(prefix="belay-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_folder
+    atexit.register(_remove_if_master, metrics_folder, os.getpid())
+
 forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
 
 
@@ -37,7 +54,24 @@ def worker_exit(server, worker):
     """Close the connections while there is still an event loop to close them with."""
     application = getattr(worker, "wsgi", None)
     if application is not None:
-        application.extensions["belay"].database.close()
+        application.extensions["belay"].close()
+
+
+def child_exit(server, worker):
+    """What the process that has ended counted stays; what it had open is gone."""
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
+
+        mark_process_dead(worker.pid)
+
+
+def on_starting(server):
+    """The log of gunicorn itself looks like ours."""
+    from app.logs import formatter  # noqa: PLC0415
+
+    for handler in server.log.error_log.handlers:
+        if os.environ.get("BELAY_LOG_FORMAT", "").strip().lower() == "json":
+            handler.setFormatter(formatter("json"))
 
 
 def when_ready(server):

@@ -21,7 +21,7 @@ from app.dev.embedded import (
     wait_until_ready,
 )
 from app.dev.process_tree import die_with_parent
-from app.graphs.registry import read_project
+from app.graphs.project import read_project
 
 PROJECT = Path(__file__).parent / "project" / "langgraph.json"
 STORE_INDEX = read_project(PROJECT).store.index

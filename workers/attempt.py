@@ -18,14 +18,15 @@ from concurrent.futures import CancelledError
 from typing import TypeVar
 from uuid import UUID
 
-from app import fault_points
+from app import fault_points, logs
 from app.bus.client import RedisError
 from app.bus.event_log import Started
 from app.db import runs as run_rows
 from app.db.connection import OUTAGE, Connection
+from app.domain.metrics import ASKED
 from app.domain.runs import Claim, ClaimedRun, Durability, Ending, RunStatus
 from app.fault_points import FaultPoint
-from app.graphs.checkpoints import CheckpointsUnavailable, ClaimLost, RunSaver
+from app.graphs.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
 from app.graphs.serde import to_json
 from app.services.run_attempts import (
     STOPPED,
@@ -64,6 +65,7 @@ def attempt_run(child: Child, run_id: UUID) -> None:
         child.database.drop()
     finally:
         child.slot.idle()
+        logs.about_run(None)
 
 
 def _claim(child: Child, run_id: UUID) -> ClaimedRun | None:
@@ -83,7 +85,13 @@ def _claim(child: Child, run_id: UUID) -> ClaimedRun | None:
 
 def _attempt(child: Child, claimed: ClaimedRun) -> None:
     limit = claimed.timeout_seconds or child.settings.run_timeout_seconds
-    child.slot.running(claimed.claim, claimed.thread_id, time.monotonic() + limit)
+    attempt = claimed.attempts
+    child.slot.running(claimed.claim, claimed.thread_id, time.monotonic() + limit, attempt)
+    if claimed.claim_no == 1:
+        child.slot.tally.claimed(claimed.waited_seconds)
+    logs.about_run(
+        {"run_id": str(claimed.run_id), "thread_id": str(claimed.thread_id), "attempt": attempt}
+    )
     fault_points.reached(FaultPoint.CLAIMED, claimed.run_id)
     child.events.begin(claimed.claim, _started(claimed))
     child.events.emit(
@@ -98,6 +106,7 @@ def _attempt(child: Child, claimed: ClaimedRun) -> None:
     if end is not None:
         fault_points.reached(FaultPoint.END_COMMITTED, claimed.run_id)
         child.announcer.announce([end])
+        child.slot.tally.ended(end, ASKED, child.slot.seconds_since_claim())
         fault_points.reached(FaultPoint.END_ANNOUNCED, claimed.run_id)
 
 

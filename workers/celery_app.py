@@ -14,20 +14,24 @@ import sys
 import uuid
 import warnings
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from billiard.util import get_logger as billiard_logger
 from celery import Celery, bootsteps, signals
 from celery.app.amqp import AMQP
 from celery.platforms import SecurityWarning
 from kombu import Connection
 
+from app import logs
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
 from app.bus.event_log import EventLog
 from app.db.connection import OUTAGE, connect, fetch_value
 from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import PING_TASK, Doorbell, celery_config
-from app.graphs.registry import GraphRegistry, ProjectError, read_project
+from app.graphs.project import read_project
+from app.graphs.project_files import ProjectError
+from app.graphs.registry import GraphRegistry
 from app.services.cancellation import announcer
 from app.services.known_assistants import KnownAssistants
 from app.services.parts import RunParts
@@ -38,13 +42,17 @@ from workers.slots import SlotTable
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
 from workers.warm_up import warm_up
+from workers.webhooks import Webhooks
+
+if TYPE_CHECKING:
+    from workers.metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
 #: Slots beyond the pool's size: a dead child's is read before it is free again.
 _SPARE_SLOTS = 64
 #: What a worker's own threads need, besides one connection per child.
-_SUPERVISOR_CONNECTIONS = 3
+_SUPERVISOR_CONNECTIONS = 4
 _SCHEMA_WAIT_SECONDS = 60.0
 #: Exit code of a worker that has stopped consuming: to be started again.
 _STALLED = 75
@@ -125,14 +133,16 @@ def _load_graphs() -> None:
 @signals.setup_logging.connect
 def _configure_logging(loglevel: Any = None, **_: Any) -> None:
     """One line per record, to standard error, for Celery's records and ours alike."""
-    level = loglevel if isinstance(loglevel, int) else logging.INFO
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(app.settings, loglevel if isinstance(loglevel, int) else logging.INFO)
     # A killed child is our own doing, and the supervisor says why; Celery's tracebacks of lost
     # messages say nothing more.
     logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
-    logging.getLogger("billiard").setLevel(logging.ERROR)
+    # The pool's own logger shows its records to nobody's handlers but its own.
+    pool_logger = billiard_logger()
+    pool_logger.setLevel(logging.ERROR)
+    pool_logger.propagate = True
 
 
 @signals.worker_init.connect
@@ -202,7 +212,9 @@ class SupervisorStep(bootsteps.StartStopStep):
         super().__init__(worker, **kwargs)
         self._supervisor: Supervisor | None = None
         self._sweeper: Sweeper | None = None
+        self._webhooks: Webhooks | None = None
         self._liveness: Liveness | None = None
+        self._metrics: WorkerMetrics | None = None
         self._deaths_read, self._deaths_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def start(self, worker: Any) -> None:
@@ -224,14 +236,23 @@ class SupervisorStep(bootsteps.StartStopStep):
             cancel_flags=CancelFlags(client, keys),
             event_log=event_log,
             known_assistants=KnownAssistants(),
+            count_unstarted=app.slots.tally.ended_unstarted,
         )
         self._supervisor = Supervisor(
             settings, app.slots, app.owner, announcer(parts), self._tell_pool_of_death
         )
         self._supervisor.start()
-        self._sweeper = Sweeper(parts, app.owner)
+        self._sweeper = Sweeper(parts, app.owner, app.slots.tally)
         self._sweeper.start()
+        headers = dict(app.graphs.project.webhook_headers)
+        self._webhooks = Webhooks(settings, parts.webhook_policy, headers)
+        self._webhooks.start()
         self._watch_liveness(doorbell)
+        if settings.worker_metrics_port:
+            from workers.metrics import WorkerMetrics  # noqa: PLC0415  (most workers serve none)
+
+            self._metrics = WorkerMetrics(app.slots, settings.worker_metrics_port)
+            self._metrics.start()
 
     def _watch_liveness(self, doorbell: Doorbell) -> None:
         seconds = app.settings.liveness_seconds
@@ -281,10 +302,14 @@ class SupervisorStep(bootsteps.StartStopStep):
             self._liveness.stop()
         if self._sweeper is not None:
             self._sweeper.stop()
+        if self._webhooks is not None:
+            self._webhooks.stop()
         if self._supervisor is not None:
             # The drain ends the children by a signal, which is no news then.
-            logging.getLogger("billiard").setLevel(logging.CRITICAL)
+            billiard_logger().setLevel(logging.CRITICAL)
             self._supervisor.drain()
+        if self._metrics is not None:
+            self._metrics.stop()
 
     terminate = stop
 

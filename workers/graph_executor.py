@@ -20,9 +20,9 @@ from langchain_core.messages import (
 from langgraph.constants import INTERRUPT
 
 from app.domain.runs import Ending, RunStatus
-from app.graphs.checkpoints import CheckpointsUnavailable, ClaimLost, RunSaver
 from app.graphs.commands import to_command
 from app.graphs.registry import Graph
+from app.graphs.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
 from app.graphs.serde import to_json, to_plain
 from app.graphs.store import RunStore
 from app.graphs.thread_state import (

@@ -14,11 +14,13 @@ import fcntl
 import mmap
 import os
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
 from app.domain.runs import Claim
+from workers.tallies import Tallies, Tally
 
 
 class Phase(enum.IntEnum):
@@ -46,6 +48,8 @@ class _Record(ctypes.Structure):
         ("run_id", ctypes.c_uint64 * 2),
         ("thread_id", ctypes.c_uint64 * 2),
         ("deadline", ctypes.c_double),
+        ("claimed_at", ctypes.c_double),
+        ("attempt", ctypes.c_int64),
         ("ask_reason", ctypes.c_int64),
         ("ask_claim_no", ctypes.c_int64),
         ("ask_run_id", ctypes.c_uint64 * 2),
@@ -65,7 +69,7 @@ def _read_id(field: ctypes.Array[ctypes.c_uint64]) -> UUID:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A slot at one moment. `deadline` is on the monotonic clock, 0 for none."""
+    """A slot at one moment. Times are on the monotonic clock, 0 for none."""
 
     index: int
     pid: int
@@ -74,6 +78,8 @@ class Reading:
     thread_id: UUID
     claim_no: int
     deadline: float
+    claimed_at: float
+    attempt: int
 
     @property
     def claim(self) -> Claim:
@@ -87,19 +93,25 @@ class Reading:
 class Slot:
     """The child's own side of its slot."""
 
-    def __init__(self, record: _Record) -> None:
+    def __init__(self, record: _Record, tally: Tally) -> None:
         self._record = record
+        self.tally = tally
 
     def claiming(self, run_id: UUID) -> None:
         _write_id(self._record.run_id, run_id)
         self._record.claim_no = 0
         self._record.phase = Phase.CLAIMING
 
-    def running(self, claim: Claim, thread_id: UUID, deadline: float) -> None:
+    def running(self, claim: Claim, thread_id: UUID, deadline: float, attempt: int = 1) -> None:
         _write_id(self._record.thread_id, thread_id)
         self._record.deadline = deadline
+        self._record.claimed_at = time.monotonic()
+        self._record.attempt = attempt
         self._record.claim_no = claim.claim_no
         self._record.phase = Phase.RUNNING
+
+    def seconds_since_claim(self) -> float:
+        return time.monotonic() - float(self._record.claimed_at)
 
     def finishing(self) -> None:
         self._record.phase = Phase.FINISHING
@@ -121,6 +133,9 @@ class SlotTable:
 
     def __init__(self, size: int) -> None:
         self._size = size
+        self.tallies = Tallies(size + 1)
+        #: What the parent itself counts.
+        self.tally = self.tallies.row(size)
         self._header = ctypes.sizeof(ctypes.c_int64)
         length = self._header + size * ctypes.sizeof(_Record)
         # A nameless file that lives as long as the worker: memory to share, and a lock on it.
@@ -149,11 +164,11 @@ class SlotTable:
         """
         fcntl.lockf(self._fd, fcntl.LOCK_EX)
         try:
-            for record in self._records:
+            for index, record in enumerate(self._records):
                 if record.pid == 0:
                     ctypes.memset(ctypes.addressof(record), 0, ctypes.sizeof(record))
                     record.pid = os.getpid()
-                    return Slot(record)
+                    return Slot(record, self.tallies.row(index))
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN)
         raise RuntimeError("no free slot for this child process")
@@ -173,6 +188,8 @@ class SlotTable:
             thread_id=_read_id(record.thread_id),
             claim_no=record.claim_no,
             deadline=record.deadline,
+            claimed_at=record.claimed_at,
+            attempt=record.attempt,
         )
 
     def read_all(self) -> list[Reading]:

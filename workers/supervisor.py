@@ -24,16 +24,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from app.bus.cancel_flag import CancelFlags, CancelNudges
 from app.bus.client import Keys, RedisError, connect_redis
 from app.db import runs as run_rows
 from app.db.connection import OUTAGE, Connection, connect
 from app.db.runs import Ringable
+from app.domain.metrics import KILLED, RECOVERED
 from app.domain.runs import Claim, RunStatus
 from app.services.run_attempts import (
     STOPPED,
     Announcer,
+    RunEnd,
     end_cancelled_run,
     end_for_dead,
     recover_run,
@@ -136,7 +139,11 @@ class Supervisor:
         """
         for reading in self._slots.read_all():
             if reading.is_busy:
-                log.warning("drain: run %s is left to another worker's sweeper", reading.run_id)
+                log.warning(
+                    "drain: run %s is left to another worker's sweeper",
+                    reading.run_id,
+                    extra=_about(reading),
+                )
             processes.stop(reading.pid)
             processes.kill_tree(reading.pid)
 
@@ -246,6 +253,8 @@ class Supervisor:
     def _stop_later(self, claim: Claim, reason: StopReason) -> None:
         if self._to_stop.get(claim) in (None, StopReason.DRAIN):
             self._to_stop[claim] = reason
+            if reason is StopReason.LEASE_LOST:
+                self._slots.tally.lease_lost("owner")
             self._wake()
 
     # -- climb: the ladder ----------------------------------------------------------------------
@@ -322,6 +331,7 @@ class Supervisor:
                 reading.run_id,
                 child.reason.name.lower(),
                 child.pid,
+                extra=_about(reading),
             )
             processes.kill_tree(child.pid)
         else:
@@ -336,6 +346,7 @@ class Supervisor:
             os.close(child.pidfd)
         reason = child.reason if child.asked == reading.claim else StopReason.NONE
         if reading.phase is not Phase.IDLE:
+            self._slots.tally.child_died("died" if reason is StopReason.NONE else "killed")
             self._deaths.put(_Death(reading, reason))
         self._slots.free(index)
         self._on_death()
@@ -376,13 +387,19 @@ class Supervisor:
         elif death.reason is StopReason.TIMEOUT:
             end = end_for_dead(conn, thread_id, claim, timed_out())
         elif death.reason is StopReason.DRAIN:
-            self._put_back(conn, reading, claim)
+            self._put_back(conn, death, claim)
             return
         else:
-            self._recover(conn, claim)
+            self._recover(conn, death, claim)
             return
         if end is not None:
-            self._announcer.announce([end])
+            self._announce(end, death)
+
+    def _announce(self, end: RunEnd, death: _Death) -> None:
+        self._announcer.announce([end])
+        started = death.reading.claimed_at if death.reading.is_busy else 0.0
+        how = RECOVERED if death.reason is StopReason.NONE else KILLED
+        self._slots.tally.ended(end, how, time.monotonic() - started if started else None)
 
     def _claim_of(self, conn: Connection, reading: Reading) -> Claim | None:
         """The claim a dead child held; one that died while claiming may or may not have one."""
@@ -397,17 +414,17 @@ class Supervisor:
             return None
         return Claim(run.run_id, run.claim_no)
 
-    def _put_back(self, conn: Connection, reading: Reading, claim: Claim) -> None:
+    def _put_back(self, conn: Connection, death: _Death, claim: Claim) -> None:
         rering = self._settings.rering_seconds
         ring = run_rows.put_run_back(conn, claim, uncharge=True, rering_seconds=rering)
         if ring is not None:
             self._announcer.ring([ring])
             return
-        end = end_cancelled_run(conn, reading.thread_id, claim, STOPPED)
+        end = end_cancelled_run(conn, death.reading.thread_id, claim, STOPPED)
         if end is not None:
-            self._announcer.announce([end])
+            self._announce(end, death)
 
-    def _recover(self, conn: Connection, claim: Claim) -> None:
+    def _recover(self, conn: Connection, death: _Death, claim: Claim) -> None:
         recovery = recover_run(
             conn,
             claim,
@@ -416,10 +433,22 @@ class Supervisor:
             only_if_expired=False,
         )
         if recovery.end is not None:
-            self._announcer.announce([recovery.end])
+            self._announce(recovery.end, death)
         elif recovery.ring is not None:
-            log.warning("the child of run %s died; it will be tried again", claim.run_id)
+            about = _about(death.reading)
+            log.warning(
+                "the child of run %s died; it will be tried again", claim.run_id, extra=about
+            )
             self._announcer.ring([recovery.ring])
+
+
+def _about(reading: Reading) -> dict[str, Any]:
+    """What a record of the supervisor says of the run it is about."""
+    return {
+        "run_id": str(reading.run_id),
+        "thread_id": str(reading.thread_id),
+        "attempt": reading.attempt,
+    }
 
 
 def _is_dead(child: _Watched) -> bool:

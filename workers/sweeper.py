@@ -23,11 +23,13 @@ from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import OUTAGE, Connection, connect, in_transaction
 from app.db.store import delete_expired_items
+from app.domain.metrics import RECOVERED
 from app.services.cancellation import announcer
 from app.services.cron_firing import fire_due_crons
 from app.services.parts import RunParts
-from app.services.run_attempts import recover_run
+from app.services.run_attempts import Recovery, recover_run
 from app.services.thread_pruning import expire_threads
+from workers.tallies import Tally
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +50,12 @@ _TIDY_EVERY_SECONDS = 10.0
 class Sweeper:
     """One thread in each worker's parent; only the one with the lease sweeps."""
 
-    def __init__(self, parts: RunParts, owner: str) -> None:
+    def __init__(self, parts: RunParts, owner: str, tally: Tally | None = None) -> None:
         self._parts = parts
         self._settings = parts.settings
         self._owner = owner
         self._announcer = announcer(parts)
+        self._tally = tally
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="belay-sweep", daemon=True)
 
@@ -120,8 +123,21 @@ class Sweeper:
             if recovery.end is not None:
                 self._announcer.announce([recovery.end])
             elif recovery.ring is not None:
-                log.warning("lease of run %s expired; it will be tried again", claim.run_id)
+                run_id = str(claim.run_id)
+                log.warning(
+                    "lease of run %s expired; it will be tried again",
+                    run_id,
+                    extra={"run_id": run_id},
+                )
                 self._announcer.ring([recovery.ring])
+            self._count(recovery)
+
+    def _count(self, recovery: Recovery) -> None:
+        if self._tally is None or (recovery.end is None and recovery.ring is None):
+            return
+        self._tally.lease_lost("sweeper")
+        if recovery.end is not None:
+            self._tally.ended(recovery.end, RECOVERED, None)
 
     def _delete_hidden(self, conn: Connection) -> None:
         for thread_id in thread_rows.hidden_threads(conn, seconds=_HIDDEN_SECONDS, limit=_BATCH):

@@ -25,6 +25,7 @@ from app.api.error_schemas import Error
 from app.api.errors import register_error_handlers
 from app.api.field_documents import describe_field
 from app.api.parts import PARTS
+from app.api.request_context import prepare_requests
 from app.services.parts import Parts
 
 VERSION = "0.1.0"
@@ -45,13 +46,31 @@ class _Api(flask_smorest.Api):
         """`register_error_handlers` does it, for all errors."""
 
 
+#: By the noun that `http.disable_<noun>` of `langgraph.json` switches them off with. A run on a
+#: thread is a run. There are no routes yet for those that are not here.
+_BLUEPRINTS = {
+    "meta": (system.blueprint,),
+    "assistants": (assistants.blueprint,),
+    "threads": (threads.blueprint, thread_states.blueprint, thread_streams.blueprint),
+    "runs": (
+        thread_runs.blueprint,
+        stateless_runs.blueprint,
+        batch_runs.blueprint,
+        bulk_runs.blueprint,
+        crons.blueprint,
+    ),
+    "store": (store.blueprint,),
+}
+
+
 def create_api(parts: Parts) -> Flask:
+    http = parts.graphs.project.http
     app = Flask("belay", static_folder=None)
     app.config.update(
         API_TITLE="Belay",
         API_VERSION=VERSION,
         OPENAPI_VERSION="3.1.0",
-        OPENAPI_URL_PREFIX="/",
+        OPENAPI_URL_PREFIX="/" if http.serves("meta") else None,
         OPENAPI_JSON_PATH="openapi.json",
         MAX_CONTENT_LENGTH=parts.settings.max_body_bytes,
         PROPAGATE_EXCEPTIONS=False,
@@ -61,20 +80,13 @@ def create_api(parts: Parts) -> Flask:
     app.url_map.merge_slashes = False
     app.extensions[PARTS] = parts
     api = _Api(app)
-    for module in (
-        system,
-        assistants,
-        threads,
-        thread_states,
-        thread_streams,
-        thread_runs,
-        stateless_runs,
-        batch_runs,
-        bulk_runs,
-        crons,
-        store,
-    ):
-        api.register_blueprint(module.blueprint)
-    app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json"))
+    for noun, blueprints in _BLUEPRINTS.items():
+        if http.serves(noun):
+            for blueprint in blueprints:
+                api.register_blueprint(blueprint)
+    api.register_blueprint(system.health)
+    if http.serves("meta"):
+        app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json"))
     register_error_handlers(app)
+    prepare_requests(app, parts.settings, http.cors)
     return app

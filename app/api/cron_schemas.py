@@ -64,6 +64,7 @@ class PatchCron(Body):
     metadata = Object(allow_none=True)
     config = ma.fields.Nested(RunConfig, allow_none=True)
     context = Object(allow_none=True)
+    webhook = ma.fields.String(allow_none=True, validate=ma.validate.Length(min=1))
     interrupt_before = StringList(allow_none=True)
     interrupt_after = StringList(allow_none=True)
     on_run_completed = ma.fields.String(allow_none=True, validate=one_of("delete", "keep"))

@@ -20,6 +20,7 @@ from app.api.fields import path_uuid
 from app.api.json_body import Blueprint, json_response
 from app.api.pages import COUNT, page_response, shown
 from app.api.parts import parts
+from app.api.run_requests import check_webhook
 from app.db import crons as cron_rows
 from app.db.crons import CronFilter
 from app.domain.crons import CRON_FIELDS
@@ -41,6 +42,7 @@ def _shown(cron: CronRow, fields: list[str] | None = None) -> dict[str, Any]:
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 def create_cron(body: dict[str, Any]) -> Response:
+    check_webhook(body)
     return json_response(_shown(crons.create_cron(parts(), body, None)))
 
 
@@ -50,6 +52,7 @@ def create_cron(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 def create_thread_cron(body: dict[str, Any], thread_id: str) -> Response:
+    check_webhook(body)
     return json_response(_shown(crons.create_cron(parts(), body, path_uuid(thread_id, "thread"))))
 
 
@@ -66,6 +69,7 @@ def get_cron(cron_id: str) -> Response:
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 def patch_cron(body: dict[str, Any], cron_id: str) -> Response:
+    check_webhook(body)
     return json_response(_shown(crons.patch_cron(parts(), path_uuid(cron_id, "cron"), body)))
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 from uuid import UUID
 
 from flask import request
 
 from app.api.parts import parts
+from app.api.request_context import request_id
 from app.domain.errors import BadRequest, InvalidRequest
 from app.services.runs import RunRequest
+from app.services.webhooks import refuse_bad_webhook
 
 _LONGEST_KEY = 255
 
@@ -27,10 +28,20 @@ def run_request(body: dict[str, Any], thread_id: UUID | None) -> RunRequest:
     """Raises BadRequest for an answer to a question of no thread."""
     if thread_id is None and (body.get("command") or {}).get("resume") is not None:
         raise BadRequest("You must provide a thread_id when resuming.")
+    check_webhook(body)
     return RunRequest(
         body=body,
         thread_id=thread_id,
-        request_id=request.headers.get("x-request-id") or str(uuid.uuid4()),
+        request_id=request_id(),
         idempotency_key=idempotency_key(),
         configurable=parts().graphs.project.configurable_headers.pick(dict(request.headers)),
     )
+
+
+def check_webhook(body: dict[str, Any]) -> None:
+    """Raises InvalidRequest for a webhook that may not be called."""
+    if not body.get("webhook"):
+        return
+    if not parts().graphs.project.http.serves("webhooks"):
+        raise InvalidRequest("webhook: this server makes no calls (http.disable_webhooks)")
+    refuse_bad_webhook(parts().webhook_policy, body["webhook"])

@@ -95,6 +95,11 @@ class _RunCreate(Body):
     )
     durability = ma.fields.String(allow_none=True, validate=one_of(*Durability))
     checkpoint_during = Boolean(allow_none=True)
+    webhook = ma.fields.String(
+        allow_none=True,
+        validate=ma.validate.Length(min=1),
+        metadata={"description": "Called with the run when it has ended."},
+    )
     strict_resume = Boolean(
         allow_none=True,
         metadata={"description": "The run fails when it answers an interrupt that is not waiting."},

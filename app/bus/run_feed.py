@@ -191,11 +191,15 @@ class RunFeed:
         keys: Keys,
         event_log: EventLog,
         ended_runs: EndedRuns,
+        on_listeners: Callable[[bool, int], None] = lambda _wants_events, _change: None,
     ) -> None:
+        """`on_listeners` is told of every client that comes (+1) and goes (-1), and whether it is
+        there for events or only for the end."""
         self._connect = connect
         self._keys = keys
         self._event_log = event_log
         self._ended_runs = ended_runs
+        self._on_listeners = on_listeners
         self._lock = threading.Lock()
         self._subscriptions: dict[UUID, set[Subscription]] = defaultdict(set)
         self._dirty: set[UUID] = set()
@@ -221,15 +225,18 @@ class RunFeed:
                 for thread in self._threads:
                     thread.start()
         self._wake.set()
+        self._on_listeners(events, 1)
         return subscription
 
     def unsubscribe(self, subscription: Subscription) -> None:
         with self._lock:
             followers = self._subscriptions.get(subscription.run_id)
-            if followers is not None:
-                followers.discard(subscription)
-                if not followers:
-                    del self._subscriptions[subscription.run_id]
+            if followers is None or subscription not in followers:
+                return
+            followers.discard(subscription)
+            if not followers:
+                del self._subscriptions[subscription.run_id]
+        self._on_listeners(subscription.wants_events, -1)
 
     def _poke(self, run_id: UUID) -> None:
         with self._lock:

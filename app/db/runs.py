@@ -50,6 +50,13 @@ class NewRun:
 
 
 @dataclass(frozen=True, slots=True)
+class LockedRun(Run):
+    """A run about to be ended, and how long ago its cancel was asked for."""
+
+    cancel_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Ringable:
     """A run that may be claimable now, and the queue its doorbell goes to."""
 
@@ -348,9 +355,9 @@ def put_run_back(
     return fetch_one(conn, SQL.put_run_back, params, Ringable)
 
 
-def lock_claimed_run(conn: Connection, claim: Claim) -> Run | None:
+def lock_claimed_run(conn: Connection, claim: Claim) -> LockedRun | None:
     params = {"run_id": claim.run_id, "claim_no": claim.claim_no}
-    return fetch_one(conn, SQL.lock_claimed_run, params, Run)
+    return fetch_one(conn, SQL.lock_claimed_run, params, LockedRun)
 
 
 def expired_leases(conn: Connection, *, sweeper: str, limit: int) -> list[Claim]:

@@ -164,7 +164,7 @@ def _start_belay(tree: ProcessTree, env: Mapping[str, str], queues: list[str]) -
     worker += ["-Q", ",".join(queues)]
     tree.start(Program("worker", worker, env, {"cwd": _cwd()}, stop_seconds=15.0))
     if migration.wait() != 0:
-        tree.failure = "the migration failed, see above"
+        tree.failure = "the migration failed: cannot start, see above"
         tree.request_stop()
 
 

@@ -121,6 +121,8 @@ class ClaimedRun:
     timeout_seconds: float | None
     #: False: nothing was ever written on the thread, so there is nothing to read.
     has_checkpoints: bool
+    #: From when it could have started until this claim.
+    waited_seconds: float
 
     @property
     def claim(self) -> Claim:

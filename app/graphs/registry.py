@@ -1,8 +1,4 @@
-"""The project: `langgraph.json`, its graphs, and its environment.
-
-Read as LangGraph's own CLI reads it: `graphs` (`path:variable`, `module:variable`, or an object
-with `path`), `dependencies` on the import path, `env` (a file or a map). On top of that, `queues`
-routes a graph's runs to a Celery queue of its own.
+"""The loaded graphs of a project.
 
 A graph may be compiled, a `StateGraph` still to compile, or a factory of either: sync, async, a
 context manager, with or without the run's config.
@@ -12,203 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
-import importlib.util
 import inspect
-import os
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
-import orjson
-from dotenv import dotenv_values
 from langgraph.graph.state import StateGraph
 from langgraph.pregel import Pregel
 from langgraph.store.base import ensure_embeddings
 
-from app.domain.headers import HeaderPatterns
-from app.domain.threads import ThreadTtl, TtlStrategy
+from app.graphs.project import GraphSpec, Project
+from app.graphs.project_files import ProjectError, load_object
 from app.graphs.store import StoreConfig
 from app.settings import DEFAULT_QUEUE
 
 _T = TypeVar("_T")
 #: A compiled graph, whatever its state and context.
 Graph = Pregel[Any, Any, Any, Any]
-
-
-class ProjectError(Exception):
-    """The project cannot be served; the message names the file or graph and the cause."""
-
-
-@dataclass(frozen=True, slots=True)
-class GraphSpec:
-    """One entry of `graphs`."""
-
-    graph_id: str
-    target: str
-    description: str | None
-    queue: str
-
-
-@dataclass(frozen=True, slots=True)
-class Project:
-    """What `langgraph.json` says. `root` is the folder it lies in."""
-
-    root: Path
-    graphs: Mapping[str, GraphSpec]
-    dependencies: tuple[Path, ...]
-    env: Mapping[str, str]
-    #: Defaults of a graph's config and context, by graph id (LANGGRAPH_CONFIG).
-    defaults: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    #: Of threads that are created without one (`checkpointer.ttl`).
-    thread_ttl: ThreadTtl | None = None
-    #: Which headers of a request its runs see (`http.configurable_headers`).
-    configurable_headers: HeaderPatterns = field(default_factory=HeaderPatterns)
-    #: `store`; of its index, `embed` is what names the function.
-    store: StoreConfig = field(default_factory=StoreConfig)
-
-    @property
-    def queues(self) -> list[str]:
-        """Every queue a graph of this project uses, the default one first."""
-        named = sorted({spec.queue for spec in self.graphs.values()} - {DEFAULT_QUEUE})
-        return [DEFAULT_QUEUE, *named]
-
-    def apply_environment(self, environ: dict[str, str] | None = None) -> None:
-        """Put the dependencies on the import path and the project's variables in place.
-
-        A variable that the operator has set stays as it is.
-        """
-        target = os.environ if environ is None else environ
-        for name, value in self.env.items():
-            target.setdefault(name, value)
-        for folder in reversed(self.dependencies):
-            if str(folder) not in sys.path:
-                sys.path.insert(0, str(folder))
-
-
-def read_project(path: Path) -> Project:
-    """Read `langgraph.json`. Raises ProjectError."""
-    try:
-        document = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise ProjectError(f"{path}: {error}") from error
-    if not isinstance(document, dict):
-        raise ProjectError(f"{path}: must be a JSON object")
-    root = path.resolve().parent
-    graphs = document.get("graphs")
-    if not isinstance(graphs, dict) or not graphs:
-        raise ProjectError(f"{path}: 'graphs' must name at least one graph")
-    queues = document.get("queues", {})
-    if not isinstance(queues, dict) or not all(isinstance(q, str) and q for q in queues.values()):
-        raise ProjectError(f"{path}: 'queues' must map graph ids to queue names")
-    if unknown := sorted(set(queues) - set(graphs)):
-        raise ProjectError(f"{path}: 'queues' names a graph that is not in 'graphs': {unknown[0]}")
-    return Project(
-        root=root,
-        graphs={
-            graph_id: _graph_spec(path, graph_id, entry, queues.get(graph_id, DEFAULT_QUEUE))
-            for graph_id, entry in graphs.items()
-        },
-        dependencies=_dependencies(path, root, document.get("dependencies", ["."])),
-        env=_environment(path, root, document.get("env", {})),
-        defaults=_defaults(),
-        thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
-        configurable_headers=_configurable_headers(path, document.get("http") or {}),
-        store=_store(path, document.get("store") or {}),
-    )
-
-
-def _store(path: Path, store: Any) -> StoreConfig:
-    """`{"index": {"dims", "embed", "fields"}, "ttl": {"default_ttl", "refresh_on_read"}}`."""
-    if not isinstance(store, dict):
-        raise ProjectError(f"{path}: 'store' must be an object")
-    index, ttl = store.get("index"), store.get("ttl") or {}
-    if index is not None:
-        named = isinstance(index, dict) and isinstance(index.get("embed"), str)
-        if not named or not isinstance(index.get("dims"), int) or index["dims"] < 1:
-            raise ProjectError(f"{path}: 'store.index' must have 'embed' and 'dims'")
-    if not isinstance(ttl, dict):
-        raise ProjectError(f"{path}: 'store.ttl' must be an object")
-    return StoreConfig(index, ttl)
-
-
-def _configurable_headers(path: Path, http: Any) -> HeaderPatterns:
-    asked = http.get("configurable_headers") if isinstance(http, dict) else None
-    try:
-        return HeaderPatterns.of(asked or {})
-    except ValueError as error:
-        raise ProjectError(f"{path}: 'http.configurable_headers' {error}") from error
-
-
-def _thread_ttl(path: Path, checkpointer: Any) -> ThreadTtl | None:
-    """`{"ttl": {"strategy": …, "default_ttl": <minutes>}}`. `sweep_interval_minutes` is not asked:
-    expired threads are found within seconds."""
-    ttl = checkpointer.get("ttl") if isinstance(checkpointer, dict) else None
-    if ttl is None:
-        return None
-    minutes = ttl.get("default_ttl") if isinstance(ttl, dict) else None
-    strategy = ttl.get("strategy", "delete") if isinstance(ttl, dict) else None
-    if strategy not in tuple(TtlStrategy):
-        raise ProjectError(f"{path}: 'checkpointer.ttl.strategy' must be delete or keep_latest")
-    if minutes is None:
-        return None
-    if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or minutes <= 0:
-        raise ProjectError(f"{path}: 'checkpointer.ttl.default_ttl' must be minutes above 0")
-    return ThreadTtl(float(minutes), TtlStrategy(strategy))
-
-
-def _graph_spec(path: Path, graph_id: str, entry: Any, queue: str) -> GraphSpec:
-    description = None
-    if isinstance(entry, dict):
-        description = entry.get("description")
-        entry = entry.get("path")
-    if not isinstance(entry, str) or ":" not in entry:
-        raise ProjectError(f"{path}: graph '{graph_id}' must be 'path/to/file.py:variable'")
-    return GraphSpec(graph_id, entry, description, queue)
-
-
-def _dependencies(path: Path, root: Path, entries: Any) -> tuple[Path, ...]:
-    """Local folders go on the import path; names of packages are for the installer."""
-    if not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
-        raise ProjectError(f"{path}: 'dependencies' must be a list of strings")
-    folders = []
-    for entry in entries:
-        if not entry.startswith("."):
-            continue
-        folder = (root / entry).resolve()
-        if not folder.is_dir():
-            raise ProjectError(f"{path}: dependency '{entry}' is not a folder")
-        folders += [folder] + ([folder / "src"] if (folder / "src").is_dir() else [])
-    return tuple(dict.fromkeys([*folders, root]))
-
-
-def _environment(path: Path, root: Path, env: Any) -> dict[str, str]:
-    if isinstance(env, str):
-        file = root / env
-        if not file.is_file():
-            raise ProjectError(f"{path}: 'env' names a file that is not there: {env}")
-        return {name: value for name, value in dotenv_values(file).items() if value is not None}
-    if isinstance(env, dict):
-        return {str(name): str(value) for name, value in env.items()}
-    raise ProjectError(f"{path}: 'env' must be a file name or an object")
-
-
-def _defaults() -> dict[str, dict[str, Any]]:
-    raw = os.environ.get("LANGGRAPH_CONFIG", "").strip()
-    if not raw:
-        return {}
-    try:
-        defaults = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise ProjectError(f"LANGGRAPH_CONFIG: {error}") from error
-    if not isinstance(defaults, dict) or not all(isinstance(d, dict) for d in defaults.values()):
-        raise ProjectError("LANGGRAPH_CONFIG must be a JSON object of objects by graph id")
-    return defaults
 
 
 class GraphRegistry:
@@ -283,19 +101,14 @@ class GraphRegistry:
 def _load_embed(project: Project, target: str) -> Any:
     """A function of a list of texts, sync or async, an `Embeddings`, or a model that LangChain
     knows by name (`openai:text-embedding-3-small`)."""
-    location, _, variable = target.rpartition(":")
+    who = "'store.index.embed'"
+    location = target.rpartition(":")[0]
     if not location.endswith(".py") and "." not in location:
         try:
             return ensure_embeddings(target)
         except (ValueError, ImportError) as error:
-            raise ProjectError(f"'store.index.embed' ({target}): {error}") from error
-    try:
-        embed = getattr(_import(project, "'store.index.embed'", location), variable)
-    except ProjectError:
-        raise
-    except Exception as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise ProjectError(f"'store.index.embed' ({target}): {cause}") from error
+            raise ProjectError(f"{who} ({target}): {error}") from error
+    embed = load_object(project.root, project.dependencies, target, who)
     if inspect.iscoroutinefunction(embed):
         return lambda texts: _run_to_end(embed(texts))
     return embed
@@ -316,57 +129,14 @@ def _run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
 
 
 def _load(project: Project, spec: GraphSpec) -> Any:
-    location, _, variable = spec.target.rpartition(":")
-    try:
-        module = _import(project, f"Graph '{spec.graph_id}'", location)
-        made = getattr(module, variable)
-    except ProjectError:
-        raise
-    except AttributeError as error:
-        raise ProjectError(f"Graph '{spec.graph_id}': {location} has no '{variable}'") from error
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        cause = f"{type(error).__name__}: {error}"
-        raise ProjectError(f"Graph '{spec.graph_id}' ({spec.target}): {cause}") from error
+    who = f"Graph '{spec.graph_id}'"
+    made = load_object(project.root, project.dependencies, spec.target, who)
     if not _is_factory(made):
         try:
             made = _compiled(spec.graph_id, made)
         except ValueError as error:
-            raise ProjectError(f"Graph '{spec.graph_id}' ({spec.target}): {error}") from error
+            raise ProjectError(f"{who} ({spec.target}): {error}") from error
     return made
-
-
-def _import(project: Project, what: str, location: str) -> ModuleType:
-    """A file or a module of the project; `what` it is, for the error."""
-    if not location.endswith(".py"):
-        return importlib.import_module(location)
-    path = (project.root / location).resolve()
-    if not path.is_file():
-        raise ProjectError(f"{what}: there is no file {location}")
-    # A file inside a dependency's package is imported under its own name, so that its relative
-    # imports work and it is not loaded twice.
-    # The deepest folder decides: with a `src` folder, a module has no `src.` in its name.
-    for folder in sorted(project.dependencies, key=lambda f: len(f.parts), reverse=True):
-        if path.is_relative_to(folder):
-            parts = path.relative_to(folder).with_suffix("").parts
-            package = folder.joinpath(*parts[:-1])
-            if len(parts) > 1 and (package / "__init__.py").is_file():
-                return importlib.import_module(".".join(parts))
-    name = f"belay_project.{'_'.join(path.with_suffix('').parts[1:])}"
-    if name in sys.modules:
-        return sys.modules[name]
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    if module_spec is None or module_spec.loader is None:
-        raise ProjectError(f"{what}: {location} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
 
 
 def _is_factory(made: Any) -> bool:

@@ -15,10 +15,10 @@ from langgraph.errors import InvalidUpdateError
 from langgraph.types import PregelTask, StateSnapshot, StateUpdate
 
 from app.domain.errors import Unavailable
-from app.graphs.checkpoints import ThreadSaver
 from app.graphs.commands import to_command
 from app.graphs.registry import Graph
 from app.graphs.serde import to_plain
+from app.graphs.thread_saver import ThreadSaver
 
 #: What a thread without any checkpoint shows.
 EMPTY_STATE: dict[str, Any] = {

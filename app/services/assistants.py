@@ -12,7 +12,8 @@ from app.db.connection import Connection
 from app.db.runs import CancelFilter
 from app.domain.assistants import Assistant, AssistantVersion, system_assistant_id
 from app.domain.errors import BadRequest, Conflict, NotFound
-from app.graphs.registry import Graph, ProjectError
+from app.graphs.project_files import ProjectError
+from app.graphs.registry import Graph
 from app.services.cancellation import stop_runs
 from app.services.known_assistants import resolve_assistant
 from app.services.parts import Parts

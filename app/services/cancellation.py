@@ -108,6 +108,8 @@ def announce_cancelled(parts: RunParts, cancelled: Cancelled, action: CancelActi
     parts.cancel_flags.raise_flags([run.run_id for run in cancelled.running], action)
     tell = announcer(parts)
     tell.announce(cancelled.ended)
+    for end in cancelled.ended:
+        parts.count_unstarted(end.status)
     tell.ring(cancelled.next_runs)
 
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from app.bus.cancel_flag import CancelFlags
 from app.bus.event_log import EventLog
 from app.bus.run_feed import RunFeed
 from app.db.connection import Database
 from app.dispatch import Doorbell
+from app.domain.webhooks import WebhookPolicy
 from app.graphs.registry import GraphRegistry
 from app.graphs.store import ApiStore
+from app.meters import WebMeters
 from app.services.known_assistants import KnownAssistants
 from app.settings import Settings
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +34,19 @@ class RunParts:
     cancel_flags: CancelFlags
     event_log: EventLog
     known_assistants: KnownAssistants
+    #: Told of each run that a cancel ends before it has started, by its status.
+    count_unstarted: Callable[[str | None], None]
+
+    @property
+    def webhook_policy(self) -> WebhookPolicy:
+        """What the project allows, as far as the operator does."""
+        asked, settings = self.graphs.project.webhook_policy, self.settings
+        return dataclasses.replace(
+            asked,
+            https_only=asked.https_only or settings.webhook_https_only,
+            allow_private=settings.webhook_allow_private,
+            allowed_domains=settings.webhook_domains or asked.allowed_domains,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,3 +56,12 @@ class Parts(RunParts):
     database: Database
     feed: RunFeed
     store: ApiStore
+    meters: WebMeters
+    #: The project's own HTTP app, which only the API knows how to call.
+    project_app: Closeable | None = None
+
+    def close(self) -> None:
+        """While there is still an event loop to close connections with."""
+        if self.project_app is not None:
+            self.project_app.close()
+        self.database.close()

@@ -18,7 +18,7 @@ from app.bus.event_log import THREAD_DELETED, EventLog, LogEnd
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import Connection, in_transaction
-from app.db.runs import Ringable
+from app.db.runs import LockedRun, Ringable
 from app.dispatch import Doorbell
 from app.domain.runs import CancelAction, Claim, Ending, Run, RunStatus
 
@@ -37,6 +37,8 @@ class RunEnd:
     status: str | None
     next_runs: tuple[Ringable, ...] = ()
     error: dict[str, str] | None = None
+    #: From the accepted cancel to this end, when that was what ended it.
+    cancel_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +122,22 @@ def ended_before(conn: Connection, claim: Claim) -> RunEnd | None:
     return RunEnd(claim.run_id, claim.claim_no, status, tuple(next_runs))
 
 
-def _end_cancelled(conn: Connection, run: Run, ending: Ending) -> RunEnd | None:
+def _end_cancelled(conn: Connection, run: LockedRun, ending: Ending) -> RunEnd | None:
     """The thread's and the run's rows are locked."""
     claim = Claim(run.run_id, run.claim_no)
     if run.cancel_action == CancelAction.ROLLBACK:
         run_rows.undo_run(conn, run.thread_id, run.run_id)
         next_runs = run_rows.next_runs_of_threads(conn, [run.thread_id])
-        return RunEnd(run.run_id, run.claim_no, None, tuple(next_runs))
+        return _cancelled(run, None, tuple(next_runs))
     after = run_rows.finish_interrupted_run(conn, run.thread_id, claim, ending)
     if after is None:
         return None
-    return RunEnd(run.run_id, run.claim_no, RunStatus.INTERRUPTED, after.ringable)
+    return _cancelled(run, RunStatus.INTERRUPTED, after.ringable)
+
+
+def _cancelled(run: LockedRun, status: str | None, next_runs: tuple[Ringable, ...]) -> RunEnd:
+    seconds = run.cancel_seconds
+    return RunEnd(run.run_id, run.claim_no, status, next_runs, cancel_seconds=seconds)
 
 
 def end_for_dead(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> RunEnd | None:

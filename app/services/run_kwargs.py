@@ -61,69 +61,85 @@ def build_run_kwargs(
             "Context was introduced in LangGraph 0.6.0 and is the long term planned replacement "
             "for configurable."
         )
-    metadata = {
-        **assistant.metadata,
+    metadata = _metadata(body, assistant)
+    options = _options(asked, assistant)
+    configurable = {
+        **(defaults.get("configurable") or {}),
+        **_open_configurable(assistant.config),
+        **(_open_configurable(asked) or _open(body.get("context") or {})),
+    }
+    of_the_server: dict[str, Any] = {
+        "langgraph_auth_user": None,
+        "langgraph_auth_user_id": "",
+        "langgraph_auth_permissions": [],
+        "langgraph_request_id": request_id,
+        "__request_start_time_ms__": int(time.time() * 1000),
+        "__after_seconds__": body.get("after_seconds") or 0,
+        "run_id": str(run_id),
+        "thread_id": str(thread_id),
         "graph_id": assistant.graph_id,
-        **_without(body.get("metadata") or {}, RESERVED_METADATA),
         "assistant_id": str(assistant.assistant_id),
+        "user_id": "",
+    }
+    config = {
+        **options,
+        "configurable": {**configurable, **given, **_checkpoint_keys(body, asked), **of_the_server},
+        "metadata": {**_without(asked.get("metadata") or {}, RESERVED_METADATA), **metadata},
     }
     context = {
         **(defaults.get("context") or defaults.get("configurable") or {}),
         **assistant.context,
         **(body.get("context") or _open_configurable(asked)),
     }
-    configurable = {
-        **(defaults.get("configurable") or {}),
-        **_open_configurable(assistant.config),
-        **(_open_configurable(asked) or _open(body.get("context") or {})),
+    return RunKwargs(
+        kwargs=_kwargs(body, config, context, temporary=temporary),
+        metadata=metadata,
+        thread_config={**options, "configurable": configurable},
+    )
+
+
+def _metadata(body: dict[str, Any], assistant: Assistant) -> dict[str, Any]:
+    return {
+        **assistant.metadata,
+        "graph_id": assistant.graph_id,
+        **_without(body.get("metadata") or {}, RESERVED_METADATA),
+        "assistant_id": str(assistant.assistant_id),
     }
-    merged = {
+
+
+def _options(asked: dict[str, Any], assistant: Assistant) -> dict[str, Any]:
+    """The config without its `configurable`: tags, recursion limit and the like."""
+    options = {
         **{k: v for k, v in assistant.config.items() if k != "configurable"},
         **{k: v for k, v in asked.items() if k not in ("configurable", "metadata")},
     }
     if tags := [*(assistant.config.get("tags") or []), *(asked.get("tags") or [])]:
-        merged["tags"] = list(dict.fromkeys(tags))
-    config = {
-        **merged,
-        "configurable": {
-            **configurable,
-            **given,
-            **_checkpoint_keys(body, asked),
-            "langgraph_auth_user": None,
-            "langgraph_auth_user_id": "",
-            "langgraph_auth_permissions": [],
-            "langgraph_request_id": request_id,
-            "__request_start_time_ms__": int(time.time() * 1000),
-            "__after_seconds__": body.get("after_seconds") or 0,
-            "run_id": str(run_id),
-            "thread_id": str(thread_id),
-            "graph_id": assistant.graph_id,
-            "assistant_id": str(assistant.assistant_id),
-            "user_id": "",
-        },
-        "metadata": {**_without(asked.get("metadata") or {}, RESERVED_METADATA), **metadata},
+        options["tags"] = list(dict.fromkeys(tags))
+    return options
+
+
+def _kwargs(
+    body: dict[str, Any], config: dict[str, Any], context: dict[str, Any], *, temporary: bool
+) -> dict[str, Any]:
+    kwargs = {
+        "input": body.get("input"),
+        "command": body.get("command"),
+        "config": config,
+        "context": context,
+        "stream_mode": body.get("stream_mode") or ["values"],
+        "interrupt_before": body.get("interrupt_before"),
+        "interrupt_after": body.get("interrupt_after"),
+        "webhook": body.get("webhook"),
+        "feedback_keys": body.get("feedback_keys"),
+        "temporary": temporary,
+        "subgraphs": bool(body.get("stream_subgraphs")),
+        "resumable": bool(body.get("stream_resumable")),
+        "checkpoint_during": body.get("checkpoint_during") is not False,
+        "durability": _durability(body),
     }
-    return RunKwargs(
-        kwargs={
-            "input": body.get("input"),
-            "command": body.get("command"),
-            "config": config,
-            "context": context,
-            "stream_mode": body.get("stream_mode") or ["values"],
-            "interrupt_before": body.get("interrupt_before"),
-            "interrupt_after": body.get("interrupt_after"),
-            "webhook": body.get("webhook"),
-            "feedback_keys": body.get("feedback_keys"),
-            "temporary": temporary,
-            "subgraphs": bool(body.get("stream_subgraphs")),
-            "resumable": bool(body.get("stream_resumable")),
-            "checkpoint_during": body.get("checkpoint_during") is not False,
-            "durability": _durability(body),
-            **({"strict_resume": True} if body.get("strict_resume") else {}),
-        },
-        metadata=metadata,
-        thread_config={**merged, "configurable": configurable},
-    )
+    if body.get("strict_resume"):
+        kwargs["strict_resume"] = True
+    return kwargs
 
 
 def _durability(body: dict[str, Any]) -> str:

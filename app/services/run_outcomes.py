@@ -9,8 +9,8 @@ from uuid import UUID
 from app.db import runs as run_rows
 from app.domain.runs import ACTIVE, RunStatus
 from app.graphs import thread_state
-from app.graphs.checkpoints import ThreadSaver
-from app.graphs.registry import ProjectError
+from app.graphs.project_files import ProjectError
+from app.graphs.thread_saver import ThreadSaver
 from app.services.parts import Parts
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from app.db import threads as thread_rows
 from app.db.connection import Connection, in_transaction
 from app.domain.errors import BadRequest
 from app.domain.threads import TtlStrategy
-from app.graphs.checkpoints import CannotPrune, ThreadSaver
+from app.graphs.thread_saver import CannotPrune, ThreadSaver
 
 log = logging.getLogger(__name__)
 

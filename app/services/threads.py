@@ -19,9 +19,10 @@ from app.db.threads import ThreadFilter, ThreadStorage
 from app.domain.errors import BadRequest, Conflict, NotFound
 from app.domain.threads import Thread, ThreadStatus, ThreadTtl, TtlStrategy
 from app.graphs import thread_state
-from app.graphs.checkpoints import ThreadSaver
-from app.graphs.registry import Graph, ProjectError
+from app.graphs.project_files import ProjectError
+from app.graphs.registry import Graph
 from app.graphs.serde import to_json
+from app.graphs.thread_saver import ThreadSaver
 from app.services.cancellation import stop_runs
 from app.services.parts import Parts
 from app.services.runs import new_id

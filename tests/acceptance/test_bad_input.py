@@ -196,6 +196,7 @@ BOOLEAN = Kind(("true", "", "x", 0, 1, 1.5, [], {}))
 STRINGS = Kind((True, 7, 1.5, {}, {"a": "x"}, [7], ["a", None], [["a"]], [{}]))
 STRING_LIST = Kind((*STRINGS.wrong, "x"))
 UUIDS = Kind(("x", UNKNOWN, 7, True, {}, ["x"], [7], [None], [UNKNOWN, "x"], [UNKNOWN] * 10_001))
+WEBHOOK = Kind((*STRING.wrong, "", "notaurl", "http://127.0.0.1/", "file:///etc/passwd"))
 LABELS = Kind(("x", True, 7, {}, [7], [None], ["a.b"], [""], [[]], ["a"] * 101))
 LIMIT = integer(1, 1000).required
 OFFSET = integer(0, 2**31).required
@@ -286,6 +287,7 @@ RUN_FIELDS = {
     "durability": enum("sync", "async", "exit"),
     "checkpoint_during": BOOLEAN,
     "strict_resume": BOOLEAN,
+    "webhook": WEBHOOK,
     "feedback_keys": STRING_LIST,
     "on_disconnect": enum("cancel", "continue"),
 }
@@ -309,6 +311,7 @@ CRON_FIELDS = {
     "stream_subgraphs": BOOLEAN,
     "stream_resumable": BOOLEAN,
     "durability": enum("sync", "async", "exit"),
+    "webhook": WEBHOOK,
     "checkpoint_during": BOOLEAN,
     "multitask_strategy": enum("reject", "interrupt", "rollback", "enqueue"),
 }

@@ -7,7 +7,9 @@ import time
 
 import psutil
 import pytest
+from langgraph_sdk import get_sync_client
 
+from tests.servers import LiveServer
 from tests.waiting import wait_until
 
 ASKED = ["async_sleep", "async_beats", "time_sleep", "sync_beats", "spin", "regex"]
@@ -56,11 +58,20 @@ def test_after_the_answer_the_node_is_silent(sync_client, beats, kind, action):
     assert sync_client.threads.get(thread_id)["status"] in ("interrupted", "idle")
 
 
+@pytest.fixture(scope="module")
+def patient_client(scratch):
+    """Of a server that asks for as long as a busy machine may need to answer."""
+    live = LiveServer(scratch / "patient", BELAY_CANCEL_GRACE_MS="20000").start()
+    with get_sync_client(url=live.url) as client:
+        yield client
+    live.stop()
+
+
 @pytest.mark.parametrize("kind", ["time_sleep", "async_sleep"])
-def test_a_node_that_waits_gets_an_exception_and_its_finally_runs(sync_client, beats, kind):
-    thread_id, run_id = start(sync_client, kind, beats)
-    wait_until(lambda: sync_client.runs.get(thread_id, run_id)["status"] == "running")
-    sync_client.runs.cancel(thread_id, run_id, wait=True)
+def test_a_node_that_waits_gets_an_exception_and_its_finally_runs(patient_client, beats, kind):
+    thread_id, run_id = start(patient_client, kind, beats)
+    wait_until(lambda: patient_client.runs.get(thread_id, run_id)["status"] == "running")
+    patient_client.runs.cancel(thread_id, run_id, wait=True)
     assert "finally" in beats.names()
 
 

@@ -28,6 +28,11 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from app.api.application import create_api
+from app.graphs.project import read_project
+from app.graphs.registry import GraphRegistry
+from app.meters import WebMeters
+from app.settings import Settings
+from tests.servers import PROJECT
 
 CHECKS = [
     not_a_server_error,
@@ -111,12 +116,15 @@ def _met(body: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     return met
 
 
-DOCUMENT = (
-    create_api(cast(Any, SimpleNamespace(settings=SimpleNamespace(max_body_bytes=1))))
-    .test_client()
-    .get("/openapi.json")
-    .json
-)
+def document_of_the_project() -> dict[str, Any]:
+    """What the server publishes, for tests to be made of before there is a server."""
+    settings = Settings.from_environ({"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"})
+    graphs = GraphRegistry(read_project(PROJECT))
+    parts = SimpleNamespace(settings=settings, graphs=graphs, meters=WebMeters(), project_app=None)
+    return create_api(cast(Any, parts)).test_client().get("/openapi.json").json
+
+
+DOCUMENT = document_of_the_project()
 API = schemathesis.openapi.from_dict(DOCUMENT)
 MODES = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
 each_operation = pytest.mark.parametrize(

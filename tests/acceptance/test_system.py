@@ -13,6 +13,8 @@ def test_info_names_versions(http):
     assert info["flags"]["assistants"] is True
     assert info["host"]["kind"] == "self-hosted"
     assert info["langgraph_py_version"].startswith("1.")
+    assert info["flags"]["crons"] is True
+    assert info["flags"]["strict_resume"] is True
 
 
 def test_the_openapi_document_is_3_1_and_names_every_route(http):
@@ -51,3 +53,56 @@ def test_the_documentation_is_a_page_that_needs_no_network(http, path):
     assert "swagger" in page.text.lower()
     assert "https://" not in page.text.replace("https://petstore", "")
     assert http.get("/docs/swagger-ui-bundle.js").status_code == 200
+
+
+def test_metrics_are_for_prometheus_or_in_json(http):
+    text = http.get("/metrics")
+    assert text.headers["content-type"].startswith("text/plain")
+    for name in ("python_info", "process_cpu_seconds_total", "belay_runs", "belay_http_requests"):
+        assert name in text.text
+    assert http.get("/metrics?format=text").text.startswith("# HELP")
+    summary = http.get("/metrics?format=json").json()
+    assert set(summary) == {"queue", "api", "workers"}
+    assert set(summary["queue"]) == {
+        "n_pending",
+        "n_running",
+        "pending_runs_wait_time_max_secs",
+        "pending_runs_wait_time_med_secs",
+        "pending_unblocked_runs_wait_time_max_secs",
+    }
+
+
+PREFLIGHT = {"origin": "https://a.example", "access-control-request-method": "POST"}
+
+
+@pytest.mark.parametrize("path", ["/threads", "/runs/cancel", "/nothing/here"])
+def test_any_page_may_ask_by_default(http, path):
+    headers = {**PREFLIGHT, "access-control-request-headers": "content-type, x-api-key"}
+    answer = http.options(path, headers=headers)
+    assert (answer.status_code, answer.text) == (200, "OK")
+    assert answer.headers["access-control-allow-origin"] == "*"
+    allowed = answer.headers["access-control-allow-headers"]
+    assert {"content-type", "x-api-key"} == {name.strip() for name in allowed.split(",")}
+    methods = answer.headers["access-control-allow-methods"].split(", ")
+    assert {"DELETE", "GET", "PATCH", "POST", "PUT"} <= set(methods)
+    assert answer.headers["access-control-max-age"] == "600"
+
+
+def test_a_page_may_read_the_headers_of_an_answer_and_of_an_error(http):
+    for path in ("/ok", "/threads/x", "/nothing/here"):
+        answer = http.get(path, headers={"origin": "https://a.example"})
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "access-control-allow-credentials" not in answer.headers
+        exposed = answer.headers["access-control-expose-headers"].split(", ")
+        assert set(exposed) == {
+            "x-pagination-total",
+            "x-pagination-next",
+            "content-location",
+            "location",
+            "x-request-id",
+        }
+    assert "access-control-allow-origin" not in http.get("/ok").headers
+    body = {"assistant_id": "counter", "input": {"count": 1}}
+    headers = {"origin": "https://a.example"}
+    with http.stream("POST", "/runs/stream", json=body, headers=headers) as stream:
+        assert stream.headers["access-control-allow-origin"] == "*"

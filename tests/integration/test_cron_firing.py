@@ -19,7 +19,8 @@ from app.db.connection import connect
 from app.db.crons import CronContent
 from app.dispatch import Doorbell
 from app.domain.assistants import system_assistant_id
-from app.graphs.registry import GraphRegistry, read_project
+from app.graphs.project import read_project
+from app.graphs.registry import GraphRegistry
 from app.services.cron_firing import fire_due_crons
 from app.services.known_assistants import KnownAssistants
 from app.services.parts import RunParts
@@ -50,6 +51,7 @@ def parts(database_url, valkey_url):
         cancel_flags=CancelFlags(client, keys),
         event_log=EventLog(client, keys, ttl_seconds=60, max_events=100),
         known_assistants=KnownAssistants(),
+        count_unstarted=lambda _status: None,
     )
     client.close()
 

@@ -13,8 +13,10 @@ from app.db import runs
 from app.db.patient_connection import PatientConnection
 from app.db.runs import CancelFilter
 from app.domain.runs import CancelAction, Ending, RunStatus
-from app.graphs.checkpoints import ClaimLost, RunSaver, ThreadSaver
-from app.graphs.registry import GraphRegistry, read_project
+from app.graphs.project import read_project
+from app.graphs.registry import GraphRegistry
+from app.graphs.run_saver import ClaimLost, RunSaver
+from app.graphs.thread_saver import ThreadSaver
 from app.graphs.thread_state import bound
 from app.services.cancellation import cancel_locked_runs
 from app.services.run_attempts import STOPPED, end_cancelled_run, end_run

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from app.graphs.registry import GraphRegistry, read_project
+from app.graphs.project import read_project
+from app.graphs.registry import GraphRegistry
 from app.services.known_assistants import KnownAssistants
 from app.services.parts import RunParts
 from app.settings import Settings
 from tests.servers import PROJECT
 from workers.sweeper import Sweeper
+from workers.tallies import Tally
 
 
 class Doorbell:
@@ -31,7 +33,7 @@ class Silent:
     def lower_flags(self, run_ids) -> None: ...
 
 
-def sweeper(doorbell: Doorbell) -> Sweeper:
+def sweeper(doorbell: Doorbell, tally: Tally | None = None) -> Sweeper:
     settings = Settings.from_environ(
         {"DATABASE_URL": "postgresql://nowhere/", "REDIS_URL": "redis://nowhere/"}
     )
@@ -42,8 +44,9 @@ def sweeper(doorbell: Doorbell) -> Sweeper:
         cancel_flags=Silent(),
         event_log=Silent(),
         known_assistants=KnownAssistants(),
+        count_unstarted=lambda _status: None,
     )
-    return Sweeper(parts, "the test")
+    return Sweeper(parts, "the test", tally)
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from app.graphs.registry import GraphRegistry, ProjectError, read_project
+from app.graphs.project import read_project
+from app.graphs.project_files import ProjectError
+from app.graphs.registry import GraphRegistry
 from tests.servers import PROJECT
 
 

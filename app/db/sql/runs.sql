@@ -122,6 +122,7 @@ WITH locked AS (
         lease_owner = %(owner)s,
         lease_expires_at = now() + make_interval(secs => %(lease_seconds)s),
         next_ring_at = NULL,
+        started_at = coalesce(r.started_at, now()),
         updated_at = now(),
         thread_before = coalesce(r.thread_before, jsonb_build_object(
             'config', locked.config,
@@ -144,12 +145,14 @@ WITH locked AS (
 )
 SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
        timeout_seconds,
-       belay_has_checkpoints(thread_id) AS has_checkpoints
+       belay_has_checkpoints(thread_id) AS has_checkpoints,
+       extract(epoch FROM updated_at - scheduled_at)::float8 AS waited_seconds
 FROM claimed
 
 -- name: held_run
 SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
-       timeout_seconds, belay_has_checkpoints(thread_id) AS has_checkpoints
+       timeout_seconds, belay_has_checkpoints(thread_id) AS has_checkpoints,
+       extract(epoch FROM updated_at - scheduled_at)::float8 AS waited_seconds
 FROM run
 WHERE run_id = %(run_id)s AND status = 'running' AND lease_owner = %(owner)s
 
@@ -241,7 +244,9 @@ RETURNING run_id, queue
 
 -- name: lock_claimed_run
 -- For an ending that takes several statements. The thread's row is locked before.
-SELECT * FROM run
+SELECT *,
+       extract(epoch FROM clock_timestamp() - cancel_requested_at)::float8 AS cancel_seconds
+FROM run
 WHERE run_id = %(run_id)s AND claim_no = %(claim_no)s AND status IN ('pending', 'running')
 FOR UPDATE
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from typing import TypedDict
 
@@ -125,3 +126,23 @@ def _show(state: Count, config) -> Count:
 
 #: Tells which headers it sees.
 headers = StateGraph(Count).add_node("show", _show).add_edge(START, "show").compile()
+
+
+def _talk(state: Count) -> Count:
+    logging.getLogger("project").warning("talker says %d", state.get("count", 0))
+    return {}
+
+
+async def _talk_async(state: Count) -> Count:
+    logging.getLogger("project").warning("talker says it again")
+    return {}
+
+
+talker = (
+    StateGraph(Count)
+    .add_node("talk", _talk)
+    .add_node("talk_again", _talk_async)
+    .add_edge(START, "talk")
+    .add_edge("talk", "talk_again")
+    .compile()
+)

@@ -1,11 +1,9 @@
-"""LangGraph's Postgres saver, fenced: what a run writes is checked against its claim.
+"""The saver of a run, fenced: what a run writes is checked against its claim.
 
-Same tables, same format; LangGraph's own tools read them. `RunSaver` serves one run in a worker's
-child: every write carries the claim, stamps its checkpoints with the run, and keeps what it is
-about to change on another run's checkpoint, so that a rollback is exact. `ThreadSaver` serves the
-API, which reads states and writes them on idle threads.
+Every write carries the claim, stamps its checkpoints with the run, and keeps what it is about to
+change on another run's checkpoint, so that a rollback is exact.
 
-Both are synchronous underneath. The async methods a graph calls run on one thread that owns the
+It is synchronous underneath. The async methods a graph calls run on one thread that owns the
 connection, in order, so a step's writes are in before the checkpoint that follows them. While
 Postgres is away a run's reads and writes wait for it, and with them the run: every write may be
 done twice, because an answer that was lost does not tell whether it was done.
@@ -18,7 +16,6 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,17 +25,15 @@ from langgraph.checkpoint.base import (
     CheckpointTuple,
     get_serializable_checkpoint_metadata,
 )
-from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
-from psycopg_pool import ConnectionPool
 
 from app import fault_points
-from app.db.connection import OUTAGE, Connection, dump_json, unavailable_when_unreachable
+from app.db.connection import OUTAGE, Connection, dump_json
 from app.db.patient_connection import PatientConnection
 from app.domain.runs import Claim
 from app.fault_points import FaultPoint
-from app.graphs.checkpoint_ids import go_on_after
 from app.graphs.checkpoint_rows import CheckpointRows
+from app.graphs.saver import FormatSaver, without_inline_nul
 
 _T = TypeVar("_T")
 _CLAIM_OVER = "BL001"
@@ -54,68 +49,7 @@ class CheckpointsUnavailable(Exception):
     """Postgres is away and the run was told to stop meanwhile; the attempt ends."""
 
 
-class CannotPrune(Exception):
-    """The thread's latest state is built from its history."""
-
-
-_LATEST_ID = """
-SELECT max(checkpoint_id) FROM checkpoints
-WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
-"""
-
-
-class _Saver(PostgresSaver):
-    """What both savers share."""
-
-    def get_tuple(self, config: Any) -> CheckpointTuple | None:
-        found = super().get_tuple(config)
-        if config["configurable"].get("checkpoint_id"):
-            self._go_on_after_the_latest(config)
-        elif found is not None:
-            go_on_after(found.checkpoint["id"])
-        return found
-
-    def _go_on_after_the_latest(self, config: Any) -> None:
-        """A run that continues an older checkpoint still makes the thread's newest one."""
-        where = {
-            "thread_id": config["configurable"]["thread_id"],
-            "checkpoint_ns": config["configurable"].get("checkpoint_ns", ""),
-        }
-        with self._cursor() as cursor:
-            row = cursor.execute(_LATEST_ID, where).fetchone()
-        if row is not None and row["max"] is not None:
-            go_on_after(row["max"])
-
-    def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
-        return super().put(config, _without_inline_nul(checkpoint), metadata, new_versions)
-
-
-class ThreadSaver(_Saver):
-    """For the API: states of threads, over the web process's pool."""
-
-    def __init__(self, pool: ConnectionPool | Connection) -> None:
-        super().__init__(pool)  # type: ignore[arg-type]
-
-    @contextmanager
-    def _cursor(self, *, pipeline: bool = False) -> Iterator[Any]:
-        with unavailable_when_unreachable(), super()._cursor(pipeline=pipeline) as cursor:
-            yield cursor
-
-    def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
-        """A state written by the API belongs to no run, whatever checkpoint it continues."""
-        owned = {key: value for key, value in metadata.items() if key != "run_id"}
-        owned["thread_id"] = config["configurable"]["thread_id"]
-        return super().put(config, checkpoint, owned, new_versions)
-
-    def keep_latest(self, thread_id: str) -> None:
-        """Delete the thread's history, but for the latest state of the graph and its subgraphs."""
-        try:
-            self.prune([thread_id], strategy="keep_latest")
-        except NotImplementedError as error:
-            raise CannotPrune(str(error)) from error
-
-
-class RunSaver(_Saver):
+class RunSaver(FormatSaver):
     """For one attempt of one run. `database_thread` must be a single thread: all reads and writes
     happen there, in the order in which they were asked for.
 
@@ -225,7 +159,7 @@ class RunSaver(_Saver):
         fault_points.reached(FaultPoint.BEFORE_CHECKPOINT, self._claim.run_id)
         configurable = config["configurable"]
         thread_id, namespace = configurable["thread_id"], configurable["checkpoint_ns"]
-        stored, blobs = _split(_without_inline_nul(checkpoint))
+        stored, blobs = _split(without_inline_nul(checkpoint))
         versions = {channel: new_versions[channel] for channel in blobs if channel in new_versions}
         stamped = {
             **get_serializable_checkpoint_metadata(config, metadata),
@@ -406,13 +340,3 @@ def _split(checkpoint: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         else:
             blobs[channel] = value
     return {**checkpoint, "channel_values": inline}, blobs
-
-
-def _without_inline_nul(checkpoint: Any) -> Any:
-    """The saver inlines strings in a jsonb column, which holds no NUL: U+FFFD stands for it."""
-    values = checkpoint["channel_values"]
-    bad = [key for key, value in values.items() if isinstance(value, str) and "\0" in value]
-    if not bad:
-        return checkpoint
-    replaced = {key: values[key].replace("\0", "\ufffd") for key in bad}
-    return {**checkpoint, "channel_values": {**values, **replaced}}

@@ -1,0 +1,156 @@
+"""What holds for every request, Belay's own and the project's: its id, its log fields, its metrics,
+CORS, and who answers it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+from flask import Flask, Response, request
+from flask_cors import cross_origin
+
+from app import logs
+from app.api.parts import parts
+from app.api.project_app import ProjectApp
+from app.graphs.http_config import CorsRules
+from app.meters import WebMeters
+from app.settings import Settings
+
+access_log = logging.getLogger("belay.access")
+
+REQUEST_ID = "x-request-id"
+#: Where in a request's environment its context is.
+_CONTEXT = "belay.context"
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+#: What a page in a browser may read of an answer, besides what it may read of any.
+_EXPOSED = (
+    "x-pagination-total",
+    "x-pagination-next",
+    "content-location",
+    "location",
+    REQUEST_ID,
+)
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+#: What the metrics call a route that is not there, and one that is the project's.
+_NO_ROUTE, _PROJECT = "none", "http.app"
+
+
+@dataclass(slots=True)
+class _Context:
+    """A request, as far as it has come. `about` is what its log records say of it."""
+
+    request_id: str
+    about: dict[str, Any]
+    began: float
+    route: str | None = None
+
+
+def request_id() -> str:
+    """The id of the request being answered."""
+    context: _Context = request.environ[_CONTEXT]
+    return context.request_id
+
+
+def prepare_requests(app: Flask, settings: Settings, cors: CorsRules) -> None:
+    """One function before a request and one after it: each costs every request something."""
+    access = logging.INFO if settings.access_log else logging.DEBUG
+    templates = {rule.rule: _template(rule.rule) for rule in app.url_map.iter_rules()}
+    allow = _cors_headers(settings, cors)
+
+    def end_request(response: Response) -> Response:
+        if allow is not None and "HTTP_ORIGIN" in request.environ:
+            response = allow(response)
+        return _end_request(response, parts().meters, templates, access)
+
+    app.before_request(_begin_request)
+    app.after_request(end_request)
+
+
+def _begin_request() -> Response | None:
+    environ = request.environ
+    given = environ.get("HTTP_X_REQUEST_ID", "")
+    sane = given if _SANE_ID.fullmatch(given) else str(uuid.uuid4())
+    method, path = environ["REQUEST_METHOD"], request.path
+    about = {"request_id": sane, "method": method, "path": path}
+    context = environ[_CONTEXT] = _Context(sane, about, time.perf_counter())
+    # The project's own app sees the same id.
+    environ["HTTP_X_REQUEST_ID"] = sane
+    logs.in_request(about)
+    if method == "OPTIONS" and _is_preflight(environ):
+        return Response("OK", content_type="text/plain; charset=utf-8")
+    project = parts().project_app
+    if isinstance(project, ProjectApp) and project.answers(ours=request.url_rule is not None):
+        context.route = _PROJECT
+        return project.respond()
+    return None
+
+
+def _is_preflight(environ: Mapping[str, Any]) -> bool:
+    """A browser asks whether it may ask, at any path, before anybody's routes."""
+    return "HTTP_ORIGIN" in environ and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
+
+
+def _end_request(
+    response: Response, meters: WebMeters, templates: Mapping[str, str], level: int
+) -> Response:
+    current = request
+    context: _Context = current.environ[_CONTEXT]
+    response.headers[REQUEST_ID] = context.request_id
+    seconds = time.perf_counter() - context.began
+    about, status = context.about, response.status_code
+    rule = current.url_rule
+    route = context.route or (templates[rule.rule] if rule is not None else _NO_ROUTE)
+    meters.answered(about["method"], route, status, seconds)
+    about["status"] = status
+    if access_log.isEnabledFor(level):
+        extra = {"seconds": round(seconds, 6)}
+        words = "%s %s %d in %.1f ms"
+        milliseconds = seconds * 1000
+        access_log.log(
+            level, words, about["method"], about["path"], status, milliseconds, extra=extra
+        )
+    # A thread that was started for this request has its fields too, and outlives it.
+    response.call_on_close(about.clear)
+    return response
+
+
+def _template(rule: str) -> str:
+    """`/threads/<thread_id>` as the document has it: `/threads/{thread_id}`."""
+    return re.sub(r"<(?:[^:<>]*:)?([^<>]*)>", r"{\1}", rule)
+
+
+def _cors_headers(settings: Settings, cors: CorsRules) -> Callable[[Response], Response] | None:
+    """What puts CORS headers on an answer, by the project's rules, and where it has none by the
+    settings'. None when no page may ask."""
+    origins = settings.cors_origins
+    if cors.allow_origins is not None or cors.allow_origin_regex is not None:
+        origins = cors.allow_origins or ()
+    allowed: list[str | re.Pattern[str]] = ["*"] if "*" in origins else []
+    if not allowed:
+        # As patterns of our own: what looks like one would be taken for one.
+        allowed = [re.compile(re.escape(origin) + r"\Z", re.IGNORECASE) for origin in origins]
+    if cors.allow_origin_regex is not None:
+        allowed.append(re.compile(f"(?:{cors.allow_origin_regex})\\Z"))
+    if not allowed:
+        return None
+    headers: Any = list(cors.allow_headers) if cors.allow_headers is not None else "*"
+    methods = list(cors.allow_methods) if cors.allow_methods is not None else list(_METHODS)
+    exposed = list(cors.expose_headers) if cors.expose_headers is not None else list(_EXPOSED)
+    allow = cross_origin(
+        origins=allowed,
+        methods=list(_METHODS) if "*" in methods else methods,
+        allow_headers="*" if "*" in headers else headers,
+        expose_headers=exposed,
+        supports_credentials=cors.allow_credentials,
+        max_age=cors.max_age,
+        # With credentials a browser takes no wildcard: then it is told its own origin.
+        send_wildcard=not cors.allow_credentials,
+        automatic_options=False,
+        allow_private_network=True,
+    )
+    return cast(Callable[[Response], Response], allow(lambda response: response))

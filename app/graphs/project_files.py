@@ -1,0 +1,65 @@
+"""Loading what `langgraph.json` names: `path/to/file.py:variable` or `module:variable`.
+
+Graphs and the project's own HTTP app are imported by the same rules.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+
+class ProjectError(Exception):
+    """The project cannot be served; the message names the file or graph and the cause."""
+
+
+def load_object(root: Path, dependencies: Sequence[Path], target: str, who: str) -> Any:
+    """The object a target names. `who` is what an error calls it. Raises ProjectError."""
+    location, _, variable = target.rpartition(":")
+    try:
+        return getattr(_import(root, dependencies, location, who), variable)
+    except ProjectError:
+        raise
+    except AttributeError as error:
+        raise ProjectError(f"{who}: {location} has no '{variable}'") from error
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        cause = f"{type(error).__name__}: {error}"
+        raise ProjectError(f"{who} ({target}): {cause}") from error
+
+
+def _import(root: Path, dependencies: Sequence[Path], location: str, who: str) -> ModuleType:
+    if not location.endswith(".py"):
+        return importlib.import_module(location)
+    path = (root / location).resolve()
+    if not path.is_file():
+        raise ProjectError(f"{who}: there is no file {location}")
+    # A file inside a dependency's package is imported under its own name, so that its relative
+    # imports work and it is not loaded twice.
+    # The deepest folder decides: with a `src` folder, a module has no `src.` in its name.
+    for folder in sorted(dependencies, key=lambda f: len(f.parts), reverse=True):
+        if path.is_relative_to(folder):
+            parts = path.relative_to(folder).with_suffix("").parts
+            package = folder.joinpath(*parts[:-1])
+            if len(parts) > 1 and (package / "__init__.py").is_file():
+                return importlib.import_module(".".join(parts))
+    name = f"belay_project.{'_'.join(path.with_suffix('').parts[1:])}"
+    if name in sys.modules:
+        return sys.modules[name]
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise ProjectError(f"{who}: {location} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

@@ -1,0 +1,261 @@
+"""What the `http` section of langgraph.json does: routes of the project's own, of all kinds of app,
+routes that are switched off, and CORS."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+
+import httpx
+import pytest
+from langgraph_sdk import get_client
+
+from tests.acceptance.playing import UNKNOWN, new_thread, refused, wait_for
+from tests.servers import PROJECT, LiveServer
+from tests.waiting import wait_until
+
+
+def live(scratch, name: str, **env: str) -> LiveServer:
+    return LiveServer(scratch / name, config=PROJECT.parent / f"{name}.json", **env)
+
+
+@pytest.fixture(scope="module")
+def with_starlette(scratch):
+    server = live(scratch, "with_starlette", TEST_LIFESPAN_END=str(scratch / "lifespan-end"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def with_flask(scratch):
+    server = live(scratch, "with_flask", BELAY_CORS_ORIGINS="https://not.asked").start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def with_bare_asgi(scratch):
+    server = live(
+        scratch, "with_bare_asgi", BELAY_CORS_ORIGINS="https://a.example, https://b.example"
+    ).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def asgi(with_starlette):
+    with httpx.Client(base_url=with_starlette.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def wsgi(with_flask):
+    with httpx.Client(base_url=with_flask.url, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def bare(with_bare_asgi):
+    with httpx.Client(base_url=with_bare_asgi.url, timeout=60) as client:
+        yield client
+
+
+# -- an ASGI app ----------
+
+
+def test_its_routes_are_served_with_its_lifespans_state_and_the_request_id(asgi):
+    answer = asgi.get("/hello/you", headers={"x-request-id": "mine", "origin": "https://a.example"})
+    expected = {"name": "you", "opened": "at the start", "request_id": "mine", "loop": True}
+    assert answer.json() == expected
+    assert answer.headers["x-request-id"] == "mine"
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert asgi.post("/echo?a=1", content=b"x" * 300_000).text == "POST 300000 a=1"
+    assert asgi.head("/hello/you").content == b""
+
+
+def test_its_routes_win_and_everything_else_is_belays(asgi):
+    assert asgi.get("/info").json() == {"mine": True}
+    assert asgi.get("/ok").json() == {"ok": True, "services": {}}
+    thread_id = new_thread(asgi)  # the path is the project's too, with another method
+    assert asgi.patch("/threads").json() == {"mine": True}
+    assert wait_for(asgi, thread_id, "counter", {"count": 1}) == {"count": 2}
+    assert asgi.post("/hello/you").status_code == 405
+    assert refused(asgi.get("/nothing"), 404) == "Not Found"
+    assert "/threads/{thread_id}/runs" in asgi.get("/openapi.json").json()["paths"]
+
+
+def test_the_sdk_works_beside_it(with_starlette):
+    async def scene():
+        async with get_client(url=with_starlette.url) as client:
+            thread = await client.threads.create()
+            stream = client.runs.stream(thread["thread_id"], "counter", input={"count": 1})
+            return [part.event async for part in stream]
+
+    assert "values" in asyncio.run(scene())
+
+
+@pytest.mark.parametrize("path", ["/slow", "/blocking"])
+def test_slow_handlers_run_side_by_side(with_starlette, path):
+    async def scene():
+        async with httpx.AsyncClient(base_url=with_starlette.url, timeout=30) as client:
+            began = time.monotonic()
+            answers = await asyncio.gather(*(client.get(path) for _ in range(10)))
+            return {answer.status_code for answer in answers}, time.monotonic() - began
+
+    statuses, seconds = asyncio.run(scene())
+    assert statuses == {200}
+    assert seconds < 5
+
+
+def test_a_handler_that_holds_its_loop_does_not_hold_up_belay(with_starlette):
+    async def scene():
+        async with httpx.AsyncClient(base_url=with_starlette.url, timeout=30) as client:
+            spinning = asyncio.create_task(client.get("/spin"))
+            await asyncio.sleep(0.3)
+            took = []
+            for _ in range(10):
+                began = time.monotonic()
+                assert (await client.get("/ok")).status_code == 200
+                took.append(time.monotonic() - began)
+            assert not spinning.done()
+            assert (await spinning).text == "spun"
+            return max(took)
+
+    assert asyncio.run(scene()) < 0.5
+
+
+def test_its_streams_come_as_they_are_sent_and_end_with_their_client(asgi):
+    before = asgi.get("/left").json()
+    began = time.monotonic()
+    with asgi.stream("GET", "/beats") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        assert uuid.UUID(stream.headers["x-request-id"])
+        lines = (line for line in stream.iter_lines() if line)
+        assert [next(lines) for _ in range(3)] == ["data: 0", "data: 1", "data: 2"]
+    assert time.monotonic() - began < 5
+    wait_until(lambda: asgi.get("/left").json() == before + 1, 10, "the stream's end")
+
+
+def test_an_error_of_its_is_a_500_and_in_the_log(with_starlette, asgi):
+    answer = asgi.get("/broken", headers={"x-request-id": "broken-1"})
+    assert answer.status_code == 500
+    assert answer.headers["x-request-id"] == "broken-1"
+    wait_until(lambda: "broken on purpose" in with_starlette.log.read_text(), 5, "the log")
+    assert asgi.get("/ok").status_code == 200
+
+
+def test_its_requests_are_counted(asgi):
+    asgi.get("/hello/you")
+    line = 'belay_http_requests_total{method="GET",route="http.app",status="200"}'
+    assert line in asgi.get("/metrics").text
+
+
+def test_its_lifespan_ends_with_the_server(scratch):
+    end = scratch / "lifespan-end-2"
+    server = LiveServer(
+        scratch / "short",
+        config=PROJECT.parent / "with_starlette.json",
+        TEST_LIFESPAN_END=str(end),
+    ).start()
+    server.stop()
+    assert end.read_text() == "ended"
+
+
+# -- an ASGI app without a routing table ----------
+
+
+def test_an_app_without_a_routing_table_gets_what_belay_has_no_route_for(bare):
+    assert bare.get("/anything").status_code == 418
+    assert bare.get("/anything").text == "bare"
+    assert bare.get("/ok").json() == {"ok": True, "services": {}}
+    assert bare.get("/info").json()["flags"]["assistants"] is True
+
+
+def test_webhooks_that_are_switched_off_are_refused(bare):
+    body = {"assistant_id": "counter", "webhook": "https://hooks.invalid/run"}
+    assert "disable_webhooks" in refused(bare.post("/runs", json=body), 422)
+
+
+def test_an_error_before_an_answer_is_belays_own(bare):
+    answer = bare.get("/bare/broken", headers={"x-request-id": "b-1"})
+    assert refused(answer, 500) == "Internal Server Error"
+    assert answer.headers["x-request-id"] == "b-1"
+
+
+def test_origins_may_be_few(bare):
+    for origin in ("https://a.example", "https://b.example"):
+        answer = bare.get("/ok", headers={"origin": origin})
+        assert answer.headers["access-control-allow-origin"] == origin
+        assert "origin" in answer.headers["vary"].lower()
+    for origin in ("https://c.example", "https://a.example.evil", "https://axexample", "null"):
+        answer = bare.get("/ok", headers={"origin": origin})
+        assert "access-control-allow-origin" not in answer.headers, origin
+
+
+# -- a WSGI app, switched off routes, and CORS of the project's ----------
+
+
+def test_a_wsgi_app_is_served_as_it_is(with_flask, wsgi):
+    answer = wsgi.get("/hello/you", headers={"x-request-id": "mine"})
+    assert answer.json() == {"name": "you", "request_id": "mine"}
+    assert answer.headers["x-request-id"] == "mine"
+    assert wsgi.get("/beats").text == "beat 0\nbeat 1\nbeat 2\n"
+    assert wsgi.post("/hello/you").status_code == 405
+    assert wsgi.get("/broken").status_code == 500
+    wait_until(lambda: "broken on purpose" in with_flask.log.read_text(), 5, "the log")
+    assert refused(wsgi.get("/nothing"), 404) == "Not Found"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/assistants/search"),
+        ("GET", f"/assistants/{UNKNOWN}"),
+        ("POST", "/runs/wait"),
+        ("POST", "/runs/batch"),
+        ("POST", "/runs/cancel"),
+        ("POST", "/runs/crons"),
+        ("POST", "/store/items/search"),
+        ("POST", f"/threads/{UNKNOWN}/runs"),
+        ("GET", f"/threads/{UNKNOWN}/runs/{UNKNOWN}/join"),
+        ("GET", "/info"),
+        ("GET", "/metrics"),
+        ("GET", "/docs/"),
+        ("GET", "/openapi.json"),
+    ],
+)
+def test_what_is_switched_off_is_not_there(wsgi, method, path):
+    body = {} if method == "POST" else None
+    assert refused(wsgi.request(method, path, json=body), 404) == "Not Found"
+
+
+def test_what_is_not_switched_off_is_there(wsgi):
+    assert wsgi.get("/ok?check_db=1").json() == {"ok": True, "services": {}}
+    thread_id = new_thread(wsgi)
+    assert wsgi.get(f"/threads/{thread_id}/state").status_code == 200
+
+
+@pytest.mark.parametrize("origin", ["https://one.example", "https://abc.two.example"])
+def test_the_projects_cors_wins_over_the_settings(wsgi, origin):
+    answer = wsgi.get("/hello/you", headers={"origin": origin})
+    assert answer.headers["access-control-allow-origin"] == origin
+    assert answer.headers["access-control-allow-credentials"] == "true"
+    assert answer.headers["access-control-expose-headers"] == "x-mine"
+    asked = {
+        "access-control-request-method": "GET",
+        "access-control-request-headers": "X-Team, x-b",
+    }
+    preflight = wsgi.options("/threads", headers={"origin": origin, **asked})
+    assert preflight.headers["access-control-allow-methods"] == "GET"
+    assert preflight.headers["access-control-allow-headers"].lower() == "x-team"
+    assert preflight.headers["access-control-max-age"] == "7"
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://not.asked", "https://one.example.evil", "https://a.two.example.evil"]
+)
+def test_an_origin_that_is_not_allowed_is_told_nothing(wsgi, origin):
+    answer = wsgi.get("/ok", headers={"origin": origin})
+    assert not [name for name in answer.headers if name.startswith("access-control")]

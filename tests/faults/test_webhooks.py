@@ -1,0 +1,44 @@
+"""A webhook call is owed from the moment of the end, whatever dies then."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from app.dev.embedded import free_port
+from tests.faults.conftest import mend, signal_tree
+from tests.receiver import Receiver, receiver
+
+__all__ = ["receiver"]
+
+
+@pytest.mark.parametrize("point", ["P9", "P10", "P11"])
+def test_a_call_is_made_when_the_child_dies_at_the_end(cluster, probe, receiver, point):
+    cluster.plan(point, "kill")
+    _, run_id, _ = probe.start(webhook=f"{receiver.url}/hook")
+    assert receiver.wait_for(run_id)["status"] == "success"
+    assert cluster.injected()
+
+
+def test_a_call_outlives_every_worker(cluster, probe, client):
+    port = free_port()
+    thread_id, run_id, _ = probe.start(webhook=f"http://127.0.0.1:{port}/hook")
+    client.runs.join(thread_id, run_id)
+    for worker in cluster.workers:
+        signal_tree(worker, signal.SIGKILL)
+    mend(cluster)
+    late = Receiver(port)
+    try:
+        assert late.wait_for(run_id)["values"]["done"]
+    finally:
+        late.close()
+
+
+def test_a_call_outlives_postgres(cluster, probe, receiver):
+    receiver.statuses = [500]
+    _, run_id, _ = probe.start(webhook=f"{receiver.url}/hook")
+    receiver.wait_for(run_id)
+    cluster.postgres.stop()
+    cluster.postgres.start()
+    assert receiver.wait_for(run_id, 2)["status"] == "success"

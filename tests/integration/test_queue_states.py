@@ -1,0 +1,75 @@
+"""What the metrics say of the queues, and what a sweeper counts."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.db.queues import queue_states
+from app.domain.metrics import LEASE_LOSSES, RUNS_ENDED
+from tests.integration.test_sweeper import Doorbell, sweeper
+from workers.slots import SlotTable
+
+
+@pytest.fixture
+def empty(rows):
+    rows.conn.execute("DELETE FROM thread")
+    return rows
+
+
+def states(rows):
+    return {state.queue: state for state in queue_states(rows.conn)}
+
+
+def test_nothing_is_counted_as_nothing(empty):
+    assert {None} == set(states(empty))
+    total = states(empty)[None]
+    assert (total.running, total.pending, total.due, total.oldest_seconds) == (0, 0, 0, 0.0)
+
+
+def test_queues_are_counted_by_themselves_and_together(empty):
+    busy = empty.thread()
+    empty.running(busy)
+    empty.pending(busy)  # behind the running one
+    idle = empty.thread()
+    empty.pending(idle, after_seconds=3600.0)  # later, and in nobody's way
+    empty.pending(idle)
+    empty.pending(idle)  # behind the one before
+    empty.pending(queue="heavy")
+    found = states(empty)
+    assert set(found) == {None, "runs", "heavy"}
+    runs, heavy, total = found["runs"], found["heavy"], found[None]
+    assert (runs.running, runs.pending, runs.due, runs.claimable) == (1, 4, 3, 1)
+    assert (heavy.running, heavy.pending, heavy.due, heavy.claimable) == (0, 1, 1, 1)
+    assert (total.running, total.pending, total.due, total.claimable) == (1, 5, 4, 2)
+
+
+def test_ages_are_those_of_the_oldest_that_is_due(empty):
+    old, blocked = empty.pending(), empty.thread()
+    empty.running(blocked)
+    oldest = empty.pending(blocked)
+    for run, seconds in ((old, 60), (oldest, 600)):
+        empty.conn.execute(
+            "UPDATE run SET scheduled_at = now() - make_interval(secs => %s) WHERE run_id = %s",
+            (seconds, run.run_id),
+        )
+    found = states(empty)["runs"]
+    assert found.oldest_seconds == pytest.approx(600, abs=5)
+    assert found.oldest_claimable_seconds == pytest.approx(60, abs=5)
+    assert found.median_seconds == pytest.approx(330, abs=5)
+
+
+def test_what_the_sweeper_takes_from_the_gone_is_counted(empty):
+    table = SlotTable(1)
+    made = sweeper(Doorbell(0), table.tally)
+    for attempts in (1, 3):
+        claimed = empty.running()
+        empty.conn.execute(
+            "UPDATE run SET attempts = %s WHERE run_id = %s", (attempts, claimed.run_id)
+        )
+        empty.expire(claimed.run_id)
+    empty.conn.execute("DELETE FROM scheduler_lease")
+    assert made._holds_lease(empty.conn)
+    empty.conn.execute("UPDATE scheduler_lease SET judges_after = now() - interval '1 s'")
+    made._take_from_the_gone(empty.conn)
+    assert table.tallies.count(LEASE_LOSSES, "sweeper") == 2
+    assert table.tallies.count(RUNS_ENDED, "error") == 1

@@ -1,0 +1,116 @@
+"""An ASGI app as existing LangGraph projects have it, with a lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+log = logging.getLogger(__name__)
+left = []
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_app):
+    yield {"opened": "at the start"}
+    if path := os.environ.get("TEST_LIFESPAN_END"):
+        Path(path).write_text("ended")
+
+
+async def hello(request):
+    log.warning("hello was asked")
+    return JSONResponse(
+        {
+            "name": request.path_params["name"],
+            "opened": request.state.opened,
+            "request_id": request.headers["x-request-id"],
+            "loop": asyncio.get_running_loop() is not None,
+        }
+    )
+
+
+async def echo(request):
+    body = await request.body()
+    return PlainTextResponse(f"{request.method} {len(body)} {request.url.query}")
+
+
+async def slow(_request):
+    await asyncio.sleep(1)
+    return PlainTextResponse("slow")
+
+
+def blocking(_request):
+    time.sleep(1)
+    return PlainTextResponse("blocking")
+
+
+async def spin(_request):
+    """Holds its event loop, as no handler should."""
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        pass
+    return PlainTextResponse("spun")
+
+
+async def stream(_request):
+    async def beats():
+        try:
+            for number in range(1000):
+                yield f"data: {number}\n\n"
+                await asyncio.sleep(0.1)
+        finally:
+            left.append(threading.get_native_id())
+
+    return StreamingResponse(beats(), media_type="text/event-stream")
+
+
+async def how_many_left(_request):
+    return JSONResponse(len(left))
+
+
+async def info(_request):
+    return JSONResponse({"mine": True})
+
+
+async def broken(_request):
+    raise RuntimeError("broken on purpose")
+
+
+app = Starlette(
+    lifespan=lifespan,
+    routes=[
+        Route("/hello/{name}", hello),
+        Route("/echo", echo, methods=["POST"]),
+        Route("/slow", slow),
+        Route("/blocking", blocking),
+        Route("/spin", spin),
+        Route("/beats", stream),
+        Route("/left", how_many_left),
+        Route("/info", info),
+        Route("/threads", info, methods=["PATCH"]),
+        Route("/broken", broken),
+    ],
+)
+
+
+async def cannot_start(scope, receive, send):
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": "no database"})
+
+
+async def bare(scope, receive, send):
+    """No routing table, no lifespan, and it does not mind errors."""
+    if scope["type"] != "http":
+        raise NotImplementedError(scope["type"])
+    if scope["path"] == "/bare/broken":
+        raise RuntimeError("broken before it answered")
+    await send({"type": "http.response.start", "status": 418, "headers": []})
+    await send({"type": "http.response.body", "body": b"bare"})

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from app import logs
+from app.settings import Settings, SettingsError
+
+NEEDED = {"DATABASE_URL": "postgresql://nowhere/", "REDIS_URL": "redis://nowhere/"}
+
+
+def settings(**environ: str) -> Settings:
+    return Settings.from_environ({**NEEDED, **environ})
+
+
+@pytest.fixture
+def logged(capsys):
+    """What is written after `configure`; the process's own logging is put back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers = []
+    yield lambda: capsys.readouterr().err
+    root.handlers = handlers
+    root.setLevel(level)
+    for name in ("app", "workers", "belay"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    logs.in_request({})
+    logs.about_run(None)
+
+
+def test_a_json_line_has_the_fields_of_its_request_and_run(logged):
+    logs.configure(settings(BELAY_LOG_FORMAT="json"))
+    logs.in_request({"request_id": "r-1", "method": "GET"})
+    logs.about_run({"run_id": "run-1", "attempt": 2})
+    logging.getLogger("anybody").warning("said %s", "this", extra={"attempt": 3})
+    line = json.loads(logged())
+    assert (line["level"], line["logger"], line["message"]) == ("WARNING", "anybody", "said this")
+    assert (line["request_id"], line["method"], line["run_id"]) == ("r-1", "GET", "run-1")
+    assert line["attempt"] == 3
+    assert line["timestamp"].endswith("+00:00")
+
+
+def test_a_line_of_text_names_them(logged):
+    logs.configure(settings())
+    log = logging.getLogger("app.test")
+    log.info("before")
+    logs.about_run({"run_id": "run-1", "thread_id": "t", "attempt": 1})
+    log.info("during")
+    logs.about_run(None)
+    log.info("after")
+    before, during, after = logged().splitlines()
+    assert before.endswith("INFO app.test: before")
+    assert during.endswith("INFO app.test: during [run_id=run-1 attempt=1]")
+    assert after.endswith("INFO app.test: after")
+
+
+def test_only_we_say_more_than_info(logged):
+    logs.configure(settings(BELAY_LOG_LEVEL="debug"))
+    logging.getLogger("app.test").debug("ours")
+    logging.getLogger("httpcore").debug("headers")
+    written = logged()
+    assert "ours" in written
+    assert "headers" not in written
+
+
+def test_a_setting_wins_over_the_command_line(logged):
+    logs.configure(settings(BELAY_LOG_LEVEL="error"), logging.INFO)
+    logging.getLogger("app.test").warning("a warning")
+    logging.getLogger("anybody").warning("a warning")
+    assert logged() == ""
+
+
+@pytest.mark.parametrize("name", ["BELAY_LOG_FORMAT", "BELAY_LOG_LEVEL"])
+def test_a_word_that_is_not_known_stops_the_start(name):
+    with pytest.raises(SettingsError, match=name):
+        settings(**{name: "loud"})

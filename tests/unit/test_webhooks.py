@@ -1,0 +1,126 @@
+"""Where a webhook may go, and how a call is signed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import ipaddress
+import uuid
+
+import pytest
+
+from app.domain.errors import InvalidRequest
+from app.domain.webhooks import WebhookPolicy, blocked_range, parse_target
+from app.services.webhooks import refuse_bad_webhook, signed_headers
+
+ANY = WebhookPolicy()
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "path", "authority"),
+    [
+        ("https://example.com", "example.com", 443, "/", "example.com"),
+        ("http://Example.com.:8080/a?b=c#d", "example.com", 8080, "/a?b=c", "example.com:8080"),
+        ("http://[2001:4860:4860::8888]/x", "2001:4860:4860::8888", 80, "/x", None),
+    ],
+)
+def test_a_url_is_taken_apart(url, host, port, path, authority):
+    target = parse_target(url, ANY)
+    assert (target.host, target.port, target.path) == (host, port, path)
+    assert target.authority == (authority or f"[{host}]")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("notaurl", "hostname ''"),
+        ("/relative", "hostname ''"),
+        ("https://", "hostname ''"),
+        ("https:///path", "hostname ''"),
+        ("ftp://example.com", "scheme 'ftp'"),
+        ("file:///etc/passwd", "hostname ''"),
+        ("https://user:pass@example.com", "user"),
+        ("https://user@example.com", "user"),
+        ("https://example.com:99999", "[Pp]ort"),
+        ("https://exa mple.com", "Invalid webhook URL"),
+        ("https://example.com/\r\nX: y", "Invalid webhook URL"),
+        ("https://example.com\\@127.0.0.1", "Invalid webhook URL"),
+        ("https://example.com/" + "a" * 2048, "at most 2048"),
+    ],
+)
+def test_what_is_no_webhook_is_refused(url, reason):
+    with pytest.raises(ValueError, match=reason):
+        parse_target(url, ANY)
+
+
+def test_a_policy_may_ask_for_https_domains_and_ports():
+    policy = WebhookPolicy(
+        https_only=True, allowed_domains=("example.com", "*.hooks.io"), allowed_ports=(443,)
+    )
+    for url in ("https://example.com/a", "https://a.hooks.io", "https://b.a.HOOKS.io."):
+        assert parse_target(url, policy)
+    for url in (
+        "http://example.com",
+        "https://example.com:8443",
+        "https://hooks.io",
+        "https://badhooks.io",
+        "https://example.com.evil.org",
+    ):
+        with pytest.raises(ValueError, match=r"https|allowed"):
+            parse_target(url, policy)
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [
+        ("127.0.0.1", "loopback IP range"),
+        ("127.9.9.9", "loopback IP range"),
+        ("::1", "loopback IP range"),
+        ("::ffff:127.0.0.1", "loopback IP range"),
+        ("64:ff9b::7f00:1", "loopback IP range"),
+        ("2002:7f00:1::", "loopback IP range"),
+        ("169.254.169.254", "link-local IP range"),
+        ("::ffff:169.254.169.254", "link-local IP range"),
+        ("fe80::1", "link-local IP range"),
+        ("fd00:ec2::254", "private IP range"),
+        ("10.0.0.1", "private IP range"),
+        ("172.16.0.1", "private IP range"),
+        ("192.168.1.1", "private IP range"),
+        ("100.64.0.1", "private IP range"),
+        ("64:ff9b::a00:1", "private IP range"),
+        ("0.0.0.0", "unspecified address"),
+        ("::", "unspecified address"),
+        ("224.0.0.1", "multicast IP range"),
+        ("255.255.255.255", "private IP range"),
+        ("8.8.8.8", None),
+        ("2001:4860:4860::8888", None),
+        ("64:ff9b::808:808", None),
+    ],
+)
+def test_addresses_inside_are_blocked(address, kind):
+    assert blocked_range(ipaddress.ip_address(address)) == kind
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f.1", "0177.0.0.1", "[::1]", "0"],
+)
+def test_every_spelling_of_loopback_is_blocked(host):
+    with pytest.raises(InvalidRequest, match="Webhook host blocked"):
+        refuse_bad_webhook(ANY, f"http://{host}:8080/hook")
+    refuse_bad_webhook(WebhookPolicy(allow_private=True), f"http://{host}:8080/hook")
+
+
+@pytest.mark.parametrize(
+    ("secret", "key"),
+    [("plain", b"plain"), ("whsec_" + base64.b64encode(b"key").decode(), b"key")],
+)
+def test_a_call_is_signed_over_its_id_its_time_and_its_body(secret, key):
+    call_id, body = uuid.uuid4(), b'{"a": 1}'
+    headers = signed_headers(call_id, body, secret)
+    signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    digest = hmac.new(key, signed, hashlib.sha256).digest()
+    assert headers["webhook-signature"] == f"v1,{base64.b64encode(digest).decode()}"
+    assert headers["webhook-id"] == str(call_id)
+    assert "webhook-signature" not in signed_headers(call_id, body, None)
