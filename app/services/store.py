@@ -34,7 +34,10 @@ def put_item(parts: Parts, body: dict[str, Any]) -> None:
     ttl = body.get("ttl", NOT_PROVIDED)
     if isinstance(ttl, (int, float)):
         ttl = max(ttl, _SHORTEST_TTL)
-    parts.store.put(namespace, body["key"], body["value"], index=body.get("index"), ttl=ttl)
+    index = body.get("index")
+    if index:
+        index = list(dict.fromkeys(index))  # a path that is named twice is indexed once
+    parts.store.put(namespace, body["key"], body["value"], index=index, ttl=ttl)
 
 
 def get_item(

@@ -70,6 +70,11 @@ def test_a_key_may_be_empty_and_a_namespace_deep(sync_client, root):
     assert sync_client.store.get_item(labels, "")["namespace"] == labels
 
 
+def test_a_path_that_is_named_twice_is_indexed_once(sync_client, root, put, search):
+    put("k", {"note": "green tea"}, index=["note", "note"])
+    assert search(query="green tea") == ["k"]
+
+
 @pytest.mark.parametrize("query", ["key=%00&namespace=a", "key=k&namespace=a.b%00"])
 def test_an_item_whose_name_cannot_be_stored_is_refused(http, query):
     assert "NUL" in refused(http.get(f"/store/items?{query}"), 422)
