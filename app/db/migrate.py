@@ -86,7 +86,7 @@ def _set_up_store(conn: Connection, index: dict[str, Any] | None) -> None:
     prepared: Any = None if index is None else {**index, "embed": lambda texts: texts}
     try:
         PostgresStore(conn, index=prepared).setup()
-    except psycopg.errors.FeatureNotSupported as error:
+    except (psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFile) as error:
         raise VectorsUnavailable(str(error).strip()) from error
     if fetch_value(conn, _TTL_TYPE, {}) == "integer":
         conn.execute(_FRACTIONS_OF_MINUTES)
