@@ -40,8 +40,8 @@ class Receiver:
         bodies = [json.loads(body) for _, _, body in self.calls]
         return [body for body in bodies if body["run_id"] == run_id]
 
-    def wait_for(self, run_id: str, count: int = 1) -> dict:
-        wait_until(lambda: len(self.of(run_id)) >= count, 30, f"{count} calls")
+    def wait_for(self, run_id: str, count: int = 1, seconds: float = 30.0) -> dict:
+        wait_until(lambda: len(self.of(run_id)) >= count, seconds, f"{count} calls")
         return self.of(run_id)[-1]
 
     def close(self) -> None:

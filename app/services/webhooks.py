@@ -23,7 +23,8 @@ from app.domain.runs import RUN_FIELDS
 from app.domain.webhooks import Address, WebhookPolicy, WebhookTarget, blocked_range, parse_target
 from app.graphs.serde import to_json
 
-TIMEOUT_SECONDS = 10.0
+#: For connecting, sending, and each wait for the answer.
+TIMEOUT_SECONDS = 5.0
 _SECRET_PREFIX = "whsec_"  # noqa: S105  (what the specification puts before a secret)
 
 

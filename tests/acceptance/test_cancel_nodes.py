@@ -11,7 +11,6 @@ from langgraph_sdk import get_sync_client
 
 from tests.conformance import watched
 from tests.servers import LiveServer
-from tests.waiting import wait_until
 
 ASKED = ["async_sleep", "async_beats", "time_sleep", "sync_beats", "spin", "regex"]
 KILLED = ["swallow_sync", "swallow_async", "block_loop", "hold_gil", "leave_daemon"]
@@ -71,7 +70,7 @@ def patient_client(scratch):
 @pytest.mark.parametrize("kind", ["time_sleep", "async_sleep"])
 def test_a_node_that_waits_gets_an_exception_and_its_finally_runs(patient_client, beats, kind):
     thread_id, run_id = start(patient_client, kind, beats)
-    wait_until(lambda: patient_client.runs.get(thread_id, run_id)["status"] == "running")
+    beats.wait_for("asleep")
     patient_client.runs.cancel(thread_id, run_id, wait=True)
     assert "finally" in beats.names()
 

@@ -30,7 +30,8 @@ def test_a_call_outlives_every_worker(cluster, probe, client):
     mend(cluster)
     late = Receiver(port)
     try:
-        assert late.wait_for(run_id)["values"]["done"]
+        # Longer than the lease of a call that was just being made.
+        assert late.wait_for(run_id, seconds=80)["values"]["done"]
     finally:
         late.close()
 

@@ -29,6 +29,7 @@ class State(TypedDict, total=False):
 
 async def async_sleep(state: State) -> State:
     try:
+        beat(state.get("beats"), "asleep")
         await asyncio.sleep(60)
     finally:
         beat(state.get("beats"), "finally")
@@ -43,6 +44,7 @@ async def async_beats(state: State) -> State:
 
 def time_sleep(state: State) -> State:
     try:
+        beat(state.get("beats"), "asleep")
         time.sleep(60)
     finally:
         beat(state.get("beats"), "finally")
