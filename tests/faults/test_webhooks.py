@@ -27,6 +27,7 @@ def test_a_call_outlives_every_worker(cluster, probe, client):
     client.runs.join(thread_id, run_id)
     for worker in cluster.workers:
         signal_tree(worker, signal.SIGKILL)
+        worker.kill()
     mend(cluster)
     late = Receiver(port)
     try:
