@@ -143,13 +143,13 @@ class Following:
 def stream_events(parts: Parts, follow: Follow, watch: WatchClient) -> Following:
     """Server-sent events until the run has ended, and a heartbeat comment now and then."""
     subscription = follow.subscription or parts.feed.subscribe(follow.run_id, after=follow.after)
-    may_be_over = False
+    is_over: bool | None = False
     if follow.subscription is None:
         try:
-            _end_if_over(parts, subscription)
+            is_over = _end_if_over(parts, subscription)
         except Unavailable:
-            may_be_over = True
-    return Following(parts, subscription, _stream(parts, follow, watch, subscription, may_be_over))
+            is_over = None
+    return Following(parts, subscription, _stream(parts, follow, watch, subscription, is_over))
 
 
 def _stream(
@@ -157,27 +157,32 @@ def _stream(
     follow: Follow,
     watch: WatchClient,
     subscription: Subscription,
-    may_be_over: bool,
+    is_over: bool | None,
 ) -> Generator[bytes]:
+    """`is_over`: the run had ended before we subscribed; None: nobody could say."""
     stop_watching = watch(subscription.leave)
     heartbeat = parts.settings.heartbeat_seconds
     ended = False
     try:
         yield HEADERS
-        if may_be_over:
-            yield from _through_outages(HEARTBEAT, partial(_end_if_over, parts, subscription))
+        if is_over is None:
+            ask_again = partial(_end_if_over, parts, subscription)
+            is_over = yield from _through_outages(HEARTBEAT, ask_again)
+        # What a run failed of was said to those who followed it then.
+        said_error = is_over
         beat_at = time.monotonic() + heartbeat
         while not subscription.drained and not subscription.client_left:
             events = subscription.take(beat_at)
             if frames := _frames(events, follow):
                 yield frames
+            said_error = said_error or any(event.name == "error" for event in events)
             if not events or time.monotonic() >= beat_at:
                 beat_at = time.monotonic() + heartbeat
                 if not subscription.ended and not subscription.client_left:
                     yield HEARTBEAT
         ended = subscription.drained
         if ended:
-            ask = partial(_cancelled_marker, parts, follow, subscription.end_status)
+            ask = partial(_last_word, parts, follow, subscription.end_status, said_error)
             if marker := (yield from _through_outages(HEARTBEAT, ask)):
                 yield marker
     finally:
@@ -235,6 +240,22 @@ def _through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, Non
         time.sleep(_OUTAGE_SECONDS)
 
 
+def _last_word(
+    parts: Parts, follow: Follow, end_status: str | None, said_error: bool
+) -> bytes | None:
+    """What a stream ends with, where the run's own events do not say how it ended."""
+    if end_status not in (RunStatus.ERROR, RunStatus.TIMEOUT):
+        return _cancelled_marker(parts, follow, end_status)
+    if said_error:
+        return None
+    # The row has ended, and who announces it has not come to its log yet, or could not.
+    with parts.database.connection() as conn:
+        now = run_rows.run_outcome(conn, follow.thread_id, follow.run_id)
+    if now is None or now.error is None:
+        return None
+    return b"event: error\ndata: " + to_json(now.error) + b"\n\n"
+
+
 def _cancelled_marker(parts: Parts, follow: Follow, end_status: str | None) -> bytes | None:
     """The last event of a run that was cancelled: `end`, with what it was cancelled by.
 
@@ -257,10 +278,11 @@ def _has_ended(parts: Parts, run_id: UUID) -> bool:
         return run_id in run_rows.ended_runs(conn, [run_id])
 
 
-def _end_if_over(parts: Parts, subscription: Subscription) -> None:
-    """A run that had ended before we subscribed: what its log still has, then the end."""
+def _end_if_over(parts: Parts, subscription: Subscription) -> bool:
+    """A run that had ended before we subscribed: what its log still has, then the end. False: it
+    had not."""
     if not _has_ended(parts, subscription.run_id):
-        return
+        return False
     try:
         more = True
         while more and subscription.wants_more:
@@ -272,6 +294,7 @@ def _end_if_over(parts: Parts, subscription: Subscription) -> None:
         log.warning("event log of run %s not read: %s", subscription.run_id, error)
     if subscription.wants_more:
         subscription.end()
+    return True
 
 
 def _cancel_if_asked(parts: Parts, follow: Follow) -> None:

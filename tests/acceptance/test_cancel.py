@@ -322,7 +322,7 @@ def test_timeouts_end_a_run_by_the_same_ladder_and_say_so(http, sync_client, bea
             "timeout_seconds": 0.5,
         }
         _, frames = stream(http, "POST", f"/threads/{thread_id}/runs/stream", json=body)
-        assert frames[-1].event == "error"
+        assert frames[-1].event == "error", (kind, frames)
         assert frames[-1].data["error"] == "TimeoutError"
         run = sync_client.runs.list(thread_id)[0]
         assert run["status"] == "timeout"
