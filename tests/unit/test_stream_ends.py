@@ -1,0 +1,79 @@
+"""A stream whose end is seen in Postgres before the run's log has said how it ended."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+from uuid import uuid4
+
+import pytest
+
+from app.bus.event_log import Event, Position
+from app.db.runs import RunOutcome
+from app.domain.runs import RunStatus
+from app.services import run_stream
+from app.services.run_stream import Follow
+
+ERROR = {"error": "TimeoutError", "message": "too long"}
+SAID = b'event: error\ndata: {"error":"TimeoutError","message":"too long"}\n\n'
+VALUES = Event(Position(1, 1), "values", b"{}")
+OF_THE_LOG = Event(Position(1, 2), "error", b'{"error":"TimeoutError","message":"too long"}')
+
+
+class Ended:
+    """A subscription that has these events left and then the end, as the sweep tells it."""
+
+    def __init__(self, *events: Event, status: str | None) -> None:
+        self._events = list(events)
+        self.end_status = status
+        self.client_left = False
+
+    @property
+    def drained(self) -> bool:
+        return not self._events
+
+    ended = drained
+
+    def take(self, _until: float) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def leave(self) -> None: ...
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    """Everything that a client gets of a run that Postgres says has ended so."""
+
+    def whole(subscription: Ended, *, is_over: bool = False) -> bytes:
+        outcome = RunOutcome(status=subscription.end_status, error=ERROR, outcome=None)
+        monkeypatch.setattr(run_stream.run_rows, "run_outcome", lambda *_: outcome)
+        parts = SimpleNamespace(
+            settings=SimpleNamespace(heartbeat_seconds=60.0),
+            database=SimpleNamespace(connection=nullcontext),
+            feed=SimpleNamespace(unsubscribe=lambda _: None),
+        )
+        follow = Follow(uuid4(), uuid4(), resumable=False, cancel_on_disconnect=False)
+        chunks = run_stream._stream(
+            parts, follow, lambda _on_leave: lambda: False, subscription, is_over
+        )
+        return b"".join(chunks)
+
+    return whole
+
+
+@pytest.mark.parametrize("status", [RunStatus.ERROR, RunStatus.TIMEOUT])
+def test_an_error_that_the_log_has_not_said_is_said_from_the_row(stream, status):
+    assert stream(Ended(VALUES, status=status)) == b"event: values\ndata: {}\n\n" + SAID
+
+
+def test_an_error_that_the_log_has_said_is_not_said_again(stream):
+    assert stream(Ended(VALUES, OF_THE_LOG, status=RunStatus.TIMEOUT)).count(SAID) == 1
+
+
+def test_who_comes_after_the_end_is_not_told_again(stream):
+    assert stream(Ended(status=RunStatus.TIMEOUT), is_over=True) == b""
+
+
+def test_a_success_has_no_last_word(stream):
+    assert stream(Ended(VALUES, status=RunStatus.SUCCESS)) == b"event: values\ndata: {}\n\n"
