@@ -6,11 +6,14 @@ import marshmallow as ma
 
 from app.api.config_schemas import RunConfig
 from app.api.fields import Body, Integer, Object, Selected, StringList, Uuid, one_of
+from app.api.page_schemas import Paged, Sorted
 from app.db.assistants import SORT_COLUMNS
 from app.domain.assistants import ASSISTANT_FIELDS
 
 
-class Assistant(ma.Schema):
+class AssistantVersion(ma.Schema):
+    """An assistant as it was."""
+
     assistant_id = Uuid(required=True)
     graph_id = ma.fields.String(required=True)
     config = Object(required=True)
@@ -20,6 +23,11 @@ class Assistant(ma.Schema):
     description = ma.fields.String(allow_none=True)
     version = ma.fields.Integer(required=True)
     created_at = ma.fields.DateTime(required=True)
+
+
+class Assistant(AssistantVersion):
+    """As it is now."""
+
     updated_at = ma.fields.DateTime(required=True)
 
 
@@ -51,24 +59,8 @@ class PatchAssistant(Body):
     metadata = Object(allow_none=True)
 
 
-class AssistantVersion(ma.Schema):
-    """An assistant as it was."""
-
-    assistant_id = Uuid(required=True)
-    graph_id = ma.fields.String(required=True)
-    config = Object(required=True)
-    context = Object(required=True)
-    metadata = Object(required=True)
-    name = ma.fields.String(required=True)
-    description = ma.fields.String(allow_none=True)
-    version = ma.fields.Integer(required=True)
-    created_at = ma.fields.DateTime(required=True)
-
-
-class ListVersions(Body):
+class ListVersions(Body, Paged):
     metadata = Object(allow_none=True)
-    limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
-    offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
 
 
 class SetLatest(Body):
@@ -127,13 +119,8 @@ class CountAssistants(Body):
     name = ma.fields.String(allow_none=True)
 
 
-class SearchAssistants(CountAssistants):
-    limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
-    offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
+class SearchAssistants(CountAssistants, Sorted):
     sort_by = ma.fields.String(
         allow_none=True, load_default="created_at", validate=one_of(*SORT_COLUMNS)
-    )
-    sort_order = ma.fields.String(
-        allow_none=True, load_default="desc", validate=one_of("asc", "desc")
     )
     select = StringList(allow_none=True, validate=ma.validate.ContainsOnly(ASSISTANT_FIELDS))

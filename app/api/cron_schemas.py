@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import marshmallow as ma
 
 from app.api.config_schemas import RunConfig
-from app.api.fields import Body, Boolean, Integer, Object, Selected, StringList, Uuid, one_of
+from app.api.fields import Body, Boolean, Object, Selected, StringList, Uuid, one_of
+from app.api.page_schemas import Sorted
 from app.api.run_schemas import StreamModes
 from app.db.crons import SORT_COLUMNS
 from app.domain.crons import CRON_FIELDS
@@ -92,13 +93,8 @@ class CountCrons(Body):
     metadata = Object(allow_none=True)
 
 
-class SearchCrons(CountCrons):
-    limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
-    offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
+class SearchCrons(CountCrons, Sorted):
     sort_by = ma.fields.String(
         allow_none=True, load_default="created_at", validate=one_of(*SORT_COLUMNS)
-    )
-    sort_order = ma.fields.String(
-        allow_none=True, load_default="desc", validate=one_of("asc", "desc")
     )
     select = StringList(allow_none=True, validate=ma.validate.ContainsOnly(CRON_FIELDS))

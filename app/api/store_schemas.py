@@ -7,6 +7,7 @@ from typing import Any
 import marshmallow as ma
 
 from app.api.fields import Body, Boolean, Integer, Number, Object
+from app.api.page_schemas import Paged
 
 
 class Labels(ma.fields.List):
@@ -75,7 +76,7 @@ class DeleteItem(Body):
     key = ma.fields.String(required=True)
 
 
-class SearchItems(Body):
+class SearchItems(Body, Paged):
     namespace_prefix = Labels(allow_none=True)
     filter = Object(
         allow_none=True,
@@ -84,8 +85,6 @@ class SearchItems(Body):
     query = ma.fields.String(
         allow_none=True, metadata={"description": "By meaning, where the project has an index."}
     )
-    limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
-    offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
     refresh_ttl = Boolean(allow_none=True)
 
 

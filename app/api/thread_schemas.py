@@ -17,6 +17,7 @@ from app.api.fields import (
     Uuid,
     one_of,
 )
+from app.api.page_schemas import Sorted
 from app.db.threads import SORT_COLUMNS
 from app.domain.threads import THREAD_FIELDS, ThreadStatus, ThreadTtl, TtlStrategy
 
@@ -144,15 +145,10 @@ class Storage(ma.Schema):
     pending_writes = ma.fields.Nested(Amount, required=True)
 
 
-class SearchThreads(CountThreads):
+class SearchThreads(CountThreads, Sorted):
     ids = ma.fields.List(Uuid(), allow_none=True, validate=ma.validate.Length(max=1000))
-    limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
-    offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
     sort_by = ma.fields.String(
         allow_none=True, load_default="updated_at", validate=one_of(*SORT_COLUMNS)
-    )
-    sort_order = ma.fields.String(
-        allow_none=True, load_default="desc", validate=one_of("asc", "desc")
     )
     select = StringList(allow_none=True, validate=ma.validate.ContainsOnly(SELECTABLE_FIELDS))
     extract = ma.fields.Dict(

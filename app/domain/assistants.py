@@ -18,20 +18,6 @@ def system_assistant_id(graph_id: str) -> UUID:
 
 
 @dataclass(frozen=True, slots=True)
-class Assistant:
-    assistant_id: UUID
-    graph_id: str
-    name: str
-    description: str | None
-    config: dict[str, Any]
-    context: dict[str, Any]
-    metadata: dict[str, Any]
-    version: int
-    created_at: datetime
-    updated_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class AssistantVersion:
     """An assistant as it was; it never changes."""
 
@@ -44,6 +30,13 @@ class AssistantVersion:
     metadata: dict[str, Any]
     version: int
     created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Assistant(AssistantVersion):
+    """As it is now."""
+
+    updated_at: datetime
 
 
 ASSISTANT_FIELDS = (
