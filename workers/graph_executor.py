@@ -45,6 +45,7 @@ _LANGGRAPH_MODES = {
     "debug": "debug",
     "tasks": "tasks",
     "checkpoints": "checkpoints",
+    "tools": "tools",
 }
 #: Made from LangChain's own events, around everything else.
 #: LangGraph's own key: refuse an answer to a question that is not waiting.

@@ -13,6 +13,8 @@ from app.api import (
     batch_runs,
     bulk_runs,
     crons,
+    protocol,
+    protocol_socket,
     stateless_runs,
     store,
     system,
@@ -51,7 +53,13 @@ class _Api(flask_smorest.Api):
 _BLUEPRINTS = {
     "meta": (system.blueprint,),
     "assistants": (assistants.blueprint,),
-    "threads": (threads.blueprint, thread_states.blueprint, thread_streams.blueprint),
+    "threads": (
+        threads.blueprint,
+        thread_states.blueprint,
+        thread_streams.blueprint,
+        protocol.blueprint,
+        protocol_socket.blueprint,
+    ),
     "runs": (
         thread_runs.blueprint,
         stateless_runs.blueprint,

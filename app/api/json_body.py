@@ -50,7 +50,7 @@ def read_json(request: Request) -> Any:
         raise InvalidRequest(_INVALID) from error
     # Counting is cheap, walking is not; most bodies need no walk.
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH or b"\\u0000" in raw:
-        _check(document)
+        check_document(document)
     return document
 
 
@@ -58,7 +58,7 @@ def _too_deep() -> str:
     return f"{_INVALID}: nested more than {MAX_DEPTH} levels deep"
 
 
-def _check(document: Any) -> None:
+def check_document(document: Any) -> None:
     """Refuse nesting beyond MAX_DEPTH and NUL characters, in keys as in values."""
     level = [document]
     depth = 0

@@ -7,14 +7,14 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from flask import Flask, Response, request
-from flask_cors import cross_origin
 
 from app import logs
+from app.api.cors import REQUEST_ID, cors_headers
 from app.api.parts import parts
 from app.api.project_app import ProjectApp
 from app.graphs.http_config import CorsRules
@@ -23,19 +23,9 @@ from app.settings import Settings
 
 access_log = logging.getLogger("belay.access")
 
-REQUEST_ID = "x-request-id"
 #: Where in a request's environment its context is.
 _CONTEXT = "belay.context"
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-#: What a page in a browser may read of an answer, besides what it may read of any.
-_EXPOSED = (
-    "x-pagination-total",
-    "x-pagination-next",
-    "content-location",
-    "location",
-    REQUEST_ID,
-)
-_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 #: What the metrics call a route that is not there, and one that is the project's.
 _NO_ROUTE, _PROJECT = "none", "http.app"
 
@@ -60,7 +50,7 @@ def prepare_requests(app: Flask, settings: Settings, cors: CorsRules) -> None:
     """One function before a request and one after it: each costs every request something."""
     access = logging.INFO if settings.access_log else logging.DEBUG
     templates = {rule.rule: _template(rule.rule) for rule in app.url_map.iter_rules()}
-    allow = _cors_headers(settings, cors)
+    allow = cors_headers(settings, cors)
 
     def end_request(response: Response) -> Response:
         if allow is not None and "HTTP_ORIGIN" in request.environ:
@@ -122,35 +112,3 @@ def _end_request(
 def _template(rule: str) -> str:
     """`/threads/<thread_id>` as the document has it: `/threads/{thread_id}`."""
     return re.sub(r"<(?:[^:<>]*:)?([^<>]*)>", r"{\1}", rule)
-
-
-def _cors_headers(settings: Settings, cors: CorsRules) -> Callable[[Response], Response] | None:
-    """What puts CORS headers on an answer, by the project's rules, and where it has none by the
-    settings'. None when no page may ask."""
-    origins = settings.cors_origins
-    if cors.allow_origins is not None or cors.allow_origin_regex is not None:
-        origins = cors.allow_origins or ()
-    allowed: list[str | re.Pattern[str]] = ["*"] if "*" in origins else []
-    if not allowed:
-        # As patterns of our own: what looks like one would be taken for one.
-        allowed = [re.compile(re.escape(origin) + r"\Z", re.IGNORECASE) for origin in origins]
-    if cors.allow_origin_regex is not None:
-        allowed.append(re.compile(f"(?:{cors.allow_origin_regex})\\Z"))
-    if not allowed:
-        return None
-    headers: Any = list(cors.allow_headers) if cors.allow_headers is not None else "*"
-    methods = list(cors.allow_methods) if cors.allow_methods is not None else list(_METHODS)
-    exposed = list(cors.expose_headers) if cors.expose_headers is not None else list(_EXPOSED)
-    allow = cross_origin(
-        origins=allowed,
-        methods=list(_METHODS) if "*" in methods else methods,
-        allow_headers="*" if "*" in headers else headers,
-        expose_headers=exposed,
-        supports_credentials=cors.allow_credentials,
-        max_age=cors.max_age,
-        # With credentials a browser takes no wildcard: then it is told its own origin.
-        send_wildcard=not cors.allow_credentials,
-        automatic_options=False,
-        allow_private_network=True,
-    )
-    return cast(Callable[[Response], Response], allow(lambda response: response))

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 from uuid import UUID
 
 import orjson
@@ -85,12 +86,47 @@ def stream_thread(parts: Parts, follow: ThreadFollow, watch: WatchClient) -> Fol
     """Server-sent events, each with an id, and a heartbeat comment now and then."""
     newest = _newest(parts, follow.thread_id)
     after = follow.after or _from_now_on(parts, newest)
+    telling = _ThreadEvents(follow.modes, START if newest is None else newest.position)
+    return walk_thread(parts, follow.thread_id, after, telling, watch)
+
+
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """Where in a thread's log an attempt of a run begins."""
+
+    position: Position
+    run_id: UUID
+    claim_no: int
+    resumable: bool
+
+
+class Telling(Protocol):
+    """What a client is told of a thread, and in which form: chunks for its connection."""
+
+    def wants_run(self, entry: RunEntry, /) -> bool:
+        """False: the client is not told of this run."""
+
+    def of_thread(self, event: Event, /) -> bytes:
+        """What happened to the thread itself."""
+
+    def run_begins(self, entry: RunEntry, /) -> bytes:
+        """A run is followed from here on."""
+
+    def of_run(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
+        """The next events of the run that is followed."""
+
+    def run_is_over(self, entry: RunEntry, run: Subscription) -> bytes:
+        """It has ended, and all its events have been told."""
+
+
+def walk_thread(
+    parts: Parts, thread_id: UUID, after: ThreadPosition, telling: Telling, watch: WatchClient
+) -> Following:
+    """Follow a thread from a place in it. Chunks as `telling` has them, and heartbeats between."""
     # The entry of the place where the client is, is read again: its run may not be over.
-    subscription = parts.feed.subscribe(
-        follow.thread_id, after=just_before(after.entry), has_row=False
-    )
-    stream = _ThreadStream(parts, follow, subscription, after, newest)
-    return Following(parts, subscription, stream.frames(watch))
+    subscription = parts.feed.subscribe(thread_id, after=just_before(after.entry), has_row=False)
+    walk = _ThreadWalk(parts, telling, subscription, after)
+    return Following(parts, subscription, walk.chunks(watch))
 
 
 def _newest(parts: Parts, thread_id: UUID) -> Event | None:
@@ -116,27 +152,20 @@ def _from_now_on(parts: Parts, newest: Event | None) -> ThreadPosition:
     return ThreadPosition(newest.position, in_run)
 
 
-class _ThreadStream:
-    """One client's way along a thread."""
+class _ThreadWalk:
+    """One client's way along a thread: its log, and the log of each run that it names."""
 
     def __init__(
-        self,
-        parts: Parts,
-        follow: ThreadFollow,
-        subscription: Subscription,
-        after: ThreadPosition,
-        newest: Event | None,
+        self, parts: Parts, telling: Telling, subscription: Subscription, after: ThreadPosition
     ) -> None:
         self._parts = parts
-        self._modes = follow.modes
+        self._telling = telling
         self._thread = subscription
         self._after = after
-        #: Up to here it is a replay, of what can be replayed.
-        self._old = START if newest is None else newest.position
         self._run: Subscription | None = None
         self._over: UUID | None = None
 
-    def frames(self, watch: WatchClient) -> Generator[bytes]:
+    def chunks(self, watch: WatchClient) -> Generator[bytes]:
         stop_watching = watch(self._leave)
         heartbeat = self._parts.settings.heartbeat_seconds
         try:
@@ -147,7 +176,7 @@ class _ThreadStream:
                 for event in events:
                     if event.name == THREAD_DELETED:
                         return
-                    yield from self._frames_of(event, heartbeat)
+                    yield from self._chunks_of(event, heartbeat)
                 if not events or time.monotonic() >= beat_at:
                     beat_at = time.monotonic() + heartbeat
                     if not self._thread.client_left:
@@ -163,50 +192,80 @@ class _ThreadStream:
         if self._run is not None:
             self._run.leave()
 
-    def _frames_of(self, event: Event, heartbeat: float) -> Generator[bytes]:
+    def _chunks_of(self, event: Event, heartbeat: float) -> Generator[bytes]:
         if event.position < self._after.entry:
             return
         if event.name == RUN_STARTED:
-            yield from self._frames_of_run(event, heartbeat)
-        elif event.position > self._after.entry and event.name in self._modes:
-            yield _frame(event.name, event.data, ThreadPosition(event.position))
+            yield from self._chunks_of_run(_run_entry(event), heartbeat)
+        elif event.position > self._after.entry and (told := self._telling.of_thread(event)):
+            yield told
 
-    def _frames_of_run(self, started: Event, heartbeat: float) -> Generator[bytes]:
+    def _chunks_of_run(self, entry: RunEntry, heartbeat: float) -> Generator[bytes]:
         """A run from its start, or from where the client was in it, to its end."""
-        data = orjson.loads(started.data)
-        run_id = UUID(data["run_id"])
-        is_here = started.position == self._after.entry
-        after = self._after.in_run if is_here else Position(data["claim_no"], 0)
-        if run_id == self._over or after.seq >= END_SEQ:
+        is_here = entry.position == self._after.entry
+        after = self._after.in_run if is_here else Position(entry.claim_no, 0)
+        if entry.run_id == self._over or after.seq >= END_SEQ:
             return  # it was followed to its end, of which this is an earlier or later attempt
-        if started.position <= self._old and not is_here and not data["resumable"]:
+        if not is_here and not self._telling.wants_run(entry):
             return
-        run = self._run = self._parts.feed.subscribe(run_id, after=after)
+        run = self._run = self._parts.feed.subscribe(entry.run_id, after=after)
         try:
+            if told := self._telling.run_begins(entry):
+                yield told
             while not run.drained and not run.client_left:
                 events = run.take(time.monotonic() + heartbeat)
-                if frames := self._frames_of_events(started.position, events):
-                    yield frames
+                if told := self._telling.of_run(entry, events):
+                    yield told
                 if not events and not run.ended and not run.client_left:
                     yield HEARTBEAT
         finally:
             self._parts.feed.unsubscribe(run)
             self._run = None
         if not run.client_left:
-            self._over = run_id
-            done = to_json({"status": "run_done", "run_id": str(run_id)})
-            end = Position(run.position.claim_no, END_SEQ)
-            if self._modes & {"run_modes", "lifecycle"}:
-                yield _frame("metadata", done, ThreadPosition(started.position, end))
+            self._over = entry.run_id
+            if told := self._telling.run_is_over(entry, run):
+                yield told
 
-    def _frames_of_events(self, entry: Position, events: Iterable[Event]) -> bytes:
-        every = "run_modes" in self._modes
-        starts = "lifecycle" in self._modes
+
+def _run_entry(event: Event) -> RunEntry:
+    data = orjson.loads(event.data)
+    return RunEntry(event.position, UUID(data["run_id"]), data["claim_no"], data["resumable"])
+
+
+@dataclass(frozen=True, slots=True)
+class _ThreadEvents:
+    """The events as the runs have said them, each with an id to resume by."""
+
+    modes: frozenset[str]
+    #: Up to here it is a replay, of what can be replayed.
+    old: Position
+
+    def wants_run(self, entry: RunEntry) -> bool:
+        return entry.resumable or entry.position > self.old
+
+    def of_thread(self, event: Event) -> bytes:
+        if event.name not in self.modes:
+            return b""
+        return _frame(event.name, event.data, ThreadPosition(event.position))
+
+    def run_begins(self, _entry: RunEntry) -> bytes:
+        return b""
+
+    def of_run(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
+        every = "run_modes" in self.modes
+        starts = "lifecycle" in self.modes
         return b"".join(
-            _frame(event.name, event.data, ThreadPosition(entry, event.position))
+            _frame(event.name, event.data, ThreadPosition(entry.position, event.position))
             for event in events
             if every or (starts and event.name == "metadata")
         )
+
+    def run_is_over(self, entry: RunEntry, run: Subscription) -> bytes:
+        if not self.modes & {"run_modes", "lifecycle"}:
+            return b""
+        done = to_json({"status": "run_done", "run_id": str(entry.run_id)})
+        end = Position(run.position.claim_no, END_SEQ)
+        return _frame("metadata", done, ThreadPosition(entry.position, end))
 
 
 def _frame(name: str, data: bytes, position: ThreadPosition) -> bytes:

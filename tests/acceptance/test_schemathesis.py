@@ -44,6 +44,10 @@ NEVER_SOON = "0 0 1 1 *"
 #: A request that takes longer than this has hung; a stream is left after it.
 SECONDS = 30.0
 SECONDS_OF_A_THREADS_STREAM = 0.3
+STREAMS_OF_A_THREAD = (
+    "GET /threads/{thread_id}/stream",
+    "POST /threads/{thread_id}/stream/events",
+)
 _HOW = settings(
     derandomize=True,
     deadline=None,
@@ -151,7 +155,7 @@ def assert_documented(case, scene) -> None:
         case.body = _met(case.body, known)
     elif isinstance(case.body, list):
         case.body = [_met(item, known) if isinstance(item, dict) else item for item in case.body]
-    of_a_thread = case.operation.label == "GET /threads/{thread_id}/stream"
+    of_a_thread = case.operation.label in STREAMS_OF_A_THREAD
     timeout = SECONDS_OF_A_THREADS_STREAM if of_a_thread else SECONDS
     answer = case.call_and_validate(base_url=scene.url, checks=CHECKS, timeout=timeout)
     scene.statuses[case.operation.label].add(answer.status_code)

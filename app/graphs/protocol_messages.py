@@ -1,0 +1,125 @@
+"""Chat messages as version 2 of the streaming protocol tells them: a start, blocks of content that
+grow, and a finish, made from the chunks that a run has put on its stream.
+
+LangChain's own bridge makes the events. It pulls chunks from an iterator and we have them pushed,
+so it is run as what it is, a coroutine: it pauses where it wants a chunk that is not there yet.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Generator, Mapping
+from typing import Any
+
+from langchain_core.language_models._compat_bridge import achunks_to_events, message_to_events
+from langchain_core.messages import AIMessageChunk, BaseMessage, convert_to_messages
+from langchain_core.outputs import ChatGenerationChunk
+
+_ROLES = {"ai": "ai", "human": "human", "system": "system"}
+_CHUNK = "AIMessageChunk"
+
+
+class _Pause:
+    """Awaited where the next chunk has not come yet."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+class _GrowingMessage:
+    """One message whose chunks are still coming."""
+
+    def __init__(self, message_id: str | None) -> None:
+        self._chunks: deque[AIMessageChunk] = deque()
+        self._over = False
+        self._events = achunks_to_events(self._next_chunks(), message_id=message_id)
+        self._step: Any = None
+
+    async def _next_chunks(self) -> AsyncIterator[ChatGenerationChunk]:
+        while True:
+            while self._chunks:
+                yield ChatGenerationChunk(message=self._chunks.popleft())
+            if self._over:
+                return
+            await _Pause()
+
+    def take(self, chunk: AIMessageChunk) -> list[dict[str, Any]]:
+        self._chunks.append(chunk)
+        return self._events_until_pause()
+
+    def finish(self) -> list[dict[str, Any]]:
+        self._over = True
+        return self._events_until_pause()
+
+    def _events_until_pause(self) -> list[dict[str, Any]]:
+        said: list[dict[str, Any]] = []
+        while True:
+            step: Any = self._step if self._step is not None else anext(self._events)
+            try:
+                step.send(None)
+            except StopIteration as event:
+                self._step = None
+                said.append(event.value)
+            except StopAsyncIteration:
+                return said
+            else:
+                self._step = step
+                return said
+
+
+class MessageEvents:
+    """The messages of one namespace of one run."""
+
+    def __init__(self) -> None:
+        self._growing: dict[str, _GrowingMessage] = {}
+
+    def take(self, message: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What a chunk, or a whole message, adds. `message` is as JSON has it.
+
+        A tool's message says nothing here: its call has events of its own.
+        """
+        if message.get("type") == "tool":
+            return []
+        message_id = message.get("id")
+        if message.get("type") != _CHUNK:
+            whole = convert_to_messages([dict(message)])[0]
+            said = [dict(event) for event in message_to_events(whole, message_id=message_id)]
+            return _described(said, message_id, _role(whole), metadata)
+        key = message_id or ""
+        growing = self._growing.setdefault(key, _GrowingMessage(message_id))
+        said = growing.take(_as_chunk(message))
+        if message.get("chunk_position") == "last":
+            said += self._growing.pop(key).finish()
+        return _described(said, message_id, "ai", metadata)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """The step that the messages are of has ended, and so have they."""
+        said = []
+        for message_id, growing in self._growing.items():
+            said += _described(growing.finish(), message_id or None, "ai", {})
+        self._growing.clear()
+        return said
+
+
+def _as_chunk(message: Mapping[str, Any]) -> AIMessageChunk:
+    """LangChain derives a chunk's tool calls from the chunks of them."""
+    given = {k: v for k, v in message.items() if k not in ("tool_calls", "invalid_tool_calls")}
+    return AIMessageChunk(**given)
+
+
+def _role(message: BaseMessage) -> str:
+    return _ROLES.get(message.type, "ai")
+
+
+def _described(
+    said: list[dict[str, Any]], message_id: str | None, role: str, metadata: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """With the message's id in every event, so that two that grow at once can be told apart."""
+    for event in said:
+        if message_id:
+            event["message_id"] = message_id
+        if event["event"] == "message-start":
+            event["role"] = role
+            if node := metadata.get("langgraph_node"):
+                event["metadata"] = {**event.get("metadata", {}), "langgraph_node": node}
+    return said
