@@ -1,14 +1,21 @@
-"""`belay dev` and `belay migrate`."""
+"""`belay dev`, `belay migrate` and `belay keys`."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from app.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from app.db.connection import Connection
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -65,6 +72,78 @@ def migrate() -> None:
     for name in applied:
         click.echo(f"applied {name}")
     click.echo("the schema is up to date")
+
+
+@main.group()
+def keys() -> None:
+    """API keys: a server that runs with BELAY_AUTH=keys wants one with every request."""
+
+
+@contextmanager
+def _database() -> Iterator[Connection]:
+    """The database that DATABASE_URL names; without it, or an answer from it, that is the end."""
+    import psycopg  # noqa: PLC0415
+
+    from app.db.connection import connect  # noqa: PLC0415
+
+    try:
+        settings = Settings.from_environ({"REDIS_URL": "redis://unused", **os.environ})
+        with connect(settings.database_url, name="belay keys") as conn:
+            yield conn
+    except (SettingsError, psycopg.Error) as error:
+        click.echo(f"belay keys: {error}", err=True)
+        sys.exit(1)
+
+
+@keys.command("create")
+@click.option("--name", required=True, help="What it is for, to know it again.")
+@click.option("--team", default="default", show_default=True, help="Whose Agent runs it sees.")
+@click.option("--scope", type=click.Choice(["all", "agent_runs"]), default="all", show_default=True)
+@click.option("--days", type=click.FloatRange(min=0, min_open=True, max=36500), help="Expires.")
+def create_key(name: str, team: str, scope: str, days: float | None) -> None:
+    """Make a key and show it, this once."""
+    from app.db.api_keys import insert_api_key  # noqa: PLC0415
+    from app.domain.api_keys import make_key  # noqa: PLC0415
+
+    new = make_key()
+    seconds = None if days is None else days * 86_400
+    with _database() as conn:
+        insert_api_key(conn, new, name=name, team=team, scope=scope, seconds=seconds)
+    click.echo(new.text)
+    click.echo("Keep it: it is not shown again.", err=True)
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """What keys there are, by their prefixes."""
+    from app.db.api_keys import list_api_keys  # noqa: PLC0415
+
+    now = datetime.now(UTC)
+    click.echo(f"{'PREFIX':14}{'NAME':22}{'TEAM':14}{'SCOPE':12}{'STATE':10}{'LAST USED'}")
+    with _database() as conn:
+        for key in list_api_keys(conn):
+            state = "good"
+            if key.revoked_at is not None:
+                state = "revoked"
+            elif key.expires_at is not None and key.expires_at <= now:
+                state = "expired"
+            used = "never" if key.last_used_at is None else f"{key.last_used_at:%Y-%m-%d %H:%M}"
+            click.echo(f"{key.prefix:14}{key.name:22}{key.team:14}{key.scope:12}{state:10}{used}")
+
+
+@keys.command("revoke")
+@click.argument("named")
+def revoke_key(named: str) -> None:
+    """Revoke the key with this prefix, or all that have this name."""
+    from app.db.api_keys import revoke_api_key  # noqa: PLC0415
+
+    with _database() as conn:
+        revoked = revoke_api_key(conn, named)
+    if not revoked:
+        click.echo(f"belay keys: there is no key {named}", err=True)
+        sys.exit(1)
+    for key in revoked:
+        click.echo(f"revoked {key.prefix} ({key.name}); it is refused within two seconds")
 
 
 if __name__ == "__main__":

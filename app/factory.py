@@ -15,6 +15,7 @@ from flask import Flask
 
 from app import logs
 from app.api.application import create_api
+from app.api.authentication import authentication_of
 from app.api.project_app import ProjectApp
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
@@ -103,4 +104,5 @@ def join_parts(settings: Settings) -> Parts:
         count_unstarted=meters.ended_unstarted,
         meters=meters,
         project_app=ProjectApp.load(graphs.project),
+        authentication=authentication_of(settings, graphs.project, database),
     )

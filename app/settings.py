@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 DEFAULT_QUEUE = "runs"
+AUTH_WORDS = ("keys", "none")
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 EXAMPLE_CONFIG = Path(__file__).resolve().parent.parent / "deploy" / "example" / "langgraph.json"
@@ -88,6 +89,9 @@ class Settings:
     webhook_domains: tuple[str, ...]
     #: A webhook call that is not answered with 2xx is given up after so many attempts.
     webhook_attempts: int
+    #: "keys": a request has an API key; "none": anybody may do anything. None when nobody has said
+    #: which; then it is "none", on loopback only. A project's own `auth` goes before either.
+    auth: str | None
     #: Send a stream heartbeat comment this often.
     heartbeat_seconds: float
     #: Origins of web pages that may call the API; `*` is all of them.
@@ -140,6 +144,7 @@ class Settings:
             webhook_allow_private=read.boolean("BELAY_WEBHOOK_ALLOW_PRIVATE", False),
             webhook_domains=read.words("BELAY_WEBHOOK_DOMAINS", ""),
             webhook_attempts=read.integer("BELAY_WEBHOOK_ATTEMPTS", 15, minimum=1),
+            auth=read.one_of("BELAY_AUTH", AUTH_WORDS),
             heartbeat_seconds=read.number("BELAY_HEARTBEAT_SECONDS", 5.0, minimum=0.1),
             cors_origins=read.words("BELAY_CORS_ORIGINS", "*"),
             log_format=read.one_of("BELAY_LOG_FORMAT", LOG_FORMATS) or "text",

@@ -72,7 +72,21 @@ def on_starting(server):
     for handler in server.log.error_log.handlers:
         if os.environ.get("BELAY_LOG_FORMAT", "").strip().lower() == "json":
             handler.setFormatter(formatter("json"))
+    _refuse_to_be_open(server.cfg.address)
 
 
 def when_ready(server):
     server.log.warning("listening on %s", ", ".join(str(sock) for sock in server.LISTENERS))
+
+
+def _refuse_to_be_open(addresses):
+    """Addresses as gunicorn has them: of the command line, if it names any, else of this file."""
+    from app.open_servers import refuse_open_server  # noqa: PLC0415
+    from app.settings import SettingsError  # noqa: PLC0415
+
+    hosts = [a[0] if isinstance(a, tuple) else str(a) for a in addresses]
+    try:
+        refuse_open_server(hosts, os.environ)
+    except SettingsError as error:
+        print(f"belay web: {error}", file=sys.stderr, flush=True)
+        sys.exit(3)

@@ -33,6 +33,10 @@ from app.services.parts import Parts
 VERSION = "0.1.0"
 
 
+#: Endpoints that show the OpenAPI document. They are everybody's.
+_DOCUMENTS = ("api-docs", "swagger_ui")
+
+
 class _Api(flask_smorest.Api):
     """Our errors and fields, in the document as on the wire."""
 
@@ -95,6 +99,15 @@ def create_api(parts: Parts) -> Flask:
     api.register_blueprint(system.health)
     if http.serves("meta"):
         app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json"))
+    _refuse_open_views(app)
     register_error_handlers(app)
     prepare_requests(app, parts.settings, http.cors)
     return app
+
+
+def _refuse_open_views(app: Flask) -> None:
+    """Every view says what it does, so that it can be asked whether that may be done."""
+    for endpoint, view in app.view_functions.items():
+        marked = getattr(view, "is_public", False) or getattr(view, "is_authorized", False)
+        if not marked and endpoint.partition(".")[0] not in _DOCUMENTS:
+            raise TypeError(f"{endpoint} says neither @authorized nor @public")

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
-from concurrent.futures import Future
 from typing import Any
 
 from a2wsgi.asgi import ASGIResponder
+
+from app.api.event_loop import loop_in_a_real_thread
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class AsgiBridge:
     def __init__(self, app: AsgiApp) -> None:
         self._app = app
         self._state: dict[str, Any] = {}
-        self._loop = _loop_in_a_real_thread()
+        self._loop = loop_in_a_real_thread()
         self._lifespan = _Lifespan(app, self._state)
 
     def start(self) -> None:
@@ -128,20 +127,3 @@ class _Lifespan:
         except Exception as error:  # noqa: BLE001  (an app without a lifespan refuses it, somehow)
             log.debug("the project's app has no lifespan: %s", error)
         await self._answers.put({"type": "the end"})
-
-
-def _loop_in_a_real_thread() -> asyncio.AbstractEventLoop:
-    made: Future[asyncio.AbstractEventLoop] = Future()
-
-    def run() -> None:
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        loop.call_soon(made.set_result, loop)
-        loop.run_forever()
-
-    patched = sys.modules.get("gevent.monkey")
-    if patched is not None and patched.is_module_patched("threading"):
-        patched.get_original("_thread", "start_new_thread")(run, ())
-    else:
-        threading.Thread(target=run, name="belay-asgi", daemon=True).start()
-    return made.result()

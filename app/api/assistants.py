@@ -24,6 +24,7 @@ from app.api.assistant_schemas import (
     SetLatest,
     SubgraphsQuery,
 )
+from app.api.authorization import authorize, authorized
 from app.api.error_schemas import Error
 from app.api.fields import path_uuid, query_flag
 from app.api.json_body import Blueprint, json_response
@@ -45,6 +46,7 @@ blueprint = Blueprint("assistants", __name__, description="Graphs with configura
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error, description="Unknown graph")
 @blueprint.alt_response(409, schema=Error, description="The id is taken")
+@authorized("assistants", "create")
 def create_assistant(body: dict[str, Any]) -> Response:
     return json_response(shown(assistants.create_assistant(parts(), body), ASSISTANT_FIELDS))
 
@@ -52,6 +54,7 @@ def create_assistant(body: dict[str, Any]) -> Response:
 @blueprint.get("/assistants/<assistant_id>")
 @blueprint.response(200, Assistant)
 @blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "read")
 def get_assistant(assistant_id: str) -> Response:
     with parts().database.connection() as conn:
         assistant = assistants.get_assistant(conn, path_uuid(assistant_id, "assistant"))
@@ -63,6 +66,7 @@ def get_assistant(assistant_id: str) -> Response:
 @blueprint.response(200, Assistant)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "update")
 def patch_assistant(body: dict[str, Any], assistant_id: str) -> Response:
     """A new version, if that changes anything."""
     patched = assistants.patch_assistant(parts(), path_uuid(assistant_id, "assistant"), body)
@@ -74,7 +78,9 @@ def patch_assistant(body: dict[str, Any], assistant_id: str) -> Response:
 @blueprint.alt_response(204, description="Deleted; its runs in flight were stopped first")
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error, description="It is a graph's own assistant")
+@authorized("assistants", "delete")
 def delete_assistant(_query: dict[str, Any], assistant_id: str) -> Response:
+    authorize("threads", "delete", {"assistant_id": assistant_id})
     assistants.delete_assistant(
         parts(),
         path_uuid(assistant_id, "assistant"),
@@ -87,6 +93,7 @@ def delete_assistant(_query: dict[str, Any], assistant_id: str) -> Response:
 @blueprint.arguments(ListVersions)
 @blueprint.response(200, AssistantVersion(many=True))
 @blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "read")
 def list_versions(body: dict[str, Any], assistant_id: str) -> Response:
     """Newest first."""
     found = assistants.list_versions(
@@ -103,6 +110,7 @@ def list_versions(body: dict[str, Any], assistant_id: str) -> Response:
 @blueprint.arguments(SetLatest)
 @blueprint.response(200, Assistant)
 @blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "update")
 def set_latest(body: dict[str, Any], assistant_id: str) -> Response:
     """Make an older version the one that runs use."""
     latest = assistants.set_latest(parts(), path_uuid(assistant_id, "assistant"), body["version"])
@@ -114,6 +122,7 @@ def set_latest(body: dict[str, Any], assistant_id: str) -> Response:
 @blueprint.response(200, Drawing)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "read")
 def draw_graph(query: dict[str, Any], assistant_id: str) -> Response:
     """By the assistant's id or the graph's name."""
     xray = _xray(query.get("xray", "false"))
@@ -135,6 +144,7 @@ def _xray(text: str) -> int | bool:
 @blueprint.response(200, BY_NAMESPACE, description="The schemas of subgraphs, by namespace")
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "read")
 def list_subgraphs(
     query: dict[str, Any], assistant_id: str, namespace: str | None = None
 ) -> Response:
@@ -151,6 +161,7 @@ def list_subgraphs(
 @blueprint.response(200, GraphSchemas)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "read")
 def get_schemas(assistant_id: str) -> Response:
     graph_id, graph = assistants.graph_of(parts(), assistant_id)
     return json_response({"graph_id": graph_id, **graph_shapes.schemas_of(graph)})
@@ -167,6 +178,7 @@ def _filter(body: dict[str, Any]) -> AssistantFilter:
 @blueprint.arguments(CountAssistants)
 @blueprint.response(200, COUNT)
 @blueprint.alt_response(404, schema=Error, description="Unknown graph")
+@authorized("assistants", "search")
 def count_assistants(body: dict[str, Any]) -> Response:
     filter_ = _filter(body)
     with parts().database.connection() as conn:
@@ -177,6 +189,7 @@ def count_assistants(body: dict[str, Any]) -> Response:
 @blueprint.arguments(SearchAssistants)
 @blueprint.response(200, SelectedAssistant(many=True))
 @blueprint.alt_response(404, schema=Error, description="Unknown graph")
+@authorized("assistants", "search")
 def search_assistants(body: dict[str, Any]) -> Response:
     filter_ = _filter(body)
     with parts().database.connection() as conn:

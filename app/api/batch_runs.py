@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import Response
 
+from app.api.authorization import authorizes_itself
 from app.api.error_schemas import Error
 from app.api.json_body import Blueprint, json_response
 from app.api.parts import parts
@@ -25,6 +26,7 @@ _MOST = 1_000
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
+@authorizes_itself
 def create_batch(bodies: list[dict[str, Any]]) -> Response:
     """All of them are created, or none."""
     if not 1 <= len(bodies) <= _MOST:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from flask import Response
 
+from app.api.authorization import authorized
 from app.api.cron_schemas import (
     CountCrons,
     CreateCron,
@@ -20,7 +22,7 @@ from app.api.fields import path_uuid
 from app.api.json_body import Blueprint, json_response
 from app.api.pages import COUNT, page_response, shown
 from app.api.parts import parts
-from app.api.run_requests import check_webhook
+from app.api.run_requests import authorize_runs, check_webhook
 from app.db import crons as cron_rows
 from app.db.crons import CronFilter
 from app.domain.crons import CRON_FIELDS
@@ -41,9 +43,9 @@ def _shown(cron: CronRow, fields: list[str] | None = None) -> dict[str, Any]:
 @blueprint.response(200, Cron)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
+@authorized("crons", "create")
 def create_cron(body: dict[str, Any]) -> Response:
-    check_webhook(body)
-    return json_response(_shown(crons.create_cron(parts(), body, None)))
+    return _create(body, None)
 
 
 @blueprint.post("/threads/<thread_id>/runs/crons")
@@ -51,14 +53,21 @@ def create_cron(body: dict[str, Any]) -> Response:
 @blueprint.response(200, Cron)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
+@authorized("crons", "create")
 def create_thread_cron(body: dict[str, Any], thread_id: str) -> Response:
+    return _create(body, path_uuid(thread_id, "thread"))
+
+
+def _create(body: dict[str, Any], thread_id: UUID | None) -> Response:
     check_webhook(body)
-    return json_response(_shown(crons.create_cron(parts(), body, path_uuid(thread_id, "thread"))))
+    maker = authorize_runs(body, thread_id)
+    return json_response(_shown(crons.create_cron(parts(), body, thread_id, maker.as_json())))
 
 
 @blueprint.get("/runs/crons/<cron_id>")
 @blueprint.response(200, Cron)
 @blueprint.alt_response(404, schema=Error)
+@authorized("crons", "read")
 def get_cron(cron_id: str) -> Response:
     return json_response(_shown(crons.get_cron(parts(), path_uuid(cron_id, "cron"))))
 
@@ -68,6 +77,7 @@ def get_cron(cron_id: str) -> Response:
 @blueprint.response(200, Cron)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
+@authorized("crons", "update")
 def patch_cron(body: dict[str, Any], cron_id: str) -> Response:
     check_webhook(body)
     return json_response(_shown(crons.patch_cron(parts(), path_uuid(cron_id, "cron"), body)))
@@ -76,6 +86,7 @@ def patch_cron(body: dict[str, Any], cron_id: str) -> Response:
 @blueprint.delete("/runs/crons/<cron_id>")
 @blueprint.alt_response(204, description="Deleted; the runs it created stay")
 @blueprint.alt_response(404, schema=Error)
+@authorized("crons", "delete")
 def delete_cron(cron_id: str) -> Response:
     crons.delete_cron(parts(), path_uuid(cron_id, "cron"))
     return Response(status=204)
@@ -93,6 +104,7 @@ def _filter(body: dict[str, Any]) -> CronFilter:
 @blueprint.post("/runs/crons/count")
 @blueprint.arguments(CountCrons)
 @blueprint.response(200, COUNT)
+@authorized("crons", "search")
 def count_crons(body: dict[str, Any]) -> Response:
     filter_ = _filter(body)
     with parts().database.connection() as conn:
@@ -102,6 +114,7 @@ def count_crons(body: dict[str, Any]) -> Response:
 @blueprint.post("/runs/crons/search")
 @blueprint.arguments(SearchCrons)
 @blueprint.response(200, SelectedCron(many=True))
+@authorized("crons", "search")
 def search_crons(body: dict[str, Any]) -> Response:
     filter_ = _filter(body)
     with parts().database.connection() as conn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
@@ -12,9 +13,13 @@ from app.domain.errors import (
     BadRequest,
     BelayError,
     Conflict,
+    Forbidden,
     InvalidRequest,
     NotFound,
+    Refused,
     TooLarge,
+    TooMany,
+    Unauthorized,
     Unavailable,
 )
 
@@ -23,9 +28,12 @@ log = logging.getLogger(__name__)
 _STATUS: tuple[tuple[type[BelayError], int], ...] = (
     (BadRequest, 400),
     (InvalidRequest, 422),
+    (Unauthorized, 401),
+    (Forbidden, 403),
     (NotFound, 404),
     (Conflict, 409),
     (TooLarge, 413),
+    (TooMany, 429),
     (Unavailable, 503),
 )
 _RETRY_AFTER_SECONDS = "2"
@@ -38,8 +46,14 @@ def register_error_handlers(app: Flask) -> None:
 
 
 def _belay_error(error: BelayError) -> Response:
+    if isinstance(error, Refused):
+        return json_response({"detail": error.detail}, error.status, dict(error.headers))
     status = next(status for kind, status in _STATUS if isinstance(error, kind))
     response = json_response({"detail": error.detail}, status)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, TooMany):
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     if status == 503:
         response.headers["Retry-After"] = _RETRY_AFTER_SECONDS
     return response

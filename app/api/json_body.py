@@ -157,7 +157,12 @@ class Blueprint(flask_smorest.Blueprint):
 
 
 def _with_common_errors(doc: dict[str, Any], doc_info: dict[str, Any], **_: Any) -> dict[str, Any]:
-    errors = {503: "The database or Redis is away; try again after `Retry-After` seconds"}
+    errors = {
+        401: "Nobody knows who asks",
+        403: "Who asks may not do this",
+        429: "Too much at once; try again after `Retry-After` seconds",
+        503: "The database or Redis is away; try again after `Retry-After` seconds",
+    }
     if doc_info["has_path_parameters"] or "parameters" in doc or "requestBody" in doc:
         errors[422] = "What is asked is not well formed, and nothing was done"
     if "requestBody" in doc:

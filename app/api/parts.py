@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from flask import current_app
+from flask import current_app, request
 
 from app.services.parts import Parts
 
 PARTS = "belay"
+#: Where in a request's environment its own parts are, if what it may see is confined.
+CONFINED = "belay.parts"
 
 
 def parts() -> Parts:
-    found: Parts = current_app.extensions[PARTS]
+    found: Parts = request.environ.get(CONFINED) or current_app.extensions[PARTS]
     return found

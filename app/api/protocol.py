@@ -13,6 +13,7 @@ from uuid import UUID
 import marshmallow as ma
 from flask import Response, request
 
+from app.api.authorization import authorize, authorized, authorizes_itself, is_confined
 from app.api.error_schemas import Error
 from app.api.fields import path_uuid
 from app.api.json_body import Blueprint, describe, json_response, read_json
@@ -38,6 +39,7 @@ from app.services.protocol_commands import (
 )
 from app.services.protocol_stream import EventFilter, sse_frame, stream_protocol
 from app.services.runs import create_run
+from app.services.threads import get_thread
 
 blueprint = Blueprint("protocol", __name__, description="The streaming protocol, version 2")
 
@@ -52,18 +54,20 @@ _CODES: Mapping[type[Exception], tuple[str, str]] = {
     Conflict: ("unknown_error", "409: "),
 }
 _FAILURES = tuple(_CODES)
+NO_COMMAND = {"anyOf": [CommandAnswer, Error]}
 _ON_A_SOCKET = ("subscription.subscribe", "subscription.unsubscribe", "subscription.reconnect")
 
 
 @blueprint.post("/threads/<thread_id>/commands")
 @blueprint.response(200, CommandAnswer, description="What became of it, `error`s too")
-@blueprint.alt_response(400, schema=CommandAnswer, description="It is no command")
+@blueprint.alt_response(400, schema=NO_COMMAND, description="It is no command, or no JSON")
 @blueprint.doc(
     requestBody={
         "required": True,
         "content": {"application/json": {"schema": CommandFrame}},
     }
 )
+@authorizes_itself
 def command(thread_id: str) -> Response:
     """Do a command of the streaming protocol: run.start, input.respond, agent.getTree."""
     thread = path_uuid(thread_id, "thread")
@@ -81,13 +85,22 @@ def command(thread_id: str) -> Response:
 @blueprint.doc(
     requestBody={"required": True, "content": {"application/json": {"schema": EventStream}}}
 )
+@authorized("threads", "read")
 def events(thread_id: str) -> Response:
     """Follow a thread by the streaming protocol: all that its runs have streamed, and what they
     will. The thread may be one that is yet to be created."""
     thread = path_uuid(thread_id, "thread")
     wanted = event_filter(_json_of_request())
+    refuse_strange_thread(thread)
     body = stream_protocol(parts(), thread, wanted, sse_frame, watch_client())
     return Response(body, 200, STREAM_HEADERS, content_type=STREAM_TYPE)
+
+
+def refuse_strange_thread(thread_id: UUID) -> None:
+    """A thread that is yet to be created may be anybody's: who may not see everything is told that
+    it is not there. Raises NotFound."""
+    if is_confined():
+        get_thread(parts(), thread_id)
 
 
 def _json_of_request() -> Any:
@@ -170,10 +183,12 @@ def failure(command_id: int | None, code: str, message: str) -> Answer:
 def _start(thread_id: UUID, params: Mapping[str, Any]) -> Answer:
     if not params.get("assistant_id"):
         raise InvalidRequest("run.start requires an assistant_id.")
+    authorize("threads", "read", {"thread_id": thread_id})
     return _run(thread_id, body_of_start(parts(), thread_id, _loaded(RunStart(), params)))
 
 
 def _respond(thread_id: UUID, params: Mapping[str, Any]) -> Answer:
+    authorize("threads", "read", {"thread_id": thread_id})
     return _run(thread_id, body_of_answers(parts(), thread_id, _loaded(InputRespond(), params)))
 
 
@@ -187,6 +202,7 @@ def _run(thread_id: UUID, body: Mapping[str, Any]) -> Answer:
 
 
 def _tree(thread_id: UUID, _params: Mapping[str, Any]) -> Answer:
+    authorize("threads", "read", {"thread_id": thread_id})
     return {"tree": tree_of(parts(), thread_id).as_json()}
 
 

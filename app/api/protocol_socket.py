@@ -18,11 +18,18 @@ import orjson
 from flask import Response, request
 from simple_websocket import ConnectionClosed, Server
 
+from app.api.authorization import authorized
 from app.api.cors import origin_may_ask
 from app.api.fields import path_uuid
 from app.api.json_body import MAX_DEPTH, Blueprint, check_document, json_response
 from app.api.parts import parts
-from app.api.protocol import answer_of, event_filter, failure, success
+from app.api.protocol import (
+    answer_of,
+    event_filter,
+    failure,
+    refuse_strange_thread,
+    success,
+)
 from app.domain.errors import BadRequest, BelayError, InvalidRequest
 from app.graphs.serde import to_json
 from app.services.protocol_stream import EventFilter, line_frame, stream_protocol
@@ -59,9 +66,11 @@ class _WholeSends:
 
 @blueprint.route("/threads/<thread_id>/stream/events", methods=["GET"], websocket=True)
 @blueprint.doc(hidden=True)
+@authorized("threads", "read")
 def events_socket(thread_id: str) -> Response:
     """Subscribe with `subscription.subscribe`; all other commands are taken too."""
     thread = path_uuid(thread_id, "thread")
+    refuse_strange_thread(thread)
     if not _may_connect(request.headers.get("Origin")):
         return json_response({"detail": "This origin may not open a WebSocket here."}, 403)
     client_socket = request.environ.get("gunicorn.socket")

@@ -11,14 +11,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response, current_app, request
 
 from app import logs
+from app.api.authentication import CALLER
+from app.api.authorization import confine_request
 from app.api.cors import REQUEST_ID, cors_headers
 from app.api.parts import parts
 from app.api.project_app import ProjectApp
+from app.api.project_auth import ProjectAuth
 from app.graphs.http_config import CorsRules
 from app.meters import WebMeters
+from app.services.parts import Authentication
 from app.settings import Settings
 
 access_log = logging.getLogger("belay.access")
@@ -73,11 +77,27 @@ def _begin_request() -> Response | None:
     logs.in_request(about)
     if method == "OPTIONS" and _is_preflight(environ):
         return Response("OK", content_type="text/plain; charset=utf-8")
-    project = parts().project_app
+    found = parts()
+    project = found.project_app
     if isinstance(project, ProjectApp) and project.answers(ours=request.url_rule is not None):
         context.route = _PROJECT
+        if found.graphs.project.http.authenticates_project:
+            _authenticate(found.authentication)
         return project.respond()
+    if found.authentication is not None and request.endpoint is not None:
+        view = current_app.view_functions[request.endpoint]
+        if not getattr(view, "is_public", False):
+            _authenticate(found.authentication)
     return None
+
+
+def _authenticate(authentication: Authentication | None) -> None:
+    """Raises Unauthorized, Refused."""
+    if authentication is None:
+        return
+    request.environ[CALLER] = authentication.caller()
+    if isinstance(authentication, ProjectAuth):
+        confine_request()
 
 
 def _is_preflight(environ: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from flask import Response, request
 
+from app.api.authorization import authorized, authorizes_itself
 from app.api.error_schemas import Error
 from app.api.fields import path_uuid
 from app.api.json_body import Blueprint
@@ -53,6 +54,7 @@ def _location(run: RunRow | Follow) -> str:
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
+@authorizes_itself
 def create_stateless_run(body: dict[str, Any]) -> Response:
     run = runs.create_run(parts(), run_request(body, None))
     return run_response(run, _location(run))
@@ -65,6 +67,7 @@ def create_stateless_run(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
+@authorizes_itself
 def wait_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response:
     follow = _follow(body, events=False)
     return outcome_response(follow, _location(follow))
@@ -77,6 +80,7 @@ def wait_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
+@authorizes_itself
 def stream_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response:
     follow = _follow(body, events=True)
     return stream_response(follow, _location(follow))
@@ -96,6 +100,7 @@ def _found(run_id: str) -> RunRow:
 @blueprint.arguments(JoinQuery, location="query")
 @blueprint.response(200, OUTCOME, description="The run's final values, when it has ended")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def join_stateless_run(_query: dict[str, Any], run_id: str) -> Response:
     run = _found(run_id)
     follow = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
@@ -106,6 +111,7 @@ def join_stateless_run(_query: dict[str, Any], run_id: str) -> Response:
 @blueprint.arguments(JoinStreamQuery, location="query")
 @blueprint.response(200, EVENTS, description="The run's events", content_type="text/event-stream")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def join_stateless_stream(query: dict[str, Any], run_id: str) -> Response:
     """Join a run's stream. `Last-Event-ID` resumes one that was made with `stream_resumable`."""
     run = _found(run_id)

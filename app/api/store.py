@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import Response, request
 
+from app.api.authorization import authorize, authorizes_itself
 from app.api.error_schemas import Error
 from app.api.fields import query_flag
 from app.api.json_body import Blueprint, json_response
@@ -30,8 +31,9 @@ blueprint = Blueprint("store", __name__, description="Items that threads and gra
 @blueprint.arguments(PutItem)
 @blueprint.alt_response(204, description="Stored")
 @blueprint.alt_response(400, schema=Error)
+@authorizes_itself
 def put_item(body: dict[str, Any]) -> Response:
-    store.put_item(parts(), body)
+    store.put_item(parts(), {**body, "namespace": _allowed("put", body["namespace"], body)})
     return Response(status=204)
 
 
@@ -39,6 +41,7 @@ def put_item(body: dict[str, Any]) -> Response:
 @blueprint.arguments(GetItemQuery, location="query")
 @blueprint.response(200, ITEM_OR_NULL, description="The item, or null when there is none")
 @blueprint.alt_response(400, schema=Error)
+@authorizes_itself
 def get_item(query: dict[str, Any]) -> Response:
     if "key" not in query:
         raise BadRequest("Key is required")
@@ -47,7 +50,7 @@ def get_item(query: dict[str, Any]) -> Response:
         asked[0].split(".") if len(asked) == 1 and asked[0] else [label for label in asked if label]
     )
     refresh = query_flag("refresh_ttl") if "refresh_ttl" in request.args else None
-    namespace = store.checked_namespace(labels)
+    namespace = store.checked_namespace(_allowed("get", labels, query))
     return json_response(store.get_item(parts(), namespace, query["key"], refresh_ttl=refresh))
 
 
@@ -55,8 +58,10 @@ def get_item(query: dict[str, Any]) -> Response:
 @blueprint.arguments(DeleteItem)
 @blueprint.alt_response(204, description="Deleted, or not there")
 @blueprint.alt_response(400, schema=Error)
+@authorizes_itself
 def delete_item(body: dict[str, Any]) -> Response:
-    store.delete_item(parts(), store.checked_namespace(body["namespace"]), body["key"])
+    namespace = store.checked_namespace(_allowed("delete", body["namespace"], body))
+    store.delete_item(parts(), namespace, body["key"])
     return Response(status=204)
 
 
@@ -64,13 +69,28 @@ def delete_item(body: dict[str, Any]) -> Response:
 @blueprint.arguments(SearchItems)
 @blueprint.response(200, FoundItems)
 @blueprint.alt_response(400, schema=Error)
+@authorizes_itself
 def search_items(body: dict[str, Any]) -> Response:
-    return json_response({"items": store.search_items(parts(), body)})
+    prefix = _allowed("search", body.get("namespace_prefix") or [], body)
+    found = store.search_items(parts(), {**body, "namespace_prefix": prefix})
+    return json_response({"items": found})
 
 
 @blueprint.post("/store/namespaces")
 @blueprint.arguments(ListNamespaces)
 @blueprint.response(200, Namespaces)
 @blueprint.alt_response(400, schema=Error)
+@authorizes_itself
 def list_namespaces(body: dict[str, Any]) -> Response:
-    return json_response({"namespaces": store.list_namespaces(parts(), body)})
+    prefix = _allowed("list_namespaces", body.get("prefix") or [], body)
+    return json_response({"namespaces": store.list_namespaces(parts(), {**body, "prefix": prefix})})
+
+
+def _allowed(action: str, namespace: list[str], body: dict[str, Any]) -> list[str]:
+    """The namespace, as the project's handler leaves it. Raises Forbidden, Refused."""
+    store.checked_namespace(namespace)
+    value = {**body, "namespace": tuple(namespace)}
+    if action == "list_namespaces" and not namespace:
+        value["namespace"] = None
+    authorize("store", action, value)
+    return [str(label) for label in value["namespace"] or ()]

@@ -8,6 +8,7 @@ from typing import Any
 from flask import Response, request
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from app.api.authorization import authorizes_itself, public
 from app.api.json_body import Blueprint, json_response
 from app.api.parts import parts
 from app.api.system_schemas import Info, Ok
@@ -22,6 +23,7 @@ health = Blueprint("health", __name__, description="Is it up")
 
 @health.get("/ok")
 @health.response(200, Ok, description="The server answers. `check_db=1` asks Postgres too.")
+@public
 def ok() -> Response:
     asked = request.args.get("check_db", "").lower() in ("1", "true")
     if asked and parts().graphs.project.http.serves("meta"):
@@ -32,6 +34,7 @@ def ok() -> Response:
 
 @blueprint.get("/info")
 @blueprint.response(200, Info, description="Versions and what this server can do.")
+@public
 def info() -> Response:
     flags: dict[str, Any] = {
         "assistants": parts().graphs.project.http.serves("assistants"),
@@ -64,6 +67,7 @@ _METRICS = {
 @blueprint.get("/metrics")
 @blueprint.response(200, description="For Prometheus; `format=json` for a summary of the queues.")
 @blueprint.doc(responses={"200": {"content": _METRICS}})
+@authorizes_itself
 def metrics() -> Response:
     found = parts()
     if request.args.get("format") == "json":

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from flask import Response, request
 
+from app.api.authorization import authorized, authorizes_itself
 from app.api.error_schemas import Error
 from app.api.fields import path_uuid, query_names
 from app.api.json_body import Blueprint, json_response
@@ -76,6 +77,7 @@ def _thread_id_of_create(text: str) -> UUID:
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error, description="The thread is busy, and `reject`")
+@authorizes_itself
 def create_run(body: dict[str, Any], thread_id: str) -> Response:
     run = runs.create_run(parts(), _asked(thread_id, body))
     return run_response(run, run_path(run))
@@ -88,6 +90,7 @@ def create_run(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
+@authorizes_itself
 def wait_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Response:
     follow = _follow(thread_id, body, events=False)
     return outcome_response(follow, run_path(follow))
@@ -100,6 +103,7 @@ def wait_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Re
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
+@authorizes_itself
 def stream_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Response:
     follow = _follow(thread_id, body, events=True)
     return stream_response(follow, run_path(follow))
@@ -109,6 +113,7 @@ def stream_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> 
 @blueprint.arguments(ListRunsQuery, location="query")
 @blueprint.response(200, SelectedRun(many=True))
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def list_runs(query: dict[str, Any], thread_id: str) -> Response:
     """List runs for a thread, newest first."""
     fields = query_names(query.get("select")) or list(RUN_FIELDS)
@@ -134,6 +139,7 @@ def _found(thread_id: str, run_id: str) -> RunRow:
 @blueprint.get("/threads/<thread_id>/runs/<run_id>")
 @blueprint.response(200, Run)
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def get_run(thread_id: str, run_id: str) -> Response:
     return json_response(run_body(_found(thread_id, run_id)))
 
@@ -141,6 +147,7 @@ def get_run(thread_id: str, run_id: str) -> Response:
 @blueprint.delete("/threads/<thread_id>/runs/<run_id>")
 @blueprint.response(200, NOTHING, description="Success")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "delete")
 def delete_run(thread_id: str, run_id: str) -> Response:
     """Delete a run by ID. One in flight is stopped first."""
     runs.delete_run(parts(), path_uuid(thread_id, "thread"), path_uuid(run_id, "run"))
@@ -152,6 +159,7 @@ def delete_run(thread_id: str, run_id: str) -> Response:
 @blueprint.response(200, NOTHING, description="With wait: the work has stopped")
 @blueprint.alt_response(202, description="Without wait: the cancel is accepted, and is kept")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "update")
 def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     thread, run = path_uuid(thread_id, "thread"), path_uuid(run_id, "run")
     action = CancelAction(query["action"])
@@ -173,6 +181,7 @@ def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
 @blueprint.arguments(JoinQuery, location="query")
 @blueprint.response(200, OUTCOME, description="The run's own final values, when it has ended")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def join_run(_query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     run = _followed(thread_id, run_id)
     follow = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
@@ -183,6 +192,7 @@ def join_run(_query: dict[str, Any], thread_id: str, run_id: str) -> Response:
 @blueprint.arguments(JoinStreamQuery, location="query")
 @blueprint.response(200, EVENTS, description="The run's events", content_type="text/event-stream")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def join_stream(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     """Join a run's stream. `Last-Event-ID` (exclusive; -1 or 0 from the start) resumes one that
     was made with `stream_resumable`."""

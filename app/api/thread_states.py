@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import Response
 
+from app.api.authorization import authorized
 from app.api.error_schemas import Error
 from app.api.fields import path_uuid, query_flag
 from app.api.json_body import Blueprint, json_response
@@ -32,6 +33,7 @@ blueprint = Blueprint("thread states", __name__, description="States of threads"
 @blueprint.response(200, ThreadState)
 @blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def get_state(query: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_state(
         parts(), path_uuid(thread_id, "thread"), None, subgraphs=query_flag("subgraphs")
@@ -44,6 +46,7 @@ def get_state(query: dict[str, Any], thread_id: str) -> Response:
 @blueprint.response(200, ThreadState)
 @blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def get_state_at_checkpoint_id(
     query: dict[str, Any], thread_id: str, checkpoint_id: str
 ) -> Response:
@@ -59,6 +62,7 @@ def get_state_at_checkpoint_id(
 @blueprint.response(200, ThreadState)
 @blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def get_state_at_checkpoint(body: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_state(
         parts(),
@@ -87,6 +91,7 @@ def _selected(state: dict[str, Any], fields: list[str] | None) -> dict[str, Any]
 @blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error, description="Runs are in flight")
+@authorized("threads", "update")
 def update_state(body: dict[str, Any], thread_id: str) -> Response:
     return json_response(threads.update_state(parts(), path_uuid(thread_id, "thread"), body))
 
@@ -95,6 +100,7 @@ def update_state(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.arguments(PatchState)
 @blueprint.alt_response(204, description="The thread's metadata is merged")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "update")
 def patch_state(body: dict[str, Any], thread_id: str) -> Response:
     """Metadata of the thread, as the JavaScript SDK's `patchState` sends it."""
     threads.patch_thread(parts(), path_uuid(thread_id, "thread"), body.get("metadata") or {}, None)
@@ -106,6 +112,7 @@ def patch_state(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.response(200, ThreadState(many=True))
 @blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def get_history(query: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_history(
         parts(),
@@ -123,6 +130,7 @@ def get_history(query: dict[str, Any], thread_id: str) -> Response:
 @blueprint.response(200, ThreadState(many=True))
 @blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def search_history(body: dict[str, Any], thread_id: str) -> Response:
     found = threads.get_history(
         parts(),

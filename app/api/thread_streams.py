@@ -7,6 +7,7 @@ from typing import Any
 import marshmallow as ma
 from flask import Response, request
 
+from app.api.authorization import authorized
 from app.api.error_schemas import Error
 from app.api.fields import path_uuid, query_list
 from app.api.json_body import Blueprint
@@ -32,6 +33,7 @@ class ThreadStreamQuery(ma.Schema):
     200, EVENTS, description="The thread's events", content_type="text/event-stream"
 )
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def stream(query: dict[str, Any], thread_id: str) -> Response:
     """Follow a thread. `Last-Event-ID` (exclusive; `-` from the start) resumes."""
     asked = query_list(query.get("stream_modes")) or query_list(query.get("stream_mode"))

@@ -6,6 +6,7 @@ from typing import Any
 
 from flask import Response, request
 
+from app.api.authorization import authorize, authorized
 from app.api.error_schemas import Error
 from app.api.extracts import extract
 from app.api.fields import path_uuid, query_list
@@ -50,6 +51,7 @@ def _shown(thread: ThreadRow, fields: list[str] | None = None) -> dict[str, Any]
 @blueprint.response(200, Thread)
 @blueprint.alt_response(400, schema=Error, description="What the graph refuses of `supersteps`")
 @blueprint.alt_response(409, schema=Error, description="The id is taken")
+@authorized("threads", "create")
 def create_thread(body: dict[str, Any]) -> Response:
     return json_response(_shown(threads.create_thread(parts(), body)))
 
@@ -58,6 +60,7 @@ def create_thread(body: dict[str, Any]) -> Response:
 @blueprint.arguments(GetThreadQuery, location="query")
 @blueprint.response(200, Thread)
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def get_thread(query: dict[str, Any], thread_id: str) -> Response:
     thread = threads.get_thread(parts(), path_uuid(thread_id, "thread"))
     document = _shown(thread)
@@ -81,6 +84,7 @@ def _ttl(thread: ThreadRow) -> dict[str, Any] | None:
 @blueprint.response(200, Thread)
 @blueprint.alt_response(204, description="With `Prefer: return=minimal`")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "update")
 def patch_thread(body: dict[str, Any], thread_id: str) -> Response:
     metadata = body.get("metadata") or {}
     thread = threads.patch_thread(
@@ -94,6 +98,7 @@ def patch_thread(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.delete("/threads/<thread_id>")
 @blueprint.alt_response(204, description="Deleted; what ran on it was stopped first")
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "delete")
 def delete_thread(thread_id: str) -> Response:
     threads.delete_thread(parts(), path_uuid(thread_id, "thread"))
     return Response(status=204)
@@ -102,14 +107,20 @@ def delete_thread(thread_id: str) -> Response:
 @blueprint.post("/threads/<thread_id>/copy")
 @blueprint.response(200, Thread)
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def copy_thread(thread_id: str) -> Response:
     """A new thread with the same state and history, without the runs."""
-    return json_response(_shown(threads.copy_thread(parts(), path_uuid(thread_id, "thread"))))
+    copied: dict[str, Any] = {"thread_id": None, "metadata": {}}
+    authorize("threads", "create", copied)
+    stamped = dict(copied.get("metadata") or {})
+    thread = threads.copy_thread(parts(), path_uuid(thread_id, "thread"), stamped)
+    return json_response(_shown(thread))
 
 
 @blueprint.get("/threads/<thread_id>/storage")
 @blueprint.response(200, Storage)
 @blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
 def get_storage(thread_id: str) -> Response:
     """How much of the database the thread's history takes."""
     found = path_uuid(thread_id, "thread")
@@ -133,6 +144,7 @@ def get_storage(thread_id: str) -> Response:
 @blueprint.arguments(PruneThreads)
 @blueprint.response(200, PrunedThreads)
 @blueprint.alt_response(400, schema=Error, description="A state cannot do without its history")
+@authorized("threads", "delete")
 def prune_threads(body: dict[str, Any]) -> Response:
     """Delete threads, or all but their latest state. Busy threads keep their history."""
     strategy = TtlStrategy(body["strategy"])
@@ -153,6 +165,7 @@ def _filter(body: dict[str, Any]) -> ThreadFilter:
 @blueprint.post("/threads/count")
 @blueprint.arguments(CountThreads)
 @blueprint.response(200, COUNT)
+@authorized("threads", "search")
 def count_threads(body: dict[str, Any]) -> Response:
     return json_response(threads.count_threads(parts(), _filter(body)))
 
@@ -160,6 +173,7 @@ def count_threads(body: dict[str, Any]) -> Response:
 @blueprint.post("/threads/search")
 @blueprint.arguments(SearchThreads)
 @blueprint.response(200, FoundThread(many=True))
+@authorized("threads", "search")
 def search_threads(body: dict[str, Any]) -> Response:
     page = threads.search_threads(
         parts(),

@@ -10,7 +10,7 @@ in a column and in an event.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -20,13 +20,25 @@ import tenacity
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, scalar_row
-from psycopg.types.json import set_json_dumps, set_json_loads
+from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
+from app.domain.access import EVERYTHING, Access
 from app.domain.errors import Interrupted, Unavailable
 
-Connection = psycopg.Connection[Any]
-Params = Mapping[str, Any]
+
+class Connection(psycopg.Connection[Any]):
+    """Knows what whoever asks may see: the statements that find something for a client take it as
+    `allowed_threads`, `allowed_assistants` and `allowed_crons`."""
+
+    allowed: dict[str, Any] = {  # noqa: RUF012  (nobody writes into it)
+        "allowed_threads": None,
+        "allowed_assistants": None,
+        "allowed_crons": None,
+    }
+
+
+Params = dict[str, Any]
 Row = TypeVar("Row")
 _T = TypeVar("_T")
 
@@ -76,7 +88,7 @@ def dump_json(value: Any) -> str:
 
 def connect(database_url: str, *, pgbouncer: bool = False, name: str = "belay") -> Connection:
     """One connection outside any pool."""
-    conn: Connection = psycopg.connect(
+    conn = Connection.connect(
         database_url, autocommit=True, application_name=name, **_network(database_url)
     )
     _configure(conn, pgbouncer=pgbouncer)
@@ -89,7 +101,9 @@ def _network(database_url: str) -> dict[str, Any]:
     return {name: value for name, value in _NETWORK.items() if name not in set_there}
 
 
-def open_pool(database_url: str, *, size: int, pgbouncer: bool, name: str) -> ConnectionPool:
+def open_pool(
+    database_url: str, *, size: int, pgbouncer: bool, name: str
+) -> ConnectionPool[Connection]:
     """A pool that opens connections as they are needed, `size` at most.
 
     A request that would have to wait behind too many others is refused at once.
@@ -101,6 +115,7 @@ def open_pool(database_url: str, *, size: int, pgbouncer: bool, name: str) -> Co
         timeout=_POOL_SECONDS,
         max_waiting=size * _POOL_QUEUE,
         open=True,
+        connection_class=Connection,
         kwargs={"autocommit": True, "application_name": name, **_network(database_url)},
         configure=lambda conn: _configure(conn, pgbouncer=pgbouncer),
         check=_refuse_closed,
@@ -128,14 +143,29 @@ def _configure(conn: Connection, *, pgbouncer: bool) -> None:
 class Database:
     """The pool of a process that serves many requests; hands out one connection at a time."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
+    def __init__(self, pool: ConnectionPool[Connection]) -> None:
         self.pool = pool
+        #: What may be seen through it. A request that is confined has a Database of its own.
+        self.access = EVERYTHING
+
+    def confined(self, access: Access) -> Database:
+        """The same pool, for one request."""
+        mine = Database(self.pool)
+        mine.access = access
+        return mine
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """A connection in autocommit mode. Raises Unavailable when none can be had."""
         with unavailable_when_unreachable(), self.pool.connection() as conn:
-            yield conn
+            if self.access is EVERYTHING:
+                yield conn
+                return
+            conn.allowed = _allowed(self.access)
+            try:
+                yield conn
+            finally:
+                conn.allowed = Connection.allowed
 
     def transaction(self, work: Callable[[Connection], _T]) -> _T:
         """Run `work` in one transaction: committed at its return, or not at all. It is done again
@@ -145,6 +175,17 @@ class Database:
 
     def close(self) -> None:
         self.pool.close()
+
+
+def _allowed(access: Access) -> dict[str, Any]:
+    filters = {
+        "allowed_threads": access.threads,
+        "allowed_assistants": access.assistants,
+        "allowed_crons": access.crons,
+    }
+    return {
+        name: None if filter_ is None else Jsonb(dict(filter_)) for name, filter_ in filters.items()
+    }
 
 
 def while_unavailable(seconds: float) -> tenacity.Retrying:
@@ -205,7 +246,7 @@ def _fields_of(row: type[Row]) -> Callable[[psycopg.Cursor[Any]], Callable[[Sequ
 def fetch_one(conn: Connection, sql: str, params: Params, row: type[Row]) -> Row | None:
     def run() -> Row | None:
         with conn.cursor(row_factory=_fields_of(row)) as cursor:
-            return cursor.execute(sql, params).fetchone()
+            return cursor.execute(sql, conn.allowed | params).fetchone()
 
     return _again_on_conflict(conn, run)
 
@@ -213,7 +254,7 @@ def fetch_one(conn: Connection, sql: str, params: Params, row: type[Row]) -> Row
 def fetch_all(conn: Connection, sql: str, params: Params, row: type[Row]) -> list[Row]:
     def run() -> list[Row]:
         with conn.cursor(row_factory=_fields_of(row)) as cursor:
-            return cursor.execute(sql, params).fetchall()
+            return cursor.execute(sql, conn.allowed | params).fetchall()
 
     return _again_on_conflict(conn, run)
 
@@ -221,7 +262,7 @@ def fetch_all(conn: Connection, sql: str, params: Params, row: type[Row]) -> lis
 def fetch_dicts(conn: Connection, sql: str, params: Params) -> list[dict[str, Any]]:
     def run() -> list[dict[str, Any]]:
         with conn.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(sql, params).fetchall()
+            return cursor.execute(sql, conn.allowed | params).fetchall()
 
     return _again_on_conflict(conn, run)
 
@@ -229,11 +270,11 @@ def fetch_dicts(conn: Connection, sql: str, params: Params) -> list[dict[str, An
 def fetch_value(conn: Connection, sql: str, params: Params) -> Any:
     def run() -> Any:
         with conn.cursor(row_factory=scalar_row) as cursor:
-            return cursor.execute(sql, params).fetchone()
+            return cursor.execute(sql, conn.allowed | params).fetchone()
 
     return _again_on_conflict(conn, run)
 
 
 def execute(conn: Connection, sql: str, params: Params) -> int:
     """Run a statement; returns how many rows it touched."""
-    return _again_on_conflict(conn, lambda: conn.execute(sql, params).rowcount)
+    return _again_on_conflict(conn, lambda: conn.execute(sql, conn.allowed | params).rowcount)

@@ -76,9 +76,12 @@ def insert_cron(
     *,
     assistant_id: UUID,
     thread_id: UUID | None,
+    maker: dict[str, Any],
 ) -> Cron:
+    """`maker`: who made it, as JSON: its runs are theirs."""
     params = {
         "cron_id": cron_id,
+        "maker": Jsonb(maker),
         "assistant_id": assistant_id,
         "thread_id": thread_id,
         **content.params(),

@@ -47,6 +47,8 @@ class NewRun:
     after_seconds: float
     #: The client may send this create again with the same id.
     id_chosen: bool = False
+    #: Whose it is, for limits.
+    caller: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ def _new_run_params(new: NewRun) -> dict[str, Any]:
         "multitask_strategy": new.multitask_strategy,
         "temporary": new.temporary,
         "timeout_seconds": new.timeout_seconds,
+        "caller": new.caller,
         "after_seconds": new.after_seconds,
     }
 
@@ -168,6 +171,7 @@ def accept_run(
     *,
     assistant_updated_at: datetime,
     new_thread: bool,
+    thread_metadata: dict[str, Any],
     ttl: ThreadTtl | None,
     rering_seconds: float,
 ) -> AcceptedRun | None:
@@ -177,6 +181,7 @@ def accept_run(
         **_new_run_params(new),
         "assistant_updated_at": assistant_updated_at,
         "new_thread": new_thread,
+        "thread_metadata": Jsonb(thread_metadata),
         **ttl_params(ttl),
         "rering_seconds": rering_seconds,
     }

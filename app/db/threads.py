@@ -93,9 +93,10 @@ def delete_thread(conn: Connection, thread_id: UUID) -> bool:
     return fetch_value(conn, SQL.delete_thread, {"thread_id": thread_id}) is not None
 
 
-def copy_thread(conn: Connection, thread_id: UUID, copy_id: UUID) -> bool:
-    """A thread of its own with the same state and history, without the runs. False: no such."""
-    params = {"thread_id": thread_id, "copy_id": copy_id}
+def copy_thread(conn: Connection, thread_id: UUID, copy_id: UUID, metadata: dict[str, Any]) -> bool:
+    """A thread of its own with the same state and history, without the runs, and with this added
+    to its metadata. False: no such."""
+    params = {"thread_id": thread_id, "copy_id": copy_id, "metadata": Jsonb(metadata)}
     if fetch_value(conn, SQL.copy_thread, params) is None:
         return False
     execute(conn, SQL.copy_checkpoints, {"thread_id": str(thread_id), "copy_id": str(copy_id)})

@@ -18,6 +18,7 @@ import orjson
 
 from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
 from app.dev.process_tree import ProcessTree, Program, say
+from app.open_servers import refuse_open_server
 from app.settings import DEFAULT_QUEUE, config_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +52,7 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
     if options.config is not None:
         env["BELAY_CONFIG"] = str(options.config)
     env["BELAY_CONFIG"] = str(config_path(env))
+    refuse_open_server([options.host], env)
     if options.concurrency is not None:
         env["BELAY_CONCURRENCY"] = str(options.concurrency)
     env.setdefault("BELAY_DRAIN_GRACE_SECONDS", _DRAIN_SECONDS)

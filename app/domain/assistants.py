@@ -38,6 +38,11 @@ class Assistant(AssistantVersion):
 
     updated_at: datetime
 
+    @property
+    def is_everybodys(self) -> bool:
+        """One of the server's own: whoever may call the API may read and run it."""
+        return self.metadata.get("created_by") == "system"
+
 
 ASSISTANT_FIELDS = (
     "assistant_id",

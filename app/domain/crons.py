@@ -32,9 +32,10 @@ class Cron:
 
 @dataclass(frozen=True, slots=True)
 class DueCron(Cron):
-    """One that is to be fired, and what time the database has."""
+    """One that is to be fired, for whom, and what time the database has."""
 
     now: datetime
+    maker: dict[str, Any]
 
     @property
     def run_id(self) -> UUID:

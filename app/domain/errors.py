@@ -3,14 +3,20 @@
 BelayError
 ├── InvalidRequest        422
 │   └── BadRequest        400
+├── Unauthorized          401
+├── Forbidden             403
 ├── NotFound              404
 ├── Conflict              409
 ├── TooLarge              413
+├── TooMany               429, with Retry-After
+├── Refused               as the project's own authentication says
 └── Unavailable           503, with Retry-After
     └── Interrupted       503: went away in the middle of it
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class BelayError(Exception):
@@ -35,6 +41,32 @@ class NotFound(BelayError):
 
 class Conflict(BelayError):
     """Conflict"""
+
+
+class Unauthorized(BelayError):
+    """Unauthorized"""
+
+
+class Forbidden(BelayError):
+    """Forbidden"""
+
+
+class Refused(BelayError):
+    """What the project's own authentication answers, with a status of its choice."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str]) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = headers
+
+
+class TooMany(BelayError):
+    """Too many requests; try again later."""
+
+    def __init__(self, detail: str | None = None, *, retry_after: float = 1.0) -> None:
+        super().__init__(detail)
+        #: In seconds.
+        self.retry_after = retry_after
 
 
 class TooLarge(BelayError):

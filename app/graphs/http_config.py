@@ -46,6 +46,8 @@ class HttpConfig:
     app: str | None = None
     disabled: frozenset[str] = frozenset()
     cors: CorsRules = field(default_factory=CorsRules)
+    #: The project's own routes ask who asks, as Belay's do.
+    authenticates_project: bool = False
     #: Which headers of a request its runs see.
     configurable_headers: HeaderPatterns = field(default_factory=HeaderPatterns)
 
@@ -65,6 +67,7 @@ def read_http_config(path: Path, http: Any) -> HttpConfig:
     return HttpConfig(
         app=app,
         disabled=frozenset(noun for noun in NOUNS if _flag(path, http, f"disable_{noun}")),
+        authenticates_project=_flag(path, http, "enable_custom_route_auth"),
         cors=_cors(path, http.get("cors")),
         configurable_headers=_configurable_headers(path, http),
     )

@@ -53,6 +53,8 @@ class Project:
     webhook_headers: Mapping[str, str] = field(default_factory=dict)
     #: `store`; of its index, `embed` is what names the function.
     store: StoreConfig = field(default_factory=StoreConfig)
+    #: `auth.path`: what names its `langgraph_sdk.Auth`.
+    auth: str | None = None
     #: What it says of the HTTP side (`http`).
     http: HttpConfig = field(default_factory=HttpConfig)
 
@@ -107,11 +109,22 @@ def read_project(path: Path) -> Project:
         env=_environment(path, root, document.get("env", {})),
         defaults=_defaults(),
         thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
+        auth=_auth(path, document.get("auth")),
         http=read_http_config(path, document.get("http")),
         store=_store(path, document.get("store") or {}),
         webhook_policy=_webhook_policy(path, _webhooks(path, document).get("url") or {}),
         webhook_headers=_webhook_headers(path, _webhooks(path, document).get("headers") or {}),
     )
+
+
+def _auth(path: Path, auth: Any) -> str | None:
+    """`{"path": "./auth.py:auth"}`."""
+    if auth is None:
+        return None
+    target = auth.get("path") if isinstance(auth, dict) else None
+    if not isinstance(target, str) or ":" not in target:
+        raise ProjectError(f"{path}: 'auth.path' must be 'path/to/file.py:variable'")
+    return target
 
 
 def _webhooks(path: Path, document: dict[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,9 @@ class RunStory:
     )
     #: Subgraphs that have begun and not ended.
     _children: list[tuple[str, ...]] = field(default_factory=list)
-    _asked: set[str] = field(default_factory=set)
+    #: Where each question came from, by its id. They are told when the run has ended: not before
+    #: that does the thread take an answer.
+    _asked: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _error: str | None = None
 
     def begins(self) -> Iterator[Said]:
@@ -85,9 +87,10 @@ class RunStory:
         """`status` as the run's row has it; None for a run that was rolled back."""
         for namespace in list(self._messages):
             yield from self._finish_messages(namespace)
-        yield from self._questions((), interrupts)
+        for question in interrupts:
+            yield self._question(question)
         if status == "success":
-            event = "interrupted" if self._asked else "completed"
+            event = "interrupted" if interrupts else "completed"
         else:
             event = "failed" if status in ("error", "timeout") else "interrupted"
         for child in reversed(self._children):
@@ -117,14 +120,14 @@ class RunStory:
         asked = data.get(_INTERRUPT) if isinstance(data, dict) else None
         if asked is not None:
             data = {key: value for key, value in data.items() if key != _INTERRUPT}
+            self._note_questions(namespace, asked)
         yield ("values", namespace, data)
-        yield from self._questions(namespace, asked or ())
 
     def _updates(self, namespace: tuple[str, ...], data: Any) -> Iterator[Said]:
         yield from self._finish_messages(namespace)
         for node, values in data.items() if isinstance(data, dict) else ():
             if node == _INTERRUPT:
-                yield from self._questions(namespace, values)
+                self._note_questions(namespace, values)
             elif node != "__metadata__":
                 yield ("updates", namespace, {"node": node, "values": values})
 
@@ -133,27 +136,31 @@ class RunStory:
             yield ("tasks", namespace, data)
             return
         yield from self._finish_messages(namespace)
-        child = (*namespace, f"{data.get('name')}:{data.get('id')}")
-        for begun in [one for one in self._children if one[: len(child)] == child]:
+        # One that keeps its checkpoints from run to run has the node's name and no more.
+        names = (f"{data.get('name')}:{data.get('id')}", data.get("name"))
+        children = [(*namespace, name) for name in names]
+        depth = len(namespace) + 1
+        for begun in [one for one in self._children if one[:depth] in children]:
             self._children.remove(begun)
             yield from self._finish_messages(begun)
-            if begun == child and data.get("error"):
+            if begun in children and data.get("error"):
                 yield self._lifecycle(begun, "failed", error=str(data["error"]))
             else:
                 event = "interrupted" if data.get("interrupts") else "completed"
                 yield self._lifecycle(begun, event)
         yield ("tasks", namespace, data)
 
-    def _questions(self, namespace: tuple[str, ...], asked: Sequence[Any]) -> Iterator[Said]:
-        """Each question once: a subgraph's is its parents' too."""
+    def _note_questions(self, namespace: tuple[str, ...], asked: Sequence[Any]) -> None:
+        """A subgraph's question is its parents' too: the deepest one asks it."""
         for question in asked:
-            if question["id"] in self._asked:
-                continue
-            self._asked.add(question["id"])
-            value = question.get("value")
-            # The Python SDK reads `value` where the protocol says `payload`.
-            told = {"interrupt_id": question["id"], "payload": value, "value": value}
-            yield ("input.requested", namespace, told)
+            if len(namespace) >= len(self._asked.get(question["id"], ())):
+                self._asked[question["id"]] = namespace
+
+    def _question(self, question: Mapping[str, Any]) -> Said:
+        value = question.get("value")
+        # The Python SDK reads `value` where the protocol says `payload`.
+        told = {"interrupt_id": question["id"], "payload": value, "value": value}
+        return ("input.requested", self._asked.get(question["id"], ()), told)
 
     def _say_messages(
         self, namespace: tuple[str, ...], message: Mapping[str, Any], metadata: Mapping[str, Any]

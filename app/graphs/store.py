@@ -59,7 +59,7 @@ class ProjectStore(PostgresStore):
 class ApiStore(ProjectStore):
     """For the API, over the web process's pool."""
 
-    def __init__(self, pool: ConnectionPool, config: StoreConfig) -> None:
+    def __init__(self, pool: ConnectionPool[Connection], config: StoreConfig) -> None:
         super().__init__(pool, config)
         self._pool = pool
 

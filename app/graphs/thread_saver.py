@@ -19,7 +19,7 @@ class CannotPrune(Exception):
 class ThreadSaver(FormatSaver):
     """For the API: states of threads, over the web process's pool."""
 
-    def __init__(self, pool: ConnectionPool | Connection) -> None:
+    def __init__(self, pool: ConnectionPool[Connection] | Connection) -> None:
         super().__init__(pool)  # type: ignore[arg-type]
 
     @contextmanager

@@ -60,4 +60,7 @@ def _request(cron: DueCron) -> RunRequest:
         thread_id=cron.thread_id,
         request_id=str(cron.run_id),
         configurable={"cron_id": str(cron.cron_id)},
+        caller=cron.maker.get("caller"),
+        user=cron.maker.get("user"),
+        thread_metadata=cron.maker.get("thread_metadata") or {},
     )

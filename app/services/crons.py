@@ -23,8 +23,11 @@ from app.services.runs import new_id, refuse_unknown_nodes
 _OF_THE_CRON = ("timezone", "end_time", "enabled", "on_run_completed")
 
 
-def create_cron(parts: Parts, body: dict[str, Any], thread_id: UUID | None) -> Cron:
-    """Raises NotFound (assistant or thread), InvalidRequest (schedule, timezone, end)."""
+def create_cron(
+    parts: Parts, body: dict[str, Any], thread_id: UUID | None, maker: dict[str, Any]
+) -> Cron:
+    """`maker`: whose its runs are. Raises NotFound (assistant or thread), InvalidRequest (schedule,
+    timezone, end)."""
     cron_id = new_id()
 
     def create(conn: Connection) -> Cron:
@@ -37,7 +40,12 @@ def create_cron(parts: Parts, body: dict[str, Any], thread_id: UUID | None) -> C
         refuse_unknown_nodes(parts, assistant, body)
         content = _content(body, cron_id, assistant.assistant_id, has_thread=thread_id is not None)
         return cron_rows.insert_cron(
-            conn, cron_id, content, assistant_id=assistant.assistant_id, thread_id=thread_id
+            conn,
+            cron_id,
+            content,
+            assistant_id=assistant.assistant_id,
+            thread_id=thread_id,
+            maker=maker,
         )
 
     return parts.database.transaction(create)

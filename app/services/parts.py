@@ -12,6 +12,7 @@ from app.bus.event_log import EventLog
 from app.bus.run_feed import RunFeed
 from app.db.connection import Database
 from app.dispatch import Doorbell
+from app.domain.access import Caller
 from app.domain.webhooks import WebhookPolicy
 from app.graphs.registry import GraphRegistry
 from app.graphs.store import ApiStore
@@ -22,6 +23,13 @@ from app.settings import Settings
 
 class Closeable(Protocol):
     def close(self) -> None: ...
+
+
+class Authentication(Protocol):
+    """Says who asks, of the request that is being answered."""
+
+    def caller(self) -> Caller:
+        """Raises Unauthorized, Refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +67,8 @@ class Parts(RunParts):
     meters: WebMeters
     #: The project's own HTTP app, which only the API knows how to call.
     project_app: Closeable | None = None
+    #: None: anybody may do anything.
+    authentication: Authentication | None = None
 
     def close(self) -> None:
         """While there is still an event loop to close connections with."""

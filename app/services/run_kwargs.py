@@ -7,6 +7,7 @@ taken out of what a client sent and put in here.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -47,10 +48,12 @@ def build_run_kwargs(
     run_id: UUID,
     request_id: str,
     given: dict[str, str],
+    user: Mapping[str, Any] | None,
     temporary: bool,
     defaults: dict[str, Any],
 ) -> RunKwargs:
-    """Merge a create-run body with its assistant; `given` goes into `configurable` as it is.
+    """Merge a create-run body with its assistant; `given` goes into `configurable` as it is. `user`
+    is who asks, as the project's own authentication describes them.
 
     Raises BadRequest for what contradicts itself.
     """
@@ -68,10 +71,11 @@ def build_run_kwargs(
         **_open_configurable(assistant.config),
         **(_open_configurable(asked) or _open(body.get("context") or {})),
     }
+    identity = str((user or {}).get("identity") or "")
     of_the_server: dict[str, Any] = {
-        "langgraph_auth_user": None,
-        "langgraph_auth_user_id": "",
-        "langgraph_auth_permissions": [],
+        "langgraph_auth_user": user,
+        "langgraph_auth_user_id": identity,
+        "langgraph_auth_permissions": list((user or {}).get("permissions") or []),
         "langgraph_request_id": request_id,
         "__request_start_time_ms__": int(time.time() * 1000),
         "__after_seconds__": body.get("after_seconds") or 0,
@@ -79,7 +83,7 @@ def build_run_kwargs(
         "thread_id": str(thread_id),
         "graph_id": assistant.graph_id,
         "assistant_id": str(assistant.assistant_id),
-        "user_id": "",
+        "user_id": identity,
     }
     config = {
         **options,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid5
@@ -16,6 +16,7 @@ from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import Connection
 from app.db.runs import CancelFilter, NewRun, Ringable
+from app.domain.access import EVERYTHING
 from app.domain.assistants import Assistant
 from app.domain.errors import Conflict, Interrupted, InvalidRequest, NotFound
 from app.domain.runs import CancelAction, MultitaskStrategy, Run, superseded_reason
@@ -64,6 +65,11 @@ class RunRequest:
     idempotency_key: str | None = None
     #: What the server puts into the graph's config: the headers that the project asks for.
     configurable: dict[str, str] = field(default_factory=dict)
+    #: Who asks: what limits count by, and what the graph is told of them.
+    caller: str | None = None
+    user: Mapping[str, Any] | None = field(default=None, repr=False)
+    #: Of a thread that is made for the run.
+    thread_metadata: dict[str, Any] = field(default_factory=dict)
     #: For a run whose id the client did not choose.
     new_run_id: UUID = field(default_factory=new_id)
 
@@ -119,6 +125,8 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
         return None
     if body["multitask_strategy"] != MultitaskStrategy.ENQUEUE:
         return None
+    if parts.database.access is not EVERYTHING and not assistant.is_everybodys:
+        return None  # nothing is said of an assistant that may be somebody else's
     refuse_unknown_nodes(parts, assistant, body)
     thread_id = request.thread_id or new_id()
     new = _new_run(parts, request, assistant, thread_id, run_id)
@@ -131,6 +139,7 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
             new,
             assistant_updated_at=assistant.updated_at,
             new_thread=request.thread_id is None,
+            thread_metadata=request.thread_metadata,
             ttl=parts.graphs.project.thread_ttl,
             rering_seconds=parts.settings.rering_seconds,
         )
@@ -226,11 +235,11 @@ def _thread_of(conn: Connection, request: RunRequest, ttl: ThreadTtl | None) -> 
     """The run's thread, locked; made here for a stateless run or `if_not_exists: create`."""
     if request.thread_id is None:
         thread_id = new_id()
-        thread_rows.insert_thread(conn, thread_id, {}, ttl)
+        thread_rows.insert_thread(conn, thread_id, request.thread_metadata, ttl)
     else:
         thread_id = request.thread_id
         if request.body.get("if_not_exists") == "create":
-            thread_rows.insert_thread(conn, thread_id, {}, ttl)
+            thread_rows.insert_thread(conn, thread_id, request.thread_metadata, ttl)
     if not thread_rows.lock_thread(conn, thread_id):
         raise NotFound("Thread or assistant not found.")
     return thread_id
@@ -309,6 +318,7 @@ def _new_run(
         run_id=run_id,
         request_id=request.request_id,
         given=request.configurable,
+        user=request.user,
         temporary=request.temporary,
         defaults=parts.graphs.project.defaults.get(assistant.graph_id, {}),
     )
@@ -326,6 +336,7 @@ def _new_run(
         timeout_seconds=body.get("timeout_seconds"),
         after_seconds=max(0.0, float(body.get("after_seconds") or 0)),
         id_chosen=request.chosen_id is not None,
+        caller=request.caller,
     )
 
 

@@ -114,14 +114,14 @@ def delete_thread(parts: Parts, thread_id: UUID) -> None:
     _tell_followers(parts, thread_id, THREAD_DELETED, {})
 
 
-def copy_thread(parts: Parts, thread_id: UUID) -> Thread:
-    """A new thread with the same state and history. Raises NotFound."""
+def copy_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thread:
+    """A new thread with the same state and history, and this in its metadata. Raises NotFound."""
     copy_id = new_id()
 
     def copy(conn: Connection) -> Thread:
         # The row and the checkpoints are of one moment, whatever runs on the thread meanwhile.
         thread_rows.repeatable_read(conn)
-        if not thread_rows.copy_thread(conn, thread_id, copy_id):
+        if not thread_rows.copy_thread(conn, thread_id, copy_id, metadata):
             raise NotFound(f"Thread with ID {thread_id} not found")
         return _found(conn, copy_id)
 

@@ -124,7 +124,13 @@ def document_of_the_project() -> dict[str, Any]:
     """What the server publishes, for tests to be made of before there is a server."""
     settings = Settings.from_environ({"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"})
     graphs = GraphRegistry(read_project(PROJECT))
-    parts = SimpleNamespace(settings=settings, graphs=graphs, meters=WebMeters(), project_app=None)
+    parts = SimpleNamespace(
+        settings=settings,
+        graphs=graphs,
+        meters=WebMeters(),
+        project_app=None,
+        authentication=None,
+    )
     return create_api(cast(Any, parts)).test_client().get("/openapi.json").json
 
 

@@ -1,3 +1,6 @@
+-- Who may see an assistant is asked in every statement that finds one for a client. Those of the
+-- server's own, one for each graph, are everybody's to read and to run, and nobody's to change.
+
 -- name: put_system_assistant
 INSERT INTO assistant (assistant_id, graph_id, name, metadata)
 VALUES (%(assistant_id)s, %(graph_id)s, %(graph_id)s, '{"created_by": "system"}')
@@ -19,10 +22,16 @@ ON CONFLICT (assistant_id) DO NOTHING
 RETURNING *
 
 -- name: get_assistant
-SELECT * FROM assistant WHERE assistant_id = %(assistant_id)s
+SELECT * FROM assistant
+WHERE assistant_id = %(assistant_id)s
+  AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
+       OR metadata ->> 'created_by' = 'system')
 
 -- name: lock_assistant
-SELECT * FROM assistant WHERE assistant_id = %(assistant_id)s FOR UPDATE
+SELECT * FROM assistant
+WHERE assistant_id = %(assistant_id)s
+  AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata))
+FOR UPDATE
 
 -- name: update_assistant
 -- The versions of an assistant count on, also when an older one is the latest.
@@ -43,6 +52,7 @@ UPDATE assistant a SET
 FROM assistant_version v
 WHERE a.assistant_id = %(assistant_id)s AND v.assistant_id = a.assistant_id
   AND v.version = %(version)s
+  AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, a.metadata))
 RETURNING a.*
 
 -- name: assistant_versions
@@ -54,16 +64,22 @@ LIMIT %(limit)s OFFSET %(offset)s
 -- name: threads_of_assistant
 SELECT thread_id FROM thread_view
 WHERE metadata @> jsonb_build_object('assistant_id', %(assistant_id)s::text)
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 LIMIT %(limit)s
 
 -- name: delete_assistant
-DELETE FROM assistant WHERE assistant_id = %(assistant_id)s RETURNING assistant_id
+DELETE FROM assistant
+WHERE assistant_id = %(assistant_id)s
+  AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata))
+RETURNING assistant_id
 
 -- name: search_assistants
 SELECT * FROM assistant
 WHERE (%(graph_id)s::text IS NULL OR graph_id = %(graph_id)s)
   AND (%(name)s::text IS NULL OR position(lower(%(name)s) in lower(name)) > 0)
   AND metadata @> %(metadata)s
+  AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
+       OR metadata ->> 'created_by' = 'system')
 ORDER BY {sort_by} {sort_order}, assistant_id
 LIMIT %(limit)s OFFSET %(offset)s
 
@@ -72,3 +88,5 @@ SELECT count(*) FROM assistant
 WHERE (%(graph_id)s::text IS NULL OR graph_id = %(graph_id)s)
   AND (%(name)s::text IS NULL OR position(lower(%(name)s) in lower(name)) > 0)
   AND metadata @> %(metadata)s
+  AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
+       OR metadata ->> 'created_by' = 'system')

@@ -1,15 +1,20 @@
 -- name: insert_cron
 INSERT INTO cron (cron_id, assistant_id, thread_id, schedule, timezone, end_time, enabled,
-                  on_run_completed, payload, metadata, next_run_date)
+                  on_run_completed, payload, metadata, next_run_date, maker)
 VALUES (%(cron_id)s, %(assistant_id)s, %(thread_id)s, %(schedule)s, %(timezone)s, %(end_time)s,
-        %(enabled)s, %(on_run_completed)s, %(payload)s, %(metadata)s, %(next_run_date)s)
+        %(enabled)s, %(on_run_completed)s, %(payload)s, %(metadata)s, %(next_run_date)s, %(maker)s)
 RETURNING *
 
 -- name: get_cron
-SELECT * FROM cron WHERE cron_id = %(cron_id)s
+SELECT * FROM cron
+WHERE cron_id = %(cron_id)s
+  AND (%(allowed_crons)s::jsonb IS NULL OR belay_allows(%(allowed_crons)s, metadata))
 
 -- name: lock_cron
-SELECT * FROM cron WHERE cron_id = %(cron_id)s FOR UPDATE
+SELECT * FROM cron
+WHERE cron_id = %(cron_id)s
+  AND (%(allowed_crons)s::jsonb IS NULL OR belay_allows(%(allowed_crons)s, metadata))
+FOR UPDATE
 
 -- name: update_cron
 UPDATE cron SET
@@ -20,7 +25,10 @@ WHERE cron_id = %(cron_id)s
 RETURNING *
 
 -- name: delete_cron
-DELETE FROM cron WHERE cron_id = %(cron_id)s RETURNING cron_id
+DELETE FROM cron
+WHERE cron_id = %(cron_id)s
+  AND (%(allowed_crons)s::jsonb IS NULL OR belay_allows(%(allowed_crons)s, metadata))
+RETURNING cron_id
 
 -- name: search_crons
 SELECT * FROM cron
@@ -28,6 +36,7 @@ WHERE (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
   AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
   AND (%(enabled)s::boolean IS NULL OR enabled = %(enabled)s)
   AND metadata @> %(metadata)s
+  AND (%(allowed_crons)s::jsonb IS NULL OR belay_allows(%(allowed_crons)s, metadata))
 ORDER BY {sort_by} {sort_order}, cron_id
 LIMIT %(limit)s OFFSET %(offset)s
 
@@ -37,6 +46,7 @@ WHERE (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
   AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
   AND (%(enabled)s::boolean IS NULL OR enabled = %(enabled)s)
   AND metadata @> %(metadata)s
+  AND (%(allowed_crons)s::jsonb IS NULL OR belay_allows(%(allowed_crons)s, metadata))
 
 -- name: due_crons
 SELECT cron_id FROM cron

@@ -4,11 +4,11 @@
 -- `next_ring_at` is when the sweeper rings a run whose doorbell was lost, or that becomes due.
 INSERT INTO run (
     run_id, thread_id, assistant_id, graph_id, queue, metadata, kwargs, thread_config,
-    multitask_strategy, temporary, timeout_seconds, id_chosen, scheduled_at, next_ring_at
+    multitask_strategy, temporary, timeout_seconds, caller, id_chosen, scheduled_at, next_ring_at
 )
 SELECT
     %(run_id)s, %(thread_id)s, %(assistant_id)s, %(graph_id)s, %(queue)s, %(metadata)s, %(kwargs)s,
-    %(thread_config)s, %(multitask_strategy)s, %(temporary)s, %(timeout_seconds)s,
+    %(thread_config)s, %(multitask_strategy)s, %(temporary)s, %(timeout_seconds)s, %(caller)s,
     %(id_chosen)s, now() + make_interval(secs => %(after_seconds)s),
     now() + make_interval(secs =>
         CASE WHEN %(after_seconds)s > 0 THEN %(after_seconds)s ELSE %(rering_seconds)s END)
@@ -22,26 +22,30 @@ RETURNING *
 WITH unchanged AS MATERIALIZED (
     SELECT assistant_id FROM assistant
     WHERE assistant_id = %(assistant_id)s AND updated_at = %(assistant_updated_at)s
+      AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
+           OR metadata ->> 'created_by' = 'system')
 ), made_thread AS (
     -- With what the claim would otherwise have to set.
     INSERT INTO thread (thread_id, config, metadata, ttl_minutes, ttl_strategy)
     SELECT %(thread_id)s, %(thread_config)s,
-        jsonb_build_object('graph_id', %(graph_id)s::text, 'assistant_id', %(assistant_id)s::uuid),
+        %(thread_metadata)s || jsonb_build_object(
+            'graph_id', %(graph_id)s::text, 'assistant_id', %(assistant_id)s::uuid),
         %(ttl_minutes)s, %(ttl_strategy)s
     FROM unchanged WHERE %(new_thread)s
     RETURNING thread_id
 ), found_thread AS (
     SELECT t.thread_id FROM thread t, unchanged
     WHERE t.thread_id = %(thread_id)s AND t.hidden_at IS NULL AND NOT %(new_thread)s
+      AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, t.metadata))
     FOR NO KEY UPDATE OF t
 ), accepted AS (
     INSERT INTO run (
         run_id, thread_id, assistant_id, graph_id, queue, metadata, kwargs, thread_config,
-        multitask_strategy, temporary, timeout_seconds, scheduled_at, next_ring_at
+        multitask_strategy, temporary, timeout_seconds, caller, scheduled_at, next_ring_at
     )
     SELECT
         %(run_id)s, thread_id, %(assistant_id)s, %(graph_id)s, %(queue)s, %(metadata)s, %(kwargs)s,
-        %(thread_config)s, %(multitask_strategy)s, %(temporary)s, %(timeout_seconds)s,
+        %(thread_config)s, %(multitask_strategy)s, %(temporary)s, %(timeout_seconds)s, %(caller)s,
         now() + make_interval(secs => %(after_seconds)s),
         now() + make_interval(secs =>
             CASE WHEN %(after_seconds)s > 0 THEN %(after_seconds)s ELSE %(rering_seconds)s END)
@@ -52,13 +56,17 @@ SELECT a.created_at, a.updated_at, a.scheduled_at, n.next_run_id, n.next_queue
 FROM accepted a CROSS JOIN LATERAL belay_next_run(a.thread_id) n
 
 -- name: get_run
-SELECT * FROM run WHERE run_id = %(run_id)s
+SELECT r.* FROM run r
+JOIN thread t USING (thread_id)
+WHERE r.run_id = %(run_id)s
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, t.metadata))
 
 -- name: get_thread_run
 SELECT r.* FROM run r
 JOIN thread t USING (thread_id)
 WHERE r.run_id = %(run_id)s AND r.thread_id = %(thread_id)s
   AND (t.hidden_at IS NULL OR %(ended_stateless)s)
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, t.metadata))
 
 -- name: run_outcome
 SELECT status, error, outcome FROM run
@@ -301,6 +309,9 @@ WHERE status IN ('pending', 'running')
   AND (%(run_ids)s::uuid[] IS NULL OR run_id = ANY(%(run_ids)s))
   AND (%(status)s::text IS NULL OR status = %(status)s)
   AND (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
+  AND (%(allowed_threads)s::jsonb IS NULL OR EXISTS (
+      SELECT 1 FROM thread t
+      WHERE t.thread_id = run.thread_id AND belay_allows(%(allowed_threads)s, t.metadata)))
   AND (%(after_thread_id)s::uuid IS NULL
        OR (thread_id, seq) < (%(after_thread_id)s::uuid, %(after_seq)s::bigint))
 ORDER BY thread_id DESC, seq DESC
@@ -321,6 +332,9 @@ FOR UPDATE
 -- name: count_known_runs
 SELECT count(*) FROM run
 WHERE (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s) AND run_id = ANY(%(run_ids)s)
+  AND (%(allowed_threads)s::jsonb IS NULL OR EXISTS (
+      SELECT 1 FROM thread t
+      WHERE t.thread_id = run.thread_id AND belay_allows(%(allowed_threads)s, t.metadata)))
 
 -- name: flag_running_runs
 -- The guarantee behind the Redis flag. Rollback wins until the end is written.

@@ -1,3 +1,6 @@
+-- Who may see a thread is asked in every statement that finds one for a client: `allowed_threads`
+-- is the filter of the request's access, null where everything may be seen.
+
 -- name: insert_thread
 INSERT INTO thread (thread_id, metadata, ttl_minutes, ttl_strategy)
 VALUES (%(thread_id)s, %(metadata)s, %(ttl_minutes)s, %(ttl_strategy)s)
@@ -9,11 +12,14 @@ RETURNING thread_id
 DELETE FROM thread WHERE thread_id = %(thread_id)s AND hidden_at IS NOT NULL
 
 -- name: get_thread
-SELECT * FROM thread_view WHERE thread_id = %(thread_id)s
+SELECT * FROM thread_view
+WHERE thread_id = %(thread_id)s
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 
 -- name: lock_thread
 SELECT thread_id FROM thread
 WHERE thread_id = %(thread_id)s AND (hidden_at IS NULL OR %(ended_stateless)s)
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 FOR NO KEY UPDATE
 
 -- name: patch_thread
@@ -22,6 +28,7 @@ UPDATE thread SET
     ttl_minutes = coalesce(%(ttl_minutes)s::double precision, ttl_minutes),
     ttl_strategy = coalesce(%(ttl_strategy)s::text, ttl_strategy)
 WHERE thread_id = %(thread_id)s AND hidden_at IS NULL
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 RETURNING thread_id
 
 -- name: delete_thread
@@ -50,6 +57,7 @@ WHERE (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))
   AND metadata @> %(metadata)s
   AND (%(values)s::jsonb IS NULL OR "values" @> %(values)s)
   AND (%(status)s::text IS NULL OR status = %(status)s)
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 ORDER BY {sort_by} {sort_order}, thread_id
 LIMIT %(limit)s OFFSET %(offset)s
 
@@ -58,6 +66,7 @@ SELECT * FROM thread_view
 WHERE NOT values_known AND status <> 'busy'
   AND (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))
   AND metadata @> %(metadata)s
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 
 -- name: count_threads
 SELECT count(*) FROM thread_view
@@ -65,6 +74,7 @@ WHERE (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))
   AND metadata @> %(metadata)s
   AND (%(values)s::jsonb IS NULL OR "values" @> %(values)s)
   AND (%(status)s::text IS NULL OR status = %(status)s)
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 
 -- name: rest_thread
 -- The thread as its newest checkpoint has it, after the API wrote one or a killed run left one.
@@ -84,10 +94,11 @@ SET TRANSACTION ISOLATION LEVEL REPEATABLE READ
 -- Its values are read from the copied checkpoint: a busy thread's row is behind it.
 INSERT INTO thread (thread_id, metadata, config, resting_status, "values", values_known, interrupts,
                     error, ttl_minutes, ttl_strategy)
-SELECT %(copy_id)s, t.metadata, t.config, t.resting_status, t."values",
+SELECT %(copy_id)s, t.metadata || %(metadata)s, t.config, t.resting_status, t."values",
        t.values_known AND v.status <> 'busy', t.interrupts, t.error, t.ttl_minutes, t.ttl_strategy
 FROM thread t JOIN thread_view v USING (thread_id)
 WHERE t.thread_id = %(thread_id)s
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, t.metadata))
 RETURNING thread_id
 
 -- name: copy_checkpoints

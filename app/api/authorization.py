@@ -1,0 +1,104 @@
+"""What may be done: each view says what it does to what, and the project's handlers are asked.
+
+A handler's filter confines what the request's SQL statements find (`app.domain.access`). Until a
+view has asked, they find nothing; and an application has no view that does not say what it does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, MutableMapping
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from flask import request
+from flask.typing import ResponseReturnValue
+
+from app.api.authentication import caller, public
+from app.api.parts import CONFINED, parts
+from app.api.project_auth import ProjectAuth
+from app.domain.access import NO_ACCESS, NOTHING, Filter
+from app.domain.errors import Forbidden
+from app.domain.ids import parse_uuid
+
+__all__ = ["authorize", "authorized", "authorizes_itself", "is_confined", "public"]
+
+_View = TypeVar("_View", bound=Callable[..., ResponseReturnValue])
+_WITH_ACCESS = ("threads", "assistants", "crons")
+
+
+def confine_request() -> None:
+    """From now on this request finds only what it is authorized for."""
+    shared = parts()
+    database = shared.database.confined(NO_ACCESS)
+    request.environ[CONFINED] = dataclasses.replace(shared, database=database)
+
+
+def is_confined() -> bool:
+    return CONFINED in request.environ
+
+
+def authorize(resource: str, action: str, value: MutableMapping[str, Any]) -> None:
+    """Ask the project whether this may be done; its handler may change `value`.
+
+    Raises Forbidden, Refused. Without handlers of the project's, everything may be done.
+    """
+    authentication = parts().authentication
+    who = caller()
+    if not is_confined() or not isinstance(authentication, ProjectAuth) or who is None:
+        return
+    filter_ = authentication.decide(who, resource, action, value)
+    if resource in _WITH_ACCESS:
+        _add_access(resource, filter_)
+    elif filter_ is not None:
+        raise Forbidden(f"A filter cannot confine {resource}: change value['namespace'] instead.")
+
+
+def _add_access(resource: str, filter_: Filter | None) -> None:
+    """What is authorized twice is confined by both filters."""
+    database = parts().database
+    before: Filter | None = getattr(database.access, resource)
+    if before is NOTHING or before is None or before == filter_:
+        both = filter_
+    else:
+        both = before if filter_ is None else {"$and": [before, filter_]}
+    database.access = dataclasses.replace(database.access, **{resource: both})
+
+
+def authorized(resource: str, action: str) -> Callable[[_View], _View]:
+    """A view that does one thing to one kind of thing. What it takes (ids, query and body, checked
+    already) is what the handler is shown; what the handler changes of the body is what it gets."""
+
+    def decorate(view: _View) -> _View:
+        @wraps(view)
+        def guarded(*taken: Any, **ids: str) -> ResponseReturnValue:
+            if is_confined():
+                documents = [part for part in taken if isinstance(part, dict)]
+                value: dict[str, Any] = {}
+                for document in documents:
+                    value |= document
+                named = {name: _as_id(text) for name, text in ids.items()}
+                value |= named
+                authorize(resource, action, value)
+                if documents:
+                    changed = {k: v for k, v in value.items() if k not in named}
+                    documents[-1].update(changed)
+            return view(*taken, **ids)
+
+        guarded.is_authorized = True  # type: ignore[attr-defined]
+        return cast(_View, guarded)
+
+    return decorate
+
+
+def authorizes_itself(view: _View) -> _View:
+    """Marks a view that asks by `authorize`, because what it does depends on what it is given."""
+    view.is_authorized = True  # type: ignore[attr-defined]
+    return view
+
+
+def _as_id(text: str) -> Any:
+    try:
+        return parse_uuid(text)
+    except ValueError:
+        return text
