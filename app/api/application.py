@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flask_smorest
@@ -23,6 +24,7 @@ from app.api import (
     thread_streams,
     threads,
 )
+from app.api.authentication import public
 from app.api.error_schemas import Error
 from app.api.errors import register_error_handlers
 from app.api.field_documents import describe_field
@@ -62,7 +64,6 @@ _BLUEPRINTS = {
         thread_states.blueprint,
         thread_streams.blueprint,
         protocol.blueprint,
-        protocol_socket.blueprint,
     ),
     "runs": (
         thread_runs.blueprint,
@@ -97,6 +98,8 @@ def create_api(parts: Parts) -> Flask:
             for blueprint in blueprints:
                 api.register_blueprint(blueprint)
     api.register_blueprint(system.health)
+    if http.serves("threads"):
+        app.register_blueprint(protocol_socket.blueprint)
     if http.serves("meta"):
         app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json"))
     _refuse_open_views(app)
@@ -106,8 +109,10 @@ def create_api(parts: Parts) -> Flask:
 
 
 def _refuse_open_views(app: Flask) -> None:
-    """Every view says what it does, so that it can be asked whether that may be done."""
+    """Every view says what it does, so that it can be asked whether that may be done. Raises
+    TypeError."""
     for endpoint, view in app.view_functions.items():
-        marked = getattr(view, "is_public", False) or getattr(view, "is_authorized", False)
-        if not marked and endpoint.partition(".")[0] not in _DOCUMENTS:
+        if endpoint.partition(".")[0] in _DOCUMENTS:
+            app.view_functions[endpoint] = public(partial(view))
+        elif not getattr(view, "is_public", False) and not getattr(view, "is_authorized", False):
             raise TypeError(f"{endpoint} says neither @authorized nor @public")

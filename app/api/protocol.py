@@ -82,6 +82,7 @@ def command(thread_id: str) -> Response:
     200, EVENTS, description="The thread's events", content_type="text/event-stream"
 )
 @blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error, description="It is not this caller's")
 @blueprint.doc(
     requestBody={"required": True, "content": {"application/json": {"schema": EventStream}}}
 )

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import flask
 import orjson
 from flask import Response, request
 from simple_websocket import ConnectionClosed, Server
@@ -21,7 +22,7 @@ from simple_websocket import ConnectionClosed, Server
 from app.api.authorization import authorized
 from app.api.cors import origin_may_ask
 from app.api.fields import path_uuid
-from app.api.json_body import MAX_DEPTH, Blueprint, check_document, json_response
+from app.api.json_body import MAX_DEPTH, check_document, json_response
 from app.api.parts import parts
 from app.api.protocol import (
     answer_of,
@@ -35,7 +36,8 @@ from app.graphs.serde import to_json
 from app.services.protocol_stream import EventFilter, line_frame, stream_protocol
 from app.services.run_stream import Following
 
-blueprint = Blueprint("protocol socket", __name__, description="The same on a WebSocket")
+#: Not in the OpenAPI document, which has no words for it.
+blueprint = flask.Blueprint("protocol socket", __name__)
 
 _MOST_SUBSCRIPTIONS = 32
 #: A socket that nobody reads is found out by a ping without an answer.
@@ -65,7 +67,6 @@ class _WholeSends:
 
 
 @blueprint.route("/threads/<thread_id>/stream/events", methods=["GET"], websocket=True)
-@blueprint.doc(hidden=True)
 @authorized("threads", "read")
 def events_socket(thread_id: str) -> Response:
     """Subscribe with `subscription.subscribe`; all other commands are taken too."""

@@ -40,9 +40,11 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
         created = assistant_rows.insert_assistant(conn, assistant_id, content)
         if created is not None:
             return created
-        if body.get("if_exists") != "do_nothing":
+        takes_it = body.get("if_exists") == "do_nothing"
+        existing = assistant_rows.get_assistant(conn, assistant_id) if takes_it else None
+        if existing is None:  # also one that is there, and not to be seen by whoever asks
             raise Conflict(f"Assistant {assistant_id} already exists")
-        return get_assistant(conn, assistant_id)
+        return existing
 
     return parts.database.transaction(create)
 

@@ -119,11 +119,14 @@ class Tree:
 
 def tree_of(parts: Parts, thread_id: UUID) -> Tree:
     """Raises NoSuchRun."""
-    run = _newest_run(parts, thread_id)
-    if run is None:
+    try:
+        thread: Thread | None = get_thread(parts, thread_id)
+    except NotFound:
+        thread = None
+    run = None if thread is None else _newest_run(parts, thread_id)
+    if thread is None or run is None:
         raise NoSuchRun("The thread has no run.")
     status = _TREE_STATUS.get(RunStatus(run.status))
     if status is None:
-        thread: Thread = get_thread(parts, thread_id)
         status = "interrupted" if thread.interrupts else "completed"
     return Tree(status, run.graph_id)

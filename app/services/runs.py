@@ -110,7 +110,8 @@ def create_run(parts: Parts, request: RunRequest) -> Run:
         # The same create, sent twice at once: the other one was first.
         with parts.database.connection() as conn:
             existing = _accepted_before(conn, run_id, request.thread_id)
-        assert existing is not None
+        if existing is None:  # the id is of a run that whoever asks may not see
+            raise Conflict(f"Run {run_id} already exists") from None
         return existing
 
 

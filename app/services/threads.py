@@ -45,9 +45,11 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
 
     def create(conn: Connection) -> tuple[Thread, bool]:
         created = thread_rows.insert_thread(conn, thread_id, metadata, ttl)
-        if not created and body.get("if_exists") != "do_nothing":
+        takes_it = created or body.get("if_exists") == "do_nothing"
+        thread = thread_rows.get_thread(conn, thread_id) if takes_it else None
+        if thread is None:  # also one that is there, and not to be seen by whoever asks
             raise Conflict(f"Thread with ID {thread_id} already exists")
-        return _found(conn, thread_id), created
+        return thread, created
 
     thread, created = parts.database.transaction(create)
     if not created or not supersteps:

@@ -70,7 +70,9 @@ def new_cron(conn, *, due, schedule="0 0 * * *", end_time=None, **payload):
         metadata={},
         next_run_date=due,
     )
-    return cron_rows.insert_cron(conn, cron_id, content, assistant_id=COUNTER, thread_id=thread_id)
+    return cron_rows.insert_cron(
+        conn, cron_id, content, assistant_id=COUNTER, thread_id=thread_id, maker={}
+    )
 
 
 def runs_of(conn, cron):

@@ -71,11 +71,17 @@ WHERE r.run_id = %(run_id)s AND r.thread_id = %(thread_id)s
 -- name: run_outcome
 SELECT status, error, outcome FROM run
 WHERE run_id = %(run_id)s AND thread_id = %(thread_id)s
+  AND (%(allowed_threads)s::jsonb IS NULL OR EXISTS (
+      SELECT 1 FROM thread t
+      WHERE t.thread_id = run.thread_id AND belay_allows(%(allowed_threads)s, t.metadata)))
 
 -- name: list_runs
 SELECT * FROM run
 WHERE thread_id = %(thread_id)s AND (%(status)s::text IS NULL OR status = %(status)s)
   AND metadata @> %(metadata)s
+  AND (%(allowed_threads)s::jsonb IS NULL OR EXISTS (
+      SELECT 1 FROM thread t
+      WHERE t.thread_id = run.thread_id AND belay_allows(%(allowed_threads)s, t.metadata)))
 ORDER BY seq DESC
 LIMIT %(limit)s OFFSET %(offset)s
 
@@ -431,6 +437,9 @@ SELECT run_id, thread_id, cancel_reason FROM gone
 -- name: delete_finished_run
 DELETE FROM run
 WHERE run_id = %(run_id)s AND thread_id = %(thread_id)s AND status NOT IN ('pending', 'running')
+  AND (%(allowed_threads)s::jsonb IS NULL OR EXISTS (
+      SELECT 1 FROM thread t
+      WHERE t.thread_id = run.thread_id AND belay_allows(%(allowed_threads)s, t.metadata)))
 RETURNING run_id
 
 -- name: ended_runs

@@ -128,6 +128,17 @@ def _show(state: Count, config) -> Count:
 headers = StateGraph(Count).add_node("show", _show).add_edge(START, "show").compile()
 
 
+def _whoami(state: Count, config) -> Count:
+    configurable = config["configurable"]
+    user = configurable.get("langgraph_auth_user") or {}
+    told = [configurable.get("langgraph_auth_user_id"), user.get("plan"), configurable["user_id"]]
+    return {"note": json.dumps([*told, configurable["langgraph_auth_permissions"]])}
+
+
+#: Tells whom it takes its caller for.
+whoami = StateGraph(Count).add_node("say", _whoami).add_edge(START, "say").compile()
+
+
 def _talk(state: Count) -> Count:
     logging.getLogger("project").warning("talker says %d", state.get("count", 0))
     return {}

@@ -1,0 +1,470 @@
+"""The project's own auth with two tenants: what is another's is answered like what is not there.
+
+`MATRIX` has every operation of the OpenAPI document that can name something of somebody's; a test
+compares it with the document. Each row is sent three times: by a stranger with the owner's ids, by
+the stranger with ids of nothing, and by the owner. The first two must be told the same.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import Any
+
+import httpx
+import pytest
+from langgraph_sdk import get_sync_client
+from langgraph_sdk.errors import APIStatusError
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.acceptance.playing import frames_of, refused
+from tests.conformance import watched
+from tests.servers import PROJECT, LiveServer
+from tests.waiting import wait_until
+
+NEVER_SOON = "0 0 1 1 *"
+SECRET = "only for ann's eyes"
+
+
+@pytest.fixture(scope="module")
+def guarded(scratch):
+    live = LiveServer(
+        scratch / "auth", config=PROJECT.parent / "with_auth.json", BELAY_HEARTBEAT_SECONDS="1"
+    ).start()
+    yield live
+    live.stop()
+
+
+def as_user(server: LiveServer, token: str | None) -> httpx.Client:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return httpx.Client(base_url=server.url, timeout=30, headers=headers)
+
+
+@pytest.fixture(scope="module")
+def ann(guarded):
+    with as_user(guarded, "ann") as client:
+        yield watched(client)
+
+
+@pytest.fixture(scope="module")
+def bob(guarded):
+    with as_user(guarded, "bob") as client:
+        yield watched(client)
+
+
+# --- who asks -----------------------------------------------------------------------------------
+
+
+def test_who_does_not_say_who_they_are_is_refused_in_the_projects_words(guarded):
+    with as_user(guarded, None) as nobody:
+        answer = nobody.post("/threads/search", json={})
+        assert refused(answer, 401) == "Who are you?"
+        assert answer.headers["www-authenticate"] == "Bearer"
+        for path in ("/ok", "/info", "/openapi.json", "/docs/"):
+            assert nobody.get(path).status_code == 200, path
+        assert nobody.get("/metrics").status_code == 401
+    with as_user(guarded, "banned") as banned:
+        assert refused(banned.post("/threads", json={}), 403) == "You are banned"
+
+
+def test_an_authentication_that_breaks_lets_nobody_in_and_tells_nothing(guarded):
+    with as_user(guarded, "broken") as broken:
+        answer = broken.post("/threads/search", json={})
+    assert answer.status_code == 500
+    assert "canary" not in answer.text
+
+
+def test_the_graph_is_told_who_runs_it(ann, guarded):
+    body = {"assistant_id": "whoami", "input": {}, "config": {"configurable": {"user_id": "eve"}}}
+    told = json.loads(ann.post("/runs/wait", json=body).json()["note"])
+    assert told == ["ann", "gold", "ann", []]
+    body["config"] = {"configurable": {"langgraph_auth_user": {"identity": "eve", "plan": "x"}}}
+    assert json.loads(ann.post("/runs/wait", json=body).json()["note"]) == told
+
+
+def test_the_sdk_is_let_in_by_its_headers(guarded):
+    with get_sync_client(url=guarded.url, headers={"Authorization": "Bearer ann"}) as client:
+        thread = client.threads.create()
+        assert thread["metadata"]["owner"] == "ann"
+        assert client.runs.wait(thread["thread_id"], "counter", input={"count": 1}) == {"count": 2}
+    with (
+        get_sync_client(url=guarded.url) as nobody,
+        pytest.raises(APIStatusError, match="Who are you"),
+    ):
+        nobody.threads.create()
+
+
+def test_a_handler_that_says_no_is_a_403(guarded):
+    with as_user(guarded, "ann:no-runs") as client:
+        thread = client.post("/threads", json={}).json()["thread_id"]
+        body = {"assistant_id": "counter", "input": {"count": 1}}
+        for path in (f"/threads/{thread}/runs", "/runs", "/runs/wait", "/runs/stream"):
+            assert refused(client.post(path, json=body), 403) == "Forbidden"
+        assert refused(client.post("/runs/batch", json=[body]), 403) == "Forbidden"
+        cron = {**body, "schedule": NEVER_SOON}
+        assert refused(client.post("/runs/crons", json=cron), 403) == "Forbidden"
+
+
+# --- the matrix -----------------------------------------------------------------------------------
+
+RUN = {"assistant_id": "counter", "input": {"count": 1}}
+CRON = {"assistant_id": "counter", "schedule": NEVER_SOON}
+START = {"id": 1, "method": "run.start", "params": RUN}
+T, R = "/threads/{thread_id}", "/threads/{thread_id}/runs/{run_id}"
+MATRIX: list[tuple[str, Any]] = [
+    ("GET /assistants/{assistant_id}", None),
+    ("PATCH /assistants/{assistant_id}", {"name": "stolen"}),
+    ("POST /assistants/{assistant_id}/versions", {}),
+    ("POST /assistants/{assistant_id}/latest", {"version": 1}),
+    ("GET /assistants/{assistant_id}/graph", None),
+    ("GET /assistants/{assistant_id}/subgraphs", None),
+    ("GET /assistants/{assistant_id}/subgraphs/{namespace}", None),
+    ("GET /assistants/{assistant_id}/schemas", None),
+    (f"GET {T}", None),
+    (f"PATCH {T}", {"metadata": {"stolen": True}}),
+    (f"POST {T}/copy", None),
+    (f"GET {T}/storage", None),
+    (f"GET {T}/state", None),
+    (f"GET {T}/state/{{checkpoint_id}}", None),
+    (f"POST {T}/state/checkpoint", {"checkpoint": {"checkpoint_id": "{checkpoint_id}"}}),
+    (f"POST {T}/state", {"values": {"count": 66}}),
+    (f"PATCH {T}/state", {"metadata": {"stolen": True}}),
+    (f"GET {T}/history", None),
+    (f"POST {T}/history", {}),
+    (f"GET {T}/runs", None),
+    (f"POST {T}/runs", RUN),
+    (f"POST {T}/runs", {"assistant_id": "{assistant_id}"}),
+    (f"POST {T}/runs", {**RUN, "interrupt_before": ["nope"]}),
+    (f"POST {T}/runs/wait", RUN),
+    (f"POST {T}/runs/stream", RUN),
+    (f"GET {R}", None),
+    (f"GET {R}/join", None),
+    (f"GET {R}/stream", None),
+    (f"GET {T}/stream", None),
+    (f"POST {T}/commands", {"id": 1, "method": "agent.getTree"}),
+    (
+        f"POST {T}/commands",
+        {"id": 1, "method": "input.respond", "params": {"interrupt_id": "x", "response": 1}},
+    ),
+    (f"POST {T}/stream/events", {"channels": ["values", "lifecycle"]}),
+    (f"POST {T}/runs/crons", CRON),
+    ("GET /runs/{run_id}/join", None),
+    ("GET /runs/{run_id}/stream", None),
+    ("POST /runs", {"assistant_id": "{assistant_id}", "input": {}}),
+    ("POST /runs", {"assistant_id": "{assistant_id}", "interrupt_before": ["nope"]}),
+    ("POST /runs/wait", {"assistant_id": "{assistant_id}", "input": {}}),
+    ("POST /runs/stream", {"assistant_id": "{assistant_id}", "input": {}}),
+    ("POST /runs/batch", [{**RUN, "thread_id": "{thread_id}"}]),
+    ("POST /runs/batch", [{"assistant_id": "{assistant_id}"}]),
+    ("POST /runs/crons", {"assistant_id": "{assistant_id}", "schedule": NEVER_SOON}),
+    ("POST /runs/crons/search", {"thread_id": "{thread_id}"}),
+    ("POST /runs/crons/count", {"thread_id": "{thread_id}"}),
+    ("GET /runs/crons/{cron_id}", None),
+    ("PATCH /runs/crons/{cron_id}", {"enabled": False}),
+    ("POST /threads/search", {"ids": ["{thread_id}"]}),
+    ("POST /threads/prune", {"thread_ids": ["{thread_id}"]}),
+    ("POST /threads/prune", {"thread_ids": ["{thread_id}"], "strategy": "keep_latest"}),
+    ("POST /runs/cancel", {"thread_id": "{thread_id}", "run_ids": ["{run_id}"]}),
+    (f"POST {R}/cancel", None),
+    (f"POST {R}/cancel?action=rollback&wait=1", None),
+    ("DELETE /runs/crons/{cron_id}", None),
+    (f"DELETE {R}", None),
+    (f"DELETE {T}", None),
+    ("DELETE /assistants/{assistant_id}", None),
+    ("DELETE /assistants/{assistant_id}?delete_threads=true", None),
+]
+#: What names nothing; each has a test of its own below, or is everybody's.
+NAMES_NOTHING = {
+    "POST /assistants": "creates",
+    "POST /assistants/search": "searches",
+    "POST /assistants/count": "searches",
+    "POST /threads": "creates",
+    "POST /threads/count": "searches",
+    "PUT /store/items": "store",
+    "GET /store/items": "store",
+    "DELETE /store/items": "store",
+    "POST /store/items/search": "store",
+    "POST /store/namespaces": "store",
+    "GET /ok": "public",
+    "GET /info": "public",
+    "GET /metrics": "numbers of the whole server; asks who calls",
+}
+
+
+def test_the_matrix_has_every_operation_of_the_document(ann):
+    paths = ann.get("/openapi.json").json()["paths"]
+    operations = {
+        f"{method.upper()} {path}"
+        for path, methods in paths.items()
+        for method in methods
+        if method != "parameters" and not path.startswith("/agent/")
+    }
+    rows = {operation.partition("?")[0] for operation, _ in MATRIX}
+    assert operations == rows | NAMES_NOTHING.keys()
+
+
+def belongings(client: httpx.Client, *, active: bool) -> dict[str, str]:
+    """One of everything, with a run that has ended or one that waits."""
+    assistant = client.post(
+        "/assistants", json={"graph_id": "counter", "context": {"secret": SECRET}}
+    ).json()
+    thread_id = client.post("/threads", json={"metadata": {"secret": SECRET}}).json()["thread_id"]
+    body = {**RUN, "input": {"count": 1, "note": SECRET}, "stream_resumable": True}
+    run_id = client.post(f"/threads/{thread_id}/runs", json=body).json()["run_id"]
+    client.get(f"/threads/{thread_id}/runs/{run_id}/join")
+    state = client.get(f"/threads/{thread_id}/state").json()
+    if active:
+        later = {**body, "after_seconds": 3600}
+        run_id = client.post(f"/threads/{thread_id}/runs", json=later).json()["run_id"]
+    cron = client.post(f"/threads/{thread_id}/runs/crons", json=CRON).json()
+    return {
+        "assistant_id": assistant["assistant_id"],
+        "thread_id": thread_id,
+        "run_id": run_id,
+        "checkpoint_id": state["checkpoint_id"],
+        "cron_id": cron["cron_id"],
+        "namespace": "child",
+    }
+
+
+def nothing() -> dict[str, str]:
+    names = ("assistant_id", "thread_id", "run_id", "checkpoint_id", "cron_id")
+    return {**{name: str(uuid.uuid4()) for name in names}, "namespace": "child"}
+
+
+def filled(document: Any, ids: dict[str, str]) -> Any:
+    text = json.dumps(document)
+    for name, value in ids.items():
+        text = text.replace(f"{{{name}}}", value)
+    return json.loads(text)
+
+
+def send(client: httpx.Client, operation: str, body: Any, ids: dict[str, str]) -> tuple[int, str]:
+    """Status and body, with the ids masked; of a stream that goes on, its beginning."""
+    method, path = operation.split(" ", 1)
+    how = {} if body is None else {"json": filled(body, ids)}
+    with client.stream(method, filled(path, ids), **how) as response:
+        text = ""
+        try:
+            until = time.monotonic() + 10
+            for chunk in response.iter_text():
+                text += chunk
+                if "heartbeat" in text or time.monotonic() > until:
+                    break
+        except httpx.ReadTimeout:
+            pass
+    for name, value in ids.items():
+        text = text.replace(value, f"<{name}>")
+    return response.status_code, text
+
+
+def things_of(client: httpx.Client, ids: dict[str, str]) -> dict[str, Any]:
+    """All that a stranger could have changed, read or not."""
+    thread = ids["thread_id"]
+    return {
+        "assistant": client.get(f"/assistants/{ids['assistant_id']}").json(),
+        "versions": client.post(f"/assistants/{ids['assistant_id']}/versions", json={}).json(),
+        "thread": client.get(f"/threads/{thread}").json(),
+        "state": client.get(f"/threads/{thread}/state").json(),
+        "runs": client.get(f"/threads/{thread}/runs").json(),
+        "crons": client.post("/runs/crons/search", json={"thread_id": thread}).json(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("operation", "body"), MATRIX, ids=[f"{n} {row[0]}" for n, row in enumerate(MATRIX)]
+)
+def test_what_is_anothers_is_not_there(ann, bob, operation, body):
+    ids = belongings(ann, active="cancel" in operation)
+    if "/runs/{run_id}" in operation and T not in operation:  # these are of stateless runs
+        ids["run_id"] = ann.post("/runs", json=RUN).json()["run_id"]
+    before = things_of(ann, ids)
+    strange = send(bob, operation, body, ids)
+    unknown = send(bob, operation, body, nothing())
+    assert strange == unknown
+    assert SECRET not in strange[1]
+    assert things_of(ann, ids) == before
+    if "nope" not in str(body):
+        status, text = send(ann, operation, body, ids)
+        assert status < 300, text
+        assert '"type":"error"' not in text or "input.respond" in str(body)
+
+
+# --- what names nothing -----------------------------------------------------------------------
+
+
+def test_what_is_created_is_its_creators(ann, bob):
+    thread = ann.post("/threads", json={"metadata": {"owner": "bob"}}).json()
+    assert thread["metadata"]["owner"] == "ann"
+    assistant = ann.post("/assistants", json={"graph_id": "counter"}).json()
+    assert assistant["metadata"]["owner"] == "ann"
+    cron = ann.post("/runs/crons", json=CRON).json()
+    assert cron["metadata"]["owner"] == "ann"
+    again = {"thread_id": thread["thread_id"]}
+    assert bob.post("/threads", json=again).status_code == 409
+    seen = bob.post("/threads", json={**again, "if_exists": "do_nothing"})
+    assert seen.status_code == 409
+    again = {"graph_id": "counter", "assistant_id": assistant["assistant_id"]}
+    assert bob.post("/assistants", json=again).status_code == 409
+    seen = bob.post("/assistants", json={**again, "if_exists": "do_nothing"})
+    assert seen.status_code == 409
+
+
+def test_searches_and_counts_find_ones_own(ann, bob):
+    ids = belongings(ann, active=False)
+    for noun, key in (("threads", "thread_id"), ("assistants", "assistant_id")):
+        found = [one[key] for one in bob.post(f"/{noun}/search", json={"limit": 1000}).json()]
+        assert ids[key] not in found
+        wanted = {"metadata": {"owner": "ann"}}
+        assert bob.post(f"/{noun}/search", json=wanted).json() == []
+        assert bob.post(f"/{noun}/count", json=wanted).json() == 0
+        assert ann.post(f"/{noun}/count", json=wanted).json() > 0
+    assert bob.post("/runs/crons/count", json={"metadata": {"owner": "ann"}}).json() == 0
+    assert bob.post("/threads/search", json={"values": {"note": SECRET}}).json() == []
+    assert bob.post("/threads/count", json={"values": {"note": SECRET}}).json() == 0
+    # The graphs' own assistants are everybody's to use and nobody's to change.
+    everybodys = bob.post("/assistants/search", json={"graph_id": "counter"}).json()
+    system = next(one for one in everybodys if one["metadata"].get("created_by") == "system")
+    patched = bob.patch(f"/assistants/{system['assistant_id']}", json={"name": "mine"})
+    assert patched.status_code == 404
+
+
+def test_a_thread_shared_for_reading_can_be_read_and_no_more(ann, bob):
+    ids = belongings(ann, active=False)
+    path = f"/threads/{ids['thread_id']}"
+    ann.patch(path, json={"metadata": {"readers": ["bob"]}}).raise_for_status()
+    assert bob.get(f"{path}/state").json()["values"]["note"] == SECRET
+    assert bob.get(f"{path}/runs/{ids['run_id']}/join").status_code == 200
+    assert bob.patch(path, json={"metadata": {"x": 1}}).status_code == 404
+    assert bob.post(f"{path}/runs", json=RUN).status_code == 404
+    assert bob.delete(path).status_code == 404
+
+
+def test_a_conditional_create_makes_nothing_on_anothers_thread(ann, bob):
+    ids = belongings(ann, active=False)
+    before = things_of(ann, ids)
+    body = {**RUN, "if_not_exists": "create"}
+    for how in ("", "/wait", "/stream"):
+        answer = bob.post(f"/threads/{ids['thread_id']}/runs{how}", json=body)
+        assert refused(answer, 404) == "Thread or assistant not found."
+    answer = bob.post(f"/threads/{ids['thread_id']}/commands", json=START).json()
+    assert (answer["type"], answer["message"]) == ("error", "404: Thread or assistant not found.")
+    assert things_of(ann, ids) == before
+    fresh = str(uuid.uuid4())
+    made = bob.post(f"/threads/{fresh}/runs", json=body)
+    assert made.status_code == 200
+    assert bob.get(f"/threads/{fresh}").json()["metadata"]["owner"] == "bob"
+    assert ann.get(f"/threads/{fresh}").status_code == 404
+
+
+def test_the_id_of_anothers_run_is_taken_and_tells_nothing(ann, bob):
+    ids = belongings(ann, active=False)
+    mine = bob.post("/threads", json={}).json()["thread_id"]
+    body = {**RUN, "run_id": ids["run_id"]}
+    for path in (f"/threads/{mine}/runs", "/runs"):
+        answer = bob.post(path, json=body)
+        assert answer.status_code == 409, answer.text
+        assert SECRET not in answer.text
+        assert ids["thread_id"] not in answer.text
+
+
+def test_a_bulk_cancel_hits_ones_own(ann, bob):
+    ids = belongings(ann, active=True)
+    mine = belongings(bob, active=True)
+    for status in ("pending", "all", "running"):
+        bob.post("/runs/cancel", json={"status": status})
+    run = ann.get(f"/threads/{ids['thread_id']}/runs/{ids['run_id']}").json()
+    assert run["status"] == "pending"
+    run = bob.get(f"/threads/{mine['thread_id']}/runs/{mine['run_id']}").json()
+    assert run["status"] == "interrupted"
+
+
+def test_stateless_runs_are_their_makers(ann, bob):
+    run = ann.post("/runs", json=RUN).json()
+    assert ann.get(f"/runs/{run['run_id']}/join").json() == {"count": 2}
+    assert bob.get(f"/runs/{run['run_id']}/join").status_code == 404
+    run = ann.post("/runs", json={**RUN, "on_completion": "keep"}).json()
+    assert bob.get(f"/threads/{run['thread_id']}").status_code == 404
+    assert ann.get(f"/threads/{run['thread_id']}").json()["metadata"]["owner"] == "ann"
+
+
+def test_the_runs_of_a_cron_are_its_makers(ann, bob):
+    cron = ann.post(
+        "/runs/crons",
+        json={
+            "assistant_id": "whoami",
+            "schedule": "* * * * * *",
+            "on_run_completed": "keep",
+            "metadata": {"for": "the cron test"},
+            "input": {},
+        },
+    ).json()
+    wanted = {"metadata": {"graph_id": "whoami"}, "status": "idle"}
+
+    def noted():
+        found = ann.post("/threads/search", json=wanted).json()
+        return [one["values"]["note"] for one in found if "note" in (one["values"] or {})]
+
+    wait_until(noted, 20, "the cron to fire")
+    ann.delete(f"/runs/crons/{cron['cron_id']}").raise_for_status()
+    assert json.loads(noted()[0])[:2] == ["ann", "gold"]
+    assert bob.post("/threads/search", json=wanted).json() == []
+
+
+def test_the_store_is_apart(ann, bob):
+    item = {"namespace": ["notes"], "key": "k", "value": {"text": SECRET}}
+    assert ann.put("/store/items", json=item).status_code == 204
+    read = {"namespace": "notes", "key": "k"}
+    assert ann.get("/store/items", params=read).json()["value"] == {"text": SECRET}
+    assert bob.get("/store/items", params=read).json() is None
+    sneaky = {"namespace": "ann.notes", "key": "k"}
+    assert bob.get("/store/items", params=sneaky).json() is None
+    for prefix in ([], ["notes"], ["ann"], ["ann", "notes"]):
+        found = bob.post("/store/items/search", json={"namespace_prefix": prefix}).json()
+        assert found["items"] == []
+        listed = bob.post("/store/namespaces", json={"prefix": prefix}).json()
+        assert listed["namespaces"] == []
+    assert bob.post("/store/namespaces", json={"suffix": ["notes"]}).json()["namespaces"] == []
+    bob.request("DELETE", "/store/items", json={"namespace": ["notes"], "key": "k"})
+    assert ann.get("/store/items", params=read).json()["value"] == {"text": SECRET}
+    assert ann.post("/store/namespaces", json={}).json()["namespaces"] == [["ann", "notes"]]
+
+
+def test_a_strangers_stream_tells_nothing_while_the_run_goes_on(ann, bob):
+    thread_id = ann.post("/threads", json={}).json()["thread_id"]
+    body = {"assistant_id": "steps", "input": {"seconds": 30}, "stream_resumable": True}
+    run = ann.post(f"/threads/{thread_id}/runs", json=body).json()
+    path = f"/threads/{thread_id}/runs/{run['run_id']}"
+    wait_until(lambda: ann.get(path).json()["status"] == "running", 20, "the run to start")
+    for url in (f"{path}/stream", f"/threads/{thread_id}/stream", f"{path}/join"):
+        assert bob.get(url, headers={"Last-Event-ID": "-1"}).status_code == 404
+    assert bob.post(f"{path}/cancel", params={"wait": "1"}).status_code == 404
+    assert ann.get(path).json()["status"] == "running"
+    assert ann.post(f"{path}/cancel", params={"wait": "1"}).status_code == 200
+
+
+def test_the_owners_streams_work(ann):
+    thread_id = ann.post("/threads", json={}).json()["thread_id"]
+    body = {**RUN, "stream_mode": ["values"]}
+    with ann.stream("POST", f"/threads/{thread_id}/runs/stream", json=body) as response:
+        frames = frames_of(list(response.iter_lines()))
+    assert [frame.event for frame in frames] == ["metadata", "values", "values"]
+
+
+def test_a_stranger_opens_no_socket(guarded, ann):
+    thread_id = ann.post("/threads", json={}).json()["thread_id"]
+    url = guarded.url.replace("http://", "ws://") + f"/threads/{thread_id}/stream/events"
+    with (
+        pytest.raises(InvalidStatus) as refusal,
+        connect(url, additional_headers={"Authorization": "Bearer bob"}),
+    ):
+        pass
+    assert refusal.value.response.status_code == 404
+    with pytest.raises(InvalidStatus) as refusal, connect(url):
+        pass
+    assert refusal.value.response.status_code == 401
+    with connect(url, additional_headers={"Authorization": "Bearer ann"}) as socket:
+        socket.send(json.dumps({"id": 1, "method": "run.start", "params": RUN}))
+        assert json.loads(socket.recv(20))["type"] == "success"
