@@ -1,0 +1,201 @@
+"""API keys: made, listed and revoked on the command line, asked for by the server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import httpx
+import psycopg
+import pytest
+from langgraph_sdk import get_sync_client
+
+from tests.acceptance.playing import UNKNOWN, refused
+from tests.servers import PROJECT, LiveServer
+from tests.waiting import wait_until
+
+RUN = {"assistant_id": "counter", "input": {"count": 1}}
+
+
+@pytest.fixture(scope="module")
+def locked(scratch):
+    live = LiveServer(scratch / "keys", config=PROJECT, BELAY_AUTH="keys").start()
+    yield live
+    live.stop()
+
+
+def belay(server: LiveServer, *words: str, code: int = 0) -> tuple[str, str]:
+    """Runs `belay keys …` on the server's database."""
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", "keys", *words],
+        env={**os.environ, "DATABASE_URL": server.database_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout.strip(), done.stderr.strip()
+
+
+@pytest.fixture(scope="module")
+def key(locked):
+    return belay(locked, "create", "--name", "tests")[0]
+
+
+def call(server: LiveServer, **headers: str) -> httpx.Response:
+    return httpx.post(f"{server.url}/threads/search", json={}, headers=headers, timeout=30)
+
+
+def test_a_key_opens_the_server_by_either_header(locked, key):
+    assert call(locked, **{"x-api-key": key}).status_code == 200
+    assert call(locked, Authorization=f"Bearer {key}").status_code == 200
+    assert call(locked, Authorization=f"bearer   {key}").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"x-api-key": ""},
+        {"x-api-key": "nonsense"},
+        {"x-api-key": "belay_" + "a" * 12 + "_" + "A" * 32},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Basic dXNlcjpwYXNz"},
+        {"x-api-key": "x" * 5000},
+        {"x-api-key": "belay_é"},
+    ],
+    ids=str,
+)
+def test_without_one_nothing_is_answered(locked, headers):
+    sent = {name: value.encode() for name, value in headers.items()}
+    answer = call(locked, **sent)
+    assert refused(answer, 401)
+    assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_key_that_is_nearly_right_is_wrong(locked, key):
+    for wrong in (key[:-1] + ("A" if key[-1] != "A" else "B"), key + "A", key.upper(), key[:-1]):
+        assert refused(call(locked, **{"x-api-key": wrong}), 401)
+    both = {"x-api-key": "wrong", "Authorization": f"Bearer {key}"}
+    assert refused(call(locked, **both), 401)
+
+
+def test_every_route_but_the_public_ones_asks(locked):
+    document = httpx.get(f"{locked.url}/openapi.json").json()
+    open_ones = set()
+    for path, methods in document["paths"].items():
+        for method in methods:
+            url = locked.url + path.replace("{", "").replace("}", "")
+            for name in ("thread_id", "run_id", "assistant_id", "cron_id", "checkpoint_id"):
+                url = url.replace(f"/{name}", f"/{UNKNOWN}")
+            asked = method != "parameters" and not path.startswith("/agent/")
+            if asked and httpx.request(method.upper(), url, timeout=30).status_code != 401:
+                open_ones.add(f"{method.upper()} {path}")
+    assert open_ones == {"GET /ok", "GET /info"}
+
+
+def test_the_sdk_takes_a_key(locked, key):
+    with get_sync_client(url=locked.url, api_key=key) as client:
+        assert client.runs.wait(None, "counter", input={"count": 1}) == {"count": 2}
+
+
+def test_a_revoked_key_is_refused_soon_and_others_stay(locked, key):
+    other = belay(locked, "create", "--name", "to be revoked")[0]
+    assert call(locked, **{"x-api-key": other}).status_code == 200
+    said, _ = belay(locked, "revoke", "to be revoked")
+    assert said.startswith(f"revoked {other.split('_')[1]}")
+    wait_until(lambda: call(locked, **{"x-api-key": other}).status_code == 401, 10, "the revoke")
+    assert call(locked, **{"x-api-key": key}).status_code == 200
+    assert "there is no key nobody" in belay(locked, "revoke", "nobody", code=1)[1]
+
+
+def test_a_key_expires(locked):
+    short = belay(locked, "create", "--name", "short", "--days", "0.00005")[0]
+    assert call(locked, **{"x-api-key": short}).status_code == 200
+    wait_until(lambda: call(locked, **{"x-api-key": short}).status_code == 401, 20, "the expiry")
+    assert "expired" in belay(locked, "list")[0]
+
+
+def test_a_key_for_agent_runs_opens_nothing_else(locked):
+    narrow = belay(locked, "create", "--name", "narrow", "--scope", "agent_runs")[0]
+    answer = call(locked, **{"x-api-key": narrow})
+    assert refused(answer, 403) == "This API key is for Agent runs only"
+
+
+def test_keys_are_listed_without_their_secrets_and_kept_as_hashes(locked, key):
+    call(locked, **{"x-api-key": key})
+    listed, _ = belay(locked, "list")
+    _, prefix, secret = key.split("_", 2)
+    line = next(line for line in listed.splitlines() if line.startswith(prefix))
+    assert "tests" in line
+    assert "never" not in line
+    assert secret not in listed
+    with psycopg.connect(locked.database_url) as conn:
+        rows = conn.execute("SELECT to_jsonb(api_key)::text FROM api_key").fetchall()
+    assert all(secret not in row[0] for row in rows)
+
+
+def test_a_secret_stands_in_no_log_and_in_no_answer(locked, key):
+    """A canary in every place a client may put one."""
+    secret = key.split("_", 2)[2]
+    headers = {"x-api-key": key, "Authorization": f"Bearer {key}"}
+    with httpx.Client(base_url=locked.url, headers=headers, timeout=30) as client:
+        thread = client.post("/threads", json={}).json()["thread_id"]
+        answers = [
+            client.post("/runs/wait", json=RUN),
+            client.post(f"/threads/{thread}/runs/wait", json={**RUN, "assistant_id": "bad"}),
+            client.post("/threads", content=b"{"),
+            client.get(f"/threads/{thread}/runs", params={"limit": "x"}),
+            client.get("/nowhere"),
+            client.get("/metrics"),
+            client.post("/runs", json={"assistant_id": "nope"}),
+            client.get(f"/threads/{thread}/history"),
+            client.get(f"/threads/{thread}/runs"),
+        ]
+        wrong = {"x-api-key": key[:-1] + "~"}
+        answers.append(client.get("/threads", headers=wrong))
+    for answer in answers:
+        assert secret not in answer.text
+        assert secret[:-1] not in answer.text
+        assert all(secret not in value for value in answer.headers.values())
+    log = locked.log.read_text()
+    assert secret not in log
+    assert secret[:-1] not in log
+
+
+# --- a server that anybody could reach ----------------------------------------------------------
+
+
+def dev(*words: str, **env: str) -> subprocess.CompletedProcess:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("BELAY_")}
+    return subprocess.run(
+        [sys.executable, "-m", "app.cli", "dev", *words],
+        env={**clean, **env},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_dev_for_other_machines_does_not_start_without_auth(tmp_path):
+    words = ("--host", "0.0.0.0", "--port", "20199", "--data-dir", str(tmp_path / "data"))
+    done = dev(*words, "--config", str(PROJECT))
+    assert done.returncode == 2
+    assert "0.0.0.0 can be reached from other machines" in done.stderr
+    assert "BELAY_AUTH=keys" in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_gunicorn_for_other_machines_does_not_start_without_auth():
+    command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py"]
+    command += ["--bind", "0.0.0.0:20198", "app.factory:create_app()"]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("BELAY_")}
+    urls = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/x", "REDIS_URL": "redis://127.0.0.1:1"}
+    done = subprocess.run(
+        command, env={**clean, **urls}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 3
+    assert "0.0.0.0 can be reached from other machines" in done.stderr
