@@ -20,6 +20,7 @@ from app.api.project_app import ProjectApp
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
 from app.bus.event_log import EventLog
+from app.bus.rate_limits import RateLimits
 from app.bus.run_feed import RunFeed
 from app.db import assistants as assistant_rows
 from app.db import runs as run_rows
@@ -36,6 +37,7 @@ from app.services.parts import Parts
 from app.settings import Settings, SettingsError
 
 _SCHEMA_WAIT_SECONDS = 60.0
+_CANCEL_CONNECTIONS = 2
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -69,6 +71,12 @@ def join_parts(settings: Settings) -> Parts:
         name="belay web",
     )
     database = Database(pool)
+    cancel_pool = open_pool(
+        settings.database_url,
+        size=_CANCEL_CONNECTIONS,
+        pgbouncer=settings.pgbouncer,
+        name="belay cancel",
+    )
     # A Postgres that goes away while we start is waited for, like one that was away before.
     while_unavailable(_SCHEMA_WAIT_SECONDS)(
         database.transaction,
@@ -94,6 +102,7 @@ def join_parts(settings: Settings) -> Parts:
     return Parts(
         settings=settings,
         database=database,
+        cancel_database=Database(cancel_pool),
         graphs=graphs,
         doorbell=Doorbell.of(settings),
         cancel_flags=CancelFlags(client, keys),
@@ -104,5 +113,11 @@ def join_parts(settings: Settings) -> Parts:
         count_unstarted=meters.ended_unstarted,
         meters=meters,
         project_app=ProjectApp.load(graphs.project),
+        rate_limits=RateLimits.of(
+            settings.redis_url,
+            settings.redis_prefix,
+            requests=settings.rate_limit,
+            cancels=settings.cancel_rate_limit,
+        ),
         authentication=authentication_of(settings, graphs.project, database),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 DEFAULT_QUEUE = "runs"
 AUTH_WORDS = ("keys", "none")
+_RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 EXAMPLE_CONFIG = Path(__file__).resolve().parent.parent / "deploy" / "example" / "langgraph.json"
@@ -92,6 +94,14 @@ class Settings:
     #: "keys": a request has an API key; "none": anybody may do anything. None when nobody has said
     #: which; then it is "none", on loopback only. A project's own `auth` goes before either.
     auth: str | None
+    #: How often one caller may ask (`100/second`, `5000/hour`); None: as often as they like.
+    rate_limit: str | None
+    #: The same for cancels, which are counted apart.
+    cancel_rate_limit: str | None
+    #: Pending runs that one caller may have; 0: as many as they like.
+    max_pending_runs: int
+    #: How long a request's body may take to come in.
+    body_seconds: float
     #: Send a stream heartbeat comment this often.
     heartbeat_seconds: float
     #: Origins of web pages that may call the API; `*` is all of them.
@@ -145,6 +155,10 @@ class Settings:
             webhook_domains=read.words("BELAY_WEBHOOK_DOMAINS", ""),
             webhook_attempts=read.integer("BELAY_WEBHOOK_ATTEMPTS", 15, minimum=1),
             auth=read.one_of("BELAY_AUTH", AUTH_WORDS),
+            rate_limit=read.rate("BELAY_RATE_LIMIT"),
+            cancel_rate_limit=read.rate("BELAY_CANCEL_RATE_LIMIT"),
+            max_pending_runs=read.integer("BELAY_MAX_PENDING_RUNS", 0, minimum=0),
+            body_seconds=read.number("BELAY_BODY_SECONDS", 60.0, minimum=1.0),
             heartbeat_seconds=read.number("BELAY_HEARTBEAT_SECONDS", 5.0, minimum=0.1),
             cors_origins=read.words("BELAY_CORS_ORIGINS", "*"),
             log_format=read.one_of("BELAY_LOG_FORMAT", LOG_FORMATS) or "text",
@@ -188,6 +202,12 @@ class _Reader:
         value = self.text(name, "").lower()
         if value and value not in words:
             raise SettingsError(f"{name} must be one of {', '.join(words)}, not {value!r}")
+        return value or None
+
+    def rate(self, name: str) -> str | None:
+        value = self.text(name, "")
+        if value and _RATE.fullmatch(value) is None:
+            raise SettingsError(f"{name} must be like 100/second or 5000/hour, not {value!r}")
         return value or None
 
     def folder(self, name: str) -> Path | None:

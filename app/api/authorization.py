@@ -15,27 +15,37 @@ from flask import request
 from flask.typing import ResponseReturnValue
 
 from app.api.authentication import caller, public
-from app.api.parts import CONFINED, parts
+from app.api.parts import OWN_PARTS, parts
 from app.api.project_auth import ProjectAuth
-from app.domain.access import NO_ACCESS, NOTHING, Filter
+from app.db.connection import Database
+from app.domain.access import EVERYTHING, NO_ACCESS, NOTHING, Filter
 from app.domain.errors import Forbidden
 from app.domain.ids import parse_uuid
 
-__all__ = ["authorize", "authorized", "authorizes_itself", "is_confined", "public"]
+__all__ = ["authorize", "authorized", "authorizes_itself", "cancels", "is_confined", "public"]
 
 _View = TypeVar("_View", bound=Callable[..., ResponseReturnValue])
 _WITH_ACCESS = ("threads", "assistants", "crons")
 
 
+def use_database(database: Database) -> None:
+    """For the rest of this request."""
+    request.environ[OWN_PARTS] = dataclasses.replace(parts(), database=database)
+
+
 def confine_request() -> None:
     """From now on this request finds only what it is authorized for."""
-    shared = parts()
-    database = shared.database.confined(NO_ACCESS)
-    request.environ[CONFINED] = dataclasses.replace(shared, database=database)
+    use_database(parts().database.confined(NO_ACCESS))
 
 
 def is_confined() -> bool:
-    return CONFINED in request.environ
+    return parts().database.access is not EVERYTHING
+
+
+def cancels(view: _View) -> _View:
+    """Marks a view that stops what runs: it has its own way past what floods the server."""
+    view.is_cancel = True  # type: ignore[attr-defined]
+    return view
 
 
 def authorize(resource: str, action: str, value: MutableMapping[str, Any]) -> None:

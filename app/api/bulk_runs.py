@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Response
 
-from app.api.authorization import authorized
+from app.api.authorization import authorized, cancels
 from app.api.error_schemas import Error
 from app.api.json_body import Blueprint
 from app.api.parts import parts
@@ -26,6 +26,7 @@ blueprint = Blueprint("bulk runs", __name__, description="Cancelling many runs a
 @blueprint.arguments(CancelRuns)
 @blueprint.alt_response(204, description="Success - Runs cancelled")
 @blueprint.alt_response(404, schema=Error)
+@cancels
 @authorized("threads", "update")
 def cancel_many_runs(query: dict[str, Any], body: dict[str, Any]) -> Response:
     """Cancel one or more runs. Can cancel runs by thread ID and run IDs, or by status filter."""

@@ -19,6 +19,7 @@ from app.domain.errors import (
     Refused,
     TooLarge,
     TooMany,
+    TooSlow,
     Unauthorized,
     Unavailable,
 )
@@ -32,6 +33,7 @@ _STATUS: tuple[tuple[type[BelayError], int], ...] = (
     (Forbidden, 403),
     (NotFound, 404),
     (Conflict, 409),
+    (TooSlow, 408),
     (TooLarge, 413),
     (TooMany, 429),
     (Unavailable, 503),

@@ -89,6 +89,10 @@ class JsonObject(ma.fields.Field[dict[str, Any]]):
         return document
 
 
+#: Of a list in a body.
+_MOST = 10_000
+
+
 class StringList(ma.fields.List):
     """A list of strings, or one string. `choices` are for the document; `validate` checks."""
 
@@ -101,6 +105,8 @@ class StringList(ma.fields.List):
                 self.choices = tuple(validator.choices)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if isinstance(value, list) and len(value) > _MOST:
+            raise ma.ValidationError(f"has more than {_MOST} elements")
         return super()._deserialize(
             [value] if isinstance(value, str) else value, attr, data, **kwargs
         )

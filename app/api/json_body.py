@@ -8,6 +8,9 @@ what stores and sends it.
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import flask_smorest
@@ -19,10 +22,13 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from app.api.error_schemas import Error
-from app.domain.errors import InvalidRequest, TooLarge
+from app.api.parts import parts
+from app.domain.errors import InvalidRequest, TooLarge, TooSlow
 from app.graphs.serde import to_json
 
 MAX_DEPTH = 100
+#: Of a body that is a list: before anything in it is looked at.
+MOST_OF_MANY = 1_000
 _INVALID = "Invalid JSON in request body"
 
 
@@ -30,10 +36,13 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
     return Response(to_json(body), status, headers, content_type="application/json")
 
 
-def read_json(request: Request) -> Any:
-    """The body as JSON. Raises InvalidRequest, TooLarge."""
+def read_json(request: Request, seconds: float | None = None) -> Any:
+    """The body as JSON, if it comes in within so long. Raises InvalidRequest, TooLarge, TooSlow."""
     try:
-        raw = request.get_data(cache=True)
+        with _deadline(seconds):
+            raw = request.get_data(cache=True)
+    except TimeoutError as error:
+        raise TooSlow() from error
     except RequestEntityTooLarge as error:
         raise TooLarge() from error
     except HTTPException:
@@ -52,6 +61,19 @@ def read_json(request: Request) -> Any:
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH or b"\\u0000" in raw:
         check_document(document)
     return document
+
+
+@contextmanager
+def _deadline(seconds: float | None) -> Iterator[None]:
+    """A client that sends a byte now and then must not hold a place for ever. Raises TimeoutError
+    where the web server's greenlets can be woken; elsewhere its own timeouts are what there is."""
+    if "gevent.monkey" not in sys.modules:
+        yield
+        return
+    import gevent  # noqa: PLC0415
+
+    with gevent.Timeout(seconds, TimeoutError()):
+        yield
 
 
 def _too_deep() -> str:
@@ -102,9 +124,11 @@ class BelayParser(FlaskParser):
         return schema
 
     def load_json(self, req: Request, schema: Schema) -> Any:
-        document = read_json(req)
+        document = read_json(req, parts().settings.body_seconds)
         if not isinstance(document, dict) and not schema.many:
             raise InvalidRequest(f'{_shown(document)} is not of type "object"')
+        if schema.many and isinstance(document, list) and len(document) > MOST_OF_MANY:
+            raise InvalidRequest(f"at most {MOST_OF_MANY} at once, not {len(document)}")
         return missing if document is None else document
 
     def handle_error(self, error: ValidationError, *_: Any, **__: Any) -> NoReturn:
@@ -166,6 +190,7 @@ def _with_common_errors(doc: dict[str, Any], doc_info: dict[str, Any], **_: Any)
     if doc_info["has_path_parameters"] or "parameters" in doc or "requestBody" in doc:
         errors[422] = "What is asked is not well formed, and nothing was done"
     if "requestBody" in doc:
+        errors[408] = "The body took too long to come in"
         errors[413] = "The body is larger than this server takes"
     common = {
         status: {"description": text, "content": {"application/json": {"schema": Error}}}

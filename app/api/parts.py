@@ -7,10 +7,10 @@ from flask import current_app, request
 from app.services.parts import Parts
 
 PARTS = "belay"
-#: Where in a request's environment its own parts are, if what it may see is confined.
-CONFINED = "belay.parts"
+#: Where in a request's environment its own parts are, if they are not those of all.
+OWN_PARTS = "belay.parts"
 
 
 def parts() -> Parts:
-    found: Parts = request.environ.get(CONFINED) or current_app.extensions[PARTS]
+    found: Parts = request.environ.get(OWN_PARTS) or current_app.extensions[PARTS]
     return found

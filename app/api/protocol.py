@@ -106,7 +106,7 @@ def refuse_strange_thread(thread_id: UUID) -> None:
 
 def _json_of_request() -> Any:
     try:
-        return read_json(request)
+        return read_json(request, parts().settings.body_seconds)
     except InvalidRequest as error:
         detail = error.detail.replace("Invalid JSON in request body", "Invalid JSON body")
         raise BadRequest(detail) from error

@@ -14,15 +14,17 @@ from typing import Any
 from flask import Flask, Response, current_app, request
 
 from app import logs
-from app.api.authentication import CALLER
-from app.api.authorization import confine_request
+from app.api.authentication import CALLER, caller
+from app.api.authorization import confine_request, use_database
 from app.api.cors import REQUEST_ID, cors_headers
 from app.api.parts import parts
 from app.api.project_app import ProjectApp
 from app.api.project_auth import ProjectAuth
+from app.bus.rate_limits import CANCELS, REQUESTS
+from app.domain.errors import TooMany
 from app.graphs.http_config import CorsRules
 from app.meters import WebMeters
-from app.services.parts import Authentication
+from app.services.parts import Authentication, Parts
 from app.settings import Settings
 
 access_log = logging.getLogger("belay.access")
@@ -30,6 +32,13 @@ access_log = logging.getLogger("belay.access")
 #: Where in a request's environment its context is.
 _CONTEXT = "belay.context"
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+#: Answers are data, for whoever asked: not to be guessed at, framed or kept on the way.
+_SECURITY = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-store"),
+)
 #: What the metrics call a route that is not there, and one that is the project's.
 _NO_ROUTE, _PROJECT = "none", "http.app"
 
@@ -84,11 +93,25 @@ def _begin_request() -> Response | None:
         if found.graphs.project.http.authenticates_project:
             _authenticate(found.authentication)
         return project.respond()
-    if found.authentication is not None and request.endpoint is not None:
-        view = current_app.view_functions[request.endpoint]
-        if not getattr(view, "is_public", False):
-            _authenticate(found.authentication)
+    if request.endpoint is not None:
+        _admit(found, current_app.view_functions[request.endpoint])
     return None
+
+
+def _admit(found: Parts, view: Any) -> None:
+    """Ask who asks, and whether it is too often. Raises Unauthorized, Refused, TooMany."""
+    if getattr(view, "is_public", False):
+        return
+    is_cancel = getattr(view, "is_cancel", False)
+    if is_cancel:
+        use_database(found.cancel_database)
+    _authenticate(found.authentication)
+    if found.rate_limits is not None:
+        who = caller()
+        name = f"address:{request.remote_addr}" if who is None else who.name
+        lane = CANCELS if is_cancel else REQUESTS
+        if wait := found.rate_limits.seconds_to_wait(lane, name):
+            raise TooMany(f"Too many {lane}; try again later", retry_after=wait)
 
 
 def _authenticate(authentication: Authentication | None) -> None:
@@ -111,6 +134,8 @@ def _end_request(
     current = request
     context: _Context = current.environ[_CONTEXT]
     response.headers[REQUEST_ID] = context.request_id
+    for name, value in _SECURITY:
+        response.headers.setdefault(name, value)
     seconds = time.perf_counter() - context.began
     about, status = context.about, response.status_code
     rule = current.url_rule

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from flask import Response, request
 
-from app.api.authorization import authorized, authorizes_itself
+from app.api.authorization import authorized, authorizes_itself, cancels
 from app.api.error_schemas import Error
 from app.api.fields import path_uuid, query_names
 from app.api.json_body import Blueprint, json_response
@@ -159,6 +159,7 @@ def delete_run(thread_id: str, run_id: str) -> Response:
 @blueprint.response(200, NOTHING, description="With wait: the work has stopped")
 @blueprint.alt_response(202, description="Without wait: the cancel is accepted, and is kept")
 @blueprint.alt_response(404, schema=Error)
+@cancels
 @authorized("threads", "update")
 def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     thread, run = path_uuid(thread_id, "thread"), path_uuid(run_id, "run")

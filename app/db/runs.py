@@ -273,6 +273,12 @@ def active_runs_of_thread(conn: Connection, thread_id: UUID) -> list[ActiveRun]:
     return fetch_all(conn, SQL.active_runs_of_thread, {"thread_id": thread_id}, ActiveRun)
 
 
+def pending_runs_of(conn: Connection, caller: str) -> int:
+    """How many a caller has. Whoever asks next waits until this transaction is over."""
+    execute(conn, SQL.lock_caller, {"caller": caller})
+    return int(fetch_value(conn, SQL.count_pending_runs_of, {"caller": caller}))
+
+
 def thread_is_busy(conn: Connection, thread_id: UUID) -> bool:
     return bool(fetch_value(conn, SQL.thread_is_busy, {"thread_id": thread_id}))
 

@@ -7,6 +7,7 @@ BelayError
 ├── Forbidden             403
 ├── NotFound              404
 ├── Conflict              409
+├── TooSlow               408
 ├── TooLarge              413
 ├── TooMany               429, with Retry-After
 ├── Refused               as the project's own authentication says
@@ -67,6 +68,10 @@ class TooMany(BelayError):
         super().__init__(detail)
         #: In seconds.
         self.retry_after = retry_after
+
+
+class TooSlow(BelayError):
+    """The request body took too long to come in."""
 
 
 class TooLarge(BelayError):

@@ -7,6 +7,7 @@ writes them on idle threads.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from langgraph.checkpoint.base import CheckpointTuple
@@ -41,6 +42,12 @@ class FormatSaver(PostgresSaver):
             row = cursor.execute(_LATEST_ID, where).fetchone()
         if row is not None and row["max"] is not None:
             go_on_after(row["max"])
+
+    def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> FormatSaver:
+        """Also read these types: those of a graph's state. A saver serves one run, or one request,
+        so it is changed where it stands: what a copy had to store, nobody would wait for."""
+        self.serde = super().with_allowlist(extra_allowlist).serde
+        return self
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         return super().put(config, without_inline_nul(checkpoint), metadata, new_versions)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from app.bus.cancel_flag import CancelFlags
 from app.bus.event_log import EventLog
+from app.bus.rate_limits import RateLimits
 from app.bus.run_feed import RunFeed
 from app.db.connection import Database
 from app.dispatch import Doorbell
@@ -62,11 +63,15 @@ class Parts(RunParts):
     """All of it, in a web process."""
 
     database: Database
+    #: Cancels have connections of their own: a flood of other requests does not hold them up.
+    cancel_database: Database
     feed: RunFeed
     store: ApiStore
     meters: WebMeters
     #: The project's own HTTP app, which only the API knows how to call.
     project_app: Closeable | None = None
+    #: None: anybody may ask as often as they like.
+    rate_limits: RateLimits | None = None
     #: None: anybody may do anything.
     authentication: Authentication | None = None
 
@@ -75,3 +80,4 @@ class Parts(RunParts):
         if self.project_app is not None:
             self.project_app.close()
         self.database.close()
+        self.cancel_database.close()

@@ -18,7 +18,7 @@ from app.db.connection import Connection
 from app.db.runs import CancelFilter, NewRun, Ringable
 from app.domain.access import EVERYTHING
 from app.domain.assistants import Assistant
-from app.domain.errors import Conflict, Interrupted, InvalidRequest, NotFound
+from app.domain.errors import Conflict, Interrupted, InvalidRequest, NotFound, TooMany
 from app.domain.runs import CancelAction, MultitaskStrategy, Run, superseded_reason
 from app.domain.threads import ThreadTtl
 from app.fault_points import FaultPoint
@@ -122,12 +122,8 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
     """
     body = request.body
     assistant = parts.known_assistants.get(body["assistant_id"])
-    if assistant is None or request.chosen_id is not None:
+    if assistant is None or not _leaves_nothing_to_decide(parts, request, assistant):
         return None
-    if body["multitask_strategy"] != MultitaskStrategy.ENQUEUE:
-        return None
-    if parts.database.access is not EVERYTHING and not assistant.is_everybodys:
-        return None  # nothing is said of an assistant that may be somebody else's
     refuse_unknown_nodes(parts, assistant, body)
     thread_id = request.thread_id or new_id()
     new = _new_run(parts, request, assistant, thread_id, run_id)
@@ -149,6 +145,18 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
     fault_points.reached(FaultPoint.COMMITTED, run_id)
     _ring_if_next(parts, run_id, accepted.ringable)
     return run_rows.as_accepted(new, accepted)
+
+
+def _leaves_nothing_to_decide(parts: Parts, request: RunRequest, assistant: Assistant) -> bool:
+    if request.body["multitask_strategy"] != MultitaskStrategy.ENQUEUE:
+        return False
+    if request.chosen_id is not None:
+        return False
+    # What is pending is counted first; and of an assistant that may be somebody else's, nothing is
+    # said before it is known whose it is.
+    counted = parts.settings.max_pending_runs and request.caller is not None
+    everybodys = parts.database.access is EVERYTHING or assistant.is_everybodys
+    return not counted and everybodys
 
 
 def _ring_if_next(parts: RunParts, run_id: UUID, head: Sequence[Ringable]) -> None:
@@ -212,6 +220,7 @@ def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: U
     if (existing := _accepted_before(conn, run_id, request.thread_id)) is not None:
         head = run_rows.next_runs_of_threads(conn, [existing.thread_id])
         return Accepted(existing, None, head)
+    _refuse_too_many(parts, conn, request.caller)
     thread_id = _thread_of(conn, request, parts.graphs.project.thread_ttl)
     new = _new_run(parts, request, assistant, thread_id, run_id)
     _refuse_unknown_checkpoint(conn, new)
@@ -222,6 +231,13 @@ def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: U
     head = run_rows.next_runs_of_threads(conn, [thread_id])
     fault_points.reached(FaultPoint.BEFORE_COMMIT, run_id)
     return Accepted(run, cancelled, head)
+
+
+def _refuse_too_many(parts: RunParts, conn: Connection, caller: str | None) -> None:
+    """One caller's creates are counted one after the other, so that none slips through."""
+    most = parts.settings.max_pending_runs
+    if most and caller is not None and run_rows.pending_runs_of(conn, caller) >= most:
+        raise TooMany(f"You have {most} pending runs already; try again when some have started")
 
 
 def _action_of(strategy: str) -> CancelAction | None:

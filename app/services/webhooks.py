@@ -128,6 +128,7 @@ def payload_of(run: dict[str, Any]) -> dict[str, Any]:
     """The run, how it ended, and what it had reached."""
     outcome = run.get("outcome") or {}
     payload = {name: run.get(name) for name in RUN_FIELDS}
+    payload["kwargs"] = _without_user(run.get("kwargs") or {})
     payload |= {
         "run_started_at": run.get("started_at"),
         "run_ended_at": run.get("ended_at"),
@@ -137,3 +138,12 @@ def payload_of(run: dict[str, Any]) -> dict[str, Any]:
     if run.get("error") is not None:
         payload["error"] = run["error"]
     return payload
+
+
+def _without_user(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What the project's authentication found out about its user stays here."""
+    config = dict(kwargs.get("config") or {})
+    configurable = dict(config.get("configurable") or {})
+    if configurable.pop("langgraph_auth_user", None) is None:
+        return kwargs
+    return {**kwargs, "config": {**config, "configurable": configurable}}

@@ -39,19 +39,19 @@ def guarded(scratch):
 
 def as_user(server: LiveServer, token: str | None) -> httpx.Client:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-    return httpx.Client(base_url=server.url, timeout=30, headers=headers)
+    return watched(httpx.Client(base_url=server.url, timeout=30, headers=headers))
 
 
 @pytest.fixture(scope="module")
 def ann(guarded):
     with as_user(guarded, "ann") as client:
-        yield watched(client)
+        yield client
 
 
 @pytest.fixture(scope="module")
 def bob(guarded):
     with as_user(guarded, "bob") as client:
-        yield watched(client)
+        yield client
 
 
 # --- who asks -----------------------------------------------------------------------------------
@@ -70,8 +70,8 @@ def test_who_does_not_say_who_they_are_is_refused_in_the_projects_words(guarded)
 
 
 def test_an_authentication_that_breaks_lets_nobody_in_and_tells_nothing(guarded):
-    with as_user(guarded, "broken") as broken:
-        answer = broken.post("/threads/search", json={})
+    headers = {"Authorization": "Bearer broken"}
+    answer = httpx.post(f"{guarded.url}/threads/search", json={}, headers=headers, timeout=30)
     assert answer.status_code == 500
     assert "canary" not in answer.text
 
@@ -85,12 +85,13 @@ def test_the_graph_is_told_who_runs_it(ann, guarded):
 
 
 def test_the_sdk_is_let_in_by_its_headers(guarded):
-    with get_sync_client(url=guarded.url, headers={"Authorization": "Bearer ann"}) as client:
+    headers = {"Authorization": "Bearer ann"}
+    with watched(get_sync_client(url=guarded.url, headers=headers)) as client:
         thread = client.threads.create()
         assert thread["metadata"]["owner"] == "ann"
         assert client.runs.wait(thread["thread_id"], "counter", input={"count": 1}) == {"count": 2}
     with (
-        get_sync_client(url=guarded.url) as nobody,
+        watched(get_sync_client(url=guarded.url)) as nobody,
         pytest.raises(APIStatusError, match="Who are you"),
     ):
         nobody.threads.create()

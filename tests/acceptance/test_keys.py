@@ -12,6 +12,7 @@ import pytest
 from langgraph_sdk import get_sync_client
 
 from tests.acceptance.playing import UNKNOWN, refused
+from tests.conformance import watched
 from tests.servers import PROJECT, LiveServer
 from tests.waiting import wait_until
 
@@ -97,7 +98,7 @@ def test_every_route_but_the_public_ones_asks(locked):
 
 
 def test_the_sdk_takes_a_key(locked, key):
-    with get_sync_client(url=locked.url, api_key=key) as client:
+    with watched(get_sync_client(url=locked.url, api_key=key)) as client:
         assert client.runs.wait(None, "counter", input={"count": 1}) == {"count": 2}
 
 
@@ -141,7 +142,7 @@ def test_a_secret_stands_in_no_log_and_in_no_answer(locked, key):
     """A canary in every place a client may put one."""
     secret = key.split("_", 2)[2]
     headers = {"x-api-key": key, "Authorization": f"Bearer {key}"}
-    with httpx.Client(base_url=locked.url, headers=headers, timeout=30) as client:
+    with watched(httpx.Client(base_url=locked.url, headers=headers, timeout=30)) as client:
         thread = client.post("/threads", json={}).json()["thread_id"]
         answers = [
             client.post("/runs/wait", json=RUN),

@@ -101,6 +101,12 @@ WHERE thread_id = %(thread_id)s AND status IN ('pending', 'running')
 ORDER BY run_id
 FOR UPDATE
 
+-- name: lock_caller
+SELECT pg_advisory_xact_lock(hashtextextended('belay caller ' || %(caller)s, 0))
+
+-- name: count_pending_runs_of
+SELECT count(*) FROM run WHERE caller = %(caller)s AND status = 'pending'
+
 -- name: thread_is_busy
 SELECT EXISTS (
     SELECT 1 FROM run WHERE thread_id = %(thread_id)s AND status IN ('pending', 'running'))
