@@ -41,7 +41,7 @@ def read_json(request: Request, seconds: float | None = None) -> Any:
     try:
         with _deadline(seconds):
             raw = request.get_data(cache=True)
-    except TimeoutError as error:
+    except _OutOfTime as error:
         raise TooSlow() from error
     except RequestEntityTooLarge as error:
         raise TooLarge() from error
@@ -49,6 +49,9 @@ def read_json(request: Request, seconds: float | None = None) -> Any:
         raise
     except Exception as error:  # the web server's own errors, of a body that is badly chunked
         raise InvalidRequest(f"{_INVALID}: the body could not be read") from error
+    most = request.max_content_length
+    if request.content_length is None and most is not None and len(raw) >= most:
+        raise TooLarge()  # it came in chunks, and Werkzeug has cut it off
     if request.content_length is not None and len(raw) < request.content_length:
         raise InvalidRequest(f"{_INVALID}: the body ended before its Content-Length")
     try:
@@ -63,16 +66,20 @@ def read_json(request: Request, seconds: float | None = None) -> Any:
     return document
 
 
+class _OutOfTime(Exception):
+    """No OSError: Werkzeug would take it for a client that has gone."""
+
+
 @contextmanager
 def _deadline(seconds: float | None) -> Iterator[None]:
-    """A client that sends a byte now and then must not hold a place for ever. Raises TimeoutError
+    """A client that sends a byte now and then must not hold a place for ever. Raises _OutOfTime
     where the web server's greenlets can be woken; elsewhere its own timeouts are what there is."""
     if "gevent.monkey" not in sys.modules:
         yield
         return
     import gevent  # noqa: PLC0415
 
-    with gevent.Timeout(seconds, TimeoutError()):
+    with gevent.Timeout(seconds, _OutOfTime()):
         yield
 
 

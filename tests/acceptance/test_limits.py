@@ -1,0 +1,174 @@
+"""Limits: how often, how much, how slow; and that a flooded server can still be stopped."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+
+from tests.acceptance.playing import refused
+from tests.conformance import watched
+from tests.servers import PROJECT, LiveServer
+from tests.waiting import wait_until
+
+RUN = {"assistant_id": "counter", "input": {"count": 1}}
+LATER = {**RUN, "after_seconds": 3600}
+
+
+@pytest.fixture(scope="module")
+def limited(scratch):
+    live = LiveServer(
+        scratch / "limits",
+        config=PROJECT,
+        BELAY_AUTH="keys",
+        BELAY_RATE_LIMIT="30/minute",
+        BELAY_CANCEL_RATE_LIMIT="1000/minute",
+        BELAY_MAX_PENDING_RUNS="3",
+        BELAY_BODY_SECONDS="1",
+        BELAY_MAX_BODY_BYTES="100000",
+        BELAY_WEB_POOL_SIZE="2",
+    ).start()
+    yield live
+    live.stop()
+
+
+def new_client(server: LiveServer, name: str) -> httpx.Client:
+    """With a key of its own, which has asked for nothing yet."""
+    made = subprocess.run(
+        [sys.executable, "-m", "app.cli", "keys", "create", "--name", name],
+        env={**os.environ, "DATABASE_URL": server.database_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    headers = {"x-api-key": made.stdout.strip()}
+    return watched(httpx.Client(base_url=server.url, headers=headers, timeout=60))
+
+
+def test_who_asks_too_often_is_told_when_to_come_again_and_can_still_cancel(limited):
+    with new_client(limited, "often") as often, new_client(limited, "seldom") as seldom:
+        run = often.post("/runs", json=LATER).json()
+        answers = [often.post("/threads/search", json={}) for _ in range(40)]
+        statuses = [answer.status_code for answer in answers]
+        assert statuses[0] == 200
+        assert statuses[-1] == 429
+        assert refused(answers[-1], 429).startswith("Too many requests")
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+        assert often.post("/runs", json=RUN).status_code == 429
+        # Others are not held up by it, and what runs can be stopped.
+        assert seldom.post("/threads/search", json={}).status_code == 200
+        cancelled = often.post(f"/threads/{run['thread_id']}/runs/{run['run_id']}/cancel")
+        assert cancelled.status_code == 202
+        assert often.get("/ok").status_code == 200
+
+
+def test_pending_runs_are_capped_by_caller_also_when_they_come_at_once(limited):
+    with new_client(limited, "many") as many, new_client(limited, "few") as few:
+        statuses = []
+
+        def create():
+            statuses.append(many.post("/runs", json=LATER).status_code)
+
+        threads = [threading.Thread(target=create) for _ in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert sorted(statuses) == [200] * 3 + [429] * 7
+        answer = many.post("/runs", json=LATER)
+        assert refused(answer, 429).startswith("You have 3 pending runs already")
+        assert answer.headers["retry-after"]
+        batch = few.post("/runs/batch", json=[LATER] * 4)
+        assert batch.status_code == 429
+        assert few.post("/runs/batch", json=[LATER] * 3).status_code == 200
+        assert many.post("/runs/cancel", json={"status": "pending"}).status_code == 204
+        assert many.post("/runs", json=LATER).status_code == 200
+
+
+def test_a_body_that_trickles_in_is_given_up(limited):
+    with new_client(limited, "slow") as client:
+        key = client.headers["x-api-key"]
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", limited.port), timeout=30) as slow:
+        head = f"POST /threads HTTP/1.1\r\nHost: x\r\nx-api-key: {key}\r\n"
+        slow.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode())
+        answer = b""
+        while b"too long to come in" not in answer:
+            slow.settimeout(0.2)
+            try:
+                chunk = slow.recv(4096)
+                assert chunk, answer
+                answer += chunk
+            except TimeoutError:
+                slow.sendall(b" ")
+            assert time.monotonic() - began < 20, "nobody gave it up"
+    assert answer.startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_is_too_large_is_refused_while_it_comes_in(limited):
+    with new_client(limited, "large") as client:
+        endless = (b"[" + b" " * 10_000 for _ in range(10_000))
+        assert client.post("/threads", content=b" " * 100_001).status_code == 413
+        answer = client.post("/threads", content=endless)
+        assert answer.status_code == 413, answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/runs/batch", [{}] * 1_001),
+        ("/threads/prune", {"thread_ids": ["x"] * 1_001}),
+        ("/threads/search", {"ids": ["x"] * 1_001}),
+        ("/runs", {**RUN, "interrupt_before": ["x"] * 10_001}),
+    ],
+    ids=["batch", "prune", "search", "nodes"],
+)
+def test_lists_have_an_end(limited, path, body):
+    with new_client(limited, path) as client:
+        assert client.post(path, json=body).status_code == 422
+
+
+def test_answers_are_not_to_be_guessed_at_framed_or_kept(limited):
+    with new_client(limited, "headers") as client:
+        for answer in (client.get("/ok"), client.post("/threads", json={}), client.get("/none")):
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["x-frame-options"] == "DENY"
+            assert answer.headers["referrer-policy"] == "no-referrer"
+            assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_cancel_passes_a_flood_that_has_every_connection(limited):
+    """All connections to Postgres wait for one lock, and so does whoever asks next."""
+    import psycopg
+
+    with new_client(limited, "flooded") as client:
+        busy, thread = (client.post("/threads", json={}).json()["thread_id"] for _ in "ab")
+        run = client.post(f"/threads/{busy}/runs", json=LATER).json()
+        path = f"/threads/{run['thread_id']}/runs/{run['run_id']}"
+        with psycopg.connect(limited.database_url) as blocker:
+            blocker.execute("SELECT 1 FROM thread WHERE thread_id = %s FOR UPDATE", (thread,))
+            flood = [
+                threading.Thread(
+                    target=lambda: client.patch(f"/threads/{thread}", json={"metadata": {"a": 1}})
+                )
+                for _ in range(6)
+            ]
+            for one in flood:
+                one.start()
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            with psycopg.connect(limited.database_url, autocommit=True) as looks:
+                wait_until(
+                    lambda: looks.execute(waiting).fetchone()[0] >= 2, 20, "every connection taken"
+                )
+            assert client.post(f"{path}/cancel", timeout=3).status_code == 202
+            blocker.rollback()
+        for one in flood:
+            one.join(30)
+        assert client.get(path).json()["status"] == "interrupted"
