@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 # Two test files at a time, each process with servers of its own: the tests mostly wait.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo run test test-full test-js faults lint bench bench-cancel bench-backlog lock clean
+.PHONY: demo run test test-full test-js faults audit lint bench bench-cancel bench-backlog lock clean
 
 demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, stop everything.
 	$(BIN)/python -m deploy.demo
@@ -26,6 +26,11 @@ test-full: lint  ## The same with the long forms: thousands of seeded cases.
 
 faults: $(READY)  ## The monkey, for SECONDS (1500) with SEED; writes fault-report.md.
 	$(BIN)/python -m tests.faults.monkey $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
+audit: $(READY)  ## What is locked, against the advisories known today. AUDIT=--if-there forgives no answer.
+	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(BIN)/python pip-audit; \
+	else $(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit; fi || true
+	$(BIN)/python -m tests.audit $(AUDIT)
 
 test-js: $(READY)  ## The JavaScript SDK against a live server; needs Node 20.
 	$(BIN)/python -m tests.js.run
