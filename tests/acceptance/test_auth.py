@@ -69,6 +69,13 @@ def test_who_does_not_say_who_they_are_is_refused_in_the_projects_words(guarded)
         assert refused(banned.post("/threads", json={}), 403) == "You are banned"
 
 
+def test_the_projects_own_routes_ask_too_when_they_are_told_to(guarded):
+    url = f"{guarded.url}/of/the/project"
+    assert httpx.get(url, timeout=30).status_code == 401
+    answer = httpx.get(url, headers={"Authorization": "Bearer ann"}, timeout=30)
+    assert (answer.status_code, answer.text) == (200, "the project at /of/the/project")
+
+
 def test_an_authentication_that_breaks_lets_nobody_in_and_tells_nothing(guarded):
     headers = {"Authorization": "Bearer broken"}
     answer = httpx.post(f"{guarded.url}/threads/search", json={}, headers=headers, timeout=30)

@@ -1,0 +1,8 @@
+"""The smallest app there is: it answers whatever Belay has no route for."""
+
+from __future__ import annotations
+
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"the project at {environ['PATH_INFO']}".encode()]

@@ -1,0 +1,256 @@
+"""The project's own auth, as `langgraph_sdk.Auth` documents it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from flask import Flask
+from langgraph_sdk import Auth
+from starlette.exceptions import HTTPException as StarletteException
+
+from app.api.project_auth import ProjectAuth, ProjectUser
+from app.domain.access import Caller
+from app.domain.errors import Forbidden, Refused
+from app.graphs.project_files import ProjectError
+
+ANN = Caller("user:ann", "ann", user={"identity": "ann", "permissions": ["read"], "plan": "gold"})
+SOURCE = """
+from langgraph_sdk import Auth
+
+auth = Auth()
+{body}
+"""
+
+
+def load(tmp_path: Path, body: str, variable: str = "auth") -> ProjectAuth:
+    (tmp_path / "auth.py").write_text(SOURCE.format(body=body))
+    project = SimpleNamespace(root=tmp_path, dependencies=(), auth=f"./auth.py:{variable}")
+    return ProjectAuth.load(project)
+
+
+def authenticating(tmp_path: Path, signature: str, result: str) -> ProjectAuth:
+    return load(
+        tmp_path, f"@auth.authenticate\nasync def authenticate({signature}):\n    return {result}"
+    )
+
+
+def ask(auth: ProjectAuth, **how) -> Caller:
+    app = Flask(__name__)
+    app.add_url_rule("/threads/<thread_id>", "thread", methods=["POST"])
+    with app.test_request_context("/threads/t1?a=1", method="POST", **how):
+        return auth.caller()
+
+
+# --- who asks -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameter", "told"),
+    [
+        ("path", "/threads/t1"),
+        ("method", "POST"),
+        ("path_params", "{'thread_id': 't1'}"),
+        ("query_params", "{'a': '1'}"),
+        ("authorization", "Bearer x"),
+        ("body", "{'n': 1}"),
+    ],
+)
+def test_authenticate_is_given_what_it_names(tmp_path, parameter, told):
+    auth = authenticating(tmp_path, parameter, f"str({parameter})")
+    caller = ask(auth, json={"n": 1}, headers={"Authorization": "Bearer x"})
+    assert (caller.team, caller.name) == (told, f"user:{told}")
+
+
+def test_headers_are_bytes_by_names_in_small_letters(tmp_path):
+    auth = authenticating(tmp_path, "headers: dict", "headers[b'x-team'].decode()")
+    assert ask(auth, headers={"X-Team": "blue"}).team == "blue"
+
+
+def test_the_request_is_starlettes(tmp_path):
+    result = "request.headers['x-team'] + request.url.path + (await request.json())['n']"
+    auth = authenticating(tmp_path, "request", result)
+    assert ask(auth, json={"n": "!"}, headers={"X-Team": "blue"}).team == "blue/threads/t1!"
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff"])
+def test_a_body_that_cannot_be_read_is_none(tmp_path, data):
+    auth = authenticating(tmp_path, "body", "str(body)")
+    assert ask(auth, data=data).team == "None"
+
+
+def test_without_a_header_authorization_is_none(tmp_path):
+    assert ask(authenticating(tmp_path, "authorization", "str(authorization)")).team == "None"
+
+
+def test_a_parameter_with_a_default_may_have_any_name(tmp_path):
+    assert ask(authenticating(tmp_path, "path, flavour='plain'", "flavour")).team == "plain"
+
+
+def test_authenticate_may_be_a_plain_function(tmp_path):
+    auth = load(tmp_path, "@auth.authenticate\ndef authenticate(path):\n    return path")
+    assert ask(auth).team == "/threads/t1"
+
+
+@pytest.mark.parametrize(
+    ("result", "fields"),
+    [
+        ("'ann'", {"identity": "ann", "permissions": []}),
+        ("{'identity': 'ann', 'permissions': ['a'], 'x': 1}", {"permissions": ["a"], "x": 1}),
+        (
+            "type('User', (), {'identity': 'ann', 'permissions': ('a',)})()",
+            {"identity": "ann", "permissions": ["a"]},
+        ),
+    ],
+)
+def test_a_user_is_an_id_a_mapping_or_an_object(tmp_path, result, fields):
+    caller = ask(authenticating(tmp_path, "path", result))
+    assert caller.team == "ann"
+    assert caller.user is not None
+    assert caller.user.items() >= fields.items()
+
+
+@pytest.mark.parametrize("result", ["None", "{}", "{'identity': ''}", "5"])
+def test_what_is_nobody_lets_nobody_in(tmp_path, result):
+    with pytest.raises(TypeError, match="identity"):
+        ask(authenticating(tmp_path, "path", result))
+
+
+def test_a_refusal_has_its_status_its_words_and_its_headers(tmp_path):
+    auth = load(
+        tmp_path,
+        "@auth.authenticate\nasync def authenticate(path):\n"
+        "    raise Auth.exceptions.HTTPException(status_code=403, detail='no', headers={'a': 'b'})",
+    )
+    with pytest.raises(Refused) as refusal:
+        ask(auth)
+    assert (refusal.value.status, refusal.value.detail) == (403, "no")
+    assert refusal.value.headers == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("", "@authenticate"),
+        ("@auth.authenticate\nasync def authenticate(token): ...", "takes 'token'"),
+        ("raise ValueError('at import')", "at import"),
+    ],
+)
+def test_what_can_never_work_does_not_start(tmp_path, body, message):
+    with pytest.raises(ProjectError, match=message):
+        load(tmp_path, body)
+
+
+def test_what_is_no_auth_does_not_start(tmp_path):
+    with pytest.raises(ProjectError, match=r"langgraph_sdk\.Auth"):
+        load(tmp_path, "other = 5", "other")
+
+
+# --- what they may do ---------------------------------------------------------------------------
+
+
+def deciding(auth: Auth) -> ProjectAuth:
+    return ProjectAuth(auth, [])
+
+
+def test_the_most_specific_handler_is_asked_and_no_other():
+    auth, asked = Auth(), []
+
+    def note(name):
+        async def handler(ctx, value):
+            asked.append((name, ctx.resource, ctx.action))
+
+        return handler
+
+    auth.on(note("global"))
+    auth.on.threads(note("threads"))
+    auth.on.threads.create(note("threads.create"))
+    auth.on(actions="search")(note("search of anything"))
+    project = deciding(auth)
+    for resource, action in (
+        ("threads", "create"),
+        ("threads", "search"),
+        ("assistants", "search"),
+        ("crons", "read"),
+        ("store", "put"),
+    ):
+        assert project.decide(ANN, resource, action, {}) is None
+    assert [name for name, _, _ in asked] == [
+        "threads.create",
+        "threads",
+        "search of anything",
+        "global",
+        "global",
+    ]
+    assert asked[0][1:] == ("threads", "create")
+
+
+def test_without_a_handler_it_may_be_done():
+    assert deciding(Auth()).decide(ANN, "threads", "read", {}) is None
+
+
+def test_a_handler_sees_the_user_and_changes_the_value():
+    auth = Auth()
+
+    @auth.on
+    async def handler(ctx, value):
+        assert ctx.user.identity == ctx.user["identity"] == "ann"
+        assert ctx.permissions == ctx.user.permissions == ["read"]
+        assert ctx.user.plan == "gold"
+        assert "plan" in ctx.user
+        assert ctx.user.is_authenticated
+        value["metadata"] = {"owner": ctx.user.display_name}
+        return {"owner": {"$eq": "ann"}}
+
+    value: dict = {}
+    assert deciding(auth).decide(ANN, "threads", "create", value) == {"owner": {"$eq": "ann"}}
+    assert value == {"metadata": {"owner": "ann"}}
+
+
+@pytest.mark.parametrize(("answer", "allowed"), [(True, True), (None, True), (False, False)])
+def test_yes_and_no(answer, allowed):
+    auth = Auth()
+
+    @auth.on
+    async def handler(ctx, value):
+        return answer
+
+    if allowed:
+        assert deciding(auth).decide(ANN, "threads", "read", {}) is None
+    else:
+        with pytest.raises(Forbidden):
+            deciding(auth).decide(ANN, "threads", "read", {})
+
+
+@pytest.mark.parametrize("answer", ["yes", 1, ["owner"], 0, ""])
+def test_what_is_no_answer_lets_nothing_pass(answer):
+    auth = Auth()
+
+    @auth.on
+    async def handler(ctx, value):
+        return answer
+
+    with pytest.raises(TypeError, match=r"threads\.read"):
+        deciding(auth).decide(ANN, "threads", "read", {})
+
+
+@pytest.mark.parametrize("kind", [Auth.exceptions.HTTPException, StarletteException])
+def test_a_handler_may_refuse_with_a_status(kind):
+    auth = Auth()
+
+    @auth.on
+    async def handler(ctx, value):
+        raise kind(status_code=404, detail="nothing here")
+
+    with pytest.raises(Refused) as refusal:
+        deciding(auth).decide(ANN, "threads", "read", {})
+    assert (refusal.value.status, refusal.value.detail) == (404, "nothing here")
+
+
+def test_a_user_has_only_what_it_has():
+    user = ProjectUser({"identity": "ann"})
+    assert set(user) == {"identity", "display_name", "is_authenticated", "permissions"}
+    assert not hasattr(user, "plan")
+    with pytest.raises(KeyError):
+        user["plan"]
