@@ -100,6 +100,9 @@ class Settings:
     cancel_rate_limit: str | None
     #: Pending runs that one caller may have; 0: as many as they like.
     max_pending_runs: int
+    #: Requests (streams and waits among them) that one caller may have open in one web process; 0:
+    #: as many as they like.
+    max_open_requests: int
     #: How long a request's body may take to come in.
     body_seconds: float
     #: Send a stream heartbeat comment this often.
@@ -158,6 +161,7 @@ class Settings:
             rate_limit=read.rate("BELAY_RATE_LIMIT"),
             cancel_rate_limit=read.rate("BELAY_CANCEL_RATE_LIMIT"),
             max_pending_runs=read.integer("BELAY_MAX_PENDING_RUNS", 0, minimum=0),
+            max_open_requests=read.integer("BELAY_MAX_OPEN_REQUESTS", 0, minimum=0),
             body_seconds=read.number("BELAY_BODY_SECONDS", 60.0, minimum=1.0),
             heartbeat_seconds=read.number("BELAY_HEARTBEAT_SECONDS", 5.0, minimum=0.1),
             cors_origins=read.words("BELAY_CORS_ORIGINS", "*"),

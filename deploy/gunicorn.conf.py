@@ -30,7 +30,8 @@ worker_connections = int(os.environ.get("BELAY_WEB_CONNECTIONS", "10000"))
 # Open streams are closed at a restart, and clients resume them; they must not hold it up.
 graceful_timeout = 2
 timeout = 60
-keepalive = 75
+# Also how long the headers of a request may take.
+keepalive = int(os.environ.get("BELAY_HEADER_SECONDS", "75"))
 # Ours: errors only. Requests are the proxy's to log.
 accesslog = None
 loglevel = "warning"

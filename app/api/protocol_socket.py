@@ -50,6 +50,7 @@ class _Handled(Response):
     """What had the socket to itself leaves nothing to answer; gunicorn takes that for its word."""
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        self.close()
         raise StopIteration
 
 

@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from app import logs
 from app.api.authentication import CALLER, caller
 from app.api.authorization import confine_request, use_database
 from app.api.cors import REQUEST_ID, cors_headers
+from app.api.open_requests import OpenRequests
 from app.api.parts import parts
 from app.api.project_app import ProjectApp
 from app.api.project_auth import ProjectAuth
@@ -31,6 +32,8 @@ access_log = logging.getLogger("belay.access")
 
 #: Where in a request's environment its context is.
 _CONTEXT = "belay.context"
+#: Where in an application it is counted who has what open.
+_OPEN = "belay.open"
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 #: Answers are data, for whoever asked: not to be guessed at, framed or kept on the way.
 _SECURITY = (
@@ -51,6 +54,8 @@ class _Context:
     about: dict[str, Any]
     began: float
     route: str | None = None
+    #: Called when the request has ended, if anybody counts it.
+    leave: Callable[[], None] | None = None
 
 
 def request_id() -> str:
@@ -70,6 +75,7 @@ def prepare_requests(app: Flask, settings: Settings, cors: CorsRules) -> None:
             response = allow(response)
         return _end_request(response, parts().meters, templates, access)
 
+    app.extensions[_OPEN] = OpenRequests(settings.max_open_requests)
     app.before_request(_begin_request)
     app.after_request(end_request)
 
@@ -94,24 +100,26 @@ def _begin_request() -> Response | None:
             _authenticate(found.authentication)
         return project.respond()
     if request.endpoint is not None:
-        _admit(found, current_app.view_functions[request.endpoint])
+        view = current_app.view_functions[request.endpoint]
+        context.leave = _admit(found, view, current_app.extensions[_OPEN])
     return None
 
 
-def _admit(found: Parts, view: Any) -> None:
+def _admit(found: Parts, view: Any, open_requests: OpenRequests) -> Callable[[], None] | None:
     """Ask who asks, and whether it is too often. Raises Unauthorized, Refused, TooMany."""
     if getattr(view, "is_public", False):
-        return
+        return None
     is_cancel = getattr(view, "is_cancel", False)
     if is_cancel:
         use_database(found.cancel_database)
     _authenticate(found.authentication)
+    who = caller()
+    name = f"address:{request.remote_addr}" if who is None else who.name
     if found.rate_limits is not None:
-        who = caller()
-        name = f"address:{request.remote_addr}" if who is None else who.name
         lane = CANCELS if is_cancel else REQUESTS
         if wait := found.rate_limits.seconds_to_wait(lane, name):
             raise TooMany(f"Too many {lane}; try again later", retry_after=wait)
+    return None if is_cancel else open_requests.enter(name)
 
 
 def _authenticate(authentication: Authentication | None) -> None:
@@ -151,6 +159,8 @@ def _end_request(
         )
     # A thread that was started for this request has its fields too, and outlives it.
     response.call_on_close(about.clear)
+    if context.leave is not None:
+        response.call_on_close(context.leave)
     return response
 
 

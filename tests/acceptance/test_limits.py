@@ -31,6 +31,8 @@ def limited(scratch):
         BELAY_CANCEL_RATE_LIMIT="1000/minute",
         BELAY_MAX_PENDING_RUNS="3",
         BELAY_BODY_SECONDS="1",
+        BELAY_HEADER_SECONDS="2",
+        BELAY_MAX_OPEN_REQUESTS="8",
         BELAY_MAX_BODY_BYTES="100000",
         BELAY_WEB_POOL_SIZE="2",
     ).start()
@@ -110,6 +112,41 @@ def test_a_body_that_trickles_in_is_given_up(limited):
                 slow.sendall(b" ")
             assert time.monotonic() - began < 20, "nobody gave it up"
     assert answer.startswith(b"HTTP/1.1 408")
+
+
+def test_headers_that_trickle_in_are_given_up(limited):
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", limited.port), timeout=0.2) as slow:
+        slow.sendall(b"GET /ok HTTP/1.1\r\nHost: x\r\n")
+        while time.monotonic() - began < 20:
+            try:
+                if slow.recv(4096) == b"":
+                    return
+            except TimeoutError:
+                slow.sendall(b"X-More: y\r\n")
+            except ConnectionError:
+                return
+    pytest.fail("nobody gave it up")
+
+
+def test_one_callers_open_streams_are_counted_and_a_cancel_is_not(limited):
+    with new_client(limited, "open") as client:
+        thread = client.post("/threads", json={}).json()["thread_id"]
+        run = client.post(f"/threads/{thread}/runs", json=LATER).json()
+        path = f"/threads/{thread}/runs/{run['run_id']}"
+        streams = [
+            client.send(client.build_request("GET", f"{path}/stream"), stream=True)
+            for _ in range(8)
+        ]
+        answer = client.get(path)
+        assert refused(answer, 429) == "You have 8 requests open already"
+        assert client.get("/ok").status_code == 200
+        streams.pop().close()
+        wait_until(lambda: client.get(path).status_code == 200, 10, "a place to be free")
+        assert client.post(f"{path}/cancel").status_code == 202
+        for stream in streams:
+            stream.read()
+            stream.close()
 
 
 def test_a_body_that_is_too_large_is_refused_while_it_comes_in(limited):
