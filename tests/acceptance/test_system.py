@@ -41,6 +41,8 @@ def test_every_error_in_the_document_has_the_one_shape(http):
             if method == "parameters":
                 continue
             for status, response in operation["responses"].items():
+                if path.endswith("/commands") and status == "400":
+                    continue  # what is no command is told in an envelope of the protocol's
                 if status.startswith("4"):
                     schema = response["content"]["application/json"]["schema"]
                     assert schema == {"$ref": "#/components/schemas/Error"}, (method, path, status)
