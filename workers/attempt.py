@@ -11,6 +11,7 @@ it, and the supervisor says when somebody has.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from app.bus.event_log import Started
 from app.db import runs as run_rows
 from app.db.connection import OUTAGE, Connection
 from app.domain.metrics import ASKED
+from app.domain.output_schemas import mismatch
 from app.domain.runs import Claim, ClaimedRun, Durability, Ending, RunStatus
 from app.fault_points import FaultPoint
 from app.graphs.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
@@ -98,7 +100,7 @@ def _attempt(child: Child, claimed: ClaimedRun) -> None:
         "metadata", to_json({"run_id": str(claimed.run_id), "attempt": claimed.attempts})
     )
     prepared = _prepare(child, claimed)
-    ending = _execute(child, claimed, prepared)
+    ending = _checked(child, claimed, _execute(child, claimed, prepared))
     child.store.settle()
     child.slot.finishing()
     fault_points.reached(FaultPoint.BEFORE_END, claimed.run_id)
@@ -207,6 +209,20 @@ def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending |
         # A node turned our asking into an error of its own; it was stopped all the same.
         return None
     return ending
+
+
+def _checked(child: Child, claimed: ClaimedRun, ending: Ending | None) -> Ending | None:
+    """A run that was asked for an output of a certain shape has failed when it has another. Looking
+    may take long, whoever wrote the schema: the supervisor may stop it as it may stop a node."""
+    schema = claimed.kwargs.get("output_schema")
+    if ending is None or schema is None or ending.status is not RunStatus.SUCCESS:
+        return ending
+    values = ending.values if isinstance(ending.values, dict) else {}
+    wrong = mismatch(schema, values.get("structured"))
+    if wrong is None:
+        return ending
+    child.events.emit("error", to_json(wrong))
+    return dataclasses.replace(ending, status=RunStatus.ERROR, error=wrong)
 
 
 def _failed(child: Child, kind: str, message: str) -> Ending:

@@ -143,6 +143,8 @@ def _kwargs(
     }
     if body.get("strict_resume"):
         kwargs["strict_resume"] = True
+    if body.get("output_schema") is not None:
+        kwargs["output_schema"] = body["output_schema"]
     return kwargs
 
 
