@@ -105,6 +105,10 @@ class Settings:
     max_open_requests: int
     #: How long a request's body may take to come in.
     body_seconds: float
+    #: Agent runs of one team that may be queued or running at once.
+    agent_runs_per_team: int
+    #: Agent runs want the Exa-Beta header, as Exa's documents have it.
+    exa_beta_required: bool
     #: Send a stream heartbeat comment this often.
     heartbeat_seconds: float
     #: Origins of web pages that may call the API; `*` is all of them.
@@ -163,6 +167,8 @@ class Settings:
             max_pending_runs=read.integer("BELAY_MAX_PENDING_RUNS", 0, minimum=0),
             max_open_requests=read.integer("BELAY_MAX_OPEN_REQUESTS", 0, minimum=0),
             body_seconds=read.number("BELAY_BODY_SECONDS", 60.0, minimum=1.0),
+            agent_runs_per_team=read.integer("BELAY_AGENT_RUNS_PER_TEAM", 50, minimum=1),
+            exa_beta_required=read.boolean("BELAY_EXA_BETA_REQUIRED", True),
             heartbeat_seconds=read.number("BELAY_HEARTBEAT_SECONDS", 5.0, minimum=0.1),
             cors_origins=read.words("BELAY_CORS_ORIGINS", "*"),
             log_format=read.one_of("BELAY_LOG_FORMAT", LOG_FORMATS) or "text",

@@ -10,6 +10,7 @@ from flask import Flask
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from app.api import (
+    agent_runs,
     assistants,
     batch_runs,
     bulk_runs,
@@ -24,6 +25,8 @@ from app.api import (
     thread_streams,
     threads,
 )
+from app.api.agent_blueprint import SECURITY_SCHEMES
+from app.api.agent_run_schemas import COMPONENTS
 from app.api.authentication import public
 from app.api.error_schemas import Error
 from app.api.errors import register_error_handlers
@@ -100,6 +103,8 @@ def create_api(parts: Parts) -> Flask:
     api.register_blueprint(system.health)
     if http.serves("threads"):
         app.register_blueprint(protocol_socket.blueprint)
+    if parts.graphs.project.agent_runs_graph is not None:
+        _serve_agent_runs(api)
     if http.serves("meta"):
         app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json"))
     _refuse_open_views(app)
@@ -116,3 +121,12 @@ def _refuse_open_views(app: Flask) -> None:
             app.view_functions[endpoint] = public(partial(view))
         elif not getattr(view, "is_public", False) and not getattr(view, "is_authorized", False):
             raise TypeError(f"{endpoint} says neither @authorized nor @public")
+
+
+def _serve_agent_runs(api: _Api) -> None:
+    """The second API has the components that Exa's own documents have."""
+    for name, schema in COMPONENTS.items():
+        api.spec.components.schema(name, schema)
+    for name, scheme in SECURITY_SCHEMES.items():
+        api.spec.components.security_scheme(name, scheme)
+    api.register_blueprint(agent_runs.blueprint)

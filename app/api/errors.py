@@ -1,13 +1,17 @@
-"""Every error as `{"detail": "..."}`, with the status of its class."""
+"""Every error as `{"detail": "..."}`, with the status of its class; but for those of the agent runs
+API, whose clients know another form."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 from flask import Flask, Response
 from werkzeug.exceptions import HTTPException
 
+from app.api.agent_errors import agent_error, is_agent_request
 from app.api.json_body import json_response
 from app.domain.errors import (
     BadRequest,
@@ -39,12 +43,17 @@ _STATUS: tuple[tuple[type[BelayError], int], ...] = (
     (Unavailable, 503),
 )
 _RETRY_AFTER_SECONDS = "2"
+_Error = TypeVar("_Error", bound=Exception)
 
 
 def register_error_handlers(app: Flask) -> None:
-    app.register_error_handler(BelayError, _belay_error)
-    app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(Exception, _unexpected)
+    app.register_error_handler(BelayError, _in_the_form_of_the_api(_belay_error))
+    app.register_error_handler(HTTPException, _in_the_form_of_the_api(_http_error))
+    app.register_error_handler(Exception, _in_the_form_of_the_api(_unexpected))
+
+
+def _in_the_form_of_the_api(answer: Callable[[_Error], Response]) -> Callable[[_Error], Response]:
+    return lambda error: agent_error(error) if is_agent_request() else answer(error)
 
 
 def _belay_error(error: BelayError) -> Response:

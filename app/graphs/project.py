@@ -2,7 +2,8 @@
 
 Read as LangGraph's own CLI reads it: `graphs` (`path:variable`, `module:variable`, or an object
 with `path`), `dependencies` on the import path, `env` (a file or a map), `store`, `checkpointer`,
-`webhooks`, `http`. On top of that, `queues` routes a graph's runs to a Celery queue of its own.
+`webhooks`, `http`. On top of that, `queues` routes a graph's runs to a Celery queue of its own, and
+`agent_runs` names the graph that serves the second HTTP API.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ class Project:
     auth: str | None = None
     #: What it says of the HTTP side (`http`).
     http: HttpConfig = field(default_factory=HttpConfig)
+    #: The graph that serves Agent runs (`agent_runs`); None: nothing does.
+    agent_runs_graph: str | None = None
 
     @property
     def configurable_headers(self) -> HeaderPatterns:
@@ -111,6 +114,7 @@ def read_project(path: Path) -> Project:
         thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
         auth=_auth(path, document.get("auth")),
         http=read_http_config(path, document.get("http")),
+        agent_runs_graph=_agent_runs_graph(path, graphs, document.get("agent_runs")),
         store=_store(path, document.get("store") or {}),
         webhook_policy=_webhook_policy(path, _webhooks(path, document).get("url") or {}),
         webhook_headers=_webhook_headers(path, _webhooks(path, document).get("headers") or {}),
@@ -125,6 +129,18 @@ def _auth(path: Path, auth: Any) -> str | None:
     if not isinstance(target, str) or ":" not in target:
         raise ProjectError(f"{path}: 'auth.path' must be 'path/to/file.py:variable'")
     return target
+
+
+def _agent_runs_graph(path: Path, graphs: dict[str, Any], agent_runs: Any) -> str | None:
+    """`{"graph": "<graph id>"}`"""
+    if agent_runs is None:
+        return None
+    named = agent_runs.get("graph") if isinstance(agent_runs, dict) else None
+    if not isinstance(named, str):
+        raise ProjectError(f"{path}: 'agent_runs' must be an object with the id of a 'graph'")
+    if named not in graphs:
+        raise ProjectError(f"{path}: 'agent_runs' names a graph that is not in 'graphs': {named}")
+    return named
 
 
 def _webhooks(path: Path, document: dict[str, Any]) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def _stream(
         yield HEADERS
         if is_over is None:
             ask_again = partial(_end_if_over, parts, subscription)
-            is_over = yield from _through_outages(HEARTBEAT, ask_again)
+            is_over = yield from through_outages(HEARTBEAT, ask_again)
         # What a run failed of was said to those who followed it then.
         said_error = is_over
         beat_at = time.monotonic() + heartbeat
@@ -183,7 +183,7 @@ def _stream(
         ended = subscription.drained
         if ended:
             ask = partial(_last_word, parts, follow, subscription.end_status, said_error)
-            if marker := (yield from _through_outages(HEARTBEAT, ask)):
+            if marker := (yield from through_outages(HEARTBEAT, ask)):
                 yield marker
     finally:
         client_left = stop_watching()
@@ -212,7 +212,7 @@ def _wait(
             if may_have_ended:
                 subscription.rearm()
                 try:
-                    outcome = yield from _through_outages(KEEP_ALIVE, ask)
+                    outcome = yield from through_outages(KEEP_ALIVE, ask)
                 except NotEnded:
                     pass
                 else:
@@ -229,7 +229,7 @@ def _wait(
             _cancel_if_asked(parts, follow)
 
 
-def _through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, None, _T]:
+def through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, None, _T]:
     """Ask the database; while it is away, keep the client with a beat now and then."""
     while True:
         try:

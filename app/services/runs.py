@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 _KEYS = UUID("6f0c3c8e-5d0f-5a7e-9d53-2f1b7a3c9e41")
 #: A connection that broke during the commit does not tell whether the run is in. The create is done
 #: again with the same id, which finds the run or makes it.
-_ASK_AGAIN = tenacity.Retrying(
+ASK_AGAIN = tenacity.Retrying(
     retry=tenacity.retry_if_exception_type(Interrupted),
     wait=tenacity.wait_random_exponential(multiplier=0.1, max=0.5),
     stop=tenacity.stop_after_attempt(4),
@@ -105,7 +105,7 @@ def create_run(parts: Parts, request: RunRequest) -> Run:
     except Interrupted:
         log.warning("the create of run %s is asked for again", run_id)
     try:
-        return _ASK_AGAIN(_create_run, parts, request, run_id)
+        return ASK_AGAIN(_create_run, parts, request, run_id)
     except _IdTaken:
         # The same create, sent twice at once: the other one was first.
         with parts.database.connection() as conn:
@@ -193,7 +193,7 @@ def create_runs(parts: Parts, requests: Sequence[RunRequest]) -> list[Run]:
         return [accept_run(parts, conn, request, request.run_id) for request in requests]
 
     try:
-        accepted = _ASK_AGAIN(parts.database.transaction, accept_all)
+        accepted = ASK_AGAIN(parts.database.transaction, accept_all)
     except _IdTaken as error:
         raise Conflict("A run with one of these ids is being created; try again.") from error
     return [

@@ -17,6 +17,7 @@ from app.db.connection import Connection
 from app.db.runs import CancelFilter
 from app.db.threads import ThreadFilter, ThreadStorage
 from app.domain.errors import BadRequest, Conflict, NotFound
+from app.domain.runs import CancelAction, user_cancel_reason
 from app.domain.threads import Thread, ThreadStatus, ThreadTtl, TtlStrategy
 from app.graphs import thread_state
 from app.graphs.project_files import ProjectError
@@ -97,12 +98,11 @@ def patch_thread(
     return parts.database.transaction(patch)
 
 
-def delete_thread(parts: Parts, thread_id: UUID) -> None:
+def delete_thread(
+    parts: Parts, thread_id: UUID, *, route: str = "DELETE /threads/{thread_id}"
+) -> None:
     """Stop what runs on it, then delete it with all its runs and checkpoints."""
-    reason = {
-        "error": "UserInterrupt",
-        "message": "interrupt requested via DELETE /threads/{thread_id}",
-    }
+    reason = user_cancel_reason(CancelAction.INTERRUPT, route)
 
     def delete_if_idle(conn: Connection) -> bool:
         if not thread_rows.lock_thread(conn, thread_id):

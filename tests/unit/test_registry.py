@@ -38,6 +38,10 @@ def import_path():
         ({"graphs": {"a": "./a.py:g"}, "queues": {"b": "q"}}, "not in 'graphs': b"),
         ({"graphs": {"a": "./a.py:g"}, "dependencies": ["./nowhere"]}, "./nowhere"),
         ({"graphs": {"a": "./a.py:g"}, "env": ".env.missing"}, ".env.missing"),
+        ({"graphs": {"a": "./a.py:g"}, "agent_runs": {"graph": "b"}}, "not in 'graphs': b"),
+        ({"graphs": {"a": "./a.py:g"}, "agent_runs": "a"}, "'agent_runs' must be an object"),
+        ({"graphs": {"a": "./a.py:g"}, "agent_runs": {}}, "'agent_runs' must be an object"),
+        ({"graphs": {"a": "./a.py:g"}, "agent_runs": {"graph": 5}}, "'agent_runs' must be"),
     ],
 )
 def test_a_file_that_cannot_be_served_says_why(tmp_path, document, message):

@@ -1,13 +1,15 @@
-"""A graph with a subgraph: the outer one plans and reports, the inner one looks each topic up.
+"""Research without a network: looks up on a shelf of its own what a question is about.
 
-Input: `{"question": "…"}`.
+It serves the example's Agent runs (`agent_runs` in `langgraph.json`), so its input is the fields of
+such a request, and its `text`, `structured` and `grounding` are the output. It has a subgraph: the
+outer graph plans and reports, the inner one looks each topic up. Input: `{"query": "…"}`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import operator
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from langgraph.graph import END, START, StateGraph
 
@@ -16,35 +18,74 @@ _SHELF = {
     "run": "A run is one request to execute an assistant on a thread.",
     "thread": "A thread holds the state of a conversation between runs.",
 }
+_SOURCES = "https://example.com/shelf/"
+
+
+class Note(TypedDict):
+    topic: str
+    text: str
 
 
 class LookUp(TypedDict, total=False):
     topics: list[str]
-    notes: Annotated[list[str], operator.add]
+    notes: Annotated[list[Note], operator.add]
 
 
 async def read(state: LookUp) -> LookUp:
     await asyncio.sleep(0.05)
-    return {"notes": [_SHELF[topic] for topic in state["topics"] if topic in _SHELF]}
+    return {"notes": [{"topic": topic, "text": _SHELF[topic]} for topic in state["topics"]]}
 
 
 look_up = StateGraph(LookUp).add_node("read", read).add_edge(START, "read").compile()
 
 
 class State(TypedDict, total=False):
-    question: str
+    query: str
+    outputSchema: dict[str, Any]
     topics: list[str]
-    notes: Annotated[list[str], operator.add]
-    report: str
+    notes: Annotated[list[Note], operator.add]
+    text: str
+    structured: Any
+    grounding: list[dict[str, Any]]
 
 
 def plan(state: State) -> State:
-    words = state.get("question", "").lower().replace("?", "").split()
-    return {"topics": [word for word in words if word in _SHELF]}
+    words = state.get("query", "").lower().replace("?", "").split()
+    return {"topics": [word for word in dict.fromkeys(words) if word in _SHELF]}
 
 
 def report(state: State) -> State:
-    return {"report": " ".join(state.get("notes", [])) or "Nothing found."}
+    notes = state.get("notes", [])
+    text = " ".join(note["text"] for note in notes) or "Nothing found."
+    schema = state.get("outputSchema")
+    citations = [{"url": _SOURCES + note["topic"], "title": note["topic"]} for note in notes]
+    grounding = [{"field": "text", "citations": citations, "confidence": "high"}] if notes else []
+    return {
+        "text": text,
+        "structured": None if schema is None else shaped(schema, text, notes),
+        "grounding": grounding,
+    }
+
+
+def shaped(schema: dict[str, Any], text: str, notes: list[Note]) -> Any:
+    """The report in the shape that was asked for, as far as types say; a model would know better.
+
+    A string is the text (one that is called `topic` is the first topic), a number counts the notes,
+    a list has an item for each note, and what a schema does not say stays null.
+    """
+    kind = schema.get("type")
+    if "enum" in schema:
+        return schema["enum"][0]
+    if kind == "object" or "properties" in schema:
+        return {
+            name: notes[0]["topic"] if name == "topic" and notes else shaped(part, text, notes)
+            for name, part in schema.get("properties", {}).items()
+        }
+    if kind == "array":
+        items = schema.get("items", {})
+        return [shaped(items, note["text"], [note]) for note in notes]
+    simple = {"string": text, "integer": len(notes), "number": len(notes), "boolean": bool(notes)}
+    return simple.get(kind) if isinstance(kind, str) else None
 
 
 graph = (

@@ -1,0 +1,25 @@
+-- Who may see a thread is asked in every statement that finds an agent run for a client.
+
+-- name: lock_team
+-- To the end of the transaction: one create of a team at a time, so that they are counted one by one.
+SELECT pg_advisory_xact_lock(hashtextextended('agent_run ' || %(team)s, 0))
+
+-- name: count_active_agent_runs
+SELECT count(*) FROM agent_run a JOIN run r ON r.run_id = a.run_id
+WHERE a.team = %(team)s AND r.status IN ('pending', 'running')
+
+-- name: insert_agent_run
+INSERT INTO agent_run (id, team, run_id, thread_id, request)
+VALUES (%(id)s, %(team)s, %(run_id)s, %(thread_id)s, %(request)s)
+
+-- name: get_agent_run
+SELECT * FROM agent_run_view
+WHERE id = %(id)s AND team = %(team)s
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, thread_metadata))
+
+-- name: list_agent_runs
+SELECT * FROM agent_run_view
+WHERE team = %(team)s AND (%(before)s::text IS NULL OR id < %(before)s)
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, thread_metadata))
+ORDER BY id DESC
+LIMIT %(limit)s

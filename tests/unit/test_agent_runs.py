@@ -1,0 +1,280 @@
+"""Agent runs without a server: ids, what follows from a run's row, events, and the envelope."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+
+from app.api import agent_runs as agent_routes
+from app.api.application import create_api
+from app.domain.agent_outputs import output_of
+from app.domain.agent_runs import (
+    STOPPED,
+    AgentRun,
+    agent_run_id,
+    is_any_id,
+    is_our_id,
+    run_id_of,
+    written,
+)
+from app.domain.errors import Interrupted, Unavailable
+from app.graphs.project import read_project
+from app.graphs.registry import GraphRegistry
+from app.meters import WebMeters
+from app.services.agent_run_events import events_of, replay
+from app.services.runs import new_id
+from app.settings import EXAMPLE_CONFIG, Settings
+from tests.acceptance.exa_schemas import RUN, check, check_answer
+from tests.servers import PROJECT
+
+CANCELLED = {"error": "UserInterrupt", "message": "interrupt requested via somewhere else"}
+MORNING = datetime(2026, 5, 7, 18, 31, tzinfo=UTC)
+RUN_ROW = AgentRun(
+    id=agent_run_id(UUID(int=1)),
+    run_id=UUID(int=1),
+    thread_id=UUID(int=2),
+    request={"query": "q"},
+    created_at=MORNING,
+    run_status="pending",
+    started_at=None,
+    ended_at=None,
+    run_error=None,
+    outcome=None,
+)
+STARTED = replace(RUN_ROW, run_status="running", started_at=MORNING)
+ENDED = replace(STARTED, ended_at=MORNING + timedelta(seconds=1))
+
+
+def test_an_id_is_the_runs_own_written_as_a_ulid():
+    assert agent_run_id(UUID(int=0)) == "agent_run_" + "0" * 26
+    assert agent_run_id(UUID(int=31)) == "agent_run_" + "0" * 25 + "z"
+    assert agent_run_id(UUID(int=2**128 - 1)) == "agent_run_7" + "z" * 25
+    for run_id in [new_id() for _ in range(100)]:
+        text = agent_run_id(run_id)
+        assert is_our_id(text)
+        assert run_id_of(text) == run_id
+    assert run_id_of("agent_run_x") is None
+
+
+def test_ids_sort_by_the_time_they_were_made():
+    made = [agent_run_id(new_id()) for _ in range(10_000)]
+    assert made == sorted(made)
+    chance = random.Random(7)
+    numbers = sorted(chance.getrandbits(128) for _ in range(1000))
+    written_down = [agent_run_id(UUID(int=number)) for number in numbers]
+    assert written_down == sorted(written_down)
+
+
+@pytest.mark.parametrize(
+    ("text", "any_id", "our_id"),
+    [
+        ("agent_run_01j7x9v0m2n4p6q8r0s2t4v6w8", True, True),
+        ("agent_run_01J7X9V0M2N4P6Q8R0S2T4V6W8", True, False),
+        ("agent_run_81j7x9v0m2n4p6q8r0s2t4v6w8", True, False),
+        ("agent_run_01j7x9v0m2n4p6q8r0s2t4v6wl", True, False),
+        ("agent_run_01j7x9v0m2n4p6q8r0s2t4v6w", True, False),
+        ("agent_run_01j7x9v0m2n4p6q8r0s2t4v6w8\n", False, False),
+        ("a.b:c-d_E", True, False),
+        ("x" * 200, True, False),
+        ("x" * 201, False, False),
+        ("", False, False),
+        ("a b", False, False),
+        ("é", False, False),
+        ("١", False, False),
+    ],
+)
+def test_what_may_be_an_id(text, any_id, our_id):
+    assert (is_any_id(text), is_our_id(text)) == (any_id, our_id)
+
+
+@pytest.mark.parametrize(
+    ("run", "status", "reason"),
+    [
+        (RUN_ROW, "queued", None),
+        (STARTED, "running", None),
+        # Its worker died, and it waits for another one.
+        (replace(STARTED, run_status="pending"), "running", None),
+        (replace(ENDED, run_status="success"), "completed", "schema_satisfied"),
+        (replace(ENDED, run_status="interrupted"), "cancelled", "cancelled"),
+        (replace(ENDED, run_status="interrupted", run_error=CANCELLED), "cancelled", "cancelled"),
+        (replace(ENDED, run_status="interrupted", run_error=STOPPED), "completed", "stopped"),
+        (replace(ENDED, run_status="error"), "failed", "error"),
+        (replace(ENDED, run_status="timeout"), "failed", "error"),
+        (replace(ENDED, run_status=None), "cancelled", "cancelled"),
+    ],
+)
+def test_status_and_reason_follow_from_the_run(run, status, reason):
+    assert (run.status, run.stop_reason) == (status, reason)
+    check(RUN, run.document, status)
+    assert ("error" in run.document) == (status == "failed")
+
+
+def test_a_run_that_took_too_long_says_so():
+    error = {"error": "TimeoutError", "message": "The run took longer than it may."}
+    run = replace(ENDED, run_status="timeout", run_error=error)
+    expected = {"type": "SERVER_ERROR", "code": "TIMEOUT", "message": error["message"]}
+    assert run.document["error"] == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (None, "The run failed."),
+        ({"error": "KeyError", "message": ""}, "KeyError"),
+        ({"error": "KeyError", "message": "'a'"}, "'a'"),
+    ],
+)
+def test_an_error_always_has_words(error, message):
+    run = replace(ENDED, run_status="error", run_error=error)
+    assert run.document["error"]["message"] == message
+
+
+def test_only_a_completed_run_has_an_output():
+    outcome = {"values": {"text": "t", "structured": 1, "grounding": []}}
+    for status in ("interrupted", "error", "timeout"):
+        run = replace(ENDED, run_status=status, outcome=outcome)
+        assert run.document["output"] == {"text": "", "structured": None, "grounding": []}
+    run = replace(ENDED, run_status="success", outcome=outcome)
+    assert run.document["output"] == {"text": "t", "structured": None, "grounding": []}
+    run = replace(run, request={"query": "q", "outputSchema": {}})
+    assert run.document["output"]["structured"] == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        (None, ""),
+        ([1], ""),
+        ("text", ""),
+        ({}, ""),
+        ({"text": None}, ""),
+        ({"text": 5}, "5"),
+        ({"text": {"a": "ü"}}, '{"a": "ü"}'),
+    ],
+)
+def test_whatever_a_graph_leaves_there_is_a_text(values, text):
+    assert output_of(values, structured=True) == {
+        "text": text,
+        "structured": None,
+        "grounding": [],
+    }
+
+
+def test_a_moment_is_written_in_utc_with_milliseconds():
+    assert written(MORNING) == "2026-05-07T18:31:00.000Z"
+    east = MORNING.astimezone(timezone(timedelta(hours=5, minutes=30)))
+    assert written(east.replace(microsecond=123_999)) == "2026-05-07T18:31:00.123Z"
+
+
+@pytest.mark.parametrize(
+    ("run", "names"),
+    [
+        (RUN_ROW, ["created"]),
+        (STARTED, ["created", "started"]),
+        (replace(ENDED, run_status="success"), ["created", "started", "completed"]),
+        (replace(ENDED, run_status="error"), ["created", "started", "failed"]),
+        (replace(ENDED, run_status="interrupted"), ["created", "started", "cancelled"]),
+        (replace(ENDED, run_status="interrupted", started_at=None), ["created", "cancelled"]),
+        (replace(ENDED, run_status=None, started_at=None), ["created", "cancelled"]),
+    ],
+)
+def test_events_are_counted_from_one(run, names):
+    events = events_of(run)
+    assert [event.name for event in events] == [f"agent_run.{name}" for name in names]
+    assert [event.number for event in events] == list(range(1, len(names) + 1))
+    assert all(event.data["id"] == run.id for event in events)
+    assert list(replay(run, 0)) == [event.frame for event in events]
+    assert list(replay(run, 1)) == [event.frame for event in events[1:]]
+    assert list(replay(run, 99)) == []
+
+
+def test_a_frame_is_ascii_with_one_line_of_data():
+    run = replace(RUN_ROW, request={"query": "\u2028\u2029\u0085\r\n\ud83e"})
+    frame = events_of(replace(run, run_status="success", ended_at=MORNING))[-1].frame
+    assert frame.isascii()
+    lines = frame.split(b"\n")
+    assert [line.partition(b":")[0] for line in lines] == [b"id", b"event", b"data", b"", b""]
+    assert b"\\u2028\\u2029\\u0085\\r\\n" in frame
+
+
+# ---------------------------------------------------------------------------------------------
+# The envelope, where no live server can be brought to use it.
+
+
+def client(config=PROJECT):
+    settings = Settings.from_environ({"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"})
+    graphs = GraphRegistry(read_project(config))
+    parts = SimpleNamespace(
+        settings=settings,
+        graphs=graphs,
+        meters=WebMeters(),
+        project_app=None,
+        authentication=None,
+    )
+    return create_api(cast(Any, parts)).test_client()
+
+
+HEADERS = {"x-api-key": "k", "exa-beta": "agent-2026-05-07"}
+
+
+def answered(response, path: str) -> dict[str, Any]:
+    check_answer("GET", path, response.status_code, response.headers, response.data)
+    return response.json["error"]
+
+
+@pytest.mark.parametrize("error", [Unavailable(), Interrupted()])
+def test_a_database_that_is_away_is_500_and_says_when_to_come_again(monkeypatch, error):
+    def away(*_args: Any, **_kwargs: Any):
+        raise error
+
+    monkeypatch.setattr(agent_routes.agent_runs, "list_agent_runs", away)
+    response = client().get("/agent/runs", headers=HEADERS)
+    found = answered(response, "/agent/runs")
+    assert response.status_code == 500
+    assert response.headers["retry-after"] == "2"
+    assert (found["type"], found["code"]) == ("SERVER_ERROR", "SERVER_ERROR")
+    # The other API has its own.
+    assert client().get("/nothing").json == {"detail": "Not Found"}
+
+
+def test_what_nobody_expected_is_500_and_tells_nothing_of_it(monkeypatch):
+    def broken(*_args: Any, **_kwargs: Any):
+        raise RuntimeError("a secret")
+
+    monkeypatch.setattr(agent_routes.agent_runs, "list_agent_runs", broken)
+    response = client().get("/agent/runs", headers=HEADERS)
+    assert answered(response, "/agent/runs")["code"] == "SERVER_ERROR"
+    assert response.status_code == 500
+    assert "secret" not in response.text
+
+
+@pytest.fixture
+def without_agent_runs(tmp_path):
+    path = tmp_path / "langgraph.json"
+    path.write_text('{"graphs": {"a": "./a.py:graph"}}')
+    return path
+
+
+@pytest.mark.parametrize("path", ["/agent/runs", "/agent/runs/x", "/agent/runs/x/events", "/agent"])
+def test_a_project_that_names_no_graph_has_no_agent_runs(without_agent_runs, path):
+    served = client(config=without_agent_runs)
+    for headers in (HEADERS, {}):
+        response = served.get(path, headers=headers)
+        found = answered(response, path)
+        assert response.status_code == 404
+        # Not RUN_NOT_FOUND: nobody is to be told that a run is gone.
+        assert (found["type"], found["code"]) == ("NOT_FOUND", "INVALID_REQUEST")
+        assert "langgraph.json" in found["message"]
+    document = served.get("/openapi.json").json
+    assert not any(path.startswith("/agent") for path in document["paths"])
+    assert "AgentRun" not in document["components"]["schemas"]
+
+
+def test_the_example_has_agent_runs():
+    assert read_project(EXAMPLE_CONFIG).agent_runs_graph == "research"
