@@ -1,7 +1,6 @@
 """Agent runs, as Exa's own clients see them, and as they are on the wire.
 
-Every answer is held against Exa's documents (`exa_schemas`), whoever asks: the clients' requests
-pass here too. A key is a team, so each test has a team of its own.
+A key is a team, so each test has a team of its own.
 """
 
 from __future__ import annotations
@@ -12,58 +11,36 @@ import socket
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
-import httpx
+import psycopg
 import pytest
-import requests
 from exa_py import AsyncExa, Exa
 from exa_py.agent.types import AgentRunCancelledError, AgentRunFailedError
 
-from tests.acceptance.exa_schemas import RUN, check, check_answer
-from tests.conformance import watched
-from tests.servers import LiveServer
-from tests.waiting import wait_until
+from tests.acceptance.exa_clients import (
+    BETA,
+    BETAS,
+    ROUTES,
+    UNKNOWN,
+    asking,
+    assert_error,
+    assert_gone,
+    assert_invalid,
+    assert_not_let_in,
+    check_response_async,
+    clients_watched,
+    ended,
+    raw_client,
+    refused,
+    unwatched_client,
+)
+from tests.acceptance.exa_schemas import RUN, check
 
-BETA = "agent-2026-05-07"
-BETAS = [BETA]
-UNKNOWN = "agent_run_01j7x9v0m2n4p6q8r0s2t4v6w8"
+__all__ = ["clients_watched"]
+
 OBJECT = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 LINE_SEPARATOR = "one\u2028two\u0085three"
-
-
-@pytest.fixture(autouse=True)
-def clients_watched(monkeypatch):
-    """The clients' own requests, which a proxy of the environment must not get."""
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    send = requests.Session.send
-
-    def send_and_check(session, request, **kwargs):
-        response = send(session, request, **kwargs)
-        if not kwargs.get("stream"):
-            path = request.path_url.partition("?")[0]
-            body = response.content
-            check_answer(request.method, path, response.status_code, response.headers, body)
-        return response
-
-    monkeypatch.setattr(requests.Session, "send", send_and_check)
-
-
-def _check_response(response: httpx.Response) -> None:
-    path = response.request.url.path
-    if "text/event-stream" in response.headers.get("content-type", ""):
-        body = b""
-    else:
-        body = response.read()
-    check_answer(response.request.method, path, response.status_code, response.headers, body)
-
-
-async def _check_async(response: httpx.Response) -> None:
-    if "text/event-stream" not in response.headers.get("content-type", ""):
-        await response.aread()
-    path, content = response.request.url.path, getattr(response, "_content", b"")
-    check_answer(response.request.method, path, response.status_code, response.headers, content)
 
 
 @pytest.fixture
@@ -81,14 +58,6 @@ def runs(exa):
     return exa.beta.agent.runs
 
 
-def raw_client(url: str, key: str | None, **headers: str) -> httpx.Client:
-    """Checked against Exa's documents and against our own."""
-    sent = {"Exa-Beta": BETA, **({"x-api-key": key} if key else {}), **headers}
-    client = httpx.Client(base_url=url, timeout=60, headers=sent)
-    client.event_hooks = {"request": [], "response": [_check_response]}
-    return watched(client)
-
-
 @pytest.fixture
 def raw(server, key):
     with raw_client(server.url, key) as client:
@@ -102,7 +71,7 @@ def aplay(server, key):
     def play(scene):
         async def run():
             exa = AsyncExa(key, api_base=server.url)
-            exa.client.event_hooks = {"request": [], "response": [_check_async]}
+            exa.client.event_hooks = {"request": [], "response": [check_response_async]}
             try:
                 return await scene(exa.beta.agent.runs)
             finally:
@@ -111,45 +80,6 @@ def aplay(server, key):
         return asyncio.run(run())
 
     return play
-
-
-def asking(**what: Any) -> dict[str, Any]:
-    """What the graph of the tests is told."""
-    return {"query": "q", "input": {"data": [what]}}
-
-
-def ended(runs, run_id: str):
-    return runs.poll_until_finished(run_id, poll_interval=20, betas=BETAS)
-
-
-def until_status(runs, run_id: str, *statuses: str):
-    def look():
-        run = runs.get(run_id, betas=BETAS)
-        return run if run.status in statuses else None
-
-    return wait_until(look, what=f"{run_id} to be {statuses}")
-
-
-@contextmanager
-def refused(status: int, code: str):
-    with pytest.raises(ValueError, match=rf"status code {status}: .*{code}"):
-        yield
-
-
-def assert_error(response: httpx.Response, status: int, code: str, kind: str) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert (error["type"], error["code"]) == (kind, code), response.text
-    assert error["message"]
-    return error
-
-
-def assert_invalid(response: httpx.Response, code: str = "INVALID_REQUEST") -> dict[str, Any]:
-    return assert_error(response, 400, code, "INVALID_REQUEST")
-
-
-def assert_gone(response: httpx.Response) -> None:
-    assert_error(response, 404, "RUN_NOT_FOUND", "NOT_FOUND")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -400,22 +330,6 @@ def test_a_running_run_is_cancelled_when_the_answer_comes(runs, beats):
     assert runs.cancel(run.id, betas=BETAS) == cancelled
     assert runs.stop(run.id, betas=BETAS) == cancelled
     assert runs.get(run.id, betas=BETAS) == cancelled
-
-
-@pytest.mark.parametrize("how", ["cancel", "stop"])
-def test_a_queued_run_ends_without_having_started(busy_server, how):
-    """Behind a worker that is busy."""
-    exa = Exa(f"key-{uuid.uuid4()}", base_url=busy_server.url)
-    runs = exa.beta.agent.runs
-    with busy_server.held():
-        run = runs.create(query="q", betas=BETAS)
-        after = getattr(runs, how)(run.id, betas=BETAS)
-        expected = {"cancel": ("cancelled", "cancelled"), "stop": ("completed", "stopped")}
-        assert (after.status, after.stop_reason) == expected[how]
-        assert (after.output.text, after.output.structured) == ("", None)
-        assert getattr(runs, how)(run.id, betas=BETAS) == after
-        events = [event.event for event in runs.events.list(run.id, betas=BETAS).data]
-        assert events == ["agent_run.created", f"agent_run.{expected[how][0]}"]
 
 
 @pytest.mark.parametrize("stubborn", [False, True], ids=["waits", "has to be killed"])
@@ -728,17 +642,6 @@ def test_an_error_before_a_stream_starts_is_an_ordinary_one(raw):
 # Keys, teams and the beta header.
 
 
-ROUTES = [
-    ("POST", "/agent/runs"),
-    ("GET", "/agent/runs"),
-    ("GET", f"/agent/runs/{UNKNOWN}"),
-    ("DELETE", f"/agent/runs/{UNKNOWN}"),
-    ("POST", f"/agent/runs/{UNKNOWN}/cancel"),
-    ("POST", f"/agent/runs/{UNKNOWN}/stop"),
-    ("GET", f"/agent/runs/{UNKNOWN}/events"),
-]
-
-
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_no_key_is_401_before_anything_else(server, method, path):
     with raw_client(server.url, None) as client:
@@ -750,7 +653,7 @@ def test_no_key_is_401_before_anything_else(server, method, path):
             {"exa-beta": "nope"},
         ):
             answer = client.request(method, path, headers=headers)
-            assert_error(answer, 401, "TEAM_NOT_FOUND", "AUTHENTICATION_ERROR")
+            assert_not_let_in(answer)
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
@@ -805,8 +708,6 @@ def test_teams_do_not_see_each_other(server, runs, beats):
 
 def test_the_key_itself_is_kept_nowhere(server, runs, key):
     runs.create_and_wait(query="q", poll_interval=20, betas=BETAS)
-    import psycopg
-
     with psycopg.connect(server.database_url) as conn:
         for table in ("agent_run", "run", "thread"):
             texts = conn.execute(f"SELECT t::text FROM {table} t").fetchall()
@@ -921,15 +822,8 @@ def test_an_empty_body_with_a_type_is_fine_where_none_is_wanted(raw, runs):
         assert raw.request(method, path, headers=headers, content=b"").status_code == 200
 
 
-def unwatched(server, key) -> httpx.Client:
-    """What has no operation in our document is held against Exa's alone."""
-    headers = {"Exa-Beta": BETA, "x-api-key": key}
-    hooks = {"request": [], "response": [_check_response]}
-    return httpx.Client(base_url=server.url, timeout=60, headers=headers, event_hooks=hooks)
-
-
 def test_the_frameworks_own_errors_are_in_the_envelope(server, key):
-    with unwatched(server, key) as client:
+    with unwatched_client(server.url, key) as client:
         for path in ("/agent", "/agent/", "/agent/x", "/agent/runs/a/b", "/agent/runs/a/events/1"):
             answer = client.get(path)
             assert_error(answer, 404, "INVALID_REQUEST", "NOT_FOUND")
@@ -942,92 +836,3 @@ def test_the_frameworks_own_errors_are_in_the_envelope(server, key):
         ):
             assert_invalid(client.request(method, path))
         assert_invalid(client.post("/agent/runs", content=b"x" * (25 * 1024 * 1024 + 1)))
-
-
-# ---------------------------------------------------------------------------------------------
-# Servers that are set up differently.
-
-
-class BusyServer:
-    """A server with one child, small limits and no beta header."""
-
-    def __init__(self, live: LiveServer) -> None:
-        self.live = live
-        self.url = live.url
-
-    @contextmanager
-    def held(self):
-        """Its only child is busy for as long as this lasts."""
-        runs = Exa("holder", base_url=self.url).agent.runs
-        run = runs.create(**asking(seconds=60))
-        wait_until(lambda: runs.get(run.id).status == "running", what="the child to be busy")
-        try:
-            yield
-        finally:
-            runs.delete(run.id)
-
-
-@pytest.fixture(scope="module")
-def busy_server(scratch):
-    live = LiveServer(
-        scratch / "busy",
-        BELAY_EXA_BETA_REQUIRED="0",
-        BELAY_AGENT_RUNS_PER_TEAM="3",
-        BELAY_HEARTBEAT_SECONDS="0.3",
-    )
-    live.start("--concurrency", "1")
-    yield BusyServer(live)
-    live.stop()
-
-
-def test_the_beta_header_need_not_be_asked_for(busy_server):
-    runs = Exa("relaxed", base_url=busy_server.url).agent.runs
-    run = runs.create_and_wait(query="q", poll_interval=20)
-    assert run.status == "completed"
-    assert [found.id for found in runs.list().data] == [run.id]
-    assert runs.stop(run.id) == run
-    assert Exa("relaxed", base_url=busy_server.url).beta.agent.runs.stop(run.id) == run
-    assert runs.delete(run.id).deleted is True
-
-
-def _create(client: httpx.Client) -> httpx.Response:
-    return client.post("/agent/runs", json={"query": "q"})
-
-
-@pytest.fixture
-def two_teams(busy_server):
-    teams = [raw_client(busy_server.url, f"team-{uuid.uuid4()}") for _ in range(2)]
-    yield teams
-    for team in teams:
-        team.close()
-
-
-def test_a_team_has_so_many_active_runs_and_no_more_however_many_ask_at_once(
-    busy_server, two_teams
-):
-    with busy_server.held(), ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(_create, two_teams * 10))
-        for n, team in enumerate(two_teams):
-            accepted = [a.json()["id"] for a in answers[n::2] if a.status_code == 200]
-            assert len(accepted) == 3
-            for answer in answers[n::2]:
-                if answer.status_code != 200:
-                    assert_error(answer, 429, "CONCURRENCY_LIMIT_REACHED", "RATE_LIMIT_ERROR")
-            assert {run["id"] for run in team.get("/agent/runs").json()["data"]} == set(accepted)
-            for run in accepted:
-                team.delete(f"/agent/runs/{run}")
-
-
-def test_what_has_ended_makes_room(busy_server, two_teams):
-    team, _ = two_teams
-    with busy_server.held():
-        ids = [_create(team).json()["id"] for _ in range(3)]
-        assert _create(team).status_code == 429
-        assert team.post(f"/agent/runs/{ids[0]}/cancel").status_code == 200
-        assert _create(team).status_code == 200
-        assert _create(team).status_code == 429
-        assert team.delete(f"/agent/runs/{ids[1]}").status_code == 200
-        assert _create(team).status_code == 200
-        assert _create(team).status_code == 429
-        for run in team.get("/agent/runs").json()["data"]:
-            team.delete(f"/agent/runs/{run['id']}")
