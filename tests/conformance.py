@@ -20,6 +20,9 @@ _Client = TypeVar("_Client")
 #: Answered by the framework, without an operation in the document.
 _UNDOCUMENTED_PATHS = re.compile(r"/openapi\.json|/docs(/.*)?")
 _NOT_FOUND = {"detail": "Not Found"}
+#: The agent runs API has an envelope and statuses of its own, also for what is no route of it.
+_AGENT_PATHS = re.compile(r"/agent(/.*)?")
+_NO_AGENT_ROUTE = {404: "NOT_FOUND", 400: "INVALID_REQUEST"}
 
 
 def watched(client: _Client) -> _Client:
@@ -141,6 +144,9 @@ def _head_checked(response: httpx.Response) -> Callable[[bytes], None] | None:
     operation = _document_of(origin).find(request.method, path)
     if operation is None:
         name = f"{request.method} {path}"
+        if _AGENT_PATHS.fullmatch(path):
+            kind = _NO_AGENT_ROUTE.get(response.status_code)
+            return lambda body: _assert_no_agent_route(name, kind, body)
         assert response.status_code == 404, f"{name} is undocumented: {response.status_code}"
         return lambda body: _assert_not_found(name, body)
     name = f"{operation.name}: {response.status_code}"
@@ -157,6 +163,12 @@ def _head_checked(response: httpx.Response) -> Callable[[bytes], None] | None:
 
 def _assert_not_found(name: str, body: bytes) -> None:
     assert json.loads(body) == _NOT_FOUND, f"{name} is undocumented: {body[:200]!r}"
+
+
+def _assert_no_agent_route(name: str, kind: str | None, body: bytes) -> None:
+    error = json.loads(body).get("error", {})
+    found = kind is not None and (error.get("type"), error.get("code")) == (kind, "INVALID_REQUEST")
+    assert found, f"{name} is undocumented: {body[:200]!r}"
 
 
 def _assert_empty(name: str, body: bytes) -> None:

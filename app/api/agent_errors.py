@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 _ROOT = "/agent"
 _RETRY_AFTER_SECONDS = "2"
-NO_STORE = {"cache-control": "no-store"}
 #: Status and type; what is not here is an invalid request.
 _KINDS: dict[type[AgentError], tuple[int, str]] = {
     agent_errors.TeamNotFound: (401, "AUTHENTICATION_ERROR"),
@@ -114,7 +113,7 @@ def _envelope(
     status: int, kind: str, code: str, message: str, about: dict[str, str] | None = None
 ) -> Response:
     error = {"type": kind, "code": code, "message": message, **(about or {})}
-    return json_response({"error": error}, status, NO_STORE)
+    return json_response({"error": error}, status)
 
 
 #: The first that fits.

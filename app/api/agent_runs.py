@@ -10,9 +10,8 @@ from typing import Any
 from flask import Response, request
 
 from app.api.agent_blueprint import AgentBlueprint, team
-from app.api.agent_errors import NO_STORE
 from app.api.agent_run_schemas import AgentPageQuery, CreateAgentRun, ref
-from app.api.authorization import authorize, authorizes_itself
+from app.api.authorization import authorize, authorizes_itself, cancels
 from app.api.json_body import json_response
 from app.api.parts import parts
 from app.api.run_requests import run_request
@@ -29,10 +28,6 @@ blueprint = AgentBlueprint("agent runs", __name__, description="Agent runs, as E
 
 _EVENT_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _OR_EVENTS = {200: {"content": {"text/event-stream": {"schema": EVENTS}}}}
-
-
-def _json(body: dict[str, Any]) -> Response:
-    return json_response(body, headers=NO_STORE)
 
 
 def _stream(body: Iterable[bytes]) -> Response:
@@ -65,7 +60,9 @@ def _asked(fields: dict[str, Any]) -> AgentRunRequest:
 def _page(items: list[dict[str, Any]], *, has_more: bool) -> Response:
     """Behind the last item of a page the next one begins."""
     cursor = items[-1]["id"] if has_more else None
-    return _json({"object": "list", "data": items, "hasMore": has_more, "nextCursor": cursor})
+    return json_response(
+        {"object": "list", "data": items, "hasMore": has_more, "nextCursor": cursor}
+    )
 
 
 @blueprint.post("/agent/runs")
@@ -82,7 +79,7 @@ def create_agent_run(body: dict[str, Any]) -> Response:
     asked = _asked(fields)
     if _wants_stream():
         return _stream(stream_new_agent_run(parts(), asked, watch_client()))
-    return _json(agent_runs.create_agent_run(parts(), asked).document)
+    return json_response(agent_runs.create_agent_run(parts(), asked).document)
 
 
 @blueprint.get("/agent/runs")
@@ -106,7 +103,8 @@ def list_agent_runs(query: dict[str, Any]) -> Response:
 @authorizes_itself
 def get_agent_run(id: str) -> Response:
     """Get a run."""
-    return _json(agent_runs.get_agent_run(parts(), team(), _permitted("read", id)).document)
+    run = agent_runs.get_agent_run(parts(), team(), _permitted("read", id))
+    return json_response(run.document)
 
 
 @blueprint.delete("/agent/runs/<id>")
@@ -116,26 +114,32 @@ def get_agent_run(id: str) -> Response:
 def delete_agent_run(id: str) -> Response:
     """Delete a stored Agent run. An active one is stopped first."""
     agent_runs.delete_agent_run(parts(), team(), _permitted("delete", id))
-    return _json({"id": id, "object": "agent_run.deleted", "deleted": True})
+    return json_response({"id": id, "object": "agent_run.deleted", "deleted": True})
 
 
 @blueprint.post("/agent/runs/<id>/cancel")
 @blueprint.response(200, ref("AgentRun"))
 @blueprint.doc(operationId="cancelAgentRun")
+@cancels
 @authorizes_itself
 def cancel_agent_run(id: str) -> Response:
     """Cancel a run; the answer comes when its work has stopped. One that has ended stays as it
     is."""
-    return _json(agent_runs.cancel_agent_run(parts(), team(), _permitted("update", id)).document)
+    return json_response(
+        agent_runs.cancel_agent_run(parts(), team(), _permitted("update", id)).document
+    )
 
 
 @blueprint.post("/agent/runs/<id>/stop")
 @blueprint.response(200, ref("AgentRun"))
 @blueprint.doc(operationId="stopAgentRun")
+@cancels
 @authorizes_itself
 def stop_agent_run(id: str) -> Response:
     """End a run and keep what it has reached. One that has ended stays as it is."""
-    return _json(agent_runs.stop_agent_run(parts(), team(), _permitted("update", id)).document)
+    return json_response(
+        agent_runs.stop_agent_run(parts(), team(), _permitted("update", id)).document
+    )
 
 
 @blueprint.get("/agent/runs/<id>/events")

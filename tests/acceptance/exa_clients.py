@@ -68,16 +68,12 @@ async def check_response_async(response: httpx.Response) -> None:
     check_answer(method, path, response.status_code, response.headers, body)
 
 
-def unwatched_client(url: str, key: str | None, **headers: str) -> httpx.Client:
-    """Checked against Exa's documents alone: for what has no operation in ours."""
-    sent = {"Exa-Beta": BETA, **({"x-api-key": key} if key else {}), **headers}
-    hooks = {"request": [], "response": [check_response]}
-    return httpx.Client(base_url=url, timeout=60, headers=sent, event_hooks=hooks)
-
-
 def raw_client(url: str, key: str | None, **headers: str) -> httpx.Client:
     """Checked against Exa's documents and against our own."""
-    return watched(unwatched_client(url, key, **headers))
+    sent = {"Exa-Beta": BETA, **({"x-api-key": key} if key else {}), **headers}
+    client = watched(httpx.Client(base_url=url, timeout=60, headers=sent))
+    client.event_hooks["response"].append(check_response)
+    return client
 
 
 def asking(**what: Any) -> dict[str, Any]:

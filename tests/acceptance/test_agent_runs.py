@@ -33,7 +33,6 @@ from tests.acceptance.exa_clients import (
     ended,
     raw_client,
     refused,
-    unwatched_client,
 )
 from tests.acceptance.exa_schemas import RUN, check
 
@@ -822,17 +821,16 @@ def test_an_empty_body_with_a_type_is_fine_where_none_is_wanted(raw, runs):
         assert raw.request(method, path, headers=headers, content=b"").status_code == 200
 
 
-def test_the_frameworks_own_errors_are_in_the_envelope(server, key):
-    with unwatched_client(server.url, key) as client:
-        for path in ("/agent", "/agent/", "/agent/x", "/agent/runs/a/b", "/agent/runs/a/events/1"):
-            answer = client.get(path)
-            assert_error(answer, 404, "INVALID_REQUEST", "NOT_FOUND")
-        for method, path in (
-            ("PUT", "/agent/runs"),
-            ("DELETE", "/agent/runs"),
-            ("PATCH", f"/agent/runs/{UNKNOWN}"),
-            ("GET", f"/agent/runs/{UNKNOWN}/cancel"),
-            ("POST", f"/agent/runs/{UNKNOWN}/events"),
-        ):
-            assert_invalid(client.request(method, path))
-        assert_invalid(client.post("/agent/runs", content=b"x" * (25 * 1024 * 1024 + 1)))
+def test_the_frameworks_own_errors_are_in_the_envelope(raw):
+    for path in ("/agent", "/agent/", "/agent/x", "/agent/runs/a/b", "/agent/runs/a/events/1"):
+        answer = raw.get(path)
+        assert_error(answer, 404, "INVALID_REQUEST", "NOT_FOUND")
+    for method, path in (
+        ("PUT", "/agent/runs"),
+        ("DELETE", "/agent/runs"),
+        ("PATCH", f"/agent/runs/{UNKNOWN}"),
+        ("GET", f"/agent/runs/{UNKNOWN}/cancel"),
+        ("POST", f"/agent/runs/{UNKNOWN}/events"),
+    ):
+        assert_invalid(raw.request(method, path))
+    assert_invalid(raw.post("/agent/runs", content=b"x" * (25 * 1024 * 1024 + 1)))

@@ -13,6 +13,7 @@ import pytest
 
 from app.api import agent_runs as agent_routes
 from app.api.application import create_api
+from app.domain.access import EVERYTHING
 from app.domain.agent_outputs import output_of
 from app.domain.agent_runs import (
     STOPPED,
@@ -216,6 +217,8 @@ def client(config=PROJECT):
         meters=WebMeters(),
         project_app=None,
         authentication=None,
+        rate_limits=None,
+        database=SimpleNamespace(access=EVERYTHING),
     )
     return create_api(cast(Any, parts)).test_client()
 
@@ -243,7 +246,7 @@ def test_a_database_that_is_away_is_500_and_says_when_to_come_again(monkeypatch,
     assert client().get("/nothing").json == {"detail": "Not Found"}
 
 
-def test_what_nobody_expected_is_500_and_tells_nothing_of_it(monkeypatch):
+def test_what_nobody_expected_is_500_and_tells_nothing_of_it(monkeypatch, caplog):
     def broken(*_args: Any, **_kwargs: Any):
         raise RuntimeError("a secret")
 
@@ -251,6 +254,7 @@ def test_what_nobody_expected_is_500_and_tells_nothing_of_it(monkeypatch):
     response = client().get("/agent/runs", headers=HEADERS)
     assert answered(response, "/agent/runs")["code"] == "SERVER_ERROR"
     assert response.status_code == 500
+    assert "a secret" in caplog.text
     assert "secret" not in response.text
 
 

@@ -83,7 +83,9 @@ async def async_answer(path: str, status: int, **how) -> httpx.Response:
         return await client.get(path)
 
 
+NO_AGENT_ROUTE = {"error": {"type": "NOT_FOUND", "code": "INVALID_REQUEST", "message": "No."}}
 FITTING = [
+    ("/agent/nowhere", 404, {"json": NO_AGENT_ROUTE}),
     ("/items/1", 200, {"json": GOOD}),
     ("/items/1/", 200, {"json": GOOD}),
     ("/items/1?a=b", 204, {}),
@@ -103,6 +105,9 @@ OTHERS = [
     ("/items/stream", 200, {"json": GOOD}, "application/json"),
     ("/nowhere", 404, {"json": {"detail": "Thread not found"}}, "undocumented"),
     ("/nowhere", 200, {"json": GOOD}, "undocumented"),
+    ("/agent/nowhere", 404, {"json": {"detail": "Not Found"}}, "undocumented"),
+    ("/agent/nowhere", 200, {"json": NO_AGENT_ROUTE}, "undocumented"),
+    ("/agent", 400, {"json": NO_AGENT_ROUTE}, "undocumented"),
 ]
 
 
