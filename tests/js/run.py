@@ -1,4 +1,4 @@
-"""`make test-js`: installs the JavaScript SDK, starts a live server, runs the smoke suite on it."""
+"""`make test-js`: installs the JavaScript SDKs, starts a live server, runs their suites on it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="belay-js-", dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        server = LiveServer(folder / "data").start()
+        server = LiveServer(folder / "data", BELAY_HEARTBEAT_SECONDS="1").start()
         try:
             environ = {**os.environ, "BELAY_URL": server.url}
             command = [npm, "test", "--silent"]
