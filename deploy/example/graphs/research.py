@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import re
 from typing import Annotated, Any, TypedDict
 
 from langgraph.graph import END, START, StateGraph
@@ -50,7 +51,7 @@ class State(TypedDict, total=False):
 
 
 def plan(state: State) -> State:
-    words = state.get("query", "").lower().replace("?", "").split()
+    words = re.findall(r"\w+", state.get("query", "").lower())
     return {"topics": [word for word in dict.fromkeys(words) if word in _SHELF]}
 
 

@@ -1,0 +1,177 @@
+"""Agent runs are accepted once each, and never more of them than a team may have."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from app.bus.cancel_flag import CancelFlags
+from app.bus.client import Keys, connect_redis
+from app.bus.event_log import EventLog
+from app.db import assistants as assistant_rows
+from app.db import runs as run_rows
+from app.db.connection import Database, open_pool
+from app.db.runs import CancelFilter
+from app.dispatch import Doorbell
+from app.domain.agent_errors import PreviousRunNotFound, RunNotFound, TooManyRuns
+from app.domain.errors import Interrupted
+from app.domain.runs import CancelAction
+from app.graphs.project import read_project
+from app.graphs.registry import GraphRegistry
+from app.services.agent_runs import (
+    AgentRunRequest,
+    body_of_run,
+    create_agent_run,
+    get_agent_run,
+    list_agent_runs,
+)
+from app.services.cancellation import cancel_runs
+from app.services.known_assistants import KnownAssistants
+from app.services.parts import Parts
+from app.services.runs import RunRequest, delete_run, new_id
+from app.services.threads import delete_thread
+from app.settings import Settings
+from tests.servers import PROJECT
+
+
+@pytest.fixture
+def parts(database_url, valkey_url):
+    settings = Settings.from_environ(
+        {"DATABASE_URL": database_url, "REDIS_URL": valkey_url, "BELAY_CONFIG": str(PROJECT)}
+    )
+    keys, client = Keys(f"{uuid.uuid4().hex}:"), connect_redis(settings)
+    pool = open_pool(database_url, size=8, pgbouncer=False, name="test")
+    database = Database(pool)
+    database.transaction(lambda conn: assistant_rows.put_system_assistants(conn, ["research"]))
+    made = SimpleNamespace(
+        settings=settings,
+        graphs=GraphRegistry(read_project(PROJECT)),
+        doorbell=Doorbell.of(settings),
+        cancel_flags=CancelFlags(client, keys),
+        event_log=EventLog(client, keys, ttl_seconds=60, max_events=100),
+        known_assistants=KnownAssistants(),
+        count_unstarted=lambda _status: None,
+        database=database,
+    )
+    yield cast(Parts, made)
+    pool.close()
+    client.close()
+
+
+@pytest.fixture
+def team():
+    return uuid.uuid4().hex
+
+
+def limited(parts: Any, most: int) -> Any:
+    settings = dataclasses.replace(parts.settings, agent_runs_per_team=most)
+    return SimpleNamespace(**{**vars(parts), "settings": settings})
+
+
+def asked(parts: Parts, team: str, **fields: Any) -> AgentRunRequest:
+    run_id = new_id()
+    fields = {"query": "q", "effort": "auto", **fields}
+    body = body_of_run(parts, fields, run_id)
+    run = RunRequest(body=body, thread_id=new_id(), request_id="test", new_run_id=run_id)
+    return AgentRunRequest(team, fields, run)
+
+
+class AnswersLost:
+    """A database whose first commits are done, and whose answers to them never come."""
+
+    def __init__(self, database: Database, lost: int) -> None:
+        self.database = database
+        self.access = database.access
+        self.lost = lost
+
+    def transaction(self, work: Any) -> Any:
+        done = self.database.transaction(work)
+        if self.lost:
+            self.lost -= 1
+            raise Interrupted
+        return done
+
+
+def test_a_create_whose_answer_was_lost_is_the_same_run_and_counts_once(parts, team):
+    patchy: Any = limited(parts, 1)
+    patchy.database = AnswersLost(parts.database, lost=2)
+    request = asked(parts, team)
+    run = create_agent_run(patchy, request)
+    assert (run.id, run.run_id) == (request.id, request.run.new_run_id)
+    assert list_agent_runs(parts, team, after=None, limit=10).runs == [run]
+    with pytest.raises(TooManyRuns):
+        create_agent_run(limited(parts, 1), asked(parts, team))
+
+
+def test_of_very_many_creates_at_once_as_many_as_may_be_are_in(parts, team):
+    few = limited(parts, 5)
+
+    def create(_n: int) -> bool:
+        try:
+            create_agent_run(few, asked(few, team))
+        except TooManyRuns:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        accepted = list(pool.map(create, range(40)))
+    assert accepted.count(True) == 5
+    assert len(list_agent_runs(parts, team, after=None, limit=40).runs) == 5
+    # Another team has its own.
+    create_agent_run(few, asked(few, uuid.uuid4().hex))
+
+
+def test_what_is_refused_leaves_nothing(parts, team):
+    refusals = (
+        (PreviousRunNotFound, parts, asked(parts, team, previousRunId="agent_run_x")),
+        (TooManyRuns, limited(parts, 0), asked(parts, team)),
+    )
+    for error, where, request in refusals:
+        with pytest.raises(error):
+            create_agent_run(where, request)
+        with parts.database.connection() as conn:
+            assert run_rows.get_run(conn, request.run.new_run_id) is None
+            found = conn.execute(
+                "SELECT count(*) FROM thread WHERE thread_id = %s", (request.run.thread_id,)
+            ).fetchone()
+        assert found == (0,)
+    assert list_agent_runs(parts, team, after=None, limit=10).runs == []
+
+
+def test_an_agent_run_goes_with_its_thread_and_with_its_runs_record(parts, team):
+    first, second = (create_agent_run(parts, asked(parts, team)) for _ in range(2))
+    delete_thread(parts, first.thread_id)
+    delete_run(parts, second.thread_id, second.run_id)
+    for run in (first, second):
+        with pytest.raises(RunNotFound):
+            get_agent_run(parts, team, run.id)
+    assert list_agent_runs(parts, team, after=None, limit=10).runs == []
+
+
+def test_one_that_was_rolled_back_is_cancelled_and_makes_room(parts, team):
+    few = limited(parts, 1)
+    run = create_agent_run(few, asked(few, team))
+    filter_ = CancelFilter(run_ids=[run.run_id])
+    cancel_runs(parts, filter_, CancelAction.ROLLBACK, {"error": "UserRollback", "message": "x"})
+    gone = get_agent_run(parts, team, run.id)
+    assert (gone.status, gone.stop_reason) == ("cancelled", "cancelled")
+    assert gone.ended_at is not None
+    create_agent_run(few, asked(few, team))
+
+
+def test_pages_are_in_the_order_of_creation_whoever_creates_at_the_same_time(parts, team):
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda _: create_agent_run(parts, asked(parts, team)), range(20)))
+    seen, after = [], None
+    while True:
+        page = list_agent_runs(parts, team, after=after, limit=3)
+        seen += [run.id for run in page.runs]
+        if not page.has_more:
+            break
+        after = seen[-1]
+    assert seen == sorted((run.id for run in made), reverse=True)

@@ -1,0 +1,56 @@
+"""The example's research, which serves its Agent runs: no network, and an output as asked."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+
+from app.domain.agent_outputs import output_of
+from app.domain.output_schemas import check_output_schema, mismatch
+from deploy.example.graphs.research import graph
+
+
+def research(**asked: Any) -> dict[str, Any]:
+    return asyncio.run(graph.ainvoke(cast(Any, asked)))
+
+
+def test_it_tells_what_is_on_its_shelf_and_where():
+    found = research(query="What is a belay, and what is a run?")
+    assert "order back" in found["text"]
+    assert "one request" in found["text"]
+    cited = [citation["title"] for citation in found["grounding"][0]["citations"]]
+    assert cited == ["belay", "run"]
+    assert output_of(found, structured=False)["grounding"] == found["grounding"]
+    assert found["structured"] is None
+    nothing = research(query="What is love?")
+    assert (nothing["text"], nothing["grounding"]) == ("Nothing found.", [])
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"topic": {"type": "string"}}, "required": ["topic"]},
+        {
+            "type": "object",
+            "properties": {
+                "summary": {"type": "string"},
+                "count": {"type": "integer"},
+                "found": {"type": "boolean"},
+                "kind": {"enum": ["word", "name"]},
+                "notes": {
+                    "type": "array",
+                    "items": {"type": "object", "properties": {"topic": {"type": "string"}}},
+                },
+            },
+            "required": ["summary", "count", "found", "kind", "notes"],
+            "additionalProperties": False,
+        },
+        {"type": "string"},
+    ],
+)
+def test_what_it_found_has_the_shape_that_was_asked_for(schema):
+    check_output_schema(schema)
+    for query in ("a belay and a run", "nothing of the kind"):
+        assert mismatch(schema, research(query=query, outputSchema=schema)["structured"]) is None
