@@ -27,7 +27,7 @@ _MAX_BACKOFF_SECONDS = 5.0
 #: and they have said what. (Gunicorn ends so when its worker does not boot.)
 CANNOT_START = 3
 #: What a program that is about to end by itself gets to do so when another could not start.
-_LAST_WORDS_SECONDS = 2.0
+_LAST_WORDS_SECONDS = 5.0
 #: A process that lived this long starts anew at once when it dies.
 _STEADY_SECONDS = 10.0
 
@@ -155,13 +155,16 @@ class ProcessTree:
                 _wait_or_kill(program)
 
     def _let_the_others_say_why(self) -> None:
-        """What keeps one from starting keeps most of them, and each says so in one line: when it is
-        stopped in the middle of that, it says a page."""
+        """What keeps one from starting keeps most of them, and each says so in one line. Asked to
+        stop in the middle of that it would say a page: what takes too long is killed, and there is
+        nothing yet that it could lose."""
         deadline = time.monotonic() + _LAST_WORDS_SECONDS
         for program in self._programs:
             if program.process is not None and not program.is_server:
-                with suppress(subprocess.TimeoutExpired):
+                try:
                     program.process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    _kill(program.process)
 
 
 def _wait_or_kill(program: Program) -> None:
@@ -171,9 +174,13 @@ def _wait_or_kill(program: Program) -> None:
         program.process.wait(program.stop_seconds)
     except subprocess.TimeoutExpired:
         say("belay", f"{program.name} does not stop, killing it")
-        with suppress(ProcessLookupError):
-            os.killpg(program.process.pid, signal.SIGKILL)
-        program.process.wait()
+        _kill(program.process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _ended(code: int) -> str:
