@@ -247,6 +247,8 @@ class RunFeed:
         """Stop following; open subscriptions get nothing more."""
         self._closed.set()
         self._wake.set()
+        with contextlib.suppress(redis.RedisError), self._connect(1.0) as client:
+            client.publish(self._keys.dirty, b"")  # who listens waits for the next word
         for thread in self._threads:
             thread.join(5.0)
 

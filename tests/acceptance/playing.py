@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.waiting import wait_until
@@ -67,6 +70,14 @@ def until_status(http, thread_id: str, run_id: str, *wanted: str) -> None:
     wait_until(
         lambda: status_of(http, thread_id, run_id) in wanted, 20, f"run {run_id} to be {wanted}"
     )
+
+
+def hang_up(response: httpx.Response) -> None:
+    """Close a stream that another thread reads: at once, not when its next byte comes."""
+    with suppress(OSError):
+        stream = response.extensions["network_stream"]
+        stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+    response.close()
 
 
 @dataclass(frozen=True)

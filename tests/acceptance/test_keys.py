@@ -113,7 +113,7 @@ def test_a_revoked_key_is_refused_soon_and_others_stay(locked, key):
 
 
 def test_a_key_expires(locked):
-    short = belay(locked, "create", "--name", "short", "--days", "0.00005")[0]
+    short = belay(locked, "create", "--name", "short", "--days", "0.00004")[0]
     assert call(locked, **{"x-api-key": short}).status_code == 200
     wait_until(lambda: call(locked, **{"x-api-key": short}).status_code == 401, 20, "the expiry")
     assert "expired" in belay(locked, "list")[0]

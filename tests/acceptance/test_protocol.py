@@ -17,6 +17,7 @@ from websockets.sync.client import connect
 
 from tests.acceptance.playing import (
     frames_of,
+    hang_up,
     new_thread,
     play,
     refused,
@@ -86,7 +87,7 @@ class Listener:
         return self.events
 
     def close(self):
-        self.response.close()
+        hang_up(self.response)
         self._reader.join(10)
 
 

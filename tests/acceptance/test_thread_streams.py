@@ -8,7 +8,15 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from tests.acceptance.playing import frames_of, new_thread, play, refused, stops_all, until_status
+from tests.acceptance.playing import (
+    frames_of,
+    hang_up,
+    new_thread,
+    play,
+    refused,
+    stops_all,
+    until_status,
+)
 from tests.conformance import watched
 from tests.waiting import wait_until
 
@@ -52,7 +60,7 @@ class Listener:
         return self.frames
 
     def close(self):
-        self.response.close()
+        hang_up(self.response)
         self._client.close()
         self._reader.join(10)
 
