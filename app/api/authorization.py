@@ -25,6 +25,8 @@ from app.domain.ids import parse_uuid
 __all__ = ["authorize", "authorized", "authorizes_itself", "cancels", "is_confined", "public"]
 
 _View = TypeVar("_View", bound=Callable[..., ResponseReturnValue])
+#: Of a cron's body, what its runs are made of: a handler is shown it as `payload`.
+_PAYLOAD = ("input", "config", "context", "interrupt_before", "interrupt_after", "webhook")
 _WITH_ACCESS = ("threads", "assistants", "crons")
 
 
@@ -89,10 +91,13 @@ def authorized(resource: str, action: str) -> Callable[[_View], _View]:
                     value |= document
                 named = {name: _as_id(text) for name, text in ids.items()}
                 value |= named
+                if resource == "crons":
+                    value["payload"] = {k: v for k, v in value.items() if k in _PAYLOAD}
                 authorize(resource, action, value)
                 if documents:
-                    changed = {k: v for k, v in value.items() if k not in named}
-                    documents[-1].update(changed)
+                    others = {*named, "payload", *(k for d in documents[:-1] for k in d)}
+                    changed = {k: v for k, v in value.items() if k not in others}
+                    documents[-1].update(changed | (value.get("payload") or {}))
             return view(*taken, **ids)
 
         guarded.is_authorized = True  # type: ignore[attr-defined]

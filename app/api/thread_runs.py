@@ -113,7 +113,7 @@ def stream_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> 
 @blueprint.arguments(ListRunsQuery, location="query")
 @blueprint.response(200, SelectedRun(many=True))
 @blueprint.alt_response(404, schema=Error)
-@authorized("threads", "read")
+@authorized("threads", "search")
 def list_runs(query: dict[str, Any], thread_id: str) -> Response:
     """List runs for a thread, newest first."""
     fields = query_names(query.get("select")) or list(RUN_FIELDS)

@@ -115,6 +115,24 @@ def test_a_handler_that_says_no_is_a_403(guarded):
         assert refused(client.post("/runs/crons", json=cron), 403) == "Forbidden"
 
 
+def test_listing_a_threads_runs_is_a_search(guarded, ann):
+    thread = ann.post("/threads", json={}).json()["thread_id"]
+    with as_user(guarded, "ann:no-search") as client:
+        assert client.get(f"/threads/{thread}").status_code == 200
+        for answer in (
+            client.get(f"/threads/{thread}/runs"),
+            client.post("/threads/search", json={}),
+            client.post("/threads/count", json={}),
+        ):
+            assert refused(answer, 403) == "Forbidden"
+
+
+def test_a_handler_may_change_what_a_cron_runs(ann):
+    cron = ann.post("/runs/crons", json={**CRON, "input": {"count": 1}}).json()
+    assert cron["payload"]["input"] == {"count": 1, "note": "by a handler"}
+    ann.delete(f"/runs/crons/{cron['cron_id']}").raise_for_status()
+
+
 # --- the matrix -----------------------------------------------------------------------------------
 
 RUN = {"assistant_id": "counter", "input": {"count": 1}}

@@ -62,6 +62,8 @@ async def crons(ctx: Auth.types.AuthContext, value: dict):
 
 @auth.on.crons.create
 async def crons_create(ctx: Auth.types.AuthContext, value: dict):
+    assert value["schedule"]
+    value["payload"]["input"] = {**(value["payload"].get("input") or {}), "note": "by a handler"}
     return _mine(ctx, value)
 
 
@@ -80,6 +82,11 @@ async def create_run(ctx: Auth.types.AuthContext, value: dict):
     if "no-runs" in ctx.permissions:
         return False
     return _mine(ctx, value)
+
+
+@auth.on.threads.search
+async def threads_search(ctx: Auth.types.AuthContext, value: dict):
+    return False if "no-search" in ctx.permissions else {"owner": ctx.user.identity}
 
 
 @auth.on.threads.read
