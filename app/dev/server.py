@@ -71,6 +71,9 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
             postgres = EmbeddedPostgres(data_dir)
             env["DATABASE_URL"] = _start_postgres(tree, postgres)
             say("belay", f"data in {postgres.data} and {data_dir}")
+            if env.get("BELAY_AUTH") == "keys":
+                url = env["DATABASE_URL"]
+                say("belay", f"make a key: DATABASE_URL='{url}' belay keys create --name me")
         _start_belay(tree, env, queues)
         url = f"http://{options.host}:{options.port}"
         example = _first_graph(Path(env["BELAY_CONFIG"]))
