@@ -31,7 +31,10 @@ def start(client, kind, beats):
     run = client.runs.create(
         thread["thread_id"], "nodes", input={"kind": kind, "beats": str(beats)}
     )
-    if any(word in kind for word in ("beats", "spin", "swallow", "block", "subprocess", "daemon")):
+    if any(
+        word in kind
+        for word in ("beats", "spin", "swallow", "block", "hold", "subprocess", "daemon")
+    ):
         beats.wait_for("beat")
     else:
         beats.wait_for("begin")
