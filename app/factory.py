@@ -12,6 +12,7 @@ from uuid import UUID
 
 import redis
 from flask import Flask
+from psycopg_pool import ConnectionPool
 
 from app import logs
 from app.api.application import create_api
@@ -20,11 +21,12 @@ from app.api.project_app import ProjectApp
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
 from app.bus.event_log import EventLog
+from app.bus.open_requests import OpenRequests
 from app.bus.rate_limits import RateLimits
 from app.bus.run_feed import RunFeed
 from app.db import assistants as assistant_rows
 from app.db import runs as run_rows
-from app.db.connection import Database, open_pool, while_unavailable
+from app.db.connection import Connection, Database, open_pool, while_unavailable
 from app.db.migrate import SchemaNotReady, wait_for_schema
 from app.dispatch import Doorbell
 from app.graphs.project import read_project
@@ -58,25 +60,9 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def join_parts(settings: Settings) -> Parts:
-    graphs = GraphRegistry.load(read_project(settings.config_path))
-    wait_for_schema(
-        settings.database_url,
-        seconds=_SCHEMA_WAIT_SECONDS,
-        vectors=graphs.project.store.index is not None,
-    )
-    pool = open_pool(
-        settings.database_url,
-        size=settings.web_pool_size,
-        pgbouncer=settings.pgbouncer,
-        name="belay web",
-    )
+    graphs = _load_graphs(settings)
+    pool = _open_pool(settings, "belay web", settings.web_pool_size)
     database = Database(pool)
-    cancel_pool = open_pool(
-        settings.database_url,
-        size=_CANCEL_CONNECTIONS,
-        pgbouncer=settings.pgbouncer,
-        name="belay cancel",
-    )
     # A Postgres that goes away while we start is waited for, like one that was away before.
     while_unavailable(_SCHEMA_WAIT_SECONDS)(
         database.transaction,
@@ -91,23 +77,15 @@ def join_parts(settings: Settings) -> Parts:
         ttl_seconds=settings.event_log_ttl_seconds,
         max_events=settings.event_log_max_events,
     )
-
-    def connect(timeout: float | None) -> redis.Redis:
-        return connect_redis(settings, timeout=timeout)
-
-    def ended_runs(run_ids: Sequence[UUID]) -> dict[UUID, str | None]:
-        with database.connection() as conn:
-            return run_rows.ended_runs(conn, run_ids)
-
     return Parts(
         settings=settings,
         database=database,
-        cancel_database=Database(cancel_pool),
+        cancel_database=Database(_open_pool(settings, "belay cancel", _CANCEL_CONNECTIONS)),
         graphs=graphs,
         doorbell=Doorbell.of(settings),
         cancel_flags=CancelFlags(client, keys),
         event_log=event_log,
-        feed=RunFeed(connect, keys, event_log, ended_runs, meters.listeners_changed),
+        feed=_feed(settings, keys, event_log, database, meters),
         known_assistants=KnownAssistants(),
         store=ApiStore(pool, graphs.store),
         count_unstarted=meters.ended_unstarted,
@@ -119,5 +97,34 @@ def join_parts(settings: Settings) -> Parts:
             requests=settings.rate_limit,
             cancels=settings.cancel_rate_limit,
         ),
+        open_requests=OpenRequests.of(client, keys, settings.max_open_requests),
         authentication=authentication_of(settings, graphs.project, database),
     )
+
+
+def _load_graphs(settings: Settings) -> GraphRegistry:
+    """As soon as the database is ready for them."""
+    graphs = GraphRegistry.load(read_project(settings.config_path))
+    wait_for_schema(
+        settings.database_url,
+        seconds=_SCHEMA_WAIT_SECONDS,
+        vectors=graphs.project.store.index is not None,
+    )
+    return graphs
+
+
+def _open_pool(settings: Settings, name: str, size: int) -> ConnectionPool[Connection]:
+    return open_pool(settings.database_url, size=size, pgbouncer=settings.pgbouncer, name=name)
+
+
+def _feed(
+    settings: Settings, keys: Keys, event_log: EventLog, database: Database, meters: WebMeters
+) -> RunFeed:
+    def connect(timeout: float | None) -> redis.Redis:
+        return connect_redis(settings, timeout=timeout)
+
+    def ended_runs(run_ids: Sequence[UUID]) -> dict[UUID, str | None]:
+        with database.connection() as conn:
+            return run_rows.ended_runs(conn, run_ids)
+
+    return RunFeed(connect, keys, event_log, ended_runs, meters.listeners_changed)

@@ -22,6 +22,7 @@ from uuid import UUID
 from app import fault_points, logs
 from app.bus.client import RedisError
 from app.bus.event_log import Started
+from app.db import run_claims as claim_rows
 from app.db import runs as run_rows
 from app.db.connection import OUTAGE, Connection
 from app.domain.metrics import ASKED
@@ -76,11 +77,11 @@ def _claim(child: Child, run_id: UUID) -> ClaimedRun | None:
 
     def claim(conn: Connection) -> ClaimedRun | None:
         nonlocal asked_before
-        if asked_before and (held := run_rows.held_run(conn, run_id, owner=child.owner)):
+        if asked_before and (held := claim_rows.held_run(conn, run_id, owner=child.owner)):
             return held
         asked_before = True
         seconds = child.settings.lease_seconds
-        return run_rows.claim_run(conn, run_id, owner=child.owner, lease_seconds=seconds)
+        return claim_rows.claim_run(conn, run_id, owner=child.owner, lease_seconds=seconds)
 
     return child.database.run(claim, keep_waiting=lambda: not child.slots.draining)
 
@@ -288,7 +289,7 @@ def _put_back(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd 
     """A drain: pending again, no attempt charged. A cancel accepted meanwhile still wins."""
 
     def put_back(conn: Connection) -> RunEnd | None:
-        ring = run_rows.put_run_back(
+        ring = claim_rows.put_run_back(
             conn,
             claimed.claim,
             uncharge=True,

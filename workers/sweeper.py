@@ -19,7 +19,7 @@ import threading
 import time
 from functools import partial
 
-from app.db import runs as run_rows
+from app.db import run_claims as claim_rows
 from app.db import threads as thread_rows
 from app.db.connection import OUTAGE, Connection, connect, in_transaction
 from app.db.store import delete_expired_items
@@ -92,11 +92,11 @@ class Sweeper:
                         self._expire_threads(conn)
                         delete_expired_items(conn, limit=_BATCH_OF_ITEMS)
                 self._stopping.wait(self._settings.sweep_seconds)
-            run_rows.drop_sweeper_lease(conn, self._owner)
+            claim_rows.drop_sweeper_lease(conn, self._owner)
 
     def _holds_lease(self, conn: Connection) -> bool:
         lease = self._settings.lease_seconds
-        return run_rows.take_sweeper_lease(
+        return claim_rows.take_sweeper_lease(
             conn,
             self._owner,
             seconds=lease * _LEASE_PART,
@@ -106,13 +106,13 @@ class Sweeper:
 
     def _ring_due(self, conn: Connection) -> None:
         rering = self._settings.rering_seconds
-        due = run_rows.ring_due_runs(conn, limit=_BATCH, rering_seconds=rering)
+        due = claim_rows.ring_due_runs(conn, limit=_BATCH, rering_seconds=rering)
         queues = {run.queue for run in due}
         deep = {queue for queue in queues if self._announcer.doorbell.waiting(queue) >= _DEEP}
         self._announcer.ring([run for run in due if run.queue not in deep])
 
     def _take_from_the_gone(self, conn: Connection) -> None:
-        for claim in run_rows.expired_leases(conn, sweeper=self._owner, limit=_BATCH):
+        for claim in claim_rows.expired_leases(conn, sweeper=self._owner, limit=_BATCH):
             recovery = recover_run(
                 conn,
                 claim,

@@ -14,7 +14,7 @@ from uuid import UUID
 from langgraph.graph import START, StateGraph
 
 from app.bus.client import RedisError
-from app.db import runs as run_rows
+from app.db import run_claims as claim_rows
 from app.db.connection import OUTAGE
 from app.domain.runs import Claim
 from app.services.run_attempts import STOPPED
@@ -50,8 +50,8 @@ def _ask_for_a_run_that_is_not_there(child: Child) -> None:
     """The server plans the statements of a run's life; they are prepared at their second use."""
     conn = child.database.get()
     for _ in range(2):
-        run_rows.claim_run(conn, _NOBODY.run_id, owner=child.owner, lease_seconds=0.0)
-        run_rows.finish_run(conn, _NOBODY.run_id, _NOBODY, STOPPED)
+        claim_rows.claim_run(conn, _NOBODY.run_id, owner=child.owner, lease_seconds=0.0)
+        claim_rows.finish_run(conn, _NOBODY.run_id, _NOBODY, STOPPED)
 
 
 async def _run() -> None:

@@ -12,8 +12,8 @@ from app.api.json_body import Blueprint
 from app.api.parts import parts
 from app.api.run_schemas import CancelQuery, CancelRuns
 from app.api.thread_runs import NOTHING_FOUND, NOTHING_MATCHES
-from app.db import runs as run_rows
-from app.db.runs import CancelFilter
+from app.db import run_cancels as cancel_rows
+from app.db.run_cancels import CancelFilter
 from app.domain.errors import NotFound
 from app.domain.runs import CancelAction, user_cancel_reason
 from app.services.cancellation import cancel_runs
@@ -47,6 +47,6 @@ def _why_nothing(filter_: CancelFilter) -> str:
     """Known runs that have ended are told apart from unknown ones."""
     if filter_.run_ids:
         with parts().database.connection() as conn:
-            if run_rows.count_known_runs(conn, filter_.thread_id, filter_.run_ids):
+            if cancel_rows.count_known_runs(conn, filter_.thread_id, filter_.run_ids):
                 return NOTHING_MATCHES
     return NOTHING_FOUND

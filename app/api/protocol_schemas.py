@@ -19,7 +19,7 @@ _STRATEGY = one_of(*MultitaskStrategy)
 class CommandFrame(Body):
     """A command: its id, which the answer has too, its method, and what the method takes."""
 
-    id = ma.fields.Integer(strict=True, required=True)
+    id = Integer(required=True)
     method = ma.fields.String(required=True)
     params = Object(load_default=dict)
 

@@ -23,12 +23,18 @@ from app.api.authorization import authorized
 from app.api.cors import origin_may_ask
 from app.api.fields import path_uuid
 from app.api.json_body import MAX_DEPTH, check_document, json_response
+from app.api.limits import count_request
 from app.api.parts import parts
-from app.api.protocol import (
+from app.api.protocol import event_filter, refuse_strange_thread
+from app.api.protocol_commands import (
+    SUBSCRIBE,
+    UNSUBSCRIBE,
+    Answer,
+    Frame,
+    NoCommand,
     answer_of,
-    event_filter,
     failure,
-    refuse_strange_thread,
+    frame_of,
     success,
 )
 from app.domain.errors import BadRequest, BelayError, InvalidRequest
@@ -121,45 +127,46 @@ class _Conversation:
         with self._turn:
             self._server.send(message.decode())
 
-    def _answer(self, received: str | bytes) -> dict[str, Any]:
+    def _answer(self, received: str | bytes) -> Answer:
         try:
-            frame = orjson.loads(received)
-            check_document(frame)
+            document = orjson.loads(received)
+            check_document(document)
+            frame = frame_of(document)
         except (orjson.JSONDecodeError, InvalidRequest):
             return failure(None, "invalid_argument", f"{_NO_COMMAND} (to {MAX_DEPTH} levels)")
-        method = frame.get("method") if isinstance(frame, dict) else None
-        command_id = frame.get("id") if isinstance(frame, dict) else None
-        known_id = command_id if type(command_id) is int else None
+        except NoCommand as refused:
+            return refused.answer
         try:
-            if known_id is not None and method == "subscription.subscribe":
-                return self._subscribe(known_id, frame.get("params"))
-            if known_id is not None and method == "subscription.unsubscribe":
-                return self._unsubscribe(known_id, frame.get("params"))
+            count_request(parts())
+            if frame.method == SUBSCRIBE:
+                return self._subscribe(frame)
+            if frame.method == UNSUBSCRIBE:
+                return self._unsubscribe(frame)
             return answer_of(self._thread_id, frame)
         except BelayError as error:
-            return failure(known_id, "unknown_error", error.detail)
+            return failure(frame.id, "unknown_error", error.detail)
 
-    def _subscribe(self, command_id: int, params: Any) -> dict[str, Any]:
+    def _subscribe(self, frame: Frame) -> Answer:
         if len(self._following) >= _MOST_SUBSCRIPTIONS:
             message = f"At most {_MOST_SUBSCRIPTIONS} subscriptions on a socket."
-            return failure(command_id, "invalid_argument", message)
+            return failure(frame.id, "invalid_argument", message)
         try:
-            wanted = event_filter(params)
+            wanted = event_filter(frame.params)
         except BadRequest as error:
-            return failure(command_id, "invalid_argument", error.detail)
+            return failure(frame.id, "invalid_argument", error.detail)
         name = str(uuid.uuid4())
         self._following[name] = followed = _Followed(self, self._thread_id, wanted)
         followed.start()
-        return success(command_id, {"subscription_id": name, "replayed_events": 0})
+        return success(frame.id, {"subscription_id": name, "replayed_events": 0})
 
-    def _unsubscribe(self, command_id: int, params: Any) -> dict[str, Any]:
-        name = params.get("subscription_id") if isinstance(params, dict) else None
+    def _unsubscribe(self, frame: Frame) -> Answer:
+        name = frame.params.get("subscription_id")
         followed = self._following.pop(name, None) if isinstance(name, str) else None
         if followed is None:
             message = f"Unknown subscription: {name}"
-            return failure(command_id, "no_such_subscription", message)
+            return failure(frame.id, "no_such_subscription", message)
         followed.leave()
-        return success(command_id, {})
+        return success(frame.id, {})
 
     def tell(self, following: Following) -> None:
         """Send what a subscription brings; heartbeats are the pings' business."""

@@ -14,15 +14,13 @@ from typing import Any
 from flask import Flask, Response, current_app, request
 
 from app import logs
-from app.api.authentication import CALLER, caller
+from app.api.authentication import CALLER
 from app.api.authorization import confine_request, use_database
 from app.api.cors import REQUEST_ID, cors_headers
-from app.api.open_requests import OpenRequests
+from app.api.limits import count_request, take_place
 from app.api.parts import parts
 from app.api.project_app import ProjectApp
 from app.api.project_auth import ProjectAuth
-from app.bus.rate_limits import CANCELS, REQUESTS
-from app.domain.errors import TooMany
 from app.graphs.http_config import CorsRules
 from app.meters import WebMeters
 from app.services.parts import Authentication, Parts
@@ -32,8 +30,6 @@ access_log = logging.getLogger("belay.access")
 
 #: Where in a request's environment its context is.
 _CONTEXT = "belay.context"
-#: Where in an application it is counted who has what open.
-_OPEN = "belay.open"
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 #: Answers are data, for whoever asked: not to be guessed at, framed or kept on the way.
 _SECURITY = (
@@ -75,7 +71,6 @@ def prepare_requests(app: Flask, settings: Settings, cors: CorsRules) -> None:
             response = allow(response)
         return _end_request(response, parts().meters, templates, access)
 
-    app.extensions[_OPEN] = OpenRequests(settings.max_open_requests)
     app.before_request(_begin_request)
     app.after_request(end_request)
 
@@ -101,25 +96,20 @@ def _begin_request() -> Response | None:
         return project.respond()
     if request.endpoint is not None:
         view = current_app.view_functions[request.endpoint]
-        context.leave = _admit(found, view, current_app.extensions[_OPEN])
+        context.leave = _admit(found, view)
     return None
 
 
-def _admit(found: Parts, view: Any, open_requests: OpenRequests) -> Callable[[], None] | None:
-    """Ask who asks, and whether it is too often. Raises Unauthorized, Refused, TooMany."""
+def _admit(found: Parts, view: Any) -> Callable[[], None] | None:
+    """Ask who asks, and whether it is too much. Raises Unauthorized, Refused, TooMany."""
     if getattr(view, "is_public", False):
         return None
     is_cancel = getattr(view, "is_cancel", False)
     if is_cancel:
         use_database(found.cancel_database)
     _authenticate(found.authentication)
-    who = caller()
-    name = f"address:{request.remote_addr}" if who is None else who.name
-    if found.rate_limits is not None:
-        lane = CANCELS if is_cancel else REQUESTS
-        if wait := found.rate_limits.seconds_to_wait(lane, name):
-            raise TooMany(f"Too many {lane}; try again later", retry_after=wait)
-    return None if is_cancel else open_requests.enter(name)
+    count_request(found, is_cancel=is_cancel)
+    return None if is_cancel else take_place(found)
 
 
 def _authenticate(authentication: Authentication | None) -> None:

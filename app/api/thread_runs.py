@@ -36,7 +36,7 @@ from app.api.run_schemas import (
     stream_modes,
 )
 from app.db import runs as run_rows
-from app.db.runs import CancelFilter
+from app.db.run_cancels import CancelFilter
 from app.domain.errors import InvalidRequest, NotFound
 from app.domain.ids import parse_uuid
 from app.domain.runs import RUN_FIELDS, CancelAction, user_cancel_reason

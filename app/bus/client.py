@@ -3,6 +3,7 @@
     {prefix}cancel:{run_id}    string   cancel flag of a running run: the action. Expires.
     {prefix}events:{run_id}    stream   the run's event log, ids `<claim_no>-<seq>`. Expires.
     {prefix}events:{thread_id} stream   the thread's own log: where its runs begin. Expires.
+    {prefix}open:{caller}      zset     a caller's open requests, by when they lapse. Expires.
     {prefix}cancels            channel  a nudge: "look at the flag of this run_id"
     {prefix}dirty              channel  a nudge: "the event log of this run_id has grown"
 
@@ -37,6 +38,9 @@ class Keys:
 
     def event_log(self, run_id: UUID | str) -> str:
         return f"{self.prefix}events:{run_id}"
+
+    def open_requests(self, caller: str) -> str:
+        return f"{self.prefix}open:{caller}"
 
     @property
     def cancels(self) -> str:

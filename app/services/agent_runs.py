@@ -13,7 +13,7 @@ from uuid import UUID
 
 from app.db import agent_runs as agent_run_rows
 from app.db.connection import Connection
-from app.db.runs import CancelFilter
+from app.db.run_cancels import CancelFilter
 from app.domain.agent_errors import (
     PreviousRunNotCompleted,
     PreviousRunNotFound,

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from app.db import assistants as assistant_rows
 from app.db.assistants import AssistantContent
 from app.db.connection import Connection
-from app.db.runs import CancelFilter
+from app.db.run_cancels import CancelFilter
 from app.domain.assistants import Assistant, AssistantVersion, system_assistant_id
 from app.domain.errors import BadRequest, Conflict, NotFound
 from app.graphs.project_files import ProjectError

@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+from app.db import run_cancels as cancel_rows
+from app.db import run_claims as claim_rows
 from app.db import runs as run_rows
 from app.db.connection import Connection
-from app.db.runs import ActiveRun, CancelFilter, Ringable
+from app.db.run_cancels import ActiveRun, CancelFilter
+from app.db.runs import Ringable
 from app.domain.runs import CancelAction, RunStatus
 from app.services.parts import Parts, RunParts
 from app.services.run_attempts import Announcer, RunEnd
@@ -51,8 +54,8 @@ def cancel_runs(
     def cancel_page(conn: Connection) -> tuple[list[ActiveRun], list[ActiveRun], Cancelled]:
         """A page, those of it that are still what was asked for once locked, and their cancel."""
         seen = page[-1] if page else None
-        found = run_rows.cancellable_runs(conn, filter_, after=seen, limit=_BATCH)
-        runs = run_rows.lock_runs(conn, found, status=filter_.status)
+        found = cancel_rows.cancellable_runs(conn, filter_, after=seen, limit=_BATCH)
+        runs = cancel_rows.lock_runs(conn, found, status=filter_.status)
         return found, runs, cancel_locked_runs(conn, runs, action, reason)
 
     while True:
@@ -71,22 +74,22 @@ def cancel_locked_runs(
     unstarted = [run for run in runs if run.status == RunStatus.PENDING and run.claim_no == 0]
     put_back = [run for run in runs if run.status == RunStatus.PENDING and run.claim_no > 0]
     if running:
-        run_rows.flag_running_runs(conn, [run.run_id for run in running], action, reason)
+        cancel_rows.flag_running_runs(conn, [run.run_id for run in running], action, reason)
     if unstarted:
         _end_unstarted(conn, unstarted, action, reason)
     for run in put_back:
         if action is CancelAction.ROLLBACK:
-            run_rows.set_cancel_reason(conn, run.run_id, reason)
-            run_rows.undo_run(conn, run.thread_id, run.run_id)
+            cancel_rows.set_cancel_reason(conn, run.run_id, reason)
+            cancel_rows.undo_run(conn, run.thread_id, run.run_id)
         else:
-            run_rows.end_put_back_run(conn, run.run_id, reason)
+            cancel_rows.end_put_back_run(conn, run.run_id, reason)
     ended = [*unstarted, *put_back]
     status = RunStatus.INTERRUPTED if action is CancelAction.INTERRUPT else None
     threads = {run.thread_id for run in ended}
     return Cancelled(
         running=tuple(running),
         ended=tuple(RunEnd(run.run_id, run.claim_no, status) for run in ended),
-        next_runs=tuple(run_rows.next_runs_of_threads(conn, list(threads))) if threads else (),
+        next_runs=tuple(claim_rows.next_runs_of_threads(conn, list(threads))) if threads else (),
     )
 
 
@@ -95,12 +98,12 @@ def _end_unstarted(
 ) -> None:
     run_ids = [run.run_id for run in runs]
     if action is CancelAction.ROLLBACK:
-        run_rows.roll_back_unstarted_runs(conn, run_ids, reason)
+        cancel_rows.roll_back_unstarted_runs(conn, run_ids, reason)
     else:
-        run_rows.interrupt_unstarted_runs(conn, run_ids, reason)
+        cancel_rows.interrupt_unstarted_runs(conn, run_ids, reason)
     temporary = [run.thread_id for run in runs if run.temporary]
     if temporary:
-        run_rows.hide_temporary_threads(conn, temporary)
+        cancel_rows.hide_temporary_threads(conn, temporary)
 
 
 def announce_cancelled(parts: RunParts, cancelled: Cancelled, action: CancelAction) -> None:

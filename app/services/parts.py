@@ -9,6 +9,7 @@ from typing import Protocol
 
 from app.bus.cancel_flag import CancelFlags
 from app.bus.event_log import EventLog
+from app.bus.open_requests import OpenRequests
 from app.bus.rate_limits import RateLimits
 from app.bus.run_feed import RunFeed
 from app.db.connection import Database
@@ -72,6 +73,8 @@ class Parts(RunParts):
     project_app: Closeable | None = None
     #: None: anybody may ask as often as they like.
     rate_limits: RateLimits | None = None
+    #: None: anybody may have as many requests open as they like.
+    open_requests: OpenRequests | None = None
     #: None: anybody may do anything.
     authentication: Authentication | None = None
 
@@ -79,5 +82,7 @@ class Parts(RunParts):
         """While there is still an event loop to close connections with."""
         if self.project_app is not None:
             self.project_app.close()
+        if self.open_requests is not None:
+            self.open_requests.close()
         self.database.close()
         self.cancel_database.close()

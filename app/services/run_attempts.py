@@ -15,10 +15,13 @@ from uuid import UUID
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import RedisError
 from app.bus.event_log import THREAD_DELETED, EventLog, LogEnd
+from app.db import run_cancels as cancel_rows
+from app.db import run_claims as claim_rows
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import Connection, in_transaction
-from app.db.runs import LockedRun, Ringable
+from app.db.run_claims import LockedRun
+from app.db.runs import Ringable
 from app.dispatch import Doorbell
 from app.domain.runs import CancelAction, Claim, Ending, Run, RunStatus
 
@@ -85,7 +88,7 @@ def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> 
     Doing it twice is doing it once: when the answer to the first was lost, the second finds the end
     that this claim has. None: the claim is over, and whoever holds the run writes its end.
     """
-    after = run_rows.finish_run(conn, thread_id, claim, ending)
+    after = claim_rows.finish_run(conn, thread_id, claim, ending)
     if after is None:
         return end_cancelled_run(conn, thread_id, claim, ending)
     return RunEnd(claim.run_id, claim.claim_no, ending.status, after.ringable)
@@ -98,7 +101,7 @@ def end_cancelled_run(
 
     def end() -> RunEnd | None:
         thread_rows.lock_thread(conn, thread_id, ended_stateless=True)
-        run = run_rows.lock_claimed_run(conn, claim)
+        run = claim_rows.lock_claimed_run(conn, claim)
         if run is None or run.status != RunStatus.RUNNING or run.cancel_action is None:
             return None
         return _end_cancelled(conn, run, ending)
@@ -118,7 +121,7 @@ def ended_before(conn: Connection, claim: Claim) -> RunEnd | None:
         return None
     else:
         thread_id, status = run.thread_id, run.status
-    next_runs = run_rows.next_runs_of_threads(conn, [thread_id])
+    next_runs = claim_rows.next_runs_of_threads(conn, [thread_id])
     return RunEnd(claim.run_id, claim.claim_no, status, tuple(next_runs))
 
 
@@ -126,10 +129,10 @@ def _end_cancelled(conn: Connection, run: LockedRun, ending: Ending) -> RunEnd |
     """The thread's and the run's rows are locked."""
     claim = Claim(run.run_id, run.claim_no)
     if run.cancel_action == CancelAction.ROLLBACK:
-        run_rows.undo_run(conn, run.thread_id, run.run_id)
-        next_runs = run_rows.next_runs_of_threads(conn, [run.thread_id])
+        cancel_rows.undo_run(conn, run.thread_id, run.run_id)
+        next_runs = claim_rows.next_runs_of_threads(conn, [run.thread_id])
         return _cancelled(run, None, tuple(next_runs))
-    after = run_rows.finish_interrupted_run(conn, run.thread_id, claim, ending)
+    after = claim_rows.finish_interrupted_run(conn, run.thread_id, claim, ending)
     if after is None:
         return None
     return _cancelled(run, RunStatus.INTERRUPTED, after.ringable)
@@ -193,18 +196,18 @@ def recover_run(
 
     def recover() -> Recovery:
         thread_rows.lock_thread(conn, thread_id, ended_stateless=True)
-        locked = run_rows.lock_claimed_run(conn, claim)
+        locked = claim_rows.lock_claimed_run(conn, claim)
         if locked is None:
             return Recovery()
         if locked.status == RunStatus.PENDING:
             return Recovery(ring=Ringable(locked.run_id, locked.queue))
-        if only_if_expired and not run_rows.lease_is_expired(conn, claim):
+        if only_if_expired and not claim_rows.lease_is_expired(conn, claim):
             return Recovery()
         if locked.cancel_action is not None:
             return Recovery(end=_end_cancelled(conn, locked, STOPPED))
         if locked.attempts >= max_attempts:
             return Recovery(end=end_for_dead(conn, locked.thread_id, claim, _given_up(locked)))
-        ring = run_rows.put_run_back(conn, claim, uncharge=False, rering_seconds=rering_seconds)
+        ring = claim_rows.put_run_back(conn, claim, uncharge=False, rering_seconds=rering_seconds)
         return Recovery(ring=ring)
 
     return in_transaction(conn, recover)

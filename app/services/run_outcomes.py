@@ -6,6 +6,7 @@ import logging
 from typing import Any
 from uuid import UUID
 
+from app.db import run_cancels as cancel_rows
 from app.db import runs as run_rows
 from app.domain.runs import ACTIVE, RunStatus
 from app.graphs import thread_state
@@ -31,7 +32,7 @@ def outcome_of(parts: Parts, thread_id: UUID, run_id: UUID) -> Any:
     with parts.database.connection() as conn:
         ended = run_rows.run_outcome(conn, thread_id, run_id)
         if ended is None:
-            return {"__error__": run_rows.rollback_reason(conn, run_id) or _DELETED}
+            return {"__error__": cancel_rows.rollback_reason(conn, run_id) or _DELETED}
     if ended.status in ACTIVE:
         raise NotEnded
     if ended.status in (RunStatus.ERROR, RunStatus.TIMEOUT):

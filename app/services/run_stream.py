@@ -17,9 +17,10 @@ from uuid import UUID
 from app.bus.client import RedisError
 from app.bus.event_log import START, Event, Position
 from app.bus.run_feed import Subscription
+from app.db import run_cancels as cancel_rows
 from app.db import runs as run_rows
 from app.db.connection import while_unavailable
-from app.db.runs import CancelFilter
+from app.db.run_cancels import CancelFilter
 from app.domain.errors import InvalidRequest, Unavailable
 from app.domain.runs import CancelAction, Run, RunStatus, disconnect_reason
 from app.graphs.serde import to_json
@@ -266,7 +267,9 @@ def _cancelled_marker(parts: Parts, follow: Follow, end_status: str | None) -> b
         return None
     with parts.database.connection() as conn:
         now = run_rows.get_thread_run(conn, follow.thread_id, follow.run_id, ended_stateless=True)
-        reason = run_rows.rollback_reason(conn, follow.run_id) if now is None else now.cancel_reason
+        reason = (
+            cancel_rows.rollback_reason(conn, follow.run_id) if now is None else now.cancel_reason
+        )
     if now is not None and now.status != RunStatus.INTERRUPTED:
         return None
     status = "rollback" if now is None else RunStatus.INTERRUPTED

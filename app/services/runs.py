@@ -12,10 +12,13 @@ import tenacity
 import uuid_utils
 
 from app import fault_points
+from app.db import run_cancels as cancel_rows
+from app.db import run_claims as claim_rows
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import Connection
-from app.db.runs import CancelFilter, NewRun, Ringable
+from app.db.run_cancels import CancelFilter
+from app.db.runs import NewRun, Ringable
 from app.domain.access import EVERYTHING
 from app.domain.assistants import Assistant
 from app.domain.errors import Conflict, Interrupted, InvalidRequest, NotFound, TooMany
@@ -218,7 +221,7 @@ def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: U
     parts.known_assistants.keep(named, assistant)
     refuse_unknown_nodes(parts, assistant, request.body)
     if (existing := _accepted_before(conn, run_id, request.thread_id)) is not None:
-        head = run_rows.next_runs_of_threads(conn, [existing.thread_id])
+        head = claim_rows.next_runs_of_threads(conn, [existing.thread_id])
         return Accepted(existing, None, head)
     _refuse_too_many(parts, conn, request.caller)
     thread_id = _thread_of(conn, request, parts.graphs.project.thread_ttl)
@@ -228,7 +231,7 @@ def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: U
     run = run_rows.insert_run(conn, new, rering_seconds=parts.settings.rering_seconds)
     if run is None:
         raise _IdTaken
-    head = run_rows.next_runs_of_threads(conn, [thread_id])
+    head = claim_rows.next_runs_of_threads(conn, [thread_id])
     fault_points.reached(FaultPoint.BEFORE_COMMIT, run_id)
     return Accepted(run, cancelled, head)
 
@@ -318,7 +321,7 @@ def _make_room(
         raise Conflict(THREAD_BUSY)
     if action is None:
         return None
-    active = run_rows.active_runs_of_thread(conn, thread_id)
+    active = cancel_rows.active_runs_of_thread(conn, thread_id)
     if not active:
         return None
     return cancel_locked_runs(conn, active, action, superseded_reason(action, run_id))

@@ -11,10 +11,11 @@ from uuid import UUID
 
 from app.bus.client import RedisError
 from app.bus.event_log import STATE_UPDATE, THREAD_DELETED
+from app.db import run_cancels as cancel_rows
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import Connection
-from app.db.runs import CancelFilter
+from app.db.run_cancels import CancelFilter
 from app.db.threads import ThreadFilter, ThreadStorage
 from app.domain.errors import BadRequest, Conflict, NotFound
 from app.domain.runs import CancelAction, user_cancel_reason
@@ -107,7 +108,7 @@ def delete_thread(
     def delete_if_idle(conn: Connection) -> bool:
         if not thread_rows.lock_thread(conn, thread_id):
             raise NotFound(f"Thread with ID {thread_id} not found")
-        if run_rows.active_runs_of_thread(conn, thread_id):
+        if cancel_rows.active_runs_of_thread(conn, thread_id):
             return False
         return thread_rows.delete_thread(conn, thread_id)
 

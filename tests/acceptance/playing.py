@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,6 +104,32 @@ def frames_of(lines: Iterable[str]) -> list[Frame]:
             fields = {}
     assert not fields, f"the last event is cut: {fields}"
     return frames
+
+
+class StreamReader:
+    """Reads a stream of events in a thread of its own, to be looked at while it goes on."""
+
+    def __init__(self, http: httpx.Client, method: str, path: str, **kwargs: Any) -> None:
+        self.lines: list[str] = []
+        self.ended = threading.Event()
+        self.response = http.send(http.build_request(method, path, **kwargs), stream=True)
+        assert self.response.status_code == 200, self.response.read()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with suppress(httpx.HTTPError):
+            for line in self.response.iter_lines():
+                self.lines.append(line)
+        self.ended.set()
+
+    @property
+    def frames(self) -> list[Frame]:
+        return frames_of(list(self.lines))
+
+    def close(self) -> None:
+        hang_up(self.response)
+        self._reader.join(10)
 
 
 def stream(http, method: str, path: str, **kwargs: Any):

@@ -19,6 +19,8 @@ from langgraph_sdk.errors import APIStatusError
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from app.domain.agent_runs import agent_run_id
+from tests.acceptance.exa_clients import BETA, asking
 from tests.acceptance.playing import frames_of, refused
 from tests.conformance import watched
 from tests.servers import PROJECT, LiveServer
@@ -39,6 +41,7 @@ def guarded(scratch):
 
 def as_user(server: LiveServer, token: str | None) -> httpx.Client:
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    headers["Exa-Beta"] = BETA
     return watched(httpx.Client(base_url=server.url, timeout=30, headers=headers))
 
 
@@ -201,6 +204,17 @@ MATRIX: list[tuple[str, Any]] = [
     ("DELETE /assistants/{assistant_id}", None),
     ("DELETE /assistants/{assistant_id}?delete_threads=true", None),
 ]
+#: The other API's, on the same runs.
+AGENT_RUN = "/agent/runs/{id}"
+AGENT_MATRIX: list[tuple[str, Any]] = [
+    ("GET /agent/runs?cursor={id}", None),
+    ("POST /agent/runs", {"query": "q", "previousRunId": "{id}"}),
+    (f"GET {AGENT_RUN}", None),
+    (f"GET {AGENT_RUN}/events", None),
+    (f"POST {AGENT_RUN}/cancel", None),
+    (f"POST {AGENT_RUN}/stop", None),
+    (f"DELETE {AGENT_RUN}", None),
+]
 #: What names nothing; each has a test of its own below, or is everybody's.
 NAMES_NOTHING = {
     "POST /assistants": "creates",
@@ -225,9 +239,9 @@ def test_the_matrix_has_every_operation_of_the_document(ann):
         f"{method.upper()} {path}"
         for path, methods in paths.items()
         for method in methods
-        if method != "parameters" and not path.startswith("/agent/")
+        if method != "parameters"
     }
-    rows = {operation.partition("?")[0] for operation, _ in MATRIX}
+    rows = {operation.partition("?")[0] for operation, _ in MATRIX + AGENT_MATRIX}
     assert operations == rows | NAMES_NOTHING.keys()
 
 
@@ -316,6 +330,38 @@ def test_what_is_anothers_is_not_there(ann, bob, operation, body):
         status, text = send(ann, operation, body, ids)
         assert status < 300, text
         assert '"type":"error"' not in text or "input.respond" in str(body)
+
+
+def things_of_agent_runs(client: httpx.Client, ids: dict[str, str]) -> dict[str, Any]:
+    path = filled(AGENT_RUN, ids)
+    return {
+        "run": client.get(path).json(),
+        "events": client.get(f"{path}/events").json(),
+        "all": client.get("/agent/runs").json(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("operation", "body"), AGENT_MATRIX, ids=[operation for operation, _ in AGENT_MATRIX]
+)
+def test_an_agent_run_that_is_anothers_is_not_there(ann, bob, operation, body):
+    active = operation.endswith(("cancel", "stop")) or operation.startswith("DELETE")
+    asked = {**asking(seconds=60 if active else 0), "query": SECRET}
+    made = ann.post("/agent/runs", json=asked)
+    ids = {"id": made.json()["id"]}
+    path = filled(AGENT_RUN, ids)
+    wanted = "running" if active else "completed"
+    wait_until(lambda: ann.get(path).json()["status"] == wanted, 20, f"it to be {wanted}")
+    before = things_of_agent_runs(ann, ids)
+    strange = send(bob, operation, body, ids)
+    unknown = send(bob, operation, body, {"id": agent_run_id(uuid.uuid4())})
+    assert strange == unknown
+    assert SECRET not in strange[1]
+    assert things_of_agent_runs(ann, ids) == before
+    assert ids["id"] not in bob.get("/agent/runs").text
+    status, text = send(ann, operation, body, ids)
+    assert status == 200, text
+    ann.delete(path)
 
 
 # --- what names nothing -----------------------------------------------------------------------

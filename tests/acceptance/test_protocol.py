@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import threading
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
 import pytest
 from langchain_core.language_models.chat_model_stream import ChatModelStream
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from tests.acceptance.playing import (
-    frames_of,
-    hang_up,
+    StreamReader,
     new_thread,
     play,
     refused,
@@ -54,29 +51,12 @@ def is_end(event, name=None):
     return ends and data["event"] in ((name,) if name else TERMINAL)
 
 
-class Listener:
-    """Reads a thread's events in a thread of its own."""
+class Listener(StreamReader):
+    """Reads a thread's events."""
 
     def __init__(self, http, thread_id, channels=ALL, **wanted):
-        self.lines: list[str] = []
-        request = http.build_request(
-            "POST", f"/threads/{thread_id}/stream/events", json={"channels": channels, **wanted}
-        )
-        self.response = http.send(request, stream=True)
-        assert self.response.status_code == 200, self.response.read()
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self):
-        try:
-            for line in self.response.iter_lines():
-                self.lines.append(line)
-        except httpx.HTTPError:
-            pass
-
-    @property
-    def frames(self):
-        return frames_of(list(self.lines))
+        asked = {"channels": channels, **wanted}
+        super().__init__(http, "POST", f"/threads/{thread_id}/stream/events", json=asked)
 
     @property
     def events(self):
@@ -85,10 +65,6 @@ class Listener:
     def until_ends(self, count=1):
         wait_until(lambda: sum(map(is_end, self.events)) >= count, 20, f"{count} ends")
         return self.events
-
-    def close(self):
-        hang_up(self.response)
-        self._reader.join(10)
 
 
 @contextmanager

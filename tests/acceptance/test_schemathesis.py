@@ -11,8 +11,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections import defaultdict
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
@@ -27,12 +26,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from app.api.application import create_api
-from app.graphs.project import read_project
-from app.graphs.registry import GraphRegistry
-from app.meters import WebMeters
-from app.settings import Settings
-from tests.servers import PROJECT
+from tests.bare_api import bare_client
 
 CHECKS = [
     not_a_server_error,
@@ -126,16 +120,7 @@ def _met(body: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
 
 def document_of_the_project() -> dict[str, Any]:
     """What the server publishes, for tests to be made of before there is a server."""
-    settings = Settings.from_environ({"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"})
-    graphs = GraphRegistry(read_project(PROJECT))
-    parts = SimpleNamespace(
-        settings=settings,
-        graphs=graphs,
-        meters=WebMeters(),
-        project_app=None,
-        authentication=None,
-    )
-    return create_api(cast(Any, parts)).test_client().get("/openapi.json").json
+    return bare_client().get("/openapi.json").json
 
 
 DOCUMENT = document_of_the_project()

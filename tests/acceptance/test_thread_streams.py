@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from contextlib import contextmanager
 
 import httpx
 import pytest
 
 from tests.acceptance.playing import (
-    frames_of,
-    hang_up,
+    StreamReader,
     new_thread,
     play,
     refused,
@@ -28,47 +26,27 @@ def thread_id(http):
     return new_thread(http)
 
 
-class Listener:
-    """Reads a thread's stream in a thread of its own."""
+class Listener(StreamReader):
+    """Reads a thread's stream, on a connection of its own."""
 
     def __init__(self, url, thread_id, last_event_id=None, **params):
-        self.lines: list[str] = []
-        self.ended = threading.Event()
         self._client = watched(httpx.Client(base_url=url, timeout=60))
         headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
-        request = self._client.build_request(
-            "GET", f"/threads/{thread_id}/stream", params=params, headers=headers
-        )
-        self.response = self._client.send(request, stream=True)
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self):
-        try:
-            for line in self.response.iter_lines():
-                self.lines.append(line)
-        except httpx.HTTPError:
-            pass
-        self.ended.set()
-
-    @property
-    def frames(self):
-        return frames_of(list(self.lines))
+        path = f"/threads/{thread_id}/stream"
+        super().__init__(self._client, "GET", path, params=params, headers=headers)
 
     def wait_for(self, count, what="frames"):
         wait_until(lambda: len(self.frames) >= count, 20, f"{count} {what}")
         return self.frames
 
     def close(self):
-        hang_up(self.response)
+        super().close()
         self._client.close()
-        self._reader.join(10)
 
 
 @contextmanager
 def listening(server, thread_id, last_event_id=None, **params):
     listener = Listener(server.url, thread_id, last_event_id, **params)
-    assert listener.response.status_code == 200
     try:
         yield listener
     finally:

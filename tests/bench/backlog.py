@@ -17,7 +17,7 @@ import httpx
 import psycopg
 import redis
 
-from app.db import runs as run_rows
+from app.db import run_claims as claim_rows
 from app.db.connection import connect
 from app.domain.assistants import system_assistant_id
 from app.domain.runs import Ending, RunStatus
@@ -79,7 +79,7 @@ def claim_times(url: str) -> list[float]:
                         return
                     run_id = waiting.pop()
                 began = time.perf_counter()
-                claimed = run_rows.claim_run(
+                claimed = claim_rows.claim_run(
                     conn, run_id, owner=f"bench/{number}", lease_seconds=600
                 )
                 seconds = time.perf_counter() - began

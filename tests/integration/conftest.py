@@ -8,9 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from psycopg.conninfo import make_conninfo
 
+from app.bus.cancel_flag import CancelFlags
+from app.bus.client import Keys, connect_redis
+from app.bus.event_log import EventLog
 from app.db import assistants, runs, threads
+from app.db import run_claims as claim_rows
 from app.db.connection import connect
+from app.dispatch import Doorbell
 from app.domain.assistants import system_assistant_id
+from app.graphs.project import read_project
+from app.graphs.registry import GraphRegistry
+from app.services.known_assistants import KnownAssistants
+from app.services.parts import RunParts
+from app.settings import Settings
+from tests.servers import PROJECT
 
 LEASE = {"owner": "test/1", "lease_seconds": 30.0}
 
@@ -19,6 +30,25 @@ LEASE = {"owner": "test/1", "lease_seconds": 30.0}
 def conn(database_url):
     with connect(database_url) as made:
         yield made
+
+
+@pytest.fixture
+def run_parts(database_url, valkey_url):
+    """What it takes to create and cancel runs, on the real servers, with nobody to run them."""
+    settings = Settings.from_environ(
+        {"DATABASE_URL": database_url, "REDIS_URL": valkey_url, "BELAY_CONFIG": str(PROJECT)}
+    )
+    keys, client = Keys(f"{uuid.uuid4().hex}:"), connect_redis(settings)
+    yield RunParts(
+        settings=settings,
+        graphs=GraphRegistry(read_project(PROJECT)),
+        doorbell=Doorbell.of(settings),
+        cancel_flags=CancelFlags(client, keys),
+        event_log=EventLog(client, keys, ttl_seconds=60, max_events=100),
+        known_assistants=KnownAssistants(),
+        count_unstarted=lambda _status: None,
+    )
+    client.close()
 
 
 @pytest.fixture
@@ -73,7 +103,7 @@ class Rows:
 
     def running(self, thread_id=None, **changes):
         run = self.pending(thread_id, **changes)
-        claimed = runs.claim_run(self.conn, run.run_id, **LEASE)
+        claimed = claim_rows.claim_run(self.conn, run.run_id, **LEASE)
         assert claimed is not None
         return claimed
 

@@ -10,19 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from app.bus.cancel_flag import CancelFlags
-from app.bus.client import Keys, connect_redis
-from app.bus.event_log import EventLog
 from app.db import assistants as assistant_rows
 from app.db import runs as run_rows
 from app.db.connection import Database, open_pool
-from app.db.runs import CancelFilter
-from app.dispatch import Doorbell
+from app.db.run_cancels import CancelFilter
 from app.domain.agent_errors import PreviousRunNotFound, RunNotFound, TooManyRuns
 from app.domain.errors import Interrupted
 from app.domain.runs import CancelAction
-from app.graphs.project import read_project
-from app.graphs.registry import GraphRegistry
 from app.services.agent_runs import (
     AgentRunRequest,
     body_of_run,
@@ -31,36 +25,19 @@ from app.services.agent_runs import (
     list_agent_runs,
 )
 from app.services.cancellation import cancel_runs
-from app.services.known_assistants import KnownAssistants
 from app.services.parts import Parts
 from app.services.runs import RunRequest, delete_run, new_id
 from app.services.threads import delete_thread
-from app.settings import Settings
-from tests.servers import PROJECT
 
 
 @pytest.fixture
-def parts(database_url, valkey_url):
-    settings = Settings.from_environ(
-        {"DATABASE_URL": database_url, "REDIS_URL": valkey_url, "BELAY_CONFIG": str(PROJECT)}
-    )
-    keys, client = Keys(f"{uuid.uuid4().hex}:"), connect_redis(settings)
+def parts(run_parts, database_url):
     pool = open_pool(database_url, size=8, pgbouncer=False, name="test")
     database = Database(pool)
     database.transaction(lambda conn: assistant_rows.put_system_assistants(conn, ["research"]))
-    made = SimpleNamespace(
-        settings=settings,
-        graphs=GraphRegistry(read_project(PROJECT)),
-        doorbell=Doorbell.of(settings),
-        cancel_flags=CancelFlags(client, keys),
-        event_log=EventLog(client, keys, ttl_seconds=60, max_events=100),
-        known_assistants=KnownAssistants(),
-        count_unstarted=lambda _status: None,
-        database=database,
-    )
-    yield cast(Parts, made)
+    shared = {f.name: getattr(run_parts, f.name) for f in dataclasses.fields(run_parts)}
+    yield cast(Parts, SimpleNamespace(**shared, database=database))
     pool.close()
-    client.close()
 
 
 @pytest.fixture

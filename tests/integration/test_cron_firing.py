@@ -8,24 +8,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.bus.cancel_flag import CancelFlags
-from app.bus.client import Keys, connect_redis
-from app.bus.event_log import EventLog
 from app.db import assistants as assistant_rows
 from app.db import crons as cron_rows
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import connect
 from app.db.crons import CronContent
-from app.dispatch import Doorbell
 from app.domain.assistants import system_assistant_id
-from app.graphs.project import read_project
-from app.graphs.registry import GraphRegistry
 from app.services.cron_firing import fire_due_crons
-from app.services.known_assistants import KnownAssistants
-from app.services.parts import RunParts
-from app.settings import Settings
-from tests.servers import PROJECT
 
 COUNTER = system_assistant_id("counter")
 ALL = 100
@@ -36,24 +26,6 @@ def conn(database_url):
     with connect(database_url) as conn:
         assistant_rows.put_system_assistants(conn, ["counter"])
         yield conn
-
-
-@pytest.fixture
-def parts(database_url, valkey_url):
-    settings = Settings.from_environ(
-        {"DATABASE_URL": database_url, "REDIS_URL": valkey_url, "BELAY_CONFIG": str(PROJECT)}
-    )
-    keys, client = Keys(f"{uuid.uuid4().hex}:"), connect_redis(settings)
-    yield RunParts(
-        settings=settings,
-        graphs=GraphRegistry(read_project(PROJECT)),
-        doorbell=Doorbell.of(settings),
-        cancel_flags=CancelFlags(client, keys),
-        event_log=EventLog(client, keys, ttl_seconds=60, max_events=100),
-        known_assistants=KnownAssistants(),
-        count_unstarted=lambda _status: None,
-    )
-    client.close()
 
 
 def new_cron(conn, *, due, schedule="0 0 * * *", end_time=None, **payload):
@@ -83,23 +55,23 @@ def now():
     return datetime.now(UTC)
 
 
-def test_what_was_missed_fires_once_and_the_next_time_counts_from_now(conn, parts):
+def test_what_was_missed_fires_once_and_the_next_time_counts_from_now(conn, run_parts):
     cron = new_cron(conn, due=now() - timedelta(hours=5), schedule="* * * * *")
     for _ in range(3):
-        fire_due_crons(parts, conn, limit=ALL)
+        fire_due_crons(run_parts, conn, limit=ALL)
     assert len(runs_of(conn, cron)) == 1
     after = cron_rows.get_cron(conn, cron.cron_id).next_run_date
     assert now() < after <= now() + timedelta(minutes=1)
 
 
-def test_many_sweepers_at_once_create_one_run(conn, parts, database_url):
+def test_many_sweepers_at_once_create_one_run(conn, run_parts, database_url):
     crons = [new_cron(conn, due=now() - timedelta(seconds=1)) for _ in range(20)]
     ready = threading.Barrier(4)
 
     def sweep():
         with connect(database_url) as mine:
             ready.wait()
-            fire_due_crons(parts, mine, limit=ALL)
+            fire_due_crons(run_parts, mine, limit=ALL)
 
     sweepers = [threading.Thread(target=sweep) for _ in range(4)]
     for sweeper in sweepers:
@@ -109,14 +81,14 @@ def test_many_sweepers_at_once_create_one_run(conn, parts, database_url):
     assert [len(runs_of(conn, cron)) for cron in crons] == [1] * 20
 
 
-def test_a_cron_whose_end_has_come_is_not_due_again(conn, parts):
+def test_a_cron_whose_end_has_come_is_not_due_again(conn, run_parts):
     cron = new_cron(conn, due=now() - timedelta(seconds=2), end_time=now())
-    fire_due_crons(parts, conn, limit=ALL)
+    fire_due_crons(run_parts, conn, limit=ALL)
     assert len(runs_of(conn, cron)) == 1
     assert cron_rows.get_cron(conn, cron.cron_id).next_run_date is None
 
 
-def test_a_run_that_cannot_be_created_does_not_stop_its_cron_or_others(conn, parts):
+def test_a_run_that_cannot_be_created_does_not_stop_its_cron_or_others(conn, run_parts):
     past = now() - timedelta(seconds=2)
     refused = new_cron(conn, due=past, schedule="* * * * *", multitask_strategy="reject")
     busy = new_cron(conn, due=past)
@@ -127,7 +99,7 @@ def test_a_run_that_cannot_be_created_does_not_stop_its_cron_or_others(conn, par
     conn.execute(
         "UPDATE cron SET next_run_date = %s WHERE cron_id = %s", (past - timedelta(1), busy.cron_id)
     )
-    fire_due_crons(parts, conn, limit=ALL)
+    fire_due_crons(run_parts, conn, limit=ALL)
     assert len(runs_of(conn, refused)) == 1  # the other cron's
     assert len(runs_of(conn, other)) == 1
     assert cron_rows.get_cron(conn, refused.cron_id).next_run_date > now()

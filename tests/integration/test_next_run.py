@@ -8,6 +8,8 @@ from uuid import UUID
 import pytest
 import uuid_utils
 
+from app.db import run_cancels as cancel_rows
+from app.db import run_claims as claim_rows
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import connect, fetch_value
@@ -50,10 +52,10 @@ def test_a_run_created_while_another_ends_is_rung_by_one_of_the_two(database_url
         thread_id = new_id()
         thread_rows.insert_thread(creator, thread_id, {})
         first = insert(creator, thread_id)
-        claimed = run_rows.claim_run(worker, first, owner="me", lease_seconds=60)
+        claimed = claim_rows.claim_run(worker, first, owner="me", lease_seconds=60)
         assert claimed is not None
         if cancelled:
-            run_rows.flag_running_runs(creator, [first], CancelAction.INTERRUPT, {})
+            cancel_rows.flag_running_runs(creator, [first], CancelAction.INTERRUPT, {})
         ending = Ending(RunStatus.INTERRUPTED if cancelled else RunStatus.SUCCESS, values={})
         answers = []
 
@@ -63,7 +65,7 @@ def test_a_run_created_while_another_ends_is_rung_by_one_of_the_two(database_url
         with creator.transaction():
             assert thread_rows.lock_thread(creator, thread_id)
             second = insert(creator, thread_id)
-            head = run_rows.next_runs_of_threads(creator, [thread_id])
+            head = claim_rows.next_runs_of_threads(creator, [thread_id])
             finishing = threading.Thread(target=finish)
             finishing.start()
             pid = {"pid": worker.info.backend_pid}

@@ -8,8 +8,10 @@ import uuid
 import psycopg
 import pytest
 
+from app.db import run_cancels as cancel_rows
+from app.db import run_claims as claim_rows
 from app.db import runs, threads
-from app.db.runs import CancelFilter
+from app.db.run_cancels import CancelFilter
 from app.domain.runs import CancelAction, Claim, Ending, RunStatus, user_cancel_reason
 from app.services.cancellation import cancel_locked_runs
 from app.services.run_attempts import (
@@ -26,12 +28,12 @@ INTERRUPT, ROLLBACK = CancelAction.INTERRUPT, CancelAction.ROLLBACK
 
 
 def active(conn, run_id):
-    return runs.cancellable_runs(conn, CancelFilter(run_ids=[run_id]), after=None, limit=10)
+    return cancel_rows.cancellable_runs(conn, CancelFilter(run_ids=[run_id]), after=None, limit=10)
 
 
 def cancel(conn, run_id, action=INTERRUPT):
     with conn.transaction():
-        found = runs.lock_runs(conn, active(conn, run_id))
+        found = cancel_rows.lock_runs(conn, active(conn, run_id))
         return cancel_locked_runs(conn, found, action, user_cancel_reason(action, "TEST"))
 
 
@@ -52,7 +54,7 @@ def recover(conn, claim, *, only_if_expired=True, max_attempts=3):
 def test_fifty_workers_racing_for_one_run_make_one_claim(rows, many):
     for _ in range(10):
         run = rows.pending()
-        claims = many(50, lambda conn, _: runs.claim_run(conn, run.run_id, **LEASE))
+        claims = many(50, lambda conn, _: claim_rows.claim_run(conn, run.run_id, **LEASE))
         assert [c.claim_no for c in claims if c is not None] == [1]
 
 
@@ -61,49 +63,49 @@ def test_two_runs_of_one_thread_never_run_at_once(rows, many):
         thread_id = rows.thread()
         queued = [rows.pending(thread_id) for _ in range(4)]
         ids = [run.run_id for run in queued] * 5
-        claims = many(20, lambda conn, i: runs.claim_run(conn, ids[i], **LEASE))
+        claims = many(20, lambda conn, i: claim_rows.claim_run(conn, ids[i], **LEASE))
         assert [c.run_id for c in claims if c is not None] == [queued[0].run_id]
 
 
 def test_a_thread_is_served_first_come_first_served(rows):
     thread_id = rows.thread()
     first, second, third = (rows.pending(thread_id) for _ in range(3))
-    assert runs.claim_run(rows.conn, second.run_id, **LEASE) is None
-    claimed = runs.claim_run(rows.conn, first.run_id, **LEASE)
+    assert claim_rows.claim_run(rows.conn, second.run_id, **LEASE) is None
+    claimed = claim_rows.claim_run(rows.conn, first.run_id, **LEASE)
     ended = end_run(rows.conn, thread_id, claimed.claim, SUCCESS)
     assert [second.run_id] == [run.run_id for run in ended.next_runs]
-    assert runs.claim_run(rows.conn, third.run_id, **LEASE) is None
-    assert runs.claim_run(rows.conn, second.run_id, **LEASE) is not None
+    assert claim_rows.claim_run(rows.conn, third.run_id, **LEASE) is None
+    assert claim_rows.claim_run(rows.conn, second.run_id, **LEASE) is not None
 
 
 def test_a_run_put_back_goes_before_an_older_one_that_has_become_due(rows):
     thread_id = rows.thread()
     older = rows.pending(thread_id, after_seconds=3600)
     started = rows.running(thread_id)
-    assert runs.put_run_back(rows.conn, started.claim, uncharge=True, rering_seconds=5.0)
+    assert claim_rows.put_run_back(rows.conn, started.claim, uncharge=True, rering_seconds=5.0)
     rows.conn.execute("UPDATE run SET scheduled_at = now() WHERE run_id = %s", (older.run_id,))
-    assert runs.claim_run(rows.conn, older.run_id, **LEASE) is None
-    assert runs.claim_run(rows.conn, started.run_id, **LEASE) is not None
+    assert claim_rows.claim_run(rows.conn, older.run_id, **LEASE) is None
+    assert claim_rows.claim_run(rows.conn, started.run_id, **LEASE) is not None
 
 
 def test_a_delayed_run_is_not_claimed_before_it_is_due_and_blocks_nobody(rows):
     thread_id = rows.thread()
     delayed = rows.pending(thread_id, after_seconds=60)
     now = rows.pending(thread_id)
-    assert runs.claim_run(rows.conn, delayed.run_id, **LEASE) is None
-    assert runs.claim_run(rows.conn, now.run_id, **LEASE) is not None
+    assert claim_rows.claim_run(rows.conn, delayed.run_id, **LEASE) is None
+    assert claim_rows.claim_run(rows.conn, now.run_id, **LEASE) is not None
 
 
 def test_an_old_claim_can_write_nothing(rows):
     old = rows.running()
     rows.expire(old.run_id)
     assert recover(rows.conn, old.claim).ring is not None
-    new = runs.claim_run(rows.conn, old.run_id, **LEASE)
+    new = claim_rows.claim_run(rows.conn, old.run_id, **LEASE)
     assert new.claim_no == 2
     assert end_run(rows.conn, old.thread_id, old.claim, SUCCESS) is None
-    assert runs.put_run_back(rows.conn, old.claim, uncharge=True, rering_seconds=5.0) is None
+    assert claim_rows.put_run_back(rows.conn, old.claim, uncharge=True, rering_seconds=5.0) is None
     assert recover(rows.conn, old.claim, only_if_expired=False).ring is None
-    assert runs.renew_leases(rows.conn, [old.claim], lease_seconds=30) == []
+    assert claim_rows.renew_leases(rows.conn, [old.claim], lease_seconds=30) == []
     with pytest.raises(psycopg.DatabaseError, match="is over"):
         rows.conn.execute("SELECT belay_assert_claim(%s, %s)", (old.run_id, old.claim.claim_no))
     assert rows.status(old.run_id) == "running"
@@ -130,7 +132,7 @@ def test_renewal_skips_a_locked_row_and_does_not_call_it_lost(rows, database_url
     first, second = rows.running(), rows.running()
     with connect(database_url) as writer, writer.transaction():
         writer.execute("SELECT belay_assert_claim(%s, %s)", (first.run_id, first.claim_no))
-        standing = runs.renew_leases(rows.conn, [first.claim, second.claim], lease_seconds=99)
+        standing = claim_rows.renew_leases(rows.conn, [first.claim, second.claim], lease_seconds=99)
     assert {first.run_id, second.run_id} == {state.run_id for state in standing}
 
 
@@ -139,18 +141,22 @@ def test_a_lease_renewed_in_time_is_not_taken(rows, unswept):
     assert recover(rows.conn, claimed.claim) == recover(rows.conn, Claim(uuid.uuid4(), 1))
     rows.expire(claimed.run_id)
     assert sweep(rows.conn, "sweeper 1")
-    assert claimed.claim in runs.expired_leases(rows.conn, sweeper="sweeper 1", limit=1000)
-    assert claimed.claim not in runs.expired_leases(rows.conn, sweeper="sweeper 2", limit=1000)
-    assert runs.renew_leases(rows.conn, [claimed.claim], lease_seconds=30)
-    assert claimed.claim not in runs.expired_leases(rows.conn, sweeper="sweeper 1", limit=1000)
+    assert claimed.claim in expired(rows.conn, "sweeper 1")
+    assert claimed.claim not in claim_rows.expired_leases(
+        rows.conn, sweeper="sweeper 2", limit=1000
+    )
+    assert claim_rows.renew_leases(rows.conn, [claimed.claim], lease_seconds=30)
+    assert claimed.claim not in claim_rows.expired_leases(
+        rows.conn, sweeper="sweeper 1", limit=1000
+    )
     assert recover(rows.conn, claimed.claim).ring is None
 
 
 def test_attempts_are_charged_capped_and_given_back_by_a_drain(rows):
     claimed = rows.running()
-    runs.put_run_back(rows.conn, claimed.claim, uncharge=True, rering_seconds=5.0)
+    claim_rows.put_run_back(rows.conn, claimed.claim, uncharge=True, rering_seconds=5.0)
     for attempt in (1, 2, 3):
-        claimed = runs.claim_run(rows.conn, claimed.run_id, **LEASE)
+        claimed = claim_rows.claim_run(rows.conn, claimed.run_id, **LEASE)
         assert claimed.attempts == attempt
         rows.expire(claimed.run_id)
         recovery = recover(rows.conn, claimed.claim)
@@ -168,7 +174,7 @@ def test_a_cancel_of_a_run_that_never_started_ends_it_and_leaves_the_thread(rows
     assert [waiting.run_id] == [end.run_id for end in cancelled.ended]
     assert rows.status(waiting.run_id) == ("interrupted" if action is INTERRUPT else None)
     assert before == threads.get_thread(rows.conn, thread_id)
-    assert runs.claim_run(rows.conn, waiting.run_id, **LEASE) is None
+    assert claim_rows.claim_run(rows.conn, waiting.run_id, **LEASE) is None
     assert end_run(rows.conn, thread_id, running.claim, SUCCESS).status == "success"
     assert threads.get_thread(rows.conn, thread_id).status == "idle"
 
@@ -211,7 +217,7 @@ def test_a_cancel_accepted_by_a_worker_that_died_is_carried_out(rows):
 @pytest.mark.parametrize("action", [INTERRUPT, ROLLBACK])
 def test_a_cancel_of_a_run_that_was_put_back_ends_it_at_once(rows, action):
     claimed = rows.running()
-    runs.put_run_back(rows.conn, claimed.claim, uncharge=True, rering_seconds=5.0)
+    claim_rows.put_run_back(rows.conn, claimed.claim, uncharge=True, rering_seconds=5.0)
     cancel(rows.conn, claimed.run_id, action)
     assert rows.status(claimed.run_id) == ("interrupted" if action is INTERRUPT else None)
     expected = "interrupted" if action is INTERRUPT else "idle"
@@ -258,14 +264,14 @@ def test_lost_doorbells_are_rung_again_with_backoff_and_only_for_heads(rows):
         rows.conn.execute("UPDATE run SET next_ring_at = now() WHERE thread_id = %s", (thread_id,))
 
     def rung():
-        due = runs.ring_due_runs(rows.conn, limit=10_000, rering_seconds=5.0)
+        due = claim_rows.ring_due_runs(rows.conn, limit=10_000, rering_seconds=5.0)
         return [r.run_id for r in due if r.run_id in (first.run_id, second.run_id)]
 
     assert rung() == []
     overdue()
     assert rung() == [first.run_id]
     assert rung() == []
-    claimed = runs.claim_run(rows.conn, first.run_id, **LEASE)
+    claimed = claim_rows.claim_run(rows.conn, first.run_id, **LEASE)
     overdue()
     assert rung() == []
     end_run(rows.conn, thread_id, claimed.claim, SUCCESS)
@@ -274,9 +280,13 @@ def test_lost_doorbells_are_rung_again_with_backoff_and_only_for_heads(rows):
 
 
 def sweep(conn, owner):
-    return runs.take_sweeper_lease(
+    return claim_rows.take_sweeper_lease(
         conn, owner, seconds=30, tolerance_seconds=1.0, patience_seconds=10
     )
+
+
+def expired(conn, sweeper):
+    return claim_rows.expired_leases(conn, sweeper=sweeper, limit=1000)
 
 
 @pytest.fixture
@@ -303,7 +313,7 @@ def test_after_an_outage_nobody_is_judged_for_one_lease(unswept, rows):
     rows.expire(claimed.run_id)
 
     def judged(owner):
-        return claimed.claim in runs.expired_leases(rows.conn, sweeper=owner, limit=1000)
+        return claimed.claim in claim_rows.expired_leases(rows.conn, sweeper=owner, limit=1000)
 
     assert sweep(unswept, "one")
     assert judged("one")
@@ -330,11 +340,11 @@ def test_lock_order_lets_creates_claims_ends_and_cancels_meet_without_deadlock(r
             if what == 0:
                 with conn.transaction():
                     threads.lock_thread(conn, thread_id)
-                    runs.active_runs_of_thread(conn, thread_id)
+                    cancel_rows.active_runs_of_thread(conn, thread_id)
             elif what == 1:
                 cancel(conn, uuid.uuid4() if chance.random() < 0.5 else running.run_id)
             elif what == 2:
-                runs.renew_leases(conn, [claim], lease_seconds=30)
+                claim_rows.renew_leases(conn, [claim], lease_seconds=30)
             else:
                 recover(conn, claim)
         return True
@@ -386,7 +396,7 @@ def test_a_bulk_cancel_pages_through_everything_once(rows):
     made = {rows.pending(threads[n % 3]).run_id for n in range(10)}
     found, after = [], None
     while True:
-        page = runs.cancellable_runs(
+        page = cancel_rows.cancellable_runs(
             rows.conn, CancelFilter(run_ids=list(made)), after=after, limit=3
         )
         if not page:
@@ -413,7 +423,7 @@ def test_a_claim_finds_the_head_of_a_long_queue_without_sorting_it(rows):
     )
     rows.conn.execute("ANALYZE run")
     params = {"run_id": first.run_id, **LEASE}
-    plan = rows.conn.execute(f"EXPLAIN {runs.SQL.claim_run}", params).fetchall()
+    plan = rows.conn.execute(f"EXPLAIN {claim_rows.SQL.claim_run}", params).fetchall()
     text = "\n".join(row[0] for row in plan)
     assert "run_thread_queue" in text
     assert "Sort Key: ((" not in text
@@ -442,7 +452,7 @@ def test_an_end_whose_answer_was_lost_is_found_by_asking_again(rows):
 
 def test_a_claim_whose_answer_was_lost_is_found_by_its_owner_alone(rows):
     claimed = rows.running()
-    assert runs.held_run(rows.conn, claimed.run_id, owner=LEASE["owner"]) == claimed
-    assert runs.held_run(rows.conn, claimed.run_id, owner="somebody else") is None
+    assert claim_rows.held_run(rows.conn, claimed.run_id, owner=LEASE["owner"]) == claimed
+    assert claim_rows.held_run(rows.conn, claimed.run_id, owner="somebody else") is None
     end_run(rows.conn, claimed.thread_id, claimed.claim, SUCCESS)
-    assert runs.held_run(rows.conn, claimed.run_id, owner=LEASE["owner"]) is None
+    assert claim_rows.held_run(rows.conn, claimed.run_id, owner=LEASE["owner"]) is None

@@ -9,9 +9,10 @@ import pytest
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.types import Command
 
-from app.db import runs
+from app.db import run_cancels as cancel_rows
+from app.db import run_claims as claim_rows
 from app.db.patient_connection import PatientConnection
-from app.db.runs import CancelFilter
+from app.db.run_cancels import CancelFilter
 from app.domain.runs import CancelAction, Ending, RunStatus
 from app.graphs.project import read_project
 from app.graphs.registry import GraphRegistry
@@ -57,10 +58,10 @@ def tables(conn, thread_id):
 
 def roll_back(conn, claimed) -> None:
     with conn.transaction():
-        found = runs.cancellable_runs(
+        found = cancel_rows.cancellable_runs(
             conn, CancelFilter(run_ids=[claimed.run_id]), after=None, limit=1
         )
-        found = runs.lock_runs(conn, found)
+        found = cancel_rows.lock_runs(conn, found)
         cancel_locked_runs(conn, found, CancelAction.ROLLBACK, {"error": "x", "message": "y"})
     assert end_cancelled_run(conn, claimed.thread_id, claimed.claim, STOPPED) is not None
 
@@ -91,8 +92,8 @@ def test_rolling_back_a_resume_that_asked_again_brings_the_first_question_back(
 def test_a_zombie_writes_no_checkpoint_after_a_takeover(rows, conn, graphs, thread_of_execution):
     zombie = rows.running()
     invoke(conn, graphs, zombie, "counter", {"count": 1}, thread_of_execution)
-    runs.put_run_back(conn, zombie.claim, uncharge=True, rering_seconds=5.0)
-    runs.claim_run(conn, zombie.run_id, **LEASE)
+    claim_rows.put_run_back(conn, zombie.claim, uncharge=True, rering_seconds=5.0)
+    claim_rows.claim_run(conn, zombie.run_id, **LEASE)
     before = tables(conn, zombie.thread_id)
     for durability in ("sync", "async", "exit"):
         with pytest.raises(ClaimLost):
@@ -175,8 +176,8 @@ def test_writes_behind_are_stored_together_and_as_langgraph_would(
 
 def test_a_write_behind_that_is_refused_stops_the_graph(rows, conn, graphs, thread_of_execution):
     zombie = rows.running()
-    runs.put_run_back(conn, zombie.claim, uncharge=True, rering_seconds=5.0)
-    runs.claim_run(conn, zombie.run_id, **LEASE)
+    claim_rows.put_run_back(conn, zombie.claim, uncharge=True, rering_seconds=5.0)
+    claim_rows.claim_run(conn, zombie.run_id, **LEASE)
     with pytest.raises(ClaimLost):
         asyncio.run(stream(conn, graphs, zombie, "counter", {"count": 1}, thread_of_execution))
     assert tables(conn, zombie.thread_id) == {table: [] for table in TABLES}

@@ -5,15 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import pytest
 
 from app.api import agent_runs as agent_routes
-from app.api.application import create_api
-from app.domain.access import EVERYTHING
 from app.domain.agent_outputs import output_of
 from app.domain.agent_runs import (
     STOPPED,
@@ -26,13 +23,11 @@ from app.domain.agent_runs import (
 )
 from app.domain.errors import Interrupted, Unavailable
 from app.graphs.project import read_project
-from app.graphs.registry import GraphRegistry
-from app.meters import WebMeters
 from app.services.agent_run_events import events_of, replay
 from app.services.runs import new_id
-from app.settings import EXAMPLE_CONFIG, Settings
+from app.settings import EXAMPLE_CONFIG
 from tests.acceptance.exa_schemas import RUN, check, check_answer
-from tests.servers import PROJECT
+from tests.bare_api import bare_client
 
 CANCELLED = {"error": "UserInterrupt", "message": "interrupt requested via somewhere else"}
 MORNING = datetime(2026, 5, 7, 18, 31, tzinfo=UTC)
@@ -208,21 +203,6 @@ def test_a_frame_is_ascii_with_one_line_of_data():
 # The envelope, where no live server can be brought to use it.
 
 
-def client(config=PROJECT):
-    settings = Settings.from_environ({"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"})
-    graphs = GraphRegistry(read_project(config))
-    parts = SimpleNamespace(
-        settings=settings,
-        graphs=graphs,
-        meters=WebMeters(),
-        project_app=None,
-        authentication=None,
-        rate_limits=None,
-        database=SimpleNamespace(access=EVERYTHING),
-    )
-    return create_api(cast(Any, parts)).test_client()
-
-
 HEADERS = {"x-api-key": "k", "exa-beta": "agent-2026-05-07"}
 
 
@@ -237,13 +217,13 @@ def test_a_database_that_is_away_is_500_and_says_when_to_come_again(monkeypatch,
         raise error
 
     monkeypatch.setattr(agent_routes.agent_runs, "list_agent_runs", away)
-    response = client().get("/agent/runs", headers=HEADERS)
+    response = bare_client().get("/agent/runs", headers=HEADERS)
     found = answered(response, "/agent/runs")
     assert response.status_code == 500
     assert response.headers["retry-after"] == "2"
     assert (found["type"], found["code"]) == ("SERVER_ERROR", "SERVER_ERROR")
     # The other API has its own.
-    assert client().get("/nothing").json == {"detail": "Not Found"}
+    assert bare_client().get("/nothing").json == {"detail": "Not Found"}
 
 
 def test_what_nobody_expected_is_500_and_tells_nothing_of_it(monkeypatch, caplog):
@@ -251,7 +231,7 @@ def test_what_nobody_expected_is_500_and_tells_nothing_of_it(monkeypatch, caplog
         raise RuntimeError("a secret")
 
     monkeypatch.setattr(agent_routes.agent_runs, "list_agent_runs", broken)
-    response = client().get("/agent/runs", headers=HEADERS)
+    response = bare_client().get("/agent/runs", headers=HEADERS)
     assert answered(response, "/agent/runs")["code"] == "SERVER_ERROR"
     assert response.status_code == 500
     assert "a secret" in caplog.text
@@ -267,7 +247,7 @@ def without_agent_runs(tmp_path):
 
 @pytest.mark.parametrize("path", ["/agent/runs", "/agent/runs/x", "/agent/runs/x/events", "/agent"])
 def test_a_project_that_names_no_graph_has_no_agent_runs(without_agent_runs, path):
-    served = client(config=without_agent_runs)
+    served = bare_client(config=without_agent_runs)
     for headers in (HEADERS, {}):
         response = served.get(path, headers=headers)
         found = answered(response, path)

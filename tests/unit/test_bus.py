@@ -13,7 +13,9 @@ import redis
 from app.bus.cancel_flag import CancelFlags, CancelNudges
 from app.bus.client import Keys
 from app.bus.event_log import START, Event, EventLog, LogEnd, Position
+from app.bus.open_requests import OpenRequests
 from app.bus.run_feed import RunFeed
+from app.domain.errors import TooMany
 from tests.waiting import wait_until
 
 
@@ -268,3 +270,70 @@ def test_a_client_that_left_is_released(feed):
     assert subscription.take(soon(10)) == []
     assert subscription.client_left
     assert not subscription.drained
+
+
+# --- open requests -----------------------------------------------------------------------------
+
+
+def places(connect, keys, caller="ann"):
+    return connect(5).zcard(keys.open_requests(caller))
+
+
+def test_open_requests_are_counted_over_all_processes(connect, keys):
+    one, two = OpenRequests(connect(5), keys, 2), OpenRequests(connect(5), keys, 2)
+    leave = one.enter("ann")
+    two.enter("ann")
+    for process in (one, two):
+        with pytest.raises(TooMany, match="2 requests open"):
+            process.enter("ann")
+    two.enter("bob")
+    leave()
+    two.enter("ann")
+    assert places(connect, keys) == 2
+
+
+def test_the_places_of_a_process_that_died_lapse_and_those_of_another_do_not(connect, keys):
+    living = OpenRequests(connect(5), keys, 2, place_seconds=0.6)
+    living.enter("ann")
+    dead = OpenRequests(connect(5), keys, 2, place_seconds=0.6)
+    dead.enter("ann")
+    dead.close()
+    wait_until(lambda: _enters(living), 10, "a place to be free")
+    assert not _enters(living)
+    living.close()
+
+
+def _enters(process):
+    try:
+        process.enter("ann")
+    except TooMany:
+        return False
+    return True
+
+
+def test_a_flushed_redis_is_filled_again(connect, keys):
+    process = OpenRequests(connect(5), keys, 2, place_seconds=0.6)
+    leave = process.enter("ann")
+    process.enter("ann")
+    connect(5).delete(keys.open_requests("ann"))
+    wait_until(lambda: places(connect, keys) == 2, 10, "both places")
+    leave()
+    assert places(connect, keys) == 1
+    process.close()
+
+
+def test_without_redis_each_process_counts_for_itself_until_it_is_back(keys, caplog):
+    server = fakeredis.FakeServer()
+    with fakeredis.FakeRedis(server=server) as client:
+        process = OpenRequests(client, keys, 2, place_seconds=0.3)
+        leave = process.enter("ann")
+        server.connected = False
+        process.enter("ann")
+        assert not _enters(process)
+        leave()
+        assert _enters(process)
+        warnings = [r for r in caplog.records if "counted by each process" in r.message]
+        assert len(warnings) == 1
+        server.connected = True
+        wait_until(lambda: client.zcard(keys.open_requests("ann")) >= 2, 10, "both places")
+        process.close()

@@ -7,18 +7,44 @@ import re
 
 import pytest
 
-from app.db import assistants, runs, threads
+from app.db import (
+    agent_runs,
+    api_keys,
+    assistants,
+    crons,
+    queues,
+    run_cancels,
+    run_claims,
+    runs,
+    store,
+    threads,
+    webhooks,
+)
 from app.db.migrate import migrations
 
+MODULES = [
+    agent_runs,
+    api_keys,
+    assistants,
+    crons,
+    queues,
+    run_cancels,
+    run_claims,
+    runs,
+    store,
+    threads,
+    webhooks,
+]
 
-@pytest.mark.parametrize("module", [assistants, runs, threads])
+
+@pytest.mark.parametrize("module", MODULES)
 def test_every_query_is_used_by_its_module(module):
     source = inspect.getsource(module)
     unused = [name for name in vars(module.SQL) if f"SQL.{name}" not in source]
     assert unused == []
 
 
-@pytest.mark.parametrize("module", [assistants, runs, threads])
+@pytest.mark.parametrize("module", MODULES)
 def test_every_query_that_is_named_exists(module):
     named = set(re.findall(r"SQL\.(\w+)", inspect.getsource(module)))
     assert named <= set(vars(module.SQL))

@@ -1,0 +1,36 @@
+"""What one caller may ask of the server: how often, and how much at once.
+
+Cancels are counted apart and take no place: whoever has used up everything else can still stop
+what they have started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flask import request
+
+from app.api.authentication import caller
+from app.bus.rate_limits import CANCELS, REQUESTS
+from app.domain.errors import TooMany
+from app.services.parts import Parts
+
+
+def count_request(found: Parts, *, is_cancel: bool = False) -> None:
+    """One more request of the one who asks. Raises TooMany."""
+    if found.rate_limits is None:
+        return
+    lane = CANCELS if is_cancel else REQUESTS
+    if wait := found.rate_limits.seconds_to_wait(lane, _asker()):
+        raise TooMany(f"Too many {lane}; try again later", retry_after=wait)
+
+
+def take_place(found: Parts) -> Callable[[], None] | None:
+    """One more open request of the one who asks; what is returned is to be called when it has
+    ended. Raises TooMany."""
+    return None if found.open_requests is None else found.open_requests.enter(_asker())
+
+
+def _asker() -> str:
+    who = caller()
+    return f"address:{request.remote_addr}" if who is None else who.name

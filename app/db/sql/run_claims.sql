@@ -1,0 +1,224 @@
+-- From claim to end: every move is one guarded statement that returns the new row or nothing.
+
+-- name: claim_run
+-- The compare-and-set at the heart of it: pending to running, for the head of its thread's queue
+-- only, and only while the thread has no running run. Saves what it changes on the thread.
+WITH locked AS (
+    SELECT t.thread_id, t.config, t.metadata FROM thread t
+    WHERE t.thread_id = (SELECT thread_id FROM run WHERE run_id = %(run_id)s AND status = 'pending')
+    FOR NO KEY UPDATE
+), head AS (
+    SELECT h.run_id FROM locked CROSS JOIN LATERAL (
+        SELECT p.run_id FROM run p
+        WHERE p.thread_id = locked.thread_id AND p.status = 'pending' AND p.scheduled_at <= now()
+        ORDER BY (p.claim_no > 0) DESC, p.seq
+        LIMIT 1
+        FOR UPDATE
+    ) h
+    WHERE NOT EXISTS (
+        SELECT 1 FROM run b WHERE b.thread_id = locked.thread_id AND b.status = 'running')
+), claimed AS (
+    UPDATE run r SET
+        status = 'running',
+        claim_no = r.claim_no + 1,
+        attempts = r.attempts + 1,
+        lease_owner = %(owner)s,
+        lease_expires_at = now() + make_interval(secs => %(lease_seconds)s),
+        next_ring_at = NULL,
+        started_at = coalesce(r.started_at, now()),
+        updated_at = now(),
+        thread_before = coalesce(r.thread_before, jsonb_build_object(
+            'config', locked.config,
+            'graph_id', locked.metadata -> 'graph_id',
+            'assistant_id', locked.metadata -> 'assistant_id'))
+    FROM head, locked
+    WHERE r.run_id = head.run_id AND r.run_id = %(run_id)s AND r.status = 'pending'
+    RETURNING r.*
+), marked AS (
+    UPDATE thread t SET
+        config = c.thread_config,
+        metadata = t.metadata || jsonb_build_object(
+            'graph_id', c.graph_id, 'assistant_id', c.assistant_id),
+        updated_at = now()
+    FROM claimed c
+    WHERE t.thread_id = c.thread_id AND t.hidden_at IS NULL
+      AND (t.config <> c.thread_config
+           OR (t.metadata ->> 'graph_id', t.metadata ->> 'assistant_id')
+              IS DISTINCT FROM (c.graph_id, c.assistant_id::text))
+)
+SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
+       timeout_seconds,
+       belay_has_checkpoints(thread_id) AS has_checkpoints,
+       extract(epoch FROM updated_at - scheduled_at)::float8 AS waited_seconds
+FROM claimed
+
+-- name: held_run
+SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
+       timeout_seconds, belay_has_checkpoints(thread_id) AS has_checkpoints,
+       extract(epoch FROM updated_at - scheduled_at)::float8 AS waited_seconds
+FROM run
+WHERE run_id = %(run_id)s AND status = 'running' AND lease_owner = %(owner)s
+
+-- name: renew_leases
+-- One round trip for all runs of a worker, which also answers which of them are to be cancelled.
+-- A row whose lock is taken (a checkpoint being written) is renewed next time; a claim that is not
+-- returned is lost. An owner may renew an expired lease that nobody has taken.
+WITH mine AS (
+    SELECT u.run_id, u.claim_no
+    FROM unnest(%(run_ids)s::uuid[], %(claim_nos)s::int[]) AS u (run_id, claim_no)
+), free AS (
+    SELECT r.run_id FROM run r JOIN mine USING (run_id, claim_no)
+    WHERE r.status = 'running'
+    ORDER BY r.run_id
+    FOR NO KEY UPDATE OF r SKIP LOCKED
+), renewed AS (
+    UPDATE run r SET lease_expires_at = now() + make_interval(secs => %(lease_seconds)s)
+    FROM free WHERE r.run_id = free.run_id
+)
+SELECT r.run_id, r.claim_no, r.cancel_action
+FROM run r JOIN mine USING (run_id, claim_no)
+WHERE r.status = 'running'
+
+-- name: cancel_actions
+SELECT run_id, claim_no, cancel_action FROM run
+WHERE run_id = ANY(%(run_ids)s) AND status = 'running'
+
+-- name: finish_run
+-- The end a graph reached by itself. Nothing comes back when the claim is over, or when a cancel
+-- was accepted first: then the cancel wins, and every answer says so. The thread's next run is asked
+-- for by a function: this statement's own snapshot is older than its wait for the thread's row, and
+-- would miss a run created meanwhile.
+WITH locked AS (
+    SELECT thread_id FROM thread WHERE thread_id = %(thread_id)s FOR NO KEY UPDATE
+), ended AS (
+    UPDATE run r SET
+        status = %(status)s, error = %(error)s, outcome = %(outcome)s,
+        lease_owner = NULL, lease_expires_at = NULL, ended_at = now(), updated_at = now()
+    FROM locked
+    WHERE r.run_id = %(run_id)s AND r.claim_no = %(claim_no)s AND r.status = 'running'
+      AND r.cancel_action IS NULL
+    RETURNING r.run_id, r.thread_id, r.temporary
+), rested AS (
+    UPDATE thread t SET
+        "values" = CASE WHEN %(values_known)s THEN %(values)s ELSE t."values" END,
+        values_known = %(values_known)s, interrupts = %(interrupts)s, error = %(error)s,
+        resting_status = %(resting_status)s, state_updated_at = now(), updated_at = now(),
+        hidden_at = CASE WHEN e.temporary THEN now() END
+    FROM ended e
+    WHERE t.thread_id = e.thread_id
+)
+SELECT e.run_id, n.next_run_id, n.next_queue
+FROM ended e CROSS JOIN LATERAL belay_next_run(e.thread_id) n
+
+-- name: finish_interrupted_run
+-- The end of a run whose cancel was accepted with `interrupt`. `pending` covers a run that had
+-- started and was put back before the cancel came.
+WITH locked AS (
+    SELECT thread_id FROM thread WHERE thread_id = %(thread_id)s FOR NO KEY UPDATE
+), ended AS (
+    UPDATE run r SET
+        status = 'interrupted', error = r.cancel_reason, outcome = %(outcome)s,
+        lease_owner = NULL, lease_expires_at = NULL, ended_at = now(), updated_at = now()
+    FROM locked
+    WHERE r.run_id = %(run_id)s AND r.claim_no = %(claim_no)s AND r.status = 'running'
+      AND r.cancel_action = 'interrupt'
+    RETURNING r.run_id, r.thread_id, r.temporary, r.cancel_reason
+), rested AS (
+    UPDATE thread t SET
+        "values" = CASE WHEN %(values_known)s THEN %(values)s ELSE t."values" END,
+        values_known = %(values_known)s, interrupts = %(interrupts)s, error = e.cancel_reason,
+        resting_status = %(resting_status)s, state_updated_at = now(), updated_at = now(),
+        hidden_at = CASE WHEN e.temporary THEN now() END
+    FROM ended e
+    WHERE t.thread_id = e.thread_id
+)
+SELECT e.run_id, n.next_run_id, n.next_queue
+FROM ended e CROSS JOIN LATERAL belay_next_run(e.thread_id) n
+
+-- name: put_run_back
+-- Back to pending: a drain gives the attempt back, a lost worker does not.
+UPDATE run SET
+    status = 'pending', lease_owner = NULL, lease_expires_at = NULL, updated_at = now(),
+    attempts = attempts - %(uncharge)s,
+    next_ring_at = now() + make_interval(secs => %(rering_seconds)s)
+WHERE run_id = %(run_id)s AND claim_no = %(claim_no)s AND status = 'running'
+  AND cancel_action IS NULL
+RETURNING run_id, queue
+
+-- name: lock_claimed_run
+-- For an ending that takes several statements. The thread's row is locked before.
+SELECT *,
+       extract(epoch FROM clock_timestamp() - cancel_requested_at)::float8 AS cancel_seconds
+FROM run
+WHERE run_id = %(run_id)s AND claim_no = %(claim_no)s AND status IN ('pending', 'running')
+FOR UPDATE
+
+-- name: expired_leases
+-- Only for the sweeper of this moment, and only while it may judge: one statement, so that a server
+-- that hangs between the question and the answer cannot make healthy runs look lost.
+SELECT run_id, claim_no FROM run
+WHERE status = 'running' AND lease_expires_at < now()
+  AND EXISTS (
+      SELECT 1 FROM scheduler_lease s
+      WHERE s.name = 'sweeper' AND s.owner = %(sweeper)s
+        AND s.expires_at >= now() AND s.judges_after <= now())
+ORDER BY lease_expires_at
+LIMIT %(limit)s
+
+-- name: lease_is_expired
+SELECT EXISTS (
+    SELECT 1 FROM run
+    WHERE run_id = %(run_id)s AND claim_no = %(claim_no)s AND status = 'running'
+      AND lease_expires_at < now())
+
+-- name: ring_due_runs
+-- Pending runs nobody has rung for a while, or that have just become due. All that were looked at
+-- are postponed with backoff; only those at the head of an idle thread are returned for ringing.
+WITH due AS (
+    SELECT run_id, thread_id, queue, seq, claim_no FROM run
+    WHERE status = 'pending' AND next_ring_at <= now()
+    ORDER BY next_ring_at
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), postponed AS (
+    UPDATE run r SET
+        rings = r.rings + 1,
+        next_ring_at = now() + make_interval(secs =>
+            least(60, %(rering_seconds)s * power(2, least(r.rings, 4))))
+    FROM due WHERE r.run_id = due.run_id
+)
+SELECT d.run_id, d.queue FROM due d
+WHERE NOT EXISTS (SELECT 1 FROM run b WHERE b.thread_id = d.thread_id AND b.status = 'running')
+  AND d.run_id = (
+      SELECT h.run_id FROM run h
+      WHERE h.thread_id = d.thread_id AND h.status = 'pending' AND h.scheduled_at <= now()
+      ORDER BY (h.claim_no > 0) DESC, h.seq LIMIT 1)
+
+-- name: take_sweeper_lease
+-- Every worker tries all the time, so a lease that stood expired for a while means that nobody could
+-- reach this database: owners of runs then get time to renew before anyone judges them. A database
+-- that nobody has swept before has no runs to judge.
+INSERT INTO scheduler_lease AS held (name, owner, expires_at, judges_after)
+VALUES ('sweeper', %(owner)s, now() + make_interval(secs => %(seconds)s), now())
+ON CONFLICT (name) DO UPDATE SET
+    owner = EXCLUDED.owner,
+    expires_at = EXCLUDED.expires_at,
+    judges_after = CASE
+        WHEN held.expires_at < now() - make_interval(secs => %(tolerance_seconds)s)
+        THEN now() + make_interval(secs => %(patience_seconds)s)
+        ELSE held.judges_after END
+WHERE held.owner = EXCLUDED.owner OR held.expires_at < now()
+RETURNING owner
+
+-- name: drop_sweeper_lease
+-- The next one may take it at once, and the row still says when it was last held.
+UPDATE scheduler_lease SET expires_at = now() WHERE name = 'sweeper' AND owner = %(owner)s
+
+-- name: next_runs_of_threads
+SELECT n.run_id, n.queue FROM unnest(%(thread_ids)s::uuid[]) AS u (thread_id)
+CROSS JOIN LATERAL (
+    SELECT p.run_id, p.queue FROM run p
+    WHERE p.thread_id = u.thread_id AND p.status = 'pending' AND p.scheduled_at <= now()
+    ORDER BY (p.claim_no > 0) DESC, p.seq LIMIT 1
+) n
+WHERE NOT EXISTS (SELECT 1 FROM run b WHERE b.thread_id = u.thread_id AND b.status = 'running')

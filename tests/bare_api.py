@@ -1,0 +1,32 @@
+"""The API with a project's graphs and without any server behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from flask.testing import FlaskClient
+
+from app.api.application import create_api
+from app.domain.access import EVERYTHING
+from app.graphs.project import read_project
+from app.graphs.registry import GraphRegistry
+from app.meters import WebMeters
+from app.settings import Settings
+from tests.servers import PROJECT
+
+
+def bare_client(config: Path = PROJECT) -> FlaskClient:
+    settings = Settings.from_environ({"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"})
+    parts = SimpleNamespace(
+        settings=settings,
+        graphs=GraphRegistry(read_project(config)),
+        meters=WebMeters(),
+        project_app=None,
+        authentication=None,
+        rate_limits=None,
+        open_requests=None,
+        database=SimpleNamespace(access=EVERYTHING),
+    )
+    return create_api(cast(Any, parts)).test_client()
