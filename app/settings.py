@@ -129,7 +129,7 @@ class Settings:
         """Read the settings; raises SettingsError naming the first variable that is wrong."""
         read = _Reader(environ)
         redis_verify_tls = read.boolean("BELAY_REDIS_VERIFY_TLS", "DYNO" not in environ)
-        redis_url = _redis_url(read.required("REDIS_URL"), redis_verify_tls)
+        redis_url = _redis_url(_any_redis_url(read.required("REDIS_URL")), redis_verify_tls)
         settings = cls(
             database_url=_postgres_url(read.required("DATABASE_URL")),
             redis_url=redis_url,
@@ -276,6 +276,12 @@ def _postgres_url(url: str) -> str:
         url = "postgresql://" + url.removeprefix("postgres://")
     if not url.startswith("postgresql://"):
         raise SettingsError("DATABASE_URL must start with postgresql:// (or postgres://)")
+    return url
+
+
+def _any_redis_url(url: str) -> str:
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise SettingsError("REDIS_URL must start with redis://, rediss:// or unix://")
     return url
 
 

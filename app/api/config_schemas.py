@@ -13,7 +13,9 @@ class RunConfig(ma.Schema):
     class Meta:
         unknown = ma.EXCLUDE
 
-    tags = ma.fields.List(ma.fields.String(), allow_none=True)
+    tags = ma.fields.List(
+        ma.fields.String(), allow_none=True, validate=ma.validate.Length(max=1000)
+    )
     recursion_limit = Integer(allow_none=True, validate=ma.validate.Range(1, 1_000_000))
     max_concurrency = Integer(allow_none=True, validate=ma.validate.Range(1, 10_000))
     configurable = Object(allow_none=True)

@@ -20,7 +20,7 @@ from langgraph_sdk import Auth
 
 from app.api.event_loop import loop_in_a_real_thread
 from app.domain.access import Caller, Filter
-from app.domain.errors import Forbidden, Refused
+from app.domain.errors import Forbidden, Refused, Unavailable
 from app.graphs.project import Project
 from app.graphs.project_files import ProjectError, load_object
 from app.graphs.serde import to_plain
@@ -144,11 +144,14 @@ class ProjectAuth:
         return self._auth._global_handlers[-1] if self._auth._global_handlers else None
 
     def _call(self, answer: Any) -> Any:
+        """Raises Unavailable, Refused, and what the handler raises."""
         if not inspect.isawaitable(answer):
             return answer
         future = asyncio.run_coroutine_threadsafe(_awaited(answer), self._loop)
         try:
-            return future.result(_HANDLER_SECONDS)
+            return future.result()
+        except TimeoutError as error:
+            raise Unavailable("The project's auth did not answer in time") from error
         except Exception as error:
             if (refusal := _refusal(error)) is not None:
                 raise refusal from error
@@ -156,7 +159,8 @@ class ProjectAuth:
 
 
 async def _awaited(answer: Any) -> Any:
-    return await answer
+    async with asyncio.timeout(_HANDLER_SECONDS):
+        return await answer
 
 
 def _refusal(error: Exception) -> Refused | None:

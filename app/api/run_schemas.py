@@ -104,7 +104,9 @@ class _RunCreate(Body):
         allow_none=True,
         metadata={"description": "The run fails when it answers an interrupt that is not waiting."},
     )
-    feedback_keys = ma.fields.List(ma.fields.String(), allow_none=True)
+    feedback_keys = ma.fields.List(
+        ma.fields.String(), allow_none=True, validate=ma.validate.Length(max=1000)
+    )
     on_disconnect = ma.fields.String(allow_none=True, validate=one_of("cancel", "continue"))
 
 

@@ -7,6 +7,7 @@ locks fails instead of stopping the traffic.
 
 from __future__ import annotations
 
+import logging
 import time
 from importlib.resources import files
 from typing import Any
@@ -15,7 +16,11 @@ import psycopg
 
 from app.db.connection import OUTAGE, Connection, connect, fetch_value
 
+log = logging.getLogger(__name__)
+
 _LOCK = 7_235_116
+#: A database that is started together with us needs a moment.
+_SILENT_SECONDS = 2.0
 _TABLE = """
 CREATE TABLE IF NOT EXISTS belay_migration (
     number     integer PRIMARY KEY,
@@ -114,15 +119,19 @@ def schema_is_ready(conn: Connection, *, vectors: bool = False) -> bool:
 
 
 def wait_for_schema(database_url: str, *, seconds: float, vectors: bool = False) -> None:
-    """Wait until the schema is ready; raises SchemaNotReady with what to do."""
-    deadline = time.monotonic() + seconds
+    """Wait until the schema is ready, and say so; raises SchemaNotReady with what to do."""
+    began = time.monotonic()
     reason = "the migrations have not been applied"
-    while time.monotonic() < deadline:
+    has_said_so = False
+    while (waited := time.monotonic() - began) < seconds:
         try:
             with connect(database_url, name="belay start") as conn:
                 if schema_is_ready(conn, vectors=vectors):
                     return
         except OUTAGE as error:
             reason = str(error).strip()
+        if waited > _SILENT_SECONDS and not has_said_so:
+            log.warning("waiting for the database: %s", reason)
+            has_said_so = True
         time.sleep(0.05)
     raise SchemaNotReady(f"The database is not ready ({reason}). Run: belay migrate")

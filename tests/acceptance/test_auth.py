@@ -13,6 +13,7 @@ import uuid
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from langgraph_sdk import get_sync_client
 from langgraph_sdk.errors import APIStatusError
@@ -540,3 +541,53 @@ def test_a_stranger_opens_no_socket(guarded, ann):
     with connect(url, additional_headers={"Authorization": "Bearer ann"}) as socket:
         socket.send(json.dumps({"id": 1, "method": "run.start", "params": RUN}))
         assert json.loads(socket.recv(20))["type"] == "success"
+
+
+# --- what nobody else is told -------------------------------------------------------------------
+
+
+def test_a_callers_secret_stands_in_no_log_no_answer_and_no_row(guarded, ann):
+    """A canary where clients have their secrets, and everything that can go wrong with their runs:
+    the log is that of web and worker, traces of nodes that failed or were killed among it."""
+    canary = "canary-" + uuid.uuid4().hex
+    headers = {"x-api-key": canary, "cookie": f"session={canary}", "proxy-authorization": canary}
+    answers = []
+    with as_user(guarded, f"ann/{canary}") as client:
+        client.headers.update(headers)
+        thread_id = client.post("/threads", json={}).json()["thread_id"]
+        for graph in ("counter", "bad", "whoami", "questions"):
+            asked = {"assistant_id": graph, "input": {}, "stream_mode": ["values", "debug"]}
+            answers.append(client.post("/runs/wait", json=asked))
+            answers.append(client.post("/runs/stream", json=asked))
+            answers.append(client.post(f"/threads/{thread_id}/runs", json=asked))
+        stuck = {"assistant_id": "sync_steps", "input": {"seconds": 60}}
+        run = client.post("/runs", json=stuck).json()
+        path = f"/threads/{run['thread_id']}/runs/{run['run_id']}"
+        wait_until(lambda: client.get(path).json()["status"] == "running", 20, "it to run")
+        answers += [
+            client.get(path),
+            client.post(f"{path}/cancel?wait=1"),
+            client.get(f"/threads/{thread_id}/runs"),
+            client.get(f"/threads/{thread_id}/history"),
+            client.get(f"/threads/{thread_id}/state"),
+            client.post("/runs/crons", json={**CRON, "webhook": "https://127.0.0.1/"}),
+            client.post("/runs/crons", json=CRON),
+            client.post("/threads", content=b"{"),
+            client.get("/nowhere"),
+            client.post("/agent/runs", json={"query": "q"}),
+            client.get("/agent/nowhere"),
+            client.get("/metrics"),
+        ]
+    with as_user(guarded, f"banned/{canary}") as banned, as_user(guarded, f"broken/{canary}") as no:
+        answers += [banned.get("/threads/x"), no.get("/threads/x"), no.get("/agent/runs")]
+    statuses = {answer.status_code for answer in answers}
+    assert {200, 400, 403, 404, 409, 422, 500} & statuses >= {200, 403, 404, 422, 500}
+    for answer in answers:
+        assert canary not in answer.text
+        assert all(canary not in value for value in answer.headers.values())
+    assert "the provider said" in guarded.log.read_text()  # the log is the right one
+    assert canary not in guarded.log.read_text()
+    with psycopg.connect(guarded.database_url) as conn:
+        for table in ("run", "thread", "cron", "assistant", "checkpoints", "checkpoint_writes"):
+            kept = f"SELECT count(*) FROM {table} t WHERE t::text LIKE %s"
+            assert conn.execute(kept, (f"%{canary}%",)).fetchone() == (0,), table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ import psycopg
 import pytest
 from langgraph_sdk import get_sync_client
 
+from app.dev.embedded import free_port
+from app.dev.process_tree import die_with_parent
 from tests.acceptance.playing import UNKNOWN, refused
 from tests.conformance import watched
 from tests.servers import PROJECT, LiveServer
@@ -164,6 +167,54 @@ def test_a_secret_stands_in_no_log_and_in_no_answer(locked, key):
     log = locked.log.read_text()
     assert secret not in log
     assert secret[:-1] not in log
+
+
+def test_no_password_is_told_while_redis_is_away(database_url, tmp_path):
+    """Web and worker run, and complain about it; an accepted run waits for it."""
+    environ = {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": "redis://:canary-redis@127.0.0.1:1/0",
+        "BELAY_AUTH": "none",
+        "BELAY_CONFIG": str(PROJECT),
+        "BELAY_RATE_LIMIT": "1000/second",
+        "BELAY_MAX_OPEN_REQUESTS": "10",
+        "BELAY_WEBHOOK_SECRET": "canary-hook",
+        "PORT": str(free_port()),
+    }
+    web = ["gunicorn", "-c", "deploy/gunicorn.conf.py", "app.factory:create_app()"]
+    worker = ["celery", "-A", "workers.celery_app", "worker", "--concurrency", "1"]
+    log = tmp_path / "log"
+    with log.open("ab") as output:
+        started = [
+            subprocess.Popen(
+                [sys.executable, "-m", *words],
+                env={**os.environ, **environ},
+                cwd=PROJECT.parents[2],
+                stdout=output,
+                stderr=output,
+                preexec_fn=die_with_parent(os.getpid(), signal.SIGKILL),
+            )
+            for words in (web, worker)
+        ]
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{environ['PORT']}", timeout=30) as client:
+            wait_until(lambda: _answers(client), 40, "the web process")
+            assert client.post("/runs", json=RUN).status_code == 200
+        for words in ("are not counted", "counted by each process", "Cannot connect to redis"):
+            wait_until(lambda words=words: words in log.read_text(), 40, words)
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait(30)
+    assert "canary" not in log.read_text()
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/ok").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 # --- a server that anybody could reach ----------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
 from tests.acceptance.playing import refused
 from tests.conformance import watched
@@ -69,6 +71,22 @@ def test_who_asks_too_often_is_told_when_to_come_again_and_can_still_cancel(limi
         cancelled = often.post(f"/threads/{run['thread_id']}/runs/{run['run_id']}/cancel")
         assert cancelled.status_code == 202
         assert often.get("/ok").status_code == 200
+
+
+def test_what_is_asked_on_a_socket_is_counted_too(limited):
+    with new_client(limited, "socket") as client:
+        thread = client.post("/threads", json={}).json()["thread_id"]
+        url = limited.url.replace("http", "ws") + f"/threads/{thread}/stream/events"
+        key = {"x-api-key": client.headers["x-api-key"]}
+        with connect(url, additional_headers=key) as opened:
+            answers = []
+            for number in range(40):
+                opened.send(json.dumps({"id": number, "method": "agent.getTree"}))
+                answers.append(json.loads(opened.recv(20)))
+        assert answers[0]["error"] == "no_such_run"
+        assert answers[-1]["id"] == 39
+        assert answers[-1]["message"].startswith("Too many requests")
+        assert client.get(f"/threads/{thread}").status_code == 429
 
 
 def test_pending_runs_are_capped_by_caller_also_when_they_come_at_once(limited):
@@ -164,11 +182,13 @@ def test_a_body_that_is_too_large_is_refused_while_it_comes_in(limited):
         ("/threads/prune", {"thread_ids": ["x"] * 1_001}),
         ("/threads/search", {"ids": ["x"] * 1_001}),
         ("/runs", {**RUN, "interrupt_before": ["x"] * 10_001}),
+        ("/runs", {**RUN, "feedback_keys": ["x"] * 1_001}),
+        ("/runs", {**RUN, "config": {"tags": ["x"] * 1_001}}),
     ],
-    ids=["batch", "prune", "search", "nodes"],
+    ids=["batch", "prune", "search", "nodes", "feedback", "tags"],
 )
 def test_lists_have_an_end(limited, path, body):
-    with new_client(limited, path) as client:
+    with new_client(limited, "lists") as client:
         assert client.post(path, json=body).status_code == 422
 
 

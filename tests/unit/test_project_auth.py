@@ -10,9 +10,10 @@ from flask import Flask
 from langgraph_sdk import Auth
 from starlette.exceptions import HTTPException as StarletteException
 
+from app.api import project_auth
 from app.api.project_auth import ProjectAuth, ProjectUser
 from app.domain.access import Caller
-from app.domain.errors import Forbidden, Refused
+from app.domain.errors import Forbidden, Refused, Unavailable
 from app.graphs.project_files import ProjectError
 
 ANN = Caller("user:ann", "ann", user={"identity": "ann", "permissions": ["read"], "plan": "gold"})
@@ -115,6 +116,25 @@ def test_a_user_is_an_id_a_mapping_or_an_object(tmp_path, result, fields):
 def test_what_is_nobody_lets_nobody_in(tmp_path, result):
     with pytest.raises(TypeError, match="identity"):
         ask(authenticating(tmp_path, "path", result))
+
+
+def test_who_hangs_is_cancelled_and_lets_nobody_in(tmp_path, monkeypatch):
+    left = tmp_path / "left"
+    body = f"""
+import asyncio
+
+@auth.authenticate
+async def authenticate():
+    try:
+        await asyncio.sleep(60)
+    finally:
+        open({str(left)!r}, "w").close()
+"""
+    auth = load(tmp_path, body)
+    monkeypatch.setattr(project_auth, "_HANDLER_SECONDS", 0.05)
+    with pytest.raises(Unavailable, match="did not answer in time"):
+        ask(auth)
+    assert left.exists()
 
 
 def test_a_refusal_has_its_status_its_words_and_its_headers(tmp_path):

@@ -37,6 +37,7 @@ def test_a_certificate_is_verified_elsewhere():
         ("DATABASE_URL", ""),
         ("DATABASE_URL", "mysql://db"),
         ("REDIS_URL", ""),
+        ("REDIS_URL", "http://bus"),
         ("BELAY_CONCURRENCY", "0"),
         ("BELAY_CONCURRENCY", "many"),
         ("BELAY_PRELOAD", "maybe"),
@@ -47,3 +48,17 @@ def test_a_certificate_is_verified_elsewhere():
 def test_a_bad_value_names_its_variable(name, value):
     with pytest.raises(SettingsError, match=name):
         Settings.from_environ({**MINIMAL, name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "mysql://someone:canary@db/belay"),
+        ("REDIS_URL", "http://:canary@bus"),
+        ("BELAY_WEBHOOK_SECRET", "whsec_canary!"),
+    ],
+)
+def test_a_secret_that_is_wrong_is_not_repeated(name, value):
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_environ({**MINIMAL, name: value})
+    assert "canary" not in str(refused.value)

@@ -1,6 +1,7 @@
 """Two kinds of users: owners see what is theirs, and readers of a thread see it too.
 
-A token is `<name>` or `<name>:<permission>`; some names make trouble.
+A token is `<name>` or `<name>:<permission>`, with `/<secret>` behind it or not; some names make
+trouble.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ auth = Auth()
 async def authenticate(
     authorization: str | None, headers: dict, method: str, path: str, query_params: dict
 ) -> Auth.types.MinimalUserDict:
-    token = (authorization or "").removeprefix("Bearer ").strip()
+    given = (authorization or "").removeprefix("Bearer ").strip()
+    token = given.partition("/")[0]
     if not token:
         raise Auth.exceptions.HTTPException(
             status_code=401, detail="Who are you?", headers={"WWW-Authenticate": "Bearer"}
@@ -24,7 +26,7 @@ async def authenticate(
     if token == "broken":
         raise RuntimeError("the provider said s3cr3t-canary")
     name, _, permission = token.partition(":")
-    assert headers[b"authorization"].decode().endswith(token)
+    assert headers[b"authorization"].decode().endswith(given)
     assert path.startswith("/")
     assert method.isupper()
     return {
