@@ -210,4 +210,7 @@ def about(reading: Reading) -> dict[str, Any]:
 def _is_dead(child: _Watched) -> bool:
     if child.pidfd is None:
         return True
-    return bool(select.select([child.pidfd], [], [], 0)[0])
+    # A poll of its own: `select` knows no descriptor beyond 1,023, and many children have many.
+    poller = select.poll()
+    poller.register(child.pidfd, select.POLLIN)
+    return bool(poller.poll(0))
