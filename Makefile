@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# The tests start many servers: what all of them import is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Two test files at a time, each process with servers of its own: the tests mostly wait.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
@@ -54,7 +57,8 @@ bench-backlog: $(READY)  ## 100,000 pending runs: claims, ringing again, cancell
 $(READY): requirements.lock pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
 		test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); \
-		uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock; \
+		uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes \
+			-r requirements.lock; \
 		uv pip install --quiet --python $(BIN)/python --no-deps -e .; \
 	else \
 		$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV); \

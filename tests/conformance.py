@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import httpx
@@ -81,6 +81,17 @@ class _WatchedAsync(httpx.AsyncByteStream):
         await self.inner.aclose()
 
 
+class _Body:
+    """A schema, compiled when the first body comes: most of a document's never do."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self._schema = schema
+
+    @cached_property
+    def validator(self) -> jsonschema_rs.Validator:
+        return jsonschema_rs.Draft202012Validator(self._schema, validate_formats=True)
+
+
 @dataclass(frozen=True)
 class _Operation:
     """A method and a path, with what each status answers, by media type."""
@@ -88,7 +99,7 @@ class _Operation:
     name: str
     path: re.Pattern[str]
     #: None stands for an answer without a body.
-    answers: dict[int, dict[str, jsonschema_rs.Validator] | None]
+    answers: dict[int, dict[str, _Body] | None]
 
 
 class _Document:
@@ -110,13 +121,12 @@ class _Document:
         }
         return _Operation(f"{method} {path}", re.compile(pattern + "/?"), answers)
 
-    def _media(self, answer: dict[str, Any]) -> dict[str, jsonschema_rs.Validator] | None:
+    def _media(self, answer: dict[str, Any]) -> dict[str, _Body] | None:
         content = answer.get("content")
-        return content and {kind: self._validator(media) for kind, media in content.items()}
-
-    def _validator(self, media: dict[str, Any]) -> jsonschema_rs.Validator:
-        schema = {"components": self._components, **media["schema"]}
-        return jsonschema_rs.Draft202012Validator(schema, validate_formats=True)
+        return content and {
+            kind: _Body({"components": self._components, **media["schema"]})
+            for kind, media in content.items()
+        }
 
     def find(self, method: str, path: str) -> _Operation | None:
         for operation in self._operations:
@@ -158,7 +168,7 @@ def _head_checked(response: httpx.Response) -> Callable[[bytes], None] | None:
     assert kind in media, f"{name} is {kind!r}, not one of {list(media)}"
     if kind != "application/json":
         return None
-    return lambda body: _assert_valid(name, media[kind], body)
+    return lambda body: _assert_valid(name, media[kind].validator, body)
 
 
 def _assert_not_found(name: str, body: bytes) -> None:

@@ -22,7 +22,7 @@ from app.domain.output_schemas import check_output_schema
 from app.services import agent_runs
 from app.services.agent_run_events import events_of, replay, stream_new_agent_run
 from app.services.agent_runs import AgentRunRequest
-from app.services.runs import new_id
+from app.services.run_creates import new_id
 
 blueprint = AgentBlueprint("agent runs", __name__, description="Agent runs, as Exa has them")
 

@@ -14,7 +14,7 @@ from app.api.run_requests import run_request
 from app.api.run_responses import run_body
 from app.api.run_schemas import CreateBatchRun, Run
 from app.domain.errors import InvalidRequest
-from app.services.runs import create_runs
+from app.services.run_creates import create_runs
 
 blueprint = Blueprint("batch runs", __name__, description="Creating many runs at once")
 _MOST = 1_000

@@ -27,7 +27,7 @@ from app.services.protocol_commands import (
     body_of_start,
     tree_of,
 )
-from app.services.runs import create_run
+from app.services.run_creates import create_run
 
 Answer = dict[str, Any]
 SUBSCRIBE, UNSUBSCRIBE = "subscription.subscribe", "subscription.unsubscribe"

@@ -15,7 +15,7 @@ from app.api.parts import parts
 from app.api.request_context import request_id
 from app.domain.errors import BadRequest, InvalidRequest
 from app.domain.ids import parse_uuid
-from app.services.runs import RunRequest
+from app.services.run_creates import RunRequest
 from app.services.webhooks import refuse_bad_webhook
 
 _LONGEST_KEY = 255

@@ -32,7 +32,7 @@ from app.api.run_schemas import (
 from app.db import runs as run_rows
 from app.domain.errors import NotFound
 from app.domain.runs import Run as RunRow
-from app.services import runs
+from app.services import run_creates
 from app.services.run_stream import Follow, follow_new_run, follow_run, position_to_join
 
 blueprint = Blueprint("stateless runs", __name__, description="Runs without a thread")
@@ -56,7 +56,7 @@ def _location(run: RunRow | Follow) -> str:
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
 def create_stateless_run(body: dict[str, Any]) -> Response:
-    run = runs.create_run(parts(), run_request(body, None))
+    run = run_creates.create_run(parts(), run_request(body, None))
     return run_response(run, _location(run))
 
 

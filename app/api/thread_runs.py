@@ -41,7 +41,7 @@ from app.domain.errors import InvalidRequest, NotFound
 from app.domain.ids import parse_uuid
 from app.domain.runs import RUN_FIELDS, CancelAction, user_cancel_reason
 from app.domain.runs import Run as RunRow
-from app.services import runs
+from app.services import run_creates, runs
 from app.services.cancellation import cancel_runs, wait_until_ended
 from app.services.run_stream import Follow, follow_new_run, follow_run, position_to_join
 
@@ -54,7 +54,7 @@ NOTHING_MATCHES = (
 )
 
 
-def _asked(thread_id: str, body: dict[str, Any]) -> runs.RunRequest:
+def _asked(thread_id: str, body: dict[str, Any]) -> run_creates.RunRequest:
     return run_request(body, _thread_id_of_create(thread_id))
 
 
@@ -79,7 +79,7 @@ def _thread_id_of_create(text: str) -> UUID:
 @blueprint.alt_response(409, schema=Error, description="The thread is busy, and `reject`")
 @authorizes_itself
 def create_run(body: dict[str, Any], thread_id: str) -> Response:
-    run = runs.create_run(parts(), _asked(thread_id, body))
+    run = run_creates.create_run(parts(), _asked(thread_id, body))
     return run_response(run, run_path(run))
 
 

@@ -25,8 +25,8 @@ from app.domain.errors import NotFound
 from app.domain.runs import CancelAction, MultitaskStrategy, user_cancel_reason
 from app.services.cancellation import stop_runs
 from app.services.parts import Parts
+from app.services.run_creates import ASK_AGAIN, Accepted, RunRequest, accept_run, announce_accepted
 from app.services.run_outcomes import NotEnded, outcome_of
-from app.services.runs import ASK_AGAIN, Accepted, RunRequest, accept_run, announce_accepted
 from app.services.threads import delete_thread
 
 #: What of a request its graph gets, under the same names.

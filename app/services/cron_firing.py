@@ -15,7 +15,7 @@ from app.domain.crons import DueCron
 from app.domain.errors import BelayError
 from app.services.crons import time_after
 from app.services.parts import RunParts
-from app.services.runs import Accepted, RunRequest, accept_run, announce_accepted
+from app.services.run_creates import Accepted, RunRequest, accept_run, announce_accepted
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from app.domain.ids import parse_uuid
 from app.domain.schedules import check_schedule, check_timezone, next_time
 from app.services.known_assistants import resolve_assistant
 from app.services.parts import Parts
-from app.services.runs import new_id, refuse_unknown_nodes
+from app.services.run_creates import new_id, refuse_unknown_nodes
 
 #: Of a body, what is the cron's own; the rest is the body of the runs it creates.
 _OF_THE_CRON = ("timezone", "end_time", "enabled", "on_run_completed")

@@ -26,8 +26,8 @@ from app.domain.runs import CancelAction, Run, RunStatus, disconnect_reason
 from app.graphs.serde import to_json
 from app.services.cancellation import cancel_runs
 from app.services.parts import Parts
+from app.services.run_creates import RunRequest, create_run
 from app.services.run_outcomes import NotEnded, outcome_of
-from app.services.runs import RunRequest, create_run
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from app.graphs.serde import to_json
 from app.graphs.thread_saver import ThreadSaver
 from app.services.cancellation import stop_runs
 from app.services.parts import Parts
-from app.services.runs import new_id
+from app.services.run_creates import new_id
 from app.services.thread_pruning import keep_latest
 
 log = logging.getLogger(__name__)

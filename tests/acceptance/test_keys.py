@@ -197,8 +197,9 @@ def test_no_password_is_told_while_redis_is_away(database_url, tmp_path):
             for words in (web, worker)
         ]
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{environ['PORT']}", timeout=30) as client:
-            wait_until(lambda: _answers(client), 40, "the web process")
+        url = f"http://127.0.0.1:{environ['PORT']}"
+        wait_until(lambda: _answers(url), 40, "the web process")
+        with watched(httpx.Client(base_url=url, timeout=30)) as client:
             assert client.post("/runs", json=RUN).status_code == 200
         for words in ("are not counted", "counted by each process", "Cannot connect to redis"):
             wait_until(lambda words=words: words in log.read_text(), 40, words)
@@ -210,9 +211,9 @@ def test_no_password_is_told_while_redis_is_away(database_url, tmp_path):
     assert "canary" not in log.read_text()
 
 
-def _answers(client: httpx.Client) -> bool:
+def _answers(url: str) -> bool:
     try:
-        return client.get("/ok").status_code == 200
+        return httpx.get(f"{url}/ok").status_code == 200
     except httpx.TransportError:
         return False
 

@@ -26,7 +26,8 @@ from app.services.agent_runs import (
 )
 from app.services.cancellation import cancel_runs
 from app.services.parts import Parts
-from app.services.runs import RunRequest, delete_run, new_id
+from app.services.run_creates import RunRequest, new_id
+from app.services.runs import delete_run
 from app.services.threads import delete_thread
 
 

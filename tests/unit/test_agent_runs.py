@@ -24,7 +24,7 @@ from app.domain.agent_runs import (
 from app.domain.errors import Interrupted, Unavailable
 from app.graphs.project import read_project
 from app.services.agent_run_events import events_of, replay
-from app.services.runs import new_id
+from app.services.run_creates import new_id
 from app.settings import EXAMPLE_CONFIG
 from tests.acceptance.exa_schemas import RUN, check, check_answer
 from tests.bare_api import bare_client
