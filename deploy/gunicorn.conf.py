@@ -47,8 +47,16 @@ forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
 
 def post_fork(server, worker):
     """A worker dies with its master, also when that was killed."""
+    from app import quick_start  # noqa: F401, PLC0415  (what it loads now, it keeps)
+
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def post_worker_init(worker):
+    from app import quick_start  # noqa: PLC0415
+
+    quick_start.started()
 
 
 def worker_exit(server, worker):

@@ -22,7 +22,7 @@ from celery.app.amqp import AMQP
 from celery.platforms import SecurityWarning
 from kombu import Connection
 
-from app import logs
+from app import logs, quick_start
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
 from app.bus.event_log import EventLog
@@ -161,8 +161,7 @@ def _prepare_parent(sender: Any = None, **_: Any) -> None:
     app.slots = SlotTable(concurrency * 2 + _SPARE_SLOTS)
     if settings.preload_graphs:
         _load_graphs()
-    gc.collect()
-    gc.freeze()
+    quick_start.started()
 
 
 def _log_connections(concurrency: int) -> None:
