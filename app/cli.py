@@ -39,7 +39,12 @@ def main() -> None:
     type=click.Path(file_okay=False, path_type=Path),
     help="Where the embedded Postgres and Valkey keep their data.",
 )
-@click.option("--concurrency", type=click.IntRange(1, 1000), help="Runs at once. [default: 16]")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1000),
+    envvar="BELAY_CONCURRENCY",
+    help="Runs at once. [default: 16]",
+)
 def dev(config: Path | None, host: str, port: int, data_dir: Path, concurrency: int | None) -> None:
     """Run API, worker, Postgres and Valkey on this machine, until Ctrl-C."""
     from app.dev.embedded import EmbeddedUnavailable  # noqa: PLC0415

@@ -52,7 +52,12 @@ log = logging.getLogger(__name__)
 #: Slots beyond the pool's size: a dead child's is read before it is free again.
 _SPARE_SLOTS = 64
 #: What a worker's own threads need, besides one connection per child.
-_SUPERVISOR_CONNECTIONS = 4
+_OWN_CONNECTIONS = 4
+#: Some are kept for the superuser.
+_ALLOWED_CONNECTIONS = """
+SELECT current_setting('max_connections')::int
+     - current_setting('superuser_reserved_connections')::int
+"""
 _SCHEMA_WAIT_SECONDS = 60.0
 #: Exit code of a worker that has stopped consuming: to be started again.
 _STALLED = 75
@@ -158,31 +163,48 @@ def _prepare_parent(sender: Any = None, **_: Any) -> None:
     except SchemaNotReady as error:
         _refuse_to_start(error)
     concurrency = sender.concurrency or settings.concurrency
+    _check_connections(concurrency)
     app.slots = SlotTable(concurrency * 2 + _SPARE_SLOTS)
     if settings.preload_graphs:
         _load_graphs()
     quick_start.started()
 
 
-def _log_connections(concurrency: int) -> None:
-    """Connections are bounded; say so at the start, not when they run out."""
-    needed = concurrency + _SUPERVISOR_CONNECTIONS
-    limit = "an unknown number"
-    try:
-        with connect(app.settings.database_url, name="belay start") as conn:
-            limit = fetch_value(conn, "SHOW max_connections", {})
-    except OUTAGE as error:
-        log.warning("the server was not asked how many connections it allows: %s", error)
+def _check_connections(concurrency: int) -> None:
+    """Connections are bounded: say at the start how many there will be, not when they run out.
+
+    Refused is what can never work: the children would have them all, and none be left to renew a
+    lease or to hear of a cancel with.
+    """
+    needed = concurrency + _OWN_CONNECTIONS
+    limit = _allowed_connections()
     log.info(
         "this worker is %s; it uses up to %d connections to Postgres (%d children, %d of its own), "
         "each web process up to %d; the server allows %s",
         app.owner,
         needed,
         concurrency,
-        _SUPERVISOR_CONNECTIONS,
+        _OWN_CONNECTIONS,
         app.settings.web_pool_size,
-        limit,
+        "an unknown number" if limit is None else limit,
     )
+    if limit is not None and needed > limit and not app.settings.pgbouncer:
+        _refuse_to_start(
+            SettingsError(
+                f"{concurrency} runs at once need {needed} connections to Postgres, which allows "
+                f"{limit}: raise its max_connections, or lower BELAY_CONCURRENCY"
+            )
+        )
+
+
+def _allowed_connections() -> int | None:
+    """None when the server was not to be asked."""
+    try:
+        with connect(app.settings.database_url, name="belay start") as conn:
+            return int(fetch_value(conn, _ALLOWED_CONNECTIONS, {}))
+    except OUTAGE as error:
+        log.warning("the server was not asked how many connections it allows: %s", error)
+        return None
 
 
 @signals.worker_process_init.connect
@@ -216,9 +238,8 @@ class SupervisorStep(bootsteps.StartStopStep):
         self._metrics: WorkerMetrics | None = None
         self._deaths_read, self._deaths_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def start(self, worker: Any) -> None:
+    def start(self, worker: Any) -> None:  # noqa: ARG002  (Celery's signature)
         settings = app.settings
-        _log_connections(worker.concurrency)
         keys = Keys(settings.redis_prefix)
         client = connect_redis(settings)
         event_log = EventLog(

@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _READY_SECONDS = 60.0
 #: In development a run in flight is put back soon; it goes on at the next start.
 _DRAIN_SECONDS = "1"
+#: To Postgres, besides one for each run: of web and worker, and of whoever looks into it.
+_OTHER_CONNECTIONS = 200
 
 
 class PortBusy(Exception):
@@ -68,7 +70,8 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
         if not env.get("REDIS_URL"):
             env["REDIS_URL"] = _start_valkey(tree, data_dir)
         if not env.get("DATABASE_URL"):
-            postgres = EmbeddedPostgres(data_dir)
+            connections = _OTHER_CONNECTIONS + (options.concurrency or 0)
+            postgres = EmbeddedPostgres(data_dir, connections=connections)
             env["DATABASE_URL"] = _start_postgres(tree, postgres)
             say("belay", f"data in {postgres.data} and {data_dir}")
             if env.get("BELAY_AUTH") == "keys":

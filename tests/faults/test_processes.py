@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from langgraph_sdk import get_sync_client
 from app.dev.embedded import free_port
 from tests.conftest import Beats
 from tests.faults.conftest import long_case, signal_tree
-from tests.servers import LiveServer
+from tests.servers import PROJECT, LiveServer
 from tests.waiting import wait_until
 
 
@@ -218,6 +219,27 @@ def test_a_project_that_cannot_be_loaded_stops_the_start(scratch, tmp_path, docu
     assert cause in done.stdout + done.stderr
     assert "cannot start, see above" in done.stderr
     assert "Traceback" not in done.stdout
+
+
+def test_more_runs_at_once_than_postgres_has_connections_for_stop_the_start(database_url):
+    """The children would have them all, and nobody could renew a lease or hear of a cancel."""
+    environ = {
+        "DATABASE_URL": database_url,
+        "REDIS_URL": "redis://127.0.0.1:1",
+        "BELAY_CONFIG": str(PROJECT),
+        "BELAY_CONCURRENCY": "197",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "workers.celery_app", "worker"],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 3
+    needs = "197 runs at once need 201 connections to Postgres, which allows 197"
+    assert f"belay worker: {needs}: raise its max_connections" in done.stderr
 
 
 def test_a_busy_port_is_an_error_and_exit_2(scratch):
