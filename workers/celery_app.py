@@ -99,6 +99,8 @@ class Belay(Celery):
     graphs: GraphRegistry
     slots: SlotTable
     owner: str
+    #: None when Postgres was not to be asked.
+    allowed_connections: int | None = None
     child: Child | None = None
 
 
@@ -163,31 +165,18 @@ def _prepare_parent(sender: Any = None, **_: Any) -> None:
     except SchemaNotReady as error:
         _refuse_to_start(error)
     concurrency = sender.concurrency or settings.concurrency
-    _check_connections(concurrency)
+    _refuse_too_many_connections(concurrency)
     app.slots = SlotTable(concurrency * 2 + _SPARE_SLOTS)
     if settings.preload_graphs:
         _load_graphs()
     quick_start.started()
 
 
-def _check_connections(concurrency: int) -> None:
-    """Connections are bounded: say at the start how many there will be, not when they run out.
-
-    Refused is what can never work: the children would have them all, and none be left to renew a
-    lease or to hear of a cancel with.
-    """
+def _refuse_too_many_connections(concurrency: int) -> None:
+    """What can never work is refused: the children would have all connections, and none would be
+    left to renew a lease or to hear of a cancel with."""
     needed = concurrency + _OWN_CONNECTIONS
-    limit = _allowed_connections()
-    log.info(
-        "this worker is %s; it uses up to %d connections to Postgres (%d children, %d of its own), "
-        "each web process up to %d; the server allows %s",
-        app.owner,
-        needed,
-        concurrency,
-        _OWN_CONNECTIONS,
-        app.settings.web_pool_size,
-        "an unknown number" if limit is None else limit,
-    )
+    limit = app.allowed_connections = _allowed_connections()
     if limit is not None and needed > limit and not app.settings.pgbouncer:
         _refuse_to_start(
             SettingsError(
@@ -195,6 +184,21 @@ def _check_connections(concurrency: int) -> None:
                 f"{limit}: raise its max_connections, or lower BELAY_CONCURRENCY"
             )
         )
+
+
+def _log_connections(concurrency: int) -> None:
+    """Connections are bounded; say so at the start, not when they run out."""
+    limit = app.allowed_connections
+    log.info(
+        "this worker is %s; it uses up to %d connections to Postgres (%d children, %d of its own), "
+        "each web process up to %d; the server allows %s",
+        app.owner,
+        concurrency + _OWN_CONNECTIONS,
+        concurrency,
+        _OWN_CONNECTIONS,
+        app.settings.web_pool_size,
+        "an unknown number" if limit is None else limit,
+    )
 
 
 def _allowed_connections() -> int | None:
@@ -238,8 +242,9 @@ class SupervisorStep(bootsteps.StartStopStep):
         self._metrics: WorkerMetrics | None = None
         self._deaths_read, self._deaths_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
-    def start(self, worker: Any) -> None:  # noqa: ARG002  (Celery's signature)
+    def start(self, worker: Any) -> None:
         settings = app.settings
+        _log_connections(worker.concurrency)
         keys = Keys(settings.redis_prefix)
         client = connect_redis(settings)
         event_log = EventLog(

@@ -573,15 +573,15 @@ def test_a_callers_secret_stands_in_no_log_no_answer_and_no_row(guarded, ann):
             client.post("/runs/crons", json={**CRON, "webhook": "https://127.0.0.1/"}),
             client.post("/runs/crons", json=CRON),
             client.post("/threads", content=b"{"),
-            client.get("/nowhere"),
             client.post("/agent/runs", json={"query": "q"}),
-            client.get("/agent/nowhere"),
             client.get("/metrics"),
         ]
-    with as_user(guarded, f"banned/{canary}") as banned, as_user(guarded, f"broken/{canary}") as no:
-        answers += [banned.get("/threads/x"), no.get("/threads/x"), no.get("/agent/runs")]
+    for name in ("banned", "broken"):
+        header = {"Authorization": f"Bearer {name}/{canary}"}
+        for path in ("/threads/x", "/agent/runs"):
+            answers.append(httpx.get(guarded.url + path, headers=header, timeout=30))
     statuses = {answer.status_code for answer in answers}
-    assert {200, 400, 403, 404, 409, 422, 500} & statuses >= {200, 403, 404, 422, 500}
+    assert statuses >= {200, 401, 403, 422, 500}
     for answer in answers:
         assert canary not in answer.text
         assert all(canary not in value for value in answer.headers.values())
