@@ -98,7 +98,10 @@ class OpenRequests:
         return partial(self._leave, caller, place)
 
     def close(self) -> None:
+        """Stop renewing; what is still open lapses."""
         self._closed.set()
+        if self._renewing is not None:
+            self._renewing.join(5.0)
 
     def _too_many(self) -> TooMany:
         return TooMany(f"You have {self._most} requests open already")

@@ -275,12 +275,26 @@ def test_a_client_that_left_is_released(feed):
 # --- open requests -----------------------------------------------------------------------------
 
 
+@pytest.fixture
+def new_process(connect, keys):
+    """Makes what a web process has to count with."""
+    made = []
+
+    def make(most=2, place_seconds=0.6):
+        made.append(OpenRequests(connect(5), keys, most, place_seconds=place_seconds))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.close()
+
+
 def places(connect, keys, caller="ann"):
     return connect(5).zcard(keys.open_requests(caller))
 
 
-def test_open_requests_are_counted_over_all_processes(connect, keys):
-    one, two = OpenRequests(connect(5), keys, 2), OpenRequests(connect(5), keys, 2)
+def test_open_requests_are_counted_over_all_processes(connect, keys, new_process):
+    one, two = new_process(place_seconds=30), new_process(place_seconds=30)
     leave = one.enter("ann")
     two.enter("ann")
     for process in (one, two):
@@ -292,15 +306,13 @@ def test_open_requests_are_counted_over_all_processes(connect, keys):
     assert places(connect, keys) == 2
 
 
-def test_the_places_of_a_process_that_died_lapse_and_those_of_another_do_not(connect, keys):
-    living = OpenRequests(connect(5), keys, 2, place_seconds=0.6)
+def test_the_places_of_a_process_that_died_lapse_and_those_of_another_do_not(new_process):
+    living, dead = new_process(), new_process()
     living.enter("ann")
-    dead = OpenRequests(connect(5), keys, 2, place_seconds=0.6)
     dead.enter("ann")
     dead.close()
     wait_until(lambda: _enters(living), 10, "a place to be free")
     assert not _enters(living)
-    living.close()
 
 
 def _enters(process):
@@ -311,15 +323,14 @@ def _enters(process):
     return True
 
 
-def test_a_flushed_redis_is_filled_again(connect, keys):
-    process = OpenRequests(connect(5), keys, 2, place_seconds=0.6)
+def test_a_flushed_redis_is_filled_again(connect, keys, new_process):
+    process = new_process()
     leave = process.enter("ann")
     process.enter("ann")
     connect(5).delete(keys.open_requests("ann"))
     wait_until(lambda: places(connect, keys) == 2, 10, "both places")
     leave()
     assert places(connect, keys) == 1
-    process.close()
 
 
 def test_without_redis_each_process_counts_for_itself_until_it_is_back(keys, caplog):
