@@ -9,8 +9,8 @@ READY := $(VENV)/.ready
 # The tests start many servers: what all of them import is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Two test files at a time, each process with servers of its own: the tests mostly wait.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+# Three test files at a time, each process with servers of its own: half of the time a test waits.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 .PHONY: demo run test test-full test-js faults audit lint bench bench-cancel bench-backlog lock clean
 

@@ -131,7 +131,7 @@ def test_every_reader_is_told_the_same_numbers_and_since_goes_on_behind_one(http
     assert max(numbers) < 2**53
     again = told(http, thread_id, ends=2)
     assert [(e["seq"], e["event_id"]) for e in again] == [(e["seq"], e["event_id"]) for e in events]
-    rest = told(http, thread_id, since=numbers[3])
+    rest = told(http, thread_id, ends=2, since=numbers[3])
     assert [event["seq"] for event in rest] == numbers[4:]
     fewer = told(http, thread_id, ["values"], ends=2)
     assert {event["seq"] for event in fewer} < set(numbers)
