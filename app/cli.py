@@ -124,8 +124,8 @@ def list_keys() -> None:
     from app.db.api_keys import list_api_keys  # noqa: PLC0415
 
     now = datetime.now(UTC)
-    click.echo(f"{'PREFIX':14}{'NAME':22}{'TEAM':14}{'SCOPE':12}{'STATE':10}{'LAST USED'}")
     with _database() as conn:
+        click.echo(f"{'PREFIX':14}{'NAME':22}{'TEAM':14}{'SCOPE':12}{'STATE':10}{'LAST USED'}")
         for key in list_api_keys(conn):
             state = "good"
             if key.revoked_at is not None:

@@ -93,7 +93,7 @@ class OpenRequests:
             self._held[caller].add(place)
             self._start_renewing()
         if not self._may_take(caller, place):
-            self._let_go(caller, place)
+            self._leave(caller, place)  # a renewal may have put it in meanwhile
             raise self._too_many()
         return partial(self._leave, caller, place)
 
