@@ -10,6 +10,7 @@ import logging
 import ssl
 import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -73,19 +74,25 @@ class Doorbell:
     """Rings for runs. A ring that fails is logged and left to the sweeper: the run's row is in, and
     nothing that the broker or its library does may change the answer to a create."""
 
-    def __init__(self, celery: Celery) -> None:
+    def __init__(
+        self, celery: Celery, *, turn: AbstractContextManager[object] | None = None
+    ) -> None:
+        """`turn` is held whenever the broker's library is at work."""
         self._celery = celery
+        self._turn = nullcontext() if turn is None else turn
         self._paused_until = 0.0
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, settings: Settings) -> Doorbell:
+    def of(
+        cls, settings: Settings, *, turn: AbstractContextManager[object] | None = None
+    ) -> Doorbell:
         """A doorbell with a Celery app of its own, which never waits long for the broker."""
         celery = Celery("belay", set_as_current=False)
         celery.conf.update(celery_config(settings))
         if "broker_transport_options" in celery.conf:
             celery.conf.broker_transport_options["socket_timeout"] = _SEND_SECONDS
-        return cls(celery)
+        return cls(celery, turn=turn)
 
     def ring(self, run_id: UUID, queue: str) -> bool:
         """Send the message. False when the broker could not be reached."""
@@ -99,7 +106,9 @@ class Doorbell:
         if time.monotonic() < self._paused_until:
             return False
         try:
-            self._celery.send_task(task, queue=queue, retry=False, ignore_result=True, **options)
+            with self._turn:
+                send = self._celery.send_task
+                send(task, queue=queue, retry=False, ignore_result=True, **options)
         except Exception as error:  # noqa: BLE001  (each broker's library has errors of its own)
             log.warning("%s not sent, the broker is away: %s", what, error)
             self._pause()
@@ -111,7 +120,7 @@ class Doorbell:
         if time.monotonic() < self._paused_until:
             return 0
         try:
-            with self._celery.connection_for_write() as connection:
+            with self._turn, self._celery.connection_for_write() as connection:
                 # Declared as Celery declares it, not passively: with a key prefix kombu then looks
                 # for the queue under the wrong name, and finds none.
                 channel = connection.default_channel

@@ -37,6 +37,7 @@ from app.services.known_assistants import KnownAssistants
 from app.services.parts import RunParts
 from app.settings import Settings, SettingsError
 from workers.child import Child
+from workers.fork_lock import never_while_forking
 from workers.liveness import Liveness
 from workers.slots import SlotTable
 from workers.supervisor import Supervisor
@@ -253,7 +254,7 @@ class SupervisorStep(bootsteps.StartStopStep):
             ttl_seconds=settings.event_log_ttl_seconds,
             max_events=settings.event_log_max_events,
         )
-        doorbell = Doorbell.of(settings)
+        doorbell = Doorbell.of(settings, turn=never_while_forking())
         parts = RunParts(
             settings=settings,
             graphs=app.graphs,

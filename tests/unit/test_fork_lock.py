@@ -1,0 +1,63 @@
+"""A fork waits until no thread is at work with the broker's library."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import uuid
+
+from app.dispatch import Doorbell
+
+#: In a process of its own: what is registered for forks stays registered.
+FORKS = """
+import os, threading, time
+from workers.fork_lock import never_while_forking
+
+lock = never_while_forking()
+entered, left = threading.Event(), []
+
+def work():
+    with lock:
+        entered.set()
+        time.sleep(0.2)
+        left.append(True)
+
+threading.Thread(target=work).start()
+entered.wait()
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if left and lock.acquire(timeout=5) else 1)
+assert os.waitpid(pid, 0)[1] == 0
+assert lock.acquire(timeout=5)
+"""
+
+
+def test_a_fork_waits_for_its_turn_and_the_child_finds_the_lock_free():
+    subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=60, env={**os.environ})
+
+
+class Celery:
+    """Notes whether the lock was held when it was used."""
+
+    def __init__(self, lock):
+        self._lock = lock
+        self.held = []
+
+    def send_task(self, *_args, **_options):
+        self.held.append(self._lock.locked())
+
+    def connection_for_write(self):
+        self.held.append(self._lock.locked())
+        raise OSError("no broker here")
+
+
+def test_a_doorbell_is_at_work_only_in_its_turn():
+    lock = threading.Lock()
+    celery = Celery(lock)
+    doorbell = Doorbell(celery, turn=lock)
+    assert doorbell.ring(uuid.uuid4(), "runs")
+    assert doorbell.waiting("runs") == 0
+    assert celery.held == [True, True]
+    assert not lock.locked()
