@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import inspect
 import re
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from app.db import (
-    agent_runs,
-    api_keys,
-    assistants,
-    crons,
-    queues,
-    run_cancels,
-    run_claims,
-    runs,
-    store,
-    threads,
-    webhooks,
-)
+from app.db import migrate
 from app.db.migrate import migrations
 
-MODULES = [
-    agent_runs,
-    api_keys,
-    assistants,
-    crons,
-    queues,
-    run_cancels,
-    run_claims,
-    runs,
-    store,
-    threads,
-    webhooks,
-]
+SQL_FILES = sorted(Path(migrate.__file__).parent.glob("sql/*.sql"))
+MODULES = [import_module(f"app.db.{file.stem}") for file in SQL_FILES]
 
 
 @pytest.mark.parametrize("module", MODULES)
