@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 DEFAULT_QUEUE = "runs"
 AUTH_WORDS = ("keys", "none")
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
+_MIB = 1024 * 1024
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 EXAMPLE_CONFIG = Path(__file__).resolve().parent.parent / "deploy" / "example" / "langgraph.json"
@@ -43,6 +44,8 @@ class Settings:
     concurrency: int
     #: By how much less CPU time children ask than what watches and serves them (0 to 19).
     child_nice: int
+    #: Let processes that a run has started go on when it has ended.
+    keep_subprocesses: bool
     #: Import the graphs before forking the children (off for graphs that cannot be forked).
     preload_graphs: bool
     #: How long a claim stands without being renewed.
@@ -69,6 +72,8 @@ class Settings:
     event_log_ttl_seconds: int
     #: Most events kept of one run.
     event_log_max_events: int
+    #: Most bytes of events kept of one attempt of a run.
+    event_log_max_bytes: int
     #: Connections to Postgres in one web process.
     web_pool_size: int
     #: True behind PgBouncer in transaction mode: no prepared statements.
@@ -77,6 +82,14 @@ class Settings:
     redact_errors: bool
     #: Largest request body, in bytes.
     max_body_bytes: int
+    #: Most values (and keys) in one request body.
+    max_body_values: int
+    #: Largest run, in bytes of JSON: its kwargs (with config and context) and its metadata.
+    max_run_bytes: int
+    #: Largest metadata, config or context of an assistant, thread or cron, in bytes of JSON.
+    max_metadata_bytes: int
+    #: Largest values of a run's end, in bytes of JSON; larger ones are in its checkpoint only.
+    max_outcome_bytes: int
     #: Prefix of every Redis key and channel.
     redis_prefix: str
     #: Verify the certificate of a `rediss://` server.
@@ -100,6 +113,10 @@ class Settings:
     cancel_rate_limit: str | None
     #: Pending runs that one caller may have; 0: as many as they like.
     max_pending_runs: int
+    #: Crons that one caller may have; 0: as many as they like.
+    max_crons: int
+    #: The shortest time between two runs of a cron, in seconds.
+    cron_shortest_seconds: int
     #: Requests (streams and waits among them) that one caller may have open in one web process; 0:
     #: as many as they like.
     max_open_requests: int
@@ -113,6 +130,10 @@ class Settings:
     heartbeat_seconds: float
     #: Origins of web pages that may call the API; `*` is all of them.
     cors_origins: tuple[str, ...]
+    #: Pages of public networks may call a server on a private one (for `belay dev`).
+    cors_private_network: bool
+    #: Names, besides those of loopback, that a server without authentication answers to.
+    hosts: tuple[str, ...]
     #: "text" or "json".
     log_format: str
     #: Of Belay's own records; None when nobody has set it.
@@ -137,6 +158,7 @@ class Settings:
             config_path=config_path(environ),
             concurrency=read.integer("BELAY_CONCURRENCY", 16, minimum=1),
             child_nice=read.integer("BELAY_CHILD_NICE", 10, minimum=0),
+            keep_subprocesses=read.boolean("BELAY_KEEP_SUBPROCESSES", False),
             preload_graphs=read.boolean("BELAY_PRELOAD", True),
             lease_seconds=read.number("BELAY_LEASE_SECONDS", 10.0, minimum=1.0),
             lease_renewal_seconds=read.number("BELAY_LEASE_RENEWAL_SECONDS", 2.0, minimum=0.1),
@@ -150,10 +172,17 @@ class Settings:
             liveness_seconds=read.number("BELAY_LIVENESS_SECONDS", 10.0, minimum=0.0),
             event_log_ttl_seconds=read.integer("BELAY_EVENT_LOG_TTL_SECONDS", 3600, minimum=1),
             event_log_max_events=read.integer("BELAY_EVENT_LOG_MAX_EVENTS", 100_000, minimum=100),
+            event_log_max_bytes=read.integer(
+                "BELAY_EVENT_LOG_MAX_BYTES", 64 * _MIB, minimum=1024 * 1024
+            ),
             web_pool_size=read.integer("BELAY_WEB_POOL_SIZE", 10, minimum=2),
             pgbouncer=read.boolean("BELAY_PGBOUNCER", False),
             redact_errors=read.boolean("BELAY_REDACT_ERRORS", False),
-            max_body_bytes=read.integer("BELAY_MAX_BODY_BYTES", 25 * 1024 * 1024, minimum=1024),
+            max_body_bytes=read.integer("BELAY_MAX_BODY_BYTES", 8 * _MIB, minimum=1024),
+            max_body_values=read.integer("BELAY_MAX_BODY_VALUES", 200_000, minimum=1000),
+            max_run_bytes=read.integer("BELAY_MAX_RUN_BYTES", 16 * _MIB, minimum=1024),
+            max_metadata_bytes=read.integer("BELAY_MAX_METADATA_BYTES", 2 * _MIB, minimum=1024),
+            max_outcome_bytes=read.integer("BELAY_MAX_OUTCOME_BYTES", 16 * _MIB, minimum=1024),
             redis_prefix=read.text("BELAY_REDIS_PREFIX", "belay:"),
             redis_verify_tls=redis_verify_tls,
             webhook_secret=_secret(read.text("BELAY_WEBHOOK_SECRET", "")),
@@ -165,12 +194,16 @@ class Settings:
             rate_limit=read.rate("BELAY_RATE_LIMIT"),
             cancel_rate_limit=read.rate("BELAY_CANCEL_RATE_LIMIT"),
             max_pending_runs=read.integer("BELAY_MAX_PENDING_RUNS", 0, minimum=0),
+            max_crons=read.integer("BELAY_MAX_CRONS", 1000, minimum=0),
+            cron_shortest_seconds=read.integer("BELAY_CRON_SHORTEST_SECONDS", 10, minimum=1),
             max_open_requests=read.integer("BELAY_MAX_OPEN_REQUESTS", 0, minimum=0),
             body_seconds=read.number("BELAY_BODY_SECONDS", 60.0, minimum=1.0),
             agent_runs_per_team=read.integer("BELAY_AGENT_RUNS_PER_TEAM", 50, minimum=1),
             exa_beta_required=read.boolean("BELAY_EXA_BETA_REQUIRED", True),
             heartbeat_seconds=read.number("BELAY_HEARTBEAT_SECONDS", 5.0, minimum=0.1),
             cors_origins=read.words("BELAY_CORS_ORIGINS", "*"),
+            cors_private_network=read.boolean("BELAY_CORS_PRIVATE_NETWORK", False),
+            hosts=tuple(name.lower() for name in read.words("BELAY_HOSTS", "")),
             log_format=read.one_of("BELAY_LOG_FORMAT", LOG_FORMATS) or "text",
             log_level=read.one_of("BELAY_LOG_LEVEL", LOG_LEVELS),
             access_log=read.boolean("BELAY_ACCESS_LOG", False),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import signal
 import socket
 import sys
 import uuid
@@ -16,6 +17,7 @@ import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import psycopg
 from billiard.util import get_logger as billiard_logger
 from celery import Celery, bootsteps, signals
 from celery.app.amqp import AMQP
@@ -26,8 +28,9 @@ from app import logs, quick_start
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
 from app.bus.event_log import EventLog
-from app.db.connection import OUTAGE, connect, fetch_value
+from app.db.connection import connect, fetch_value
 from app.db.migrate import SchemaNotReady, wait_for_schema
+from app.db.outages import is_outage
 from app.dispatch import PING_TASK, Doorbell, celery_config
 from app.graphs.project import read_project
 from app.graphs.project_files import ProjectError
@@ -36,9 +39,13 @@ from app.services.cancellation import announcer
 from app.services.known_assistants import KnownAssistants
 from app.services.parts import RunParts
 from app.settings import Settings, SettingsError
+from workers import processes
 from workers.child import Child
+from workers.child_signals import ChildSignals
 from workers.fork_lock import never_while_forking
+from workers.guardian import Guardian
 from workers.liveness import Liveness
+from workers.orphans import Orphans
 from workers.slots import SlotTable
 from workers.supervisor import Supervisor
 from workers.sweeper import Sweeper
@@ -60,6 +67,8 @@ SELECT current_setting('max_connections')::int
      - current_setting('superuser_reserved_connections')::int
 """
 _SCHEMA_WAIT_SECONDS = 60.0
+#: How often the main loop looks whether the guardian is alive.
+_GUARD_SECONDS = 1.0
 #: Exit code of a worker that has stopped consuming: to be started again.
 _STALLED = 75
 
@@ -100,6 +109,8 @@ class Belay(Celery):
     graphs: GraphRegistry
     slots: SlotTable
     owner: str
+    guardian: Guardian
+    orphans: Orphans
     #: None when Postgres was not to be asked.
     allowed_connections: int | None = None
     child: Child | None = None
@@ -120,6 +131,7 @@ def _make_app() -> Belay:
     made = Belay("belay", include=["workers.tasks"])
     made.conf.update(celery_config(settings))
     made.conf.worker_concurrency = settings.concurrency
+    made.conf.worker_pool = "workers.pool:ChildTaskPool"
     made.settings = settings
     made.graphs = GraphRegistry(project)
     made.owner = f"{socket.gethostname()}/{uuid.uuid4().hex[:8]}"
@@ -168,9 +180,21 @@ def _prepare_parent(sender: Any = None, **_: Any) -> None:
     concurrency = sender.concurrency or settings.concurrency
     _refuse_too_many_connections(concurrency)
     app.slots = SlotTable(concurrency * 2 + _SPARE_SLOTS)
+    # Whatever a node starts is found, whoever dies first: the node's child, or this process.
+    ChildSignals()
+    processes.become_reaper()
+    app.guardian = Guardian(app.slots)
+    app.guardian.ensure()  # while this process is small
     if settings.preload_graphs:
         _load_graphs()
+    app.orphans = Orphans(app.slots.pids)
     quick_start.started()
+
+
+def _keep_guarded() -> None:
+    """On the main thread, which forks the pool, too."""
+    if app.guardian.ensure() and app.guardian.pid is not None:
+        app.orphans.keep(app.guardian.pid)
 
 
 def _refuse_too_many_connections(concurrency: int) -> None:
@@ -207,7 +231,9 @@ def _allowed_connections() -> int | None:
     try:
         with connect(app.settings.database_url, name="belay start") as conn:
             return int(fetch_value(conn, _ALLOWED_CONNECTIONS, {}))
-    except OUTAGE as error:
+    except psycopg.Error as error:
+        if not is_outage(error):
+            raise
         log.warning("the server was not asked how many connections it allows: %s", error)
         return None
 
@@ -244,6 +270,8 @@ class SupervisorStep(bootsteps.StartStopStep):
         self._deaths_read, self._deaths_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def start(self, worker: Any) -> None:
+        # Ctrl-C is a platform's SIGTERM, exit code and all: Celery's own would be a failure.
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
         settings = app.settings
         _log_connections(worker.concurrency)
         keys = Keys(settings.redis_prefix)
@@ -253,6 +281,7 @@ class SupervisorStep(bootsteps.StartStopStep):
             keys,
             ttl_seconds=settings.event_log_ttl_seconds,
             max_events=settings.event_log_max_events,
+            max_bytes=settings.event_log_max_bytes,
         )
         doorbell = Doorbell.of(settings, turn=never_while_forking())
         parts = RunParts(
@@ -265,7 +294,12 @@ class SupervisorStep(bootsteps.StartStopStep):
             count_unstarted=app.slots.tally.ended_unstarted,
         )
         self._supervisor = Supervisor(
-            settings, app.slots, app.owner, announcer(parts), self._tell_pool_of_death
+            settings,
+            app.slots,
+            app.owner,
+            announcer(parts),
+            orphans=app.orphans,
+            on_death=self._tell_pool_of_death,
         )
         self._supervisor.start()
         self._sweeper = Sweeper(parts, app.owner, app.slots.tally)
@@ -319,6 +353,7 @@ class SupervisorStep(bootsteps.StartStopStep):
             worker.pool.maintain_pool()
 
         hub.add_reader(self._deaths_read, replace_the_dead)
+        hub.call_repeatedly(_GUARD_SECONDS, _keep_guarded)
         # A child that died while the first connection to the broker was being made would make
         # Celery believe that the pool cannot start at all.
         worker.pool.maintain_pool()
@@ -334,6 +369,7 @@ class SupervisorStep(bootsteps.StartStopStep):
             # The drain ends the children by a signal, which is no news then.
             billiard_logger().setLevel(logging.CRITICAL)
             self._supervisor.drain()
+            app.guardian.stop()
         if self._metrics is not None:
             self._metrics.stop()
 

@@ -29,7 +29,12 @@ from app.services.run_attempts import Announcer
 from app.settings import Settings
 from workers.event_writer import EventWriter
 from workers.main_thread_executor import MainThreadExecutor
-from workers.processes import become_group_and_reaper, descendants
+from workers.processes import (
+    become_group_and_reaper,
+    descendants,
+    end_children,
+    stop_when_parent_dies,
+)
 from workers.slots import Slot, SlotTable, StopReason
 
 log = logging.getLogger(__name__)
@@ -50,13 +55,17 @@ class Child:
         owner: str,
         doorbell: Doorbell,
     ) -> None:
-        become_group_and_reaper()
-        # What watches runs and stops them must get the CPU when the runs would take all of it.
-        os.nice(settings.child_nice)
         self.settings = settings
-        self.graphs = graphs
+        # Before it is a group of its own, by which the parent tells orphans from children.
         self.slots = slots
         self.slot: Slot = slots.take()
+        become_group_and_reaper()
+        stop_when_parent_dies()
+        self._canary, _ = os.pipe2(os.O_CLOEXEC)
+        self.slot.keeps_open(self._canary)
+        # What watches runs and stops them must get the CPU when the runs would take all of it.
+        os.nice(settings.child_nice)
+        self.graphs = graphs
         self.owner = f"{owner}/{os.getpid()}"
         self.database = PatientConnection(
             lambda: connect(settings.database_url, pgbouncer=settings.pgbouncer, name="belay child")
@@ -68,6 +77,7 @@ class Child:
             keys,
             ttl_seconds=settings.event_log_ttl_seconds,
             max_events=settings.event_log_max_events,
+            max_bytes=settings.event_log_max_bytes,
         )
         self.announcer = Announcer(self.event_log, CancelFlags(client, keys), doorbell)
         self.events = EventWriter(self.event_log)
@@ -98,7 +108,8 @@ class Child:
 
         Returns its result or raises its exception. When it was asked to stop, returns only when
         nothing of it is left: no node on the main thread, no pool thread, no subprocess. If that
-        never comes, the supervisor kills this process.
+        never comes, the supervisor kills this process. Processes that a run leaves are killed,
+        unless the settings keep them.
         """
         self._claim, self._asked, self._task = claim, StopReason.NONE, None
         try:
@@ -109,6 +120,8 @@ class Child:
                 self._wait_for_leftovers()
         finally:
             self._claim = None
+            if not self.settings.keep_subprocesses:
+                end_children()
         return future.result()
 
     def finish(self, work: Coroutine[Any, Any, Any]) -> Any:

@@ -11,16 +11,19 @@ from __future__ import annotations
 import logging
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from app.domain.runs import Claim
 from workers import processes
 from workers.child import ASK_SIGNAL
+from workers.orphans import Orphans
 from workers.slots import Phase, Reading, SlotTable, StopReason
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,8 @@ log = logging.getLogger(__name__)
 #: How much longer than the grace a child that has stopped its graph may take to write the end.
 _FINISHING_SECONDS = 5.0
 _TICK_SECONDS = 0.02
+#: How often a busy child is looked at for whether it can still reach anything.
+_CANARY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +107,15 @@ class Ladder:
         requests: StopRequests,
         *,
         grace_seconds: float,
+        orphans: Orphans,
         on_death: Callable[[Death], None],
         on_free: Callable[[], None],
     ) -> None:
         self._slots = slots
         self._requests = requests
         self._grace_seconds = grace_seconds
+        self._orphans = orphans
+        self._look_at_canaries_at = 0.0
         self._on_death = on_death
         self._on_free = on_free
 
@@ -127,6 +135,9 @@ class Ladder:
 
     def _climb_once(self, watched: dict[int, _Watched], poller: select.poll) -> None:
         readings = {reading.index: reading for reading in self._slots.read_all()}
+        looks = time.monotonic() >= self._look_at_canaries_at
+        if looks:
+            self._look_at_canaries_at = time.monotonic() + _CANARY_SECONDS
         for index, reading in readings.items():
             child = watched.get(index)
             if child is None or child.pid != reading.pid:
@@ -136,6 +147,8 @@ class Ladder:
             if _is_dead(child):
                 self._bury(watched, poller, index)
             elif reading.is_busy:
+                if looks and _has_lost_its_canary(reading):
+                    self._kill(child, reading, "has closed the descriptors of its process")
                 self._climb_for(child, reading)
             elif child.asked is not None:
                 child.asked = None
@@ -164,18 +177,19 @@ class Ladder:
             return
         late = _FINISHING_SECONDS if reading.phase is Phase.FINISHING else 0.0
         if now >= child.kill_at + late:
-            self._kill(child, reading)
+            why = f"did not stop when asked ({child.reason.name.lower()})"
+            self._kill(child, reading, why)
 
-    def _kill(self, child: _Watched, reading: Reading) -> None:
+    def _kill(self, child: _Watched, reading: Reading, why: str) -> None:
         """Kill the child, unless it has moved on to another run since we read its slot."""
         if not processes.stop(child.pid):
             return
         again = self._slots.read(reading.index)
         if again.pid == child.pid and again.is_busy and again.claim == reading.claim:
             log.warning(
-                "run %s did not stop when asked (%s), killing its child %d",
+                "run %s %s, killing its child %d",
                 reading.run_id,
-                child.reason.name.lower(),
+                why,
                 child.pid,
                 extra=about(reading),
             )
@@ -190,6 +204,8 @@ class Ladder:
         if child.pidfd is not None:
             poller.unregister(child.pidfd)
             os.close(child.pidfd)
+        # Before anybody hears of it: what its node started must not work on beside what comes next.
+        self._orphans.kill(child.pid)
         reason = child.reason if child.asked == reading.claim else StopReason.NONE
         if reading.phase is not Phase.IDLE:
             self._slots.tally.child_died("died" if reason is StopReason.NONE else "killed")
@@ -205,6 +221,21 @@ def about(reading: Reading) -> dict[str, Any]:
         "thread_id": str(reading.thread_id),
         "attempt": reading.attempt,
     }
+
+
+def _has_lost_its_canary(reading: Reading) -> bool:
+    """A node that closes every descriptor takes the child's connections with it: nobody would ever
+    hear of its end."""
+    if reading.canary < 0 or sys.platform != "linux":
+        return False
+    try:
+        found = Path(f"/proc/{reading.pid}/fd/{reading.canary}").stat().st_ino
+    except FileNotFoundError:
+        # The child itself may be what is not there any more.
+        return Path(f"/proc/{reading.pid}/fd").exists()
+    except OSError:
+        return False
+    return found != reading.canary_inode
 
 
 def _is_dead(child: _Watched) -> bool:

@@ -11,9 +11,18 @@ from contextlib import suppress
 
 import psutil
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+SIGKILL = signal.SIGKILL
 #: How long to wait for a SIGSTOP to have taken effect.
 _STOP_SECONDS = 0.1
+_END_SECONDS = 2.0
+
+
+def become_reaper() -> None:
+    """Orphans of what this process starts stay below it, and can be found."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def become_group_and_reaper() -> None:
@@ -23,8 +32,31 @@ def become_group_and_reaper() -> None:
     """
     with suppress(PermissionError):  # already a group leader
         os.setpgid(0, 0)
+    become_reaper()
+
+
+def stop_when_parent_dies() -> None:
+    """Rather than be killed, as Celery has it: what this process has started is then still below
+    it, where the guardian finds it."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGSTOP)
+
+
+def has_children() -> bool:
+    """Whether this process has any, dead ones included; costs no look at other processes."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def children(pid: int) -> list[psutil.Process]:
+    """The processes right below one, now."""
+    try:
+        return psutil.Process(pid).children()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -33,6 +65,18 @@ def descendants(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def end_children() -> None:
+    """Kill every process below this one, orphans too, and take the status of those that nobody
+    else waits for."""
+    while has_children():
+        below = descendants(os.getpid())
+        for process in below:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if not below or psutil.wait_procs(below, timeout=_END_SECONDS)[1]:
+            return
 
 
 def stop(pid: int) -> bool:

@@ -53,6 +53,8 @@ class _Record(ctypes.Structure):
         ("ask_reason", ctypes.c_int64),
         ("ask_claim_no", ctypes.c_int64),
         ("ask_run_id", ctypes.c_uint64 * 2),
+        ("canary", ctypes.c_int64),
+        ("canary_inode", ctypes.c_uint64),
     ]
 
 
@@ -80,6 +82,9 @@ class Reading:
     deadline: float
     claimed_at: float
     attempt: int
+    #: A descriptor of the child's that it keeps open, and what it is of; see `Ladder`.
+    canary: int = -1
+    canary_inode: int = 0
 
     @property
     def claim(self) -> Claim:
@@ -96,6 +101,11 @@ class Slot:
     def __init__(self, record: _Record, tally: Tally) -> None:
         self._record = record
         self.tally = tally
+
+    def keeps_open(self, descriptor: int) -> None:
+        """A child that has lost it has lost its connections, too."""
+        self._record.canary_inode = os.fstat(descriptor).st_ino
+        self._record.canary = descriptor
 
     def claiming(self, run_id: UUID) -> None:
         _write_id(self._record.run_id, run_id)
@@ -190,7 +200,16 @@ class SlotTable:
             deadline=record.deadline,
             claimed_at=record.claimed_at,
             attempt=record.attempt,
+            canary=record.canary,
+            canary_inode=record.canary_inode,
         )
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def pids(self) -> list[int]:
+        """Of the children that have a slot."""
+        return [record.pid for record in self._records if record.pid != 0]
 
     def read_all(self) -> list[Reading]:
         """Every slot that a child has taken."""

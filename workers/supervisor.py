@@ -19,16 +19,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+import psycopg
+
 from app.bus.cancel_flag import CancelFlags, CancelNudges
 from app.bus.client import Keys, RedisError, connect_redis
 from app.db import run_claims as claim_rows
-from app.db.connection import OUTAGE, Connection, connect
+from app.db.connection import Connection, connect
+from app.db.outages import is_worth_waiting
 from app.domain.runs import Claim
 from app.services.run_attempts import Announcer
 from app.settings import Settings
 from workers import processes
 from workers.dead_runs import DeadRuns
 from workers.ladder import Ladder, StopRequests, about
+from workers.orphans import Orphans
 from workers.slots import Phase, Reading, SlotTable, StopReason
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,8 @@ class Supervisor:
         slots: SlotTable,
         owner: str,
         announcer: Announcer,
+        *,
+        orphans: Orphans,
         on_death: Callable[[], None],
     ) -> None:
         self._settings = settings
@@ -55,12 +61,15 @@ class Supervisor:
         self._stopping = threading.Event()
         self._hints: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()
         self._flags_lost = False
+        #: Claims that did not stand at the last renewal, with their end being written.
+        self._ending: set[Claim] = set()
         self._requests = StopRequests()
         self._dead = DeadRuns(settings, slots, owner, announcer)
         ladder = Ladder(
             slots,
             self._requests,
             grace_seconds=settings.cancel_grace_ms / 1000,
+            orphans=orphans,
             on_death=self._dead.add,
             on_free=on_death,
         )
@@ -181,7 +190,9 @@ class Supervisor:
                     with suppress(queue.Empty):
                         left = max(0.0, renew_at - time.monotonic())
                         self._look_at(conn, self._hints.get(timeout=left))
-        except OUTAGE as error:
+        except psycopg.Error as error:
+            if not is_worth_waiting(error):
+                raise
             # A lease that is still ours may be renewed late; nobody judges right after an outage.
             log.warning("leases cannot be renewed now: %s", error)
             self._stopping.wait(_RETRY_SECONDS)
@@ -195,9 +206,17 @@ class Supervisor:
         for state in states:
             if state.cancel_action is not None:
                 self._stop_later(Claim(state.run_id, state.claim_no), StopReason.CANCEL)
-        for claim in claims:
-            if claim not in standing:
-                self._stop_later(claim, StopReason.LEASE_LOST)
+        for claim in self._lost(set(claims) - standing):
+            self._stop_later(claim, StopReason.LEASE_LOST)
+
+    def _lost(self, missing: set[Claim]) -> set[Claim]:
+        """Of claims that do not stand any more, those that are lost. A child that was just writing
+        its end has ended its claim itself: it gets until the next renewal to be done with it."""
+        phases = {reading.claim: reading.phase for reading in self._busy()}
+        ending = {claim for claim in missing if phases.get(claim) is Phase.FINISHING}
+        lost = {claim for claim in missing if claim in phases} - (ending - self._ending)
+        self._ending = ending
+        return lost
 
     def _look_at(self, conn: Connection, first: Claim | None) -> None:
         """The row decides: a flag or nudge that it does not bear out is ignored."""

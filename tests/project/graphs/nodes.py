@@ -7,6 +7,8 @@ have stopped by its process: the first beat names it.
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -25,6 +27,8 @@ class State(TypedDict, total=False):
     kind: str
     beats: str
     width: int
+    seconds: float
+    pids: list[int]
 
 
 async def async_sleep(state: State) -> State:
@@ -124,7 +128,30 @@ def leave_daemon(state: State) -> State:
         "    time.sleep(0.01)\n"
     )
     subprocess.Popen([sys.executable, "-S", "-c", program, state["beats"]], start_new_session=True)
-    time.sleep(60)
+    time.sleep(state.get("seconds", 60))
+    return {}
+
+
+def _work(path: str, seconds: float) -> int:
+    """In a process of a pool: beats until its time is over."""
+    ends_at = time.monotonic() + seconds
+    while time.monotonic() < ends_at:
+        beat(path, "pooled")
+        time.sleep(_BEAT_SECONDS)
+    return os.getpid()
+
+
+def use_pool(state: State) -> State:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        work = [(state["beats"], state.get("seconds", 60))] * 2
+        pids = pool.starmap(_work, work, chunksize=1)
+    return {"pids": pids}
+
+
+def close_descriptors(state: State) -> State:
+    """As a daemon does, and in the wrong process."""
+    beat(state.get("beats"), "closing")
+    os.closerange(3, 4096)
     return {}
 
 
@@ -143,6 +170,8 @@ KINDS = {
         hold_gil,
         wait_for_subprocess,
         leave_daemon,
+        use_pool,
+        close_descriptors,
     )
 }
 

@@ -1,0 +1,154 @@
+"""What a node has started ends with its run, whoever ends, and whoever kills what."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from tests.waiting import wait_until
+
+DAEMONS = ("wait_for_subprocess", "leave_daemon")
+
+
+def start(client, kind, beats, **given):
+    thread_id = client.threads.create()["thread_id"]
+    run = client.runs.create(
+        thread_id, "nodes", input={"kind": kind, "beats": str(beats), **given}, durability="sync"
+    )
+    return thread_id, run["run_id"]
+
+
+def child_of(cluster, pid: int) -> tuple:
+    """The worker and its child above a process that a node has started."""
+    above = {process.pid for process in psutil.Process(pid).parents()}
+    for worker in cluster.workers:
+        for child in psutil.Process(worker.pid).children():
+            if child.pid in above:
+                return worker, child
+    raise AssertionError(f"{pid} is below no worker")
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def started_by_nodes(beats) -> set[int]:
+    """Processes that have beaten; the child itself says only when it begins."""
+    words = [line.split() for line in beats.lines()]
+    return {int(pid) for name, pid, *_ in words if name in ("beat", "pooled")}
+
+
+def daemon_of(beats) -> int:
+    beats.wait_for("beat", 3)
+    [daemon] = started_by_nodes(beats)
+    return daemon
+
+
+@pytest.mark.parametrize("kind", DAEMONS)
+def test_it_ends_with_a_child_that_somebody_else_killed(cluster, client, probe, beats, kind):
+    thread_id, run_id = start(client, kind, beats)
+    first = daemon_of(beats)
+    _, child = child_of(cluster, first)
+    os.kill(child.pid, signal.SIGKILL)
+    # Attempt 2 starts only when what attempt 1 had started is gone.
+    wait_until(lambda: len(started_by_nodes(beats)) > 1, 30, "another attempt")
+    assert is_gone(first)
+    client.runs.cancel(thread_id, run_id, wait=True)
+    left = [pid for pid in started_by_nodes(beats) if not is_gone(pid)]
+    assert left == []
+
+
+@pytest.mark.parametrize("kind", DAEMONS)
+def test_it_has_ended_when_a_cancel_of_a_killed_child_is_answered(cluster, client, beats, kind):
+    thread_id, run_id = start(client, kind, beats)
+    daemon = daemon_of(beats)
+    worker, child = child_of(cluster, daemon)
+    worker.send(signal.SIGSTOP)
+    try:
+        client.runs.cancel(thread_id, run_id)
+        os.kill(child.pid, signal.SIGKILL)
+    finally:
+        worker.send(signal.SIGCONT)
+    client.runs.cancel(thread_id, run_id, wait=True)
+    assert is_gone(daemon)
+    assert client.runs.get(thread_id, run_id)["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("kind", [*DAEMONS, "use_pool"])
+def test_it_ends_with_a_worker_that_was_killed_outright(cluster, client, beats, kind):
+    thread_id, run_id = start(client, kind, beats)
+    word = "pooled" if kind == "use_pool" else "beat"
+    beats.wait_for(word, 3)
+    started = started_by_nodes(beats)
+    worker, _ = child_of(cluster, next(iter(started)))
+    everybody = {child.pid for child in worker.children()}
+    worker.kill()
+    wait_until(lambda: all(map(is_gone, started | everybody)), 20, "all of it to end")
+    client.runs.cancel(thread_id, run_id, wait=True)
+
+
+def test_the_guardian_is_replaced_when_it_is_killed(cluster, client, beats):
+    worker = cluster.workers[0]
+
+    def guardians() -> list[int]:
+        """They are in a session of their own; children are in groups."""
+        return [c.pid for c in psutil.Process(worker.pid).children() if os.getsid(c.pid) == c.pid]
+
+    [first] = guardians()
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: guardians() not in ([], [first]), 20, "another guardian")
+    start(client, "leave_daemon", beats)
+    daemon = daemon_of(beats)
+    owner, _ = child_of(cluster, daemon)
+    owner.kill()
+    wait_until(lambda: is_gone(daemon), 20, "the daemon to end")
+
+
+def test_a_daemon_ends_with_a_run_that_succeeded(cluster, client, beats):
+    thread_id, run_id = start(client, "leave_daemon", beats, seconds=0.5)
+    client.runs.join(thread_id, run_id)
+    assert client.runs.get(thread_id, run_id)["status"] == "success"
+    assert started_by_nodes(beats)
+    assert all(map(is_gone, started_by_nodes(beats)))
+
+
+def test_those_who_want_it_keep_it(make_cluster, tmp_path, beats):
+    from langgraph_sdk import get_sync_client
+
+    kept = make_cluster(workers=1, concurrency=1, BELAY_KEEP_SUBPROCESSES="1")
+    with get_sync_client(url=kept.url) as client:
+        thread_id, run_id = start(client, "leave_daemon", beats, seconds=0.5)
+        client.runs.join(thread_id, run_id)
+        [daemon] = started_by_nodes(beats)
+        assert not is_gone(daemon)
+    kept.stop()
+    assert is_gone(daemon)
+
+
+def test_a_node_may_use_multiprocessing(client, beats):
+    values = client.runs.wait(
+        None, "nodes", input={"kind": "use_pool", "beats": str(beats), "seconds": 0.2}
+    )
+    assert len(values["pids"]) == 2
+    wait_until(lambda: all(map(is_gone, started_by_nodes(beats))), 10, "the pool to end")
+
+
+def test_a_pool_ends_with_a_cancel(client, beats):
+    thread_id, run_id = start(client, "use_pool", beats)
+    beats.wait_for("pooled", 4)
+    client.runs.cancel(thread_id, run_id, wait=True)
+    assert all(map(is_gone, started_by_nodes(beats)))
+    assert client.runs.get(thread_id, run_id)["status"] == "interrupted"
+
+
+def test_a_node_that_closes_every_descriptor_ends_its_run(cluster, client, probe, beats):
+    thread_id, run_id = start(client, "close_descriptors", beats)
+    probe.wait_until_over(thread_id, run_id, seconds=60)
+    assert client.runs.get(thread_id, run_id)["status"] == "error"
+    assert client.runs.wait(None, "counter", input={"count": 1}) == {"count": 2}
