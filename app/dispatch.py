@@ -115,10 +115,10 @@ class Doorbell:
             return False
         return True
 
-    def waiting(self, queue: str) -> int:
-        """How many messages wait in the broker's queue; 0 when it cannot be asked."""
+    def waiting(self, queue: str) -> int | None:
+        """How many messages wait in the broker's queue; None when it cannot be asked."""
         if time.monotonic() < self._paused_until:
-            return 0
+            return None
         try:
             with self._turn, self._celery.connection_for_write() as connection:
                 # Declared as Celery declares it, not passively: with a key prefix kombu then looks
@@ -128,7 +128,7 @@ class Doorbell:
         except Exception as error:  # noqa: BLE001  (as above)
             log.warning("queue %s not asked how long it is: %s", queue, error)
             self._pause()
-            return 0
+            return None
 
     def _pause(self) -> None:
         with self._lock:

@@ -26,6 +26,10 @@ def main() -> int:
         last = (done.stderr.strip().splitlines() or ["pip-audit is not installed"])[-1]
         print(f"NOT AUDITED: the advisory service did not answer: {last}")
         return 0 if "--if-there" in sys.argv[1:] else 1
+    skipped = [one["name"] for one in found if "vulns" not in one]
+    if skipped or not found:
+        print(f"NOT AUDITED: the advisory service said nothing about {skipped or 'any package'}")
+        return 0 if "--if-there" in sys.argv[1:] else 1
     bad = [(one["name"], one["version"], v["id"]) for one in found for v in one.get("vulns", [])]
     for name, version, advisory in bad:
         print(f"{name} {version}: {advisory}")

@@ -19,12 +19,15 @@ from concurrent.futures import CancelledError
 from typing import TypeVar
 from uuid import UUID
 
+import psycopg
+
 from app import fault_points, logs
 from app.bus.client import RedisError
 from app.bus.event_log import Started
 from app.db import run_claims as claim_rows
 from app.db import runs as run_rows
-from app.db.connection import OUTAGE, Connection
+from app.db.connection import Connection
+from app.db.outages import in_short, is_worth_waiting
 from app.domain.metrics import ASKED
 from app.domain.output_schemas import mismatch
 from app.domain.runs import Claim, ClaimedRun, Durability, Ending, RunStatus
@@ -62,7 +65,9 @@ def attempt_run(child: Child, run_id: UUID) -> None:
         claimed = _claim(child, run_id)
         if claimed is not None:
             _attempt(child, claimed)
-    except (ClaimLost, CheckpointsUnavailable, *OUTAGE) as error:
+    except (ClaimLost, CheckpointsUnavailable, psycopg.Error) as error:
+        if isinstance(error, psycopg.Error) and not is_worth_waiting(error):
+            raise
         # The row is untouched: its lease lapses and another attempt goes on from the checkpoint.
         log.warning("attempt of run %s given up: %s", run_id, error)
         child.database.drop()
@@ -105,7 +110,7 @@ def _attempt(child: Child, claimed: ClaimedRun) -> None:
     child.store.settle()
     child.slot.finishing()
     fault_points.reached(FaultPoint.BEFORE_END, claimed.run_id)
-    end = _write_end(child, claimed, prepared, ending)
+    end = _write_some_end(child, claimed, prepared, ending)
     if end is not None:
         fault_points.reached(FaultPoint.END_COMMITTED, claimed.run_id)
         child.announcer.announce([end])
@@ -227,7 +232,11 @@ def _checked(child: Child, claimed: ClaimedRun, ending: Ending | None) -> Ending
 
 
 def _failed(child: Child, kind: str, message: str) -> Ending:
-    message = "An internal error occurred" if child.settings.redact_errors else message
+    message = (
+        "An internal error occurred"
+        if child.settings.redact_errors
+        else graph_executor.shortened(message)
+    )
     error = {"error": kind, "message": message}
     child.events.emit("error", to_json(error))
     return Ending(RunStatus.ERROR, values_known=False, has_next=True, error=error)
@@ -254,6 +263,37 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
         return await graph_executor.execute(prepared.execution, emit)
 
 
+def _write_some_end(
+    child: Child, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
+) -> RunEnd | None:
+    """Write the end; when Postgres refuses its values, an end without any, and the refusal."""
+    try:
+        return _write_end(child, claimed, prepared, ending)
+    except psycopg.Error as error:
+        if is_worth_waiting(error):
+            raise
+        log.exception("the end of run %s cannot be stored", claimed.run_id)
+        refused = _failed(
+            child, type(error).__name__, f"Its end cannot be stored: {in_short(error)}"
+        )
+    return _on_the_row(
+        child, claimed.claim, lambda conn: end_run(conn, claimed.thread_id, claimed.claim, refused)
+    )
+
+
+def _kept(child: Child, ending: Ending) -> Ending:
+    """An end as its row keeps it: large values are in its checkpoint only, and read from there."""
+    if len(to_json([ending.values, ending.interrupts])) <= child.settings.max_outcome_bytes:
+        return ending
+    return dataclasses.replace(
+        ending,
+        values=None,
+        values_known=False,
+        interrupts=None,
+        has_next=ending.has_next or bool(ending.interrupts),
+    )
+
+
 def _write_end(
     child: Child, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
 ) -> RunEnd | None:
@@ -269,10 +309,10 @@ def _write_end(
         ending = timed_out(_reached(child, prepared))
         child.events.emit("error", to_json(ending.error))
     if ending is not None:
-        final = ending
+        final = _kept(child, ending)
         _flush(child, claimed)
         return _on_the_row(child, claim, lambda conn: end_run(conn, thread_id, claim, final))
-    reached = _reached(child, prepared)
+    reached = _kept(child, _reached(child, prepared))
     _flush(child, claimed)
     return _on_the_row(
         child, claim, lambda conn: end_cancelled_run(conn, thread_id, claim, reached)
@@ -298,7 +338,7 @@ def _put_back(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd 
         if ring is not None:
             child.announcer.ring([ring])
             return None
-        reached = _reached(child, prepared)
+        reached = _kept(child, _reached(child, prepared))
         return end_cancelled_run(conn, claimed.thread_id, claimed.claim, reached)
 
     return _on_the_row(child, claimed.claim, put_back)

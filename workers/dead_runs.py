@@ -7,9 +7,12 @@ import queue
 import threading
 import time
 
+import psycopg
+
 from app.db import run_claims as claim_rows
 from app.db import runs as run_rows
-from app.db.connection import OUTAGE, Connection, connect
+from app.db.connection import Connection, connect
+from app.db.outages import is_worth_waiting
 from app.db.runs import Ringable
 from app.domain.metrics import KILLED, RECOVERED
 from app.domain.runs import Claim, RunStatus
@@ -66,15 +69,27 @@ class DeadRuns:
                     try:
                         if death is None:
                             return
-                        self._end_for_dead(conn, death)
-                    except OUTAGE:
-                        self._deaths.put(death)
-                        raise
+                        self._write(conn, death)
                     finally:
                         self._deaths.task_done()
-        except OUTAGE as error:
+        except psycopg.Error as error:
+            if not is_worth_waiting(error):
+                raise
             log.warning("ends of runs whose child died cannot be written now: %s", error)
             stopping.wait(_RETRY_SECONDS)
+
+    def _write(self, conn: Connection, death: Death) -> None:
+        """Raises only what is worth waiting for; the death is kept then."""
+        try:
+            self._end_for_dead(conn, death)
+        except Exception as error:
+            if is_worth_waiting(error):
+                self._deaths.put(death)
+                raise
+            # Its lease lapses: the sweeper tries again, later and later, and says so.
+            log.exception(
+                "the end of run %s cannot be written, left to the sweeper", death.reading.run_id
+            )
 
     def _end_for_dead(self, conn: Connection, death: Death) -> None:
         reading = death.reading

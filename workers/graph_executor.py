@@ -367,5 +367,15 @@ async def read_now(graph: Graph, execution: Execution) -> Any:
 
 
 def _describe(error: Exception, *, redact: bool) -> dict[str, str]:
-    message = "An internal error occurred" if redact else str(error)
+    message = "An internal error occurred" if redact else shortened(str(error))
     return {"error": type(error).__name__, "message": message}
+
+
+#: Of an error's message, in characters: it is kept in a row, an event and a webhook's payload.
+_LONGEST_MESSAGE = 20_000
+
+
+def shortened(message: str) -> str:
+    """An error's message as it is kept; what is cut off is counted."""
+    over = len(message) - _LONGEST_MESSAGE
+    return message if over <= 0 else f"{message[:_LONGEST_MESSAGE]}… ({over} characters cut off)"

@@ -24,12 +24,13 @@ from app.domain.metrics import (
     ROLLED_BACK,
     RUN_DURATION,
     RUNS_ENDED,
+    SET_ASIDE,
     Counted,
     Timed,
 )
 from app.services.run_attempts import RunEnd
 
-COUNTERS = (RUNS_ENDED, LEASE_LOSSES, CHILD_DEATHS)
+COUNTERS = (RUNS_ENDED, LEASE_LOSSES, CHILD_DEATHS, SET_ASIDE)
 HISTOGRAMS = (CLAIM_LATENCY, RUN_DURATION, CANCEL_LATENCY)
 _CELL = 8
 
@@ -88,6 +89,9 @@ class Tally:
 
     def lease_lost(self, seen_by: str) -> None:
         self._count(LEASE_LOSSES, seen_by)
+
+    def set_aside(self, what: str) -> None:
+        self._count(SET_ASIDE, what)
 
     def child_died(self, cause: str) -> None:
         self._count(CHILD_DEATHS, cause)

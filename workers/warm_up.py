@@ -11,11 +11,12 @@ import logging
 from typing import TypedDict
 from uuid import UUID
 
+import psycopg
 from langgraph.graph import START, StateGraph
 
 from app.bus.client import RedisError
 from app.db import run_claims as claim_rows
-from app.db.connection import OUTAGE
+from app.db.outages import is_outage
 from app.domain.runs import Claim
 from app.services.run_attempts import STOPPED
 from workers.child import Child
@@ -41,7 +42,9 @@ def warm_up(child: Child) -> None:
     try:
         _ask_for_a_run_that_is_not_there(child)
         child.event_log.last_position(_NOBODY.run_id)
-    except (RedisError, *OUTAGE) as error:
+    except (RedisError, psycopg.Error) as error:
+        if isinstance(error, psycopg.Error) and not is_outage(error):
+            raise
         log.info("a child was not warmed up: %s", error)
     child.finish(_run())
 

@@ -11,19 +11,22 @@ import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from app.db import webhooks as call_rows
-from app.db.connection import OUTAGE, Connection, connect
+from app.db.connection import Connection, connect
+from app.db.outages import is_outage
 from app.db.webhooks import WebhookCall
 from app.domain.webhooks import WebhookPolicy
-from app.services.webhooks import TIMEOUT_SECONDS, CallFailed, make_call
+from app.services.webhooks import CALL_SECONDS, CallFailed, make_call
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_AT_ONCE = 8
+_AT_ONCE = 16
+#: Of all workers, for one host and for one caller: who answers slowly holds up their own calls.
+_AT_ONCE_EACH = 2
 _POLL_SECONDS = 0.5
 _RETRY_SECONDS = 1.0
 #: Longer than a call can take, look-ups included.
-_LEASE_SECONDS = TIMEOUT_SECONDS * 6
+_LEASE_SECONDS = CALL_SECONDS * 4
 _LONGEST_WAIT_SECONDS = 3600.0
 
 
@@ -51,10 +54,11 @@ class Webhooks:
         while not self._stopping.is_set():
             try:
                 self._make_calls_while_connected()
-            except OUTAGE as error:
-                log.warning("webhooks lost Postgres: %s", error)
-            except Exception:
-                log.exception("webhooks failed, going on")
+            except Exception as error:
+                if is_outage(error):
+                    log.warning("webhooks lost Postgres: %s", error)
+                else:
+                    log.exception("webhooks failed, going on")
             self._stopping.wait(_RETRY_SECONDS)
 
     def _make_calls_while_connected(self) -> None:
@@ -64,7 +68,10 @@ class Webhooks:
         ) as conn:
             while not self._stopping.is_set():
                 free = _AT_ONCE - len(under_way)
-                for call in call_rows.take_calls(conn, limit=free, lease_seconds=_LEASE_SECONDS):
+                taken = call_rows.take_calls(
+                    conn, limit=free, each=_AT_ONCE_EACH, lease_seconds=_LEASE_SECONDS
+                )
+                for call in taken:
                     under_way[self._callers.submit(self._make, call)] = call
                 if not under_way:
                     self._stopping.wait(_POLL_SECONDS)

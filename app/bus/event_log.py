@@ -12,6 +12,7 @@ A thread has such a log too, of where its runs begin.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -34,6 +35,8 @@ _ID = re.compile(r"([0-9]{1,18})-([0-9]{1,19})", re.ASCII)
 #: What one entry holds at most, unless a single event is larger.
 _ENTRY_EVENTS = 500
 _ENTRY_BYTES = 256 * 1024
+#: How long the log of a thread or run that is gone can still be read.
+_FORGET_SECONDS = 30
 
 
 class Position(NamedTuple):
@@ -101,16 +104,25 @@ class Chunk(NamedTuple):
 class EventLog:
     """Append to, read and expire event logs. Every method may raise redis.RedisError.
 
-    Of one run's events, about the newest `max_events` are kept, for `ttl_seconds`.
+    Of one run's events, about the newest `max_events` are kept, and of each of its attempts about
+    the newest `max_bytes`, for `ttl_seconds`.
     """
 
     def __init__(
-        self, client: redis.Redis, keys: Keys, *, ttl_seconds: int, max_events: int
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        *,
+        ttl_seconds: int,
+        max_events: int,
+        max_bytes: int = 64 * 1024 * 1024,
     ) -> None:
         self._client = client
         self._keys = keys
         self._ttl_seconds = ttl_seconds
         self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._written = _Written()
 
     def append(
         self, run_id: UUID, events: Sequence[Event], *, started: Started | None = None
@@ -146,7 +158,9 @@ class EventLog:
                 b"\n".join(event.data for event in entry),
             )
             # redis-py's own xadd takes longer to put the command together than Redis to do it.
-            pipe.execute_command("XADD", key, *self._trim(last), str(last), *fields)
+            size = len(fields[1]) + len(fields[3])
+            oldest = self._written.oldest_to_keep(run_id, last, size, self._max_bytes)
+            pipe.execute_command("XADD", key, *self._trim(last, oldest), str(last), *fields)
         pipe.execute_command("EXPIRE", key, self._ttl_seconds)
         pipe.execute_command("PUBLISH", self._keys.dirty, nudge)
 
@@ -163,12 +177,21 @@ class EventLog:
         pipe.execute_command("EXPIRE", key, self._ttl_seconds)
         pipe.execute_command("PUBLISH", self._keys.dirty, str(thread_id))
 
-    def _trim(self, last: Position) -> tuple[str, ...]:
+    def _trim(self, last: Position, oldest: int) -> tuple[str, ...]:
         """Entries hold different numbers of events: the log is cut by sequence, not by length."""
-        oldest = last.seq - self._max_events
-        if oldest <= 0 or last.seq >= END_SEQ - 1:
+        if last.seq >= END_SEQ - 1:
             return ()
-        return ("MINID", "~", f"{last.claim_no}-{oldest}")
+        oldest = max(oldest, last.seq - self._max_events)
+        return ("MINID", "~", f"{last.claim_no}-{oldest}") if oldest > 0 else ()
+
+    def forget(self, ids: Sequence[UUID]) -> None:
+        """Drop the logs of these runs and threads, once those who follow them have read the end."""
+        if not ids:
+            return
+        with self._client.pipeline(transaction=False) as pipe:
+            for log_id in ids:
+                pipe.expire(self._keys.event_log(log_id), _FORGET_SECONDS)
+            pipe.execute()
 
     def read_after(self, run_id: UUID, last: Position, *, count: int) -> Chunk:
         """The events of up to `count` entries after `last` (exclusive)."""
@@ -194,6 +217,34 @@ class EventLog:
         """Where the newest event is; START when there is none."""
         newest: Any = self._client.xrevrange(self._keys.event_log(run_id), count=1)
         return Position.parse(newest[0][0].decode()) if newest else START
+
+
+class _Written:
+    """How much of one run's log has been written here. A worker's child writes one at a time."""
+
+    def __init__(self) -> None:
+        self._of: tuple[UUID, int] | None = None
+        #: The last sequence number and the size of each entry, oldest first.
+        self._entries: deque[tuple[int, int]] = deque()
+        self._bytes = 0
+        #: The last sequence number of what has been dropped.
+        self._dropped = 0
+
+    def oldest_to_keep(self, run_id: UUID, last: Position, size: int, most: int) -> int:
+        """Note an entry; returns the sequence number from which entries fit into `most` bytes, the
+        newest in any case, and 0 while all do."""
+        if last.seq >= END_SEQ - 1:
+            return 0
+        if self._of != (run_id, last.claim_no):
+            self._of, self._bytes = (run_id, last.claim_no), 0
+            self._entries.clear()
+            self._dropped = 0
+        self._entries.append((last.seq, size))
+        self._bytes += size
+        while self._bytes > most and len(self._entries) > 1:
+            self._dropped, dropped_size = self._entries.popleft()
+            self._bytes -= dropped_size
+        return self._dropped + 1 if self._dropped else 0
 
 
 def _entries(events: Iterable[Event]) -> Iterator[list[Event]]:

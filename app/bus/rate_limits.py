@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import redis
@@ -19,6 +20,33 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 log = logging.getLogger(__name__)
 
 REQUESTS, CANCELS = "requests", "cancels"
+
+
+#: Failed authentications of one address: what a script with a wrong key makes is let pass, what a
+#: search for keys needs is not, and the longer it goes on the longer it waits.
+_FAILURES = ("300/minute", "2000/hour", "10000/day")
+
+
+class FailedLogins:
+    """Failed authentications by address, over all web processes. A right key is never counted, so
+    nobody is locked out by others behind the same address."""
+
+    def __init__(self, redis_url: str, prefix: str, rates: Sequence[str] = _FAILURES) -> None:
+        storage = RedisStorage(redis_url, key_prefix=f"{prefix}failures", wrap_exceptions=True)
+        self._limiter = SlidingWindowCounterRateLimiter(storage)
+        self._items = [parse(rate) for rate in rates]
+
+    def seconds_to_wait(self, address: str) -> float:
+        """Count one more; how long they have to wait where that is one too many, else 0."""
+        waits = [0.0]
+        try:
+            for item in self._items:
+                if not self._limiter.hit(item, "failures", address):
+                    reset = self._limiter.get_window_stats(item, "failures", address).reset_time
+                    waits.append(max(1.0, reset - time.time()))
+        except (StorageError, redis.RedisError) as error:
+            log.warning("failed authentications are not counted: %s", error)
+        return max(waits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
-from app.db.connection import Connection, execute, fetch_all, fetch_one
+from app.db.connection import Connection, execute, fetch_all, fetch_dicts, fetch_one
 from app.db.queries import load_queries
 from app.domain.api_keys import ApiKey, NewKey
 
@@ -40,6 +41,12 @@ def revoke_api_key(conn: Connection, named: str) -> list[ApiKey]:
 def good_api_key(conn: Connection, prefix: str) -> ApiKey | None:
     """One that is neither revoked nor expired."""
     return fetch_one(conn, SQL.good_api_key, {"prefix": prefix}, ApiKey)
+
+
+def good_prefixes(conn: Connection, prefixes: Sequence[str]) -> set[str]:
+    """Those of these keys that are neither revoked nor expired."""
+    rows = fetch_dicts(conn, SQL.good_prefixes, {"prefixes": list(prefixes)})
+    return {row["prefix"] for row in rows}
 
 
 def note_use(conn: Connection, key_id: UUID) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -13,16 +14,31 @@ from app.db.connection import Connection, execute, fetch_all, fetch_dicts, fetch
 from app.db.queries import load_queries
 from app.domain.assistants import Assistant, AssistantVersion, system_assistant_id
 
+log = logging.getLogger(__name__)
+
 SQL = load_queries("assistants")
 SORT_COLUMNS = ("assistant_id", "graph_id", "name", "created_at", "updated_at")
 
 
 def put_system_assistants(conn: Connection, graph_ids: list[str]) -> None:
-    """One assistant per graph, with the id every installation derives from the graph's."""
+    """One assistant per graph, with the id every installation derives from the graph's.
+
+    A client may have made an assistant with that id before there was the graph: it is taken over,
+    or everybody would run the client's.
+    """
     for graph_id in graph_ids:
         assistant_id = system_assistant_id(graph_id)
         params = {"assistant_id": assistant_id, "graph_id": graph_id}
-        execute(conn, SQL.put_system_assistant, params)
+        execute(conn, SQL.own_system_assistant, params)
+        version = fetch_value(conn, SQL.put_system_assistant, params)
+        if version is not None and version > 1:
+            log.warning(
+                "assistant %s of graph %s was somebody else's and is the server's own now; what it "
+                "was is its version %d",
+                assistant_id,
+                graph_id,
+                version - 1,
+            )
         execute(conn, SQL.put_version, {"assistant_id": assistant_id})
 
 

@@ -10,6 +10,7 @@ in a column and in an event.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -23,8 +24,11 @@ from psycopg.rows import dict_row, scalar_row
 from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
+from app.db.outages import CONFLICT, in_short, is_unstorable, is_worth_waiting
 from app.domain.access import EVERYTHING, Access
-from app.domain.errors import Interrupted, Unavailable
+from app.domain.errors import Interrupted, InvalidRequest, Unavailable
+
+log = logging.getLogger(__name__)
 
 
 class Connection(psycopg.Connection[Any]):
@@ -42,21 +46,8 @@ Params = dict[str, Any]
 Row = TypeVar("Row")
 _T = TypeVar("_T")
 
-#: The database cannot do what was asked, now: it is away, restarting, full, read-only, out of
-#: connections. Nothing is wrong with the request, and it may work in a moment.
-OUTAGE = (
-    psycopg.OperationalError,
-    psycopg.errors.ReadOnlySqlTransaction,
-    psycopg.errors.IdleInTransactionSessionTimeout,
-)
-#: Two transactions were in each other's way, and this one was undone by the server.
-_CONFLICT = (
-    psycopg.errors.SerializationFailure,
-    psycopg.errors.DeadlockDetected,
-    psycopg.errors.LockNotAvailable,
-)
 _AGAIN = tenacity.Retrying(
-    retry=tenacity.retry_if_exception_type(_CONFLICT),
+    retry=tenacity.retry_if_exception_type(CONFLICT),
     wait=tenacity.wait_random_exponential(multiplier=0.02, max=0.5),
     stop=tenacity.stop_after_attempt(8),
     reraise=True,
@@ -200,14 +191,26 @@ def while_unavailable(seconds: float) -> tenacity.Retrying:
 
 @contextmanager
 def unavailable_when_unreachable() -> Iterator[None]:
-    """The one border where driver errors that mean "no database" become Unavailable, or Interrupted
-    when there was a connection."""
+    """Turn the driver's errors into the API's, at this one border.
+
+    Unavailable: no connection was to be had. Interrupted: there was one, and the database went away
+    or was in a conflict that lasted. InvalidRequest: Postgres cannot store these values, which are
+    the client's. Every other error is a defect of ours and passes.
+    """
     try:
         yield
     except (PoolTimeout, TooManyRequests) as error:
         raise Unavailable() from error
-    except OUTAGE as error:
-        raise Interrupted() from error
+    except psycopg.Error as error:
+        if is_worth_waiting(error):
+            raise Interrupted() from error
+        if is_unstorable(error):
+            log.warning("a request's values cannot be stored: %s", error)
+            raise InvalidRequest(f"Postgres cannot store this: {in_short(error)}") from error
+        if isinstance(error, psycopg.OperationalError):
+            log.exception("a statement failed")
+            raise Unavailable(f"The database refused: {in_short(error)}") from error
+        raise
 
 
 def in_transaction(conn: Connection, work: Callable[[], _T]) -> _T:
@@ -224,7 +227,7 @@ def _again_on_conflict(conn: Connection, work: Callable[[], _T]) -> _T:
     """Part of a transaction cannot be done again by itself: the whole of it will be."""
     if conn.info.transaction_status is not TransactionStatus.IDLE:
         return work()
-    with suppress(*_CONFLICT):
+    with suppress(*CONFLICT):
         return work()
     return _AGAIN(work)
 

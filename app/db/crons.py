@@ -91,6 +91,12 @@ def insert_cron(
     return cron
 
 
+def crons_of(conn: Connection, caller: str) -> int:
+    """How many a caller has; others who count for the same caller wait for this transaction."""
+    execute(conn, SQL.lock_caller, {"caller": caller})
+    return int(fetch_value(conn, SQL.count_crons_of, {"caller": caller}))
+
+
 def get_cron(conn: Connection, cron_id: UUID) -> Cron | None:
     return fetch_one(conn, SQL.get_cron, {"cron_id": cron_id}, Cron)
 
@@ -132,6 +138,30 @@ def due_crons(conn: Connection, *, limit: int) -> list[UUID]:
 
 def lock_due_cron(conn: Connection, cron_id: UUID) -> DueCron | None:
     return fetch_one(conn, SQL.lock_due_cron, {"cron_id": cron_id}, DueCron)
+
+
+def put_off_cron(
+    conn: Connection,
+    cron_id: UUID,
+    *,
+    again_at: datetime,
+    failures: int,
+    last_error: str,
+    enabled: bool,
+) -> None:
+    """Its run could not be stored. The row is locked."""
+    params = {
+        "cron_id": cron_id,
+        "again_at": again_at,
+        "failures": failures,
+        "last_error": last_error,
+        "enabled": enabled,
+    }
+    execute(conn, SQL.put_off_cron, params)
+
+
+def set_last_error(conn: Connection, cron_id: UUID, last_error: str) -> None:
+    execute(conn, SQL.set_last_error, {"cron_id": cron_id, "last_error": last_error})
 
 
 def set_next_run_date(conn: Connection, cron_id: UUID, next_run_date: datetime | None) -> None:

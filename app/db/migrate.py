@@ -14,7 +14,8 @@ from typing import Any
 
 import psycopg
 
-from app.db.connection import OUTAGE, Connection, connect, fetch_value
+from app.db.connection import Connection, connect, fetch_value
+from app.db.outages import is_outage
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,9 @@ def wait_for_schema(database_url: str, *, seconds: float, vectors: bool = False)
             with connect(database_url, name="belay start") as conn:
                 if schema_is_ready(conn, vectors=vectors):
                     return
-        except OUTAGE as error:
+        except psycopg.Error as error:
+            if not is_outage(error):
+                raise
             reason = str(error).strip()
         if waited > _SILENT_SECONDS and not has_said_so:
             log.warning("waiting for the database: %s", reason)

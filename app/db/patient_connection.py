@@ -11,7 +11,8 @@ import psycopg
 import tenacity
 from psycopg.pq import TransactionStatus
 
-from app.db.connection import OUTAGE, Connection
+from app.db.connection import Connection
+from app.db.outages import is_worth_waiting
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +36,18 @@ class PatientConnection:
         """Run `work` until Postgres lets it, with backoff, for as long as `keep_waiting` says.
 
         An answer that was lost does not tell whether the work was done, so `work` must be such that
-        doing it twice is doing it once. Raises one of OUTAGE when there is no more waiting.
+        doing it twice is doing it once. Raises the outage's error when there is no more waiting,
+        and at once what waiting does not help: an error of the statement itself.
         """
         try:
             return work(self.get())
-        except OUTAGE as error:
-            log.warning("Postgres is away, waiting for it: %s", error)
+        except psycopg.Error as error:
             self._drop_if_spoilt()
-            if not keep_waiting():
+            if not is_worth_waiting(error) or not keep_waiting():
                 raise
+            log.warning("Postgres is away, waiting for it: %s", error)
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(OUTAGE),
+            retry=tenacity.retry_if_exception(is_worth_waiting),
             wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
             stop=lambda _state: not keep_waiting(),
             after=lambda _state: self._drop_if_spoilt(),

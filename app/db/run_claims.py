@@ -15,6 +15,7 @@ from app.db.connection import (
     Connection,
     execute,
     fetch_all,
+    fetch_dicts,
     fetch_one,
     fetch_value,
 )
@@ -128,14 +129,32 @@ def lock_claimed_run(conn: Connection, claim: Claim) -> LockedRun | None:
     return fetch_one(conn, SQL.lock_claimed_run, params, LockedRun)
 
 
-def expired_leases(conn: Connection, *, sweeper: str, limit: int) -> list[Claim]:
-    """Claims to be judged lost: none while this sweeper may not judge."""
-    return fetch_all(conn, SQL.expired_leases, {"sweeper": sweeper, "limit": limit}, Claim)
+def expired_leases(
+    conn: Connection, *, sweeper: str, limit: int, but: Sequence[UUID] = ()
+) -> list[Claim]:
+    """Claims to be judged lost: none while this sweeper may not judge. `but`: runs to pass over."""
+    params = {"sweeper": sweeper, "limit": limit, "but": list(but)}
+    return fetch_all(conn, SQL.expired_leases, params, Claim)
 
 
 def lease_is_expired(conn: Connection, claim: Claim) -> bool:
     params = {"run_id": claim.run_id, "claim_no": claim.claim_no}
     return bool(fetch_value(conn, SQL.lease_is_expired, params))
+
+
+def was_not_rung(conn: Connection, run_ids: Sequence[UUID]) -> None:
+    """Take back what `ring_due_runs` counted: the broker did not take these messages."""
+    execute(conn, SQL.was_not_rung, {"run_ids": list(run_ids)})
+
+
+def queues_put_off(conn: Connection) -> list[str]:
+    """Queues with runs that were rung for and have not been claimed."""
+    return [row["queue"] for row in fetch_dicts(conn, SQL.queues_put_off, {})]
+
+
+def ring_again_at_once(conn: Connection, queues: Sequence[str], *, limit: int) -> int:
+    """Make runs of these queues due for a ring that were to wait; returns how many."""
+    return execute(conn, SQL.ring_again_at_once, {"queues": list(queues), "limit": limit})
 
 
 def ring_due_runs(conn: Connection, *, limit: int, rering_seconds: float) -> list[Ringable]:

@@ -61,6 +61,14 @@ class ThreadStorage:
     write_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class DeletedThread:
+    """A thread that is gone, and the runs that went with it."""
+
+    thread_id: UUID
+    run_ids: list[UUID]
+
+
 def insert_thread(
     conn: Connection, thread_id: UUID, metadata: dict[str, Any], ttl: ThreadTtl | None = None
 ) -> bool:
@@ -88,9 +96,10 @@ def patch_thread(
     return fetch_value(conn, SQL.patch_thread, params) is not None
 
 
-def delete_thread(conn: Connection, thread_id: UUID) -> bool:
+def delete_thread(conn: Connection, thread_id: UUID) -> DeletedThread | None:
+    """With its runs and checkpoints. None: there is none."""
     execute(conn, SQL.delete_thread_checkpoints, {"thread_ids": [str(thread_id)]})
-    return fetch_value(conn, SQL.delete_thread, {"thread_id": thread_id}) is not None
+    return fetch_one(conn, SQL.delete_thread, {"thread_id": thread_id}, DeletedThread)
 
 
 def copy_thread(conn: Connection, thread_id: UUID, copy_id: UUID, metadata: dict[str, Any]) -> bool:
@@ -115,9 +124,12 @@ def repeatable_read(conn: Connection) -> None:
     execute(conn, SQL.repeatable_read, {})
 
 
-def expired_threads(conn: Connection, *, limit: int) -> list[ExpiredThread]:
-    """Idle ones, the longest expired first."""
-    return fetch_all(conn, SQL.expired_threads, {"limit": limit}, ExpiredThread)
+def expired_threads(
+    conn: Connection, *, limit: int, but: Sequence[UUID] = ()
+) -> list[ExpiredThread]:
+    """Idle ones, the longest expired first; `but`: those to pass over."""
+    params = {"limit": limit, "but": list(but)}
+    return fetch_all(conn, SQL.expired_threads, params, ExpiredThread)
 
 
 def thread_is_expired(conn: Connection, thread_id: UUID) -> bool:
@@ -130,15 +142,18 @@ def thread_has_been_pruned(conn: Connection, thread_id: UUID) -> None:
     execute(conn, SQL.thread_has_been_pruned, {"thread_id": thread_id})
 
 
-def delete_hidden_thread(conn: Connection, thread_id: UUID) -> bool:
+def delete_hidden_thread(conn: Connection, thread_id: UUID) -> DeletedThread | None:
     """The thread of a stateless run, once nobody waits for its outcome any more."""
     execute(conn, SQL.bury_chosen_runs, {"thread_id": thread_id})
     return delete_thread(conn, thread_id)
 
 
-def hidden_threads(conn: Connection, *, seconds: float, limit: int) -> list[UUID]:
-    """Threads of stateless runs that ended at least `seconds` ago."""
-    rows = fetch_dicts(conn, SQL.hidden_threads, {"seconds": seconds, "limit": limit})
+def hidden_threads(
+    conn: Connection, *, seconds: float, limit: int, but: Sequence[UUID] = ()
+) -> list[UUID]:
+    """Threads of stateless runs that ended at least `seconds` ago; `but`: those to pass over."""
+    params = {"seconds": seconds, "limit": limit, "but": list(but)}
+    rows = fetch_dicts(conn, SQL.hidden_threads, params)
     return [row["thread_id"] for row in rows]
 
 

@@ -25,8 +25,12 @@ class WebhookCall:
     attempts: int
 
 
-def take_calls(conn: Connection, *, limit: int, lease_seconds: float) -> list[WebhookCall]:
-    params = {"limit": limit, "lease_seconds": lease_seconds}
+def take_calls(
+    conn: Connection, *, limit: int, each: int, lease_seconds: float
+) -> list[WebhookCall]:
+    """Take calls that are due: of one host and of one caller no more than `each` are under way, by
+    all workers together, so that slow receivers hold up nobody else's calls."""
+    params = {"limit": limit, "each": each, "lease_seconds": lease_seconds}
     return fetch_all(conn, SQL.take_calls, params, WebhookCall)
 
 

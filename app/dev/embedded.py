@@ -139,6 +139,7 @@ class EmbeddedValkey:
             raise EmbeddedUnavailable(_no_wheel("Redis", "REDIS_URL", error)) from error
         self.data = data_dir / "valkey"
         self.data.mkdir(parents=True, exist_ok=True)
+        self.data.chmod(0o700)  # also of one that an earlier version made
         self.port = port or free_port()
         self._password = secrets.token_hex(16)
 
@@ -219,13 +220,17 @@ def _copy_package(package: Path, target: Path) -> None:
 def _reachable_data_dir(wanted: Path, identity: dict[str, Any]) -> Path:
     """The data folder, or, when `nobody` cannot get there, one of our own under /var/lib."""
     wanted = wanted.resolve()
-    wanted.parent.mkdir(parents=True, exist_ok=True)
+    if not wanted.parent.exists():
+        wanted.parent.mkdir(parents=True)
+        if identity:  # `nobody` passes through it, and cannot list it
+            wanted.parent.chmod(0o711)
     if identity and not _others_can_reach(wanted.parent):
         name = hashlib.sha256(str(wanted).encode()).hexdigest()[:16]
         wanted = _STATE / name
         wanted.parent.mkdir(parents=True, exist_ok=True)
         _STATE.chmod(0o755)
     wanted.mkdir(mode=0o700, exist_ok=True)
+    wanted.chmod(0o700)
     if identity:
         os.chown(wanted, identity["user"], identity["group"])
     return wanted

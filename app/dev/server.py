@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -50,6 +51,8 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
     """Run until SIGINT or SIGTERM. Raises PortBusy, SettingsError, EmbeddedUnavailable or
     StartFailed; nothing is left running."""
     _refuse_busy_port(options.host, options.port)
+    # What is written here, and by the servers that are started, is nobody else's to read.
+    os.umask(0o077)
     env = {**environ, "PYTHONUNBUFFERED": "1"}
     if options.config is not None:
         env["BELAY_CONFIG"] = str(options.config)
@@ -58,6 +61,7 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
     if options.concurrency is not None:
         env["BELAY_CONCURRENCY"] = str(options.concurrency)
     env.setdefault("BELAY_DRAIN_GRACE_SECONDS", _DRAIN_SECONDS)
+    env.setdefault("BELAY_CORS_PRIVATE_NETWORK", "1")
     env["BELAY_BIND"] = f"{options.host}:{options.port}"
     queues = _queues(Path(env["BELAY_CONFIG"]))
 

@@ -37,11 +37,8 @@ class Assistant(AssistantVersion):
     """As it is now."""
 
     updated_at: datetime
-
-    @property
-    def is_everybodys(self) -> bool:
-        """One of the server's own: whoever may call the API may read and run it."""
-        return self.metadata.get("created_by") == "system"
+    #: One of the server's own: whoever may call the API may read and run it.
+    is_system: bool
 
 
 ASSISTANT_FIELDS = (

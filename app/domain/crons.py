@@ -28,6 +28,9 @@ class Cron:
     next_run_date: datetime | None
     created_at: datetime
     updated_at: datetime
+    #: How often in a row its run could not be stored, and why its last one was not created.
+    failures: int
+    last_error: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,14 @@ LEASE_LOSSES = Counted(
     "seen_by",
     ("owner", "sweeper"),
 )
+#: The items of the sweeper's loops.
+LOST_RUNS, HIDDEN_THREADS, EXPIRED_THREADS = "lost_runs", "hidden_threads", "expired_threads"
+SET_ASIDE = Counted(
+    "belay_set_aside",
+    "What failed five times and is set aside for an hour; the log says why.",
+    "what",
+    (LOST_RUNS, HIDDEN_THREADS, EXPIRED_THREADS),
+)
 CHILD_DEATHS = Counted(
     "belay_child_deaths",
     "Children that ended with a run in hand: killed by the supervisor, or by themselves.",

@@ -15,9 +15,29 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 #: Ranges of IPv6 that carry an IPv4 address, and how many bits are behind it.
 _EMBEDDING = (
+    (ipaddress.IPv6Network("::ffff:0:0:0/96"), 0),
+    (ipaddress.IPv6Network("::/96"), 0),
     (ipaddress.IPv6Network("64:ff9b::/96"), 0),
     (ipaddress.IPv6Network("64:ff9b:1::/48"), 0),
     (ipaddress.IPv6Network("2002::/16"), 80),
+)
+#: What `is_global` lets pass, or did in some versions of Python, and is not anybody's host.
+_NOT_GLOBAL = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # Azure's own services, from within
+            "192.0.0.0/24",
+            "192.88.99.0/24",
+            "fec0::/10",
+            "64:ff9b:1::/48",
+            "5f00::/16",
+            "::/96",
+            "::ffff:0:0:0/96",
+            "100::/64",
+            "2001::/32",
+        ),
+    )
 )
 _PORTS = {"http": 80, "https": 443}
 
@@ -84,14 +104,23 @@ def _is_within(host: str, domains: tuple[str, ...]) -> bool:
 
 
 def blocked_range(address: Address) -> str | None:
-    """Why an address may not be called; None when it may."""
-    address = _embedded(address)
+    """Why an address may not be called; None when it may. One that carries another is judged as
+    both: a translator may be on the way, or not."""
+    inner = _embedded(address)
+    return _blocked(inner) or (_blocked(address) if _is_nobodys(address) else None)
+
+
+def _is_nobodys(address: Address) -> bool:
+    return any(address.version == net.version and address in net for net in _NOT_GLOBAL)
+
+
+def _blocked(address: Address) -> str | None:
     kinds = {
         "loopback IP range": address.is_loopback,
         "link-local IP range": address.is_link_local,
         "unspecified address": address.is_unspecified,
         "multicast IP range": address.is_multicast,
-        "private IP range": not address.is_global,
+        "private IP range": not address.is_global or _is_nobodys(address),
     }
     return next((kind for kind, applies in kinds.items() if applies), None)
 
@@ -100,6 +129,8 @@ def _embedded(address: Address) -> Address:
     """The IPv4 address that an IPv6 one stands for."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
+    if address.is_loopback or address.is_unspecified:
+        return address  # two that the deprecated range of all zeros would take in
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     for network, behind in _EMBEDDING:

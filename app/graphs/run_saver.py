@@ -28,7 +28,8 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
 from app import fault_points
-from app.db.connection import OUTAGE, Connection, dump_json
+from app.db.connection import Connection, dump_json
+from app.db.outages import is_worth_waiting
 from app.db.patient_connection import PatientConnection
 from app.domain.runs import Claim
 from app.fault_points import FaultPoint
@@ -98,9 +99,9 @@ class RunSaver(FormatSaver):
 
         try:
             return self._connection.run(on, keep_waiting=self._keep_waiting)
-        except OUTAGE as error:
-            raise CheckpointsUnavailable(str(error)) from error
-        except psycopg.DatabaseError as error:
+        except psycopg.Error as error:
+            if is_worth_waiting(error):
+                raise CheckpointsUnavailable(str(error)) from error
             if error.sqlstate == _CLAIM_OVER:
                 raise ClaimLost(str(error)) from error
             raise

@@ -109,7 +109,7 @@ def write_state(
     """
     try:
         saved = bound(graph, saver).bulk_update_state(config, supersteps)  # type: ignore[arg-type]
-    except (Unavailable, psycopg.OperationalError):
+    except (Unavailable, psycopg.Error):
         raise
     except InvalidUpdateError as error:
         raise StateRefused(str(error)) from error

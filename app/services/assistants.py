@@ -17,6 +17,7 @@ from app.graphs.registry import Graph
 from app.services.cancellation import stop_runs
 from app.services.known_assistants import resolve_assistant
 from app.services.parts import Parts
+from app.services.size_limits import refuse_large
 from app.services.threads import delete_thread
 
 _BATCH = 100
@@ -35,6 +36,7 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
         context=context,
         metadata=body.get("metadata") or {},
     )
+    _refuse_large(parts, content)
 
     def create(conn: Connection) -> Assistant:
         created = assistant_rows.insert_assistant(conn, assistant_id, content)
@@ -47,6 +49,17 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
         return existing
 
     return parts.database.transaction(create)
+
+
+def _refuse_large(parts: Parts, content: AssistantContent) -> None:
+    """Raises TooLarge."""
+    refuse_large(
+        parts.settings.max_metadata_bytes,
+        "BELAY_MAX_METADATA_BYTES",
+        config=content.config,
+        context=content.context,
+        metadata=content.metadata,
+    )
 
 
 def _refuse_unknown_graph(parts: Parts, graph_id: str) -> None:
@@ -94,6 +107,7 @@ def patch_assistant(parts: Parts, assistant_id: UUID, body: dict[str, Any]) -> A
         )
         if after == before:
             return current
+        _refuse_large(parts, after)
         return assistant_rows.update_assistant(conn, assistant_id, after) or current
 
     return parts.database.transaction(patch)

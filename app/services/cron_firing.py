@@ -2,15 +2,20 @@
 
 The run and the next due time are written in one transaction. What was missed while nobody was there
 fires once; the next time is counted from now.
+
+Each cron is handled by itself. One whose run cannot be stored is put off, longer each time, and
+disabled after `TRIES` failures in a row; its `last_error` says why, to its owner too.
 """
 
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 from uuid import UUID
 
 from app.db import crons as cron_rows
 from app.db.connection import Connection, in_transaction
+from app.db.outages import in_short, is_outage
 from app.domain.crons import DueCron
 from app.domain.errors import BelayError
 from app.services.crons import time_after
@@ -19,10 +24,52 @@ from app.services.run_creates import Accepted, RunRequest, accept_run, announce_
 
 log = logging.getLogger(__name__)
 
+#: Failures in a row after which a cron is disabled, and how long the first one puts it off.
+TRIES = 5
+FIRST_SECONDS = 5.0
+
 
 def fire_due_crons(parts: RunParts, conn: Connection, *, limit: int) -> None:
+    """Fire every cron that is due. Raises only the error of an outage."""
     for cron_id in cron_rows.due_crons(conn, limit=limit):
-        _fire(parts, conn, cron_id)
+        try:
+            _fire(parts, conn, cron_id)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            _put_off(conn, cron_id, error)
+
+
+def _put_off(conn: Connection, cron_id: UUID, error: Exception) -> None:
+    """Its transaction is undone: it is due again, and not at once."""
+
+    def put_off() -> int | None:
+        cron = cron_rows.lock_due_cron(conn, cron_id)
+        if cron is None:
+            return None
+        failures = cron.failures + 1
+        cron_rows.put_off_cron(
+            conn,
+            cron_id,
+            again_at=cron.now + timedelta(seconds=FIRST_SECONDS * 2 ** (failures - 1)),
+            failures=failures,
+            last_error=f"{type(error).__name__}: {in_short(error)}",
+            enabled=failures < TRIES,
+        )
+        return failures
+
+    failures = in_transaction(conn, put_off)
+    if failures is None:
+        return
+    if failures < TRIES:
+        log.warning("cron %s could not store its run, put off", cron_id, exc_info=error)
+        return
+    log.error(
+        "cron %s could not store its run %d times and is disabled; its last_error says why",
+        cron_id,
+        failures,
+        exc_info=error,
+    )
 
 
 def _fire(parts: RunParts, conn: Connection, cron_id: UUID) -> None:
@@ -38,6 +85,7 @@ def _fire(parts: RunParts, conn: Connection, cron_id: UUID) -> None:
                 return request, accept_run(parts, conn, request, request.run_id)
         except BelayError as error:
             log.warning("cron %s was due, and created no run: %s", cron_id, error.detail)
+            cron_rows.set_last_error(conn, cron_id, error.detail)
             return None
 
     fired = in_transaction(conn, fire)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -12,13 +13,16 @@ from app.db import threads as thread_rows
 from app.db.connection import Connection
 from app.db.crons import CronContent
 from app.domain.crons import Cron
-from app.domain.errors import BadRequest, InvalidRequest, NotFound
+from app.domain.errors import BadRequest, InvalidRequest, NotFound, TooMany
 from app.domain.ids import parse_uuid
 from app.domain.schedules import check_schedule, check_timezone, next_time
 from app.services.known_assistants import resolve_assistant
 from app.services.parts import Parts
 from app.services.run_creates import new_id, refuse_unknown_nodes
+from app.services.size_limits import refuse_large
 
+#: How many times of a schedule are looked at for the shortest wait between two.
+_TIMES_LOOKED_AT = 12
 #: Of a body, what is the cron's own; the rest is the body of the runs it creates.
 _OF_THE_CRON = ("timezone", "end_time", "enabled", "on_run_completed")
 
@@ -39,6 +43,9 @@ def create_cron(
             raise NotFound(f"Assistant '{body['assistant_id']}' not found") from None
         refuse_unknown_nodes(parts, assistant, body)
         content = _content(body, cron_id, assistant.assistant_id, has_thread=thread_id is not None)
+        _refuse_large(parts, content)
+        _refuse_hasty(parts, content)
+        _refuse_too_many(parts, conn, maker.get("caller"))
         return cron_rows.insert_cron(
             conn,
             cron_id,
@@ -49,6 +56,37 @@ def create_cron(
         )
 
     return parts.database.transaction(create)
+
+
+def _refuse_too_many(parts: Parts, conn: Connection, caller: str | None) -> None:
+    """One caller's creates are counted one after the other. Raises TooMany."""
+    most = parts.settings.max_crons
+    if most and caller is not None and cron_rows.crons_of(conn, caller) >= most:
+        raise TooMany(f"You have {most} crons already; delete one first (BELAY_MAX_CRONS)")
+
+
+def _refuse_hasty(parts: Parts, content: CronContent) -> None:
+    """Raises InvalidRequest for a schedule that is due more often than crons may be."""
+    shortest = parts.settings.cron_shortest_seconds
+    times = [datetime.now(UTC)]
+    while len(times) <= _TIMES_LOOKED_AT:
+        due = next_time(content.schedule, content.timezone, times[-1])
+        if due is None:
+            break
+        times.append(due)
+    gaps = [(later - before).total_seconds() for before, later in pairwise(times[1:])]
+    if gaps and min(gaps) < shortest:
+        raise InvalidRequest(
+            f"schedule: due again after {min(gaps):.0f} s, and {shortest} s is the shortest "
+            "(BELAY_CRON_SHORTEST_SECONDS)"
+        )
+
+
+def _refuse_large(parts: Parts, content: CronContent) -> None:
+    """Raises TooLarge."""
+    settings = parts.settings
+    refuse_large(settings.max_run_bytes, "BELAY_MAX_RUN_BYTES", payload=content.payload)
+    refuse_large(settings.max_metadata_bytes, "BELAY_MAX_METADATA_BYTES", metadata=content.metadata)
 
 
 def _content(
@@ -130,7 +168,11 @@ def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
             **{name: body.get(name, getattr(cron, name)) for name in _OF_THE_CRON},
         }
         content = _content(whole, cron_id, cron.assistant_id, has_thread=cron.thread_id is not None)
-        updated = cron_rows.update_cron(conn, cron_id, _merged(cron, content, body))
+        merged = _merged(cron, content, body)
+        _refuse_large(parts, merged)
+        if "schedule" in body:
+            _refuse_hasty(parts, merged)
+        updated = cron_rows.update_cron(conn, cron_id, merged)
         assert updated is not None
         return updated
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from app.bus.cancel_flag import CancelFlags
 from app.bus.event_log import EventLog
 from app.bus.open_requests import OpenRequests
-from app.bus.rate_limits import RateLimits
+from app.bus.rate_limits import FailedLogins, RateLimits
 from app.bus.run_feed import RunFeed
 from app.db.connection import Database
 from app.dispatch import Doorbell
@@ -20,6 +20,7 @@ from app.graphs.registry import GraphRegistry
 from app.graphs.store import ApiStore
 from app.meters import WebMeters
 from app.services.known_assistants import KnownAssistants
+from app.services.open_keys import OpenKeys
 from app.settings import Settings
 
 
@@ -77,6 +78,10 @@ class Parts(RunParts):
     open_requests: OpenRequests | None = None
     #: None: anybody may do anything.
     authentication: Authentication | None = None
+    #: Ends what a revoked key has open; None where there are no keys.
+    open_keys: OpenKeys | None = None
+    #: Counts failed authentications by address.
+    failed_logins: FailedLogins | None = None
 
     def close(self) -> None:
         """While there is still an event loop to close connections with."""
@@ -84,5 +89,7 @@ class Parts(RunParts):
             self.project_app.close()
         if self.open_requests is not None:
             self.open_requests.close()
+        if self.open_keys is not None:
+            self.open_keys.close()
         self.database.close()
         self.cancel_database.close()

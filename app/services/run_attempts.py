@@ -22,6 +22,7 @@ from app.db import threads as thread_rows
 from app.db.connection import Connection, in_transaction
 from app.db.run_claims import LockedRun
 from app.db.runs import Ringable
+from app.db.threads import DeletedThread
 from app.dispatch import Doorbell
 from app.domain.runs import CancelAction, Claim, Ending, Run, RunStatus
 
@@ -69,17 +70,25 @@ class Announcer:
         if cancelled:
             self.cancel_flags.lower_flags(cancelled)
 
-    def announce_deleted_threads(self, thread_ids: Iterable[UUID]) -> None:
-        """Whoever follows them may stop."""
+    def announce_deleted_threads(self, deleted: Iterable[DeletedThread]) -> None:
+        """Whoever follows them may stop; their logs go."""
         try:
-            for thread_id in thread_ids:
-                self.event_log.append_to_thread(thread_id, THREAD_DELETED, b"{}")
+            for thread in deleted:
+                self.event_log.append_to_thread(thread.thread_id, THREAD_DELETED, b"{}")
+                self.event_log.forget([thread.thread_id, *thread.run_ids])
         except RedisError as error:
             log.warning("followers of deleted threads not told: %s", error)
 
-    def ring(self, runs: Iterable[Ringable]) -> None:
-        for run in runs:
-            self.doorbell.ring(run.run_id, run.queue)
+    def forget_logs(self, run_ids: Sequence[UUID]) -> None:
+        """Of runs that nobody can ask for any more."""
+        try:
+            self.event_log.forget(run_ids)
+        except RedisError as error:
+            log.warning("logs of deleted runs are left to expire: %s", error)
+
+    def ring(self, runs: Iterable[Ringable]) -> list[UUID]:
+        """Ring for these runs; returns those whose message the broker did not take."""
+        return [run.run_id for run in runs if not self.doorbell.ring(run.run_id, run.queue)]
 
 
 def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> RunEnd | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import tenacity
 import uuid_utils
@@ -32,11 +33,13 @@ from app.services.cancellation import (
 from app.services.known_assistants import resolve_assistant
 from app.services.parts import Parts, RunParts
 from app.services.run_kwargs import build_run_kwargs
+from app.services.size_limits import refuse_large
 
 log = logging.getLogger(__name__)
 
-#: Namespace of the run ids that Idempotency-Keys stand for.
-_KEYS = UUID("6f0c3c8e-5d0f-5a7e-9d53-2f1b7a3c9e41")
+#: Namespace and version of the run ids that Idempotency-Keys stand for.
+_KEYS = "belay idempotency key"
+KEY_VERSION = 8
 #: A connection that broke during the commit does not tell whether the run is in. The create is done
 #: again with the same id, which finds the run or makes it.
 ASK_AGAIN = tenacity.Retrying(
@@ -69,6 +72,9 @@ class RunRequest:
     #: Who asks: what limits count by, and what the graph is told of them.
     caller: str | None = None
     user: Mapping[str, Any] | None = field(default=None, repr=False)
+    #: Whose Idempotency-Keys these are; and of several creates in one request, which one it is.
+    key_scope: str = ""
+    key_position: int = 0
     #: Of a thread that is made for the run.
     thread_metadata: dict[str, Any] = field(default_factory=dict)
     #: For a run whose id the client did not choose.
@@ -90,7 +96,15 @@ class RunRequest:
             return run_id
         if self.idempotency_key is None:
             return None
-        return uuid5(_KEYS, f"{self.thread_id or ''}\n{self.idempotency_key}")
+        return _id_of_key(self.key_scope, self.thread_id, self.idempotency_key, self.key_position)
+
+
+def _id_of_key(scope: str, thread_id: UUID | None, key: str, position: int) -> UUID:
+    """A UUID of version 8, which no client may choose as a run's id: nobody can take, or find out
+    about, what another's key stands for."""
+    named = "\n".join((_KEYS, scope, str(thread_id or ""), str(position), key))
+    digest = int.from_bytes(hashlib.sha256(named.encode()).digest()[:16])
+    return UUID(int=digest & ~(0xF << 76) & ~(0x3 << 62) | (KEY_VERSION << 76) | (0x2 << 62))
 
 
 def create_run(parts: Parts, request: RunRequest) -> Run:
@@ -156,7 +170,7 @@ def _leaves_nothing_to_decide(parts: Parts, request: RunRequest, assistant: Assi
     # What is pending is counted first; and of an assistant that may be somebody else's, nothing is
     # said before it is known whose it is.
     counted = parts.settings.max_pending_runs and request.caller is not None
-    everybodys = parts.database.access is EVERYTHING or assistant.is_everybodys
+    everybodys = parts.database.access is EVERYTHING or assistant.is_system
     return not counted and everybodys
 
 
@@ -339,6 +353,12 @@ def _new_run(
         user=request.user,
         temporary=request.temporary,
         defaults=parts.graphs.project.defaults.get(assistant.graph_id, {}),
+    )
+    refuse_large(
+        parts.settings.max_run_bytes,
+        "BELAY_MAX_RUN_BYTES",
+        kwargs=built.kwargs,
+        metadata=built.metadata,
     )
     return NewRun(
         run_id=run_id,

@@ -11,6 +11,7 @@ from app.db import runs as run_rows
 from app.domain.runs import ACTIVE, RunStatus
 from app.graphs import thread_state
 from app.graphs.project_files import ProjectError
+from app.graphs.serde import to_json
 from app.graphs.thread_saver import ThreadSaver
 from app.services.parts import Parts
 
@@ -68,6 +69,8 @@ def _read_outcome(parts: Parts, thread_id: UUID, run_id: UUID) -> dict[str, Any]
     snapshot = thread_state.bound(graph, saver).get_state(where)  # type: ignore[arg-type]
     resting = thread_state.read_resting(graph, snapshot)
     outcome = {"values": resting.values, "interrupts": []}
+    if len(to_json(outcome)) > parts.settings.max_outcome_bytes:
+        return outcome  # read again for the next one who asks
     with parts.database.connection() as conn:
         run_rows.set_outcome(conn, run.run_id, outcome)
     return outcome

@@ -15,7 +15,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from app.bus.client import RedisError
-from app.bus.event_log import START, Event, Position
+from app.bus.event_log import END_SEQ, START, Event, Position
 from app.bus.run_feed import Subscription
 from app.db import run_cancels as cancel_rows
 from app.db import runs as run_rows
@@ -41,6 +41,8 @@ HEADERS = b""
 #: A comment, and no blank line behind it: the JavaScript SDK would make an event of that.
 HEARTBEAT = b": heartbeat\n"
 KEEP_ALIVE = b"\n"
+#: A comment, too: events are missing here, because Redis was away or the log had grown too long.
+GAP = b": gap\n"
 #: How often a Postgres that is away is asked again.
 _OUTAGE_SECONDS = 1.0
 #: A client that left is gone, so nobody asks again for the cancel it is owed: we do, for so long.
@@ -172,10 +174,12 @@ def _stream(
         # What a run failed of was said to those who followed it then.
         said_error = is_over
         beat_at = time.monotonic() + heartbeat
+        last = follow.after
         while not subscription.drained and not subscription.client_left:
             events = subscription.take(beat_at)
-            if frames := _frames(events, follow):
+            if frames := _frames(events, follow, last):
                 yield frames
+            last = events[-1].position if events else last
             said_error = said_error or any(event.name == "error" for event in events)
             if not events or time.monotonic() >= beat_at:
                 beat_at = time.monotonic() + heartbeat
@@ -309,13 +313,26 @@ def _cancel_if_asked(parts: Parts, follow: Follow) -> None:
     owed(cancel_runs, parts, filter_, CancelAction.INTERRUPT, disconnect_reason())
 
 
-def _frames(events: Iterable[Event], follow: Follow) -> bytes:
-    """Events on the wire, those that the client wants."""
+def _frames(events: Iterable[Event], follow: Follow, last: Position) -> bytes:
+    """Events on the wire, those that the client wants; `last` is where the ones before ended."""
     with_ids = follow.resumable
     modes = follow.stream_modes
-    return b"".join(
-        frame(event, with_id=with_ids) for event in events if is_wanted(event.name, modes)
-    )
+    frames = []
+    for event in events:
+        if not follows_directly(last, event.position):
+            frames.append(GAP)
+        last = event.position
+        if is_wanted(event.name, modes):
+            frames.append(frame(event, with_id=with_ids))
+    return b"".join(frames)
+
+
+def follows_directly(last: Position, position: Position) -> bool:
+    """Whether nothing is missing between two events. Another attempt begins anew, and what others
+    than the run's own worker write stands at the end."""
+    if position.seq >= END_SEQ - 1:
+        return True
+    return position.seq == (last.seq + 1 if position.claim_no == last.claim_no else 1)
 
 
 def is_wanted(event_name: str, modes: tuple[str, ...] | None) -> bool:

@@ -11,11 +11,20 @@ from app.graphs.store import as_filter
 from app.services.parts import Parts
 
 Namespace = tuple[str, ...]
+#: Namespace and key are a row of an index together, which Postgres ends at 2,704 bytes; so are
+#: they and a path, of an item that is searched by meaning.
+LONGEST_LABEL = 256
+LONGEST_NAMESPACE = 1_000
+LONGEST_KEY = 1_000
+LONGEST_PATH = 400
+MOST_PATHS = 100
 #: In minutes: a millisecond. Postgres takes no interval that is much shorter.
 _SHORTEST_TTL = 1 / 60_000
 
 
-def checked_namespace(labels: list[str], *, may_be_empty: bool = True) -> Namespace:
+def checked_namespace(
+    labels: list[str], *, may_be_empty: bool = True, wildcards: bool = False
+) -> Namespace:
     """Raises BadRequest, InvalidRequest for what the library would not keep, or not find again."""
     if not labels and not may_be_empty:
         raise BadRequest("Namespace cannot be empty.")
@@ -24,19 +33,45 @@ def checked_namespace(labels: list[str], *, may_be_empty: bool = True) -> Namesp
             raise InvalidRequest(
                 f"Namespace label '{label}' must be a non-empty string without periods"
             )
+        if label == "*" and not wildcards:
+            raise InvalidRequest("Namespace label '*' stands for any label, and names none")
+        if len(label) > LONGEST_LABEL:
+            raise InvalidRequest(
+                f"Namespace label '{label[:20]}…' has more than {LONGEST_LABEL} characters"
+            )
+    if len(".".join(labels).encode()) > LONGEST_NAMESPACE:
+        raise InvalidRequest(f"A namespace has at most {LONGEST_NAMESPACE} bytes, dots included")
     if labels and labels[0] == "langgraph":
         raise BadRequest("The root label of a namespace cannot be 'langgraph'.")
     return tuple(labels)
 
 
+def checked_key(key: str) -> str:
+    """Raises InvalidRequest."""
+    if len(key.encode()) > LONGEST_KEY:
+        raise InvalidRequest(f"key: has more than {LONGEST_KEY} bytes")
+    return key
+
+
+def checked_index(index: Any) -> Any:
+    """Paths into the value, each once. Raises InvalidRequest."""
+    if not index:
+        return index
+    paths = list(dict.fromkeys(index))
+    if len(paths) > MOST_PATHS or any(len(path.encode()) > LONGEST_PATH for path in paths):
+        raise InvalidRequest(
+            f"index: at most {MOST_PATHS} paths, each of at most {LONGEST_PATH} bytes"
+        )
+    return paths
+
+
 def put_item(parts: Parts, body: dict[str, Any]) -> None:
     namespace = checked_namespace(body["namespace"], may_be_empty=False)
+    checked_key(body["key"])
     ttl = body.get("ttl", NOT_PROVIDED)
     if isinstance(ttl, (int, float)):
         ttl = max(ttl, _SHORTEST_TTL)
-    index = body.get("index")
-    if index:
-        index = list(dict.fromkeys(index))  # a path that is named twice is indexed once
+    index = checked_index(body.get("index"))
     parts.store.put(namespace, body["key"], body["value"], index=index, ttl=ttl)
 
 
@@ -66,8 +101,8 @@ def search_items(parts: Parts, body: dict[str, Any]) -> list[dict[str, Any]]:
 
 def list_namespaces(parts: Parts, body: dict[str, Any]) -> list[Namespace]:
     """`*` in a prefix or a suffix stands for any one label."""
-    prefix = checked_namespace(body.get("prefix") or [])
-    suffix = checked_namespace(body.get("suffix") or [])
+    prefix = checked_namespace(body.get("prefix") or [], wildcards=True)
+    suffix = checked_namespace(body.get("suffix") or [], wildcards=True)
     return parts.store.list_namespaces(
         prefix=prefix or None,
         suffix=suffix or None,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from uuid import UUID
 
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import Connection, in_transaction
+from app.db.threads import DeletedThread
 from app.domain.errors import BadRequest
 from app.domain.threads import TtlStrategy
 from app.graphs.thread_saver import CannotPrune, ThreadSaver
+from app.services.quarantine import Quarantine
 
 log = logging.getLogger(__name__)
 
@@ -38,24 +41,26 @@ def keep_latest(conn: Connection, thread_id: UUID) -> bool:
         raise BadRequest(str(error)) from error
 
 
-def expire_threads(conn: Connection, *, limit: int) -> list[UUID]:
+def expire_threads(conn: Connection, quarantine: Quarantine, *, limit: int) -> list[DeletedThread]:
     """Prune or delete what has expired; returns the threads that were deleted."""
     deleted = []
-    for expired in thread_rows.expired_threads(conn, limit=limit):
+    for expired in thread_rows.expired_threads(conn, limit=limit, but=quarantine.put_off()):
+        thread_id = expired.thread_id
         if expired.ttl_strategy == TtlStrategy.DELETE:
-            if _delete_expired(conn, expired.thread_id):
-                deleted.append(expired.thread_id)
+            gone = quarantine.handle(thread_id, partial(_delete_expired, conn, thread_id))
+            if gone is not None:
+                deleted.append(gone)
         else:
-            _prune_expired(conn, expired.thread_id)
+            quarantine.handle(thread_id, partial(_prune_expired, conn, thread_id))
     return deleted
 
 
-def _delete_expired(conn: Connection, thread_id: UUID) -> bool:
-    def delete() -> bool:
+def _delete_expired(conn: Connection, thread_id: UUID) -> DeletedThread | None:
+    def delete() -> DeletedThread | None:
         if not thread_rows.lock_thread(conn, thread_id):
-            return False
+            return None
         if not thread_rows.thread_is_expired(conn, thread_id):
-            return False
+            return None
         return thread_rows.delete_thread(conn, thread_id)
 
     return in_transaction(conn, delete)

@@ -6,17 +6,17 @@ import dataclasses
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from app.bus.client import RedisError
-from app.bus.event_log import STATE_UPDATE, THREAD_DELETED
+from app.bus.event_log import STATE_UPDATE
 from app.db import run_cancels as cancel_rows
 from app.db import runs as run_rows
 from app.db import threads as thread_rows
 from app.db.connection import Connection
 from app.db.run_cancels import CancelFilter
-from app.db.threads import ThreadFilter, ThreadStorage
+from app.db.threads import DeletedThread, ThreadFilter, ThreadStorage
 from app.domain.errors import BadRequest, Conflict, NotFound
 from app.domain.runs import CancelAction, user_cancel_reason
 from app.domain.threads import Thread, ThreadStatus, ThreadTtl, TtlStrategy
@@ -25,12 +25,15 @@ from app.graphs.project_files import ProjectError
 from app.graphs.registry import Graph
 from app.graphs.serde import to_json
 from app.graphs.thread_saver import ThreadSaver
-from app.services.cancellation import stop_runs
+from app.services.cancellation import announcer, stop_runs
 from app.services.parts import Parts
 from app.services.run_creates import new_id
+from app.services.size_limits import refuse_large
 from app.services.thread_pruning import keep_latest
 
 log = logging.getLogger(__name__)
+
+_AnyThread = TypeVar("_AnyThread", Thread, Thread | None)
 
 
 def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
@@ -49,6 +52,8 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
         created = thread_rows.insert_thread(conn, thread_id, metadata, ttl)
         takes_it = created or body.get("if_exists") == "do_nothing"
         thread = thread_rows.get_thread(conn, thread_id) if takes_it else None
+        if created:
+            _refuse_large(parts, thread)
         if thread is None:  # also one that is there, and not to be seen by whoever asks
             raise Conflict(f"Thread with ID {thread_id} already exists")
         return thread, created
@@ -57,6 +62,14 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
     if not created or not supersteps:
         return thread
     return _with_supersteps(parts, thread, supersteps)
+
+
+def _refuse_large(parts: Parts, thread: _AnyThread) -> _AnyThread:
+    """Metadata is merged, so what it has become is looked at. Raises TooLarge, which undoes it."""
+    if thread is not None:
+        limit = parts.settings.max_metadata_bytes
+        refuse_large(limit, "BELAY_MAX_METADATA_BYTES", metadata=thread.metadata)
+    return thread
 
 
 def _with_supersteps(parts: Parts, thread: Thread, supersteps: list[dict[str, Any]]) -> Thread:
@@ -94,7 +107,7 @@ def patch_thread(
     def patch(conn: Connection) -> Thread:
         if not thread_rows.patch_thread(conn, thread_id, metadata, ttl):
             raise NotFound()
-        return _found(conn, thread_id)
+        return _refuse_large(parts, _found(conn, thread_id))
 
     return parts.database.transaction(patch)
 
@@ -105,16 +118,16 @@ def delete_thread(
     """Stop what runs on it, then delete it with all its runs and checkpoints."""
     reason = user_cancel_reason(CancelAction.INTERRUPT, route)
 
-    def delete_if_idle(conn: Connection) -> bool:
+    def delete_if_idle(conn: Connection) -> DeletedThread | None:
         if not thread_rows.lock_thread(conn, thread_id):
             raise NotFound(f"Thread with ID {thread_id} not found")
         if cancel_rows.active_runs_of_thread(conn, thread_id):
-            return False
+            return None
         return thread_rows.delete_thread(conn, thread_id)
 
-    while not parts.database.transaction(delete_if_idle):
+    while (deleted := parts.database.transaction(delete_if_idle)) is None:
         stop_runs(parts, CancelFilter(thread_id=thread_id), reason)
-    _tell_followers(parts, thread_id, THREAD_DELETED, {})
+    announcer(parts).announce_deleted_threads([deleted])
 
 
 def copy_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thread:
@@ -126,7 +139,7 @@ def copy_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thre
         thread_rows.repeatable_read(conn)
         if not thread_rows.copy_thread(conn, thread_id, copy_id, metadata):
             raise NotFound(f"Thread with ID {thread_id} not found")
-        return _found(conn, copy_id)
+        return _refuse_large(parts, _found(conn, copy_id))
 
     return _with_values(parts, parts.database.transaction(copy))
 
@@ -230,12 +243,14 @@ def _rest(
     config = thread_state.thread_config(str(thread_id))
     snapshot = thread_state.bound(graph, saver).get_state(config)  # type: ignore[arg-type]
     resting = thread_state.read_resting(graph, snapshot)
+    kept = [resting.values, resting.interrupts]
+    too_large = len(to_json(kept)) > parts.settings.max_outcome_bytes
     with parts.database.connection() as conn:
         thread_rows.rest_thread(
             conn,
             thread_id,
-            values=resting.values,
-            interrupts=resting.interrupts,
+            values=None if too_large else resting.values,
+            interrupts={} if too_large else resting.interrupts,
             resting_status=resting.status,
             keep_error=keep_error,
             metadata=metadata or {},

@@ -15,16 +15,15 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-import httpx
-
 from app.db.webhooks import WebhookCall
 from app.domain.errors import InvalidRequest
 from app.domain.runs import RUN_FIELDS
 from app.domain.webhooks import Address, WebhookPolicy, WebhookTarget, blocked_range, parse_target
 from app.graphs.serde import to_json
+from app.services.deadline_http import ERRORS, post
 
-#: For connecting, sending, and each wait for the answer.
-TIMEOUT_SECONDS = 5.0
+#: For the whole call, from connecting to the answer's headers.
+CALL_SECONDS = 10.0
 _SECRET_PREFIX = "whsec_"  # noqa: S105  (what the specification puts before a secret)
 
 
@@ -91,20 +90,17 @@ def make_call(
     }
     try:
         # No proxy of the environment, no redirects: the call goes where it was checked to go.
-        with (
-            httpx.Client(trust_env=False, timeout=TIMEOUT_SECONDS) as client,
-            client.stream(
-                "POST",
-                f"{target.scheme}://{host}:{target.port}{target.path}",
-                content=body,
-                headers=request_headers,
-                extensions={"sni_hostname": target.host},
-            ) as response,
-        ):
-            if not response.is_success:
-                raise CallFailed(f"answered with {response.status_code}")
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        status = post(
+            f"{target.scheme}://{host}:{target.port}{target.path}",
+            body=body,
+            headers=request_headers,
+            sni_hostname=target.host,
+            seconds=CALL_SECONDS,
+        )
+    except ERRORS as error:
         raise CallFailed(f"{type(error).__name__}: {error}") from error
+    if not 200 <= status < 300:
+        raise CallFailed(f"answered with {status}")
 
 
 def signed_headers(call_id: UUID, body: bytes, secret: str | None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from app.db import threads as thread_rows
 from app.db.connection import connect
 from app.db.crons import CronContent
 from app.domain.assistants import system_assistant_id
+from app.services import cron_firing, run_creates
 from app.services.cron_firing import fire_due_crons
 
 COUNTER = system_assistant_id("counter")
@@ -103,3 +105,61 @@ def test_a_run_that_cannot_be_created_does_not_stop_its_cron_or_others(conn, run
     assert len(runs_of(conn, refused)) == 1  # the other cron's
     assert len(runs_of(conn, other)) == 1
     assert cron_rows.get_cron(conn, refused.cron_id).next_run_date > now()
+
+
+@pytest.fixture
+def too_much_for_postgres(monkeypatch):
+    """A create that Postgres refuses, of the crons in the list: really, with SQLSTATE 54000."""
+    refused: list = []
+
+    def accept_run(parts, conn, request, run_id):
+        if request.configurable["cron_id"] in refused:
+            conn.execute("SELECT jsonb_build_array(repeat('x', 300000000))")
+        return run_creates.accept_run(parts, conn, request, run_id)
+
+    monkeypatch.setattr(cron_firing, "accept_run", accept_run)
+    return refused
+
+
+def test_a_cron_whose_run_cannot_be_stored_is_put_off_then_disabled(
+    conn, run_parts, too_much_for_postgres
+):
+    cron = new_cron(conn, due=now() - timedelta(seconds=2), schedule="* * * * * *")
+    too_much_for_postgres.append(str(cron.cron_id))
+    for failures in range(1, cron_firing.TRIES + 1):
+        other = new_cron(conn, due=now() - timedelta(seconds=1))
+        conn.execute(
+            "UPDATE cron SET next_run_date = now() - interval '1 second' WHERE cron_id = %s",
+            (cron.cron_id,),
+        )
+        before = conn.execute("SELECT clock_timestamp()").fetchone()[0]
+        fire_due_crons(run_parts, conn, limit=ALL)
+        assert len(runs_of(conn, other)) == 1
+        failing = cron_rows.get_cron(conn, cron.cron_id)
+        assert failing.failures == failures
+        assert "ProgramLimitExceeded" in failing.last_error
+        put_off = failing.next_run_date - before
+        assert put_off >= timedelta(seconds=cron_firing.FIRST_SECONDS * 2 ** (failures - 1))
+        assert failing.enabled is (failures < cron_firing.TRIES)
+    assert runs_of(conn, cron) == []
+
+
+def test_a_cron_that_works_again_has_no_error(conn, run_parts, too_much_for_postgres):
+    cron = new_cron(conn, due=now() - timedelta(seconds=2))
+    too_much_for_postgres.append(str(cron.cron_id))
+    fire_due_crons(run_parts, conn, limit=ALL)
+    too_much_for_postgres.clear()
+    conn.execute("UPDATE cron SET next_run_date = now() WHERE cron_id = %s", (cron.cron_id,))
+    fire_due_crons(run_parts, conn, limit=ALL)
+    again = cron_rows.get_cron(conn, cron.cron_id)
+    assert (again.failures, again.last_error) == (0, None)
+    assert len(runs_of(conn, cron)) == 1
+
+
+def test_a_cron_whose_run_is_refused_says_why_and_stays(conn, run_parts):
+    cron = new_cron(conn, due=now() - timedelta(seconds=2), context={"x": "y" * 2_000_000})
+    small = dataclasses.replace(run_parts.settings, max_run_bytes=1_000_000)
+    fire_due_crons(dataclasses.replace(run_parts, settings=small), conn, limit=ALL)
+    refused = cron_rows.get_cron(conn, cron.cron_id)
+    assert refused.enabled and refused.next_run_date > now()
+    assert "BELAY_MAX_RUN_BYTES" in refused.last_error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 
 from app.graphs.project import read_project
@@ -83,3 +84,119 @@ def test_a_tick_takes_a_bounded_number_of_a_large_backlog(rows, overdue):
     sweeper(doorbell)._ring_due(rows.conn)
     assert len(doorbell.rung) == 200
     rows.conn.execute("DELETE FROM thread")
+
+
+class AwayDoorbell(Doorbell):
+    """A broker that takes nothing and answers nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def waiting(self, queue: str):
+        return None
+
+    def ring(self, run_id, queue: str) -> bool:
+        self.rung.append(run_id)
+        return False
+
+
+def test_what_was_not_sent_is_not_counted_and_is_due_at_once(rows, overdue):
+    for _ in range(10):
+        away = AwayDoorbell()
+        sweeper(away)._ring_due(rows.conn)
+        assert len(away.rung) == 3
+    there = Doorbell(0)
+    sweeper(there)._ring_due(rows.conn)
+    assert sorted(there.rung) == sorted(overdue)
+
+
+def test_a_queue_that_lost_its_messages_is_rung_for_again(rows, overdue):
+    """Rung for often, so put off for long; then the broker is flushed."""
+    rows.conn.execute("UPDATE run SET rings = 9, next_ring_at = now() + interval '60 seconds'")
+    busy = Doorbell(3)
+    mine = sweeper(busy)
+    mine._sweep(rows.conn)
+    assert busy.rung == []
+    flushed = Doorbell(0)
+    sweeper(flushed)._sweep(rows.conn)
+    assert sorted(flushed.rung) == sorted(overdue)
+
+
+def test_who_cannot_ring_gives_the_right_to_sweep_up(rows, overdue):
+    away, there = sweeper(AwayDoorbell()), sweeper(Doorbell(0))
+    away._owner, there._owner = "away", "there"
+    rows.conn.execute("DELETE FROM scheduler_lease")
+    assert away._holds_lease(rows.conn)
+    assert not there._holds_lease(rows.conn)
+    away._sweep(rows.conn)
+    assert there._holds_lease(rows.conn)
+    there._sweep(rows.conn)
+    assert not away._holds_lease(rows.conn)
+    there._stopping.set()
+    rows.conn.execute("DELETE FROM scheduler_lease")
+
+
+PARTS = (
+    "fire_due_crons",
+    "_find_lost_doorbells",
+    "_ring_due",
+    "_take_from_the_gone",
+    "_delete_hidden",
+    "_expire_threads",
+    "delete_expired_items",
+)
+#: One of each class of errors that a statement may have, outages aside.
+STATES = ("0A000", "21000", "22P05", "23505", "40001", "42601", "53200", "54000", "55P03", "57014")
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("state", STATES)
+def test_no_part_of_a_tick_stops_the_others(rows, monkeypatch, part, state):
+    import workers.sweeper
+
+    called = []
+
+    def noting(name, error=None):
+        def call(*_args, **_kwargs):
+            called.append(name)
+            if error is not None:
+                raise error("it fails")
+
+        return call
+
+    mine = sweeper(Doorbell(0))
+    for name in PARTS:
+        error = psycopg.errors.lookup(state) if name == part else None
+        where = mine if name.startswith("_") else workers.sweeper
+        monkeypatch.setattr(where, name, noting(name, error))
+    mine._sweep(rows.conn)
+    assert called == list(PARTS)
+
+
+def test_a_lost_run_that_cannot_be_recovered_does_not_hold_up_the_others(rows, monkeypatch):
+    import workers.sweeper
+
+    rows.conn.execute("DELETE FROM thread")
+    bad, good = rows.running(), rows.running()
+    recover = workers.sweeper.recover_run
+
+    def refusing(conn, claim, **how):
+        if claim.run_id == bad.run_id:
+            conn.execute("SELECT jsonb_build_array(repeat('x', 300000000))")
+        return recover(conn, claim, **how)
+
+    monkeypatch.setattr(workers.sweeper, "recover_run", refusing)
+    rows.conn.execute("DELETE FROM scheduler_lease")
+    mine = sweeper(Doorbell(0), Tally(memoryview(bytearray(8 * 400)).cast("d")))
+    assert mine._holds_lease(rows.conn)
+    for run in (bad, good):
+        rows.conn.execute(
+            "UPDATE run SET lease_expires_at = now() - interval '1 s' * %s WHERE run_id = %s",
+            (2 if run is bad else 1, run.run_id),
+        )
+    mine._take_from_the_gone(rows.conn)
+    assert rows.status(good.run_id) == "pending"
+    assert rows.status(bad.run_id) == "running"
+    assert mine._lost_runs.put_off() == [bad.run_id]
+    rows.conn.execute("DELETE FROM thread")
+    rows.conn.execute("DELETE FROM scheduler_lease")

@@ -348,3 +348,51 @@ def test_without_redis_each_process_counts_for_itself_until_it_is_back(keys, cap
         server.connected = True
         wait_until(lambda: client.zcard(keys.open_requests("ann")) >= 2, 10, "both places")
         process.close()
+
+
+def sizes(log, run_id) -> int:
+    """Bytes of the events that are kept."""
+    total, position, more = 0, START, True
+    while more:
+        found, more = log.read_after(run_id, position, count=50)
+        total += sum(len(event.data) for event in found)
+        position = found[-1].position
+    return total
+
+
+def test_the_log_keeps_about_the_newest_bytes_of_an_attempt(connect, keys):
+    log = EventLog(connect(5), keys, ttl_seconds=60, max_events=10_000, max_bytes=1_000_000)
+    run_id = uuid.uuid4()
+    for seq in range(1, 101):
+        log.append(run_id, [event(1, seq, data=b'"' + b"x" * 100_000 + b'"')])
+    assert sizes(log, run_id) <= 1_200_000
+    newest = log.read_newest(run_id, count=1)
+    assert ids(newest) == ["1-100"]
+    # Another attempt, and another run, count anew.
+    log.append(run_id, [event(2, 1, data=b'"' + b"x" * 900_000 + b'"')])
+    assert log.last_position(run_id) == Position(2, 1)
+    assert ids(log.read_after(run_id, Position(1, 95), count=10).events)[0] == "1-96"
+    log.append_ends([LogEnd(run_id, 2, "success")])
+    assert log.read_newest(run_id, count=1)[0].name == "__end__"
+
+
+def test_one_event_larger_than_all_is_kept(connect, keys):
+    log = EventLog(connect(5), keys, ttl_seconds=60, max_events=10_000, max_bytes=1_000_000)
+    run_id = uuid.uuid4()
+    log.append(run_id, [event(1, 1)])
+    log.append(run_id, [event(1, 2, data=b'"' + b"x" * 3_000_000 + b'"')])
+    assert ids(log.read_newest(run_id, count=1)) == ["1-2"]
+
+
+def test_the_logs_of_what_is_deleted_go_soon(connect, keys):
+    log = EventLog(connect(5), keys, ttl_seconds=3600, max_events=100)
+    run_id, other = uuid.uuid4(), uuid.uuid4()
+    for one in (run_id, other):
+        log.append(one, [event(1, 1)])
+    log.forget([])
+    log.forget([run_id, uuid.uuid4()])
+    client = connect(5)
+    assert 0 < client.ttl(keys.event_log(run_id)) <= 30
+    assert client.ttl(keys.event_log(other)) > 3_000
+    # Who follows it still reads what there is.
+    assert ids(log.read_after(run_id, START, count=10).events) == ["1-1"]

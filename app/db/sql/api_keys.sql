@@ -17,6 +17,11 @@ RETURNING *
 SELECT * FROM api_key
 WHERE prefix = %(prefix)s AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now())
 
+-- name: good_prefixes
+SELECT prefix FROM api_key
+WHERE prefix = ANY (%(prefixes)s::text[]) AND revoked_at IS NULL
+  AND (expires_at IS NULL OR expires_at > now())
+
 -- name: note_use
 -- To the minute: a key that is used all the time is not written all the time.
 UPDATE api_key SET last_used_at = now()

@@ -2,9 +2,29 @@
 -- server's own, one for each graph, are everybody's to read and to run, and nobody's to change.
 
 -- name: put_system_assistant
-INSERT INTO assistant (assistant_id, graph_id, name, metadata)
-VALUES (%(assistant_id)s, %(graph_id)s, %(graph_id)s, '{"created_by": "system"}')
-ON CONFLICT (assistant_id) DO NOTHING
+-- A row that somebody else made with this id is taken over, as a new version. Nothing comes back
+-- when the row is the server's own already.
+INSERT INTO assistant (assistant_id, graph_id, name, metadata, is_system)
+VALUES (%(assistant_id)s, %(graph_id)s, %(graph_id)s, '{"created_by": "system"}', true)
+ON CONFLICT (assistant_id) DO UPDATE SET
+    graph_id = EXCLUDED.graph_id, name = EXCLUDED.name, description = NULL, config = '{}',
+    context = '{}', metadata = EXCLUDED.metadata, is_system = true,
+    version = 1 + (SELECT max(v.version) FROM assistant_version v
+                   WHERE v.assistant_id = EXCLUDED.assistant_id),
+    updated_at = clock_timestamp()
+WHERE NOT assistant.is_system
+RETURNING version
+
+-- name: own_system_assistant
+-- One that this server made before there was the column, whatever its operator has changed since.
+UPDATE assistant a SET is_system = true
+WHERE a.assistant_id = %(assistant_id)s AND NOT a.is_system
+  AND a.created_at < (SELECT applied_at FROM belay_migration WHERE number = 11)
+  AND EXISTS (
+      SELECT 1 FROM assistant_version v
+      WHERE v.assistant_id = a.assistant_id AND v.version = 1 AND v.graph_id = %(graph_id)s
+        AND v.name = %(graph_id)s AND v.metadata = '{"created_by": "system"}'
+        AND v.config = '{}' AND v.context = '{}')
 
 -- name: put_version
 -- Keeps the assistant as it is now under its version.
@@ -25,7 +45,7 @@ RETURNING *
 SELECT * FROM assistant
 WHERE assistant_id = %(assistant_id)s
   AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
-       OR metadata ->> 'created_by' = 'system')
+       OR is_system)
 
 -- name: lock_assistant
 SELECT * FROM assistant
@@ -79,7 +99,7 @@ WHERE (%(graph_id)s::text IS NULL OR graph_id = %(graph_id)s)
   AND (%(name)s::text IS NULL OR position(lower(%(name)s) in lower(name)) > 0)
   AND metadata @> %(metadata)s
   AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
-       OR metadata ->> 'created_by' = 'system')
+       OR is_system)
 ORDER BY {sort_by} {sort_order}, assistant_id
 LIMIT %(limit)s OFFSET %(offset)s
 
@@ -89,4 +109,4 @@ WHERE (%(graph_id)s::text IS NULL OR graph_id = %(graph_id)s)
   AND (%(name)s::text IS NULL OR position(lower(%(name)s) in lower(name)) > 0)
   AND metadata @> %(metadata)s
   AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
-       OR metadata ->> 'created_by' = 'system')
+       OR is_system)

@@ -5,6 +5,12 @@ VALUES (%(cron_id)s, %(assistant_id)s, %(thread_id)s, %(schedule)s, %(timezone)s
         %(enabled)s, %(on_run_completed)s, %(payload)s, %(metadata)s, %(next_run_date)s, %(maker)s)
 RETURNING *
 
+-- name: lock_caller
+SELECT pg_advisory_xact_lock(hashtextextended('belay crons of ' || %(caller)s, 0))
+
+-- name: count_crons_of
+SELECT count(*) FROM cron WHERE maker ->> 'caller' = %(caller)s
+
 -- name: get_cron
 SELECT * FROM cron
 WHERE cron_id = %(cron_id)s
@@ -20,7 +26,8 @@ FOR UPDATE
 UPDATE cron SET
     schedule = %(schedule)s, timezone = %(timezone)s, end_time = %(end_time)s,
     enabled = %(enabled)s, on_run_completed = %(on_run_completed)s, payload = %(payload)s,
-    metadata = %(metadata)s, next_run_date = %(next_run_date)s, updated_at = now()
+    metadata = %(metadata)s, next_run_date = %(next_run_date)s, updated_at = now(),
+    failures = 0, last_error = NULL
 WHERE cron_id = %(cron_id)s
 RETURNING *
 
@@ -61,4 +68,14 @@ WHERE cron_id = %(cron_id)s AND enabled AND next_run_date <= now()
 FOR UPDATE SKIP LOCKED
 
 -- name: set_next_run_date
-UPDATE cron SET next_run_date = %(next_run_date)s WHERE cron_id = %(cron_id)s
+UPDATE cron SET next_run_date = %(next_run_date)s, failures = 0, last_error = NULL
+WHERE cron_id = %(cron_id)s
+
+-- name: put_off_cron
+UPDATE cron SET
+    next_run_date = %(again_at)s, failures = %(failures)s, last_error = %(last_error)s,
+    enabled = %(enabled)s
+WHERE cron_id = %(cron_id)s
+
+-- name: set_last_error
+UPDATE cron SET last_error = %(last_error)s WHERE cron_id = %(cron_id)s

@@ -162,6 +162,7 @@ WHERE status = 'running' AND lease_expires_at < now()
       SELECT 1 FROM scheduler_lease s
       WHERE s.name = 'sweeper' AND s.owner = %(sweeper)s
         AND s.expires_at >= now() AND s.judges_after <= now())
+  AND run_id <> ALL (%(but)s::uuid[])
 ORDER BY lease_expires_at
 LIMIT %(limit)s
 
@@ -193,6 +194,25 @@ WHERE NOT EXISTS (SELECT 1 FROM run b WHERE b.thread_id = d.thread_id AND b.stat
       SELECT h.run_id FROM run h
       WHERE h.thread_id = d.thread_id AND h.status = 'pending' AND h.scheduled_at <= now()
       ORDER BY (h.claim_no > 0) DESC, h.seq LIMIT 1)
+
+-- name: was_not_rung
+UPDATE run SET rings = greatest(rings - 1, 0), next_ring_at = now()
+WHERE run_id = ANY (%(run_ids)s::uuid[]) AND status = 'pending'
+
+-- name: queues_put_off
+SELECT DISTINCT queue FROM run WHERE status = 'pending' AND rings > 0 AND next_ring_at > now()
+
+-- name: ring_again_at_once
+-- For queues that have no message left: whatever was rung for is lost, or was claimed in the moment
+-- between. Counting starts over.
+UPDATE run SET rings = 0, next_ring_at = now()
+WHERE run_id IN (
+    SELECT run_id FROM run
+    WHERE status = 'pending' AND rings > 0 AND next_ring_at > now()
+      AND queue = ANY (%(queues)s::text[])
+    ORDER BY next_ring_at
+    LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED)
 
 -- name: take_sweeper_lease
 -- Every worker tries all the time, so a lease that stood expired for a while means that nobody could

@@ -23,7 +23,7 @@ WITH unchanged AS MATERIALIZED (
     SELECT assistant_id FROM assistant
     WHERE assistant_id = %(assistant_id)s AND updated_at = %(assistant_updated_at)s
       AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
-           OR metadata ->> 'created_by' = 'system')
+           OR is_system)
 ), made_thread AS (
     -- With what the claim would otherwise have to set.
     INSERT INTO thread (thread_id, config, metadata, ttl_minutes, ttl_strategy)

@@ -9,7 +9,10 @@ RETURNING thread_id
 
 -- name: replace_hidden_thread
 -- The id of an ended stateless thread that has not been swept yet may be used again at once.
-DELETE FROM thread WHERE thread_id = %(thread_id)s AND hidden_at IS NOT NULL
+-- By whoever may see it: to everybody else it is taken.
+DELETE FROM thread
+WHERE thread_id = %(thread_id)s AND hidden_at IS NOT NULL
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 
 -- name: get_thread
 SELECT * FROM thread_view
@@ -32,7 +35,13 @@ WHERE thread_id = %(thread_id)s AND hidden_at IS NULL
 RETURNING thread_id
 
 -- name: delete_thread
-DELETE FROM thread WHERE thread_id = %(thread_id)s RETURNING thread_id
+-- With the runs that go with it: their logs are elsewhere.
+WITH its AS (
+    SELECT run_id FROM run WHERE thread_id = %(thread_id)s
+), gone AS (
+    DELETE FROM thread WHERE thread_id = %(thread_id)s RETURNING thread_id
+)
+SELECT thread_id, ARRAY(SELECT run_id FROM its) AS run_ids FROM gone
 
 -- name: delete_thread_checkpoints
 WITH a AS (DELETE FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s)),
@@ -48,6 +57,7 @@ ON CONFLICT DO NOTHING
 -- name: hidden_threads
 SELECT thread_id FROM thread
 WHERE hidden_at < now() - make_interval(secs => %(seconds)s)
+  AND thread_id <> ALL (%(but)s::uuid[])
 ORDER BY hidden_at
 LIMIT %(limit)s
 
@@ -151,6 +161,7 @@ SELECT * FROM checkpoint, total, pending
 -- name: expired_threads
 SELECT thread_id, ttl_strategy FROM thread t
 WHERE expires_at < now() AND hidden_at IS NULL
+  AND thread_id <> ALL (%(but)s::uuid[])
   AND NOT EXISTS (
       SELECT 1 FROM run r
       WHERE r.thread_id = t.thread_id AND r.status IN ('pending', 'running'))

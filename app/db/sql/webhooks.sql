@@ -1,17 +1,42 @@
 -- name: take_calls
--- Each is made by whoever takes it; one whose taker died comes back when the lease is over.
+-- Each is made by whoever takes it; one whose taker died comes back when the lease is over. The hosts
+-- are walked along the index, one step each, so a backlog of one of them costs nothing here.
+WITH RECURSIVE hosts AS (
+    (SELECT host FROM webhook_call ORDER BY host LIMIT 1)
+    UNION ALL
+    SELECT (SELECT w.host FROM webhook_call w WHERE w.host > h.host ORDER BY w.host LIMIT 1)
+    FROM hosts h WHERE h.host IS NOT NULL
+), under_way AS MATERIALIZED (
+    SELECT host, caller FROM webhook_call WHERE taken_until > now()
+), heads AS (
+    SELECT c.call_id, c.caller, c.next_attempt_at FROM hosts h CROSS JOIN LATERAL (
+        SELECT w.call_id, w.caller, w.next_attempt_at FROM webhook_call w
+        WHERE w.host = h.host AND w.next_attempt_at <= now()
+        ORDER BY w.next_attempt_at
+        LIMIT greatest(0, %(each)s - (SELECT count(*) FROM under_way u WHERE u.host = h.host))
+    ) c
+), ranked AS (
+    SELECT call_id, caller, next_attempt_at,
+        row_number() OVER (PARTITION BY caller ORDER BY next_attempt_at)
+        + (SELECT count(*) FROM under_way u WHERE u.caller = heads.caller) AS place
+    FROM heads
+)
 UPDATE webhook_call SET
-    attempts = attempts + 1, next_attempt_at = now() + make_interval(secs => %(lease_seconds)s)
+    attempts = attempts + 1,
+    next_attempt_at = now() + make_interval(secs => %(lease_seconds)s),
+    taken_until = now() + make_interval(secs => %(lease_seconds)s)
 WHERE call_id IN (
-    SELECT call_id FROM webhook_call WHERE next_attempt_at <= now()
-    ORDER BY next_attempt_at
+    SELECT w.call_id FROM webhook_call w JOIN ranked r USING (call_id)
+    WHERE (r.caller = '' OR r.place <= %(each)s) AND w.next_attempt_at <= now()
+    ORDER BY r.place, r.next_attempt_at
     LIMIT %(limit)s
-    FOR UPDATE SKIP LOCKED)
+    FOR UPDATE OF w SKIP LOCKED)
 RETURNING call_id, url, run, attempts
 
 -- name: delete_call
 DELETE FROM webhook_call WHERE call_id = %(call_id)s
 
 -- name: retry_call
-UPDATE webhook_call SET next_attempt_at = now() + make_interval(secs => %(seconds)s)
+UPDATE webhook_call SET
+    next_attempt_at = now() + make_interval(secs => %(seconds)s), taken_until = NULL
 WHERE call_id = %(call_id)s

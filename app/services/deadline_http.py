@@ -1,0 +1,95 @@
+"""One HTTP call that ends within so many seconds, whatever the other side does.
+
+HTTP clients have a timeout for each read, and a receiver that sends a byte before each of them ends
+holds a call for ever. Here every wait of a connection is cut to what is left of the whole call.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from typing import Any
+
+import httpcore
+import httpx
+
+
+def post(
+    url: str, *, body: bytes, headers: dict[str, str], sni_hostname: str, seconds: float
+) -> int:
+    """Send it, without proxies or redirects; returns the status of the answer, whose body is not
+    read. Raises httpcore's errors: its TimeoutException when the time is over."""
+    backend = _Backend(time.monotonic() + seconds)
+    context = httpx.create_ssl_context(trust_env=False)
+    with (
+        httpcore.ConnectionPool(ssl_context=context, network_backend=backend) as pool,
+        pool.stream(
+            "POST",
+            url,
+            headers=[*headers.items(), ("content-length", str(len(body)))],
+            content=body,
+            extensions={"sni_hostname": sni_hostname},
+        ) as response,
+    ):
+        return response.status
+
+
+class _Backend(httpcore.SyncBackend):
+    def __init__(self, ends_at: float) -> None:
+        self._ends_at = ends_at
+
+    def connect_tcp(self, host: str, port: int, *_args: Any, **_kwargs: Any) -> _Stream:
+        left = _left(self._ends_at, httpcore.ConnectTimeout)
+        return _Stream(super().connect_tcp(host, port, timeout=left), self._ends_at)
+
+
+class _Stream(httpcore.NetworkStream):
+    def __init__(self, stream: httpcore.NetworkStream, ends_at: float) -> None:
+        self._stream = stream
+        self._ends_at = ends_at
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
+        return self._stream.read(max_bytes, _left(self._ends_at, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
+        # In pieces: each may wait, and what is left is looked at before each.
+        for start in range(0, len(buffer), _PIECE):
+            left = _left(self._ends_at, httpcore.WriteTimeout)
+            self._stream.write(buffer[start : start + _PIECE], left)
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self,
+        ssl_context: ssl.SSLContext,
+        server_hostname: str | None = None,
+        timeout: float | None = None,  # noqa: ARG002
+    ) -> _Stream:
+        left = _left(self._ends_at, httpcore.ConnectTimeout)
+        return _Stream(self._stream.start_tls(ssl_context, server_hostname, left), self._ends_at)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+_PIECE = 64 * 1024
+
+
+def _left(ends_at: float, error: type[httpcore.TimeoutException]) -> float:
+    left = ends_at - time.monotonic()
+    if left <= 0:
+        raise error("the call took too long")
+    return left
+
+
+#: What a call may end with, besides an answer.
+ERRORS: tuple[type[Exception], ...] = (
+    httpcore.TimeoutException,
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.UnsupportedProtocol,
+    httpcore.ProxyError,
+    OSError,
+    ValueError,
+)

@@ -1,0 +1,78 @@
+"""An outage is told by its SQLSTATE; everything else is the statement's own error."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+
+from app.db.connection import unavailable_when_unreachable
+from app.db.outages import is_outage, is_unstorable, is_worth_waiting
+from app.db.patient_connection import PatientConnection
+from app.domain.errors import Interrupted, InvalidRequest, Unavailable
+
+E = psycopg.errors
+OUTAGES = [
+    psycopg.OperationalError,
+    E.ConnectionFailure,
+    E.AdminShutdown,
+    E.CannotConnectNow,
+    E.TooManyConnections,
+    E.DiskFull,
+    E.ReadOnlySqlTransaction,
+    E.IdleInTransactionSessionTimeout,
+]
+CONFLICTS = [E.SerializationFailure, E.DeadlockDetected, E.LockNotAvailable]
+UNSTORABLE = [E.ProgramLimitExceeded, E.StatementTooComplex, E.UntranslatableCharacter]
+OF_THE_STATEMENT = [*UNSTORABLE, E.OutOfMemory, E.QueryCanceled, E.UniqueViolation, E.IoError]
+
+
+@pytest.mark.parametrize("error", OUTAGES)
+def test_an_outage_is_waited_for(error):
+    assert is_outage(error()) and is_worth_waiting(error())
+
+
+@pytest.mark.parametrize("error", CONFLICTS)
+def test_a_conflict_is_no_outage_and_is_worth_waiting(error):
+    assert is_worth_waiting(error()) and not is_outage(error())
+
+
+@pytest.mark.parametrize("error", [*OF_THE_STATEMENT, ValueError])
+def test_a_statements_own_error_is_not_waited_for(error):
+    assert not is_outage(error()) and not is_worth_waiting(error())
+
+
+@pytest.mark.parametrize("error", UNSTORABLE)
+def test_values_that_cannot_be_stored_are_the_clients(error):
+    assert is_unstorable(error())
+    with pytest.raises(InvalidRequest, match="cannot store"), unavailable_when_unreachable():
+        raise error("too long")
+
+
+@pytest.mark.parametrize("error", [*OUTAGES, *CONFLICTS])
+def test_an_outage_in_a_request_is_a_503(error):
+    with pytest.raises(Interrupted), unavailable_when_unreachable():
+        raise error
+
+
+@pytest.mark.parametrize("error", [E.OutOfMemory, E.QueryCanceled])
+def test_what_the_server_refuses_for_itself_is_a_503_that_says_what(error):
+    with pytest.raises(Unavailable, match="refused: no"), unavailable_when_unreachable():
+        raise error("no")
+
+
+@pytest.mark.parametrize("error", OF_THE_STATEMENT)
+def test_a_child_does_not_wait_for_a_statement_that_cannot_succeed(error):
+    class Open:
+        closed = True
+
+        def close(self) -> None: ...
+
+    tries = []
+
+    def work(_conn):
+        tries.append(1)
+        raise error("never")
+
+    with pytest.raises(error):
+        PatientConnection(Open).run(work, keep_waiting=lambda: True)
+    assert tries == [1]

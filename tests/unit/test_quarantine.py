@@ -1,0 +1,60 @@
+"""One item's failure is that item's alone."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+
+import psycopg
+import pytest
+
+from app.services.quarantine import TRIES, Quarantine
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_an_item_that_fails_is_put_off_longer_each_time_and_then_set_aside():
+    clock, aside, tries = Clock(), [], []
+    quarantine = Quarantine("the thing", on_set_aside=lambda: aside.append(1), clock=clock)
+    item = uuid.uuid4()
+
+    def fail():
+        tries.append(clock.now)
+        raise psycopg.errors.ProgramLimitExceeded("too long")
+
+    while len(aside) == 0:
+        assert quarantine.handle(item, fail) is None
+        clock.now += 0.5
+    waits = [later - before for before, later in itertools.pairwise(tries)]
+    assert len(tries) == TRIES
+    assert waits == [1.0, 2.0, 4.0, 8.0]
+    assert quarantine.put_off() == [item]
+    clock.now += 3600
+    assert quarantine.put_off() == []
+    assert quarantine.handle(item, lambda: "done") == "done"
+    assert quarantine.handle(item, lambda: "again") == "again"
+
+
+def test_others_are_served_meanwhile():
+    quarantine = Quarantine("the thing", clock=Clock())
+    bad, good = uuid.uuid4(), uuid.uuid4()
+    quarantine.handle(bad, lambda: 1 // 0)
+    assert quarantine.handle(good, lambda: "served") == "served"
+    assert quarantine.handle(bad, lambda: "too early") is None
+
+
+def test_an_outage_is_no_items_failure():
+    quarantine = Quarantine("the thing", clock=Clock())
+    item = uuid.uuid4()
+
+    def lost():
+        raise psycopg.OperationalError("the connection is lost")
+
+    with pytest.raises(psycopg.OperationalError):
+        quarantine.handle(item, lost)
+    assert quarantine.handle(item, lambda: "done") == "done"
