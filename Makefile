@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Three test files at a time, each process with servers of its own: half of the time a test waits.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-.PHONY: demo run test test-full test-js faults audit lint bench bench-cancel bench-backlog lock clean
+.PHONY: demo run test test-all test-full test-js faults audit lint bench bench-cancel bench-backlog lock clean
 
 demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, stop everything.
 	$(BIN)/python -m deploy.demo
@@ -24,7 +24,7 @@ test: lint  ## Static checks and the whole suite; the JavaScript SDK's too, wher
 	$(PYTEST)
 	$(BIN)/python -m tests.js.run --if-there
 
-test-full: lint  ## The same with the long forms: thousands of seeded cases.
+test-all test-full: lint  ## The same with the long forms: thousands of seeded cases.
 	$(PYTEST) --long
 
 faults: $(READY)  ## The monkey, for SECONDS (1500) with SEED; writes fault-report.md.

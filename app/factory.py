@@ -16,13 +16,13 @@ from psycopg_pool import ConnectionPool
 
 from app import logs
 from app.api.application import create_api
-from app.api.authentication import authentication_of
+from app.api.authentication import KeyAuthentication, authentication_of
 from app.api.project_app import ProjectApp
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
 from app.bus.event_log import EventLog
 from app.bus.open_requests import OpenRequests
-from app.bus.rate_limits import RateLimits
+from app.bus.rate_limits import FailedLogins, RateLimits
 from app.bus.run_feed import RunFeed
 from app.db import assistants as assistant_rows
 from app.db import runs as run_rows
@@ -35,6 +35,7 @@ from app.graphs.registry import GraphRegistry
 from app.graphs.store import ApiStore
 from app.meters import WebMeters
 from app.services.known_assistants import KnownAssistants
+from app.services.open_keys import OpenKeys
 from app.services.parts import Parts
 from app.settings import Settings, SettingsError
 
@@ -68,6 +69,7 @@ def join_parts(settings: Settings) -> Parts:
         database.transaction,
         lambda conn: assistant_rows.put_system_assistants(conn, list(graphs.project.graphs)),
     )
+    authentication = authentication_of(settings, graphs.project, database)
     meters = WebMeters(settings.web_metrics_dir)
     keys = Keys(settings.redis_prefix)
     client = connect_redis(settings)
@@ -76,6 +78,7 @@ def join_parts(settings: Settings) -> Parts:
         keys,
         ttl_seconds=settings.event_log_ttl_seconds,
         max_events=settings.event_log_max_events,
+        max_bytes=settings.event_log_max_bytes,
     )
     return Parts(
         settings=settings,
@@ -98,7 +101,9 @@ def join_parts(settings: Settings) -> Parts:
             cancels=settings.cancel_rate_limit,
         ),
         open_requests=OpenRequests.of(client, keys, settings.max_open_requests),
-        authentication=authentication_of(settings, graphs.project, database),
+        authentication=authentication,
+        open_keys=OpenKeys(database) if isinstance(authentication, KeyAuthentication) else None,
+        failed_logins=FailedLogins(settings.redis_url, settings.redis_prefix),
     )
 
 

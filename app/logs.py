@@ -21,6 +21,12 @@ _OURS = ("app", "workers", "belay")
 #: What a line of text shows of a record's fields.
 _SHOWN = ("request_id", "run_id", "attempt")
 
+#: Control characters, and what is taken for the end of a line, as text.
+_VISIBLE = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+}
+
 _request: ContextVar[Mapping[str, Any] | None] = ContextVar("belay_request", default=None)
 #: A child runs one run at a time, with several threads: what they all log belongs to it.
 _run: Mapping[str, Any] | None = None
@@ -72,4 +78,6 @@ class _TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
         shown = [f"{name}={record.__dict__[name]}" for name in _SHOWN if name in record.__dict__]
         line = super().formatMessage(record)
-        return f"{line} [{' '.join(shown)}]" if shown else line
+        line = f"{line} [{' '.join(shown)}]" if shown else line
+        # A message may quote a client. One record is one line, and colours no terminal.
+        return line.translate(_VISIBLE)

@@ -42,6 +42,8 @@ if workers > 1 and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_folder
     atexit.register(_remove_if_master, metrics_folder, os.getpid())
 
+# No header of a client's says where this application is mounted.
+forwarder_headers = ""
 forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
 
 

@@ -17,7 +17,7 @@ import psutil
 from app.db.migrate import migrate
 from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey, free_port, wait_until_ready
 from app.dev.process_tree import die_with_parent
-from tests.servers import PROJECT, STORE_INDEX
+from tests.servers import FOR_TESTS, PROJECT, STORE_INDEX
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,6 +167,7 @@ class Cluster:
         }
         self.env = {
             **kept,
+            **FOR_TESTS,
             "PYTHONPATH": str(INJECTION),
             "PYTHONUNBUFFERED": "1",
             "FAULTS_DIR": str(self.faults),

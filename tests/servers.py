@@ -27,6 +27,10 @@ PROJECT = Path(__file__).parent / "project" / "langgraph.json"
 STORE_INDEX = read_project(PROJECT).store.index
 
 
+#: What tests could not wait for.
+FOR_TESTS = {"BELAY_CRON_SHORTEST_SECONDS": "1"}
+
+
 class LiveServer:
     """A `belay dev` process tree on a free port."""
 
@@ -51,7 +55,7 @@ class LiveServer:
             command += ["--config", str(self.config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, env={**environ, **self.env}, stdout=log, stderr=log
+                command, env={**environ, **FOR_TESTS, **self.env}, stdout=log, stderr=log
             )
         self.wait_until_up(seconds)
         return self

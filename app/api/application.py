@@ -109,7 +109,8 @@ def create_api(parts: Parts) -> Flask:
         app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json"))
     _refuse_open_views(app)
     register_error_handlers(app)
-    prepare_requests(app, parts.settings, http.cors)
+    authenticates = parts.authentication is not None
+    prepare_requests(app, parts.settings, http.cors, authenticates=authenticates)
     return app
 
 

@@ -10,15 +10,17 @@ from flask import request
 from app.api.project_auth import ProjectAuth
 from app.db.connection import Database
 from app.domain.access import Caller
-from app.domain.errors import Forbidden, Unauthorized
+from app.domain.errors import Forbidden, Refused, TooMany, Unauthorized
 from app.graphs.project import Project
 from app.services.api_keys import ApiKeys
-from app.services.parts import Authentication
+from app.services.parts import Authentication, Parts
 from app.settings import Settings
 
 _View = TypeVar("_View", bound=Callable[..., object])
 #: Where in a request's environment the one who asks is.
 CALLER = "belay.caller"
+#: What the names of callers with API keys begin with.
+_KEY = "key:"
 #: What a key of the scope `agent_runs` opens.
 AGENT_RUNS = "/agent/"
 
@@ -56,6 +58,33 @@ def key_of_request() -> str:
         return key
     scheme, _, key = request.headers.get("Authorization", "").strip().partition(" ")
     return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def identify(found: Parts) -> Caller | None:
+    """Who asks, by the request's own headers. None: nobody is asked who they are.
+
+    Raises Unauthorized, Refused; TooMany for an address that has failed too often.
+    """
+    if found.authentication is None:
+        return None
+    try:
+        return found.authentication.caller()
+    except (Unauthorized, Refused) as error:
+        address = request.remote_addr or ""
+        is_failure = isinstance(error, Unauthorized) or error.status == 401
+        if is_failure and found.failed_logins is not None:
+            wait = found.failed_logins.seconds_to_wait(address)
+            if wait:
+                detail = "Too many failed authentications from this address; try again later"
+                raise TooMany(detail, retry_after=wait) from error
+        raise
+
+
+def watch_key(found: Parts, who: Caller | None, close: Callable[[], None]) -> Callable[[], None]:
+    """Have `close` called when the key of whoever asks is revoked. Returns what ends the watch."""
+    if found.open_keys is None or who is None or not who.name.startswith(_KEY):
+        return lambda: None
+    return found.open_keys.watch(who.name.removeprefix(_KEY), close)
 
 
 def caller() -> Caller | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from flask import Response
@@ -31,5 +32,9 @@ def create_batch(bodies: list[dict[str, Any]]) -> Response:
     """All of them are created, or none."""
     if not 1 <= len(bodies) <= _MOST:
         raise InvalidRequest(f"a batch is of 1 to {_MOST} runs, not {len(bodies)}")
-    requests = [run_request(body, body.get("thread_id")) for body in bodies]
+    # One key for all of them: each has its position in it, or they would all be the same run.
+    requests = [
+        dataclasses.replace(run_request(body, body.get("thread_id")), key_position=position)
+        for position, body in enumerate(bodies)
+    ]
     return json_response([run_body(run) for run in create_runs(parts(), requests)])

@@ -63,6 +63,6 @@ def cors_headers(settings: Settings, cors: CorsRules) -> Callable[[Response], Re
         # With credentials a browser takes no wildcard: then it is told its own origin.
         send_wildcard=not cors.allow_credentials,
         automatic_options=False,
-        allow_private_network=True,
+        allow_private_network=settings.cors_private_network,
     )
     return cast(Callable[[Response], Response], allow(lambda response: response))

@@ -32,6 +32,12 @@ class Cron(ma.Schema):
     )
     metadata = Object(required=True)
     enabled = ma.fields.Boolean(required=True)
+    last_error = ma.fields.String(
+        metadata={
+            "description": "Why its last run was not created; missing when it was. A cron whose "
+            "run cannot be stored is disabled after five tries; a change enables it again."
+        }
+    )
 
 
 class SelectedCron(Selected, Cron):

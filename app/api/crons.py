@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from app.api.cron_schemas import (
 from app.api.error_schemas import Error
 from app.api.fields import path_uuid
 from app.api.json_body import Blueprint, json_response
+from app.api.limits import asker
 from app.api.pages import COUNT, page_response, shown
 from app.api.parts import parts
 from app.api.run_requests import authorize_runs, check_webhook
@@ -35,7 +37,8 @@ blueprint = Blueprint("crons", __name__, description="Runs that are created on a
 def _shown(cron: CronRow, fields: list[str] | None = None) -> dict[str, Any]:
     if fields:
         return shown(cron, fields)
-    return {**shown(cron, CRON_FIELDS), "user_id": ""}
+    whole = {**shown(cron, CRON_FIELDS), "user_id": ""}
+    return whole if cron.last_error is None else {**whole, "last_error": cron.last_error}
 
 
 @blueprint.post("/runs/crons")
@@ -61,6 +64,7 @@ def create_thread_cron(body: dict[str, Any], thread_id: str) -> Response:
 def _create(body: dict[str, Any], thread_id: UUID | None) -> Response:
     check_webhook(body)
     maker = authorize_runs(body, thread_id)
+    maker = dataclasses.replace(maker, caller=maker.caller or asker())
     return json_response(_shown(crons.create_cron(parts(), body, thread_id, maker.as_json())))
 
 

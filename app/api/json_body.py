@@ -1,8 +1,8 @@
 """JSON in and out, and the parser that checks a request against its schema.
 
-What cannot be kept exactly is refused here, before anything is created: malformed JSON, bytes that
-are not UTF-8, lone surrogates, NaN, numbers beyond a double, NUL characters, nesting too deep for
-what stores and sends it.
+What cannot be kept exactly is refused, before anything is created: malformed JSON, bytes that are
+not UTF-8, lone surrogates, NaN, numbers beyond a double, NUL characters, nesting too deep for what
+stores and sends it, more values than a process should hold (`json_documents`).
 """
 
 from __future__ import annotations
@@ -22,22 +22,29 @@ from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from app.api.error_schemas import Error
+from app.api.json_documents import INVALID, parse_document
 from app.api.parts import parts
 from app.domain.errors import InvalidRequest, TooLarge, TooSlow
 from app.graphs.serde import to_json
 
-MAX_DEPTH = 100
 #: Of a body that is a list: before anything in it is looked at.
 MOST_OF_MANY = 1_000
-_INVALID = "Invalid JSON in request body"
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(to_json(body), status, headers, content_type="application/json")
 
 
-def read_json(request: Request, seconds: float | None = None) -> Any:
-    """The body as JSON, if it comes in within so long. Raises InvalidRequest, TooLarge, TooSlow."""
+def read_json(request: Request, *, seconds: float | None = None, most_values: int = 200_000) -> Any:
+    """The body as JSON, if it comes in within so long and has no more values.
+
+    Raises InvalidRequest, TooLarge, TooSlow.
+    """
+    return parse_document(read_body(request, seconds), most_values=most_values)
+
+
+def read_body(request: Request, seconds: float | None) -> bytes:
+    """All bytes of the body, within so long. Raises InvalidRequest, TooLarge, TooSlow."""
     try:
         with _deadline(seconds):
             raw = request.get_data(cache=True)
@@ -48,22 +55,19 @@ def read_json(request: Request, seconds: float | None = None) -> Any:
     except HTTPException:
         raise
     except Exception as error:  # the web server's own errors, of a body that is badly chunked
-        raise InvalidRequest(f"{_INVALID}: the body could not be read") from error
+        raise InvalidRequest(f"{INVALID}: the body could not be read") from error
     most = request.max_content_length
     if request.content_length is None and most is not None and len(raw) >= most:
         raise TooLarge()  # it came in chunks, and Werkzeug has cut it off
     if request.content_length is not None and len(raw) < request.content_length:
-        raise InvalidRequest(f"{_INVALID}: the body ended before its Content-Length")
-    try:
-        document = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        if "depth limit" in str(error):
-            raise InvalidRequest(_too_deep()) from error
-        raise InvalidRequest(_INVALID) from error
-    # Counting is cheap, walking is not; most bodies need no walk.
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH or b"\\u0000" in raw:
-        check_document(document)
-    return document
+        raise InvalidRequest(f"{INVALID}: the body ended before its Content-Length")
+    return raw
+
+
+def read_json_of(request: Request) -> Any:
+    """The same within the bounds of the settings."""
+    settings = parts().settings
+    return read_json(request, seconds=settings.body_seconds, most_values=settings.max_body_values)
 
 
 class _OutOfTime(Exception):
@@ -81,30 +85,6 @@ def _deadline(seconds: float | None) -> Iterator[None]:
 
     with gevent.Timeout(seconds, _OutOfTime()):
         yield
-
-
-def _too_deep() -> str:
-    return f"{_INVALID}: nested more than {MAX_DEPTH} levels deep"
-
-
-def check_document(document: Any) -> None:
-    """Refuse nesting beyond MAX_DEPTH and NUL characters, in keys as in values."""
-    level = [document]
-    depth = 0
-    while level:
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                below += [*item.keys(), *item.values()]
-            elif isinstance(item, list):
-                below += item
-            elif isinstance(item, str) and "\0" in item:
-                raise InvalidRequest(f"{_INVALID}: NUL characters cannot be stored")
-        if any(isinstance(item, (dict, list)) for item in level):
-            depth += 1
-        if depth > MAX_DEPTH:
-            raise InvalidRequest(_too_deep())
-        level = below
 
 
 class BelayParser(FlaskParser):
@@ -131,7 +111,7 @@ class BelayParser(FlaskParser):
         return schema
 
     def load_json(self, req: Request, schema: Schema) -> Any:
-        document = read_json(req, parts().settings.body_seconds)
+        document = read_json_of(req)
         if not isinstance(document, dict) and not schema.many:
             raise InvalidRequest(f'{_shown(document)} is not of type "object"')
         if schema.many and isinstance(document, list) and len(document) > MOST_OF_MANY:

@@ -1,7 +1,7 @@
 """What one caller may ask of the server: how often, and how much at once.
 
-Cancels are counted apart and take no place: whoever has used up everything else can still stop
-what they have started.
+Cancels are counted apart and have places of their own: whoever has used up everything else can
+still stop what they have started.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ def count_request(found: Parts, *, is_cancel: bool = False) -> None:
     if found.rate_limits is None:
         return
     lane = CANCELS if is_cancel else REQUESTS
-    if wait := found.rate_limits.seconds_to_wait(lane, _asker()):
+    if wait := found.rate_limits.seconds_to_wait(lane, asker()):
         raise TooMany(f"Too many {lane}; try again later", retry_after=wait)
 
 
-def take_place(found: Parts) -> Callable[[], None] | None:
+def take_place(found: Parts, *, is_cancel: bool = False) -> Callable[[], None] | None:
     """One more open request of the one who asks; what is returned is to be called when it has
     ended. Raises TooMany."""
-    return None if found.open_requests is None else found.open_requests.enter(_asker())
+    if found.open_requests is None:
+        return None
+    return found.open_requests.enter(f"{CANCELS} of {asker()}" if is_cancel else asker())
 
 
-def _asker() -> str:
+def asker() -> str:
+    """What limits count by: who asks, and where nobody is asked who they are, their address."""
     who = caller()
     return f"address:{request.remote_addr}" if who is None else who.name

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from flask import current_app, request
 
+from app.api.origins import Origins
 from app.services.parts import Parts
 
 PARTS = "belay"
+ORIGINS = "belay.origins"
 #: Where in a request's environment its own parts are, if they are not those of all.
 OWN_PARTS = "belay.parts"
+
+
+def origins() -> Origins:
+    found: Origins = current_app.extensions[ORIGINS]
+    return found
 
 
 def parts() -> Parts:

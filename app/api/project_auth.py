@@ -13,14 +13,16 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
-import orjson
 from a2wsgi.asgi import build_scope
 from flask import request
 from langgraph_sdk import Auth
 
 from app.api.event_loop import loop_in_a_real_thread
+from app.api.json_body import read_body
+from app.api.json_documents import parse_document
+from app.api.parts import parts
 from app.domain.access import Caller, Filter
-from app.domain.errors import Forbidden, Refused, Unavailable
+from app.domain.errors import Forbidden, InvalidRequest, Refused, Unavailable
 from app.graphs.project import Project
 from app.graphs.project_files import ProjectError, load_object
 from app.graphs.serde import to_plain
@@ -206,7 +208,7 @@ def _wanted(handler: Callable[..., Any], target: str) -> list[str]:
 def _asgi_request() -> Any:
     from starlette.requests import Request  # noqa: PLC0415
 
-    body = request.get_data(cache=True)
+    body = read_body(request, parts().settings.body_seconds)
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -215,10 +217,13 @@ def _asgi_request() -> Any:
 
 
 def _json_body() -> Any:
-    """The body; None when there is none, or none that can be read."""
+    """The body; None when there is none, or none that any route would take. It is read before
+    anybody is known, so within the bounds of every body. Raises TooSlow, TooLarge."""
+    settings = parts().settings
+    raw = read_body(request, settings.body_seconds)
     try:
-        return orjson.loads(request.get_data(cache=True))
-    except orjson.JSONDecodeError:
+        return parse_document(raw, most_values=settings.max_body_values)
+    except InvalidRequest:
         return None
 
 

@@ -15,7 +15,7 @@ from flask import Response, request
 from app.api.authorization import authorized, authorizes_itself, is_confined
 from app.api.error_schemas import Error
 from app.api.fields import path_uuid
-from app.api.json_body import Blueprint, describe, json_response, read_json
+from app.api.json_body import Blueprint, describe, json_response, read_json_of
 from app.api.parts import parts
 from app.api.protocol_commands import NoCommand, answer_of, frame_of
 from app.api.protocol_schemas import CommandAnswer, CommandFrame, EventStream
@@ -78,7 +78,7 @@ def refuse_strange_thread(thread_id: UUID) -> None:
 
 def _json_of_request() -> Any:
     try:
-        return read_json(request, parts().settings.body_seconds)
+        return read_json_of(request)
     except InvalidRequest as error:
         detail = error.detail.replace("Invalid JSON in request body", "Invalid JSON body")
         raise BadRequest(detail) from error

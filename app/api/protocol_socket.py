@@ -11,20 +11,20 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import flask
 import orjson
 from flask import Response, request
-from simple_websocket import ConnectionClosed, Server
+from simple_websocket import ConnectionClosed
 
+from app.api.authentication import caller, identify, watch_key
 from app.api.authorization import authorized
-from app.api.cors import origin_may_ask
 from app.api.fields import path_uuid
-from app.api.json_body import MAX_DEPTH, check_document, json_response
+from app.api.json_body import json_response
+from app.api.json_documents import MAX_DEPTH, parse_document
 from app.api.limits import count_request
-from app.api.parts import parts
+from app.api.parts import origins, parts
 from app.api.protocol import event_filter, refuse_strange_thread
 from app.api.protocol_commands import (
     SUBSCRIBE,
@@ -37,7 +37,8 @@ from app.api.protocol_commands import (
     frame_of,
     success,
 )
-from app.domain.errors import BadRequest, BelayError, InvalidRequest
+from app.api.web_socket import BoundedServer
+from app.domain.errors import BadRequest, BelayError, InvalidRequest, Refused, TooMany, Unauthorized
 from app.graphs.serde import to_json
 from app.services.protocol_stream import EventFilter, line_frame, stream_protocol
 from app.services.run_stream import Following
@@ -46,8 +47,8 @@ from app.services.run_stream import Following
 blueprint = flask.Blueprint("protocol socket", __name__)
 
 _MOST_SUBSCRIPTIONS = 32
-#: A socket that nobody reads is found out by a ping without an answer.
-_PING_SECONDS = 25
+#: A command that is refused for being one too many is read for its id, if it is as short as this.
+_SHORT = 4096
 _NO_COMMAND = "Protocol commands must be valid JSON."
 _GONE = (ConnectionClosed, OSError)
 
@@ -60,84 +61,63 @@ class _Handled(Response):
         raise StopIteration
 
 
-class _WholeSends:
-    """A socket whose `send` sends everything, as simple-websocket takes it to do."""
-
-    def __init__(self, wrapped: Any) -> None:
-        self._wrapped = wrapped
-
-    def send(self, data: bytes) -> None:
-        self._wrapped.sendall(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._wrapped, name)
-
-
 @blueprint.route("/threads/<thread_id>/stream/events", methods=["GET"], websocket=True)
 @authorized("threads", "read")
 def events_socket(thread_id: str) -> Response:
     """Subscribe with `subscription.subscribe`; all other commands are taken too."""
     thread = path_uuid(thread_id, "thread")
     refuse_strange_thread(thread)
-    if not _may_connect(request.headers.get("Origin")):
+    if not origins().may_ask(request.headers.get("Origin"), request.host):
         return json_response({"detail": "This origin may not open a WebSocket here."}, 403)
-    client_socket = request.environ.get("gunicorn.socket")
-    if client_socket is None:
+    if request.environ.get("gunicorn.socket") is None:
         return json_response({"detail": "This web server has no WebSockets."}, 501)
-    environ = {**request.environ, "gunicorn.socket": _WholeSends(client_socket)}
-    limit = parts().settings.max_body_bytes
-    server = Server(environ, ping_interval=_PING_SECONDS, max_message_size=limit)
-    _Conversation(server, thread).hold()
+    _Conversation(BoundedServer(request.environ), thread).hold()
     return _Handled()
-
-
-def _may_connect(origin: str | None) -> bool:
-    """CORS does not hold for WebSockets: any page could open one. Pages of this server may, and of
-    the origins that CORS allows."""
-    if origin is None or urlsplit(origin).netloc == request.host:
-        return True
-    return origin_may_ask(parts().settings, parts().graphs.project.http.cors, origin)
 
 
 class _Conversation:
     """One client's socket, until one of us closes it."""
 
-    def __init__(self, server: Server, thread_id: UUID) -> None:
+    def __init__(self, server: BoundedServer, thread_id: UUID) -> None:
         self._server = server
         self._thread_id = thread_id
         self._turn = threading.Lock()
         self._following: dict[str, _Followed] = {}
 
     def hold(self) -> None:
+        forget_key = watch_key(parts(), caller(), self._close)
         try:
             while True:
                 received = self._server.receive()
                 if received is None:
                     break
                 self._say(to_json(self._answer(received)))
-        except _GONE:
-            pass
+        except (*_GONE, Unauthorized, Refused):
+            pass  # whoever is not, or is no longer, known gets no more answers
         finally:
+            forget_key()
             for followed in list(self._following.values()):
                 followed.leave()
             with suppress(*_GONE):
                 self._server.close()
+
+    def _close(self) -> None:
+        with suppress(*_GONE):
+            self._server.close()
 
     def _say(self, message: bytes) -> None:
         with self._turn:
             self._server.send(message.decode())
 
     def _answer(self, received: str | bytes) -> Answer:
+        """Each command is a request of its own: counted before it is read, and of somebody who is
+        still known. Raises Unauthorized, Refused."""
+        identify(parts())
         try:
-            document = orjson.loads(received)
-            check_document(document)
-            frame = frame_of(document)
-        except (orjson.JSONDecodeError, InvalidRequest):
-            return failure(None, "invalid_argument", f"{_NO_COMMAND} (to {MAX_DEPTH} levels)")
+            frame = self._counted(received)
         except NoCommand as refused:
             return refused.answer
         try:
-            count_request(parts())
             if frame.method == SUBSCRIBE:
                 return self._subscribe(frame)
             if frame.method == UNSUBSCRIBE:
@@ -145,6 +125,19 @@ class _Conversation:
             return answer_of(self._thread_id, frame)
         except BelayError as error:
             return failure(frame.id, "unknown_error", error.detail)
+
+    def _counted(self, received: str | bytes) -> Frame:
+        """Raises NoCommand, also for one command too many."""
+        try:
+            count_request(parts())
+            most_values = parts().settings.max_body_values
+            return frame_of(parse_document(received, most_values=most_values))
+        except TooMany as error:
+            too_many = failure(_id_of(received), "unknown_error", error.detail)
+            raise NoCommand(too_many) from error
+        except InvalidRequest as error:
+            message = f"{_NO_COMMAND} (to {MAX_DEPTH} levels)"
+            raise NoCommand(failure(None, "invalid_argument", message)) from error
 
     def _subscribe(self, frame: Frame) -> Answer:
         if len(self._following) >= _MOST_SUBSCRIPTIONS:
@@ -174,6 +167,18 @@ class _Conversation:
             for message in chunk.splitlines():
                 if message and not message.startswith(b":"):
                     self._say(message)
+
+
+def _id_of(received: str | bytes) -> int | None:
+    """Of a command that is not looked at any further."""
+    if len(received) > _SHORT:
+        return None
+    try:
+        document = orjson.loads(received)
+    except orjson.JSONDecodeError:
+        return None
+    given = document.get("id") if isinstance(document, dict) else None
+    return given if type(given) is int else None
 
 
 class _Followed:

@@ -9,21 +9,24 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flask import Flask, Response, current_app, request
 
 from app import logs
-from app.api.authentication import CALLER
+from app.api.authentication import CALLER, identify
 from app.api.authorization import confine_request, use_database
 from app.api.cors import REQUEST_ID, cors_headers
 from app.api.limits import count_request, take_place
-from app.api.parts import parts
+from app.api.origins import Origins
+from app.api.parts import ORIGINS, parts
 from app.api.project_app import ProjectApp
 from app.api.project_auth import ProjectAuth
+from app.api.unread_bodies import CountedBody, count_body
 from app.graphs.http_config import CorsRules
 from app.meters import WebMeters
-from app.services.parts import Authentication, Parts
+from app.services.parts import Parts
 from app.settings import Settings
 
 access_log = logging.getLogger("belay.access")
@@ -50,6 +53,8 @@ class _Context:
     about: dict[str, Any]
     began: float
     route: str | None = None
+    #: The request's body, if it is large.
+    body: CountedBody | None = None
     #: Called when the request has ended, if anybody counts it.
     leave: Callable[[], None] | None = None
 
@@ -60,7 +65,9 @@ def request_id() -> str:
     return context.request_id
 
 
-def prepare_requests(app: Flask, settings: Settings, cors: CorsRules) -> None:
+def prepare_requests(
+    app: Flask, settings: Settings, cors: CorsRules, *, authenticates: bool
+) -> None:
     """One function before a request and one after it: each costs every request something."""
     access = logging.INFO if settings.access_log else logging.DEBUG
     templates = {rule.rule: _template(rule.rule) for rule in app.url_map.iter_rules()}
@@ -71,20 +78,27 @@ def prepare_requests(app: Flask, settings: Settings, cors: CorsRules) -> None:
             response = allow(response)
         return _end_request(response, parts().meters, templates, access)
 
-    app.before_request(_begin_request)
+    origins = Origins(settings, cors, is_open=not authenticates and settings.auth is None)
+    app.extensions[ORIGINS] = origins
+    app.before_request(partial(_begin_request, origins))
     app.after_request(end_request)
 
 
-def _begin_request() -> Response | None:
+def _begin_request(origins: Origins) -> Response | None:
     environ = request.environ
     given = environ.get("HTTP_X_REQUEST_ID", "")
     sane = given if _SANE_ID.fullmatch(given) else str(uuid.uuid4())
     method, path = environ["REQUEST_METHOD"], request.path
     about = {"request_id": sane, "method": method, "path": path}
     context = environ[_CONTEXT] = _Context(sane, about, time.perf_counter())
+    context.body = count_body(environ)
     # The project's own app sees the same id.
     environ["HTTP_X_REQUEST_ID"] = sane
     logs.in_request(about)
+    host = environ.get("HTTP_HOST")
+    if host is not None:  # a browser always says it
+        origins.refuse_foreign_host(host)
+    origins.refuse_foreign_change(method, environ.get("HTTP_ORIGIN"), host or "")
     if method == "OPTIONS" and _is_preflight(environ):
         return Response("OK", content_type="text/plain; charset=utf-8")
     found = parts()
@@ -92,7 +106,7 @@ def _begin_request() -> Response | None:
     if isinstance(project, ProjectApp) and project.answers(ours=request.url_rule is not None):
         context.route = _PROJECT
         if found.graphs.project.http.authenticates_project:
-            _authenticate(found.authentication)
+            _authenticate(found)
         return project.respond()
     if request.endpoint is not None:
         view = current_app.view_functions[request.endpoint]
@@ -107,17 +121,18 @@ def _admit(found: Parts, view: Any) -> Callable[[], None] | None:
     is_cancel = getattr(view, "is_cancel", False)
     if is_cancel:
         use_database(found.cancel_database)
-    _authenticate(found.authentication)
+    _authenticate(found)
     count_request(found, is_cancel=is_cancel)
-    return None if is_cancel else take_place(found)
+    return take_place(found, is_cancel=is_cancel)
 
 
-def _authenticate(authentication: Authentication | None) -> None:
-    """Raises Unauthorized, Refused."""
-    if authentication is None:
+def _authenticate(found: Parts) -> None:
+    """Raises Unauthorized, Refused, TooMany."""
+    who = identify(found)
+    if who is None:
         return
-    request.environ[CALLER] = authentication.caller()
-    if isinstance(authentication, ProjectAuth):
+    request.environ[CALLER] = who
+    if isinstance(found.authentication, ProjectAuth):
         confine_request()
 
 
@@ -151,6 +166,8 @@ def _end_request(
     response.call_on_close(about.clear)
     if context.leave is not None:
         response.call_on_close(context.leave)
+    if context.body is not None and "gunicorn.socket" in current.environ:
+        response.call_on_close(partial(context.body.discard, current.environ["gunicorn.socket"]))
     return response
 
 

@@ -11,6 +11,7 @@ from flask import request
 
 from app.api.authentication import caller
 from app.api.authorization import authorize, is_confined
+from app.api.limits import asker
 from app.api.parts import parts
 from app.api.request_context import request_id
 from app.domain.errors import BadRequest, InvalidRequest
@@ -43,10 +44,17 @@ def run_request(body: dict[str, Any], thread_id: UUID | None) -> RunRequest:
         request_id=request_id(),
         idempotency_key=idempotency_key(),
         configurable=parts().graphs.project.configurable_headers.pick(dict(request.headers)),
-        caller=maker.caller,
+        caller=maker.caller or (asker() if parts().settings.max_pending_runs else None),
         user=maker.user,
         thread_metadata=maker.thread_metadata,
+        key_scope=_key_scope(),
     )
+
+
+def _key_scope() -> str:
+    """Whose Idempotency-Keys they are: another's, of the same text, are other keys."""
+    who = caller()
+    return "" if who is None else who.name
 
 
 @dataclass(frozen=True, slots=True)

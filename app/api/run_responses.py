@@ -8,6 +8,7 @@ from typing import Any
 
 from flask import Response, request
 
+from app.api.authentication import caller, watch_key
 from app.api.fields import query_flag
 from app.api.json_body import json_response
 from app.api.pages import shown
@@ -72,12 +73,24 @@ def cancels_on_disconnect(body: dict[str, Any] | None = None) -> bool:
 def watch_client() -> WatchClient:
     """Watch this request's socket: it becomes readable, with nothing to read, when the client goes.
 
-    Waiting for a write to fail would take until the next heartbeat, and then one more.
+    Waiting for a write to fail would take until the next heartbeat, and then one more. A client
+    whose API key is revoked is taken for one that leaves, though not for one that disconnected: its
+    runs go on.
     """
     client_socket = request.environ.get("gunicorn.socket")
-    if client_socket is None:
-        return lambda _on_leave: lambda: False
-    return lambda on_leave: _watch(client_socket, on_leave)
+    found, who = parts(), caller()
+
+    def watch(on_leave: Callable[[], None]) -> Callable[[], bool]:
+        forget_key = watch_key(found, who, on_leave)
+        stop_watching = None if client_socket is None else _watch(client_socket, on_leave)
+
+        def stop() -> bool:
+            forget_key()
+            return stop_watching is not None and stop_watching()
+
+        return stop
+
+    return watch
 
 
 def _watch(client_socket: Any, on_leave: Callable[[], None]) -> Callable[[], bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 import marshmallow as ma
 
@@ -24,6 +25,7 @@ from app.api.fields import (
 from app.api.thread_schemas import Checkpoint
 from app.domain.errors import InvalidRequest
 from app.domain.runs import CancelAction, Durability, MultitaskStrategy, RunStatus
+from app.services.run_creates import KEY_VERSION
 
 STREAM_MODES = (
     "values",
@@ -67,11 +69,20 @@ class SelectedRun(Selected, Run):
     """The fields that were asked for; all, if none were."""
 
 
+def is_no_key_id(run_id: UUID) -> None:
+    """Ids of version 8 stand for Idempotency-Keys."""
+    if run_id.version == KEY_VERSION:
+        raise ma.ValidationError("a UUID of version 8 cannot be chosen; use another version")
+
+
 class _RunCreate(Body):
     """What every way to create a run has in common."""
 
     assistant_id = ma.fields.String(required=True)
-    run_id = Uuid(metadata={"description": "A retried create with the same id gets the same run."})
+    run_id = Uuid(
+        validate=is_no_key_id,
+        metadata={"description": "A retried create with the same id gets the same run."},
+    )
     input = ma.fields.Raw(allow_none=True)
     command = ma.fields.Nested(Command, allow_none=True)
     config = ma.fields.Nested(RunConfig, allow_none=True)

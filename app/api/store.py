@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Response, request
 
-from app.api.authorization import authorize, authorizes_itself
+from app.api.authorization import authorize, authorizes_itself, is_confined
 from app.api.error_schemas import Error
 from app.api.fields import query_flag
 from app.api.json_body import Blueprint, json_response
@@ -21,7 +21,7 @@ from app.api.store_schemas import (
     PutItem,
     SearchItems,
 )
-from app.domain.errors import BadRequest
+from app.domain.errors import BadRequest, Forbidden
 from app.services import store
 
 blueprint = Blueprint("store", __name__, description="Items that threads and graphs share")
@@ -88,9 +88,14 @@ def list_namespaces(body: dict[str, Any]) -> Response:
 
 def _allowed(action: str, namespace: list[str], body: dict[str, Any]) -> list[str]:
     """The namespace, as the project's handler leaves it. Raises Forbidden, Refused."""
-    store.checked_namespace(namespace)
+    lists = action == "list_namespaces"
+    store.checked_namespace(namespace, wildcards=lists)
     value = {**body, "namespace": tuple(namespace)}
-    if action == "list_namespaces" and not namespace:
+    if lists and not namespace:
         value["namespace"] = None
     authorize("store", action, value)
-    return [str(label) for label in value["namespace"] or ()]
+    allowed = [str(label) for label in value["namespace"] or ()]
+    if lists and is_confined() and allowed[:1] == ["*"]:
+        # Whoever is called that would be shown everybody's.
+        raise Forbidden("The first label of a prefix must name somebody")
+    return allowed

@@ -50,7 +50,7 @@ class Namespaces(ma.Schema):
 
 class PutItem(Body):
     namespace = Labels(required=True)
-    key = ma.fields.String(required=True, validate=ma.validate.Length(max=1024))
+    key = ma.fields.String(required=True, validate=ma.validate.Length(max=1000))
     value = Object(required=True)
     index = ma.fields.Raw(
         allow_none=True,

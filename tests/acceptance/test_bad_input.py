@@ -1055,7 +1055,7 @@ def exchange(server, request: bytes, *, half_close: bool = False) -> bytes:
     return answer
 
 
-_HEAD = b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+_HEAD = b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
 NOT_HTTP = {
     "a NUL in the path": b"GET /threads/\x00" + _HEAD + b"\r\n",
     "a NUL in the query": b"GET /ok?a=\x00" + _HEAD + b"\r\n",

@@ -117,7 +117,7 @@ def test_a_body_that_trickles_in_is_given_up(limited):
         key = client.headers["x-api-key"]
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", limited.port), timeout=30) as slow:
-        head = f"POST /threads HTTP/1.1\r\nHost: x\r\nx-api-key: {key}\r\n"
+        head = f"POST /threads HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
         slow.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode())
         answer = b""
         while b"too long to come in" not in answer:
@@ -135,7 +135,7 @@ def test_a_body_that_trickles_in_is_given_up(limited):
 def test_headers_that_trickle_in_are_given_up(limited):
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", limited.port), timeout=0.2) as slow:
-        slow.sendall(b"GET /ok HTTP/1.1\r\nHost: x\r\n")
+        slow.sendall(b"GET /ok HTTP/1.1\r\nHost: localhost\r\n")
         while time.monotonic() - began < 20:
             try:
                 if slow.recv(4096) == b"":

@@ -99,7 +99,7 @@ def follower_that_does_not_read(url, path, stack):
     """A client that has asked for a stream from its start, and does not read it."""
     parts = urlsplit(url)
     sock = stack.enter_context(socket.create_connection((parts.hostname, parts.port)))
-    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nLast-Event-ID: -1\r\n\r\n".encode())
+    sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: -1\r\n\r\n".encode())
     return sock
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.test import EnvironBuilder
 
-from app.api.json_body import MAX_DEPTH, read_json
+from app.api.json_body import read_json
+from app.api.json_documents import MAX_DEPTH, parse_document
 from app.domain.errors import InvalidRequest
 
 
@@ -62,3 +64,38 @@ _DOCUMENTS = st.recursive(
 @given(_DOCUMENTS, st.booleans())
 def test_what_can_be_kept_is_read_as_it_was_written(document, ascii_only):
     assert read(json.dumps(document, ensure_ascii=ascii_only).encode()) == document
+
+
+def marks_of(document) -> int:
+    """Commas, colons and brackets of a document, but for those in its texts."""
+    if isinstance(document, list):
+        return 1 + max(0, len(document) - 1) + sum(map(marks_of, document))
+    if isinstance(document, dict):
+        commas = max(0, len(document) - 1)
+        return 1 + commas + len(document) + sum(map(marks_of, document.values()))
+    return 0
+
+
+@given(_DOCUMENTS, st.booleans())
+def test_values_are_counted_exactly_whatever_stands_in_texts(document, as_ascii):
+    raw = json.dumps(document, ensure_ascii=as_ascii).encode()
+    most = marks_of(document)
+    assert parse_document(raw, most_values=most) == json.loads(raw)
+    if most:
+        with pytest.raises(InvalidRequest, match="BELAY_MAX_BODY_VALUES"):
+            parse_document(raw, most_values=most - 1)
+
+
+@pytest.mark.parametrize(
+    "body", [b'"' + b'\\"' * 300_000, b'["' + b"," * 300_000, b'["' + b"\\" * 300_001]
+)
+def test_a_text_that_does_not_end_is_no_json(body):
+    with pytest.raises(InvalidRequest):
+        read(body)
+
+
+def test_collecting_garbage_goes_on_after_a_document():
+    assert gc.isenabled()
+    with pytest.raises(InvalidRequest):
+        read(b"{")
+    assert gc.isenabled()

@@ -76,3 +76,16 @@ def test_a_setting_wins_over_the_command_line(logged):
 def test_a_word_that_is_not_known_stops_the_start(name):
     with pytest.raises(SettingsError, match=name):
         settings(**{name: "loud"})
+
+
+@pytest.mark.parametrize(
+    "words", ["a\nINFO app: forged", "a\r\nb", "\x1b[31mred", "\x00", "\x85next", "\u2028line"]
+)
+def test_nobody_forges_a_line_of_text(logged, words):
+    logs.configure(settings())
+    logs.in_request({"request_id": "r-1"})
+    logging.getLogger("app.test").warning("asked for %s", words)
+    written = logged()
+    assert len(written.splitlines()) == 1
+    assert "\x1b" not in written
+    assert written.endswith("[request_id=r-1]\n")

@@ -1,0 +1,52 @@
+"""Which pages in a browser may have this server do something.
+
+CORS keeps a page from reading an answer, not from sending the request: a form's POST needs no
+permission, and neither does a WebSocket. So a foreign `Origin` is refused here on everything that
+changes something. And a page of any name can have its name resolve to 127.0.0.1 (DNS rebinding);
+a server that asks nobody who they are therefore answers to loopback names only.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from app.api.cors import origin_may_ask
+from app.domain.errors import Forbidden
+from app.graphs.http_config import CorsRules
+from app.open_servers import is_loopback
+from app.settings import Settings
+
+_CHANGES_NOTHING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Origins:
+    """The rules of one application."""
+
+    def __init__(self, settings: Settings, cors: CorsRules, *, is_open: bool) -> None:
+        """`is_open`: nobody is asked who they are, and nobody has said that this is right."""
+        self._settings = settings
+        self._cors = cors
+        self._is_open = is_open
+
+    def refuse_foreign_host(self, host: str) -> None:
+        """`host` is the Host header. Raises Forbidden."""
+        if not self._is_open:
+            return
+        name = urlsplit(f"//{host}").hostname or ""
+        if is_loopback(name) or name.endswith(".localhost") or name in self._settings.hosts:
+            return
+        raise Forbidden(
+            f"This server answers to loopback names, not to {name!r}: set BELAY_HOSTS to allow it, "
+            "or BELAY_AUTH to have callers say who they are"
+        )
+
+    def refuse_foreign_change(self, method: str, origin: str | None, host: str) -> None:
+        """Raises Forbidden for a request that would change something for a foreign page."""
+        if method not in _CHANGES_NOTHING and not self.may_ask(origin, host):
+            raise Forbidden(f"Pages of {origin} may not call this server (BELAY_CORS_ORIGINS)")
+
+    def may_ask(self, origin: str | None, host: str) -> bool:
+        """A page of this server, or of an origin that CORS allows; or no page."""
+        if origin is None or urlsplit(origin).netloc == host:
+            return True
+        return origin_may_ask(self._settings, self._cors, origin)

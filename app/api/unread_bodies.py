@@ -1,0 +1,114 @@
+"""Gets rid of a large body that nobody has read, without holding up others.
+
+A request may be refused by its headers. What it still sends has to be read, or the client would get
+a reset instead of the answer; and the web server reads it a kilobyte at a time, from a buffer that
+it copies each time: thirty megabytes stop all other requests for nine seconds. So it is done here,
+in large steps, with turns for others, and only so far: then the connection is closed.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import MutableMapping
+from contextlib import suppress
+from typing import Any
+
+#: Smaller bodies are left to the web server.
+_SMALL = 64 * 1024
+_STEP = 1024 * 1024
+#: How much of a refused body is read for the sake of the answer, and for how long.
+_MOST = 64 * 1024 * 1024
+_SECONDS = 5.0
+
+
+class CountedBody:
+    """A request's body that knows how much of it has been read."""
+
+    def __init__(self, body: Any, length: int | None) -> None:
+        self._body = body
+        self._left = length
+        self._ended = False
+
+    def read(self, size: int = -1) -> bytes:
+        return self._count(self._body.read(size), size)
+
+    def readline(self, size: int = -1) -> bytes:
+        return self._count(self._body.readline(size), size)
+
+    def __iter__(self) -> CountedBody:
+        return self
+
+    def __next__(self) -> bytes:
+        if line := self.readline():
+            return line
+        raise StopIteration
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+    def _count(self, data: bytes, size: int) -> bytes:
+        if self._left is not None:
+            self._left -= len(data)
+        self._ended = self._ended or self._left == 0 or (not data and size != 0)
+        return data
+
+    def discard(self, client_socket: Any) -> None:
+        """Read what is left, or close the connection where that is too much, or too slow."""
+        if self._ended:
+            return
+        with _Deadline(_SECONDS) as deadline, suppress(OSError, EOFError, ValueError):
+            for _ in range(_MOST // _STEP):
+                if self._ended:
+                    return
+                self.read(_STEP)
+                deadline.let_others()
+        with suppress(OSError):
+            client_socket.shutdown(socket.SHUT_RDWR)
+        with suppress(Exception):  # what the web server has received already, and would copy
+            while self._body.read(_STEP):
+                pass
+
+
+class _Deadline:
+    """Ends what is done within it after so long, where the web server's greenlets can be woken."""
+
+    def __init__(self, seconds: float) -> None:
+        self._timeout: Any = None
+        self._gevent: Any = None
+        if "gevent.monkey" in sys.modules:
+            import gevent  # noqa: PLC0415
+
+            self._gevent = gevent
+            self._timeout = gevent.Timeout(seconds, False)
+
+    def __enter__(self) -> _Deadline:
+        if self._timeout is not None:
+            self._timeout.start()
+        return self
+
+    def __exit__(self, _kind: object, error: object, _trace: object) -> bool:
+        if self._timeout is None:
+            return False
+        self._timeout.close()
+        return error is self._timeout
+
+    def let_others(self) -> None:
+        if self._gevent is not None:
+            self._gevent.sleep(0)
+
+
+def count_body(environ: MutableMapping[str, Any]) -> CountedBody | None:
+    """Have a large body counted; None for one that is small."""
+    if environ.get("HTTP_TRANSFER_ENCODING"):
+        length = None
+    else:
+        try:
+            length = int(environ.get("CONTENT_LENGTH") or 0)
+        except ValueError:
+            return None
+        if length <= _SMALL:
+            return None
+    counted = CountedBody(environ["wsgi.input"], length)
+    environ["wsgi.input"] = counted
+    return counted

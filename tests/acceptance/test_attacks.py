@@ -1,0 +1,557 @@
+"""What a hostile tenant has tried, request by request. Each was seen to work once."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from contextlib import ExitStack, suppress
+
+import httpx
+import psutil
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from tests.acceptance.playing import refused
+from tests.conformance import watched
+from tests.receiver import Receiver
+from tests.servers import PROJECT, LiveServer
+from tests.waiting import wait_until
+
+RUN = {"assistant_id": "counter", "input": {"count": 1}}
+LATER = {**RUN, "after_seconds": 3600}
+
+
+@pytest.fixture(scope="module")
+def attacked(scratch):
+    """A server with small bounds, so that attacks can be small."""
+    live = LiveServer(
+        scratch / "attacked",
+        BELAY_HEARTBEAT_SECONDS="1",
+        BELAY_WEBHOOK_ALLOW_PRIVATE="1",
+        BELAY_CRON_SHORTEST_SECONDS="10",
+        BELAY_MAX_CRONS="3",
+        BELAY_MAX_PENDING_RUNS="20",
+        BELAY_MAX_OPEN_REQUESTS="10",
+        BELAY_MAX_RUN_BYTES=str(4 * 1024 * 1024),
+        BELAY_MAX_METADATA_BYTES="100000",
+        BELAY_MAX_OUTCOME_BYTES="100000",
+        BELAY_CORS_ORIGINS="https://good.example",
+    ).start()
+    yield live
+    live.stop()
+
+
+@pytest.fixture
+def api(attacked):
+    with watched(httpx.Client(base_url=attacked.url, timeout=60)) as client:
+        yield client
+
+
+def web_memory(server: LiveServer) -> int:
+    """Of the web processes, in bytes."""
+    return sum(p.memory_info().rss for p in server.find("gunicorn"))
+
+
+# --- one request stops everybody ------------------------------------------------------------------
+
+
+def test_a_clients_text_in_a_stores_namespace_fails_its_run_and_frees_its_slot(api):
+    body = {"assistant_id": "hostile", "input": {"label": os.urandom(3_000).hex()}}
+    error = api.post("/runs/wait", json=body).json()["__error__"]
+    assert error["error"] in ("ProgramLimitExceeded", "InvalidNamespaceError")
+    assert api.post("/runs/wait", json=RUN).json() == {"count": 2}
+
+
+def test_a_run_with_a_webhook_and_a_large_context_can_be_ended(api):
+    with ExitStack() as stack:
+        receiver = Receiver()
+        stack.callback(receiver.close)
+        thread = api.post("/threads", json={}).json()["thread_id"]
+        body = {
+            "assistant_id": "hostile",
+            "input": {"seconds": 60},
+            "context": {"x": "y" * 1_500_000},
+            "webhook": f"{receiver.url}/hook",
+        }
+        run = api.post(f"/threads/{thread}/runs", json=body).json()
+        path = f"/threads/{thread}/runs/{run['run_id']}"
+        wait_until(lambda: api.get(path).json()["status"] == "running", 30)
+        assert api.post(f"{path}/cancel?wait=1").status_code in (200, 202, 204)
+        assert api.get(path).json()["status"] == "interrupted"
+        told = receiver.wait_for(run["run_id"])
+        assert told["kwargs"]["context"] == body["context"]
+        assert set(told) >= {"run_id", "status", "values", "run_started_at", "metadata"}
+        assert api.delete(f"/threads/{thread}").status_code == 204
+
+
+def test_what_is_too_large_for_a_run_is_refused_before_it_is_stored(api):
+    for path in ("/runs", "/runs/wait", "/runs/batch", "/runs/crons"):
+        body = {**RUN, "context": {"x": "y" * 2_500_000}}
+        if path == "/runs/crons":
+            body |= {"schedule": "0 0 1 1 *", "input": {"x": "y" * 2_500_000}}
+        answer = api.post(path, json=[body] if path == "/runs/batch" else body)
+        assert "BELAY_MAX_RUN_BYTES" in refused(answer, 413), path
+
+
+def test_metadata_that_grows_by_merging_has_an_end(api):
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    path = f"/threads/{thread}"
+    assert api.patch(path, json={"metadata": {"a": "x" * 60_000}}).status_code == 200
+    answer = api.patch(path, json={"metadata": {"b": "x" * 60_000}})
+    assert "BELAY_MAX_METADATA_BYTES" in refused(answer, 413)
+    assert list(api.get(path).json()["metadata"]) == ["a"]
+    made = api.post("/assistants", json={"graph_id": "counter", "context": {"x": "y" * 120_000}})
+    assert made.status_code == 413
+
+
+def test_large_values_are_read_from_the_checkpoint(api):
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    body = {"assistant_id": "hostile", "input": {"size": 300_000}}
+    values = api.post(f"/threads/{thread}/runs/wait", json=body).json()
+    assert len(values["text"]) == 300_000
+    [run] = api.get(f"/threads/{thread}/runs").json()
+    again = api.get(f"/threads/{thread}/runs/{run['run_id']}/join").json()
+    assert again == values
+    assert api.get(f"/threads/{thread}/state").json()["values"] == values
+    assert api.get(f"/threads/{thread}").json()["values"] is None
+    assert api.get(f"/threads/{thread}").json()["status"] == "idle"
+
+
+def test_an_errors_message_has_an_end(api):
+    body = {"assistant_id": "hostile", "input": {"message": "x" * 1000, "size": 1000}}
+    error = api.post("/runs/wait", json=body).json()["__error__"]
+    assert len(error["message"]) < 21_000
+    assert "980000 characters cut off" in error["message"]
+
+
+# --- memory and time ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"metadata": {' + b",".join(b'"%d":1' % i for i in range(300_000)) + b"}}",
+        b'{"metadata": {"a": ' + b"[" + b"[]," * 300_000 + b"1]}}",
+        b'{"metadata": {"a": [' + b'"",' * 300_000 + b"1]}}",
+        b'{"metadata": {"a": [' + b'"\\\\",' * 300_000 + b"1]}}",
+    ],
+)
+def test_a_body_of_very_many_values_is_refused_and_stalls_nobody(api, body):
+    headers = {"content-type": "application/json"}
+    for path in ("/threads", "/runs", "/assistants", "/store/items"):
+        method = "PUT" if path == "/store/items" else "POST"
+        answer = api.request(method, path, content=body, headers=headers)
+        assert "BELAY_MAX_BODY_VALUES" in refused(answer, 422), path
+
+
+def test_a_query_nested_very_deep_is_refused(api):
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    deep = '{"a":' + "[" * 300 + "]" * 300 + "}"
+    answer = api.get(f"/threads/{thread}/runs", params={"metadata": deep})
+    assert "levels deep" in refused(answer, 422)
+
+
+def socket_url(server: LiveServer, thread: str) -> str:
+    return server.url.replace("http", "ws") + f"/threads/{thread}/stream/events"
+
+
+def test_a_socket_takes_no_compression_and_no_large_message(attacked, api):
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    with connect(socket_url(attacked, thread), compression="deflate") as opened:
+        assert "Sec-WebSocket-Extensions" not in opened.response.headers
+        opened.send(
+            json.dumps({"id": 1, "method": "agent.getTree", "params": {"x": "y" * 1_200_000}})
+        )
+        with pytest.raises(ConnectionClosed) as closed:
+            opened.recv(20)
+        assert closed.value.rcvd.code == 1009
+
+
+def test_a_socket_that_is_not_read_holds_no_messages(attacked, api):
+    """Fifty megabytes are sent; what the server holds of them is a few."""
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    before = web_memory(attacked)
+    with connect(socket_url(attacked, thread), compression=None, max_size=None) as opened:
+        message = json.dumps({"id": 1, "method": "x" * 500_000})
+        sent = []
+
+        def send():
+            with suppress(ConnectionClosed, OSError):
+                for _ in range(100):
+                    opened.send(message)
+                    sent.append(1)
+
+        sending = threading.Thread(target=send, daemon=True)
+        # Nothing is received here: answers fill the client's side, then the server waits.
+        opened.recv_bufsize = 1
+        sending.start()
+        sending.join(5)
+        grown = web_memory(attacked) - before
+        opened.socket.shutdown(socket.SHUT_RDWR)
+    sending.join(20)
+    assert grown < 60 * 1024 * 1024
+    assert api.get("/ok").status_code == 200
+
+
+# --- webhooks -------------------------------------------------------------------------------------
+
+
+class Trickle:
+    """Receivers that send a byte of their answer now and then."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/slow"
+        self.open = 0
+        self.most = 0
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                taken, _ = self.socket.accept()
+                threading.Thread(target=self._answer, args=(taken,), daemon=True).start()
+
+    def _answer(self, taken: socket.socket) -> None:
+        with self._lock:
+            self.open += 1
+            self.most = max(self.most, self.open)
+        with suppress(OSError), taken:
+            taken.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            while True:
+                taken.sendall(b"y")
+                time.sleep(0.5)
+        with self._lock:
+            self.open -= 1
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def test_slow_receivers_hold_up_only_themselves(ann, bob):
+    slow, good = Trickle(), Receiver()
+    try:
+        for _ in range(20):
+            ann.post("/runs", json={**RUN, "webhook": slow.url}).raise_for_status()
+        wait_until(lambda: slow.open > 0, 30, "a slow call")
+        # Another host, by another name.
+        url = good.url.replace("127.0.0.1", "localhost")
+        run = bob.post("/runs", json={**RUN, "webhook": f"{url}/hook"}).json()
+        good.wait_for(run["run_id"], seconds=20)
+        assert slow.most <= 2
+    finally:
+        slow.close()
+        good.close()
+
+
+def test_a_call_has_a_deadline_in_all():
+    from app.services.deadline_http import ERRORS, post
+
+    slow = Trickle()
+    try:
+        began = time.monotonic()
+        with pytest.raises(ERRORS, match=r"took too long|timed out"):
+            post(slow.url, body=b"{}", headers={}, sni_hostname="x", seconds=1.2)
+        assert time.monotonic() - began < 30
+        with pytest.raises(ERRORS):
+            post("http://127.0.0.1:1/", body=b"{}", headers={}, sni_hostname="x", seconds=1.2)
+    finally:
+        slow.close()
+
+
+# --- tenants --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded(scratch):
+    live = LiveServer(
+        scratch / "attacked-auth",
+        config=PROJECT.parent / "with_auth.json",
+        BELAY_HEARTBEAT_SECONDS="1",
+        BELAY_WEBHOOK_ALLOW_PRIVATE="1",
+    ).start()
+    yield live
+    live.stop()
+
+
+def as_user(server: LiveServer, name: str) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {name}"}
+    return watched(httpx.Client(base_url=server.url, timeout=60, headers=headers))
+
+
+@pytest.fixture
+def ann(guarded):
+    with as_user(guarded, "ann") as client:
+        yield client
+
+
+@pytest.fixture
+def bob(guarded):
+    with as_user(guarded, "bob") as client:
+        yield client
+
+
+def test_nobody_makes_a_system_assistant(ann, bob):
+    forged = {"graph_id": "counter", "metadata": {"created_by": "system"}, "name": "counter"}
+    made = bob.post("/assistants", json=forged).json()
+    assert made["metadata"]["created_by"] == "system"
+    assert ann.get(f"/assistants/{made['assistant_id']}").status_code == 404
+    found = ann.post("/assistants/search", json={"graph_id": "counter", "limit": 100}).json()
+    assert made["assistant_id"] not in [one["assistant_id"] for one in found]
+    run = {"assistant_id": made["assistant_id"], "input": {"count": 1}}
+    assert ann.post("/runs/wait", json=run).status_code == 404
+    patched = {"metadata": {"created_by": "system"}}
+    assert bob.patch(f"/assistants/{made['assistant_id']}", json=patched).status_code == 200
+    assert ann.get(f"/assistants/{made['assistant_id']}").status_code == 404
+
+
+def test_idempotency_keys_are_their_callers_own(ann, bob):
+    key = {"Idempotency-Key": f"order {uuid.uuid4()}"}
+    hers = ann.post("/runs", json=LATER, headers=key)
+    his = bob.post("/runs", json=LATER, headers=key)
+    assert (hers.status_code, his.status_code) == (200, 200)
+    assert hers.json()["run_id"] != his.json()["run_id"]
+    assert ann.post("/runs", json=LATER, headers=key).json()["run_id"] == hers.json()["run_id"]
+
+
+def test_an_id_that_stands_for_a_key_cannot_be_chosen(ann):
+    body = {**LATER, "run_id": "01234567-89ab-8def-8123-456789abcdef"}
+    assert "version 8" in refused(ann.post("/runs", json=body), 422)
+    key = {"Idempotency-Key": f"order {uuid.uuid4()}"}
+    made = ann.post("/runs", json=LATER, headers=key).json()
+    assert uuid.UUID(made["run_id"]).version == 8
+
+
+def test_a_batch_with_a_key_makes_each_of_its_runs_once(ann):
+    key = {"Idempotency-Key": f"batch {uuid.uuid4()}"}
+    first = ann.post("/runs/batch", json=[LATER] * 3, headers=key).json()
+    again = ann.post("/runs/batch", json=[LATER] * 3, headers=key).json()
+    assert len({run["run_id"] for run in first}) == 3
+    assert [run["run_id"] for run in again] == [run["run_id"] for run in first]
+
+
+def test_the_thread_of_anothers_ended_stateless_run_is_taken(ann, bob):
+    run = ann.post("/runs", json=RUN).json()
+    waiting = f"/threads/{run['thread_id']}"
+    wait_until(lambda: ann.get(waiting).status_code == 404, 30, "the run to end")
+    for body in ({"thread_id": run["thread_id"]},):
+        assert bob.post("/threads", json={**body, "if_exists": "do_nothing"}).status_code == 409
+    taken = bob.post(f"{waiting}/runs", json={**RUN, "if_not_exists": "create"})
+    assert taken.status_code == 404
+    assert ann.post("/threads", json={"thread_id": run["thread_id"]}).status_code == 200
+
+
+def test_a_star_is_nobodys_name_in_the_store(guarded, ann):
+    secret = f"secret-{uuid.uuid4().hex[:8]}"
+    item = {"namespace": ["ann", secret], "key": "k", "value": {"a": 1}}
+    assert ann.put("/store/items", json=item).status_code == 204
+    with as_user(guarded, "*") as star:
+        answer = star.post("/store/namespaces", json={"prefix": ["*"]})
+        assert answer.status_code in (403, 422)
+        assert secret not in answer.text
+        put = star.put("/store/items", json={**item, "namespace": ["*", "x"]})
+        assert put.status_code in (403, 422)
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def locked(scratch):
+    live = LiveServer(
+        scratch / "attacked-keys",
+        BELAY_AUTH="keys",
+        BELAY_HEARTBEAT_SECONDS="60",
+        BELAY_BODY_SECONDS="30",
+        BELAY_MAX_OPEN_REQUESTS="10",
+    ).start()
+    yield live
+    live.stop()
+
+
+def belay_keys(server: LiveServer, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", "keys", *words],
+        env={**os.environ, "DATABASE_URL": server.database_url},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_a_revoked_key_has_nothing_open_any_more(locked):
+    key = belay_keys(locked, "create", "--name", "doomed")
+    headers = {"x-api-key": key}
+    with watched(httpx.Client(base_url=locked.url, headers=headers, timeout=120)) as client:
+        thread = client.post("/threads", json={}).json()["thread_id"]
+        run = client.post(f"/threads/{thread}/runs", json=LATER).json()
+        ended = []
+
+        def follow(path):
+            url = f"{locked.url}{path}"
+            with (
+                suppress(httpx.HTTPError),
+                httpx.stream("GET", url, headers=headers, timeout=120) as stream,
+            ):
+                for _ in stream.iter_raw():
+                    pass
+            ended.append(path)
+
+        paths = [f"/threads/{thread}/stream", f"/threads/{thread}/runs/{run['run_id']}/stream"]
+        paths.append(f"/threads/{thread}/runs/{run['run_id']}/join")
+        following = [threading.Thread(target=follow, args=(path,)) for path in paths]
+        for one in following:
+            one.start()
+        with connect(socket_url(locked, thread), additional_headers=headers) as opened:
+            opened.send(json.dumps({"id": 1, "method": "agent.getTree"}))
+            assert json.loads(opened.recv(20))["id"] == 1
+            belay_keys(locked, "revoke", "doomed")
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    opened.recv(60)
+        for one in following:
+            one.join(60)
+        assert sorted(ended) == sorted(paths)
+        wait_until(lambda: client.get(f"/threads/{thread}").status_code == 401, 20, "a refusal")
+    with (
+        pytest.raises(InvalidStatus),
+        connect(socket_url(locked, thread), additional_headers=headers),
+    ):
+        pass
+
+
+def test_wrong_keys_are_slowed_down_and_right_ones_are_not(locked):
+    key = belay_keys(locked, "create", "--name", "right")
+    with watched(httpx.Client(base_url=locked.url, timeout=60)) as client:
+        statuses = [
+            client.post(
+                "/threads/search",
+                json={},
+                headers={"x-api-key": f"belay_{'a' * 12}_{i:032d}"},
+            ).status_code
+            for i in range(330)
+        ]
+        assert statuses[0] == 401
+        assert statuses[-1] == 429
+        assert set(statuses) == {401, 429}
+        answer = client.post("/threads/search", json={}, headers={"x-api-key": key})
+        assert answer.status_code == 200
+
+
+def test_bodies_of_cancels_that_trickle_in_have_an_end_in_number(locked):
+    key = belay_keys(locked, "create", "--name", "slow")
+    head = f"POST /runs/cancel HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+    with ExitStack() as stack:
+        opened = []
+        for _ in range(30):
+            one = stack.enter_context(
+                socket.create_connection(("127.0.0.1", locked.port), timeout=5)
+            )
+            one.sendall(head.encode())
+            opened.append(one)
+
+        def answered() -> int:
+            count = 0
+            for one in opened:
+                one.setblocking(False)
+                with suppress(BlockingIOError):
+                    count += one.recv(64, socket.MSG_PEEK).startswith(b"HTTP/1.1 429")
+            return count
+
+        wait_until(lambda: answered() == 20, 20, "those beyond the tenth to be refused")
+
+
+# --- pages ----------------------------------------------------------------------------------------
+
+
+def test_a_foreign_page_changes_nothing(api):
+    foreign = {"Origin": "https://evil.example"}
+    assert "may not call" in refused(api.post("/threads", json={}, headers=foreign), 403)
+    text = {**foreign, "content-type": "text/plain"}
+    assert api.post("/runs", content=json.dumps(RUN), headers=text).status_code == 403
+    for origin in ("https://good.example", str(api.base_url).rstrip("/")):
+        assert api.post("/threads", json={}, headers={"Origin": origin}).status_code == 200
+
+
+def test_another_name_for_loopback_is_not_answered(api):
+    for name in ("evil.example", "evil.example:2024", "127.0.0.1.evil.example"):
+        assert "BELAY_HOSTS" in refused(api.get("/info", headers={"Host": name}), 403)
+    for name in ("localhost:1", "127.0.0.1", "[::1]:2024", "belay.localhost"):
+        assert api.get("/info", headers={"Host": name}).status_code == 200
+
+
+def test_a_socket_of_another_name_is_not_opened(attacked, api):
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    for headers in ({"Origin": "https://evil.example"},):
+        with (
+            pytest.raises(InvalidStatus),
+            connect(socket_url(attacked, thread), additional_headers=headers),
+        ):
+            pass
+
+
+def test_where_the_application_is_mounted_is_nobodys_to_say(api):
+    answer = api.get("/ok", headers={"SCRIPT_NAME": "/ok", "SCRIPT-NAME": "/x"})
+    assert answer.status_code == 200
+
+
+# --- crons and limits -----------------------------------------------------------------------------
+
+
+def test_crons_have_a_shortest_time_and_a_number(api):
+    hasty = {**RUN, "schedule": "* * * * * *"}
+    assert "BELAY_CRON_SHORTEST_SECONDS" in refused(api.post("/runs/crons", json=hasty), 422)
+    yearly = {**RUN, "schedule": "0 0 1 1 *"}
+    made = [api.post("/runs/crons", json=yearly) for _ in range(4)]
+    try:
+        assert [one.status_code for one in made] == [200, 200, 200, 429]
+        assert "BELAY_MAX_CRONS" in refused(made[-1], 429)
+        first = made[0].json()["cron_id"]
+        patched = api.patch(f"/runs/crons/{first}", json={"schedule": "* * * * * *"})
+        assert patched.status_code == 422
+    finally:
+        for one in made[:3]:
+            api.delete(f"/runs/crons/{one.json()['cron_id']}")
+
+
+def test_pending_runs_are_capped_by_address_where_nobody_says_who_they_are(api):
+    made = [api.post("/runs", json=LATER).status_code for _ in range(25)]
+    assert made.count(429) == 5
+    assert api.post("/runs/cancel", json={"status": "pending"}).status_code == 204
+
+
+def test_long_labels_keys_and_paths_of_the_store_are_refused(api):
+    item = {"namespace": ["a"], "key": "k", "value": {"a": 1}}
+    for change in (
+        {"namespace": ["x" * 6_000]},
+        {"namespace": ["é" * 250] * 3},
+        {"namespace": ["*"]},
+        {"key": "é" * 600},
+        {"index": ["x" * 1_000]},
+    ):
+        answer = api.put("/store/items", json={**item, **change})
+        detail = refused(answer, 422)
+        assert any(word in detail for word in ("abel", "key", "index", "namespace")), detail
+
+
+# --- what is left on the disk ---------------------------------------------------------------------
+
+
+def test_belay_dev_leaves_nothing_for_other_users_to_read(attacked, api):
+    api.post("/runs/wait", json=RUN)
+    folder = attacked.data_dir / "valkey"
+    assert folder.stat().st_mode & 0o077 == 0
+    for path in folder.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+    assert psutil.pid_exists(attacked.process.pid)

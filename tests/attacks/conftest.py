@@ -1,0 +1,72 @@
+"""A server to be attacked, and what watches it meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+
+from tests.servers import PROJECT, LiveServer
+
+
+@pytest.fixture(scope="session")
+def open_server(scratch):
+    """As a new user has it, with the bounds that are the defaults."""
+    live = LiveServer(scratch / "attacked-open", BELAY_BODY_SECONDS="3", BELAY_HEADER_SECONDS="3")
+    yield live.start()
+    live.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_server(scratch):
+    """Of two tenants, by the project's own auth."""
+    live = LiveServer(scratch / "attacked-shared", config=PROJECT.parent / "with_auth.json")
+    yield live.start()
+    live.stop()
+
+
+@dataclass
+class Stalls:
+    """How long `/ok` took while something else was asked, in seconds."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def longest(self) -> float:
+        return max(self.seconds, default=0.0)
+
+
+@contextmanager
+def watching(server: LiveServer) -> Iterator[Stalls]:
+    """Ask for `/ok` all the time, on a connection of its own. It must always be answered."""
+    stalls, over = Stalls(), threading.Event()
+    failed: list[object] = []
+
+    def watch() -> None:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
+            while not over.is_set():
+                began = time.monotonic()
+                answer = client.get("/ok")
+                stalls.seconds.append(time.monotonic() - began)
+                if answer.status_code != 200:
+                    failed.append(answer)
+                over.wait(0.005)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield stalls
+    finally:
+        over.set()
+        thread.join(70)
+        assert failed == []
+
+
+def web_memory(server: LiveServer) -> int:
+    """Of the web processes, in bytes."""
+    return sum(process.memory_info().rss for process in server.find("gunicorn"))

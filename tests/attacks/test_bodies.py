@@ -1,0 +1,138 @@
+"""JSON of every size and shape, against every route that takes a body.
+
+Whatever comes is answered with less than 500, and what it cost is given back.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import uuid
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from tests.attacks.conftest import watching, web_memory
+
+#: The most that one request may cost, as a multiple of its size, and what any may.
+_TIMES, _ANYWAY = 50, 60 * 1024 * 1024
+_LONGEST_STALL_SECONDS = 0.25
+_JSON = {"content-type": "application/json"}
+
+
+def many_keys(size: int) -> bytes:
+    return b"{" + b",".join(b'"%d":0' % i for i in range(size // 10)) + b"}"
+
+
+def many_lists(size: int) -> bytes:
+    return b"[" + b"[]," * (size // 3) + b"0]"
+
+
+def many_texts(size: int) -> bytes:
+    return b"[" + b'"",' * (size // 3) + b"0]"
+
+
+def many_numbers(size: int) -> bytes:
+    return b"[" + b"1e9," * (size // 4) + b"0]"
+
+
+def one_text(size: int) -> bytes:
+    return b'"' + b"x" * size + b'"'
+
+
+def escapes(size: int) -> bytes:
+    return b'"' + b"\\u00e9" * (size // 6) + b'"'
+
+
+def backslashes(size: int) -> bytes:
+    return b'"' + b"\\\\" * (size // 2) + b'"'
+
+
+def commas_in_a_text(size: int) -> bytes:
+    return b'"' + b",[{:" * (size // 4) + b'"'
+
+
+def deep(size: int) -> bytes:
+    return b"[" * (size // 2) + b"]" * (size // 2)
+
+
+def cut_off(size: int) -> bytes:
+    return b'{"a":"' + b'\\"' * (size // 2)
+
+
+def no_utf8(size: int) -> bytes:
+    return b'"' + b"\xff" * size + b'"'
+
+
+SHAPES: tuple[Callable[[int], bytes], ...] = (
+    many_keys,
+    many_lists,
+    many_texts,
+    many_numbers,
+    one_text,
+    escapes,
+    backslashes,
+    commas_in_a_text,
+    deep,
+    cut_off,
+    no_utf8,
+)
+#: What the shape is put in the place of: a body as the route wants it, as far as that.
+PLACES = ("metadata", "input", "values", "context", "value", "config", "filter")
+
+
+def routes(server) -> Iterator[tuple[str, str]]:
+    """Every operation with a body, with ids that are nobody's."""
+    document = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            if isinstance(operation, dict) and "requestBody" in operation:
+                yield method.upper(), re.sub(r"\{[^}]*\}", str(uuid.uuid4()), path)
+
+
+def bodies(shape: bytes, chosen: random.Random) -> Iterator[bytes]:
+    """The shape as a whole body, and within one that most routes would take."""
+    yield shape
+    place = chosen.choice(PLACES)
+    yield (
+        b'{"assistant_id":"counter","graph_id":"counter","namespace":["a"],"key":"k",'
+        b'"schedule":"0 0 1 1 *","thread_ids":[],"%b":%b}' % (place.encode(), shape)
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [100, 30_000, 2_000_000])
+def test_no_body_is_answered_with_a_500(open_server, shape, size):
+    chosen = random.Random(f"{shape.__name__} {size}")
+    before = web_memory(open_server)
+    asked = list(routes(open_server))
+    if size > 100_000:
+        asked = chosen.sample(asked, 6)
+    with httpx.Client(base_url=open_server.url, timeout=120) as client:
+        for method, path in asked:
+            for body in bodies(shape(size), chosen):
+                answer = client.request(method, path, content=body, headers=_JSON)
+                assert answer.status_code < 500, (method, path, answer.text)
+        assert client.get("/ok").status_code == 200
+    assert web_memory(open_server) - before < size * _TIMES + _ANYWAY
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1_000_000, 4_000_000, 8_300_000, 30_000_000])
+def test_no_body_stalls_the_others(open_server, shape, size):
+    """Measured beside the same number of small requests, on the machine as it is."""
+    chosen = random.Random(f"{shape.__name__} {size}")
+    asked = chosen.sample(list(routes(open_server)), 5)
+    # Made beforehand: who watches is of this process, too.
+    made = [(*route, body) for route in asked for body in bodies(shape(size), chosen)]
+    with httpx.Client(base_url=open_server.url, timeout=120) as client:
+        with watching(open_server) as usual:
+            for _ in range(40):
+                client.post("/threads/search", json={})
+        with watching(open_server) as stalls:
+            for method, path, body in made:
+                answer = client.request(method, path, content=body, headers=_JSON)
+                assert answer.status_code < 500, (method, path, answer.text)
+    assert stalls.longest < _LONGEST_STALL_SECONDS + 2 * usual.longest

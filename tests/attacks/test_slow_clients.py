@@ -1,0 +1,102 @@
+"""Clients that take their time, on every route: with their headers, their bodies, their reading.
+Others are answered meanwhile, and afterwards nothing is left of it."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+
+import httpx
+import psutil
+import pytest
+
+from tests.attacks.conftest import watching
+from tests.attacks.test_bodies import routes
+from tests.waiting import wait_until
+
+
+def connected(server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
+
+
+def slow_headers(server, method: str, path: str) -> socket.socket:
+    opened = connected(server)
+    opened.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-Slow: ".encode())
+    return opened
+
+
+def slow_body(server, method: str, path: str) -> socket.socket:
+    opened = connected(server)
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    opened.sendall(f"{head}Content-Length: 100000\r\n\r\n{{".encode())
+    return opened
+
+
+def no_reading(server, method: str, path: str) -> socket.socket:
+    """Asks again and again on one connection, and reads none of the answers."""
+    opened = connected(server)
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    opened.settimeout(0.05)
+    with suppress(TimeoutError, ConnectionError):
+        opened.sendall(f"{head}Content-Length: 2\r\n\r\n{{}}".encode() * 50)
+    return opened
+
+
+WAYS: tuple[Callable, ...] = (slow_headers, slow_body, no_reading)
+
+
+def established(server) -> int:
+    """Connections of the web processes to clients."""
+    found = 0
+    for process in server.find("gunicorn"):
+        with suppress(psutil.Error):
+            found += sum(
+                1
+                for one in process.net_connections(kind="tcp")
+                if one.status == psutil.CONN_ESTABLISHED and one.laddr.port == server.port
+            )
+    return found
+
+
+def some(server, number: int) -> Iterator[tuple[str, str]]:
+    found = list(routes(server))
+    for index in range(number):
+        yield found[index % len(found)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_slow_clients_hold_up_nobody(open_server, way):
+    before = established(open_server)
+    with ExitStack() as stack, watching(open_server) as stalls:
+        for method, path in some(open_server, 80):
+            stack.callback(way(open_server, method, path).close)
+        answer = httpx.post(
+            f"{open_server.url}/runs/wait",
+            json={"assistant_id": "counter", "input": {"count": 1}},
+            timeout=60,
+        )
+        assert answer.json() == {"count": 2}
+        assert stalls.seconds
+    wait_until(lambda: established(open_server) <= before + 2, 40, "their connections to close")
+
+
+@pytest.mark.parametrize("way", [slow_headers, slow_body])
+def test_the_server_gives_them_up(open_server, way):
+    """Also while they send a byte now and then."""
+    method, path = next(routes(open_server))
+    with way(open_server, method, path) as opened:
+        opened.settimeout(0.3)
+        ends_at = time.monotonic() + 60
+        while time.monotonic() < ends_at:
+            try:
+                if opened.recv(4096) == b"":
+                    return
+            except TimeoutError:
+                with suppress(ConnectionError):
+                    opened.sendall(b" ")
+            except ConnectionError:
+                return
+    pytest.fail("nobody gave it up")

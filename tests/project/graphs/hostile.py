@@ -1,0 +1,29 @@
+"""What a client's own words may do to a node: put into the store, made large, raised."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, TypedDict
+
+from langgraph.config import get_store
+from langgraph.graph import START, StateGraph
+
+
+class State(TypedDict, total=False):
+    label: str
+    size: int
+    message: str
+    seconds: float
+    text: str
+
+
+def obey(state: State) -> dict[str, Any]:
+    if "label" in state:
+        get_store().put((state["label"],), "key", {"text": "x"})
+    if "message" in state:
+        raise ValueError(state["message"] * state.get("size", 1))
+    time.sleep(state.get("seconds", 0))
+    return {"text": "x" * state.get("size", 1)}
+
+
+graph = StateGraph(State).add_node("obey", obey).add_edge(START, "obey").compile()

@@ -1,0 +1,41 @@
+"""A stream says where events are missing, in a comment that both SDKs pass over."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from langgraph_sdk.sse import SSEDecoder
+
+from app.bus.event_log import END_SEQ, START, Event, Position
+from app.services.run_stream import GAP, Follow, _frames, follows_directly
+
+
+@pytest.mark.parametrize(
+    ("last", "position", "follows"),
+    [
+        (START, Position(1, 1), True),
+        (START, Position(1, 2), False),
+        (START, Position(3, 1), True),
+        (Position(1, 5), Position(1, 6), True),
+        (Position(1, 5), Position(1, 8), False),
+        (Position(1, 5), Position(2, 1), True),
+        (Position(1, 5), Position(2, 3), False),
+        (Position(1, 5), Position(1, END_SEQ - 1), True),
+        (Position(1, 5), Position(1, END_SEQ), True),
+    ],
+)
+def test_what_follows_directly(last, position, follows):
+    assert follows_directly(last, position) is follows
+
+
+def test_a_gap_is_a_comment_where_the_events_are_missing():
+    follow = Follow(thread_id=uuid.uuid4(), run_id=uuid.uuid4(), resumable=True)
+    events = [Event(Position(1, seq), "values", b'{"n":%d}' % seq) for seq in (1, 2, 5, 6)]
+    frames = _frames(events, follow, START)
+    assert frames.count(GAP) == 1
+    assert frames.index(b'"n":2') < frames.index(GAP) < frames.index(b'"n":5')
+    assert GAP not in _frames(events[2:], follow, Position(1, 4))
+    decoder = SSEDecoder()
+    seen = [decoder.decode(line) for line in frames.splitlines()]
+    assert [part.data["n"] for part in seen if part is not None] == [1, 2, 5, 6]
