@@ -13,6 +13,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -24,6 +25,7 @@ from psycopg.rows import dict_row, scalar_row
 from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
+from app.db.hang_watch import HangWatch
 from app.db.outages import CONFLICT, in_short, is_unstorable, is_worth_waiting
 from app.domain.access import EVERYTHING, Access
 from app.domain.errors import Interrupted, InvalidRequest, Unavailable
@@ -64,6 +66,8 @@ _NETWORK = {
 #: How long a request waits for a connection, and how many per connection may wait.
 _POOL_SECONDS = 5.0
 _POOL_QUEUE = 100
+#: How long a server that is asked whether it answers has for it; libpq takes no less.
+_ANSWER_SECONDS = 2
 #: What a stalled writer may hold a row lock for before the server ends its transaction.
 _IDLE_IN_TRANSACTION_MS = 5_000
 
@@ -97,9 +101,10 @@ def open_pool(
 ) -> ConnectionPool[Connection]:
     """A pool that opens connections as they are needed, `size` at most.
 
-    A request that would have to wait behind too many others is refused at once.
+    A request that would have to wait behind too many others is refused at once, and one that waits
+    for a server that hangs is ended.
     """
-    return ConnectionPool(
+    return _Pool(
         database_url,
         min_size=1,
         max_size=size,
@@ -111,6 +116,27 @@ def open_pool(
         configure=lambda conn: _configure(conn, pgbouncer=pgbouncer),
         check=_refuse_closed,
     )
+
+
+class _Pool(ConnectionPool[Connection]):
+    def __init__(self, conninfo: str, **kwargs: Any) -> None:
+        self._hangs = HangWatch(partial(_answers, conninfo))
+        super().__init__(conninfo, **kwargs)
+
+    @contextmanager
+    def connection(self, timeout: float | None = None) -> Iterator[Connection]:
+        with super().connection(timeout) as conn, self._hangs.watched(conn):
+            yield conn
+
+
+def _answers(database_url: str) -> bool:
+    """Whether the server says anything at all to somebody new, a refusal included."""
+    network = {**_network(database_url), "connect_timeout": _ANSWER_SECONDS}
+    try:
+        Connection.connect(database_url, application_name="belay probe", **network).close()
+    except psycopg.OperationalError as error:
+        return error.sqlstate is not None
+    return True
 
 
 def _refuse_closed(conn: Connection) -> None:

@@ -232,3 +232,23 @@ def test_a_flood_of_requests_takes_no_lease_and_gets_honest_answers(
                 return conn.execute(sql).fetchone()[0]
 
         wait_until(lambda: accepted() == answers.count(200), 60, "every accepted run to end")
+
+
+def test_no_request_waits_for_a_server_that_hangs(cluster, probe):
+    """Each is answered while the server still hangs: those that had a connection, too."""
+    thread_id = probe.client.threads.create()["thread_id"]
+    url = f"{cluster.url}/threads/{thread_id}"
+    assert httpx.get(url, timeout=30).status_code == 200
+    paths = ["", "/state", "/history", "/runs"]
+    signal_tree(cluster.postgres, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(32) as pool:
+            asked = [
+                pool.submit(httpx.get, url + paths[number % 4], timeout=120) for number in range(32)
+            ]
+            wait_until(lambda: all(one.done() for one in asked), 60, "answers")
+        assert {one.result().status_code for one in asked} == {503}
+    finally:
+        signal_tree(cluster.postgres, signal.SIGCONT)
+    wait_until(lambda: httpx.get(url, timeout=60).status_code == 200, 60, "it to answer again")
+    probe.assert_done_once(*probe.start())

@@ -1,0 +1,102 @@
+"""Ends what waits for a Postgres that hangs: a server that is there, and does not answer.
+
+TCP notices a server that is gone, and the pool's patience bounds the wait for a connection; whoever
+has one already would wait for as long as the server hangs. A slow statement is something else: so
+when one has taken a while the server is asked whether it answers at all, over a new connection.
+
+Only where the web server's greenlets can be woken (gunicorn's gevent workers); elsewhere nothing is
+watched.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+
+log = logging.getLogger(__name__)
+
+#: How long a connection is in use before the server is asked, and how often that is looked at.
+_PATIENCE_SECONDS = 3.0
+_LOOK_SECONDS = 0.5
+
+
+class Hung(psycopg.OperationalError):
+    """The server does not answer, neither this connection nor a new one."""
+
+
+@dataclass(eq=False, slots=True)
+class _Use:
+    """A connection in use: by which greenlet, and since when."""
+
+    greenlet: Any
+    began: float
+
+
+class HangWatch:
+    """Of one pool. `answers` asks the server, and is False when it says nothing in time."""
+
+    def __init__(
+        self, answers: Callable[[], bool], *, patience_seconds: float = _PATIENCE_SECONDS
+    ) -> None:
+        self._answers = answers
+        self._patience_seconds = patience_seconds
+        self._uses: set[_Use] = set()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def watched(self, conn: psycopg.Connection[Any]) -> Iterator[None]:
+        """Raises Hung, and closes the connection, when the server hangs meanwhile."""
+        if "gevent.monkey" not in sys.modules:
+            yield
+            return
+        import gevent  # noqa: PLC0415
+
+        use = _Use(gevent.getcurrent(), time.monotonic())
+        self._uses.add(use)
+        self._start()
+        try:
+            yield
+        except Hung:
+            with suppress(psycopg.Error):
+                conn.close()
+            raise
+        finally:
+            self._uses.discard(use)
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._watch, name="belay-hangs", daemon=True)
+            self._thread.start()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            try:
+                self._look()
+            except Exception:
+                log.exception("connections in use cannot be looked at, going on")
+
+    def _look(self) -> None:
+        before = time.monotonic() - self._patience_seconds
+        waiting = [use for use in self._uses if use.began <= before]
+        if not waiting or self._answers():
+            return
+        log.warning("Postgres hangs: %d requests that wait for it are ended", len(waiting))
+        import gevent  # noqa: PLC0415
+
+        hub = gevent.get_hub()
+        for use in waiting:
+            hub.loop.run_callback(self._end, use)
+
+    def _end(self, use: _Use) -> None:
+        """In the hub, where nothing else runs: it still waits, or has gone on."""
+        if use in self._uses:
+            use.greenlet.throw(Hung("the server does not answer"))
