@@ -15,6 +15,7 @@ from app.db.connection import Connection, connect
 from app.db.outages import is_outage
 from app.db.webhooks import WebhookCall
 from app.domain.webhooks import WebhookPolicy
+from app.services.host_names import HostNames
 from app.services.webhooks import CALL_SECONDS, CallFailed, make_call
 from app.settings import Settings
 
@@ -37,6 +38,7 @@ class Webhooks:
         self._settings = settings
         self._policy = policy
         self._headers = headers
+        self._names = HostNames(at_once=_AT_ONCE)
         self._stopping = threading.Event()
         self._callers = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="belay-webhook")
         self._thread = threading.Thread(target=self._run, name="belay-webhooks", daemon=True)
@@ -81,7 +83,13 @@ class Webhooks:
                     self._settle(conn, under_way.pop(future), future)
 
     def _make(self, call: WebhookCall) -> None:
-        make_call(call, self._policy, secret=self._settings.webhook_secret, headers=self._headers)
+        make_call(
+            call,
+            self._policy,
+            self._names,
+            secret=self._settings.webhook_secret,
+            headers=self._headers,
+        )
 
     def _settle(self, conn: Connection, call: WebhookCall, future: Future[None]) -> None:
         error = future.exception()

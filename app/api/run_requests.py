@@ -120,4 +120,4 @@ def check_webhook(body: dict[str, Any]) -> None:
         return
     if not parts().graphs.project.http.serves("webhooks"):
         raise InvalidRequest("webhook: this server makes no calls (http.disable_webhooks)")
-    refuse_bad_webhook(parts().webhook_policy, body["webhook"])
+    refuse_bad_webhook(parts().webhook_policy, body["webhook"], parts().host_names)

@@ -127,6 +127,9 @@ class EmbeddedPostgres:
         shutil.rmtree(self._sockets, ignore_errors=True)
 
 
+_VALKEY_MEMORY = "1gb"
+
+
 class EmbeddedValkey:
     """A Valkey on loopback with a password of its own, its data in `data_dir/valkey`."""
 
@@ -152,6 +155,8 @@ class EmbeddedValkey:
         command += ["--dir", str(self.data), "--daemonize", "no", "--appendonly", "yes"]
         command += ["--appendfsync", "everysec", "--save", "", "--loglevel", "warning"]
         command += ["--requirepass", self._password]
+        # All event logs together: the oldest give way, and what does not lapse never does.
+        command += ["--maxmemory", _VALKEY_MEMORY, "--maxmemory-policy", "volatile-ttl"]
         return Server("valkey", command, self.url, _server_environ(), {"cwd": "/"})
 
     def is_ready(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from app.bus.cancel_flag import CancelFlags
@@ -19,6 +19,7 @@ from app.domain.webhooks import WebhookPolicy
 from app.graphs.registry import GraphRegistry
 from app.graphs.store import ApiStore
 from app.meters import WebMeters
+from app.services.host_names import HostNames
 from app.services.known_assistants import KnownAssistants
 from app.services.open_keys import OpenKeys
 from app.settings import Settings
@@ -72,6 +73,8 @@ class Parts(RunParts):
     meters: WebMeters
     #: The project's own HTTP app, which only the API knows how to call.
     project_app: Closeable | None = None
+    #: Looks up where webhooks go.
+    host_names: HostNames = field(default_factory=HostNames)
     #: None: anybody may ask as often as they like.
     rate_limits: RateLimits | None = None
     #: None: anybody may have as many requests open as they like.

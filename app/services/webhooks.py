@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import ipaddress
-import socket
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -21,6 +19,7 @@ from app.domain.runs import RUN_FIELDS
 from app.domain.webhooks import Address, WebhookPolicy, WebhookTarget, blocked_range, parse_target
 from app.graphs.serde import to_json
 from app.services.deadline_http import ERRORS, post
+from app.services.host_names import HostNames
 
 #: For the whole call, from connecting to the answer's headers.
 CALL_SECONDS = 10.0
@@ -31,7 +30,7 @@ class CallFailed(Exception):
     """The call was not answered with 2xx; the message says what came instead."""
 
 
-def refuse_bad_webhook(policy: WebhookPolicy, url: str) -> None:
+def refuse_bad_webhook(policy: WebhookPolicy, url: str, names: HostNames) -> None:
     """Raises InvalidRequest for a URL that may not be called. A name that is not known now may be
     later: it is looked up again when the call is made."""
     try:
@@ -39,7 +38,7 @@ def refuse_bad_webhook(policy: WebhookPolicy, url: str) -> None:
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
     try:
-        addresses = _look_up(target)
+        addresses = names.look_up(target.host, target.port)
     except OSError:
         return
     if policy.allow_private:
@@ -49,19 +48,10 @@ def refuse_bad_webhook(policy: WebhookPolicy, url: str) -> None:
             raise InvalidRequest(f"Webhook host blocked: {kind}")
 
 
-def _look_up(target: WebhookTarget) -> list[Address]:
-    """Raises OSError."""
-    try:
-        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
-    except UnicodeError as error:
-        raise OSError(f"'{target.host}' is no host name") from error
-    return [ipaddress.ip_address(entry[4][0].split("%")[0]) for entry in found]  # type: ignore[union-attr]
-
-
-def _address_to_call(target: WebhookTarget, policy: WebhookPolicy) -> Address:
+def _address_to_call(target: WebhookTarget, policy: WebhookPolicy, names: HostNames) -> Address:
     """The address itself is connected to, so that nobody can answer the next look-up otherwise."""
     try:
-        addresses = _look_up(target)
+        addresses = names.look_up(target.host, target.port)
     except OSError as error:
         raise CallFailed(f"'{target.host}' was not found: {error}") from error
     blocked = [kind for address in addresses if (kind := blocked_range(address))]
@@ -71,14 +61,19 @@ def _address_to_call(target: WebhookTarget, policy: WebhookPolicy) -> Address:
 
 
 def make_call(
-    call: WebhookCall, policy: WebhookPolicy, *, secret: str | None, headers: dict[str, str]
+    call: WebhookCall,
+    policy: WebhookPolicy,
+    names: HostNames,
+    *,
+    secret: str | None,
+    headers: dict[str, str],
 ) -> None:
     """Raises CallFailed."""
     try:
         target = parse_target(call.url, policy)
     except ValueError as error:
         raise CallFailed(str(error)) from error
-    address = _address_to_call(target, policy)
+    address = _address_to_call(target, policy, names)
     host = f"[{address}]" if address.version == 6 else str(address)
     body = to_json(payload_of(call.run))
     request_headers = {

@@ -6,12 +6,15 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import socket
+import threading
 import uuid
 
 import pytest
 
 from app.domain.errors import InvalidRequest
 from app.domain.webhooks import WebhookPolicy, blocked_range, parse_target
+from app.services.host_names import HostNames
 from app.services.webhooks import refuse_bad_webhook, signed_headers
 
 ANY = WebhookPolicy()
@@ -117,8 +120,8 @@ def test_addresses_inside_are_blocked(address, kind):
 )
 def test_every_spelling_of_loopback_is_blocked(host):
     with pytest.raises(InvalidRequest, match="Webhook host blocked"):
-        refuse_bad_webhook(ANY, f"http://{host}:8080/hook")
-    refuse_bad_webhook(WebhookPolicy(allow_private=True), f"http://{host}:8080/hook")
+        refuse_bad_webhook(ANY, f"http://{host}:8080/hook", HostNames())
+    refuse_bad_webhook(WebhookPolicy(allow_private=True), f"http://{host}:8080/hook", HostNames())
 
 
 @pytest.mark.parametrize(
@@ -133,3 +136,24 @@ def test_a_call_is_signed_over_its_id_its_time_and_its_body(secret, key):
     assert headers["webhook-signature"] == f"v1,{base64.b64encode(digest).decode()}"
     assert headers["webhook-id"] == str(call_id)
     assert "webhook-signature" not in signed_headers(call_id, body, None)
+
+
+def test_a_name_that_is_served_slowly_holds_up_nobody_for_long(monkeypatch):
+    let_go = threading.Event()
+
+    def slow(*_args, flags=0, **_kwargs):
+        if flags:
+            raise socket.gaierror("a name")
+        let_go.wait(60)
+        return [(2, 1, 6, "", ("8.8.8.8", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    names = HostNames(at_once=2, seconds=0.05)
+    for words in ("was not found", "was not found", "too many names"):
+        with pytest.raises(TimeoutError, match=words):
+            names.look_up("slow.example", 80)
+    # Not known now: it is looked up again when the call is made.
+    refuse_bad_webhook(ANY, "http://slow.example/hook", names)
+    let_go.set()
+    patient = HostNames(seconds=30)
+    assert patient.look_up("slow.example", 80) == [ipaddress.ip_address("8.8.8.8")]
