@@ -32,6 +32,9 @@ class Orphans:
         What the parent has started until now (a graph may have, at its import) stays."""
         self._children = children
         self._kept = {process.pid for process in psutil.Process().children()}
+        #: Children that have died, until the pool has taken their status: it would wait for ever
+        #: for one that somebody else has taken.
+        self._dead: set[int] = set()
 
     def keep(self, pid: int) -> None:
         """A process of the parent's own."""
@@ -39,6 +42,7 @@ class Orphans:
 
     def kill(self, dead: int) -> None:
         """Kill what a dead child has left, its process group first."""
+        self._dead.add(dead)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(dead, processes.SIGKILL)
         ends_at = time.monotonic() + _KILL_SECONDS
@@ -57,7 +61,8 @@ class Orphans:
         ours = os.getpgid(0)
         found = []
         below = processes.children(os.getpid())
-        made = {*self._children(), *self._kept}
+        self._dead &= {process.pid for process in below}
+        made = {*self._children(), *self._kept, *self._dead}
         for process in below:
             with suppress(ProcessLookupError, psutil.NoSuchProcess):
                 if process.pid in made or os.getpgid(process.pid) == ours:

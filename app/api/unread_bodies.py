@@ -9,6 +9,7 @@ in large steps, with turns for others, and only so far: then the connection is c
 from __future__ import annotations
 
 import socket
+import struct
 import sys
 from collections.abc import MutableMapping
 from contextlib import suppress
@@ -20,6 +21,8 @@ _STEP = 1024 * 1024
 #: How much of a refused body is read for the sake of the answer, and for how long.
 _MOST = 64 * 1024 * 1024
 _SECONDS = 5.0
+#: Closing does not wait.
+_RESET = struct.pack("ii", 1, 0)
 
 
 class CountedBody:
@@ -64,10 +67,11 @@ class CountedBody:
                 self.read(_STEP)
                 deadline.let_others()
         with suppress(OSError):
-            client_socket.shutdown(socket.SHUT_RDWR)
-        with suppress(Exception):  # what the web server has received already, and would copy
-            while self._body.read(_STEP):
-                pass
+            # Reset: who is still sending would otherwise wait for a window that never opens.
+            client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            client_socket.shutdown(socket.SHUT_RD)
+        # gunicorn then closes the connection, and reads no more of it.
+        self._body.failed = True
 
 
 class _Deadline:

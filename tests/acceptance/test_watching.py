@@ -26,6 +26,8 @@ def watched(scratch):
         scratch / "watched",
         BELAY_HEARTBEAT_SECONDS="1",
         BELAY_WORKER_METRICS_PORT=str(port),
+        # Time for a node that stops when asked, however busy the machine is.
+        BELAY_CANCEL_GRACE_MS="3000",
         BELAY_LOG_FORMAT="json",
         BELAY_ACCESS_LOG="1",
         WEB_CONCURRENCY="2",

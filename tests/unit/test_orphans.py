@@ -1,0 +1,82 @@
+"""Orphans are killed and their status taken; a pool's own children are neither."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+PROGRAM = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+
+import psutil
+
+from workers import processes
+from workers.orphans import Orphans
+
+processes.become_reaper()
+slots = []
+early = subprocess.Popen(["sleep", "60"], start_new_session=True)  # the parent's own, from before
+orphans = Orphans(lambda: slots)
+
+
+def child(work):
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        os.write(write, b"%d" % work())
+        os.close(write)
+        time.sleep(60)
+    slots.append(pid)
+    return pid, int(os.read(read, 20))
+
+
+def daemon():
+    return subprocess.Popen(["sleep", "60"], start_new_session=True).pid
+
+
+def nothing():
+    return 0
+
+
+def state(pid):
+    try:
+        return psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        return "gone"
+
+
+first, its_daemon = child(daemon)
+second, other_daemon = child(daemon)
+third, _ = child(nothing)
+for pid in (first, third):
+    os.kill(pid, signal.SIGKILL)
+while state(first) != "zombie" or state(third) != "zombie":
+    time.sleep(0.01)
+orphans.kill(first)
+slots.remove(first)
+print(state(its_daemon), state(other_daemon), state(early.pid))
+orphans.kill(third)
+slots.remove(third)
+# The pool takes the status of its children, whenever it looks.
+print(os.waitpid(first, 0)[1], os.waitpid(third, 0)[1])
+os.kill(second, signal.SIGKILL)
+while state(second) != "zombie":
+    time.sleep(0.01)
+orphans.kill(second)
+print(state(other_daemon), state(second))
+os.waitpid(second, 0)
+early.kill()
+"""
+
+
+def test_what_a_dead_child_left_is_killed_and_nothing_else():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.stdout.splitlines() == [
+        "gone sleeping sleeping",
+        "9 9",
+        "gone zombie",
+    ], done.stderr
