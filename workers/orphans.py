@@ -46,7 +46,7 @@ class Orphans:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(dead, processes.SIGKILL)
         ends_at = time.monotonic() + _KILL_SECONDS
-        while orphans := self._find():
+        while orphans := self._find() or self._find():
             for process in orphans:
                 processes.kill_tree(process.pid)
                 _reap(process.pid)
@@ -61,17 +61,27 @@ class Orphans:
         ours = os.getpgid(0)
         found = []
         below = processes.children(os.getpid())
-        self._dead &= {process.pid for process in below}
+        self._dead = {pid for pid in self._dead if _is_still_to_be_taken(pid)}
         made = {*self._children(), *self._kept, *self._dead}
-        for process in below:
+        for pid in below:
             with suppress(ProcessLookupError, psutil.NoSuchProcess):
-                if process.pid in made or os.getpgid(process.pid) == ours:
+                if pid in made or os.getpgid(pid) == ours:
                     continue
+                process = psutil.Process(pid)
                 if process.status() == psutil.STATUS_ZOMBIE and not _reap(process.pid):
                     continue
                 if process.is_running():
                     found.append(process)
         return found
+
+
+def _is_still_to_be_taken(pid: int) -> bool:
+    """Whether a child that has died is still there for the pool to take its status."""
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _reap(pid: int) -> bool:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -51,12 +52,24 @@ def has_children() -> bool:
     return True
 
 
-def children(pid: int) -> list[psutil.Process]:
-    """The processes right below one, now."""
-    try:
-        return psutil.Process(pid).children()
-    except psutil.NoSuchProcess:
+def children(pid: int) -> list[int]:
+    """The ids of the processes right below one, now.
+
+    From the kernel's own lists where it has them (`CONFIG_PROC_CHILDREN`), a fraction of a
+    millisecond; a look at every process of the machine takes a hundred times that. While children
+    end, a list may lack some of the others: whoever must have all looks again.
+    """
+    tasks = Path(f"/proc/{pid}/task")
+    if not (tasks / str(pid) / "children").exists():
+        with suppress(psutil.NoSuchProcess):
+            return [process.pid for process in psutil.Process(pid).children()]
         return []
+    found: list[int] = []
+    with suppress(OSError):
+        for task in tasks.iterdir():
+            with suppress(OSError):  # a thread that has ended
+                found += map(int, (task / "children").read_text().split())
+    return found
 
 
 def descendants(pid: int) -> list[psutil.Process]:
