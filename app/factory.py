@@ -119,7 +119,13 @@ def _load_graphs(settings: Settings) -> GraphRegistry:
 
 
 def _open_pool(settings: Settings, name: str, size: int) -> ConnectionPool[Connection]:
-    return open_pool(settings.database_url, size=size, pgbouncer=settings.pgbouncer, name=name)
+    return open_pool(
+        settings.database_url,
+        size=size,
+        pgbouncer=settings.pgbouncer,
+        name=name,
+        most_bytes=settings.max_answer_bytes,
+    )
 
 
 def _feed(

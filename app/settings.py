@@ -86,6 +86,8 @@ class Settings:
     max_body_values: int
     #: Largest run, in bytes of JSON: its kwargs (with config and context) and its metadata.
     max_run_bytes: int
+    #: Largest page of an answer, in bytes as the database has it; one row may always be had.
+    max_answer_bytes: int
     #: Largest metadata, config or context of an assistant, thread or cron, in bytes of JSON.
     max_metadata_bytes: int
     #: Largest values of a run's end, in bytes of JSON; larger ones are in its checkpoint only.
@@ -181,6 +183,7 @@ class Settings:
             max_body_bytes=read.integer("BELAY_MAX_BODY_BYTES", 8 * _MIB, minimum=1024),
             max_body_values=read.integer("BELAY_MAX_BODY_VALUES", 200_000, minimum=1000),
             max_run_bytes=read.integer("BELAY_MAX_RUN_BYTES", 16 * _MIB, minimum=1024),
+            max_answer_bytes=read.integer("BELAY_MAX_ANSWER_BYTES", 64 * _MIB, minimum=1024),
             max_metadata_bytes=read.integer("BELAY_MAX_METADATA_BYTES", 2 * _MIB, minimum=1024),
             max_outcome_bytes=read.integer("BELAY_MAX_OUTCOME_BYTES", 16 * _MIB, minimum=1024),
             redis_prefix=read.text("BELAY_REDIS_PREFIX", "belay:"),

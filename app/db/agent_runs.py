@@ -7,7 +7,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from app.db.connection import Connection, execute, fetch_all, fetch_one, fetch_value
+from app.db.connection import Connection, execute, fetch_one, fetch_page, fetch_value
 from app.db.queries import load_queries
 from app.domain.agent_runs import AgentRun
 
@@ -51,4 +51,4 @@ def list_agent_runs(
 ) -> list[AgentRun]:
     """Newest first, from behind `before`, whether that is still there or not."""
     params = {"team": team, "before": before, "limit": limit}
-    return fetch_all(conn, SQL.list_agent_runs, params, AgentRun)
+    return fetch_page(conn, SQL.list_agent_runs, params, AgentRun)

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from app.db.connection import Connection, execute, fetch_all, fetch_dicts, fetch_one, fetch_value
+from app.db.connection import Connection, execute, fetch_dicts, fetch_one, fetch_page, fetch_value
 from app.db.queries import load_queries
 from app.domain.assistants import Assistant, AssistantVersion, system_assistant_id
 
@@ -122,7 +122,7 @@ def assistant_versions(
         "limit": limit,
         "offset": offset,
     }
-    return fetch_all(conn, SQL.assistant_versions, params, AssistantVersion)
+    return fetch_page(conn, SQL.assistant_versions, params, AssistantVersion)
 
 
 def lock_assistant(conn: Connection, assistant_id: UUID) -> Assistant | None:
@@ -156,7 +156,7 @@ def search_assistants(
         raise ValueError(f"cannot sort by {sort_by} {sort_order}")
     sql = SQL.search_assistants.format(sort_by=sort_by, sort_order=sort_order)
     params = filter_.params() | {"limit": limit, "offset": offset}
-    return fetch_all(conn, sql, params, Assistant)
+    return fetch_page(conn, sql, params, Assistant)
 
 
 def count_assistants(conn: Connection, filter_: AssistantFilter) -> int:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import orjson
 import psycopg
@@ -28,7 +28,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 from app.db.hang_watch import HangWatch
 from app.db.outages import CONFLICT, in_short, is_unstorable, is_worth_waiting
 from app.domain.access import EVERYTHING, Access
-from app.domain.errors import Interrupted, InvalidRequest, Unavailable
+from app.domain.errors import Interrupted, InvalidRequest, TooMuch, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class Connection(psycopg.Connection[Any]):
         "allowed_assistants": None,
         "allowed_crons": None,
     }
+    #: What a page of rows may have, in bytes; see `fetch_page`.
+    most_bytes = 64 * 1024 * 1024
 
 
 Params = dict[str, Any]
@@ -97,7 +99,12 @@ def _network(database_url: str) -> dict[str, Any]:
 
 
 def open_pool(
-    database_url: str, *, size: int, pgbouncer: bool, name: str
+    database_url: str,
+    *,
+    size: int,
+    pgbouncer: bool,
+    name: str,
+    most_bytes: int = Connection.most_bytes,
 ) -> ConnectionPool[Connection]:
     """A pool that opens connections as they are needed, `size` at most.
 
@@ -113,7 +120,7 @@ def open_pool(
         open=True,
         connection_class=Connection,
         kwargs={"autocommit": True, "application_name": name, **_network(database_url)},
-        configure=lambda conn: _configure(conn, pgbouncer=pgbouncer),
+        configure=lambda conn: _configure(conn, pgbouncer=pgbouncer, most_bytes=most_bytes),
         check=_refuse_closed,
     )
 
@@ -146,7 +153,10 @@ def _refuse_closed(conn: Connection) -> None:
     conn.pgconn.consume_input()
 
 
-def _configure(conn: Connection, *, pgbouncer: bool) -> None:
+def _configure(
+    conn: Connection, *, pgbouncer: bool, most_bytes: int = Connection.most_bytes
+) -> None:
+    conn.most_bytes = most_bytes
     set_json_dumps(_dumps, conn)
     set_json_loads(orjson.loads, conn)
     if pgbouncer:
@@ -286,6 +296,38 @@ def fetch_all(conn: Connection, sql: str, params: Params, row: type[Row]) -> lis
             return cursor.execute(sql, conn.allowed | params).fetchall()
 
     return _again_on_conflict(conn, run)
+
+
+def fetch_page(conn: Connection, sql: str, params: Params, row: type[Row]) -> list[Row]:
+    """The same for rows that clients have filled, and may ask for a thousand of: they come one by
+    one, and no more of them than `most_bytes` are ever held, the first in any case.
+
+    Raises TooMuch.
+    """
+
+    def run() -> list[Row]:
+        found: list[Row] = []
+        size = 0
+        with (
+            conn.cursor(row_factory=_fields_of(row)) as cursor,
+            closing(cast(Generator[Row], cursor.stream(sql, conn.allowed | params))) as rows,
+        ):
+            for one in rows:
+                found.append(one)
+                size += _bytes_of_row(cursor)
+                if size > conn.most_bytes and len(found) > 1:
+                    raise TooMuch(conn.most_bytes)
+        return found
+
+    return _again_on_conflict(conn, run)
+
+
+def _bytes_of_row(cursor: psycopg.Cursor[Any]) -> int:
+    """Of the one row that has just come."""
+    result = cursor.pgresult
+    if result is None:
+        return 0
+    return sum(len(result.get_value(0, column) or b"") for column in range(result.nfields))
 
 
 def fetch_dicts(conn: Connection, sql: str, params: Params) -> list[dict[str, Any]]:

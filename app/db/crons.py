@@ -9,7 +9,7 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from app.db.connection import Connection, execute, fetch_all, fetch_dicts, fetch_one, fetch_value
+from app.db.connection import Connection, execute, fetch_dicts, fetch_one, fetch_page, fetch_value
 from app.db.queries import load_queries
 from app.domain.crons import Cron, DueCron
 
@@ -125,7 +125,7 @@ def search_crons(
     if sort_by not in SORT_COLUMNS or sort_order not in ("asc", "desc"):
         raise ValueError(f"cannot sort by {sort_by} {sort_order}")
     sql = SQL.search_crons.format(sort_by=sort_by, sort_order=sort_order)
-    return fetch_all(conn, sql, filter_.params() | {"limit": limit, "offset": offset}, Cron)
+    return fetch_page(conn, sql, filter_.params() | {"limit": limit, "offset": offset}, Cron)
 
 
 def count_crons(conn: Connection, filter_: CronFilter) -> int:

@@ -13,9 +13,9 @@ from psycopg.types.json import Jsonb
 from app.db.connection import (
     Connection,
     execute,
-    fetch_all,
     fetch_dicts,
     fetch_one,
+    fetch_page,
     fetch_value,
 )
 from app.db.queries import load_queries
@@ -196,7 +196,7 @@ def list_runs(
         "limit": limit,
         "offset": offset,
     }
-    return fetch_all(conn, SQL.list_runs, params, Run)
+    return fetch_page(conn, SQL.list_runs, params, Run)
 
 
 def run_is_buried(conn: Connection, run_id: UUID) -> bool:

@@ -9,7 +9,15 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from app.db.connection import Connection, execute, fetch_all, fetch_dicts, fetch_one, fetch_value
+from app.db.connection import (
+    Connection,
+    execute,
+    fetch_all,
+    fetch_dicts,
+    fetch_one,
+    fetch_page,
+    fetch_value,
+)
 from app.db.queries import load_queries
 from app.domain.threads import Thread, ThreadTtl
 
@@ -167,7 +175,7 @@ def search_threads(
     offset: int,
 ) -> list[Thread]:
     sql = _ordered(SQL.search_threads, sort_by, sort_order)
-    return fetch_all(conn, sql, filter_.params() | {"limit": limit, "offset": offset}, Thread)
+    return fetch_page(conn, sql, filter_.params() | {"limit": limit, "offset": offset}, Thread)
 
 
 def threads_with_unknown_values(conn: Connection, filter_: ThreadFilter) -> list[Thread]:

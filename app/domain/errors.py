@@ -2,7 +2,8 @@
 
 BelayError
 ├── InvalidRequest        422
-│   └── BadRequest        400
+│   ├── BadRequest        400
+│   └── TooMuch           422: the answer would be too large
 ├── Unauthorized          401
 ├── Forbidden             403
 ├── NotFound              404
@@ -42,6 +43,16 @@ class NotFound(BelayError):
 
 class Conflict(BelayError):
     """Conflict"""
+
+
+class TooMuch(InvalidRequest):
+    """The answer would be too large; ask for fewer at once (limit)."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(
+            f"The answer would have more than {most_bytes:,} bytes: ask for fewer at once "
+            "(BELAY_MAX_ANSWER_BYTES)"
+        )
 
 
 class Unauthorized(BelayError):

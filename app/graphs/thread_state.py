@@ -14,10 +14,10 @@ import psycopg
 from langgraph.errors import InvalidUpdateError
 from langgraph.types import PregelTask, StateSnapshot, StateUpdate
 
-from app.domain.errors import Unavailable
+from app.domain.errors import TooMuch, Unavailable
 from app.graphs.commands import to_command
 from app.graphs.registry import Graph
-from app.graphs.serde import to_plain
+from app.graphs.serde import to_json, to_plain
 from app.graphs.thread_saver import ThreadSaver
 
 #: What a thread without any checkpoint shows.
@@ -61,6 +61,10 @@ def bound(graph: Graph, saver: Any, store: Any = None) -> Graph:
     return graph
 
 
+#: States of a history that are read at once.
+_MOST_AT_ONCE = 50
+
+
 def thread_config(thread_id: str, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
     """The config that addresses a thread's newest checkpoint, or the one given."""
     configurable: dict[str, Any] = {"thread_id": thread_id, "checkpoint_ns": ""}
@@ -85,15 +89,37 @@ def read_history(
     limit: int,
     before: dict[str, Any] | None,
     metadata: dict[str, Any] | None,
+    most_bytes: int,
 ) -> list[dict[str, Any]]:
-    """Newest first."""
-    snapshots = bound(graph, saver).get_state_history(
-        config,  # type: ignore[arg-type]
-        filter=metadata,
-        before=before,  # type: ignore[arg-type]
-        limit=limit,
-    )
-    return [state_of(snapshot) for snapshot in snapshots]
+    """Newest first; a few are read at a time, as large as they have turned out to be.
+
+    Raises TooMuch.
+    """
+    found: list[dict[str, Any]] = []
+    size = largest = 0
+    at_once = 1
+    while len(found) < limit:
+        at_once = min(at_once, limit - len(found))
+        snapshots = list(
+            bound(graph, saver).get_state_history(
+                config,  # type: ignore[arg-type]
+                filter=metadata,
+                before=before,  # type: ignore[arg-type]
+                limit=at_once,
+            )
+        )
+        for snapshot in snapshots:
+            state = state_of(snapshot)
+            bytes_of_state = len(to_json(state))
+            size, largest = size + bytes_of_state, max(largest, bytes_of_state)
+            found.append(state)
+            if size > most_bytes and len(found) > 1:
+                raise TooMuch(most_bytes)
+        if len(snapshots) < at_once:
+            break
+        before = dict(snapshots[-1].config)
+        at_once = max(1, min(_MOST_AT_ONCE, (most_bytes - size) // largest))
+    return found
 
 
 def write_state(

@@ -21,10 +21,18 @@ from app.db.connection import Connection
 from app.db.runs import NewRun, Ringable
 from app.domain.access import EVERYTHING
 from app.domain.assistants import Assistant
-from app.domain.errors import Conflict, Interrupted, InvalidRequest, NotFound, TooMany
+from app.domain.errors import (
+    Conflict,
+    Interrupted,
+    InvalidRequest,
+    NotFound,
+    TooMany,
+    TooMuch,
+)
 from app.domain.runs import CancelAction, MultitaskStrategy, Run, superseded_reason
 from app.domain.threads import ThreadTtl
 from app.fault_points import FaultPoint
+from app.graphs.serde import to_json
 from app.services.cancellation import (
     Cancelled,
     announce_cancelled,
@@ -205,7 +213,14 @@ def create_runs(parts: Parts, requests: Sequence[RunRequest]) -> list[Run]:
     """Accept all of them, in their order, or none. Raises what `create_run` raises."""
 
     def accept_all(conn: Connection) -> list[Accepted]:
-        return [accept_run(parts, conn, request, request.run_id) for request in requests]
+        accepted, size = [], 0
+        for request in requests:
+            accepted.append(accept_run(parts, conn, request, request.run_id))
+            # Each has what its assistant has, however small what asks for it is.
+            size += len(to_json(accepted[-1].run.kwargs))
+            if size > parts.settings.max_answer_bytes:
+                raise TooMuch(parts.settings.max_answer_bytes)
+        return accepted
 
     try:
         accepted = ASK_AGAIN(parts.database.transaction, accept_all)

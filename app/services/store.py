@@ -6,7 +6,8 @@ from typing import Any
 
 from langgraph.store.base import NOT_PROVIDED
 
-from app.domain.errors import BadRequest, InvalidRequest
+from app.domain.errors import BadRequest, InvalidRequest, TooMuch
+from app.graphs.serde import to_json
 from app.graphs.store import as_filter
 from app.services.parts import Parts
 
@@ -18,6 +19,8 @@ LONGEST_NAMESPACE = 1_000
 LONGEST_KEY = 1_000
 LONGEST_PATH = 400
 MOST_PATHS = 100
+#: Items of a search that are read at once.
+_MOST_AT_ONCE = 50
 #: In minutes: a millisecond. Postgres takes no interval that is much shorter.
 _SHORTEST_TTL = 1 / 60_000
 
@@ -87,16 +90,29 @@ def delete_item(parts: Parts, namespace: Namespace, key: str) -> None:
 
 
 def search_items(parts: Parts, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """By namespace prefix, filter, and meaning where the project has an index."""
-    found = parts.store.search(
-        checked_namespace(body.get("namespace_prefix") or []),
-        query=body.get("query"),
-        filter=as_filter(body.get("filter")),
-        limit=body["limit"],
-        offset=body["offset"],
-        refresh_ttl=body.get("refresh_ttl"),
-    )
-    return [{**item.dict(), "score": item.score} for item in found]
+    """By namespace prefix, filter, and meaning where the project has an index. Raises TooMuch."""
+    namespace = checked_namespace(body.get("namespace_prefix") or [])
+    most_bytes = parts.settings.max_answer_bytes
+    found: list[dict[str, Any]] = []
+    size = 0
+    while len(found) < body["limit"]:
+        at_once = min(_MOST_AT_ONCE, body["limit"] - len(found))
+        items = parts.store.search(
+            namespace,
+            query=body.get("query"),
+            filter=as_filter(body.get("filter")),
+            limit=at_once,
+            offset=body["offset"] + len(found),
+            refresh_ttl=body.get("refresh_ttl"),
+        )
+        for item in items:
+            found.append({**item.dict(), "score": item.score})
+            size += len(to_json(item.value))
+            if size > most_bytes and len(found) > 1:
+                raise TooMuch(most_bytes)
+        if len(items) < at_once:
+            break
+    return found
 
 
 def list_namespaces(parts: Parts, body: dict[str, Any]) -> list[Namespace]:

@@ -321,7 +321,13 @@ def get_history(
         before_config = thread_state.thread_config(str(thread_id), {"checkpoint_id": before})
     try:
         return thread_state.read_history(
-            graph, saver, config, limit=limit, before=before_config, metadata=metadata
+            graph,
+            saver,
+            config,
+            limit=limit,
+            before=before_config,
+            metadata=metadata,
+            most_bytes=parts.settings.max_answer_bytes,
         )
     except ValueError as error:
         raise BadRequest(str(error)) from error

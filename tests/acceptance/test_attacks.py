@@ -42,6 +42,7 @@ def attacked(scratch):
         BELAY_MAX_RUN_BYTES=str(4 * 1024 * 1024),
         BELAY_MAX_METADATA_BYTES="100000",
         BELAY_MAX_OUTCOME_BYTES="100000",
+        BELAY_MAX_ANSWER_BYTES="1000000",
         BELAY_CORS_ORIGINS="https://good.example",
     ).start()
     yield live
@@ -122,6 +123,65 @@ def test_large_values_are_read_from_the_checkpoint(api):
     assert api.get(f"/threads/{thread}/state").json()["values"] == values
     assert api.get(f"/threads/{thread}").json()["values"] is None
     assert api.get(f"/threads/{thread}").json()["status"] == "idle"
+
+
+@pytest.fixture
+def crowded(api):
+    """Fifteen of everything, each small enough, and a word to find them by."""
+    word, text = uuid.uuid4().hex, "x" * 90_000
+    threads = [
+        api.post("/threads", json={"metadata": {"word": word, "text": text}}).json()
+        for _ in range(15)
+    ]
+    made = {"graph_id": "counter", "metadata": {"word": word}, "context": {"text": text}}
+    assistant = api.post("/assistants", json=made).json()["assistant_id"]
+    thread = threads[0]["thread_id"]
+    api.post(f"/threads/{thread}/runs/wait", json={**RUN, "assistant_id": "hostile", "input": {}})
+    for number in range(15):
+        values = {"text": f"{number}{text}"}
+        api.post(f"/threads/{thread}/state", json={"values": values}).raise_for_status()
+        item = {"namespace": [word], "key": str(number), "value": {"text": text}}
+        api.put("/store/items", json=item).raise_for_status()
+    return word, thread, assistant
+
+
+def test_an_answer_has_an_end(api, crowded):
+    word, thread, assistant = crowded
+    found = {"metadata": {"word": word}}
+
+    def ask(method, path, **how):
+        return api.request(method, path, **how)
+
+    for limit, status in ((1000, 422), (3, 200)):
+        answers = [
+            ask("POST", "/threads/search", json={**found, "limit": limit}),
+            ask("POST", "/store/items/search", json={"namespace_prefix": [word], "limit": limit}),
+            ask("GET", f"/threads/{thread}/history", params={"limit": limit}),
+            ask("POST", f"/threads/{thread}/history", json={"limit": limit}),
+        ]
+        for answer in answers:
+            if status == 422:
+                assert "BELAY_MAX_ANSWER_BYTES" in refused(answer, 422)
+            else:
+                answer.raise_for_status()
+    batch = [{**LATER, "assistant_id": assistant}] * 15
+    assert "BELAY_MAX_ANSWER_BYTES" in refused(api.post("/runs/batch", json=batch), 422)
+    assert api.get(f"/threads/{thread}/history", params={"limit": 10}).status_code == 200
+
+
+def test_a_history_read_in_parts_is_whole(api):
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    api.post(f"/threads/{thread}/runs/wait", json={**RUN, "assistant_id": "hostile", "input": {}})
+    for number in range(30):
+        values = {"values": {"text": str(number)}}
+        api.post(f"/threads/{thread}/state", json=values).raise_for_status()
+    states = api.get(f"/threads/{thread}/history", params={"limit": 1000}).json()
+    texts = [state["values"].get("text") for state in states]
+    assert texts[:31] == [*(str(n) for n in reversed(range(30))), "x"]
+    ids = [state["checkpoint"]["checkpoint_id"] for state in states]
+    assert ids == sorted(set(ids), reverse=True)
+    some = api.get(f"/threads/{thread}/history", params={"limit": 7, "before": ids[4]}).json()
+    assert [state["checkpoint"]["checkpoint_id"] for state in some] == ids[5:12]
 
 
 def test_an_errors_message_has_an_end(api):
