@@ -30,7 +30,7 @@ from app.settings import Settings
 from workers.event_writer import EventWriter
 from workers.main_thread_executor import MainThreadExecutor
 from workers.processes import (
-    become_group_and_reaper,
+    become_session_and_reaper,
     descendants,
     end_children,
     stop_when_parent_dies,
@@ -59,7 +59,7 @@ class Child:
         # Before it is a group of its own, by which the parent tells orphans from children.
         self.slots = slots
         self.slot: Slot = slots.take()
-        become_group_and_reaper()
+        become_session_and_reaper()
         stop_when_parent_dies()
         self._canary, _ = os.pipe2(os.O_CLOEXEC)
         self.slot.keeps_open(self._canary)

@@ -103,7 +103,7 @@ def _was_left_by(parent: int, pid: int) -> bool:
     """A child whose parent is gone: no other process that has its number since."""
     with suppress(psutil.Error, ProcessLookupError):
         process = psutil.Process(pid)
-        # Not always stopped: the kernel wakes what it has stopped, where nobody is left to do so.
+        # Not always stopped yet.
         is_child = os.getpgid(pid) == pid and process.ppid() != parent
         return is_child and process.status() != psutil.STATUS_ZOMBIE
     return False

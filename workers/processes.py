@@ -26,13 +26,15 @@ def become_reaper() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def become_group_and_reaper() -> None:
-    """In a new child: a process group of its own, and orphans of what it starts stay below it.
+def become_session_and_reaper() -> None:
+    """In a new child: a session and group of its own, and orphans of what it starts stay below it.
 
-    So whatever a node starts can be found, and killed, with the child.
+    So whatever a node starts can be found, and killed, with the child. A group alone would not do:
+    when its parent dies, the kernel hangs up and wakes a group of the same session that it has just
+    stopped, and a node would take its subprocess, ended by that, for one that is done.
     """
     with suppress(PermissionError):  # already a group leader
-        os.setpgid(0, 0)
+        os.setsid()
     become_reaper()
 
 

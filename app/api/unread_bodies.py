@@ -66,12 +66,23 @@ class CountedBody:
                     return
                 self.read(_STEP)
                 deadline.let_others()
-        with suppress(OSError):
-            # Reset: who is still sending would otherwise wait for a window that never opens.
-            client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            client_socket.shutdown(socket.SHUT_RD)
+        if _is_sending(client_socket):
+            # Reset: it would otherwise wait for a window that never opens.
+            with suppress(OSError):
+                client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                client_socket.shutdown(socket.SHUT_RD)
         # gunicorn then closes the connection, and reads no more of it.
         self._body.failed = True
+
+
+def _is_sending(client_socket: Any) -> bool:
+    """Whether anything has come that nobody has read."""
+    # Of the socket below gevent's, which is told not to wait.
+    below = getattr(client_socket, "_sock", client_socket)
+    try:
+        return bool(below.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
 
 
 class _Deadline:

@@ -123,7 +123,7 @@ def test_another_worker_sweeps_when_the_sweeping_one(cluster, probe, how):
 
 def test_due_runs_start_once_with_several_workers_and_full_ones_delay_no_sweep(cluster, probe):
     slots = 6
-    busy = [probe.start(seconds=1.0) for _ in range(slots)]
+    busy = [probe.start(seconds=2.0) for _ in range(slots)]
     for run in busy:
         probe.wait_for(run[2], "s1")
     due = [probe.start(after_seconds=0.3) for _ in range(5)]
