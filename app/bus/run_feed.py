@@ -365,9 +365,10 @@ class RunFeed:
         except Unavailable as error:
             log.warning("run feed could not ask which runs have ended: %s", error)
             return
+        # Who comes while the logs are read has been given nothing yet, and is looked at next time.
+        followers = [subscription for run_id in ended for subscription in self._followers(run_id)]
         # A worker writes its events before it commits the end, so what is in the log now is all.
         self._deliver(set(ended))
-        for run_id in ended:
-            for subscription in self._followers(run_id):
-                if not subscription.wants_events or subscription.wants_more:
-                    subscription.end()
+        for subscription in followers:
+            if not subscription.wants_events or subscription.wants_more:
+                subscription.end()

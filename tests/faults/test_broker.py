@@ -24,7 +24,7 @@ def doorbell(cluster) -> Doorbell:
 
 
 def test_a_lost_doorbell_is_rung_again(cluster, probe):
-    busy = [probe.start(seconds=0.7) for _ in range(6)]  # so nobody takes messages
+    busy = [probe.start(seconds=2.0) for _ in range(6)]  # so nobody takes messages
     for run in busy:
         probe.wait_for(run[2], "s1")
     with redis.Redis.from_url(cluster.valkey.url) as bus:

@@ -36,6 +36,7 @@ def read(url, thread_id, run_id, last_event_id, count=None):
             headers={"Last-Event-ID": last_event_id},
         ) as answer,
     ):
+        assert answer.status_code == 200, answer.read()
         for line in answer.iter_lines():
             lines.append(line)
             if count is not None and line == "" and len(frames_of(lines)) >= count:

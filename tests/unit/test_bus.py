@@ -396,3 +396,27 @@ def test_the_logs_of_what_is_deleted_go_soon(connect, keys):
     assert client.ttl(keys.event_log(other)) > 3_000
     # Who follows it still reads what there is.
     assert ids(log.read_after(run_id, START, count=10).events) == ["1-1"]
+
+
+def test_who_comes_while_the_end_of_a_run_is_looked_up_misses_nothing(connect, keys, log):
+    """It was ended with the others, before it had been given anything: an empty stream."""
+    run_id = uuid.uuid4()
+    log.append(run_id, [event(1, n) for n in range(1, 6)])
+    late = []
+
+    class Log(EventLog):
+        def read_many(self, positions, *, count):
+            found = super().read_many(positions, count=count)
+            if not late:
+                late.append(feed.subscribe(run_id))
+            return found
+
+    slow = Log(connect(5), keys, ttl_seconds=60, max_events=10_000)
+    feed = RunFeed(connect, keys, slow, lambda run_ids: dict.fromkeys(run_ids, "success"))
+    feed._threads = [threading.Thread()]  # none of its own: what they would do is done here
+    early = feed.subscribe(run_id)
+    feed._sweep_ends()
+    assert read_on(early) == [1, 2, 3, 4, 5]
+    assert not late[0].ended
+    feed._sweep_ends()
+    assert read_on(late[0]) == [1, 2, 3, 4, 5]
