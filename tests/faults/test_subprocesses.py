@@ -5,12 +5,27 @@ from __future__ import annotations
 import os
 import signal
 
+import httpx
 import psutil
 import pytest
 
+from tests.faults.conftest import mend
 from tests.waiting import wait_until
 
 DAEMONS = ("wait_for_subprocess", "leave_daemon")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(cluster):
+    """No run of these takes a slot from the tests that follow."""
+    yield
+    mend(cluster)
+    url = f"{cluster.url}/runs/cancel"
+    wait_until(
+        lambda: httpx.post(url, json={"status": "all"}, timeout=60).status_code == 404,
+        60,
+        "nothing to be left to cancel",
+    )
 
 
 def start(client, kind, beats, **given):
