@@ -28,7 +28,8 @@ def main() -> int:
         return 0 if "--if-there" in sys.argv[1:] else 1
     skipped = [one["name"] for one in found if "vulns" not in one]
     if skipped or not found:
-        print(f"NOT AUDITED: the advisory service said nothing about {skipped or 'any package'}")
+        of = f"{len(skipped)} of {len(found)} packages ({', '.join(skipped[:3])} …)"
+        print(f"NOT AUDITED: the advisory service said nothing about {of if found else 'anything'}")
         return 0 if "--if-there" in sys.argv[1:] else 1
     bad = [(one["name"], one["version"], v["id"]) for one in found for v in one.get("vulns", [])]
     for name, version, advisory in bad:
