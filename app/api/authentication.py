@@ -61,7 +61,7 @@ def key_of_request() -> str:
 
 
 def identify(found: Parts) -> Caller | None:
-    """Who asks, by the request's own headers. None: nobody is asked who they are.
+    """Return the caller that the request's headers authenticate; None without authentication.
 
     Raises Unauthorized, Refused; TooMany for an address that has failed too often.
     """
@@ -81,7 +81,7 @@ def identify(found: Parts) -> Caller | None:
 
 
 def watch_key(found: Parts, who: Caller | None, close: Callable[[], None]) -> Callable[[], None]:
-    """Have `close` called when the key of whoever asks is revoked. Returns what ends the watch."""
+    """Have `close` called when the caller's API key is revoked. Returns what ends the watch."""
     if found.open_keys is None or who is None or not who.name.startswith(_KEY):
         return lambda: None
     return found.open_keys.watch(who.name.removeprefix(_KEY), close)

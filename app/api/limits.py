@@ -34,6 +34,6 @@ def take_place(found: Parts, *, is_cancel: bool = False) -> Callable[[], None] |
 
 
 def asker() -> str:
-    """What limits count by: who asks, and where nobody is asked who they are, their address."""
+    """Return what limits count by: the caller's name, or the address without authentication."""
     who = caller()
     return f"address:{request.remote_addr}" if who is None else who.name

@@ -3,7 +3,7 @@
 CORS keeps a page from reading an answer, not from sending the request: a form's POST needs no
 permission, and neither does a WebSocket. So a foreign `Origin` is refused here on everything that
 changes something. And a page of any name can have its name resolve to 127.0.0.1 (DNS rebinding);
-a server that asks nobody who they are therefore answers to loopback names only.
+a server without authentication therefore answers to loopback names only.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Origins:
     """The rules of one application."""
 
     def __init__(self, settings: Settings, cors: CorsRules, *, is_open: bool) -> None:
-        """`is_open`: nobody is asked who they are, and nobody has said that this is right."""
+        """`is_open`: there is no authentication, and BELAY_AUTH does not say that this is meant."""
         self._settings = settings
         self._cors = cors
         self._is_open = is_open

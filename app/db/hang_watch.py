@@ -1,8 +1,9 @@
 """Ends what waits for a Postgres that hangs: a server that is there, and does not answer.
 
-TCP notices a server that is gone, and the pool's patience bounds the wait for a connection; whoever
-has one already would wait for as long as the server hangs. A slow statement is something else: so
-when one has taken a while the server is asked whether it answers at all, over a new connection.
+TCP detects a server whose machine is down, and the pool's timeout bounds the wait for a connection;
+a request that already holds one would wait for as long as the server hangs. A slow statement must
+not be ended, so once one has taken a while a new connection is opened to see whether the server
+answers at all.
 
 Only where the web server's greenlets can be woken (gunicorn's gevent workers); elsewhere nothing is
 watched.
@@ -41,7 +42,7 @@ class _Use:
 
 
 class HangWatch:
-    """Of one pool. `answers` asks the server, and is False when it says nothing in time."""
+    """Watches one pool. `answers` opens a new connection; False when that gets no answer."""
 
     def __init__(
         self, answers: Callable[[], bool], *, patience_seconds: float = _PATIENCE_SECONDS
@@ -97,6 +98,6 @@ class HangWatch:
             hub.loop.run_callback(self._end, use)
 
     def _end(self, use: _Use) -> None:
-        """In the hub, where nothing else runs: it still waits, or has gone on."""
+        """End a use, in gevent's hub, where nothing else runs, unless it has ended itself."""
         if use in self._uses:
             use.greenlet.throw(Hung("the server does not answer"))

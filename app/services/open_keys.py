@@ -10,7 +10,6 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
 
 from app.db import api_keys as key_rows
 from app.db.connection import Database
@@ -75,5 +74,7 @@ class OpenKeys:
                 closes = self._open.pop(prefix, set())
             log.info("key %s is no longer good: %d open requests end", prefix, len(closes))
             for close in closes:
-                with suppress(Exception):
+                try:
                     close()
+                except Exception:
+                    log.exception("an open request of key %s cannot be ended", prefix)

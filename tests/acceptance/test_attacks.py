@@ -203,7 +203,7 @@ def test_an_errors_message_has_an_end(api):
         b'{"metadata": {"a": [' + b'"\\\\",' * 300_000 + b"1]}}",
     ],
 )
-def test_a_body_of_very_many_values_is_refused_and_stalls_nobody(api, body):
+def test_a_body_of_very_many_values_is_refused(api, body):
     headers = {"content-type": "application/json"}
     for path in ("/threads", "/runs", "/assistants", "/store/items"):
         method = "PUT" if path == "/store/items" else "POST"
@@ -250,7 +250,6 @@ def test_a_socket_that_is_not_read_holds_no_messages(attacked, api):
 
         sending = threading.Thread(target=send, daemon=True)
         # Nothing is received here: answers fill the client's side, then the server waits.
-        opened.recv_bufsize = 1
         sending.start()
         sending.join(5)
         grown = web_memory(attacked) - before
@@ -402,8 +401,8 @@ def test_the_thread_of_anothers_ended_stateless_run_is_taken(ann, bob):
     run = ann.post("/runs", json=RUN).json()
     waiting = f"/threads/{run['thread_id']}"
     wait_until(lambda: ann.get(waiting).status_code == 404, 30, "the run to end")
-    for body in ({"thread_id": run["thread_id"]},):
-        assert bob.post("/threads", json={**body, "if_exists": "do_nothing"}).status_code == 409
+    body = {"thread_id": run["thread_id"], "if_exists": "do_nothing"}
+    assert bob.post("/threads", json=body).status_code == 409
     taken = bob.post(f"{waiting}/runs", json={**RUN, "if_not_exists": "create"})
     assert taken.status_code == 404
     assert ann.post("/threads", json={"thread_id": run["thread_id"]}).status_code == 200
@@ -551,19 +550,19 @@ def test_another_name_for_loopback_is_not_answered(api):
         assert api.get("/info", headers={"Host": name}).status_code == 200
 
 
-def test_a_socket_of_another_name_is_not_opened(attacked, api):
+def test_a_socket_of_a_foreign_page_is_not_opened(attacked, api):
     thread = api.post("/threads", json={}).json()["thread_id"]
-    for headers in ({"Origin": "https://evil.example"},):
-        with (
-            pytest.raises(InvalidStatus),
-            connect(socket_url(attacked, thread), additional_headers=headers),
-        ):
-            pass
+    headers = {"Origin": "https://evil.example"}
+    with (
+        pytest.raises(InvalidStatus),
+        connect(socket_url(attacked, thread), additional_headers=headers),
+    ):
+        pass
 
 
-def test_where_the_application_is_mounted_is_nobodys_to_say(api):
-    answer = api.get("/ok", headers={"SCRIPT_NAME": "/ok", "SCRIPT-NAME": "/x"})
-    assert answer.status_code == 200
+def test_no_header_says_where_the_application_is_mounted(attacked):
+    answer = httpx.get(f"{attacked.url}/x/ok", headers={"SCRIPT_NAME": "/x"}, timeout=60)
+    assert answer.status_code >= 400
 
 
 # --- crons and limits -----------------------------------------------------------------------------
