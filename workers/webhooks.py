@@ -28,6 +28,7 @@ _POLL_SECONDS = 0.5
 _RETRY_SECONDS = 1.0
 #: Longer than a call can take, look-ups included.
 _LEASE_SECONDS = CALL_SECONDS * 4
+_FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 3600.0
 
 
@@ -80,7 +81,7 @@ class Webhooks:
                     continue
                 done, _ = wait(under_way, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
-                    self._settle(conn, under_way.pop(future), future)
+                    self._try_to_settle(conn, under_way.pop(future), future)
 
     def _make(self, call: WebhookCall) -> None:
         make_call(
@@ -90,6 +91,16 @@ class Webhooks:
             secret=self._settings.webhook_secret,
             headers=self._headers,
         )
+
+    def _try_to_settle(self, conn: Connection, call: WebhookCall, future: Future[None]) -> None:
+        """Raises only the error of an outage. A call whose outcome cannot be written is made again
+        when its lease is over; the others are settled all the same."""
+        try:
+            self._settle(conn, call, future)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            log.exception("the outcome of webhook call %s cannot be written", call.call_id)
 
     def _settle(self, conn: Connection, call: WebhookCall, future: Future[None]) -> None:
         error = future.exception()
@@ -102,7 +113,7 @@ class Webhooks:
             log.error("webhook of run %s given up: %s", call.run.get("run_id"), error)
             call_rows.delete_call(conn, call.call_id)
             return
-        seconds = min(2.0 ** (call.attempts - 1), _LONGEST_WAIT_SECONDS)
+        seconds = min(_FIRST_WAIT_SECONDS * 2.0 ** (call.attempts - 1), _LONGEST_WAIT_SECONDS)
         log.warning(
             "webhook of run %s tried again in %.0f s: %s", call.run.get("run_id"), seconds, error
         )
