@@ -17,6 +17,7 @@ from psycopg_pool import ConnectionPool
 from app import logs
 from app.api.application import create_api
 from app.api.authentication import KeyAuthentication, authentication_of
+from app.api.limits import connection_owner
 from app.api.project_app import ProjectApp
 from app.bus.cancel_flag import CancelFlags
 from app.bus.client import Keys, connect_redis
@@ -62,7 +63,15 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def join_parts(settings: Settings) -> Parts:
     graphs = _load_graphs(settings)
-    pool = _open_pool(settings, "belay web", settings.web_pool_size)
+    pool = open_pool(
+        settings.database_url,
+        size=settings.web_pool_size,
+        pgbouncer=settings.pgbouncer,
+        name="belay web",
+        most_bytes=settings.max_answer_bytes,
+        statement_seconds=settings.statement_seconds,
+        whose=connection_owner,
+    )
     database = Database(pool)
     # A Postgres that goes away while we start is waited for, like one that was away before.
     while_unavailable(_SCHEMA_WAIT_SECONDS)(
@@ -83,7 +92,7 @@ def join_parts(settings: Settings) -> Parts:
     return Parts(
         settings=settings,
         database=database,
-        cancel_database=Database(_open_pool(settings, "belay cancel", _CANCEL_CONNECTIONS)),
+        cancel_database=Database(_open_cancel_pool(settings)),
         graphs=graphs,
         doorbell=Doorbell.of(settings),
         cancel_flags=CancelFlags(client, keys),
@@ -118,12 +127,12 @@ def _load_graphs(settings: Settings) -> GraphRegistry:
     return graphs
 
 
-def _open_pool(settings: Settings, name: str, size: int) -> ConnectionPool[Connection]:
+def _open_cancel_pool(settings: Settings) -> ConnectionPool[Connection]:
     return open_pool(
         settings.database_url,
-        size=size,
+        size=_CANCEL_CONNECTIONS,
         pgbouncer=settings.pgbouncer,
-        name=name,
+        name="belay cancel",
         most_bytes=settings.max_answer_bytes,
     )
 

@@ -78,6 +78,8 @@ class Settings:
     web_pool_size: int
     #: True behind PgBouncer in transaction mode: no prepared statements.
     pgbouncer: bool
+    #: After how long Postgres ends a statement of a request.
+    statement_seconds: float
     #: Put "An internal error occurred" where a graph's exception message would stand.
     redact_errors: bool
     #: Largest request body, in bytes.
@@ -178,6 +180,7 @@ class Settings:
                 "BELAY_EVENT_LOG_MAX_BYTES", 64 * _MIB, minimum=1024 * 1024
             ),
             web_pool_size=read.integer("BELAY_WEB_POOL_SIZE", 10, minimum=2),
+            statement_seconds=read.number("BELAY_STATEMENT_SECONDS", 30.0, minimum=1.0),
             pgbouncer=read.boolean("BELAY_PGBOUNCER", False),
             redact_errors=read.boolean("BELAY_REDACT_ERRORS", False),
             max_body_bytes=read.integer("BELAY_MAX_BODY_BYTES", 8 * _MIB, minimum=1024),

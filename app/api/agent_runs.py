@@ -18,7 +18,6 @@ from app.api.run_requests import run_request
 from app.api.run_responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, watch_client
 from app.domain.agent_runs import is_any_id, is_our_id, run_id_of
 from app.domain.errors import InvalidRequest
-from app.domain.output_schemas import check_output_schema
 from app.services import agent_runs
 from app.services.agent_run_events import events_of, replay, stream_new_agent_run
 from app.services.agent_runs import AgentRunRequest
@@ -75,7 +74,7 @@ def create_agent_run(body: dict[str, Any]) -> Response:
     fields = {name: value for name, value in body.items() if value is not None}
     fields.setdefault("effort", "auto")
     if "outputSchema" in fields:
-        check_output_schema(fields["outputSchema"])
+        parts().output_schemas.check(fields["outputSchema"])
     asked = _asked(fields)
     if _wants_stream():
         return _stream(stream_new_agent_run(parts(), asked, watch_client()))

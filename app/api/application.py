@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import flask_smorest
-from flask import Flask
+import orjson
+from flask import Flask, Response
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from app.api import (
@@ -55,6 +56,14 @@ class _Api(flask_smorest.Api):
 
     def _register_error_handlers(self) -> None:
         """`register_error_handlers` does it, for all errors."""
+
+    @cached_property
+    def _encoded_document(self) -> bytes:
+        """Made once: it takes many times as long as a usual request, and anybody may ask for it."""
+        return orjson.dumps(self.spec.to_dict(), option=orjson.OPT_INDENT_2)
+
+    def _openapi_json(self) -> Response:
+        return Response(self._encoded_document, content_type="application/json")
 
 
 #: By the noun that `http.disable_<noun>` of `langgraph.json` switches them off with. A run on a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import marshmallow as ma
 
 from app.api.config_schemas import RunConfig
-from app.api.fields import Body, Integer, Object, Selected, StringList, Uuid, one_of
+from app.api.fields import Body, Filter, Integer, Object, Selected, StringList, Uuid, one_of
 from app.api.page_schemas import Paged, Sorted
 from app.db.assistants import SORT_COLUMNS
 from app.domain.assistants import ASSISTANT_FIELDS
@@ -60,7 +60,7 @@ class PatchAssistant(Body):
 
 
 class ListVersions(Body, Paged):
-    metadata = Object(allow_none=True)
+    metadata = Filter()
 
 
 class SetLatest(Body):
@@ -114,7 +114,7 @@ BY_NAMESPACE = {
 
 
 class CountAssistants(Body):
-    metadata = Object(allow_none=True)
+    metadata = Filter()
     graph_id = ma.fields.String(allow_none=True)
     name = ma.fields.String(allow_none=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import marshmallow as ma
 
-from app.api.fields import Integer, Object, Uuid
+from app.api.fields import Integer, List, Object, Uuid
 
 
 class RunConfig(ma.Schema):
@@ -13,9 +13,7 @@ class RunConfig(ma.Schema):
     class Meta:
         unknown = ma.EXCLUDE
 
-    tags = ma.fields.List(
-        ma.fields.String(), allow_none=True, validate=ma.validate.Length(max=1000)
-    )
+    tags = List(ma.fields.String(), allow_none=True, validate=ma.validate.Length(max=1000))
     recursion_limit = Integer(allow_none=True, validate=ma.validate.Range(1, 1_000_000))
     max_concurrency = Integer(allow_none=True, validate=ma.validate.Range(1, 10_000))
     configurable = Object(allow_none=True)

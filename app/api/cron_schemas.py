@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import MAXYEAR, UTC, datetime
 
 import marshmallow as ma
 
 from app.api.config_schemas import RunConfig
-from app.api.fields import Body, Boolean, Object, Selected, StringList, Uuid, one_of
+from app.api.fields import Body, Boolean, Filter, Object, Selected, StringList, Uuid, one_of
 from app.api.page_schemas import Sorted
 from app.api.run_schemas import StreamModes
 from app.db.crons import SORT_COLUMNS
@@ -54,6 +54,8 @@ class _Moment(ma.fields.DateTime):
         if not isinstance(value, str):
             raise ma.ValidationError("must be a date and time, as text")
         moment: datetime = super()._deserialize(value, *args, **kwargs)
+        if moment.year >= MAXYEAR:  # in UTC, or in another time zone, it may be a year later
+            raise ma.ValidationError(f"must be before the year {MAXYEAR}")
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
@@ -96,7 +98,7 @@ class CountCrons(Body):
     assistant_id = ma.fields.String(allow_none=True)
     thread_id = Uuid(allow_none=True)
     enabled = Boolean(allow_none=True)
-    metadata = Object(allow_none=True)
+    metadata = Filter()
 
 
 class SearchCrons(CountCrons, Sorted):

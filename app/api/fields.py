@@ -82,6 +82,46 @@ class Object(ma.fields.Dict):
         return value
 
 
+#: Postgres compares each element of a filter's lists with each of a row's, uninterruptibly.
+_MOST_IN_LISTS = 50
+
+
+def is_filter(value: dict[str, Any]) -> None:
+    """A validator of what rows are to contain. Raises ValidationError for long lists."""
+    if _count_in_lists(value) > _MOST_IN_LISTS:
+        raise ma.ValidationError(
+            f"a filter's lists may have at most {_MOST_IN_LISTS} elements, all together"
+        )
+
+
+def _count_in_lists(value: Any) -> int:
+    if isinstance(value, dict):
+        return sum(map(_count_in_lists, value.values()))
+    if isinstance(value, list):
+        if len(value) > _MOST_IN_LISTS:
+            return len(value)
+        return len(value) + sum(map(_count_in_lists, value))
+    return 0
+
+
+class Filter(Object):
+    """An object that is contained in what is looked for."""
+
+    def __init__(self) -> None:
+        super().__init__(allow_none=True, validate=is_filter)
+
+
+class List(ma.fields.List):
+    """A list whose length is looked at before its elements are."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if isinstance(value, list):
+            for validator in self.validators:
+                if isinstance(validator, ma.validate.Length):
+                    validator(value)
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
 class JsonObject(ma.fields.Field[dict[str, Any]]):
     """Any JSON object, as JSON in a query string."""
 

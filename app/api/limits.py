@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flask import request
+from flask import has_request_context, request
 
-from app.api.authentication import caller
+from app.api.authentication import CALLER, caller
+from app.api.parts import parts
 from app.bus.rate_limits import CANCELS, REQUESTS
 from app.domain.errors import TooMany
 from app.services.parts import Parts
@@ -31,6 +32,16 @@ def take_place(found: Parts, *, is_cancel: bool = False) -> Callable[[], None] |
     if found.open_requests is None:
         return None
     return found.open_requests.enter(f"{CANCELS} of {asker()}" if is_cancel else asker())
+
+
+def connection_owner() -> str | None:
+    """Return for whom a database connection is wanted. None outside of a request, and before it
+    is known who sent it."""
+    if not has_request_context():
+        return None
+    if parts().authentication is not None and CALLER not in request.environ:
+        return None
+    return asker()
 
 
 def asker() -> str:

@@ -8,7 +8,7 @@ import marshmallow as ma
 
 from app.api.command_schemas import Command
 from app.api.config_schemas import RunConfig
-from app.api.fields import Body, Integer, Object, one_of
+from app.api.fields import Body, Integer, List, Object, one_of
 from app.domain.runs import MultitaskStrategy
 from app.graphs.protocol_events import CHANNELS, is_channel
 
@@ -58,7 +58,7 @@ class InputRespond(Body):
 
     interrupt_id = ma.fields.String()
     response = ma.fields.Raw(allow_none=True)
-    responses = ma.fields.List(ma.fields.Nested(_Answer), validate=ma.validate.Length(1, 1000))
+    responses = List(ma.fields.Nested(_Answer), validate=ma.validate.Length(1, 1000))
     update = ma.fields.Raw(allow_none=True)
     goto = ma.fields.Raw(allow_none=True)
     config = ma.fields.Nested(RunConfig, allow_none=True)
@@ -92,8 +92,8 @@ class EventStream(Body):
             "description": f"Of {', '.join(CHANNELS)}, checkpoints, or `custom:<name>`.",
         },
     )
-    namespaces = ma.fields.List(
-        ma.fields.List(ma.fields.String(), validate=ma.validate.Length(max=100)),
+    namespaces = List(
+        List(ma.fields.String(), validate=ma.validate.Length(max=100)),
         allow_none=True,
         validate=ma.validate.Length(max=1000),
     )

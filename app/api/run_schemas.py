@@ -14,11 +14,13 @@ from app.api.fields import (
     Boolean,
     Integer,
     JsonObject,
+    List,
     Number,
     Object,
     Selected,
     StringList,
     Uuid,
+    is_filter,
     one_of,
     query_list,
 )
@@ -115,9 +117,7 @@ class _RunCreate(Body):
         allow_none=True,
         metadata={"description": "The run fails when it answers an interrupt that is not waiting."},
     )
-    feedback_keys = ma.fields.List(
-        ma.fields.String(), allow_none=True, validate=ma.validate.Length(max=1000)
-    )
+    feedback_keys = List(ma.fields.String(), allow_none=True, validate=ma.validate.Length(max=1000))
     on_disconnect = ma.fields.String(allow_none=True, validate=one_of("cancel", "continue"))
 
 
@@ -146,7 +146,7 @@ class CancelRuns(Body):
         },
     )
     thread_id = Uuid(metadata={"description": "The ID of the thread containing runs to cancel."})
-    run_ids = ma.fields.List(
+    run_ids = List(
         Uuid(),
         validate=ma.validate.Length(max=10_000),
         metadata={"description": "List of run IDs to cancel."},
@@ -188,7 +188,9 @@ class ListRunsQuery(ma.Schema):
     )
     status = ma.fields.String(validate=one_of(*RunStatus))
     metadata = JsonObject(
-        load_default=dict, metadata={"description": "Only runs that have all of this, as JSON."}
+        load_default=dict,
+        validate=is_filter,
+        metadata={"description": "Only runs that have all of this, as JSON."},
     )
     select = ma.fields.List(
         ma.fields.String(),

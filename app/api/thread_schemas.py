@@ -9,7 +9,9 @@ from app.api.extracts import is_extract_path
 from app.api.fields import (
     Body,
     Boolean,
+    Filter,
     Integer,
+    List,
     Number,
     Object,
     Selected,
@@ -84,7 +86,7 @@ class Update(ma.Schema):
 
 
 class Superstep(ma.Schema):
-    updates = ma.fields.List(
+    updates = List(
         ma.fields.Nested(Update), required=True, validate=ma.validate.Length(min=1, max=1000)
     )
 
@@ -95,7 +97,7 @@ class CreateThread(Body):
     if_exists = ma.fields.String(validate=one_of("raise", "do_nothing"), load_default="raise")
     graph_id = ma.fields.String(allow_none=True)
     ttl = ma.fields.Nested(Ttl, allow_none=True)
-    supersteps = ma.fields.List(
+    supersteps = List(
         ma.fields.Nested(Superstep), allow_none=True, validate=ma.validate.Length(max=1000)
     )
 
@@ -112,13 +114,13 @@ class PatchThread(Body):
 
 
 class CountThreads(Body):
-    metadata = Object(allow_none=True)
-    values = Object(allow_none=True)
+    metadata = Filter()
+    values = Filter()
     status = ma.fields.String(allow_none=True, validate=one_of(*ThreadStatus))
 
 
 class PruneThreads(Body):
-    thread_ids = ma.fields.List(Uuid(), required=True, validate=ma.validate.Length(max=1000))
+    thread_ids = List(Uuid(), required=True, validate=ma.validate.Length(max=1000))
     strategy = ma.fields.String(load_default="delete", validate=one_of(*TtlStrategy))
 
 
@@ -146,7 +148,7 @@ class Storage(ma.Schema):
 
 
 class SearchThreads(CountThreads, Sorted):
-    ids = ma.fields.List(Uuid(), allow_none=True, validate=ma.validate.Length(max=1000))
+    ids = List(Uuid(), allow_none=True, validate=ma.validate.Length(max=1000))
     sort_by = ma.fields.String(
         allow_none=True, load_default="updated_at", validate=one_of(*SORT_COLUMNS)
     )
@@ -246,5 +248,5 @@ class History(SelectState, Body):
 
     limit = Integer(load_default=1, validate=ma.validate.Range(1, 1000))
     before = ma.fields.Raw(allow_none=True)
-    metadata = Object(allow_none=True)
+    metadata = Filter()
     checkpoint = ma.fields.Nested(Checkpoint, allow_none=True)

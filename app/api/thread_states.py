@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from flask import Response
@@ -121,8 +122,9 @@ def get_history(query: dict[str, Any], thread_id: str) -> Response:
         before=_before(query.get("before")),
         metadata=None,
         checkpoint=None,
+        shape=partial(_selected, fields=query.get("select")),
     )
-    return json_response([_selected(state, query.get("select")) for state in found])
+    return json_response(found)
 
 
 @blueprint.post("/threads/<thread_id>/history")
@@ -139,8 +141,9 @@ def search_history(body: dict[str, Any], thread_id: str) -> Response:
         before=_before(body.get("before")),
         metadata=body.get("metadata"),
         checkpoint=body.get("checkpoint"),
+        shape=partial(_selected, fields=body.get("select")),
     )
-    return json_response([_selected(state, body.get("select")) for state in found])
+    return json_response(found)
 
 
 def _before(value: Any) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -25,6 +26,7 @@ from psycopg.rows import dict_row, scalar_row
 from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
+from app.db.connection_shares import ConnectionShares, Whose
 from app.db.hang_watch import HangWatch
 from app.db.outages import CONFLICT, in_short, is_unstorable, is_worth_waiting
 from app.domain.access import EVERYTHING, Access
@@ -68,6 +70,8 @@ _NETWORK = {
 #: How long a request waits for a connection, and how many per connection may wait.
 _POOL_SECONDS = 5.0
 _POOL_QUEUE = 100
+#: Reading this much JSON takes about a millisecond.
+_LARGE_ROW = 64 * 1024
 #: How long a server that is asked whether it answers has for it; libpq takes no less.
 _ANSWER_SECONDS = 2
 #: What a stalled writer may hold a row lock for before the server ends its transaction.
@@ -105,11 +109,13 @@ def open_pool(
     pgbouncer: bool,
     name: str,
     most_bytes: int = Connection.most_bytes,
+    statement_seconds: float | None = None,
+    whose: Whose = lambda: None,
 ) -> ConnectionPool[Connection]:
     """A pool that opens connections as they are needed, `size` at most.
 
     A request that would have to wait behind too many others is refused at once, and one that waits
-    for a server that hangs is ended.
+    for a server that hangs is ended. The server ends a statement after `statement_seconds`.
     """
     return _Pool(
         database_url,
@@ -120,19 +126,27 @@ def open_pool(
         open=True,
         connection_class=Connection,
         kwargs={"autocommit": True, "application_name": name, **_network(database_url)},
-        configure=lambda conn: _configure(conn, pgbouncer=pgbouncer, most_bytes=most_bytes),
+        configure=lambda conn: _configure(
+            conn, pgbouncer=pgbouncer, most_bytes=most_bytes, statement_seconds=statement_seconds
+        ),
         check=_refuse_closed,
+        shares=ConnectionShares(size, whose, seconds=_POOL_SECONDS),
     )
 
 
 class _Pool(ConnectionPool[Connection]):
-    def __init__(self, conninfo: str, **kwargs: Any) -> None:
+    def __init__(self, conninfo: str, *, shares: ConnectionShares, **kwargs: Any) -> None:
+        self._shares = shares
         self._hangs = HangWatch(partial(_answers, conninfo))
         super().__init__(conninfo, **kwargs)
 
     @contextmanager
     def connection(self, timeout: float | None = None) -> Iterator[Connection]:
-        with super().connection(timeout) as conn, self._hangs.watched(conn):
+        with (
+            self._shares.hold(),
+            super().connection(timeout) as conn,
+            self._hangs.watched(conn),
+        ):
             yield conn
 
 
@@ -154,7 +168,11 @@ def _refuse_closed(conn: Connection) -> None:
 
 
 def _configure(
-    conn: Connection, *, pgbouncer: bool, most_bytes: int = Connection.most_bytes
+    conn: Connection,
+    *,
+    pgbouncer: bool,
+    most_bytes: int = Connection.most_bytes,
+    statement_seconds: float | None = None,
 ) -> None:
     conn.most_bytes = most_bytes
     set_json_dumps(_dumps, conn)
@@ -165,6 +183,8 @@ def _configure(
         # The statements are few, and each comes back: prepared at its second use.
         conn.prepare_threshold = 1
         conn.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_IN_TRANSACTION_MS}")
+        if statement_seconds is not None:
+            conn.execute(f"SET statement_timeout = {int(statement_seconds * 1000)}")
 
 
 class Database:
@@ -243,6 +263,11 @@ def unavailable_when_unreachable() -> Iterator[None]:
         if is_unstorable(error):
             log.warning("a request's values cannot be stored: %s", error)
             raise InvalidRequest(f"Postgres cannot store this: {in_short(error)}") from error
+        if isinstance(error, psycopg.errors.QueryCanceled):
+            log.warning("a statement took too long: %s", error)
+            raise Unavailable(
+                "The database took longer than BELAY_STATEMENT_SECONDS; ask for less at once"
+            ) from error
         if isinstance(error, psycopg.OperationalError):
             log.exception("a statement failed")
             raise Unavailable(f"The database refused: {in_short(error)}") from error
@@ -314,7 +339,10 @@ def fetch_page(conn: Connection, sql: str, params: Params, row: type[Row]) -> li
         ):
             for one in rows:
                 found.append(one)
-                size += _bytes_of_row(cursor)
+                row_bytes = _bytes_of_row(cursor)
+                size += row_bytes
+                if row_bytes > _LARGE_ROW:
+                    time.sleep(0)  # many of them: other requests have their turn
                 if size > conn.most_bytes and len(found) > 1:
                     raise TooMuch(conn.most_bytes)
         return found

@@ -20,6 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+import psutil
+
 _PR_SET_PDEATHSIG = 1
 _TICK_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 5.0
@@ -92,8 +94,9 @@ def say(name: str, line: str) -> None:
 
 
 def _copy_lines(name: str, stream: IO[bytes]) -> None:
-    for line in stream:
-        say(name, line.decode(errors="replace").rstrip())
+    with stream:
+        for line in stream:
+            say(name, line.decode(errors="replace").rstrip())
 
 
 class ProcessTree:
@@ -178,8 +181,16 @@ def _wait_or_kill(program: Program) -> None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill it with all its descendants: those of Postgres are in sessions of their own, and one
+    that is left keeps the next server from starting on the same data."""
+    descendants: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        descendants = psutil.Process(process.pid).children(recursive=True)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+    for descendant in descendants:
+        with suppress(psutil.NoSuchProcess):
+            descendant.kill()
     process.wait()
 
 

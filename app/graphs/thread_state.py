@@ -6,10 +6,12 @@ The shapes are ThreadState and its parts, as the SDK's schema names them.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 import psycopg
 from langgraph.errors import InvalidUpdateError
 from langgraph.types import PregelTask, StateSnapshot, StateUpdate
@@ -90,12 +92,14 @@ def read_history(
     before: dict[str, Any] | None,
     metadata: dict[str, Any] | None,
     most_bytes: int,
-) -> list[dict[str, Any]]:
-    """Newest first; a few are read at a time, as large as they have turned out to be.
+    shape: Callable[[dict[str, Any]], dict[str, Any]],
+) -> list[orjson.Fragment]:
+    """Newest first, each as the JSON of what `shape` makes of it; a few are read at a time, as
+    large as they have turned out to be. Between two of them other requests have their turn.
 
     Raises TooMuch.
     """
-    found: list[dict[str, Any]] = []
+    found: list[orjson.Fragment] = []
     size = largest = 0
     at_once = 1
     while len(found) < limit:
@@ -109,10 +113,10 @@ def read_history(
             )
         )
         for snapshot in snapshots:
-            state = state_of(snapshot)
-            bytes_of_state = len(to_json(state))
-            size, largest = size + bytes_of_state, max(largest, bytes_of_state)
-            found.append(state)
+            state = to_json(shape(state_of(snapshot)))
+            size, largest = size + len(state), max(largest, len(state))
+            found.append(orjson.Fragment(state))
+            time.sleep(0)
             if size > most_bytes and len(found) > 1:
                 raise TooMuch(most_bytes)
         if len(snapshots) < at_once:

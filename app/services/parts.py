@@ -22,6 +22,7 @@ from app.meters import WebMeters
 from app.services.host_names import HostNames
 from app.services.known_assistants import KnownAssistants
 from app.services.open_keys import OpenKeys
+from app.services.output_schemas import OutputSchemaChecks
 from app.settings import Settings
 
 
@@ -75,6 +76,7 @@ class Parts(RunParts):
     project_app: Closeable | None = None
     #: Looks up where webhooks go.
     host_names: HostNames = field(default_factory=HostNames)
+    output_schemas: OutputSchemaChecks = field(default_factory=OutputSchemaChecks)
     #: None: anybody may ask as often as they like.
     rate_limits: RateLimits | None = None
     #: None: anybody may have as many requests open as they like.

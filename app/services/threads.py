@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
+
+import orjson
 
 from app.bus.client import RedisError
 from app.bus.event_log import STATE_UPDATE
@@ -303,8 +306,10 @@ def get_history(
     before: str | None,
     metadata: dict[str, Any] | None,
     checkpoint: dict[str, Any] | None,
-) -> list[dict[str, Any]]:
-    """States, newest first; `before` is a checkpoint id."""
+    shape: Callable[[dict[str, Any]], dict[str, Any]],
+) -> list[orjson.Fragment]:
+    """States, newest first, each as the JSON of what `shape` makes of it; `before` is a checkpoint
+    id."""
     with parts.database.connection() as conn:
         thread = _found(conn, thread_id)
         try:
@@ -328,6 +333,7 @@ def get_history(
             before=before_config,
             metadata=metadata,
             most_bytes=parts.settings.max_answer_bytes,
+            shape=shape,
         )
     except ValueError as error:
         raise BadRequest(str(error)) from error

@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 import httpx
 import psutil
+import psycopg
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
@@ -259,6 +261,77 @@ def test_a_socket_that_is_not_read_holds_no_messages(attacked, api):
     assert api.get("/ok").status_code == 200
 
 
+# --- the database ---------------------------------------------------------------------------------
+
+
+def test_a_filter_of_long_lists_is_refused(api):
+    """Each of its elements is compared with each of a row's: 60,000 with as many took minutes,
+    which nothing could interrupt."""
+    many, few = {"a": [{"n": n} for n in range(51)]}, {"a": [{"n": n} for n in range(50)]}
+    nested = {"a": {"b": [[1] * 30, {"c": [2] * 30}]}}
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    for path, name in (
+        ("/threads/search", "metadata"),
+        ("/threads/search", "values"),
+        ("/threads/count", "metadata"),
+        ("/threads/count", "values"),
+        ("/assistants/search", "metadata"),
+        ("/assistants/count", "metadata"),
+        ("/runs/crons/search", "metadata"),
+        ("/runs/crons/count", "metadata"),
+        (f"/threads/{thread}/history", "metadata"),
+    ):
+        for filter_ in (many, nested):
+            answer = api.post(path, json={name: filter_})
+            assert "lists may have at most 50 elements" in refused(answer, 422), path
+        assert api.post(path, json={name: few}).status_code == 200, path
+    runs = f"/threads/{thread}/runs"
+    assert api.get(runs, params={"metadata": json.dumps(many)}).status_code == 422
+    assert api.get(runs, params={"metadata": json.dumps(few)}).status_code == 200
+
+
+def test_long_lists_of_ids_are_refused(api):
+    ids = [str(uuid.UUID(int=0))] * 20_000
+    for path, name in (("/threads/search", "ids"), ("/threads/prune", "thread_ids")):
+        assert "Longer than maximum length" in refused(api.post(path, json={name: ids}), 422)
+    body = {"thread_id": ids[0], "run_ids": ids}
+    assert "Longer than maximum length" in refused(api.post("/runs/cancel", json=body), 422)
+
+
+def test_a_moment_near_the_end_of_time_is_refused(api):
+    for moment in ("9999-12-31T23:59:59-23:59", "9999-12-31T00:00:00Z"):
+        body = {**RUN, "schedule": "0 0 1 1 *", "end_time": moment}
+        assert "before the year 9999" in refused(api.post("/runs/crons", json=body), 422)
+
+
+def test_one_caller_does_not_hold_all_connections(guarded, ann, bob):
+    """What keeps Postgres busy for somebody, here a lock, keeps nobody else from it."""
+    search = {"limit": 1}
+    assert ann.post("/assistants/search", json=search).status_code == 200
+    with psycopg.connect(guarded.database_url) as blocker:
+        blocker.execute("LOCK TABLE assistant IN ACCESS EXCLUSIVE MODE")
+        with ThreadPoolExecutor(30) as many:
+            slow = [
+                many.submit(ann.post, "/assistants/search", json=search, timeout=60)
+                for _ in range(30)
+            ]
+            wait_until(lambda: any(one.done() for one in slow), 30, "one has lost its patience")
+            for _ in range(10):
+                assert bob.post("/threads/search", json={}).status_code == 200
+            blocker.rollback()
+            statuses = {one.result().status_code for one in slow}
+    assert 429 in statuses
+    assert statuses <= {200, 429}
+
+
+def test_a_statement_has_an_end(guarded, ann):
+    with psycopg.connect(guarded.database_url) as blocker:
+        blocker.execute("LOCK TABLE cron IN ACCESS EXCLUSIVE MODE")
+        answer = ann.post("/runs/crons/count", json={})
+    assert answer.status_code == 503
+    assert "BELAY_STATEMENT_SECONDS" in answer.json()["detail"]
+
+
 # --- webhooks -------------------------------------------------------------------------------------
 
 
@@ -336,6 +409,7 @@ def guarded(scratch):
         config=PROJECT.parent / "with_auth.json",
         BELAY_HEARTBEAT_SECONDS="1",
         BELAY_WEBHOOK_ALLOW_PRIVATE="1",
+        BELAY_STATEMENT_SECONDS="20",
     ).start()
     yield live
     live.stop()

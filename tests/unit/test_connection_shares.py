@@ -1,0 +1,40 @@
+"""One caller has half of a pool's connections, and waits for them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+
+from app.db.connection_shares import ConnectionShares
+from app.domain.errors import TooMany
+
+
+def test_a_caller_has_half_and_others_have_theirs():
+    callers = ["ann"]
+    shares = ConnectionShares(6, lambda: callers[0], seconds=0.01)
+    with ExitStack() as held:
+        for _ in range(3):
+            held.enter_context(shares.hold())
+        with pytest.raises(TooMany), shares.hold():
+            pass
+        callers[0] = "bob"
+        with shares.hold():
+            pass
+    callers[0] = "ann"
+    with shares.hold():
+        pass
+    assert not shares._shares
+
+
+def test_the_server_itself_has_no_share():
+    shares = ConnectionShares(2, lambda: None, seconds=0.01)
+    with ExitStack() as held:
+        for _ in range(10):
+            held.enter_context(shares.hold())
+
+
+def test_two_are_had_by_everybody():
+    shares = ConnectionShares(2, lambda: "ann", seconds=0.01)
+    with shares.hold(), shares.hold(), pytest.raises(TooMany), shares.hold():
+        pass

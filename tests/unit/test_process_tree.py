@@ -1,0 +1,33 @@
+"""What `belay dev` has started ends with it, also what took no notice of the request."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import psutil
+
+from app.dev.process_tree import ProcessTree, Program
+from tests.waiting import wait_until
+
+#: Takes no notice of the signal, nor does its child, in a session of its own (as Postgres' are).
+_STUBBORN = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork() == 0:
+    os.setsid()
+print("ready", flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_does_not_stop_is_killed_with_its_descendants(capfd):
+    tree = ProcessTree()
+    command = [sys.executable, "-c", _STUBBORN]
+    process = tree.start(Program("stubborn", command, os.environ, stop_seconds=0.1))
+    [child] = wait_until(lambda: psutil.Process(process.pid).children(), 20, "its child")
+    wait_until(lambda: os.getsid(child.pid) == child.pid, 20, "a session of its own")
+    tree.stop()
+    assert process.returncode is not None
+    wait_until(lambda: not child.is_running(), 20, "the end of its child")
+    assert "stubborn does not stop, killing it" in capfd.readouterr().out
