@@ -63,8 +63,9 @@ def bound(graph: Graph, saver: Any, store: Any = None) -> Graph:
     return graph
 
 
-#: States of a history that are read at once.
+#: States of a history that are read at once, and about how many bytes of them.
 _MOST_AT_ONCE = 50
+_BYTES_AT_ONCE = 4 * 1024 * 1024
 
 
 def thread_config(thread_id: str, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -104,25 +105,24 @@ def read_history(
     at_once = 1
     while len(found) < limit:
         at_once = min(at_once, limit - len(found))
-        snapshots = list(
-            bound(graph, saver).get_state_history(
-                config,  # type: ignore[arg-type]
-                filter=metadata,
-                before=before,  # type: ignore[arg-type]
-                limit=at_once,
-            )
-        )
-        for snapshot in snapshots:
+        read = 0
+        for snapshot in bound(graph, saver).get_state_history(
+            config,  # type: ignore[arg-type]
+            filter=metadata,
+            before=before,  # type: ignore[arg-type]
+            limit=at_once,
+        ):
             state = to_json(shape(state_of(snapshot)))
             size, largest = size + len(state), max(largest, len(state))
             found.append(orjson.Fragment(state))
-            time.sleep(0)
             if size > most_bytes and len(found) > 1:
                 raise TooMuch(most_bytes)
-        if len(snapshots) < at_once:
+            before = dict(snapshot.config)
+            read += 1
+            time.sleep(0)
+        if read < at_once:
             break
-        before = dict(snapshots[-1].config)
-        at_once = max(1, min(_MOST_AT_ONCE, (most_bytes - size) // largest))
+        at_once = max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE // largest))
     return found
 
 

@@ -15,6 +15,7 @@ class State(TypedDict, total=False):
     message: str
     seconds: float
     text: str
+    data: list[Any]
 
 
 def obey(state: State) -> dict[str, Any]:

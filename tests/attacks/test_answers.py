@@ -1,0 +1,54 @@
+"""Answers as large as they are ever given: others are answered meanwhile."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.attacks.conftest import watching
+
+_LONGEST_STALL_SECONDS = 0.25
+_VALUES = 180_000
+
+
+@pytest.fixture(scope="module")
+def crowded(open_server):
+    """A thread of thirty large states, and thirty threads of one."""
+    with httpx.Client(base_url=open_server.url, timeout=120) as client:
+        threads = [client.post("/threads", json={"graph_id": "hostile"}).json() for _ in range(30)]
+        numbers = list(range(_VALUES))
+        body = {"values": {"text": "x", "data": numbers}, "as_node": "obey"}
+        for thread in [threads[0]] * 30 + threads:
+            path = f"/threads/{thread['thread_id']}/state"
+            answer = client.post(path, json=body)
+            assert answer.status_code == 200, answer.text
+        yield threads[0]["thread_id"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/threads/{thread}/history?limit=1000", None),
+        ("POST", "/threads/{thread}/history", {"limit": 1000, "select": ["values"]}),
+        ("POST", "/threads/search", {"limit": 1000}),
+        ("POST", "/threads/search", {"limit": 1000, "extract": {"last": "values.data[-1]"}}),
+        ("GET", "/threads/{thread}/state", None),
+        ("GET", "/threads/{thread}", None),
+        ("GET", "/openapi.json", None),
+    ],
+)
+def test_no_answer_stalls_the_others(open_server, crowded, method, path, body):
+    """Measured beside the same number of small requests, on the machine as it is."""
+    with httpx.Client(base_url=open_server.url, timeout=120) as client:
+        with watching(open_server) as usual:
+            for _ in range(40):
+                client.post("/threads/search", json={"limit": 1, "select": ["thread_id"]})
+        with watching(open_server) as stalls:
+            for _ in range(5):
+                url = path.format(thread=crowded)
+                with client.stream(method, url, json=body) as answer:
+                    assert answer.status_code == 200
+                    # Not kept: who watches is of this process, too.
+                    assert sum(map(len, answer.iter_raw())) > 1_000
+    assert stalls.longest < _LONGEST_STALL_SECONDS + 2 * usual.longest, stalls.longest
