@@ -110,6 +110,8 @@ def create_key(name: str, team: str, scope: str, days: float | None) -> None:
     from app.db.api_keys import insert_api_key  # noqa: PLC0415
     from app.domain.api_keys import make_key  # noqa: PLC0415
 
+    if not name.isprintable() or not team.isprintable():
+        raise click.UsageError("--name and --team must be printable")
     new = make_key()
     seconds = None if days is None else days * 86_400
     with _database() as conn:

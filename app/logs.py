@@ -74,6 +74,16 @@ def _add_fields(record: logging.LogRecord) -> bool:
     return True
 
 
+def without_request_lines(record: logging.LogRecord) -> bool:
+    """A filter for the web server's own records: they quote what a client sent, query strings and
+    headers among it. What is quoted is left out."""
+    message = record.getMessage()
+    if message.startswith(("Invalid request from", "Error handling request")):
+        record.msg = message.partition("'")[0].partition("?")[0].rstrip(": ")
+        record.args = ()
+    return True
+
+
 class _TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
         shown = [f"{name}={record.__dict__[name]}" for name in _SHOWN if name in record.__dict__]

@@ -84,6 +84,8 @@ class Settings:
     redact_errors: bool
     #: Largest request body, in bytes.
     max_body_bytes: int
+    #: Of all large bodies that a web process reads at once, in bytes.
+    max_bodies_bytes: int
     #: Most values (and keys) in one request body.
     max_body_values: int
     #: Largest run, in bytes of JSON: its kwargs (with config and context) and its metadata.
@@ -184,6 +186,7 @@ class Settings:
             pgbouncer=read.boolean("BELAY_PGBOUNCER", False),
             redact_errors=read.boolean("BELAY_REDACT_ERRORS", False),
             max_body_bytes=read.integer("BELAY_MAX_BODY_BYTES", 8 * _MIB, minimum=1024),
+            max_bodies_bytes=read.integer("BELAY_MAX_BODIES_BYTES", 128 * _MIB, minimum=_MIB),
             max_body_values=read.integer("BELAY_MAX_BODY_VALUES", 200_000, minimum=1000),
             max_run_bytes=read.integer("BELAY_MAX_RUN_BYTES", 16 * _MIB, minimum=1024),
             max_answer_bytes=read.integer("BELAY_MAX_ANSWER_BYTES", 64 * _MIB, minimum=1024),

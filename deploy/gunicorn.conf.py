@@ -78,8 +78,9 @@ def child_exit(server, worker):
 
 def on_starting(server):
     """The log of gunicorn itself looks like ours."""
-    from app.logs import formatter  # noqa: PLC0415
+    from app.logs import formatter, without_request_lines  # noqa: PLC0415
 
+    server.log.error_log.addFilter(without_request_lines)
     for handler in server.log.error_log.handlers:
         if os.environ.get("BELAY_LOG_FORMAT", "").strip().lower() == "json":
             handler.setFormatter(formatter("json"))

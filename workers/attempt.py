@@ -34,6 +34,7 @@ from app.domain.runs import Claim, ClaimedRun, Durability, Ending, RunStatus
 from app.fault_points import FaultPoint
 from app.graphs.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
 from app.graphs.serde import to_json
+from app.graphs.thread_state import REDACTED
 from app.services.run_attempts import (
     STOPPED,
     RunEnd,
@@ -232,11 +233,7 @@ def _checked(child: Child, claimed: ClaimedRun, ending: Ending | None) -> Ending
 
 
 def _failed(child: Child, kind: str, message: str) -> Ending:
-    message = (
-        "An internal error occurred"
-        if child.settings.redact_errors
-        else graph_executor.shortened(message)
-    )
+    message = REDACTED if child.settings.redact_errors else graph_executor.shortened(message)
     error = {"error": kind, "message": message}
     child.events.emit("error", to_json(error))
     return Ending(RunStatus.ERROR, values_known=False, has_next=True, error=error)

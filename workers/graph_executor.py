@@ -26,6 +26,7 @@ from app.graphs.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
 from app.graphs.serde import to_json, to_plain
 from app.graphs.store import RunStore
 from app.graphs.thread_state import (
+    REDACTED,
     bound,
     checkpoint_address,
     output_values,
@@ -119,6 +120,7 @@ class _Stream:
     temporary: bool = False
     #: What an earlier attempt has put on the stream already, as (name, data).
     said_before: frozenset[tuple[str, bytes]] = frozenset()
+    redact_errors: bool = False
     has_values: set[str] = field(default_factory=set)
 
     def take(self, namespace: tuple[str, ...], mode: str, data: Any) -> None:
@@ -136,6 +138,8 @@ class _Stream:
                 return
             if mode == "debug":
                 data = _with_addresses(data)
+        if self.redact_errors:
+            data = _without_errors(mode, data)
         if mode in self.modes:
             name, encoded = _event_name(mode, namespace), to_json(data)
             if not self._was_said(mode, name, data, encoded):
@@ -161,6 +165,8 @@ class _Stream:
 
     def take_event(self, event: Mapping[str, Any]) -> None:
         """One of LangChain's events."""
+        if self.redact_errors and "error" in event["data"]:
+            event = {**event, "data": {**event["data"], "error": REDACTED}}
         self.emit(_EVENTS, to_json(event))
 
     def _output(self, namespace: tuple[str, ...], data: Any) -> Any:
@@ -199,6 +205,21 @@ class _Stream:
 
 def _is_checkpoint(mode: str, data: Any) -> bool:
     return mode == "checkpoints" or data["type"] == "checkpoint"
+
+
+def _without_errors(mode: str, data: Any) -> Any:
+    """Of a stream of tasks or checkpoints, without the messages of exceptions that ended tasks."""
+    if mode == "debug":
+        return {**data, "payload": _redacted(data["payload"])}
+    return _redacted(data) if mode in ("tasks", "checkpoints") else data
+
+
+def _redacted(payload: dict[str, Any]) -> dict[str, Any]:
+    if payload.get("error") is not None:
+        payload = {**payload, "error": REDACTED}
+    if payload.get("tasks"):
+        payload = {**payload, "tasks": [_redacted(task) for task in payload["tasks"]]}
+    return payload
 
 
 def _with_addresses(data: dict[str, Any]) -> dict[str, Any]:
@@ -246,6 +267,7 @@ async def execute(execution: Execution, emit: Emit) -> Ending:
         graph,
         temporary=bool(execution.kwargs["temporary"]),
         said_before=execution.said_before,
+        redact_errors=execution.redact_errors,
     )
     wanted = ["values", *(_LANGGRAPH_MODES[mode] for mode in modes if mode != _EVENTS)]
     try:
@@ -367,7 +389,7 @@ async def read_now(graph: Graph, execution: Execution) -> Any:
 
 
 def _describe(error: Exception, *, redact: bool) -> dict[str, str]:
-    message = "An internal error occurred" if redact else shortened(str(error))
+    message = REDACTED if redact else shortened(str(error))
     return {"error": type(error).__name__, "message": message}
 
 

@@ -24,6 +24,7 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from app.api.error_schemas import Error
 from app.api.json_documents import INVALID, parse_document
+from app.api.large_bodies import large_bodies
 from app.api.parts import parts
 from app.domain.errors import InvalidRequest, TooLarge, TooSlow
 from app.graphs.serde import to_json
@@ -32,6 +33,8 @@ from app.graphs.serde import to_json
 MOST_OF_MANY = 1_000
 
 
+#: A request whose body takes longer is authenticated once more when it has come in.
+_SLOW_SECONDS = 1.0
 #: Encoding this much JSON takes about a millisecond.
 _AT_ONCE = 256 * 1024
 
@@ -55,16 +58,9 @@ def _list_to_json(items: list[Any]) -> bytes:
     return b"[" + b",".join(pieces) + b"]"
 
 
-def read_json(request: Request, *, seconds: float | None = None, most_values: int = 200_000) -> Any:
-    """The body as JSON, if it comes in within so long and has no more values.
-
-    Raises InvalidRequest, TooLarge, TooSlow.
-    """
-    return parse_document(read_body(request, seconds), most_values=most_values)
-
-
 def read_body(request: Request, seconds: float | None) -> bytes:
     """All bytes of the body, within so long. Raises InvalidRequest, TooLarge, TooSlow."""
+    most = request.max_content_length
     try:
         with _deadline(seconds):
             raw = request.get_data(cache=True)
@@ -76,7 +72,6 @@ def read_body(request: Request, seconds: float | None) -> bytes:
         raise
     except Exception as error:  # the web server's own errors, of a body that is badly chunked
         raise InvalidRequest(f"{INVALID}: the body could not be read") from error
-    most = request.max_content_length
     if request.content_length is None and most is not None and len(raw) >= most:
         raise TooLarge()  # it came in chunks, and Werkzeug has cut it off
     if request.content_length is not None and len(raw) < request.content_length:
@@ -85,9 +80,32 @@ def read_body(request: Request, seconds: float | None) -> bytes:
 
 
 def read_json_of(request: Request) -> Any:
-    """The same within the bounds of the settings."""
-    settings = parts().settings
-    return read_json(request, seconds=settings.body_seconds, most_values=settings.max_body_values)
+    """The body as JSON, within the bounds of the settings and of all bodies that are large.
+
+    Raises InvalidRequest, TooLarge, TooMany, TooSlow.
+    """
+    raw = read_body_of(request)
+    large_bodies().take_turn(request, len(raw))
+    return parse_document(raw, most_values=parts().settings.max_body_values)
+
+
+def read_body_of(request: Request) -> bytes:
+    """All bytes of the body, within the same bounds. Raises the same."""
+    most = request.max_content_length
+    if most is None or (request.content_length or 0) <= most:
+        large_bodies().hold(request)
+    began = time.monotonic()
+    raw = read_body(request, parts().settings.body_seconds)
+    if time.monotonic() - began > _SLOW_SECONDS:
+        _identify_again()
+    return raw
+
+
+def _identify_again() -> None:
+    """A key may have been revoked while the body came in. Raises Unauthorized, Forbidden."""
+    found = parts()
+    if found.open_keys is not None and found.authentication is not None:
+        found.authentication.caller()
 
 
 class _OutOfTime(Exception):

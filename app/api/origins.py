@@ -8,7 +8,10 @@ a server without authentication therefore answers to loopback names only.
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
+
+from werkzeug.datastructures import Headers
 
 from app.api.cors import origin_may_ask
 from app.domain.errors import Forbidden
@@ -16,6 +19,8 @@ from app.graphs.http_config import CorsRules
 from app.open_servers import is_loopback
 from app.settings import Settings
 
+#: A name or an address, and a port.
+_HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]*)?")
 _CHANGES_NOTHING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -32,7 +37,8 @@ class Origins:
         """`host` is the Host header. Raises Forbidden."""
         if not self._is_open:
             return
-        name = urlsplit(f"//{host}").hostname or ""
+        found = _HOST.fullmatch(host.lower())
+        name = "" if found is None else found[1].strip("[]")
         if is_loopback(name) or name.endswith(".localhost") or name in self._settings.hosts:
             return
         raise Forbidden(
@@ -44,6 +50,17 @@ class Origins:
         """Raises Forbidden for a request that would change something for a foreign page."""
         if method not in _CHANGES_NOTHING and not self.may_ask(origin, host):
             raise Forbidden(f"Pages of {origin} may not call this server (BELAY_CORS_ORIGINS)")
+
+    def refuse_foreign_stop(self, headers: Headers) -> None:
+        """The same for a GET whose end may stop a run. A page that does not ask to read the answer
+        (an image, say) sends no `Origin`; a browser then says that it comes from another site.
+
+        Raises Forbidden.
+        """
+        origin = headers.get("Origin")
+        if origin is None and headers.get("Sec-Fetch-Site") == "cross-site":
+            origin = "another site"
+        self.refuse_foreign_change("POST", origin, headers.get("Host", ""))
 
     def may_ask(self, origin: str | None, host: str) -> bool:
         """A page of this server, or of an origin that CORS allows; or no page."""

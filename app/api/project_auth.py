@@ -18,7 +18,7 @@ from flask import request
 from langgraph_sdk import Auth
 
 from app.api.event_loop import loop_in_a_real_thread
-from app.api.json_body import read_body
+from app.api.json_body import read_body_of
 from app.api.json_documents import parse_document
 from app.api.parts import parts
 from app.domain.access import Caller, Filter
@@ -208,7 +208,7 @@ def _wanted(handler: Callable[..., Any], target: str) -> list[str]:
 def _asgi_request() -> Any:
     from starlette.requests import Request  # noqa: PLC0415
 
-    body = read_body(request, parts().settings.body_seconds)
+    body = read_body_of(request)
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -218,11 +218,10 @@ def _asgi_request() -> Any:
 
 def _json_body() -> Any:
     """The body; None when there is none, or none that any route would take. It is read before
-    anybody is known, so within the bounds of every body. Raises TooSlow, TooLarge."""
-    settings = parts().settings
-    raw = read_body(request, settings.body_seconds)
+    anybody is known, so within the bounds of every body. Raises TooLarge, TooMany, TooSlow."""
+    raw = read_body_of(request)
     try:
-        return parse_document(raw, most_values=settings.max_body_values)
+        return parse_document(raw, most_values=parts().settings.max_body_values)
     except InvalidRequest:
         return None
 

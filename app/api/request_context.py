@@ -18,7 +18,8 @@ from app import logs
 from app.api.authentication import CALLER, identify
 from app.api.authorization import confine_request, use_database
 from app.api.cors import REQUEST_ID, cors_headers
-from app.api.limits import count_request, take_place
+from app.api.large_bodies import LARGE_BODIES, LargeBodies
+from app.api.limits import asker, count_request, take_place
 from app.api.origins import Origins
 from app.api.parts import ORIGINS, parts
 from app.api.project_app import ProjectApp
@@ -80,7 +81,9 @@ def prepare_requests(
 
     origins = Origins(settings, cors, is_open=not authenticates and settings.auth is None)
     app.extensions[ORIGINS] = origins
+    bodies = app.extensions[LARGE_BODIES] = LargeBodies(settings.max_bodies_bytes, asker)
     app.before_request(partial(_begin_request, origins))
+    app.teardown_request(lambda _error: bodies.release(request))
     app.after_request(end_request)
 
 

@@ -12,7 +12,7 @@ from app.api.authentication import caller, watch_key
 from app.api.fields import query_flag
 from app.api.json_body import json_response
 from app.api.pages import shown
-from app.api.parts import parts
+from app.api.parts import origins, parts
 from app.domain.runs import RUN_FIELDS, Run
 from app.services.run_stream import Follow, WatchClient, stream_events, wait_for_outcome
 
@@ -65,9 +65,15 @@ def outcome_response(follow: Follow, location: str) -> Response:
 
 
 def cancels_on_disconnect(body: dict[str, Any] | None = None) -> bool:
-    """Asked in the body or in the query, in any of the spellings of the SDKs and the guide."""
+    """Asked in the body or in the query, in any of the spellings of the SDKs and the guide.
+
+    Raises Forbidden for a page that may not stop anything.
+    """
     asked = (body or {}).get("on_disconnect") or request.args.get("on_disconnect")
-    return asked == "cancel" or query_flag("cancel_on_disconnect", "cancel")
+    cancels = asked == "cancel" or query_flag("cancel_on_disconnect", "cancel")
+    if cancels:
+        origins().refuse_foreign_stop(request.headers)
+    return cancels
 
 
 def watch_client() -> WatchClient:

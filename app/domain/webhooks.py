@@ -89,6 +89,8 @@ def parse_target(url: str, policy: WebhookPolicy) -> WebhookTarget:
     if policy.allowed_ports and port not in policy.allowed_ports:
         raise ValueError(f"Webhook port {port} is not allowed")
     host = parts.hostname.rstrip(".").lower()
+    if "%" in host:
+        raise ValueError(f"Invalid webhook hostname '{host}'")
     if policy.allowed_domains and not _is_within(host, policy.allowed_domains):
         raise ValueError(f"Webhook host '{host}' is not among the allowed domains")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

@@ -22,6 +22,8 @@ from app.graphs.registry import Graph
 from app.graphs.serde import to_json, to_plain
 from app.graphs.thread_saver import ThreadSaver
 
+#: What stands for the message of a graph's exception where it is hidden.
+REDACTED = "An internal error occurred"
 #: What a thread without any checkpoint shows.
 EMPTY_STATE: dict[str, Any] = {
     "values": {},
@@ -78,10 +80,15 @@ def thread_config(thread_id: str, checkpoint: dict[str, Any] | None = None) -> d
 
 
 def read_state(
-    graph: Graph, saver: ThreadSaver, config: dict[str, Any], *, subgraphs: bool
+    graph: Graph,
+    saver: ThreadSaver,
+    config: dict[str, Any],
+    *,
+    subgraphs: bool,
+    redact_errors: bool,
 ) -> dict[str, Any]:
     snapshot = bound(graph, saver).get_state(config, subgraphs=subgraphs)  # type: ignore[arg-type]
-    return state_of(snapshot)
+    return state_of(snapshot, redact_errors=redact_errors)
 
 
 def read_history(
@@ -93,6 +100,7 @@ def read_history(
     before: dict[str, Any] | None,
     metadata: dict[str, Any] | None,
     most_bytes: int,
+    redact_errors: bool,
     shape: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> list[orjson.Fragment]:
     """Newest first, each as the JSON of what `shape` makes of it; a few are read at a time, as
@@ -112,7 +120,7 @@ def read_history(
             before=before,  # type: ignore[arg-type]
             limit=at_once,
         ):
-            state = to_json(shape(state_of(snapshot)))
+            state = to_json(shape(state_of(snapshot, redact_errors=redact_errors)))
             size, largest = size + len(state), max(largest, len(state))
             found.append(orjson.Fragment(state))
             if size > most_bytes and len(found) > 1:
@@ -191,8 +199,9 @@ def streamed_interrupt(interrupt: Any) -> dict[str, Any]:
     return {"value": to_plain(interrupt.value), "id": interrupt.id, "response_schema": None}
 
 
-def state_of(snapshot: StateSnapshot) -> dict[str, Any]:
-    """A snapshot as the API's ThreadState."""
+def state_of(snapshot: StateSnapshot, *, redact_errors: bool) -> dict[str, Any]:
+    """A snapshot as the API's ThreadState. With `redact_errors`, the messages of exceptions that
+    ended its tasks are left out."""
     checkpoint = checkpoint_address(snapshot.config)
     parent = checkpoint_address(snapshot.parent_config)
     if snapshot.metadata is None and snapshot.created_at is None:
@@ -204,7 +213,7 @@ def state_of(snapshot: StateSnapshot) -> dict[str, Any]:
     return {
         "values": to_plain(snapshot.values),
         "next": list(snapshot.next),
-        "tasks": [_task(task) for task in snapshot.tasks],
+        "tasks": [_task(task, redact_errors=redact_errors) for task in snapshot.tasks],
         "metadata": to_plain(snapshot.metadata),
         "created_at": snapshot.created_at,
         "checkpoint": checkpoint,
@@ -230,11 +239,11 @@ def checkpoint_address(config: Any) -> dict[str, Any] | None:
     return checkpoint
 
 
-def _task(task: PregelTask) -> dict[str, Any]:
+def _task(task: PregelTask, *, redact_errors: bool) -> dict[str, Any]:
     state: dict[str, Any] | None = None
     checkpoint: dict[str, Any] | None = None
     if isinstance(task.state, StateSnapshot):
-        state = state_of(task.state)
+        state = state_of(task.state, redact_errors=redact_errors)
     elif task.state:
         configurable = task.state["configurable"]
         checkpoint = {
@@ -245,10 +254,16 @@ def _task(task: PregelTask) -> dict[str, Any]:
         "id": task.id,
         "name": task.name,
         "path": to_plain(task.path),
-        # Read back from a checkpoint, an error is its repr already.
-        "error": task.error if isinstance(task.error, str | None) else repr(task.error),
+        "error": _error_of(task, redact=redact_errors),
         "interrupts": [stored_interrupt(i) for i in task.interrupts],
         "checkpoint": checkpoint,
         "state": state,
         "result": to_plain(task.result),
     }
+
+
+def _error_of(task: PregelTask, *, redact: bool) -> str | None:
+    """The exception that ended a task. Read back from a checkpoint, it is its repr already."""
+    if task.error is None or not redact:
+        return task.error if isinstance(task.error, str | None) else repr(task.error)
+    return REDACTED

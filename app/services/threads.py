@@ -289,7 +289,13 @@ def get_state(
     saver = ThreadSaver(parts.database.pool)
     config = thread_state.thread_config(str(thread_id), checkpoint)
     try:
-        state = thread_state.read_state(graph, saver, config, subgraphs=subgraphs)
+        state = thread_state.read_state(
+            graph,
+            saver,
+            config,
+            subgraphs=subgraphs,
+            redact_errors=parts.settings.redact_errors,
+        )
     except ValueError as error:
         raise BadRequest(str(error)) from error
     checkpoint_id = (checkpoint or {}).get("checkpoint_id")
@@ -333,6 +339,7 @@ def get_history(
             before=before_config,
             metadata=metadata,
             most_bytes=parts.settings.max_answer_bytes,
+            redact_errors=parts.settings.redact_errors,
             shape=shape,
         )
     except ValueError as error:
@@ -359,7 +366,13 @@ def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[st
     except thread_state.StateRefused as error:
         raise BadRequest(str(error)) from error
     _rest(parts, graph, thread_id, keep_error=False)
-    state = thread_state.read_state(graph, saver, {"configurable": dict(saved)}, subgraphs=False)
+    state = thread_state.read_state(
+        graph,
+        saver,
+        {"configurable": dict(saved)},
+        subgraphs=False,
+        redact_errors=parts.settings.redact_errors,
+    )
     _tell_followers(parts, thread_id, STATE_UPDATE, {"state": state})
     written = {key: saved.get(key) for key in ("thread_id", "checkpoint_ns", "checkpoint_id")}
     if saved.get("checkpoint_map"):

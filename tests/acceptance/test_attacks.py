@@ -261,6 +261,46 @@ def test_a_socket_that_is_not_read_holds_no_messages(attacked, api):
     assert api.get("/ok").status_code == 200
 
 
+def test_bodies_that_are_not_finished_do_not_fill_the_memory(guarded, bob):
+    """Each has sent 7.5 of 8 MB and waits; others send theirs meanwhile."""
+    before = web_memory(guarded)
+    head = (
+        "POST /runs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ann\r\n"
+        "Content-Type: application/json\r\nContent-Length: 8000000\r\n\r\n"
+    )
+    sent = head.encode() + b" " * 7_500_000
+    with ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", guarded.port)))
+            for _ in range(40)
+        ]
+
+        def send(one: socket.socket) -> None:
+            one.settimeout(3)
+            with suppress(OSError):
+                one.sendall(sent)
+
+        with ThreadPoolExecutor(40) as many:
+            list(many.map(send, sockets))
+        grown = web_memory(guarded) - before
+        body = {**RUN, "context": {"text": "x" * 5_000_000}}
+        assert bob.post("/runs/wait", json=body).status_code == 200
+    assert grown < 150 * 1024 * 1024
+
+
+def test_a_large_run_that_is_waited_for_does_not_hold_up_another(api):
+    """Large bodies are worked on one at a time; what is waited for afterwards is not."""
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    body = {"assistant_id": "hostile", "input": {"seconds": 60}, "context": {"t": "x" * 600_000}}
+    with ThreadPoolExecutor(1) as one:
+        slow = one.submit(api.post, f"/threads/{thread}/runs/wait", json=body)
+        runs = wait_until(lambda: api.get(f"/threads/{thread}/runs").json(), 20, "the slow run")
+        assert api.post("/runs/wait", json={**RUN, "context": body["context"]}).status_code == 200
+        path = f"/threads/{thread}/runs/{runs[0]['run_id']}"
+        assert api.post(f"{path}/cancel?wait=1").status_code in (200, 202, 204)
+        assert slow.result().status_code == 200
+
+
 # --- the database ---------------------------------------------------------------------------------
 
 
@@ -410,6 +450,7 @@ def guarded(scratch):
         BELAY_HEARTBEAT_SECONDS="1",
         BELAY_WEBHOOK_ALLOW_PRIVATE="1",
         BELAY_STATEMENT_SECONDS="20",
+        BELAY_REDACT_ERRORS="1",
     ).start()
     yield live
     live.stop()
@@ -497,6 +538,26 @@ def test_a_star_is_nobodys_name_in_the_store(guarded, ann):
 # --- keys -----------------------------------------------------------------------------------------
 
 
+def test_hidden_messages_of_errors_are_nowhere(guarded, ann):
+    """Of a graph that fails, with its checkpoints, in every way that a client may see it."""
+    thread = ann.post("/threads", json={}).json()["thread_id"]
+    body = {
+        "assistant_id": "bad",
+        "input": {"count": 1},
+        "stream_mode": ["values", "updates", "tasks", "checkpoints", "debug", "events"],
+        "stream_subgraphs": True,
+        "stream_resumable": True,
+    }
+    seen = [ann.post(f"/threads/{thread}/runs/stream", json=body).text]
+    [run] = ann.get(f"/threads/{thread}/runs").json()
+    assert run["status"] == "error"
+    paths = ("/state", "/history?limit=10", "", "/runs", f"/runs/{run['run_id']}/join")
+    seen += [ann.get(f"/threads/{thread}{path}").text for path in paths]
+    for text in seen[:3]:
+        assert "An internal error occurred" in text
+    assert [text for text in seen if "boom" in text] == []
+
+
 @pytest.fixture(scope="module")
 def locked(scratch):
     live = LiveServer(
@@ -563,6 +624,32 @@ def test_a_revoked_key_has_nothing_open_any_more(locked):
         pass
 
 
+def test_a_key_that_is_revoked_while_a_body_comes_in_is_refused(locked):
+    key = belay_keys(locked, "create", "--name", "slow")
+    head = (
+        f"POST /threads HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", locked.port)) as slow:
+        slow.sendall(head.encode())
+
+        def is_used() -> bool:
+            [line] = [line for line in belay_keys(locked, "list").splitlines() if " slow " in line]
+            return "never" not in line
+
+        def is_refused() -> bool:
+            headers = {"x-api-key": key}
+            answer = httpx.get(f"{locked.url}/threads/{uuid.uuid4()}", headers=headers)
+            return answer.status_code == 401
+
+        wait_until(is_used, 20, "its use")
+        belay_keys(locked, "revoke", "slow")
+        wait_until(is_refused, 20, "its refusal")
+        slow.sendall(b"{}")
+        slow.settimeout(20)
+        assert slow.recv(4096).startswith(b"HTTP/1.1 401 ")
+
+
 def test_wrong_keys_are_slowed_down_and_right_ones_are_not(locked):
     key = belay_keys(locked, "create", "--name", "right")
     with watched(httpx.Client(base_url=locked.url, timeout=60)) as client:
@@ -615,6 +702,18 @@ def test_a_foreign_page_changes_nothing(api):
     assert api.post("/runs", content=json.dumps(RUN), headers=text).status_code == 403
     for origin in ("https://good.example", str(api.base_url).rstrip("/")):
         assert api.post("/threads", json={}, headers={"Origin": origin}).status_code == 200
+
+
+def test_a_foreign_page_stops_nothing_by_leaving(api):
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    run = api.post(f"/threads/{thread}/runs", json=LATER).json()["run_id"]
+    url = f"/threads/{thread}/runs/{run}"
+    for last in ("stream", "join"):
+        for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+            answer = api.get(f"{url}/{last}?cancel_on_disconnect=1", headers=headers)
+            assert "may not call this server" in refused(answer, 403)
+    assert api.get(url).json()["status"] == "pending"
+    api.delete(f"/threads/{thread}")
 
 
 def test_another_name_for_loopback_is_not_answered(api):

@@ -89,3 +89,23 @@ def test_nobody_forges_a_line_of_text(logged, words):
     assert len(written.splitlines()) == 1
     assert "\x1b" not in written
     assert written.endswith("[request_id=r-1]\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments", "shown"),
+    [
+        (
+            "Invalid request from ip=1.2.3.4: Invalid HTTP request line: 'GET /x?token=secret'",
+            (),
+            "Invalid request from ip=1.2.3.4: Invalid HTTP request line",
+        ),
+        ("Error handling request %s", ("/x?token=secret",), "Error handling request /x"),
+        ("Error handling request %s %s", ("GET", "/x"), "Error handling request GET /x"),
+        ("Worker (pid:%s) exited with code %s: what's wrong?", (1, 3), None),
+    ],
+)
+def test_the_web_servers_own_records_quote_no_client(words, arguments, shown):
+    record = logging.LogRecord("gunicorn.error", logging.WARNING, "", 1, words, arguments, None)
+    expected = record.getMessage() if shown is None else shown
+    assert logs.without_request_lines(record)
+    assert record.getMessage() == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from werkzeug.datastructures import Headers
 
 from app.api.origins import Origins
 from app.domain.errors import Forbidden
@@ -48,6 +49,8 @@ def test_a_server_that_asks_nobody_answers_to_loopback_and_to_what_it_is_told(ho
         "xlocalhost",
         "[fe80::1]",
         "evil.example#localhost",
+        "[::1]evil.example",
+        "localhost:x",
         "user@evil",
     ],
 )
@@ -70,3 +73,17 @@ def test_a_foreign_page_changes_nothing(method):
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 def test_what_changes_nothing_is_the_browsers_to_guard(method):
     origins(BELAY_CORS_ORIGINS="").refuse_foreign_change(method, "https://evil.example", "box")
+
+
+def test_a_foreign_page_stops_nothing_by_leaving_a_stream():
+    mine = origins(BELAY_CORS_ORIGINS="https://good.example")
+    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        with pytest.raises(Forbidden, match="may not call"):
+            mine.refuse_foreign_stop(Headers({"Host": "box:2024", **headers}))
+    for headers in (
+        {},
+        {"Origin": "https://good.example", "Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-origin"},
+        {"Sec-Fetch-Site": "none"},
+    ):
+        mine.refuse_foreign_stop(Headers({"Host": "box:2024", **headers}))

@@ -11,6 +11,7 @@ from langgraph_sdk import Auth
 from starlette.exceptions import HTTPException as StarletteException
 
 from app.api import project_auth
+from app.api.large_bodies import LARGE_BODIES, LargeBodies
 from app.api.parts import PARTS
 from app.api.project_auth import ProjectAuth, ProjectUser
 from app.domain.access import Caller
@@ -42,6 +43,7 @@ def ask(auth: ProjectAuth, **how) -> Caller:
     app = Flask(__name__)
     settings = SimpleNamespace(body_seconds=5.0, max_body_values=1_000)
     app.extensions[PARTS] = SimpleNamespace(settings=settings)
+    app.extensions[LARGE_BODIES] = LargeBodies(1_000_000, lambda: "nobody")
     app.add_url_rule("/threads/<thread_id>", "thread", methods=["POST"])
     with app.test_request_context("/threads/t1?a=1", method="POST", **how):
         return auth.caller()
