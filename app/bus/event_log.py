@@ -193,6 +193,10 @@ class EventLog:
                 pipe.expire(self._keys.event_log(log_id), _FORGET_SECONDS)
             pipe.execute()
 
+    def drop(self, log_id: UUID) -> None:
+        """Delete the log of a run or thread that had this id before, and is gone."""
+        self._client.delete(self._keys.event_log(log_id))
+
     def read_after(self, run_id: UUID, last: Position, *, count: int) -> Chunk:
         """The events of up to `count` entries after `last` (exclusive)."""
         return self.read_many({run_id: last}, count=count)[run_id]

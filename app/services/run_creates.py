@@ -30,7 +30,6 @@ from app.domain.errors import (
     TooMuch,
 )
 from app.domain.runs import CancelAction, MultitaskStrategy, Run, superseded_reason
-from app.domain.threads import ThreadTtl
 from app.fault_points import FaultPoint
 from app.graphs.serde import to_json
 from app.services.cancellation import (
@@ -38,6 +37,7 @@ from app.services.cancellation import (
     announce_cancelled,
     cancel_locked_runs,
 )
+from app.services.chosen_ids import drop_old_log
 from app.services.known_assistants import resolve_assistant
 from app.services.parts import Parts, RunParts
 from app.services.run_kwargs import build_run_kwargs
@@ -251,13 +251,15 @@ def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: U
         head = claim_rows.next_runs_of_threads(conn, [existing.thread_id])
         return Accepted(existing, None, head)
     _refuse_too_many(parts, conn, request.caller)
-    thread_id = _thread_of(conn, request, parts.graphs.project.thread_ttl)
+    thread_id = _thread_of(parts, conn, request)
     new = _new_run(parts, request, assistant, thread_id, run_id)
     _refuse_unknown_checkpoint(conn, new)
     cancelled = _make_room(conn, request, thread_id, run_id)
     run = run_rows.insert_run(conn, new, rering_seconds=parts.settings.rering_seconds)
     if run is None:
         raise _IdTaken
+    if request.chosen_id is not None:
+        drop_old_log(parts.event_log, run_id)
     head = claim_rows.next_runs_of_threads(conn, [thread_id])
     fault_points.reached(FaultPoint.BEFORE_COMMIT, run_id)
     return Accepted(run, cancelled, head)
@@ -278,15 +280,18 @@ def _action_of(strategy: str) -> CancelAction | None:
     return None
 
 
-def _thread_of(conn: Connection, request: RunRequest, ttl: ThreadTtl | None) -> UUID:
+def _thread_of(parts: RunParts, conn: Connection, request: RunRequest) -> UUID:
     """The run's thread, locked; made here for a stateless run or `if_not_exists: create`."""
+    ttl = parts.graphs.project.thread_ttl
     if request.thread_id is None:
         thread_id = new_id()
         thread_rows.insert_thread(conn, thread_id, request.thread_metadata, ttl)
     else:
         thread_id = request.thread_id
-        if request.body.get("if_not_exists") == "create":
-            thread_rows.insert_thread(conn, thread_id, request.thread_metadata, ttl)
+        if request.body.get("if_not_exists") == "create" and thread_rows.insert_thread(
+            conn, thread_id, request.thread_metadata, ttl
+        ):
+            drop_old_log(parts.event_log, thread_id)
     if not thread_rows.lock_thread(conn, thread_id):
         raise NotFound("Thread or assistant not found.")
     return thread_id

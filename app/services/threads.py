@@ -29,6 +29,7 @@ from app.graphs.registry import Graph
 from app.graphs.serde import to_json
 from app.graphs.thread_saver import ThreadSaver
 from app.services.cancellation import announcer, stop_runs
+from app.services.chosen_ids import drop_old_log
 from app.services.parts import Parts
 from app.services.run_creates import new_id
 from app.services.size_limits import refuse_large
@@ -57,6 +58,8 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
         thread = thread_rows.get_thread(conn, thread_id) if takes_it else None
         if created:
             _refuse_large(parts, thread)
+            if "thread_id" in body:
+                drop_old_log(parts.event_log, thread_id)
         if thread is None:  # also one that is there, and not to be seen by whoever asks
             raise Conflict(f"Thread with ID {thread_id} already exists")
         return thread, created

@@ -523,6 +523,35 @@ def test_the_thread_of_anothers_ended_stateless_run_is_taken(ann, bob):
     assert ann.post("/threads", json={"thread_id": run["thread_id"]}).status_code == 200
 
 
+def test_ids_that_are_used_again_bring_nothing_of_what_they_were(ann, bob):
+    """The log of what is deleted can be read for a while, by those who were following it."""
+    thread, run = str(uuid.uuid4()), str(uuid.uuid4())
+    streams = []
+    for client, count in ((ann, 1000), (bob, 2000)):
+        assert client.post("/threads", json={"thread_id": thread}).status_code == 200
+        body = {
+            "assistant_id": "counter",
+            "input": {"count": count},
+            "run_id": run,
+            "stream_mode": ["values"],
+            "stream_resumable": True,
+        }
+        assert client.post(f"/threads/{thread}/runs", json=body).status_code == 200
+        assert client.get(f"/threads/{thread}/runs/{run}/join").json() == {"count": count + 1}
+        headers = {"Last-Event-ID": "-1"}
+        streams.append(client.get(f"/threads/{thread}/runs/{run}/stream", headers=headers).text)
+        with client.stream("GET", f"/threads/{thread}/stream", headers=headers) as answer:
+            told = ""
+            for text in answer.iter_text():
+                told += text
+                if "run_done" in told:
+                    break
+            streams.append(told)
+        assert client.delete(f"/threads/{thread}").status_code == 204
+    assert ["1001" in text for text in streams] == [True, True, False, False]
+    assert ["2001" in text for text in streams] == [False, False, True, True]
+
+
 def test_a_star_is_nobodys_name_in_the_store(guarded, ann):
     secret = f"secret-{uuid.uuid4().hex[:8]}"
     item = {"namespace": ["ann", secret], "key": "k", "value": {"a": 1}}
