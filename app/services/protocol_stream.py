@@ -24,7 +24,7 @@ from app.domain.runs import RunStatus
 from app.graphs.protocol_events import RunStory, Said
 from app.graphs.serde import to_json
 from app.services.parts import Parts
-from app.services.run_stream import Following, WatchClient
+from app.services.run_stream import GAP, Following, WatchClient
 from app.services.thread_stream import RunEntry, ThreadPosition, walk_thread
 
 #: A run has room for so many events in a millisecond before it would meet the thread's next one;
@@ -97,6 +97,10 @@ class _ProtocolTelling:
             self._frames(entry, self._story.tells(event.name, orjson.loads(event.data)), now)
             for event in events
         )
+
+    def gap(self) -> bytes:
+        """A WebSocket has no comments."""
+        return GAP if self._frame is sse_frame else b""
 
     def run_is_over(self, entry: RunEntry, run: Subscription) -> bytes:
         status, error, interrupts = self._end_of(entry.run_id, run.end_status)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -31,7 +31,14 @@ from app.db import threads as thread_rows
 from app.domain.errors import InvalidRequest, NotFound
 from app.graphs.serde import to_json
 from app.services.parts import Parts
-from app.services.run_stream import HEADERS, HEARTBEAT, Following, WatchClient
+from app.services.run_stream import (
+    GAP,
+    HEADERS,
+    HEARTBEAT,
+    Following,
+    WatchClient,
+    follows_directly,
+)
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +121,9 @@ class Telling(Protocol):
 
     def of_run(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
         """The next events of the run that is followed."""
+
+    def gap(self) -> bytes:
+        """Events of the run that is followed are missing here."""
 
     def run_is_over(self, entry: RunEntry, run: Subscription) -> bytes:
         """It has ended, and all its events have been told."""
@@ -212,10 +222,15 @@ class _ThreadWalk:
         try:
             if told := self._telling.run_begins(entry):
                 yield told
+            last = after
             while not run.drained and not run.client_left:
                 events = run.take(time.monotonic() + heartbeat)
-                if told := self._telling.of_run(entry, events):
-                    yield told
+                for some, is_behind_gap in _without_gaps(events, last):
+                    if is_behind_gap and (told := self._telling.gap()):
+                        yield told
+                    if told := self._telling.of_run(entry, some):
+                        yield told
+                last = events[-1].position if events else last
                 if not events and not run.ended and not run.client_left:
                     yield HEARTBEAT
         finally:
@@ -225,6 +240,21 @@ class _ThreadWalk:
             self._over = entry.run_id
             if told := self._telling.run_is_over(entry, run):
                 yield told
+
+
+def _without_gaps(events: Sequence[Event], last: Position) -> Iterator[tuple[list[Event], bool]]:
+    """The events in parts of which none is missing, and whether some are missing before a part."""
+    part: list[Event] = []
+    is_behind_gap = False
+    for event in events:
+        if not follows_directly(last, event.position):
+            if part:
+                yield part, is_behind_gap
+            part, is_behind_gap = [], True
+        part.append(event)
+        last = event.position
+    if part:
+        yield part, is_behind_gap
 
 
 def _run_entry(event: Event) -> RunEntry:
@@ -259,6 +289,9 @@ class _ThreadEvents:
             for event in events
             if every or (starts and event.name == "metadata")
         )
+
+    def gap(self) -> bytes:
+        return GAP if "run_modes" in self.modes else b""
 
     def run_is_over(self, entry: RunEntry, run: Subscription) -> bytes:
         if not self.modes & {"run_modes", "lifecycle"}:

@@ -9,6 +9,7 @@ from langgraph_sdk.sse import SSEDecoder
 
 from app.bus.event_log import END_SEQ, START, Event, Position
 from app.services.run_stream import GAP, Follow, _frames, follows_directly
+from app.services.thread_stream import _ThreadEvents, _without_gaps
 
 
 @pytest.mark.parametrize(
@@ -39,3 +40,16 @@ def test_a_gap_is_a_comment_where_the_events_are_missing():
     decoder = SSEDecoder()
     seen = [decoder.decode(line) for line in frames.splitlines()]
     assert [part.data["n"] for part in seen if part is not None] == [1, 2, 5, 6]
+
+
+def test_the_stream_of_a_thread_says_it_too():
+    events = [Event(Position(1, seq), "values", b"{}") for seq in (1, 2, 5, 6, 9)]
+    parts = [
+        ([event.position.seq for event in part], is_behind_gap)
+        for part, is_behind_gap in _without_gaps(events, START)
+    ]
+    assert parts == [([1, 2], False), ([5, 6], True), ([9], True)]
+    assert list(_without_gaps(events[2:3], Position(1, 4))) == [(events[2:3], False)]
+    assert list(_without_gaps([], START)) == []
+    assert _ThreadEvents(frozenset({"run_modes"}), START).gap() == GAP
+    assert _ThreadEvents(frozenset({"lifecycle"}), START).gap() == b""
