@@ -76,7 +76,9 @@ def make_thread(_play, me, _whose):
 
 
 def take_thread(play, me, whose):
-    """Make one with an id that may be taken, or may have been until just now."""
+    """Make one with an id that is taken."""
+    if not whose.threads:
+        return me.client.get(f"/threads/{_NOTHING}")
     thread = play.one(whose.threads, _NOTHING)
     body = {**me.marked, "thread_id": thread, "if_exists": "raise"}
     answer = me.client.post("/threads", json=body)
