@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Three test files at a time, each process with servers of its own: half of the time a test waits.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-.PHONY: demo run test test-all test-full test-js faults audit lint bench bench-cancel bench-backlog lock clean
+.PHONY: demo run test test-all test-full test-js faults attacks audit lint bench bench-cancel bench-backlog lock clean
 
 demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, stop everything.
 	$(BIN)/python -m deploy.demo
@@ -29,6 +29,9 @@ test-all test-full: lint  ## The same with the long forms: thousands of seeded c
 
 faults: $(READY)  ## The monkey, for SECONDS (1500) with SEED; writes fault-report.md.
 	$(BIN)/python -m tests.faults.monkey $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
+attacks: $(READY)  ## The attacks with new seeds, for SECONDS (3600) from SEED.
+	$(BIN)/python -m tests.attacks.hour $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 audit: $(READY)  ## What is locked, against the advisories known today. AUDIT=--if-there forgives no answer.
 	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(BIN)/python pip-audit; \

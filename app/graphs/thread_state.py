@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,9 +103,11 @@ def read_history(
     most_bytes: int,
     redact_errors: bool,
     shape: Callable[[dict[str, Any]], dict[str, Any]],
+    turn: AbstractContextManager[object],
 ) -> list[orjson.Fragment]:
     """Newest first, each as the JSON of what `shape` makes of it; a few are read at a time, as
-    large as they have turned out to be. Between two of them other requests have their turn.
+    large as they have turned out to be. A large state takes long to decode: whoever reads one holds
+    `turn` meanwhile, and between two of them other requests have theirs.
 
     Raises TooMuch.
     """
@@ -113,20 +116,25 @@ def read_history(
     at_once = 1
     while len(found) < limit:
         at_once = min(at_once, limit - len(found))
-        read = 0
-        for snapshot in bound(graph, saver).get_state_history(
+        snapshots = bound(graph, saver).get_state_history(
             config,  # type: ignore[arg-type]
             filter=metadata,
             before=before,  # type: ignore[arg-type]
             limit=at_once,
-        ):
-            state = to_json(shape(state_of(snapshot, redact_errors=redact_errors)))
-            size, largest = size + len(state), max(largest, len(state))
-            found.append(orjson.Fragment(state))
-            if size > most_bytes and len(found) > 1:
-                raise TooMuch(most_bytes)
+        )
+        # Postgres is waited for here, and nobody waits for that.
+        snapshot = next(snapshots, None)
+        read = 0
+        while snapshot is not None:
             before = dict(snapshot.config)
             read += 1
+            with turn:
+                state = to_json(shape(state_of(snapshot, redact_errors=redact_errors)))
+                size, largest = size + len(state), max(largest, len(state))
+                found.append(orjson.Fragment(state))
+                if size > most_bytes and len(found) > 1:
+                    raise TooMuch(most_bytes)
+                snapshot = next(snapshots, None)
             time.sleep(0)
         if read < at_once:
             break

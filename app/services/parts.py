@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,6 +78,8 @@ class Parts(RunParts):
     project_app: Closeable | None = None
     #: Looks up where webhooks go.
     host_names: HostNames = field(default_factory=HostNames)
+    #: Held by the one request that decodes a large state.
+    large_state_turn: AbstractContextManager[object] = field(default_factory=threading.Lock)
     output_schemas: OutputSchemaChecks = field(default_factory=OutputSchemaChecks)
     #: None: anybody may ask as often as they like.
     rate_limits: RateLimits | None = None

@@ -344,6 +344,7 @@ def get_history(
             most_bytes=parts.settings.max_answer_bytes,
             redact_errors=parts.settings.redact_errors,
             shape=shape,
+            turn=parts.large_state_turn,
         )
     except ValueError as error:
         raise BadRequest(str(error)) from error

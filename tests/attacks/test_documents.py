@@ -8,6 +8,7 @@ import uuid
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
@@ -64,7 +65,7 @@ def linked_document() -> dict[str, Any]:
     return document
 
 
-def walk(server, examples: int, steps: int) -> int:
+def walk(server, examples: int, steps: int, seed: int | None = None) -> int:
     """One tenant walks; after each step another one asks the same. Returns how many were asked."""
     word = uuid.uuid4().hex[:8]
     mine = {"Authorization": f"Bearer ann-{word}"}
@@ -99,7 +100,10 @@ def walk(server, examples: int, steps: int) -> int:
             assert again.status_code < 500, again.text
             assert owner not in again.text
 
-    Walk.run(settings=settings(_HOW, max_examples=examples, stateful_step_count=steps))
+    how = settings(_HOW, max_examples=examples, stateful_step_count=steps)
+    if seed is not None:
+        how, Walk = settings(how, derandomize=False), hypothesis.seed(seed)(Walk)
+    Walk.run(settings=how)
     other.close()
     return asked
 
