@@ -84,6 +84,8 @@ class Settings:
     redact_errors: bool
     #: Largest request body, in bytes.
     max_body_bytes: int
+    #: Of all large answers that a web process sends at once, in bytes.
+    max_answers_bytes: int
     #: Of all large bodies that a web process reads at once, in bytes.
     max_bodies_bytes: int
     #: Most values (and keys) in one request body.
@@ -190,6 +192,7 @@ class Settings:
             max_body_values=read.integer("BELAY_MAX_BODY_VALUES", 200_000, minimum=1000),
             max_run_bytes=read.integer("BELAY_MAX_RUN_BYTES", 16 * _MIB, minimum=1024),
             max_answer_bytes=read.integer("BELAY_MAX_ANSWER_BYTES", 64 * _MIB, minimum=1024),
+            max_answers_bytes=read.integer("BELAY_MAX_ANSWERS_BYTES", 128 * _MIB, minimum=_MIB),
             max_metadata_bytes=read.integer("BELAY_MAX_METADATA_BYTES", 2 * _MIB, minimum=1024),
             max_outcome_bytes=read.integer("BELAY_MAX_OUTCOME_BYTES", 16 * _MIB, minimum=1024),
             redis_prefix=read.text("BELAY_REDIS_PREFIX", "belay:"),

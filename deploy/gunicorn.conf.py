@@ -4,6 +4,7 @@ gevent workers: one process holds thousands of open streams and waits. The patch
 anything that opens sockets or makes locks is imported.
 """
 
+import gevent
 from gevent import monkey
 
 monkey.patch_all()
@@ -59,6 +60,12 @@ def post_worker_init(worker):
     from app import quick_start  # noqa: PLC0415
 
     quick_start.started()
+
+
+def pre_request(worker, req):
+    """Let the other connections have their turn. One that has its next request in the socket's
+    buffer already (pipelining) would otherwise be served without an end, and alone."""
+    gevent.sleep(0)
 
 
 def worker_exit(server, worker):

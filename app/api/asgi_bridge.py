@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any
 
@@ -24,6 +25,10 @@ AsgiApp = Callable[
     [Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
 
+#: Of a body that comes in chunks, in bytes: at most, and kept in memory.
+_LONGEST_IN_CHUNKS = 64 * 1024 * 1024
+_IN_MEMORY = 1024 * 1024
+_STEP = 64 * 1024
 _LIFESPAN_SECONDS = 60.0
 _CLOSE_SECONDS = 2.0
 _ASGI = {"version": "3.0", "spec_version": "2.5"}
@@ -54,11 +59,32 @@ class AsgiBridge:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ.get("HTTP_TRANSFER_ENCODING") and not _measure_body(environ):
+            start_response("413 Request Entity Too Large", [("Content-Type", "text/plain")])
+            return [b"A body in chunks may have 64 MiB here"]
         return _Answer(_Responder(self._with_state, self._loop), environ, start_response)
 
     async def _with_state(self, scope: Any, receive: Any, send: Any) -> None:
         scope["state"] = dict(self._state)
         await self._app(scope, receive, send)
+
+
+def _measure_body(environ: dict[str, Any]) -> bool:
+    """Read a body that comes in chunks, and put its length where a2wsgi looks for it: it takes one
+    without a length for an empty one. False: the body is too long."""
+    body = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  (the app reads it)
+    length = 0
+    while chunk := environ["wsgi.input"].read(_STEP):
+        length += len(chunk)
+        if length > _LONGEST_IN_CHUNKS:
+            body.close()
+            return False
+        body.write(chunk)
+    body.seek(0)
+    del environ["HTTP_TRANSFER_ENCODING"]
+    environ["CONTENT_LENGTH"] = str(length)
+    environ["wsgi.input"] = body
+    return True
 
 
 class _Responder(ASGIResponder):

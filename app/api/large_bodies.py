@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from flask import Request, current_app
 
+from app.api.byte_shares import ByteShares
 from app.domain.errors import TooMany
 
 #: Smaller bodies are not counted.
@@ -36,26 +36,22 @@ class _Held:
     has_turn: bool = False
 
 
-@dataclass(slots=True)
 class LargeBodies:
     """Of one web process. `most` is in bytes; `whose` names who sends the request."""
 
-    most: int
-    whose: Callable[[], str]
-    _changed: threading.Condition = field(default_factory=threading.Condition)
-    _turn: threading.Lock = field(default_factory=threading.Lock)
-    _by_caller: Counter[str] = field(default_factory=Counter)
+    def __init__(self, most: int, whose: Callable[[], str]) -> None:
+        self._whose = whose
+        self._shares = ByteShares(most)
+        self._turn = threading.Lock()
 
     def hold(self, request: Request) -> None:
         """Wait until the body of this request may be read. Raises TooMany."""
         size = self._size_of(request)
         if size <= _COUNTED or _HELD in request.environ:
             return
-        held = _Held(self.whose(), size)
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._fits(held), _WAIT_SECONDS):
-                raise TooMany("Too many large requests at once; send them one after the other")
-            self._by_caller[held.caller] += held.size
+        held = _Held(self._whose(), size)
+        if not self._shares.hold(held.caller, size, seconds=_WAIT_SECONDS):
+            raise TooMany("Too many large requests at once; send them one after the other")
         request.environ[_HELD] = held
 
     def take_turn(self, request: Request, size: int) -> None:
@@ -75,23 +71,15 @@ class LargeBodies:
             return
         if held.has_turn:
             self._turn.release()
-        with self._changed:
-            self._by_caller[held.caller] -= held.size
-            if self._by_caller[held.caller] == 0:
-                del self._by_caller[held.caller]
-            self._changed.notify_all()
+        self._shares.release(held.caller, held.size)
 
     def _size_of(self, request: Request) -> int:
         """As the client says; a body in chunks may be as large as any."""
         if request.content_length is None and "HTTP_TRANSFER_ENCODING" not in request.environ:
             return 0
-        largest = request.max_content_length or self.most
+        largest = request.max_content_length or self._shares.share
         length = request.content_length
-        return min(largest if length is None else length, largest, self.most // 2)
-
-    def _fits(self, held: _Held) -> bool:
-        mine = self._by_caller[held.caller] + held.size
-        return mine <= self.most // 2 and self._by_caller.total() + held.size <= self.most
+        return min(largest if length is None else length, largest, self._shares.share)
 
 
 def large_bodies() -> LargeBodies:

@@ -18,6 +18,7 @@ from app import logs
 from app.api.authentication import CALLER, identify
 from app.api.authorization import confine_request, use_database
 from app.api.cors import REQUEST_ID, cors_headers
+from app.api.large_answers import LargeAnswers
 from app.api.large_bodies import LARGE_BODIES, LargeBodies
 from app.api.limits import asker, count_request, take_place
 from app.api.origins import Origins
@@ -25,6 +26,7 @@ from app.api.parts import ORIGINS, parts
 from app.api.project_app import ProjectApp
 from app.api.project_auth import ProjectAuth
 from app.api.unread_bodies import CountedBody, count_body
+from app.domain.errors import TooMany
 from app.graphs.http_config import CorsRules
 from app.meters import WebMeters
 from app.services.parts import Parts
@@ -74,7 +76,15 @@ def prepare_requests(
     templates = {rule.rule: _template(rule.rule) for rule in app.url_map.iter_rules()}
     allow = cors_headers(settings, cors)
 
+    answers = LargeAnswers(
+        settings.max_answers_bytes, settings.max_answer_bytes, seconds=settings.body_seconds
+    )
+
     def end_request(response: Response) -> Response:
+        try:
+            answers.hold(request, response, asker())
+        except TooMany as error:
+            response = current_app.make_response(current_app.handle_user_exception(error))
         if allow is not None and "HTTP_ORIGIN" in request.environ:
             response = allow(response)
         return _end_request(response, parts().meters, templates, access)

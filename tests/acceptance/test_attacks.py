@@ -288,6 +288,39 @@ def test_bodies_that_are_not_finished_do_not_fill_the_memory(guarded, bob):
     assert grown < 150 * 1024 * 1024
 
 
+def test_answers_that_are_not_read_do_not_fill_the_memory(scratch):
+    """A history of 12 MB, asked for by forty clients that read nothing."""
+    live = LiveServer(
+        scratch / "unread",
+        BELAY_MAX_ANSWERS_BYTES=str(64 * 1024 * 1024),
+        BELAY_MAX_ANSWER_BYTES=str(16 * 1024 * 1024),
+        BELAY_BODY_SECONDS="5",
+    ).start()
+    try:
+        with httpx.Client(base_url=live.url, timeout=60) as client, ExitStack() as stack:
+            thread = client.post("/threads", json={"graph_id": "hostile"}).json()["thread_id"]
+            update = {"values": {"text": "x" * 4_000_000}, "as_node": "obey"}
+            for _ in range(3):
+                client.post(f"/threads/{thread}/state", json=update).raise_for_status()
+            path = f"/threads/{thread}/history?limit=1000"
+            assert len(client.get(path).content) > 12_000_000
+            before = web_memory(live)
+            statuses = []
+            for _ in range(40):
+                one = stack.enter_context(socket.socket())
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                one.settimeout(30)
+                one.connect(("127.0.0.1", live.port))
+                one.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                statuses.append(one.recv(12)[-3:])
+            assert b"200" in statuses
+            assert b"429" in statuses
+            assert web_memory(live) - before < 150 * 1024 * 1024
+            wait_until(lambda: client.get(path).status_code == 200, 60, "an end of the unread")
+    finally:
+        live.stop()
+
+
 def test_a_large_run_that_is_waited_for_does_not_hold_up_another(api):
     """Large bodies are worked on one at a time; what is waited for afterwards is not."""
     thread = api.post("/threads", json={}).json()["thread_id"]

@@ -72,6 +72,8 @@ def test_its_routes_are_served_with_its_lifespans_state_and_the_request_id(asgi)
     assert answer.headers["x-request-id"] == "mine"
     assert answer.headers["access-control-allow-origin"] == "*"
     assert asgi.post("/echo?a=1", content=b"x" * 300_000).text == "POST 300000 a=1"
+    in_chunks = iter([b"x" * 100_000] * 30)
+    assert asgi.post("/echo", content=in_chunks).text == "POST 3000000 "
     assert asgi.head("/hello/you").content == b""
 
 

@@ -81,6 +81,10 @@ def walk(server, examples: int, steps: int, seed: int | None = None) -> int:
         def before_call(self, case):
             body = case.body
             if isinstance(body, dict):
+                # Chosen ids are taken by the walks before: the same walk would go another way.
+                made = MAKES.get((case.path, case.method.lower()), ())
+                for name in made if case.path != "/runs" else ("run_id",):
+                    body.pop(name, None)
                 if "assistant_id" in body:
                     body["assistant_id"] = "counter"
                 if "graph_id" in body:

@@ -4,8 +4,10 @@ Others are answered meanwhile, and afterwards nothing is left of it."""
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
 import httpx
@@ -100,3 +102,29 @@ def test_the_server_gives_them_up(open_server, way):
             except ConnectionError:
                 return
     pytest.fail("nobody gave it up")
+
+
+@pytest.mark.parametrize("path", ["/ok", "/nowhere", "/info"])
+def test_pipelined_requests_leave_the_others_their_turn(open_server, path):
+    """Whose next request is always there already was served alone, for as long as they liked."""
+    many = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 500
+    over = threading.Event()
+
+    def send(one: socket.socket) -> None:
+        while not over.is_set():
+            one.sendall(many)
+
+    def read(one: socket.socket) -> None:
+        while one.recv(1 << 20):
+            pass
+
+    with connected(open_server) as one, ThreadPoolExecutor(2) as both:
+        sending, reading = both.submit(send, one), both.submit(read, one)
+        with httpx.Client(base_url=open_server.url, timeout=30) as client:
+            for _ in range(3):
+                assert client.get("/ok").status_code == 200
+        assert not sending.done()
+        assert not reading.done()
+        over.set()
+        sending.result(60)
+        one.shutdown(socket.SHUT_RDWR)

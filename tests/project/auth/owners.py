@@ -65,7 +65,9 @@ async def crons(ctx: Auth.types.AuthContext, value: dict):
 @auth.on.crons.create
 async def crons_create(ctx: Auth.types.AuthContext, value: dict):
     assert value["schedule"]
-    value["payload"]["input"] = {**(value["payload"].get("input") or {}), "note": "by a handler"}
+    given = value["payload"].get("input") or {}
+    if isinstance(given, dict):
+        value["payload"]["input"] = {**given, "note": "by a handler"}
     return _mine(ctx, value)
 
 

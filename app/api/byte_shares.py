@@ -1,0 +1,41 @@
+"""Counts bytes that requests hold in a web process: so many in all, and one caller at most half."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class ByteShares:
+    """`most`: of all callers together. `largest`: what one request may hold in any case."""
+
+    most: int
+    largest: int = 0
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _held: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def share(self) -> int:
+        """What one caller may hold."""
+        return max(self.most // 2, self.largest)
+
+    def hold(self, caller: str, size: int, *, seconds: float = 0.0) -> bool:
+        """Hold bytes, after waiting for others to release theirs. False: the time was over."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._fits(caller, size), seconds):
+                return False
+            self._held[caller] += size
+            return True
+
+    def release(self, caller: str, size: int) -> None:
+        with self._changed:
+            self._held[caller] -= size
+            if self._held[caller] == 0:
+                del self._held[caller]
+            self._changed.notify_all()
+
+    def _fits(self, caller: str, size: int) -> bool:
+        mine = self._held[caller] + size
+        return mine <= self.share and self._held.total() + size <= max(self.most, self.share)
