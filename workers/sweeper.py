@@ -49,6 +49,8 @@ _LEASE_PART = 0.6
 _RETRY_SECONDS = 1.0
 _BATCH = 200
 _BATCH_OF_ITEMS = 5_000
+#: Each creates a run, in a transaction of its own: about a second's worth of them.
+_BATCH_OF_CRONS = 50
 #: A queue with this many messages has not lost its doorbells; its workers are busy. Ringing again
 #: would only pile up more of them.
 _DEEP = 1_000
@@ -113,7 +115,7 @@ class Sweeper:
     def _sweep(self, conn: Connection) -> None:
         """One tick. Raises only the error of an outage."""
         self._broker_is_away = False
-        self._try("crons", lambda: fire_due_crons(self._parts, conn, limit=_BATCH))
+        self._try("crons", lambda: fire_due_crons(self._parts, conn, limit=_BATCH_OF_CRONS))
         self._try("lost doorbells", lambda: self._find_lost_doorbells(conn))
         self._try("due runs", lambda: self._ring_due(conn))
         self._try("lost runs", lambda: self._take_from_the_gone(conn))

@@ -30,7 +30,7 @@ def conn(database_url):
         yield conn
 
 
-def new_cron(conn, *, due, schedule="0 0 * * *", end_time=None, **payload):
+def new_cron(conn, *, due, schedule="0 0 * * *", end_time=None, caller=None, **payload):
     """On a thread of its own."""
     cron_id, thread_id = uuid.uuid4(), uuid.uuid4()
     thread_rows.insert_thread(conn, thread_id, {})
@@ -45,7 +45,12 @@ def new_cron(conn, *, due, schedule="0 0 * * *", end_time=None, **payload):
         next_run_date=due,
     )
     return cron_rows.insert_cron(
-        conn, cron_id, content, assistant_id=COUNTER, thread_id=thread_id, maker={}
+        conn,
+        cron_id,
+        content,
+        assistant_id=COUNTER,
+        thread_id=thread_id,
+        maker={} if caller is None else {"caller": caller},
     )
 
 
@@ -163,3 +168,13 @@ def test_a_cron_whose_run_is_refused_says_why_and_stays(conn, run_parts):
     refused = cron_rows.get_cron(conn, cron.cron_id)
     assert refused.enabled and refused.next_run_date > now()
     assert "BELAY_MAX_RUN_BYTES" in refused.last_error
+
+
+def test_a_caller_with_very_many_crons_makes_only_their_own_late(conn, run_parts):
+    conn.execute("DELETE FROM cron")
+    flood = [new_cron(conn, due=now() - timedelta(minutes=5), caller="ann") for _ in range(30)]
+    others = [new_cron(conn, due=now(), caller=name) for name in ("bob", "cid", None)]
+    fire_due_crons(run_parts, conn, limit=6)
+    assert [len(runs_of(conn, cron)) for cron in others] == [1, 1, 1]
+    assert sum(len(runs_of(conn, cron)) for cron in flood) == 3
+    conn.execute("DELETE FROM cron")

@@ -56,9 +56,13 @@ WHERE (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
   AND (%(allowed_crons)s::jsonb IS NULL OR belay_allows(%(allowed_crons)s, metadata))
 
 -- name: due_crons
-SELECT cron_id FROM cron
-WHERE enabled AND next_run_date <= now()
-ORDER BY next_run_date
+-- Each caller's first, then each one's second, and so on: who has very many makes their own late.
+SELECT cron_id FROM (
+    SELECT cron_id, next_run_date,
+        row_number() OVER (PARTITION BY maker ->> 'caller' ORDER BY next_run_date) AS place
+    FROM cron WHERE enabled AND next_run_date <= now()
+) due
+ORDER BY place, next_run_date
 LIMIT %(limit)s
 
 -- name: lock_due_cron
