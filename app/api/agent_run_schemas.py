@@ -7,7 +7,7 @@ from typing import Any
 
 import marshmallow as ma
 
-from app.api.fields import Body, Integer, Object, one_of
+from app.api.fields import Body, Integer, List, Object, ObjectList, one_of
 from app.domain.agent_runs import ID_PATTERN, LONGEST_ID, AgentRunStatus, StopReason, is_any_id
 
 BETA = "agent-2026-05-07"
@@ -176,8 +176,8 @@ def _is_user(text: str) -> None:
 class AgentRunInput(Body):
     """What to work on, and what to leave out."""
 
-    data = ma.fields.List(Object(), allow_none=True)
-    exclusion = ma.fields.List(Object(), allow_none=True)
+    data = ObjectList(allow_none=True)
+    exclusion = ObjectList(allow_none=True)
 
 
 class AgentDataSource(Body):
@@ -202,7 +202,7 @@ class CreateAgentRun(Body):
     )
     metadata = Object(allow_none=True)
     budget = Object(allow_none=True, metadata={"description": "Kept; nothing is bought here."})
-    dataSources = ma.fields.List(  # noqa: N815
+    dataSources = List(  # noqa: N815
         ma.fields.Nested(AgentDataSource),
         allow_none=True,
         validate=ma.validate.Length(max=5),

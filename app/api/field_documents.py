@@ -6,7 +6,7 @@ from typing import Any
 
 import marshmallow as ma
 
-from app.api.fields import JsonObject, StringList
+from app.api.fields import JsonObject, ObjectList, StringList
 
 
 def describe_field(_converter: Any, field: ma.fields.Field, ret: dict[str, Any]) -> dict[str, Any]:
@@ -16,6 +16,9 @@ def describe_field(_converter: Any, field: ma.fields.Field, ret: dict[str, Any])
     if isinstance(field, JsonObject):
         ret.pop("default", None)
         return {"type": "string", "contentMediaType": "application/json"}
+    if isinstance(field, ObjectList):
+        kinds = ["array", "null"] if field.allow_none else "array"
+        return {"type": kinds, "items": {"type": "object"}}
     for validator in field.validators:
         if isinstance(validator, ma.validate.Range) and not validator.min_inclusive:
             ret["exclusiveMinimum"] = ret.pop("minimum")

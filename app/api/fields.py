@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any
 from uuid import UUID
 
@@ -112,14 +112,42 @@ class Filter(Object):
 
 
 class List(ma.fields.List):
-    """A list whose length is looked at before its elements are."""
+    """A list whose length is looked at before its elements are. It has an end in any case."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if isinstance(value, list):
-            for validator in self.validators:
-                if isinstance(validator, ma.validate.Length):
-                    validator(value)
+            _refuse_long(self, value)
         return super()._deserialize(value, attr, data, **kwargs)
+
+
+class Map(ma.fields.Dict):
+    """The same for an object whose keys and values are looked at."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        if isinstance(value, dict):
+            _refuse_long(self, value)
+        return super()._deserialize(value, attr, data, **kwargs)
+
+
+def _refuse_long(field: ma.fields.Field[Any], value: Sized) -> None:
+    """Raises ValidationError for more elements than the field's own validators let pass."""
+    for validator in field.validators:
+        if isinstance(validator, ma.validate.Length):
+            validator(value)
+    if len(value) > _MOST:
+        raise ma.ValidationError(f"has more than {_MOST} elements")
+
+
+class ObjectList(ma.fields.Field[list[dict[str, Any]]]):
+    """A list of any JSON objects, as many as a body may have: nothing is done for each of them."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        if not isinstance(value, list):
+            raise ma.ValidationError("Not a valid list.")
+        for index, item in enumerate(value):
+            if not isinstance(item, dict):
+                raise ma.ValidationError({index: ["Not a valid mapping type."]})
+        return value
 
 
 class JsonObject(ma.fields.Field[dict[str, Any]]):
@@ -147,8 +175,8 @@ class StringList(ma.fields.List):
                 self.choices = tuple(validator.choices)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
-        if isinstance(value, list) and len(value) > _MOST:
-            raise ma.ValidationError(f"has more than {_MOST} elements")
+        if isinstance(value, list):
+            _refuse_long(self, value)
         return super()._deserialize(
             [value] if isinstance(value, str) else value, attr, data, **kwargs
         )

@@ -6,11 +6,11 @@ from typing import Any
 
 import marshmallow as ma
 
-from app.api.fields import Body, Boolean, Integer, Number, Object
+from app.api.fields import Body, Boolean, Integer, List, Number, Object
 from app.api.page_schemas import Paged
 
 
-class Labels(ma.fields.List):
+class Labels(List):
     """A namespace: labels from the root down."""
 
     def __init__(self, **kwargs: Any) -> None:

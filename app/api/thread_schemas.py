@@ -12,6 +12,7 @@ from app.api.fields import (
     Filter,
     Integer,
     List,
+    Map,
     Number,
     Object,
     Selected,
@@ -153,7 +154,7 @@ class SearchThreads(CountThreads, Sorted):
         allow_none=True, load_default="updated_at", validate=one_of(*SORT_COLUMNS)
     )
     select = StringList(allow_none=True, validate=ma.validate.ContainsOnly(SELECTABLE_FIELDS))
-    extract = ma.fields.Dict(
+    extract = Map(
         keys=ma.fields.String(),
         values=ma.fields.String(validate=is_extract_path),
         allow_none=True,
@@ -169,7 +170,7 @@ def is_state_field(name: str) -> None:
 
 
 class SelectState(ma.Schema):
-    select = ma.fields.List(
+    select = List(
         ma.fields.String(validate=is_state_field),
         metadata={"description": "Only these fields; `values.<key>` for one of the values."},
     )
@@ -188,9 +189,7 @@ class Checkpoint(ma.Schema):
     thread_id = ma.fields.String(allow_none=True)
     checkpoint_ns = ma.fields.String(allow_none=True)
     checkpoint_id = Uuid(allow_none=True)
-    checkpoint_map = ma.fields.Dict(
-        keys=ma.fields.String(), values=ma.fields.String(), allow_none=True
-    )
+    checkpoint_map = Map(keys=ma.fields.String(), values=ma.fields.String(), allow_none=True)
 
     @ma.post_load
     def as_strings(self, data: dict, **_: object) -> dict:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-from collections.abc import MutableMapping
+import time
+from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +24,50 @@ _MOST = 64 * 1024 * 1024
 _SECONDS = 5.0
 #: Closing does not wait.
 _RESET = struct.pack("ii", 1, 0)
+
+
+#: After so many chunks of a body, others have their turn: each takes microseconds, however small.
+_CHUNKS_AT_ONCE = 256
+
+
+class _Chunks:
+    """A body that comes in chunks, taken from the web server's parser. Its own `read` parses as
+    many of them as it likes in one go, and copies what it has at each call."""
+
+    def __init__(self, parser: Iterator[bytes]) -> None:
+        self._parser = parser
+        self._buffer = bytearray()
+        self._count = 0
+
+    def read(self, size: int = -1) -> bytes:
+        while (size < 0 or len(self._buffer) < size) and self._parse():
+            pass
+        return self._take(len(self._buffer) if size < 0 else size)
+
+    def readline(self, size: int = -1) -> bytes:
+        searched = 0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if 0 <= size <= searched or not self._parse():
+                end = searched
+                break
+        return self._take(end + 1 if size < 0 else min(end + 1, size))
+
+    def _parse(self) -> bool:
+        """One more chunk. False at the end of the body."""
+        chunk = next(self._parser, None)
+        if chunk is None:
+            return False
+        self._buffer += chunk
+        self._count += 1
+        if self._count % _CHUNKS_AT_ONCE == 0:
+            time.sleep(0)
+        return True
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
 
 
 class CountedBody:
@@ -124,6 +169,9 @@ def count_body(environ: MutableMapping[str, Any]) -> CountedBody | None:
             return None
         if length <= _SMALL:
             return None
-    counted = CountedBody(environ["wsgi.input"], length)
+    body = environ["wsgi.input"]
+    if length is None and (parser := getattr(getattr(body, "reader", None), "parser", None)):
+        body = _Chunks(parser)
+    counted = CountedBody(body, length)
     environ["wsgi.input"] = counted
     return counted

@@ -20,6 +20,9 @@ _CODES = frozenset(
         "25P03",  # the server ended a transaction that stood idle for too long
     }
 )
+#: What libpq says of a statement with too many parameters (65,535 are the most), or of a message
+#: that is too large: errors of the driver's, without a SQLSTATE.
+_NOT_SENT = ("number of parameters must be", "cannot allocate memory", "out of memory")
 #: Two transactions were in each other's way, and this one was undone by the server.
 CONFLICT = (
     psycopg.errors.SerializationFailure,
@@ -34,8 +37,13 @@ def is_outage(error: BaseException) -> bool:
         return False
     if error.sqlstate is None:
         # The driver's own: the connection was lost, or there never was one.
-        return isinstance(error, psycopg.OperationalError)
+        return isinstance(error, psycopg.OperationalError) and not _was_not_sent(error)
     return error.sqlstate.startswith(_CLASSES) or error.sqlstate in _CODES
+
+
+def _was_not_sent(error: psycopg.Error) -> bool:
+    """True for a statement that libpq has refused to send; the connection stands."""
+    return error.sqlstate is None and any(words in str(error) for words in _NOT_SENT)
 
 
 def is_worth_waiting(error: BaseException) -> bool:
@@ -44,8 +52,11 @@ def is_worth_waiting(error: BaseException) -> bool:
 
 
 def is_unstorable(error: BaseException) -> bool:
-    """True when the values are at fault: too large for Postgres (54), or not representable (22)."""
-    return isinstance(error, psycopg.Error) and (error.sqlstate or "").startswith(("22", "54"))
+    """True when the values are at fault: too large for Postgres (54) or for libpq, or not
+    representable (22)."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    return (error.sqlstate or "").startswith(("22", "54")) or _was_not_sent(error)
 
 
 def in_short(error: BaseException) -> str:

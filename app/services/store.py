@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from langgraph.store.base import NOT_PROVIDED
+from langgraph.store.base.embed import get_text_at_path, tokenize_path
 
 from app.domain.errors import BadRequest, InvalidRequest, TooMuch
 from app.graphs.serde import to_json
@@ -19,6 +20,8 @@ LONGEST_NAMESPACE = 1_000
 LONGEST_KEY = 1_000
 LONGEST_PATH = 400
 MOST_PATHS = 100
+#: Of one item, that are searched by meaning.
+MOST_TEXTS = 200
 #: Items of a search that are read at once.
 _MOST_AT_ONCE = 50
 #: In minutes: a millisecond. Postgres takes no interval that is much shorter.
@@ -75,7 +78,21 @@ def put_item(parts: Parts, body: dict[str, Any]) -> None:
     if isinstance(ttl, (int, float)):
         ttl = max(ttl, _SHORTEST_TTL)
     index = checked_index(body.get("index"))
+    _refuse_many_texts(parts, body["value"], index)
     parts.store.put(namespace, body["key"], body["value"], index=index, ttl=ttl)
+
+
+def _refuse_many_texts(parts: Parts, value: dict[str, Any], paths: Any) -> None:
+    """Each text that the paths find in a value becomes a vector. Raises InvalidRequest."""
+    config = parts.graphs.store.index
+    if config is None or paths is False:
+        return
+    fields = paths or config.get("fields") or ["$"]
+    found = sum(len(get_text_at_path(value, tokenize_path(path))) for path in fields)
+    if found > MOST_TEXTS:
+        raise InvalidRequest(
+            f"index: the paths find {found} texts, and at most {MOST_TEXTS} can be kept"
+        )
 
 
 def get_item(

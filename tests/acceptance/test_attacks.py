@@ -297,7 +297,8 @@ def test_answers_that_are_not_read_do_not_fill_the_memory(scratch):
         BELAY_BODY_SECONDS="5",
     ).start()
     try:
-        with httpx.Client(base_url=live.url, timeout=60) as client, ExitStack() as stack:
+        with ExitStack() as stack:
+            client = stack.enter_context(watched(httpx.Client(base_url=live.url, timeout=60)))
             thread = client.post("/threads", json={"graph_id": "hostile"}).json()["thread_id"]
             update = {"values": {"text": "x" * 4_000_000}, "as_node": "obey"}
             for _ in range(3):
@@ -369,6 +370,25 @@ def test_long_lists_of_ids_are_refused(api):
         assert "Longer than maximum length" in refused(api.post(path, json={name: ids}), 422)
     body = {"thread_id": ids[0], "run_ids": ids}
     assert "Longer than maximum length" in refused(api.post("/runs/cancel", json=body), 422)
+
+
+def test_an_item_has_an_end_of_texts_to_be_searched_by_meaning(api):
+    """Tens of thousands were a statement that cannot be sent, and was taken for an outage."""
+    item = {"namespace": ["v"], "key": "k", "index": ["a[*].b"]}
+    many = {**item, "value": {"a": [{"b": "x"}] * 30_000}}
+    answer = api.put("/store/items", json=many)
+    assert "find 30000 texts, and at most 200 can be kept" in refused(answer, 422)
+    few = {**item, "value": {"a": [{"b": "x"}] * 20}}
+    assert api.put("/store/items", json=few).status_code == 204
+
+
+def test_long_lists_and_maps_are_refused_by_their_length(api):
+    for path, body in (
+        ("/store/namespaces", {"prefix": [1] * 20_000}),
+        ("/store/items/search", {"namespace_prefix": ["x"] * 20_000}),
+        ("/threads/search", {"extract": {str(n): "values.a" for n in range(20_000)}}),
+    ):
+        assert "Longer than maximum length" in refused(api.post(path, json=body), 422)
 
 
 def test_a_moment_near_the_end_of_time_is_refused(api):

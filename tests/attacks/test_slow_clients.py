@@ -128,3 +128,31 @@ def test_pipelined_requests_leave_the_others_their_turn(open_server, path):
         over.set()
         sending.result(60)
         one.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/ok", "/threads"])
+def test_a_body_of_very_many_chunks_leaves_the_others_their_turn(open_server, path):
+    """A million chunks of one byte took three seconds, read in one go. Here they have no end."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    over = threading.Event()
+
+    def send(one: socket.socket) -> None:
+        with suppress(OSError):
+            one.sendall(head.encode())
+            while not over.is_set():
+                one.sendall(b"1\r\n \r\n" * 10_000)
+
+    def read(one: socket.socket) -> None:
+        with suppress(OSError):
+            while one.recv(1 << 20):
+                pass
+
+    with connected(open_server) as one, ThreadPoolExecutor(2) as both:
+        both.submit(send, one)
+        both.submit(read, one)
+        with httpx.Client(base_url=open_server.url, timeout=30) as client:
+            for _ in range(20):
+                assert client.get("/ok").status_code == 200
+        over.set()
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)

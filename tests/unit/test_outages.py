@@ -79,3 +79,17 @@ def test_a_child_does_not_wait_for_a_statement_that_cannot_succeed(error):
     with pytest.raises(error):
         PatientConnection(Open).run(work, keep_waiting=lambda: True)
     assert tries == [1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sending query failed: number of parameters must be between 0 and 65535",
+        "sending query failed: cannot allocate memory for output buffer",
+    ],
+)
+def test_what_libpq_refuses_to_send_is_no_outage(words):
+    error = psycopg.OperationalError(words)
+    assert not is_outage(error)
+    assert is_unstorable(error)
+    assert is_outage(psycopg.OperationalError("sending query failed: no connection to the server"))

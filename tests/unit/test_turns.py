@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from io import BytesIO
+from pathlib import Path
+
 import marshmallow as ma
 import pytest
 
-from app.api.fields import List
+import app.api
+from app.api.fields import Body, List, Map
+from app.api.unread_bodies import _Chunks
 from app.services.output_schemas import OutputSchemaChecks
 
 
@@ -32,3 +38,49 @@ def test_others_have_their_turn_between_the_steps_of_a_schemas_check(monkeypatch
     schema = {"properties": {f"p{n}": {"pattern": f"^{n}$"} for n in range(10)}}
     OutputSchemaChecks().check(schema)
     assert turns == [0] * 11
+
+
+def test_every_list_and_map_of_a_request_has_an_end_that_is_looked_at_first():
+    """marshmallow's own look at each element, and then at the length."""
+    seen = 0
+    for name in (file.stem for file in Path(app.api.__file__).parent.glob("*_schemas.py")):
+        for schema in vars(import_module(f"app.api.{name}")).values():
+            if not isinstance(schema, type) or not issubclass(schema, Body):
+                continue
+            for field_name, field in schema._declared_fields.items():
+                seen += 1
+                where = f"{name}.{schema.__name__}.{field_name}"
+                assert type(field) not in (ma.fields.List, ma.fields.Dict), where
+    assert seen > 100
+
+
+def test_a_map_that_is_too_long_is_not_looked_into_either():
+    value = Counted()
+    field = Map(keys=ma.fields.String(), values=value, validate=ma.validate.Length(max=2))
+    with pytest.raises(ma.ValidationError, match="Longer than maximum length 2"):
+        field.deserialize({"a": "x", "b": "x", "c": "x"})
+    assert value.seen == 0
+
+
+def test_a_body_of_very_many_chunks_is_read_in_turns(monkeypatch):
+    turns = []
+    monkeypatch.setattr("app.api.unread_bodies.time.sleep", turns.append)
+    assert _Chunks(iter([b"x"] * 10_000)).read() == b"x" * 10_000
+    assert turns == [0] * 39
+
+
+def test_a_body_in_chunks_reads_like_any_file():
+    text = b"".join(b"line %d\n" % number for number in range(50)) + b"the rest"
+    for step in (1, 3, 1000):
+        pieces = [text[at : at + step] for at in range(0, len(text), step)]
+        assert _Chunks(iter(pieces)).read() == text
+        for size in (1, 7, 10_000):
+            chunks, expected = _Chunks(iter(pieces)), BytesIO(text)
+            while data := expected.read(size):
+                assert chunks.read(size) == data
+            assert chunks.read(size) == b""
+        for size in (-1, 4, 100):
+            chunks, expected = _Chunks(iter(pieces)), BytesIO(text)
+            while data := expected.readline(size):
+                assert chunks.readline(size) == data
+            assert chunks.readline(size) == b""
