@@ -70,6 +70,9 @@ _NETWORK = {
 #: How long a request waits for a connection, and how many per connection may wait.
 _POOL_SECONDS = 5.0
 _POOL_QUEUE = 100
+#: How long it waits for its caller's other requests first. Longer than it takes to see that the
+#: server hangs, which is said then.
+_SHARE_SECONDS = 8.0
 #: Reading this much JSON takes about a millisecond.
 _LARGE_ROW = 64 * 1024
 #: How long a server that is asked whether it answers has for it; libpq takes no less.
@@ -130,7 +133,7 @@ def open_pool(
             conn, pgbouncer=pgbouncer, most_bytes=most_bytes, statement_seconds=statement_seconds
         ),
         check=_refuse_closed,
-        shares=ConnectionShares(size, whose, seconds=_POOL_SECONDS),
+        shares=ConnectionShares(size, whose, seconds=_SHARE_SECONDS),
     )
 
 
@@ -143,7 +146,7 @@ class _Pool(ConnectionPool[Connection]):
     @contextmanager
     def connection(self, timeout: float | None = None) -> Iterator[Connection]:
         with (
-            self._shares.hold(),
+            self._shares.hold(self._hangs.watched(None)),
             super().connection(timeout) as conn,
             self._hangs.watched(conn),
         ):

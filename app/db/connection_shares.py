@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from app.domain.errors import TooMany
@@ -35,17 +35,20 @@ class ConnectionShares:
         self._shares: dict[str, _Share] = {}
 
     @contextmanager
-    def hold(self) -> Iterator[None]:
-        """Raises TooMany."""
+    def hold(self, watched: AbstractContextManager[None]) -> Iterator[None]:
+        """Hold a place. A wait for one is `watched`. Raises TooMany."""
         caller = self._whose()
         if caller is None:
             yield
             return
         with self._used(caller) as share:
-            if not share.places.acquire(timeout=self._seconds):
-                raise TooMany(
-                    "Your other requests hold all the database connections that one caller may have"
-                )
+            if not share.places.acquire(blocking=False):
+                with watched:
+                    had = share.places.acquire(timeout=self._seconds)
+                if not had:
+                    raise TooMany(
+                        "Your other requests hold all database connections that one caller may have"
+                    )
             try:
                 yield
             finally:

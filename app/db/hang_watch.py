@@ -53,8 +53,9 @@ class HangWatch:
         self._thread: threading.Thread | None = None
 
     @contextmanager
-    def watched(self, conn: psycopg.Connection[Any]) -> Iterator[None]:
-        """Raises Hung, and closes the connection, when the server hangs meanwhile."""
+    def watched(self, conn: psycopg.Connection[Any] | None) -> Iterator[None]:
+        """Watch the use of a connection, or a wait for those who use theirs. Raises Hung, and
+        closes the connection, when the server hangs meanwhile."""
         if "gevent.monkey" not in sys.modules:
             yield
             return
@@ -66,8 +67,9 @@ class HangWatch:
         try:
             yield
         except Hung:
-            with suppress(psycopg.Error):
-                conn.close()
+            if conn is not None:
+                with suppress(psycopg.Error):
+                    conn.close()
             raise
         finally:
             self._uses.discard(use)

@@ -217,9 +217,7 @@ def test_the_sweeper_goes_on(rows, run_parts, failures, quick, state):
     rows.conn.execute("DELETE FROM thread")
     rows.conn.execute("DELETE FROM scheduler_lease")
     doorbell = Doorbell(0)
-    parts = dataclasses.replace(
-        run_parts, settings=settings_of(run_parts), doorbell=doorbell, event_log=Silent()
-    )
+    parts = dataclasses.replace(run_parts, settings=settings_of(run_parts), doorbell=doorbell)
     sweeper = Sweeper(parts, "the test")
     failing = failures("belay sweeper")
 

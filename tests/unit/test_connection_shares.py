@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import pytest
 
@@ -15,14 +15,14 @@ def test_a_caller_has_half_and_others_have_theirs():
     shares = ConnectionShares(6, lambda: callers[0], seconds=0.01)
     with ExitStack() as held:
         for _ in range(3):
-            held.enter_context(shares.hold())
-        with pytest.raises(TooMany), shares.hold():
+            held.enter_context(shares.hold(nullcontext()))
+        with pytest.raises(TooMany), shares.hold(nullcontext()):
             pass
         callers[0] = "bob"
-        with shares.hold():
+        with shares.hold(nullcontext()):
             pass
     callers[0] = "ann"
-    with shares.hold():
+    with shares.hold(nullcontext()):
         pass
     assert not shares._shares
 
@@ -31,10 +31,13 @@ def test_the_server_itself_has_no_share():
     shares = ConnectionShares(2, lambda: None, seconds=0.01)
     with ExitStack() as held:
         for _ in range(10):
-            held.enter_context(shares.hold())
+            held.enter_context(shares.hold(nullcontext()))
 
 
 def test_two_are_had_by_everybody():
     shares = ConnectionShares(2, lambda: "ann", seconds=0.01)
-    with shares.hold(), shares.hold(), pytest.raises(TooMany), shares.hold():
-        pass
+    with ExitStack() as held:
+        for _ in range(2):
+            held.enter_context(shares.hold(nullcontext()))
+        with pytest.raises(TooMany):
+            held.enter_context(shares.hold(nullcontext()))
