@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 .PHONY: demo run test test-all test-full test-js faults attacks audit lint bench bench-cancel bench-backlog lock clean
 
 demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, stop everything.
-	$(BIN)/python -m deploy.demo
+	$(BIN)/python -m belay_server.demo
 
 run: $(READY)  ## The server with the example project, until Ctrl-C. PORT=… for another port.
 	$(BIN)/belay dev $(if $(PORT),--port $(PORT))
@@ -42,8 +42,8 @@ test-js: $(READY)  ## The JavaScript SDK against a live server; needs Node 20.
 	$(BIN)/python -m tests.js.run
 
 lint: $(READY)
-	$(BIN)/ruff check app workers deploy tests
-	$(BIN)/ruff format --check app workers deploy tests
+	$(BIN)/ruff check app workers tests
+	$(BIN)/ruff format --check app workers tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

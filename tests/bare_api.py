@@ -8,12 +8,12 @@ from typing import Any, cast
 
 from flask.testing import FlaskClient
 
-from app.api.application import create_api
-from app.domain.access import EVERYTHING
-from app.graphs.project import read_project
-from app.graphs.registry import GraphRegistry
-from app.meters import WebMeters
-from app.settings import Settings
+from belay_server.api.application import create_api
+from belay_server.domain.access import EVERYTHING
+from belay_server.graphs.project import read_project
+from belay_server.graphs.registry import GraphRegistry
+from belay_server.meters import WebMeters
+from belay_server.settings import Settings
 from tests.servers import PROJECT
 
 

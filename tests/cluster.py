@@ -14,9 +14,9 @@ from pathlib import Path
 
 import psutil
 
-from app.db.migrate import migrate
-from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey, free_port, wait_until_ready
-from app.dev.process_tree import die_with_parent
+from belay_server.db.migrate import migrate
+from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, free_port, wait_until_ready
+from belay_server.dev.process_tree import die_with_parent
 from tests.servers import FOR_TESTS, PROJECT, STORE_INDEX
 from tests.waiting import wait_until
 
@@ -189,8 +189,8 @@ class Cluster:
         port = free_port()
         self.urls.append(f"http://127.0.0.1:{port}")
         number = len(self.webs) + 1
-        command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py"]
-        command += ["app.factory:create_app()"]
+        command = [sys.executable, "-m", "gunicorn", "-c", "python:belay_server.gunicorn_conf"]
+        command += ["belay_server.factory:create_app()"]
         env = {**self.env, "BELAY_BIND": f"127.0.0.1:{port}"}
         log = self.folder / f"web{number}.log"
         self.webs.append(Member(f"web{number}", command, env, log, cwd=ROOT))
@@ -198,7 +198,7 @@ class Cluster:
     def add_worker(self, **env: str) -> Member:
         """Another worker, not started yet."""
         number = len(self.workers) + 1
-        command = [sys.executable, "-m", "celery", "-A", "workers.celery_app", "--quiet", "worker"]
+        command = [sys.executable, "-m", "celery", "-A", "belay_workers", "--quiet", "worker"]
         command += ["-n", f"worker{number}@%h", "-Q", "runs,heavy,parents", "--loglevel=INFO"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         log = self.folder / f"worker{number}.log"

@@ -10,8 +10,8 @@ import httpx
 import pytest
 from langgraph_sdk import get_client, get_sync_client
 
-from app.db.migrate import migrate
-from app.dev.embedded import EmbeddedPostgres, EmbeddedValkey
+from belay_server.db.migrate import migrate
+from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey
 from tests.conformance import watched
 from tests.servers import STORE_INDEX, LiveServer, running
 

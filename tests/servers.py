@@ -13,15 +13,15 @@ from pathlib import Path
 
 import psutil
 
-from app.dev.embedded import (
+from belay_server.dev.embedded import (
     EmbeddedPostgres,
     EmbeddedValkey,
     Server,
     free_port,
     wait_until_ready,
 )
-from app.dev.process_tree import die_with_parent
-from app.graphs.project import read_project
+from belay_server.dev.process_tree import die_with_parent
+from belay_server.graphs.project import read_project
 
 PROJECT = Path(__file__).parent / "project" / "langgraph.json"
 STORE_INDEX = read_project(PROJECT).store.index
@@ -35,12 +35,19 @@ class LiveServer:
     """A `belay dev` process tree on a free port."""
 
     def __init__(
-        self, data_dir: Path, *, config: Path | None = PROJECT, port: int | None = None, **env: str
+        self,
+        data_dir: Path,
+        *,
+        config: Path | None = PROJECT,
+        port: int | None = None,
+        cwd: Path | None = None,
+        **env: str,
     ):
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.data_dir = data_dir
         self.config = config
+        self.cwd = cwd
         self.env = env
         self.log = data_dir.parent / f"{data_dir.name}-{self.port}.log"
         self.process: subprocess.Popen | None = None
@@ -49,13 +56,17 @@ class LiveServer:
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("BELAY_", "LANGGRAPH"))}
         for name in ("DATABASE_URL", "REDIS_URL", "BROKER_URL", "PORT"):
             environ.pop(name, None)
-        command = [sys.executable, "-m", "app.cli", "dev", "--port", str(self.port)]
+        command = [sys.executable, "-m", "belay_server", "dev", "--port", str(self.port)]
         command += ["--data-dir", str(self.data_dir), "--concurrency", "8", *extra]
         if self.config is not None:
             command += ["--config", str(self.config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                command, env={**environ, **FOR_TESTS, **self.env}, stdout=log, stderr=log
+                command,
+                cwd=self.cwd,
+                env={**environ, **FOR_TESTS, **self.env},
+                stdout=log,
+                stderr=log,
             )
         self.wait_until_up(seconds)
         return self

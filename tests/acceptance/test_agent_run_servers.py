@@ -9,9 +9,9 @@ import httpx
 import pytest
 from exa_py import Exa
 
-from app.db.api_keys import insert_api_key, revoke_api_key
-from app.db.connection import connect
-from app.domain.api_keys import make_key
+from belay_server.db.api_keys import insert_api_key, revoke_api_key
+from belay_server.db.connection import connect
+from belay_server.domain.api_keys import make_key
 from tests.acceptance.exa_clients import (
     BETAS,
     ROUTES,

@@ -478,7 +478,7 @@ def test_slow_receivers_hold_up_only_themselves(ann, bob):
 
 
 def test_a_call_has_a_deadline_in_all():
-    from app.services.deadline_http import ERRORS, post
+    from belay_server.services.deadline_http import ERRORS, post
 
     slow = Trickle()
     try:
@@ -655,7 +655,7 @@ def locked(scratch):
 
 def belay_keys(server: LiveServer, *words: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "app.cli", "keys", *words],
+        [sys.executable, "-m", "belay_server", "keys", *words],
         env={**os.environ, "DATABASE_URL": server.database_url},
         capture_output=True,
         text=True,

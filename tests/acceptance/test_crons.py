@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from langgraph_sdk.errors import NotFoundError
 
-from app.domain.crons import run_id_of
+from belay_server.domain.crons import run_id_of
 from tests.acceptance.playing import UNKNOWN, new_thread, refused, stops_all
 from tests.waiting import wait_until
 

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 from langgraph_sdk import get_sync_client
 
-from app.dev.embedded import free_port
-from app.dev.process_tree import die_with_parent
+from belay_server.dev.embedded import free_port
+from belay_server.dev.process_tree import die_with_parent
 from tests.acceptance.playing import UNKNOWN, refused
 from tests.conformance import watched
 from tests.servers import PROJECT, LiveServer
@@ -32,7 +32,7 @@ def locked(scratch):
 def belay(server: LiveServer, *words: str, code: int = 0) -> tuple[str, str]:
     """Runs `belay keys …` on the server's database."""
     done = subprocess.run(
-        [sys.executable, "-m", "app.cli", "keys", *words],
+        [sys.executable, "-m", "belay_server", "keys", *words],
         env={**os.environ, "DATABASE_URL": server.database_url},
         capture_output=True,
         text=True,
@@ -181,8 +181,13 @@ def test_no_password_is_told_while_redis_is_away(database_url, tmp_path):
         "BELAY_WEBHOOK_SECRET": "canary-hook",
         "PORT": str(free_port()),
     }
-    web = ["gunicorn", "-c", "deploy/gunicorn.conf.py", "app.factory:create_app()"]
-    worker = ["celery", "-A", "workers.celery_app", "worker", "--concurrency", "1"]
+    web = [
+        "gunicorn",
+        "-c",
+        "python:belay_server.gunicorn_conf",
+        "belay_server.factory:create_app()",
+    ]
+    worker = ["celery", "-A", "belay_workers", "worker", "--concurrency", "1"]
     log = tmp_path / "log"
     with log.open("ab") as output:
         started = [
@@ -224,7 +229,7 @@ def _answers(url: str) -> bool:
 def dev(*words: str, **env: str) -> subprocess.CompletedProcess:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("BELAY_")}
     return subprocess.run(
-        [sys.executable, "-m", "app.cli", "dev", *words],
+        [sys.executable, "-m", "belay_server", "dev", *words],
         env={**clean, **env},
         capture_output=True,
         text=True,
@@ -243,8 +248,8 @@ def test_dev_for_other_machines_does_not_start_without_auth(tmp_path):
 
 
 def test_gunicorn_for_other_machines_does_not_start_without_auth():
-    command = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py"]
-    command += ["--bind", "0.0.0.0:20198", "app.factory:create_app()"]
+    command = [sys.executable, "-m", "gunicorn", "-c", "python:belay_server.gunicorn_conf"]
+    command += ["--bind", "0.0.0.0:20198", "belay_server.factory:create_app()"]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("BELAY_")}
     urls = {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/x", "REDIS_URL": "redis://127.0.0.1:1"}
     done = subprocess.run(

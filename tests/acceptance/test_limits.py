@@ -45,7 +45,7 @@ def limited(scratch):
 def new_client(server: LiveServer, name: str) -> httpx.Client:
     """With a key of its own, which has asked for nothing yet."""
     made = subprocess.run(
-        [sys.executable, "-m", "app.cli", "keys", "create", "--name", name],
+        [sys.executable, "-m", "belay_server", "keys", "create", "--name", name],
         env={**os.environ, "DATABASE_URL": server.database_url},
         capture_output=True,
         text=True,

@@ -18,7 +18,7 @@ import pytest
 import redis
 from langgraph_sdk import get_client, get_sync_client
 
-from app.dev.embedded import free_port
+from belay_server.dev.embedded import free_port
 from tests.acceptance.playing import new_thread, play, run_of, status_of, wait_for
 from tests.conformance import watched
 from tests.servers import PROJECT
@@ -54,14 +54,19 @@ class Deployment:
         )
 
     def start_web(self) -> None:
-        conf = PROJECT.parents[2] / "deploy" / "gunicorn.conf.py"
-        self._start("web", "gunicorn", "-c", str(conf), "app.factory:create_app()")
+        self._start(
+            "web",
+            "gunicorn",
+            "-c",
+            "python:belay_server.gunicorn_conf",
+            "belay_server.factory:create_app()",
+        )
 
     def start_worker(self, queue: str) -> None:
         options = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         self._start(
             queue,
-            *("celery", "-A", "workers.celery_app", "--quiet", "worker", *options),
+            *("celery", "-A", "belay_workers", "--quiet", "worker", *options),
             *("-Q", queue, "-n", f"{queue}@%h"),
         )
 

@@ -17,11 +17,11 @@ import httpx
 import psycopg
 import redis
 
-from app.db import run_claims as claim_rows
-from app.db.connection import connect
-from app.domain.assistants import system_assistant_id
-from app.domain.runs import Ending, RunStatus
-from app.services.run_attempts import end_run
+from belay_server.db import run_claims as claim_rows
+from belay_server.db.connection import connect
+from belay_server.domain.assistants import system_assistant_id
+from belay_server.domain.runs import Ending, RunStatus
+from belay_server.services.run_attempts import end_run
 from tests.cluster import Cluster
 from tests.waiting import wait_until
 

@@ -12,8 +12,8 @@ import pytest
 import redis
 from langgraph_sdk import get_sync_client
 
-from app.dispatch import Doorbell
-from app.settings import Settings
+from belay_server.dispatch import Doorbell
+from belay_server.settings import Settings
 from tests.faults.conftest import Probe, long_case, signal_tree
 from tests.waiting import wait_until
 

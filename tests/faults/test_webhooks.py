@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from app.dev.embedded import free_port
+from belay_server.dev.embedded import free_port
 from tests.faults.conftest import mend, signal_tree
 from tests.receiver import Receiver, receiver
 

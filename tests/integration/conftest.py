@@ -8,19 +8,19 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from app.bus.cancel_flag import CancelFlags
-from app.bus.client import Keys, connect_redis
-from app.bus.event_log import EventLog
-from app.db import assistants, runs, threads
-from app.db import run_claims as claim_rows
-from app.db.connection import connect
-from app.dispatch import Doorbell
-from app.domain.assistants import system_assistant_id
-from app.graphs.project import read_project
-from app.graphs.registry import GraphRegistry
-from app.services.known_assistants import KnownAssistants
-from app.services.parts import RunParts
-from app.settings import Settings
+from belay_server.bus.cancel_flag import CancelFlags
+from belay_server.bus.client import Keys, connect_redis
+from belay_server.bus.event_log import EventLog
+from belay_server.db import assistants, runs, threads
+from belay_server.db import run_claims as claim_rows
+from belay_server.db.connection import connect
+from belay_server.dispatch import Doorbell
+from belay_server.domain.assistants import system_assistant_id
+from belay_server.graphs.project import read_project
+from belay_server.graphs.registry import GraphRegistry
+from belay_server.services.known_assistants import KnownAssistants
+from belay_server.services.parts import RunParts
+from belay_server.settings import Settings
 from tests.servers import PROJECT
 
 LEASE = {"owner": "test/1", "lease_seconds": 30.0}

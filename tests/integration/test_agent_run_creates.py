@@ -10,25 +10,25 @@ from typing import Any, cast
 
 import pytest
 
-from app.db import assistants as assistant_rows
-from app.db import runs as run_rows
-from app.db.connection import Database, open_pool
-from app.db.run_cancels import CancelFilter
-from app.domain.agent_errors import PreviousRunNotFound, RunNotFound, TooManyRuns
-from app.domain.errors import Interrupted
-from app.domain.runs import CancelAction
-from app.services.agent_runs import (
+from belay_server.db import assistants as assistant_rows
+from belay_server.db import runs as run_rows
+from belay_server.db.connection import Database, open_pool
+from belay_server.db.run_cancels import CancelFilter
+from belay_server.domain.agent_errors import PreviousRunNotFound, RunNotFound, TooManyRuns
+from belay_server.domain.errors import Interrupted
+from belay_server.domain.runs import CancelAction
+from belay_server.services.agent_runs import (
     AgentRunRequest,
     body_of_run,
     create_agent_run,
     get_agent_run,
     list_agent_runs,
 )
-from app.services.cancellation import cancel_runs
-from app.services.parts import Parts
-from app.services.run_creates import RunRequest, new_id
-from app.services.runs import delete_run
-from app.services.threads import delete_thread
+from belay_server.services.cancellation import cancel_runs
+from belay_server.services.parts import Parts
+from belay_server.services.run_creates import RunRequest, new_id
+from belay_server.services.runs import delete_run
+from belay_server.services.threads import delete_thread
 
 
 @pytest.fixture

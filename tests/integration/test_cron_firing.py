@@ -9,15 +9,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.db import assistants as assistant_rows
-from app.db import crons as cron_rows
-from app.db import runs as run_rows
-from app.db import threads as thread_rows
-from app.db.connection import connect
-from app.db.crons import CronContent
-from app.domain.assistants import system_assistant_id
-from app.services import cron_firing, run_creates
-from app.services.cron_firing import fire_due_crons
+from belay_server.db import assistants as assistant_rows
+from belay_server.db import crons as cron_rows
+from belay_server.db import runs as run_rows
+from belay_server.db import threads as thread_rows
+from belay_server.db.connection import connect
+from belay_server.db.crons import CronContent
+from belay_server.domain.assistants import system_assistant_id
+from belay_server.services import cron_firing, run_creates
+from belay_server.services.cron_firing import fire_due_crons
 
 COUNTER = system_assistant_id("counter")
 ALL = 100

@@ -7,8 +7,8 @@ from uuid import uuid4
 import pytest
 import redis
 
-from app.dispatch import Doorbell
-from app.settings import Settings
+from belay_server.dispatch import Doorbell
+from belay_server.settings import Settings
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from psycopg.types.json import Jsonb
 
-from app.db.connection import fetch_value
+from belay_server.db.connection import fetch_value
 
 MINE = {"owner": "me", "readers": ["me", "you"], "level": 3, "deep": {"a": 1}, "null": None}
 

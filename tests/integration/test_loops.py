@@ -18,30 +18,30 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-import workers.supervisor
-import workers.sweeper
-import workers.webhooks
-from app.db import api_keys as key_rows
-from app.db import run_claims as claim_rows
-from app.db.connection import Connection, Database, open_pool
-from app.db.outages import is_worth_waiting
-from app.domain.api_keys import make_key
-from app.domain.webhooks import WebhookPolicy
-from app.services import cron_firing, quarantine
-from app.services.open_keys import OpenKeys
-from app.services.webhooks import CallFailed
+import belay_workers.supervisor
+import belay_workers.sweeper
+import belay_workers.webhooks
+from belay_server.db import api_keys as key_rows
+from belay_server.db import run_claims as claim_rows
+from belay_server.db.connection import Connection, Database, open_pool
+from belay_server.db.outages import is_worth_waiting
+from belay_server.domain.api_keys import make_key
+from belay_server.domain.webhooks import WebhookPolicy
+from belay_server.services import cron_firing, quarantine
+from belay_server.services.open_keys import OpenKeys
+from belay_server.services.webhooks import CallFailed
+from belay_workers import dead_runs
+from belay_workers.dead_runs import DeadRuns
+from belay_workers.ladder import Death
+from belay_workers.orphans import Orphans
+from belay_workers.slots import Phase, Reading, SlotTable, StopReason
+from belay_workers.supervisor import Supervisor
+from belay_workers.sweeper import Sweeper
+from belay_workers.webhooks import Webhooks
 from tests.integration.test_cron_firing import new_cron, now, runs_of
 from tests.integration.test_run_moves import cancel
 from tests.integration.test_sweeper import Doorbell, Silent
 from tests.waiting import wait_until
-from workers import dead_runs
-from workers.dead_runs import DeadRuns
-from workers.ladder import Death
-from workers.orphans import Orphans
-from workers.slots import Phase, Reading, SlotTable, StopReason
-from workers.supervisor import Supervisor
-from workers.sweeper import Sweeper
-from workers.webhooks import Webhooks
 
 #: The quick form: a lost connection, and a statement that can never succeed.
 KINDS = (None, "54000")
@@ -142,11 +142,11 @@ def quick(monkeypatch):
     monkeypatch.setattr(quarantine, "_FIRST_SECONDS", 0.02)
     monkeypatch.setattr(cron_firing, "FIRST_SECONDS", 0.02)
     monkeypatch.setattr(dead_runs, "_RETRY_SECONDS", 0.02)
-    for loop in (workers.sweeper, workers.webhooks, workers.supervisor):
+    for loop in (belay_workers.sweeper, belay_workers.webhooks, belay_workers.supervisor):
         monkeypatch.setattr(loop, "_RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(workers.sweeper, "_TIDY_EVERY_SECONDS", 0.05)
-    monkeypatch.setattr(workers.webhooks, "_LEASE_SECONDS", 0.3)
-    monkeypatch.setattr(workers.webhooks, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(belay_workers.sweeper, "_TIDY_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(belay_workers.webhooks, "_LEASE_SECONDS", 0.3)
+    monkeypatch.setattr(belay_workers.webhooks, "_POLL_SECONDS", 0.02)
 
 
 def settings_of(parts):
@@ -250,8 +250,8 @@ def test_the_webhook_caller_goes_on(rows, run_parts, failures, quick, monkeypatc
         if "unsure" in call.url and made.count(call.url) == 1:
             raise CallFailed("503")
 
-    monkeypatch.setattr(workers.webhooks, "make_call", make_call)
-    monkeypatch.setattr(workers.webhooks, "_FIRST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(belay_workers.webhooks, "make_call", make_call)
+    monkeypatch.setattr(belay_workers.webhooks, "_FIRST_WAIT_SECONDS", 0.02)
     caller = Webhooks(settings_of(run_parts), WebhookPolicy(), {})
     failing = failures("belay webhooks")
 
@@ -298,7 +298,7 @@ def death(run, reason: StopReason, phase: Phase = Phase.RUNNING) -> Death:
 @every_state
 def test_the_ends_of_dead_runs_go_on_being_written(rows, run_parts, failures, quick, state):
     """What cannot be written is the sweeper's, and it alone."""
-    from app.services.cancellation import announcer
+    from belay_server.services.cancellation import announcer
 
     parts = dataclasses.replace(
         run_parts, settings=settings_of(run_parts), doorbell=Doorbell(0), event_log=Silent()

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from app.db.connection import connect
-from app.db.migrate import SchemaNotReady, migrate, schema_is_ready, wait_for_schema
-from app.dev.embedded import EmbeddedPostgres
+from belay_server.db.connection import connect
+from belay_server.db.migrate import SchemaNotReady, migrate, schema_is_ready, wait_for_schema
+from belay_server.dev.embedded import EmbeddedPostgres
 from tests.servers import running
 
 

@@ -8,14 +8,14 @@ from uuid import UUID
 import pytest
 import uuid_utils
 
-from app.db import run_cancels as cancel_rows
-from app.db import run_claims as claim_rows
-from app.db import runs as run_rows
-from app.db import threads as thread_rows
-from app.db.connection import connect, fetch_value
-from app.db.runs import NewRun
-from app.domain.runs import CancelAction, Ending, RunStatus
-from app.services.run_attempts import end_run
+from belay_server.db import run_cancels as cancel_rows
+from belay_server.db import run_claims as claim_rows
+from belay_server.db import runs as run_rows
+from belay_server.db import threads as thread_rows
+from belay_server.db.connection import connect, fetch_value
+from belay_server.db.runs import NewRun
+from belay_server.domain.runs import CancelAction, Ending, RunStatus
+from belay_server.services.run_attempts import end_run
 from tests.waiting import wait_until
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app.db.queues import queue_states
-from app.domain.metrics import LEASE_LOSSES, RUNS_ENDED
+from belay_server.db.queues import queue_states
+from belay_server.domain.metrics import LEASE_LOSSES, RUNS_ENDED
+from belay_workers.slots import SlotTable
 from tests.integration.test_sweeper import Doorbell, sweeper
-from workers.slots import SlotTable
 
 
 @pytest.fixture

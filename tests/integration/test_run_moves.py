@@ -9,14 +9,14 @@ import uuid
 import psycopg
 import pytest
 
-from app.db import assistants, runs, threads
-from app.db import run_cancels as cancel_rows
-from app.db import run_claims as claim_rows
-from app.db.run_cancels import CancelFilter
-from app.domain.assistants import system_assistant_id
-from app.domain.runs import CancelAction, Claim, Ending, RunStatus, user_cancel_reason
-from app.services.cancellation import cancel_locked_runs
-from app.services.run_attempts import (
+from belay_server.db import assistants, runs, threads
+from belay_server.db import run_cancels as cancel_rows
+from belay_server.db import run_claims as claim_rows
+from belay_server.db.run_cancels import CancelFilter
+from belay_server.domain.assistants import system_assistant_id
+from belay_server.domain.runs import CancelAction, Claim, Ending, RunStatus, user_cancel_reason
+from belay_server.services.cancellation import cancel_locked_runs
+from belay_server.services.run_attempts import (
     STOPPED,
     end_cancelled_run,
     end_run,
@@ -114,7 +114,7 @@ def test_an_old_claim_can_write_nothing(rows):
 
 
 def test_a_takeover_waits_for_a_checkpoint_being_written_and_then_fences(rows, database_url):
-    from app.db.connection import connect
+    from belay_server.db.connection import connect
 
     claimed = rows.running()
     rows.expire(claimed.run_id)
@@ -129,7 +129,7 @@ def test_a_takeover_waits_for_a_checkpoint_being_written_and_then_fences(rows, d
 
 
 def test_renewal_skips_a_locked_row_and_does_not_call_it_lost(rows, database_url):
-    from app.db.connection import connect
+    from belay_server.db.connection import connect
 
     first, second = rows.running(), rows.running()
     with connect(database_url) as writer, writer.transaction():

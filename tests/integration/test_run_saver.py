@@ -9,18 +9,18 @@ import pytest
 from langgraph.checkpoint.postgres import PostgresSaver
 from langgraph.types import Command
 
-from app.db import run_cancels as cancel_rows
-from app.db import run_claims as claim_rows
-from app.db.patient_connection import PatientConnection
-from app.db.run_cancels import CancelFilter
-from app.domain.runs import CancelAction, Ending, RunStatus
-from app.graphs.project import read_project
-from app.graphs.registry import GraphRegistry
-from app.graphs.run_saver import ClaimLost, RunSaver
-from app.graphs.thread_saver import ThreadSaver
-from app.graphs.thread_state import bound
-from app.services.cancellation import cancel_locked_runs
-from app.services.run_attempts import STOPPED, end_cancelled_run, end_run
+from belay_server.db import run_cancels as cancel_rows
+from belay_server.db import run_claims as claim_rows
+from belay_server.db.patient_connection import PatientConnection
+from belay_server.db.run_cancels import CancelFilter
+from belay_server.domain.runs import CancelAction, Ending, RunStatus
+from belay_server.graphs.project import read_project
+from belay_server.graphs.registry import GraphRegistry
+from belay_server.graphs.run_saver import ClaimLost, RunSaver
+from belay_server.graphs.thread_saver import ThreadSaver
+from belay_server.graphs.thread_state import bound
+from belay_server.services.cancellation import cancel_locked_runs
+from belay_server.services.run_attempts import STOPPED, end_cancelled_run, end_run
 from tests.integration.conftest import LEASE
 from tests.servers import PROJECT
 

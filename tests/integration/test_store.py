@@ -6,9 +6,9 @@ import uuid
 
 import pytest
 
-from app.db.connection import connect, fetch_value
-from app.db.store import delete_expired_items
-from app.graphs.store import ProjectStore, StoreConfig
+from belay_server.db.connection import connect, fetch_value
+from belay_server.db.store import delete_expired_items
+from belay_server.graphs.store import ProjectStore, StoreConfig
 
 _EXPIRY = "SELECT expires_at FROM store WHERE prefix = %(root)s AND key = 'k'"
 _SHORTEN = "UPDATE store SET expires_at = now() + interval '1 second' WHERE prefix = %(root)s"

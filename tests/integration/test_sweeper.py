@@ -5,14 +5,14 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from app.graphs.project import read_project
-from app.graphs.registry import GraphRegistry
-from app.services.known_assistants import KnownAssistants
-from app.services.parts import RunParts
-from app.settings import Settings
+from belay_server.graphs.project import read_project
+from belay_server.graphs.registry import GraphRegistry
+from belay_server.services.known_assistants import KnownAssistants
+from belay_server.services.parts import RunParts
+from belay_server.settings import Settings
+from belay_workers.sweeper import Sweeper
+from belay_workers.tallies import Tally
 from tests.servers import PROJECT
-from workers.sweeper import Sweeper
-from workers.tallies import Tally
 
 
 class Doorbell:
@@ -152,7 +152,7 @@ STATES = ("0A000", "21000", "22P05", "23505", "40001", "42601", "53200", "54000"
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("state", STATES)
 def test_no_part_of_a_tick_stops_the_others(rows, monkeypatch, part, state):
-    import workers.sweeper
+    import belay_workers.sweeper
 
     called = []
 
@@ -167,25 +167,25 @@ def test_no_part_of_a_tick_stops_the_others(rows, monkeypatch, part, state):
     mine = sweeper(Doorbell(0))
     for name in PARTS:
         error = psycopg.errors.lookup(state) if name == part else None
-        where = mine if name.startswith("_") else workers.sweeper
+        where = mine if name.startswith("_") else belay_workers.sweeper
         monkeypatch.setattr(where, name, noting(name, error))
     mine._sweep(rows.conn)
     assert called == list(PARTS)
 
 
 def test_a_lost_run_that_cannot_be_recovered_does_not_hold_up_the_others(rows, monkeypatch):
-    import workers.sweeper
+    import belay_workers.sweeper
 
     rows.conn.execute("DELETE FROM thread")
     bad, good = rows.running(), rows.running()
-    recover = workers.sweeper.recover_run
+    recover = belay_workers.sweeper.recover_run
 
     def refusing(conn, claim, **how):
         if claim.run_id == bad.run_id:
             conn.execute("SELECT jsonb_build_array(repeat('x', 300000000))")
         return recover(conn, claim, **how)
 
-    monkeypatch.setattr(workers.sweeper, "recover_run", refusing)
+    monkeypatch.setattr(belay_workers.sweeper, "recover_run", refusing)
     rows.conn.execute("DELETE FROM scheduler_lease")
     mine = sweeper(Doorbell(0), Tally(memoryview(bytearray(8 * 400)).cast("d")))
     assert mine._holds_lease(rows.conn)

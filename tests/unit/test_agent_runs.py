@@ -10,9 +10,9 @@ from uuid import UUID
 
 import pytest
 
-from app.api import agent_runs as agent_routes
-from app.domain.agent_outputs import output_of
-from app.domain.agent_runs import (
+from belay_server.api import agent_runs as agent_routes
+from belay_server.domain.agent_outputs import output_of
+from belay_server.domain.agent_runs import (
     STOPPED,
     AgentRun,
     agent_run_id,
@@ -21,11 +21,11 @@ from app.domain.agent_runs import (
     run_id_of,
     written,
 )
-from app.domain.errors import Interrupted, Unavailable
-from app.graphs.project import read_project
-from app.services.agent_run_events import events_of, replay
-from app.services.run_creates import new_id
-from app.settings import EXAMPLE_CONFIG
+from belay_server.domain.errors import Interrupted, Unavailable
+from belay_server.graphs.project import read_project
+from belay_server.services.agent_run_events import events_of, replay
+from belay_server.services.run_creates import new_id
+from belay_server.settings import EXAMPLE_CONFIG
 from tests.acceptance.exa_schemas import RUN, check, check_answer
 from tests.bare_api import bare_client
 

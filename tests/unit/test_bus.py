@@ -10,12 +10,12 @@ import fakeredis
 import pytest
 import redis
 
-from app.bus.cancel_flag import CancelFlags, CancelNudges
-from app.bus.client import Keys
-from app.bus.event_log import START, Event, EventLog, LogEnd, Position
-from app.bus.open_requests import OpenRequests
-from app.bus.run_feed import RunFeed
-from app.domain.errors import TooMany
+from belay_server.bus.cancel_flag import CancelFlags, CancelNudges
+from belay_server.bus.client import Keys
+from belay_server.bus.event_log import START, Event, EventLog, LogEnd, Position
+from belay_server.bus.open_requests import OpenRequests
+from belay_server.bus.run_feed import RunFeed
+from belay_server.domain.errors import TooMany
 from tests.waiting import wait_until
 
 

@@ -6,8 +6,8 @@ from contextlib import ExitStack, nullcontext
 
 import pytest
 
-from app.db.connection_shares import ConnectionShares
-from app.domain.errors import TooMany
+from belay_server.db.connection_shares import ConnectionShares
+from belay_server.domain.errors import TooMany
 
 
 def test_a_caller_has_half_and_others_have_theirs():

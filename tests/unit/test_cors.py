@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from app.api.cors import origin_may_ask
-from app.graphs.http_config import CorsRules
-from app.settings import Settings
+from belay_server.api.cors import origin_may_ask
+from belay_server.graphs.http_config import CorsRules
+from belay_server.settings import Settings
 
 URLS = {"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"}
 

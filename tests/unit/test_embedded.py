@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.dev import embedded
+from belay_server.dev import embedded
 
 
 def test_without_the_postgres_wheel_the_start_says_what_to_set(tmp_path, monkeypatch):

@@ -9,10 +9,10 @@ import uuid
 import pytest
 import redis
 
-from app.bus.event_log import Position, Started
-from app.domain.runs import Claim
-from workers import event_writer
-from workers.event_writer import EventWriter
+from belay_server.bus.event_log import Position, Started
+from belay_server.domain.runs import Claim
+from belay_workers import event_writer
+from belay_workers.event_writer import EventWriter
 
 
 class Log:

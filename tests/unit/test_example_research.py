@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import pytest
 
-from app.domain.agent_outputs import output_of
-from app.domain.output_schemas import check_output_schema, mismatch
-from deploy.example.graphs.research import graph
+from belay_server.domain.agent_outputs import output_of
+from belay_server.domain.output_schemas import check_output_schema, mismatch
+from belay_server.example.graphs.research import graph
 
 
 def research(**asked: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 
-from app.db.hang_watch import Hung, HangWatch
+from belay_server.db.hang_watch import Hung, HangWatch
 
 answers = sys.argv[1] == "answers"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.domain.headers import HeaderPatterns
+from belay_server.domain.headers import HeaderPatterns
 
 SENT = {"X-User": "u", "X-Org": "o", "Authorization": "secret", "Cookie": "secret"}
 

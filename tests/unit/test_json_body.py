@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.test import EnvironBuilder
 
-from app.api.json_body import read_body
-from app.api.json_documents import MAX_DEPTH, parse_document
-from app.domain.errors import InvalidRequest
+from belay_server.api.json_body import read_body
+from belay_server.api.json_documents import MAX_DEPTH, parse_document
+from belay_server.domain.errors import InvalidRequest
 
 
 def read(body: bytes):

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import uuid
 
-from app.domain.runs import Claim
-from workers.ladder import StopRequests, _is_dead, _Watched
-from workers.slots import StopReason
+from belay_server.domain.runs import Claim
+from belay_workers.ladder import StopRequests, _is_dead, _Watched
+from belay_workers.slots import StopReason
 
 
 def claim():

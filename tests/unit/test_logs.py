@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from app import logs
-from app.settings import Settings, SettingsError
+from belay_server import logs
+from belay_server.settings import Settings, SettingsError
 
 NEEDED = {"DATABASE_URL": "postgresql://nowhere/", "REDIS_URL": "redis://nowhere/"}
 

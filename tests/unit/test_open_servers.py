@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.open_servers import is_loopback, refuse_open_server
-from app.settings import SettingsError
+from belay_server.open_servers import is_loopback, refuse_open_server
+from belay_server.settings import SettingsError
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from werkzeug.datastructures import Headers
 
-from app.api.origins import Origins
-from app.domain.errors import Forbidden
-from app.graphs.http_config import CorsRules
-from app.settings import Settings
+from belay_server.api.origins import Origins
+from belay_server.domain.errors import Forbidden
+from belay_server.graphs.http_config import CorsRules
+from belay_server.settings import Settings
 
 URLS = {"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"}
 

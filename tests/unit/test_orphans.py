@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from workers import processes
-from workers.orphans import Orphans
+from belay_workers import processes
+from belay_workers.orphans import Orphans
 
 processes.become_reaper()
 slots = []

@@ -5,10 +5,10 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from app.db.connection import unavailable_when_unreachable
-from app.db.outages import is_outage, is_unstorable, is_worth_waiting
-from app.db.patient_connection import PatientConnection
-from app.domain.errors import Interrupted, InvalidRequest, Unavailable
+from belay_server.db.connection import unavailable_when_unreachable
+from belay_server.db.outages import is_outage, is_unstorable, is_worth_waiting
+from belay_server.db.patient_connection import PatientConnection
+from belay_server.domain.errors import Interrupted, InvalidRequest, Unavailable
 
 E = psycopg.errors
 OUTAGES = [

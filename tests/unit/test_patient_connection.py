@@ -6,7 +6,7 @@ import psycopg
 import pytest
 from psycopg.pq import TransactionStatus
 
-from app.db.patient_connection import PatientConnection
+from belay_server.db.patient_connection import PatientConnection
 
 
 class FakeInfo:

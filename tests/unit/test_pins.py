@@ -13,9 +13,9 @@ import langgraph.checkpoint.serde._msgpack as msgpack_safety
 import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from app.dispatch import celery_config
-from app.graphs.thread_saver import ThreadSaver
-from app.settings import Settings
+from belay_server.dispatch import celery_config
+from belay_server.graphs.thread_saver import ThreadSaver
+from belay_server.settings import Settings
 
 #: Package, first version without the fault, advisory.
 SAFE_FROM = [

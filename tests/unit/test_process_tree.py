@@ -7,7 +7,7 @@ import sys
 
 import psutil
 
-from app.dev.process_tree import ProcessTree, Program
+from belay_server.dev.process_tree import ProcessTree, Program
 from tests.waiting import wait_until
 
 #: Takes no notice of the signal, nor does its child, in a session of its own (as Postgres' are).

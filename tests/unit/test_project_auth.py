@@ -10,13 +10,13 @@ from flask import Flask
 from langgraph_sdk import Auth
 from starlette.exceptions import HTTPException as StarletteException
 
-from app.api import project_auth
-from app.api.large_bodies import LARGE_BODIES, LargeBodies
-from app.api.parts import PARTS
-from app.api.project_auth import ProjectAuth, ProjectUser
-from app.domain.access import Caller
-from app.domain.errors import Forbidden, Refused, Unavailable
-from app.graphs.project_files import ProjectError
+from belay_server.api import project_auth
+from belay_server.api.large_bodies import LARGE_BODIES, LargeBodies
+from belay_server.api.parts import PARTS
+from belay_server.api.project_auth import ProjectAuth, ProjectUser
+from belay_server.domain.access import Caller
+from belay_server.domain.errors import Forbidden, Refused, Unavailable
+from belay_server.graphs.project_files import ProjectError
 
 ANN = Caller("user:ann", "ann", user={"identity": "ann", "permissions": ["read"], "plan": "gold"})
 SOURCE = """

@@ -8,7 +8,7 @@ import uuid
 import psycopg
 import pytest
 
-from app.services.quarantine import TRIES, Quarantine
+from belay_server.services.quarantine import TRIES, Quarantine
 
 
 class Clock:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from app.db import migrate
-from app.db.migrate import migrations
+from belay_server.db import migrate
+from belay_server.db.migrate import migrations
 
 SQL_FILES = sorted(Path(migrate.__file__).parent.glob("sql/*.sql"))
-MODULES = [import_module(f"app.db.{file.stem}") for file in SQL_FILES]
+MODULES = [import_module(f"belay_server.db.{file.stem}") for file in SQL_FILES]
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from app.graphs.project import read_project
-from app.graphs.project_files import ProjectError
-from app.graphs.registry import GraphRegistry
+from belay_server.graphs.project import read_project
+from belay_server.graphs.project_files import ProjectError
+from belay_server.graphs.registry import GraphRegistry
 from tests.servers import PROJECT
 
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from app.domain.schedules import check_schedule, check_timezone, next_time
+from belay_server.domain.schedules import check_schedule, check_timezone, next_time
 
 NOON = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
 
-from app.graphs.serde import to_json, to_plain
+from belay_server.graphs.serde import to_json, to_plain
 
 
 @dataclasses.dataclass

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.settings import EXAMPLE_CONFIG, Settings, SettingsError
+from belay_server.settings import EXAMPLE_CONFIG, Settings, SettingsError
 
 MINIMAL = {"DATABASE_URL": "postgresql://db/belay", "REDIS_URL": "redis://bus:6379/0"}
 

@@ -6,8 +6,8 @@ import uuid
 
 import pytest
 
-from app.domain.runs import Claim
-from workers.slots import Phase, SlotTable, StopReason
+from belay_server.domain.runs import Claim
+from belay_workers.slots import Phase, SlotTable, StopReason
 
 
 def test_a_slot_says_who_runs_what():

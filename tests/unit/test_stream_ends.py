@@ -8,11 +8,11 @@ from uuid import uuid4
 
 import pytest
 
-from app.bus.event_log import Event, Position
-from app.db.runs import RunOutcome
-from app.domain.runs import RunStatus
-from app.services import run_stream
-from app.services.run_stream import Follow
+from belay_server.bus.event_log import Event, Position
+from belay_server.db.runs import RunOutcome
+from belay_server.domain.runs import RunStatus
+from belay_server.services import run_stream
+from belay_server.services.run_stream import Follow
 
 ERROR = {"error": "TimeoutError", "message": "too long"}
 SAID = b'event: error\ndata: {"error":"TimeoutError","message":"too long"}\n\n'

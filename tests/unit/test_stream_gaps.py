@@ -7,9 +7,9 @@ import uuid
 import pytest
 from langgraph_sdk.sse import SSEDecoder
 
-from app.bus.event_log import END_SEQ, START, Event, Position
-from app.services.run_stream import GAP, Follow, _frames, follows_directly
-from app.services.thread_stream import _ThreadEvents, _without_gaps
+from belay_server.bus.event_log import END_SEQ, START, Event, Position
+from belay_server.services.run_stream import GAP, Follow, _frames, follows_directly
+from belay_server.services.thread_stream import _ThreadEvents, _without_gaps
 
 
 @pytest.mark.parametrize(

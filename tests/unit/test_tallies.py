@@ -3,9 +3,9 @@ from __future__ import annotations
 import os
 import uuid
 
-from app.domain.metrics import CANCEL_LATENCY, CLAIM_LATENCY, RUN_DURATION, RUNS_ENDED
-from app.services.run_attempts import RunEnd
-from workers.slots import SlotTable
+from belay_server.domain.metrics import CANCEL_LATENCY, CLAIM_LATENCY, RUN_DURATION, RUNS_ENDED
+from belay_server.services.run_attempts import RunEnd
+from belay_workers.slots import SlotTable
 
 
 def end(status, **more):

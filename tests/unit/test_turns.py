@@ -9,10 +9,10 @@ from pathlib import Path
 import marshmallow as ma
 import pytest
 
-import app.api
-from app.api.fields import Body, List, Map
-from app.api.unread_bodies import _Chunks
-from app.services.output_schemas import OutputSchemaChecks
+import belay_server.api
+from belay_server.api.fields import Body, List, Map
+from belay_server.api.unread_bodies import _Chunks
+from belay_server.services.output_schemas import OutputSchemaChecks
 
 
 class Counted(ma.fields.String):
@@ -34,7 +34,7 @@ def test_what_is_too_long_is_not_looked_into():
 
 def test_others_have_their_turn_between_the_steps_of_a_schemas_check(monkeypatch):
     turns = []
-    monkeypatch.setattr("app.services.output_schemas.time.sleep", turns.append)
+    monkeypatch.setattr("belay_server.services.output_schemas.time.sleep", turns.append)
     schema = {"properties": {f"p{n}": {"pattern": f"^{n}$"} for n in range(10)}}
     OutputSchemaChecks().check(schema)
     assert turns == [0] * 11
@@ -43,8 +43,8 @@ def test_others_have_their_turn_between_the_steps_of_a_schemas_check(monkeypatch
 def test_every_list_and_map_of_a_request_has_an_end_that_is_looked_at_first():
     """marshmallow's own look at each element, and then at the length."""
     seen = 0
-    for name in (file.stem for file in Path(app.api.__file__).parent.glob("*_schemas.py")):
-        for schema in vars(import_module(f"app.api.{name}")).values():
+    for name in (file.stem for file in Path(belay_server.api.__file__).parent.glob("*_schemas.py")):
+        for schema in vars(import_module(f"belay_server.api.{name}")).values():
             if not isinstance(schema, type) or not issubclass(schema, Body):
                 continue
             for field_name, field in schema._declared_fields.items():
@@ -64,7 +64,7 @@ def test_a_map_that_is_too_long_is_not_looked_into_either():
 
 def test_a_body_of_very_many_chunks_is_read_in_turns(monkeypatch):
     turns = []
-    monkeypatch.setattr("app.api.unread_bodies.time.sleep", turns.append)
+    monkeypatch.setattr("belay_server.api.unread_bodies.time.sleep", turns.append)
     assert _Chunks(iter([b"x"] * 10_000)).read() == b"x" * 10_000
     assert turns == [0] * 39
 

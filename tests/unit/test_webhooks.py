@@ -12,10 +12,10 @@ import uuid
 
 import pytest
 
-from app.domain.errors import InvalidRequest
-from app.domain.webhooks import WebhookPolicy, blocked_range, parse_target
-from app.services.host_names import HostNames
-from app.services.webhooks import refuse_bad_webhook, signed_headers
+from belay_server.domain.errors import InvalidRequest
+from belay_server.domain.webhooks import WebhookPolicy, blocked_range, parse_target
+from belay_server.services.host_names import HostNames
+from belay_server.services.webhooks import refuse_bad_webhook, signed_headers
 
 ANY = WebhookPolicy()
 

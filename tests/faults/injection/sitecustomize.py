@@ -152,7 +152,7 @@ def patch_kombu() -> None:
 
 
 def patch_fault_points() -> None:
-    from app import fault_points
+    from belay_server import fault_points
 
     fault_points.reached = reached
 
@@ -168,9 +168,9 @@ class AfterImport:
 
     def __init__(self) -> None:
         self.patches = {
-            "app.fault_points": patch_fault_points,
-            "app.db.connection": patch_psycopg,
-            "workers.liveness": patch_kombu,
+            "belay_server.fault_points": patch_fault_points,
+            "belay_server.db.connection": patch_psycopg,
+            "belay_workers.liveness": patch_kombu,
         }
 
     def find_spec(self, name, path=None, target=None):

@@ -1,0 +1,5 @@
+"""`python -m belay_server` is `belay`."""
+
+from belay_server.cli import main
+
+main()

@@ -1,0 +1,40 @@
+"""Creating many runs at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from flask import Response
+
+from belay_server.api.authorization import authorizes_itself
+from belay_server.api.error_schemas import Error
+from belay_server.api.json_body import Blueprint, json_response
+from belay_server.api.parts import parts
+from belay_server.api.run_requests import run_request
+from belay_server.api.run_responses import run_body
+from belay_server.api.run_schemas import CreateBatchRun, Run
+from belay_server.domain.errors import InvalidRequest
+from belay_server.services.run_creates import create_runs
+
+blueprint = Blueprint("batch runs", __name__, description="Creating many runs at once")
+_MOST = 1_000
+
+
+@blueprint.post("/runs/batch")
+@blueprint.arguments(CreateBatchRun(many=True))
+@blueprint.response(200, Run(many=True))
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error)
+@authorizes_itself
+def create_batch(bodies: list[dict[str, Any]]) -> Response:
+    """All of them are created, or none."""
+    if not 1 <= len(bodies) <= _MOST:
+        raise InvalidRequest(f"a batch is of 1 to {_MOST} runs, not {len(bodies)}")
+    # One key for all of them: each has its position in it, or they would all be the same run.
+    requests = [
+        dataclasses.replace(run_request(body, body.get("thread_id")), key_position=position)
+        for position, body in enumerate(bodies)
+    ]
+    return json_response([run_body(run) for run in create_runs(parts(), requests)])

@@ -1,0 +1,159 @@
+"""States of threads: now, at a checkpoint, their history, and writing one."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from flask import Response
+
+from belay_server.api.authorization import authorized
+from belay_server.api.error_schemas import Error
+from belay_server.api.fields import path_uuid, query_flag
+from belay_server.api.json_body import Blueprint, json_response
+from belay_server.api.parts import parts
+from belay_server.api.thread_schemas import (
+    History,
+    HistoryQuery,
+    PatchState,
+    StateAtCheckpoint,
+    StateQuery,
+    ThreadState,
+    UpdatedState,
+    UpdateState,
+)
+from belay_server.domain.errors import InvalidRequest
+from belay_server.domain.ids import parse_uuid
+from belay_server.services import threads
+
+blueprint = Blueprint("thread states", __name__, description="States of threads")
+
+
+@blueprint.get("/threads/<thread_id>/state")
+@blueprint.arguments(StateQuery, location="query")
+@blueprint.response(200, ThreadState)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
+def get_state(query: dict[str, Any], thread_id: str) -> Response:
+    found = threads.get_state(
+        parts(), path_uuid(thread_id, "thread"), None, subgraphs=query_flag("subgraphs")
+    )
+    return json_response(_selected(found, query.get("select")))
+
+
+@blueprint.get("/threads/<thread_id>/state/<checkpoint_id>")
+@blueprint.arguments(StateQuery, location="query")
+@blueprint.response(200, ThreadState)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
+def get_state_at_checkpoint_id(
+    query: dict[str, Any], thread_id: str, checkpoint_id: str
+) -> Response:
+    checkpoint = {"checkpoint_id": str(path_uuid(checkpoint_id, "checkpoint"))}
+    found = threads.get_state(
+        parts(), path_uuid(thread_id, "thread"), checkpoint, subgraphs=query_flag("subgraphs")
+    )
+    return json_response(_selected(found, query.get("select")))
+
+
+@blueprint.post("/threads/<thread_id>/state/checkpoint")
+@blueprint.arguments(StateAtCheckpoint)
+@blueprint.response(200, ThreadState)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
+def get_state_at_checkpoint(body: dict[str, Any], thread_id: str) -> Response:
+    found = threads.get_state(
+        parts(),
+        path_uuid(thread_id, "thread"),
+        body["checkpoint"],
+        subgraphs=bool(body.get("subgraphs")),
+    )
+    return json_response(_selected(found, body.get("select")))
+
+
+def _selected(state: dict[str, Any], fields: list[str] | None) -> dict[str, Any]:
+    """The fields asked for; `values.<key>` is one of the values."""
+    if not fields:
+        return state
+    chosen = {name: state[name] for name in fields if name in state}
+    keys = [name.removeprefix("values.") for name in fields if name.startswith("values.")]
+    values = state["values"]
+    if keys and "values" not in chosen:
+        chosen["values"] = {key: values[key] for key in keys if key in values}
+    return chosen
+
+
+@blueprint.post("/threads/<thread_id>/state")
+@blueprint.arguments(UpdateState)
+@blueprint.response(200, UpdatedState)
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error, description="Runs are in flight")
+@authorized("threads", "update")
+def update_state(body: dict[str, Any], thread_id: str) -> Response:
+    return json_response(threads.update_state(parts(), path_uuid(thread_id, "thread"), body))
+
+
+@blueprint.patch("/threads/<thread_id>/state")
+@blueprint.arguments(PatchState)
+@blueprint.alt_response(204, description="The thread's metadata is merged")
+@blueprint.alt_response(404, schema=Error)
+@authorized("threads", "update")
+def patch_state(body: dict[str, Any], thread_id: str) -> Response:
+    """Metadata of the thread, as the JavaScript SDK's `patchState` sends it."""
+    threads.patch_thread(parts(), path_uuid(thread_id, "thread"), body.get("metadata") or {}, None)
+    return Response(status=204)
+
+
+@blueprint.get("/threads/<thread_id>/history")
+@blueprint.arguments(HistoryQuery, location="query")
+@blueprint.response(200, ThreadState(many=True))
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
+def get_history(query: dict[str, Any], thread_id: str) -> Response:
+    found = threads.get_history(
+        parts(),
+        path_uuid(thread_id, "thread"),
+        limit=query["limit"],
+        before=_before(query.get("before")),
+        metadata=None,
+        checkpoint=None,
+        shape=partial(_selected, fields=query.get("select")),
+    )
+    return json_response(found)
+
+
+@blueprint.post("/threads/<thread_id>/history")
+@blueprint.arguments(History)
+@blueprint.response(200, ThreadState(many=True))
+@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
+def search_history(body: dict[str, Any], thread_id: str) -> Response:
+    found = threads.get_history(
+        parts(),
+        path_uuid(thread_id, "thread"),
+        limit=body["limit"],
+        before=_before(body.get("before")),
+        metadata=body.get("metadata"),
+        checkpoint=body.get("checkpoint"),
+        shape=partial(_selected, fields=body.get("select")),
+    )
+    return json_response(found)
+
+
+def _before(value: Any) -> str | None:
+    """A checkpoint id, out of a Checkpoint, a config, or a string."""
+    if isinstance(value, dict):
+        value = value.get("configurable", value)
+        value = value.get("checkpoint_id") if isinstance(value, dict) else value
+    if value is None:
+        return None
+    try:
+        return str(parse_uuid(value))
+    except ValueError:
+        raise InvalidRequest("before: must be a checkpoint or a checkpoint id") from None

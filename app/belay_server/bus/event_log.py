@@ -1,0 +1,298 @@
+"""A run's event log: one Redis stream per run, written by its worker, read by every web process.
+
+Events have explicit ids, `<claim_no>-<seq>`, so they are unique, strictly increasing, good as SSE
+ids, and Redis itself refuses what a worker writes after another has claimed the run. Events that
+were emitted together share one entry of the stream, which has the last one's id: one entry of many
+costs little more than one of one, for the writer, for Redis and for every reader. The last event is
+the end marker. A log may be lost; the end of a run is always read again from Postgres.
+
+A thread has such a log too, of where its runs begin.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import orjson
+import redis
+
+from belay_server.bus.client import Keys
+
+#: Name of the event that says a run has ended; its data is {"status": …}. Never sent to a client.
+END = "__end__"
+END_SEQ = 2**62
+#: Events of a thread's own log: where its runs begin, and what else happens to it.
+RUN_STARTED = "run_started"
+STATE_UPDATE = "state_update"
+THREAD_DELETED = "thread_deleted"
+#: Redis takes 64 bits; a claim counts from 1, and no log has 10^18 events.
+_ID = re.compile(r"([0-9]{1,18})-([0-9]{1,19})", re.ASCII)
+#: What one entry holds at most, unless a single event is larger.
+_ENTRY_EVENTS = 500
+_ENTRY_BYTES = 256 * 1024
+#: How long the log of a thread or run that is gone can still be read.
+_FORGET_SECONDS = 30
+
+
+class Position(NamedTuple):
+    """A place in a log, between two events. Positions compare as the events are ordered."""
+
+    claim_no: int
+    seq: int
+
+    @classmethod
+    def parse(cls, event_id: str) -> Position:
+        """Raises ValueError when it is not an id."""
+        found = _ID.fullmatch(event_id)
+        if found is None:
+            raise ValueError(f"not an event id: {event_id!r}")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.claim_no}-{self.seq}"
+
+
+START = Position(0, 0)
+
+
+class Event(NamedTuple):
+    """One event. `data` is JSON as bytes, `name` and `data` hold no line break."""
+
+    position: Position
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """How a run ended. `status` is None for one that was rolled back; `error` is for an end that
+    the run's own worker could not say."""
+
+    run_id: UUID
+    claim_no: int
+    status: str | None
+    error: dict[str, str] | None = None
+
+
+def just_before(position: Position) -> Position:
+    """Of all places before this one, the last."""
+    if position.seq > 0:
+        return Position(position.claim_no, position.seq - 1)
+    return Position(position.claim_no - 1, END_SEQ) if position.claim_no > 0 else START
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An attempt has begun, on a thread that clients may follow."""
+
+    thread_id: UUID
+    resumable: bool
+
+
+class Chunk(NamedTuple):
+    """What was read of a log in one go. `more`: there may be more behind it already."""
+
+    events: list[Event]
+    more: bool
+
+
+class EventLog:
+    """Append to, read and expire event logs. Every method may raise redis.RedisError.
+
+    Of one run's events, about the newest `max_events` are kept, and of each of its attempts about
+    the newest `max_bytes`, for `ttl_seconds`.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        keys: Keys,
+        *,
+        ttl_seconds: int,
+        max_events: int,
+        max_bytes: int = 64 * 1024 * 1024,
+    ) -> None:
+        self._client = client
+        self._keys = keys
+        self._ttl_seconds = ttl_seconds
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._written = _Written()
+
+    def append(
+        self, run_id: UUID, events: Sequence[Event], *, started: Started | None = None
+    ) -> None:
+        """Add events in one round trip and tell the readers. `started`: they are the first of an
+        attempt, and its thread's log says so."""
+        with self._client.pipeline(transaction=False) as pipe:
+            if started is not None:
+                said = {
+                    "run_id": str(run_id),
+                    "claim_no": events[0].position.claim_no,
+                    "resumable": started.resumable,
+                }
+                self._note(pipe, started.thread_id, RUN_STARTED, orjson.dumps(said))
+            self._add(pipe, run_id, events, nudge=str(run_id))
+            _refuse_all_but_stale(pipe.execute(raise_on_error=False))
+
+    def append_ends(self, ends: Sequence[LogEnd]) -> None:
+        """Mark the ends of runs, in one round trip."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for end in ends:
+                self._add(pipe, end.run_id, _end_events(end), nudge=f"{end.run_id}!")
+            _refuse_all_but_stale(pipe.execute(raise_on_error=False))
+
+    def _add(self, pipe: Any, run_id: UUID, events: Sequence[Event], *, nudge: str) -> None:
+        key = self._keys.event_log(run_id)
+        for entry in _entries(events):
+            last = entry[-1].position
+            fields = (
+                b"e",
+                b"\n".join(event.name.encode() for event in entry),
+                b"d",
+                b"\n".join(event.data for event in entry),
+            )
+            # redis-py's own xadd takes longer to put the command together than Redis to do it.
+            size = len(fields[1]) + len(fields[3])
+            oldest = self._written.oldest_to_keep(run_id, last, size, self._max_bytes)
+            pipe.execute_command("XADD", key, *self._trim(last, oldest), str(last), *fields)
+        pipe.execute_command("EXPIRE", key, self._ttl_seconds)
+        pipe.execute_command("PUBLISH", self._keys.dirty, nudge)
+
+    def append_to_thread(self, thread_id: UUID, name: str, data: bytes) -> None:
+        """Add to the log of a thread. Its entries have ids of Redis' own making."""
+        with self._client.pipeline(transaction=False) as pipe:
+            self._note(pipe, thread_id, name, data)
+            pipe.execute()
+
+    def _note(self, pipe: Any, thread_id: UUID, name: str, data: bytes) -> None:
+        key = self._keys.event_log(thread_id)
+        fields = (b"e", name.encode(), b"d", data)
+        pipe.execute_command("XADD", key, "MAXLEN", "~", self._max_events, "*", *fields)
+        pipe.execute_command("EXPIRE", key, self._ttl_seconds)
+        pipe.execute_command("PUBLISH", self._keys.dirty, str(thread_id))
+
+    def _trim(self, last: Position, oldest: int) -> tuple[str, ...]:
+        """Entries hold different numbers of events: the log is cut by sequence, not by length."""
+        if last.seq >= END_SEQ - 1:
+            return ()
+        oldest = max(oldest, last.seq - self._max_events)
+        return ("MINID", "~", f"{last.claim_no}-{oldest}") if oldest > 0 else ()
+
+    def forget(self, ids: Sequence[UUID]) -> None:
+        """Drop the logs of these runs and threads, once those who follow them have read the end."""
+        if not ids:
+            return
+        with self._client.pipeline(transaction=False) as pipe:
+            for log_id in ids:
+                pipe.expire(self._keys.event_log(log_id), _FORGET_SECONDS)
+            pipe.execute()
+
+    def drop(self, log_id: UUID) -> None:
+        """Delete the log of a run or thread that had this id before, and is gone."""
+        self._client.delete(self._keys.event_log(log_id))
+
+    def read_after(self, run_id: UUID, last: Position, *, count: int) -> Chunk:
+        """The events of up to `count` entries after `last` (exclusive)."""
+        return self.read_many({run_id: last}, count=count)[run_id]
+
+    def read_many(self, positions: dict[UUID, Position], *, count: int) -> dict[UUID, Chunk]:
+        """The same for many runs, in one round trip."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for run_id, last in positions.items():
+                pipe.xrange(self._keys.event_log(run_id), f"({last}", count=count)
+            answers = pipe.execute()
+        return {
+            run_id: Chunk(list(_after(positions[run_id], entries)), len(entries) == count)
+            for run_id, entries in zip(positions, answers, strict=True)
+        }
+
+    def read_newest(self, run_id: UUID, *, count: int) -> list[Event]:
+        """The events of the newest `count` entries, oldest first."""
+        entries: Any = self._client.xrevrange(self._keys.event_log(run_id), count=count)
+        return list(_after(START, reversed(entries)))
+
+    def last_position(self, run_id: UUID) -> Position:
+        """Where the newest event is; START when there is none."""
+        newest: Any = self._client.xrevrange(self._keys.event_log(run_id), count=1)
+        return Position.parse(newest[0][0].decode()) if newest else START
+
+
+class _Written:
+    """How much of one run's log has been written here. A worker's child writes one at a time."""
+
+    def __init__(self) -> None:
+        self._of: tuple[UUID, int] | None = None
+        #: The last sequence number and the size of each entry, oldest first.
+        self._entries: deque[tuple[int, int]] = deque()
+        self._bytes = 0
+        #: The last sequence number of what has been dropped.
+        self._dropped = 0
+
+    def oldest_to_keep(self, run_id: UUID, last: Position, size: int, most: int) -> int:
+        """Note an entry; returns the sequence number from which entries fit into `most` bytes, the
+        newest in any case, and 0 while all do."""
+        if last.seq >= END_SEQ - 1:
+            return 0
+        if self._of != (run_id, last.claim_no):
+            self._of, self._bytes = (run_id, last.claim_no), 0
+            self._entries.clear()
+            self._dropped = 0
+        self._entries.append((last.seq, size))
+        self._bytes += size
+        while self._bytes > most and len(self._entries) > 1:
+            self._dropped, dropped_size = self._entries.popleft()
+            self._bytes -= dropped_size
+        return self._dropped + 1 if self._dropped else 0
+
+
+def _entries(events: Iterable[Event]) -> Iterator[list[Event]]:
+    """Events in a row, as many as one entry may hold."""
+    entry: list[Event] = []
+    size = 0
+    for event in events:
+        follows = entry and event.position == (entry[-1].position[0], entry[-1].position[1] + 1)
+        full = len(entry) >= _ENTRY_EVENTS or size + len(event.data) > _ENTRY_BYTES
+        if entry and (full or not follows):
+            yield entry
+            entry, size = [], 0
+        entry.append(event)
+        size += len(event.data)
+    if entry:
+        yield entry
+
+
+def _after(last: Position, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> Iterator[Event]:
+    """An entry may begin before the position: what is not after it was asked for is left out."""
+    for entry_id, fields in entries:
+        claim_no, newest = map(int, entry_id.split(b"-"))
+        names = fields[b"e"].decode().split("\n")
+        first = newest - len(names) + 1
+        for offset, (name, data) in enumerate(zip(names, fields[b"d"].split(b"\n"), strict=True)):
+            position = Position(claim_no, first + offset)
+            if position > last:
+                yield Event(position, name, data)
+
+
+def _end_events(end: LogEnd) -> list[Event]:
+    last = Event(Position(end.claim_no, END_SEQ), END, orjson.dumps({"status": end.status}))
+    if end.error is None:
+        return [last]
+    said = Event(Position(end.claim_no, END_SEQ - 1), "error", orjson.dumps(end.error))
+    return [said, last]
+
+
+def _refuse_all_but_stale(answers: Sequence[Any]) -> None:
+    """A zombie's event, or one written twice, is refused by Redis, as it should be."""
+    for answer in answers:
+        if isinstance(answer, Exception) and not _is_stale(answer):
+            raise answer
+
+
+def _is_stale(error: Exception) -> bool:
+    return isinstance(error, redis.ResponseError) and "equal or smaller" in str(error)

@@ -1,0 +1,186 @@
+"""The `belay` command: `dev`, `web`, `worker`, `migrate` and `keys`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from belay_server.command_lines import web_command, worker_command
+from belay_server.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from belay_server.db.connection import Connection
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="belay-server")
+def main() -> None:
+    """An Agent Server you can run yourself."""
+
+
+@main.command()
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The project's langgraph.json. [default: ./langgraph.json, else the example project]",
+)
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=2024, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--data-dir",
+    default=".belay",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the embedded Postgres and Valkey keep their data.",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1000),
+    envvar="BELAY_CONCURRENCY",
+    help="Runs at once. [default: 16]",
+)
+def dev(config: Path | None, host: str, port: int, data_dir: Path, concurrency: int | None) -> None:
+    """Run API, worker, Postgres and Valkey on this machine, until Ctrl-C."""
+    from belay_server.dev.embedded import EmbeddedUnavailable  # noqa: PLC0415
+    from belay_server.dev.server import DevOptions, PortBusy, StartFailed, run_dev  # noqa: PLC0415
+
+    try:
+        run_dev(DevOptions(config, host, port, data_dir, concurrency), os.environ)
+    except (PortBusy, SettingsError, EmbeddedUnavailable, StartFailed) as error:
+        click.echo(f"belay dev: {error}", err=True)
+        sys.exit(2)
+
+
+_PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+@main.command(context_settings=_PASSED_ON)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def web(options: tuple[str, ...]) -> None:
+    """Run a web process: the API. OPTIONS are gunicorn's, after `--`.
+
+    It listens on $PORT (2024), with $WEB_CONCURRENCY processes (1).
+    """
+    _become(web_command(options))
+
+
+@main.command(context_settings=_PASSED_ON)
+@click.argument("options", nargs=-1, type=click.UNPROCESSED)
+def worker(options: tuple[str, ...]) -> None:
+    """Run a worker: it executes runs. OPTIONS are those of `celery worker`, after `--`.
+
+    `-- -Q heavy` consumes another queue than the default one.
+    """
+    _become(worker_command(options))
+
+
+def _become(command: list[str]) -> NoReturn:
+    """Signals and exit codes are then those of the program itself."""
+    os.execv(command[0], command)  # noqa: S606
+
+
+@main.command()
+def migrate() -> None:
+    """Bring the database's schema up to this version (the release process)."""
+    import psycopg  # noqa: PLC0415
+
+    from belay_server.db.migrate import VectorsUnavailable  # noqa: PLC0415
+    from belay_server.db.migrate import migrate as apply_migrations  # noqa: PLC0415
+    from belay_server.graphs.project import read_project  # noqa: PLC0415
+    from belay_server.graphs.project_files import ProjectError  # noqa: PLC0415
+
+    try:
+        settings = Settings.from_environ({"REDIS_URL": "redis://unused", **os.environ})
+        index = read_project(settings.config_path).store.index
+        applied = apply_migrations(settings.database_url, store_index=index)
+    except (SettingsError, ProjectError, VectorsUnavailable, psycopg.Error) as error:
+        click.echo(f"belay migrate: {error}", err=True)
+        sys.exit(1)
+    for name in applied:
+        click.echo(f"applied {name}")
+    click.echo("the schema is up to date")
+
+
+@main.group()
+def keys() -> None:
+    """API keys: a server that runs with BELAY_AUTH=keys wants one with every request."""
+
+
+@contextmanager
+def _database() -> Iterator[Connection]:
+    """The database that DATABASE_URL names; without it, or an answer from it, that is the end."""
+    import psycopg  # noqa: PLC0415
+
+    from belay_server.db.connection import connect  # noqa: PLC0415
+
+    try:
+        settings = Settings.from_environ({"REDIS_URL": "redis://unused", **os.environ})
+        with connect(settings.database_url, name="belay keys") as conn:
+            yield conn
+    except (SettingsError, psycopg.Error) as error:
+        click.echo(f"belay keys: {error}", err=True)
+        sys.exit(1)
+
+
+@keys.command("create")
+@click.option("--name", required=True, help="What it is for, to know it again.")
+@click.option("--team", default="default", show_default=True, help="Whose Agent runs it sees.")
+@click.option("--scope", type=click.Choice(["all", "agent_runs"]), default="all", show_default=True)
+@click.option("--days", type=click.FloatRange(min=0, min_open=True, max=36500), help="Expires.")
+def create_key(name: str, team: str, scope: str, days: float | None) -> None:
+    """Make a key and show it, this once."""
+    from belay_server.db.api_keys import insert_api_key  # noqa: PLC0415
+    from belay_server.domain.api_keys import make_key  # noqa: PLC0415
+
+    if not name.isprintable() or not team.isprintable():
+        raise click.UsageError("--name and --team must be printable")
+    new = make_key()
+    seconds = None if days is None else days * 86_400
+    with _database() as conn:
+        insert_api_key(conn, new, name=name, team=team, scope=scope, seconds=seconds)
+    click.echo(new.text)
+    click.echo("Keep it: it is not shown again.", err=True)
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """What keys there are, by their prefixes."""
+    from belay_server.db.api_keys import list_api_keys  # noqa: PLC0415
+
+    now = datetime.now(UTC)
+    with _database() as conn:
+        click.echo(f"{'PREFIX':14}{'NAME':22}{'TEAM':14}{'SCOPE':12}{'STATE':10}{'LAST USED'}")
+        for key in list_api_keys(conn):
+            state = "good"
+            if key.revoked_at is not None:
+                state = "revoked"
+            elif key.expires_at is not None and key.expires_at <= now:
+                state = "expired"
+            used = "never" if key.last_used_at is None else f"{key.last_used_at:%Y-%m-%d %H:%M}"
+            click.echo(f"{key.prefix:14}{key.name:22}{key.team:14}{key.scope:12}{state:10}{used}")
+
+
+@keys.command("revoke")
+@click.argument("named")
+def revoke_key(named: str) -> None:
+    """Revoke the key with this prefix, or all that have this name."""
+    from belay_server.db.api_keys import revoke_api_key  # noqa: PLC0415
+
+    with _database() as conn:
+        revoked = revoke_api_key(conn, named)
+    if not revoked:
+        click.echo(f"belay keys: there is no key {named}", err=True)
+        sys.exit(1)
+    for key in revoked:
+        click.echo(f"revoked {key.prefix} ({key.name}); it is refused within two seconds")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""The command lines of the server's processes: what `belay web` and `belay worker` run.
+
+Python is started with `-P`, so that a module in the current folder is not taken for one of the
+libraries of the same name. The folders of the project are on the import path all the same: it names
+them in `langgraph.json`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+_PYTHON = (sys.executable, "-P", "-m")
+
+
+def web_command(options: Sequence[str] = ()) -> list[str]:
+    """Return the command line of a web process: gunicorn, with further options of its own."""
+    config = ("-c", "python:belay_server.gunicorn_conf")
+    return [*_PYTHON, "gunicorn", *config, *options, "belay_server.factory:create_app()"]
+
+
+def worker_command(options: Sequence[str] = ()) -> list[str]:
+    """Return the command line of a worker: `celery worker`, with further options of its own."""
+    # A worker tells others nothing, and its health is known from its leases.
+    silent = ("--without-gossip", "--without-mingle", "--without-heartbeat")
+    worker = ("-A", "belay_workers", "--quiet", "worker", "--loglevel=INFO")
+    return [*_PYTHON, "celery", *worker, *silent, *options]
+
+
+def cli_command(*words: str) -> list[str]:
+    """Return the command line of one of `belay`'s commands."""
+    return [*_PYTHON, "belay_server", *words]

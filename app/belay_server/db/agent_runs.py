@@ -1,0 +1,54 @@
+"""Agent runs in Postgres. Each function runs the query of its own name in `sql/agent_runs.sql`."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from belay_server.db.connection import Connection, execute, fetch_one, fetch_page, fetch_value
+from belay_server.db.queries import load_queries
+from belay_server.domain.agent_runs import AgentRun
+
+SQL = load_queries("agent_runs")
+
+
+def lock_team(conn: Connection, team: str) -> None:
+    """To the end of the transaction."""
+    execute(conn, SQL.lock_team, {"team": team})
+
+
+def count_active_agent_runs(conn: Connection, team: str) -> int:
+    return int(fetch_value(conn, SQL.count_active_agent_runs, {"team": team}))
+
+
+def insert_agent_run(
+    conn: Connection,
+    agent_run_id: str,
+    *,
+    team: str,
+    run_id: UUID,
+    thread_id: UUID,
+    request: dict[str, Any],
+) -> None:
+    params = {
+        "id": agent_run_id,
+        "team": team,
+        "run_id": run_id,
+        "thread_id": thread_id,
+        "request": Jsonb(request),
+    }
+    execute(conn, SQL.insert_agent_run, params)
+
+
+def get_agent_run(conn: Connection, team: str, agent_run_id: str) -> AgentRun | None:
+    return fetch_one(conn, SQL.get_agent_run, {"team": team, "id": agent_run_id}, AgentRun)
+
+
+def list_agent_runs(
+    conn: Connection, team: str, *, before: str | None, limit: int
+) -> list[AgentRun]:
+    """Newest first, from behind `before`, whether that is still there or not."""
+    params = {"team": team, "before": before, "limit": limit}
+    return fetch_page(conn, SQL.list_agent_runs, params, AgentRun)

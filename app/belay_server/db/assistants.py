@@ -1,0 +1,170 @@
+"""Assistants in Postgres. Each function runs the query of its own name in `sql/assistants.sql`."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from belay_server.db.connection import (
+    Connection,
+    execute,
+    fetch_dicts,
+    fetch_one,
+    fetch_page,
+    fetch_value,
+)
+from belay_server.db.queries import load_queries
+from belay_server.domain.assistants import Assistant, AssistantVersion, system_assistant_id
+
+log = logging.getLogger(__name__)
+
+SQL = load_queries("assistants")
+SORT_COLUMNS = ("assistant_id", "graph_id", "name", "created_at", "updated_at")
+
+
+def put_system_assistants(conn: Connection, graph_ids: list[str]) -> None:
+    """One assistant per graph, with the id every installation derives from the graph's.
+
+    A client may have made an assistant with that id before there was the graph: it is taken over,
+    or everybody would run the client's.
+    """
+    for graph_id in graph_ids:
+        assistant_id = system_assistant_id(graph_id)
+        params = {"assistant_id": assistant_id, "graph_id": graph_id}
+        execute(conn, SQL.own_system_assistant, params)
+        version = fetch_value(conn, SQL.put_system_assistant, params)
+        if version is not None and version > 1:
+            log.warning(
+                "assistant %s of graph %s was somebody else's and is the server's own now; what it "
+                "was is its version %d",
+                assistant_id,
+                graph_id,
+                version - 1,
+            )
+        execute(conn, SQL.put_version, {"assistant_id": assistant_id})
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantContent:
+    """What a client may set of an assistant, and a version keeps."""
+
+    graph_id: str
+    name: str
+    description: str | None
+    config: dict[str, Any]
+    context: dict[str, Any]
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(cls, assistant: Assistant) -> AssistantContent:
+        return cls(*(getattr(assistant, field.name) for field in dataclasses.fields(cls)))
+
+    def params(self) -> dict[str, Any]:
+        return {
+            "graph_id": self.graph_id,
+            "name": self.name,
+            "description": self.description,
+            "config": Jsonb(self.config),
+            "context": Jsonb(self.context),
+            "metadata": Jsonb(self.metadata),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class AssistantFilter:
+    """Which assistants a search or a count sees; None means any."""
+
+    graph_id: str | None
+    name: str | None
+    metadata: dict[str, Any]
+
+    def params(self) -> dict[str, Any]:
+        return {
+            "graph_id": self.graph_id,
+            "name": self.name,
+            "metadata": Jsonb(self.metadata),
+        }
+
+
+def insert_assistant(
+    conn: Connection, assistant_id: UUID, content: AssistantContent
+) -> Assistant | None:
+    """None when the id is taken."""
+    params = {"assistant_id": assistant_id, **content.params()}
+    return _with_version(conn, fetch_one(conn, SQL.insert_assistant, params, Assistant))
+
+
+def update_assistant(
+    conn: Connection, assistant_id: UUID, content: AssistantContent
+) -> Assistant | None:
+    """Replace its content under a new version. The row is locked."""
+    params = {"assistant_id": assistant_id, **content.params()}
+    return _with_version(conn, fetch_one(conn, SQL.update_assistant, params, Assistant))
+
+
+def _with_version(conn: Connection, assistant: Assistant | None) -> Assistant | None:
+    if assistant is not None:
+        execute(conn, SQL.put_version, {"assistant_id": assistant.assistant_id})
+    return assistant
+
+
+def set_latest_version(conn: Connection, assistant_id: UUID, version: int) -> Assistant | None:
+    """The assistant as it was at this version, whole. None when it never had it."""
+    params = {"assistant_id": assistant_id, "version": version}
+    return fetch_one(conn, SQL.set_latest_version, params, Assistant)
+
+
+def assistant_versions(
+    conn: Connection, assistant_id: UUID, *, metadata: dict[str, Any], limit: int, offset: int
+) -> list[AssistantVersion]:
+    """Newest first."""
+    params = {
+        "assistant_id": assistant_id,
+        "metadata": Jsonb(metadata),
+        "limit": limit,
+        "offset": offset,
+    }
+    return fetch_page(conn, SQL.assistant_versions, params, AssistantVersion)
+
+
+def lock_assistant(conn: Connection, assistant_id: UUID) -> Assistant | None:
+    return fetch_one(conn, SQL.lock_assistant, {"assistant_id": assistant_id}, Assistant)
+
+
+def threads_of_assistant(conn: Connection, assistant_id: UUID, *, limit: int) -> list[UUID]:
+    """Threads whose last run was this assistant's."""
+    params = {"assistant_id": str(assistant_id), "limit": limit}
+    return [row["thread_id"] for row in fetch_dicts(conn, SQL.threads_of_assistant, params)]
+
+
+def get_assistant(conn: Connection, assistant_id: UUID) -> Assistant | None:
+    return fetch_one(conn, SQL.get_assistant, {"assistant_id": assistant_id}, Assistant)
+
+
+def delete_assistant(conn: Connection, assistant_id: UUID) -> bool:
+    return fetch_value(conn, SQL.delete_assistant, {"assistant_id": assistant_id}) is not None
+
+
+def search_assistants(
+    conn: Connection,
+    filter_: AssistantFilter,
+    *,
+    sort_by: str,
+    sort_order: str,
+    limit: int,
+    offset: int,
+) -> list[Assistant]:
+    if sort_by not in SORT_COLUMNS or sort_order not in ("asc", "desc"):
+        raise ValueError(f"cannot sort by {sort_by} {sort_order}")
+    sql = SQL.search_assistants.format(sort_by=sort_by, sort_order=sort_order)
+    params = filter_.params() | {"limit": limit, "offset": offset}
+    return fetch_page(conn, sql, params, Assistant)
+
+
+def count_assistants(conn: Connection, filter_: AssistantFilter) -> int:
+    return int(fetch_value(conn, SQL.count_assistants, filter_.params()))

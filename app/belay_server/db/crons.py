@@ -1,0 +1,176 @@
+"""Crons in Postgres. Each function runs the query of its own name in `sql/crons.sql`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from psycopg.types.json import Jsonb
+
+from belay_server.db.connection import (
+    Connection,
+    execute,
+    fetch_dicts,
+    fetch_one,
+    fetch_page,
+    fetch_value,
+)
+from belay_server.db.queries import load_queries
+from belay_server.domain.crons import Cron, DueCron
+
+SQL = load_queries("crons")
+SORT_COLUMNS = (
+    "cron_id",
+    "assistant_id",
+    "thread_id",
+    "created_at",
+    "updated_at",
+    "next_run_date",
+    "end_time",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CronFilter:
+    """Which crons a search or a count sees; None means any."""
+
+    assistant_id: UUID | None
+    thread_id: UUID | None
+    enabled: bool | None
+    metadata: dict[str, Any]
+
+    def params(self) -> dict[str, Any]:
+        return {
+            "assistant_id": self.assistant_id,
+            "thread_id": self.thread_id,
+            "enabled": self.enabled,
+            "metadata": Jsonb(self.metadata),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CronContent:
+    """What a client may set of a cron, and when that makes it due."""
+
+    schedule: str
+    timezone: str | None
+    end_time: datetime | None
+    enabled: bool
+    on_run_completed: str | None
+    payload: dict[str, Any]
+    metadata: dict[str, Any]
+    next_run_date: datetime | None
+
+    def params(self) -> dict[str, Any]:
+        return {
+            "schedule": self.schedule,
+            "timezone": self.timezone,
+            "end_time": self.end_time,
+            "enabled": self.enabled,
+            "on_run_completed": self.on_run_completed,
+            "payload": Jsonb(self.payload),
+            "metadata": Jsonb(self.metadata),
+            "next_run_date": self.next_run_date,
+        }
+
+
+def insert_cron(
+    conn: Connection,
+    cron_id: UUID,
+    content: CronContent,
+    *,
+    assistant_id: UUID,
+    thread_id: UUID | None,
+    maker: dict[str, Any],
+) -> Cron:
+    """`maker`: who made it, as JSON: its runs are theirs."""
+    params = {
+        "cron_id": cron_id,
+        "maker": Jsonb(maker),
+        "assistant_id": assistant_id,
+        "thread_id": thread_id,
+        **content.params(),
+    }
+    cron = fetch_one(conn, SQL.insert_cron, params, Cron)
+    assert cron is not None
+    return cron
+
+
+def crons_of(conn: Connection, caller: str) -> int:
+    """How many a caller has; others who count for the same caller wait for this transaction."""
+    execute(conn, SQL.lock_caller, {"caller": caller})
+    return int(fetch_value(conn, SQL.count_crons_of, {"caller": caller}))
+
+
+def get_cron(conn: Connection, cron_id: UUID) -> Cron | None:
+    return fetch_one(conn, SQL.get_cron, {"cron_id": cron_id}, Cron)
+
+
+def lock_cron(conn: Connection, cron_id: UUID) -> Cron | None:
+    return fetch_one(conn, SQL.lock_cron, {"cron_id": cron_id}, Cron)
+
+
+def update_cron(conn: Connection, cron_id: UUID, content: CronContent) -> Cron | None:
+    return fetch_one(conn, SQL.update_cron, {"cron_id": cron_id, **content.params()}, Cron)
+
+
+def delete_cron(conn: Connection, cron_id: UUID) -> bool:
+    return fetch_value(conn, SQL.delete_cron, {"cron_id": cron_id}) is not None
+
+
+def search_crons(
+    conn: Connection,
+    filter_: CronFilter,
+    *,
+    sort_by: str,
+    sort_order: str,
+    limit: int,
+    offset: int,
+) -> list[Cron]:
+    if sort_by not in SORT_COLUMNS or sort_order not in ("asc", "desc"):
+        raise ValueError(f"cannot sort by {sort_by} {sort_order}")
+    sql = SQL.search_crons.format(sort_by=sort_by, sort_order=sort_order)
+    return fetch_page(conn, sql, filter_.params() | {"limit": limit, "offset": offset}, Cron)
+
+
+def count_crons(conn: Connection, filter_: CronFilter) -> int:
+    return int(fetch_value(conn, SQL.count_crons, filter_.params()))
+
+
+def due_crons(conn: Connection, *, limit: int) -> list[UUID]:
+    return [row["cron_id"] for row in fetch_dicts(conn, SQL.due_crons, {"limit": limit})]
+
+
+def lock_due_cron(conn: Connection, cron_id: UUID) -> DueCron | None:
+    return fetch_one(conn, SQL.lock_due_cron, {"cron_id": cron_id}, DueCron)
+
+
+def put_off_cron(
+    conn: Connection,
+    cron_id: UUID,
+    *,
+    again_at: datetime,
+    failures: int,
+    last_error: str,
+    enabled: bool,
+) -> None:
+    """Its run could not be stored. The row is locked."""
+    params = {
+        "cron_id": cron_id,
+        "again_at": again_at,
+        "failures": failures,
+        "last_error": last_error,
+        "enabled": enabled,
+    }
+    execute(conn, SQL.put_off_cron, params)
+
+
+def set_last_error(conn: Connection, cron_id: UUID, last_error: str) -> None:
+    execute(conn, SQL.set_last_error, {"cron_id": cron_id, "last_error": last_error})
+
+
+def set_next_run_date(conn: Connection, cron_id: UUID, next_run_date: datetime | None) -> None:
+    params = {"cron_id": cron_id, "next_run_date": next_run_date}
+    execute(conn, SQL.set_next_run_date, params)

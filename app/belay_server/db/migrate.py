@@ -1,0 +1,140 @@
+"""Forward-only migrations: numbered SQL files, then LangGraph's own checkpoint tables.
+
+Run by `belay migrate` (the release process). Each file is one transaction under one advisory
+lock, so two releases at once do no harm, and with timeouts, so a migration that cannot get its
+locks fails instead of stopping the traffic.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from importlib.resources import files
+from typing import Any
+
+import psycopg
+
+from belay_server.db.connection import Connection, connect, fetch_value
+from belay_server.db.outages import is_outage
+
+log = logging.getLogger(__name__)
+
+_LOCK = 7_235_116
+#: A database that is started together with us needs a moment.
+_SILENT_SECONDS = 2.0
+_TABLE = """
+CREATE TABLE IF NOT EXISTS belay_migration (
+    number     integer PRIMARY KEY,
+    name       text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+)
+"""
+
+
+#: LangGraph's store keeps minutes as whole numbers; a shorter time to live would expire at once.
+_FRACTIONS_OF_MINUTES = "ALTER TABLE store ALTER COLUMN ttl_minutes TYPE double precision"
+_TTL_TYPE = """
+SELECT data_type FROM information_schema.columns
+WHERE table_name = 'store' AND column_name = 'ttl_minutes' AND table_schema = current_schema()
+"""
+
+
+class VectorsUnavailable(Exception):
+    """The project's store has an index, and this Postgres has no pgvector."""
+
+
+class SchemaNotReady(Exception):
+    """The database's schema is older than this code; run `belay migrate`."""
+
+
+def migrations() -> list[tuple[int, str, str]]:
+    """(number, file name, SQL) of every migration, in order."""
+    folder = files("belay_server.db") / "migrations"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
+    return [(int(name.split("_")[0]), name, (folder / name).read_text()) for name in names]
+
+
+def migrate(database_url: str, *, store_index: dict[str, Any] | None = None) -> list[str]:
+    """Apply what is missing; returns the names of the migrations applied.
+
+    `store_index` is `store.index` of the project, which says whether the store has vectors. Raises
+    VectorsUnavailable where Postgres has no pgvector.
+    """
+    # Importing LangGraph's saver costs half a second, and only this function needs it.
+    from langgraph.checkpoint.postgres import PostgresSaver  # noqa: PLC0415
+
+    applied = []
+    with connect(database_url, name="belay migrate") as conn:
+        conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
+        try:
+            conn.execute(_TABLE)
+            done = {row[0] for row in conn.execute("SELECT number FROM belay_migration")}
+            for number, name, sql in migrations():
+                if number not in done:
+                    _apply(conn, number, name, sql)
+                    applied.append(name)
+            # LangGraph creates indexes CONCURRENTLY, which no transaction may hold.
+            PostgresSaver(conn).setup()
+            conn.execute(
+                "CREATE INDEX CONCURRENTLY IF NOT EXISTS belay_checkpoints_run"
+                " ON checkpoints (thread_id, (metadata ->> 'run_id'))"
+            )
+            _set_up_store(conn, store_index)
+        finally:
+            conn.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
+    return applied
+
+
+def _set_up_store(conn: Connection, index: dict[str, Any] | None) -> None:
+    from langgraph.store.postgres import PostgresStore  # noqa: PLC0415
+
+    # The function that embeds is not asked anything here.
+    prepared: Any = None if index is None else {**index, "embed": lambda texts: texts}
+    try:
+        PostgresStore(conn, index=prepared).setup()
+    except (psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFile) as error:
+        raise VectorsUnavailable(str(error).strip()) from error
+    if fetch_value(conn, _TTL_TYPE, {}) == "integer":
+        conn.execute(_FRACTIONS_OF_MINUTES)
+
+
+def _apply(conn: Connection, number: int, name: str, sql: str) -> None:
+    with conn.transaction():
+        conn.execute("SET LOCAL lock_timeout = '4s'")
+        conn.execute("SET LOCAL statement_timeout = '60s'")
+        conn.execute(sql)
+        conn.execute("INSERT INTO belay_migration (number, name) VALUES (%s, %s)", (number, name))
+
+
+def schema_is_ready(conn: Connection, *, vectors: bool = False) -> bool:
+    """True when every migration of this code is applied and LangGraph's tables exist, those of the
+    store's `vectors` among them."""
+    last_of_all = "store_vectors" if vectors else "store"
+    newest = migrations()[-1][0]
+    try:
+        number = fetch_value(conn, "SELECT max(number) FROM belay_migration", {})
+        ready = fetch_value(conn, "SELECT to_regclass(%(name)s)", {"name": last_of_all})
+    except psycopg.errors.UndefinedTable:
+        return False
+    return number is not None and number >= newest and ready is not None
+
+
+def wait_for_schema(database_url: str, *, seconds: float, vectors: bool = False) -> None:
+    """Wait until the schema is ready, and say so; raises SchemaNotReady with what to do."""
+    began = time.monotonic()
+    reason = "the migrations have not been applied"
+    has_said_so = False
+    while (waited := time.monotonic() - began) < seconds:
+        try:
+            with connect(database_url, name="belay start") as conn:
+                if schema_is_ready(conn, vectors=vectors):
+                    return
+        except psycopg.Error as error:
+            if not is_outage(error):
+                raise
+            reason = str(error).strip()
+        if waited > _SILENT_SECONDS and not has_said_so:
+            log.warning("waiting for the database: %s", reason)
+            has_said_so = True
+        time.sleep(0.05)
+    raise SchemaNotReady(f"The database is not ready ({reason}). Run: belay migrate")

@@ -1,0 +1,23 @@
+"""Named SQL queries, read from `app/belay_server/db/sql/<noun>.sql`.
+
+A query starts at a line `-- name: <name>` and ends at the next one. Its name is the name of the
+Python function that runs it.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from types import SimpleNamespace
+
+_NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
+
+
+def load_queries(noun: str) -> SimpleNamespace:
+    """All queries of one noun, as attributes. Raises ValueError if a name stands twice."""
+    text = (files("belay_server.db") / "sql" / f"{noun}.sql").read_text()
+    _, *parts = _NAME.split(text)
+    names, bodies = parts[0::2], parts[1::2]
+    if len(set(names)) != len(names):
+        raise ValueError(f"{noun}.sql: a query name stands twice")
+    return SimpleNamespace(**{name: body.strip() for name, body in zip(names, bodies, strict=True)})

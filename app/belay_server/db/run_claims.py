@@ -1,0 +1,193 @@
+"""The claim of a run, from the lease to the end: each function runs the query of its own name in
+`sql/run_claims.sql`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from belay_server.db.connection import (
+    Connection,
+    execute,
+    fetch_all,
+    fetch_dicts,
+    fetch_one,
+    fetch_value,
+)
+from belay_server.db.queries import load_queries
+from belay_server.db.runs import NextRun, Ringable
+from belay_server.domain.runs import Claim, ClaimedRun, Ending, Run
+
+SQL = load_queries("run_claims")
+
+
+@dataclass(frozen=True, slots=True)
+class LockedRun(Run):
+    """A run about to be ended, and how long ago its cancel was asked for."""
+
+    cancel_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimState:
+    """A running run as the supervisor sees it."""
+
+    run_id: UUID
+    claim_no: int
+    cancel_action: str | None
+
+
+def _json(value: Any) -> Jsonb | None:
+    return None if value is None else Jsonb(value)
+
+
+def claim_run(
+    conn: Connection, run_id: UUID, *, owner: str, lease_seconds: float
+) -> ClaimedRun | None:
+    """Take the lease. None: not claimable now, and another doorbell will ring if it ever is."""
+    params = {"run_id": run_id, "owner": owner, "lease_seconds": lease_seconds}
+    try:
+        return fetch_one(conn, SQL.claim_run, params, ClaimedRun)
+    except psycopg.errors.UniqueViolation:
+        # run_one_running_per_thread: another claim of this thread committed first.
+        return None
+
+
+def held_run(conn: Connection, run_id: UUID, *, owner: str) -> ClaimedRun | None:
+    """The run if this very owner has claimed it: asked when the answer to a claim was lost."""
+    return fetch_one(conn, SQL.held_run, {"run_id": run_id, "owner": owner}, ClaimedRun)
+
+
+def renew_leases(
+    conn: Connection, claims: Sequence[Claim], *, lease_seconds: float
+) -> list[ClaimState]:
+    """Those of the claims that still stand."""
+    params = {
+        "run_ids": [c.run_id for c in claims],
+        "claim_nos": [c.claim_no for c in claims],
+        "lease_seconds": lease_seconds,
+    }
+    return fetch_all(conn, SQL.renew_leases, params, ClaimState)
+
+
+def cancel_actions(conn: Connection, run_ids: Sequence[UUID]) -> list[ClaimState]:
+    return fetch_all(conn, SQL.cancel_actions, {"run_ids": list(run_ids)}, ClaimState)
+
+
+def _ending_params(thread_id: UUID, claim: Claim, ending: Ending) -> dict[str, Any]:
+    # A list keeps the order of the questions; keys of an object would be sorted.
+    raised = [i for of_task in (ending.interrupts or {}).values() for i in of_task]
+    outcome = {"values": ending.values, "interrupts": raised}
+    return {
+        "run_id": claim.run_id,
+        "claim_no": claim.claim_no,
+        "thread_id": thread_id,
+        "status": ending.status,
+        "values": _json(ending.values),
+        "values_known": ending.values_known,
+        "interrupts": Jsonb(ending.interrupts or {}),
+        "error": _json(ending.error),
+        "outcome": Jsonb(outcome) if ending.values_known else None,
+        "resting_status": ending.resting_status,
+    }
+
+
+def finish_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> NextRun | None:
+    """Write the end. None: the claim is over, or a cancel was accepted first."""
+    params = _ending_params(thread_id, claim, ending)
+    return fetch_one(conn, SQL.finish_run, params, NextRun)
+
+
+def finish_interrupted_run(
+    conn: Connection, thread_id: UUID, claim: Claim, ending: Ending
+) -> NextRun | None:
+    """Write the end of a run whose accepted cancel says `interrupt`."""
+    params = _ending_params(thread_id, claim, ending)
+    return fetch_one(conn, SQL.finish_interrupted_run, params, NextRun)
+
+
+def put_run_back(
+    conn: Connection, claim: Claim, *, uncharge: bool, rering_seconds: float
+) -> Ringable | None:
+    """Back to pending. None: the claim is over, or a cancel was accepted."""
+    params = {
+        "run_id": claim.run_id,
+        "claim_no": claim.claim_no,
+        "uncharge": int(uncharge),
+        "rering_seconds": rering_seconds,
+    }
+    return fetch_one(conn, SQL.put_run_back, params, Ringable)
+
+
+def lock_claimed_run(conn: Connection, claim: Claim) -> LockedRun | None:
+    params = {"run_id": claim.run_id, "claim_no": claim.claim_no}
+    return fetch_one(conn, SQL.lock_claimed_run, params, LockedRun)
+
+
+def expired_leases(
+    conn: Connection, *, sweeper: str, limit: int, but: Sequence[UUID] = ()
+) -> list[Claim]:
+    """Claims to be judged lost: none while this sweeper may not judge. `but`: runs to pass over."""
+    params = {"sweeper": sweeper, "limit": limit, "but": list(but)}
+    return fetch_all(conn, SQL.expired_leases, params, Claim)
+
+
+def lease_is_expired(conn: Connection, claim: Claim) -> bool:
+    params = {"run_id": claim.run_id, "claim_no": claim.claim_no}
+    return bool(fetch_value(conn, SQL.lease_is_expired, params))
+
+
+def was_not_rung(conn: Connection, run_ids: Sequence[UUID]) -> None:
+    """Take back what `ring_due_runs` counted: the broker did not take these messages."""
+    execute(conn, SQL.was_not_rung, {"run_ids": list(run_ids)})
+
+
+def queues_put_off(conn: Connection) -> list[str]:
+    """Queues with runs that were rung for and have not been claimed."""
+    return [row["queue"] for row in fetch_dicts(conn, SQL.queues_put_off, {})]
+
+
+def ring_again_at_once(conn: Connection, queues: Sequence[str], *, limit: int) -> int:
+    """Make runs of these queues due for a ring that were to wait; returns how many."""
+    return execute(conn, SQL.ring_again_at_once, {"queues": list(queues), "limit": limit})
+
+
+def ring_due_runs(conn: Connection, *, limit: int, rering_seconds: float) -> list[Ringable]:
+    params = {"limit": limit, "rering_seconds": rering_seconds}
+    return fetch_all(conn, SQL.ring_due_runs, params, Ringable)
+
+
+def next_runs_of_threads(conn: Connection, thread_ids: Sequence[UUID]) -> list[Ringable]:
+    """The head of each idle thread's queue."""
+    return fetch_all(conn, SQL.next_runs_of_threads, {"thread_ids": list(thread_ids)}, Ringable)
+
+
+def take_sweeper_lease(
+    conn: Connection,
+    owner: str,
+    *,
+    seconds: float,
+    tolerance_seconds: float,
+    patience_seconds: float,
+) -> bool:
+    """True while this owner is the one that sweeps.
+
+    When nobody swept for longer than the lease and the tolerance, nobody could renew a run's lease
+    either: then nobody judges for as long as the patience.
+    """
+    params = {
+        "owner": owner,
+        "seconds": seconds,
+        "tolerance_seconds": tolerance_seconds,
+        "patience_seconds": patience_seconds,
+    }
+    return fetch_value(conn, SQL.take_sweeper_lease, params) is not None
+
+
+def drop_sweeper_lease(conn: Connection, owner: str) -> None:
+    execute(conn, SQL.drop_sweeper_lease, {"owner": owner})

@@ -1,0 +1,209 @@
+"""A tree of processes: started together, logged with a prefix, restarted when they die, stopped
+together, and gone when their parent is gone.
+
+Every process is in a group of its own, so a Ctrl-C reaches only the parent, which then stops them
+in order; and every one has asked the kernel for a signal when the parent dies, so not even a
+`kill -9` of the parent leaves any behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+_TICK_SECONDS = 0.1
+_MAX_BACKOFF_SECONDS = 5.0
+#: What web and worker exit with when they can never start: their settings or the project are wrong,
+#: and they have said what. (Gunicorn ends so when its worker does not boot.)
+CANNOT_START = 3
+#: What a program that is about to end by itself gets to do so when another could not start.
+_LAST_WORDS_SECONDS = 5.0
+#: A process that lived this long starts anew at once when it dies.
+_STEADY_SECONDS = 10.0
+
+
+@dataclass(slots=True)
+class Program:
+    """One process of the tree. `before` runs ahead of every start."""
+
+    name: str
+    command: Sequence[str]
+    environ: Mapping[str, str]
+    popen: Mapping[str, Any] = field(default_factory=dict)
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_seconds: float = 10.0
+    before: Callable[[], None] | None = None
+    #: Started first and stopped last: the others need it until they have ended.
+    is_server: bool = False
+    process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
+    start_at: float = 0.0
+    backoff: float = 0.0
+    _reader: threading.Thread | None = None
+    _last_line: str = ""
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start it. From the main thread only: the kernel ties the death signal to the thread."""
+        if self.before is not None:
+            self.before()
+        self.process = subprocess.Popen(  # noqa: S603
+            list(self.command),
+            env=dict(self.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+            preexec_fn=die_with_parent(os.getpid(), self.stop_signal),  # noqa: PLW1509
+            **self.popen,
+        )
+        self.started_at = time.monotonic()
+        assert self.process.stdout is not None
+        arguments = (self.process.stdout,)
+        self._reader = threading.Thread(target=self._copy_lines, args=arguments, daemon=True)
+        self._reader.start()
+        return self.process
+
+    def _copy_lines(self, stream: IO[bytes]) -> None:
+        with stream:
+            for line in stream:
+                self._last_line = line.decode(errors="replace").rstrip() or self._last_line
+                say(self.name, self._last_line)
+
+    def last_line(self) -> str:
+        """What a program that has ended wrote last."""
+        if self._reader is not None:
+            self._reader.join(_LAST_WORDS_SECONDS)
+        return self._last_line
+
+
+def die_with_parent(parent: int, death_signal: int) -> Callable[[], None] | None:
+    """For Popen's `preexec_fn`: ask the kernel for this signal when the parent is gone."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+
+    def in_child() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, death_signal)
+        if os.getppid() != parent:  # it died before we had asked
+            os._exit(1)
+
+    return in_child
+
+
+def say(name: str, line: str) -> None:
+    """One line of the tree's log."""
+    sys.stdout.write(f"{name:<9}| {line}\n")
+    sys.stdout.flush()
+
+
+class ProcessTree:
+    """Add programs in the order they start. At the stop the servers go last."""
+
+    def __init__(self) -> None:
+        self._programs: list[Program] = []
+        self._stopping = threading.Event()
+        #: Why the tree gave up by itself, if it did.
+        self.failure: str | None = None
+
+    def start(self, program: Program) -> subprocess.Popen[bytes]:
+        self._programs.append(program)
+        return program.start()
+
+    def request_stop(self) -> None:
+        """From a signal handler, or from anywhere."""
+        self._stopping.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
+
+    def run(self) -> None:
+        """Keep everything running until `request_stop`. From the main thread only."""
+        while not self._stopping.wait(_TICK_SECONDS):
+            for program in self._programs:
+                self._keep_running(program)
+
+    def _keep_running(self, program: Program) -> None:
+        now = time.monotonic()
+        if program.process is not None and program.process.poll() is not None:
+            code = program.process.returncode
+            program.process = None
+            if code == CANNOT_START:
+                self.failure = program.last_line() or f"{program.name} cannot start"
+                self.request_stop()
+                return
+            steady = now - program.started_at > _STEADY_SECONDS
+            program.backoff = (
+                0.0 if steady else min(_MAX_BACKOFF_SECONDS, max(0.2, program.backoff * 2))
+            )
+            program.start_at = now + program.backoff
+            say("belay", f"{program.name} {_ended(code)}; starting it again")
+        if program.process is None and now >= program.start_at and not self.is_stopping:
+            program.start()
+
+    def stop(self) -> None:
+        """Stop everything, the servers when the others have ended; the slow are killed."""
+        if self.failure is not None:
+            self._let_the_others_say_why()
+        for are_servers in (False, True):
+            stopping = [p for p in self._programs if p.is_server is are_servers]
+            for program in stopping:
+                if program.process is not None:
+                    with suppress(ProcessLookupError):
+                        program.process.send_signal(program.stop_signal)
+            for program in stopping:
+                _wait_or_kill(program)
+
+    def _let_the_others_say_why(self) -> None:
+        """What keeps one from starting keeps most of them, and each says so in one line. Asked to
+        stop in the middle of that it would say a page: what takes too long is killed, and there is
+        nothing yet that it could lose."""
+        deadline = time.monotonic() + _LAST_WORDS_SECONDS
+        for program in self._programs:
+            if program.process is not None and not program.is_server:
+                try:
+                    program.process.wait(max(0.0, deadline - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    _kill(program.process)
+
+
+def _wait_or_kill(program: Program) -> None:
+    if program.process is None:
+        return
+    try:
+        program.process.wait(program.stop_seconds)
+    except subprocess.TimeoutExpired:
+        say("belay", f"{program.name} does not stop, killing it")
+        _kill(program.process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill it with all its descendants: those of Postgres are in sessions of their own, and one
+    that is left keeps the next server from starting on the same data."""
+    descendants: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        descendants = psutil.Process(process.pid).children(recursive=True)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for descendant in descendants:
+        with suppress(psutil.NoSuchProcess):
+            descendant.kill()
+    process.wait()
+
+
+def _ended(code: int) -> str:
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

@@ -1,0 +1,190 @@
+"""`belay dev`: API, worker and embedded servers as one process tree, on one Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from belay_server.command_lines import cli_command, web_command, worker_command
+from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
+from belay_server.dev.process_tree import ProcessTree, Program, say
+from belay_server.open_servers import refuse_open_server
+from belay_server.settings import DEFAULT_QUEUE, config_path
+
+_READY_SECONDS = 60.0
+#: In development a run in flight is put back soon; it goes on at the next start.
+_DRAIN_SECONDS = "1"
+#: To Postgres, besides one for each run: of web and worker, and of whoever looks into it.
+_OTHER_CONNECTIONS = 200
+
+
+class PortBusy(Exception):
+    """Somebody else listens on the port."""
+
+
+class StartFailed(Exception):
+    """The project, the settings or the schema are such that the server can never start."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevOptions:
+    config: Path | None
+    host: str
+    port: int
+    data_dir: Path
+    concurrency: int | None
+
+
+def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
+    """Run until SIGINT or SIGTERM. Raises PortBusy, SettingsError, EmbeddedUnavailable or
+    StartFailed; nothing is left running."""
+    _refuse_busy_port(options.host, options.port)
+    # What is written here, and by the servers that are started, is nobody else's to read.
+    os.umask(0o077)
+    env = {**environ, "PYTHONUNBUFFERED": "1"}
+    if options.config is not None:
+        env["BELAY_CONFIG"] = str(options.config)
+    env["BELAY_CONFIG"] = str(config_path(env))
+    refuse_open_server([options.host], env)
+    if options.concurrency is not None:
+        env["BELAY_CONCURRENCY"] = str(options.concurrency)
+    env.setdefault("BELAY_DRAIN_GRACE_SECONDS", _DRAIN_SECONDS)
+    env.setdefault("BELAY_CORS_PRIVATE_NETWORK", "1")
+    env["BELAY_BIND"] = f"{options.host}:{options.port}"
+    queues = _queues(Path(env["BELAY_CONFIG"]))
+
+    tree = ProcessTree()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: tree.request_stop())
+    postgres: EmbeddedPostgres | None = None
+    try:
+        data_dir = options.data_dir.resolve()
+        if not env.get("REDIS_URL"):
+            env["REDIS_URL"] = _start_valkey(tree, data_dir)
+        if not env.get("DATABASE_URL"):
+            connections = _OTHER_CONNECTIONS + (options.concurrency or 0)
+            postgres = EmbeddedPostgres(data_dir, connections=connections)
+            env["DATABASE_URL"] = _start_postgres(tree, postgres)
+            say("belay", f"data in {postgres.data} and {data_dir}")
+            if env.get("BELAY_AUTH") == "keys":
+                url = env["DATABASE_URL"]
+                say("belay", f"make a key: DATABASE_URL='{url}' belay keys create --name me")
+        _start_belay(tree, env, queues)
+        url = f"http://{options.host}:{options.port}"
+        example = _first_graph(Path(env["BELAY_CONFIG"]))
+        threading.Thread(target=_announce, args=(tree, url, example), daemon=True).start()
+        tree.run()
+        say("belay", "stopping")
+    finally:
+        tree.stop()
+        if postgres is not None:
+            postgres.clean_up()
+    if tree.failure is not None:
+        raise StartFailed(tree.failure)
+    say("belay", "stopped")
+
+
+def _refuse_busy_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortBusy(
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
+            ) from error
+
+
+def _queues(config: Path) -> list[str]:
+    """The queues this project's graphs use; read without importing LangGraph."""
+    try:
+        named = orjson.loads(config.read_bytes()).get("queues", {})
+        return list(dict.fromkeys([DEFAULT_QUEUE, *named.values()]))
+    except (OSError, orjson.JSONDecodeError, AttributeError, TypeError):
+        return [DEFAULT_QUEUE]  # the worker reads the file again, and says what is wrong with it
+
+
+def _first_graph(config: Path) -> str:
+    """A graph to name in the example call."""
+    try:
+        return str(next(iter(orjson.loads(config.read_bytes())["graphs"])))
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, StopIteration):
+        return "agent"
+
+
+def _start_valkey(tree: ProcessTree, data_dir: Path) -> str:
+    valkey = EmbeddedValkey(data_dir)
+    server = valkey.server()
+    process = tree.start(
+        Program(
+            server.name,
+            server.command,
+            server.environ,
+            server.popen,
+            stop_seconds=5.0,
+            is_server=True,
+        )
+    )
+    wait_until_ready(valkey, process)
+    return valkey.url
+
+
+def _start_postgres(tree: ProcessTree, postgres: EmbeddedPostgres) -> str:
+    postgres.initialise()
+    server = postgres.server()
+    process = tree.start(
+        Program(
+            server.name,
+            server.command,
+            server.environ,
+            server.popen,
+            stop_signal=signal.SIGINT,  # fast shutdown: it does not wait for clients to leave
+            stop_seconds=10.0,
+            before=postgres.initialise,
+            is_server=True,
+        )
+    )
+    wait_until_ready(postgres, process)
+    return postgres.url
+
+
+def _start_belay(tree: ProcessTree, env: Mapping[str, str], queues: list[str]) -> None:
+    """Migrations, web and worker start together; the latter two wait for the schema."""
+    migration = Program("migrate", cli_command("migrate"), env)
+    migrating = migration.start()
+    tree.start(Program("web", web_command(), env, stop_seconds=5.0))
+    worker = worker_command(["-Q", ",".join(queues)])
+    tree.start(Program("worker", worker, env, stop_seconds=15.0))
+    if migrating.wait() != 0:
+        tree.failure = migration.last_line()
+        tree.request_stop()
+
+
+def _announce(tree: ProcessTree, url: str, graph_id: str) -> None:
+    """Say when the server answers."""
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline and not tree.is_stopping:
+        try:
+            with urllib.request.urlopen(f"{url}/ok", timeout=1):  # noqa: S310
+                say("belay", f"ready on {url}  (docs: {url}/docs)")
+                say("belay", "try: " + _curl(url, graph_id))
+                return
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.05)
+
+
+def _curl(url: str, graph_id: str) -> str:
+    message = '{"messages": [{"role": "user", "content": "hi"}]}'
+    body = f'{{"assistant_id": "{graph_id}", "input": {message}}}'
+    return f"curl -s {url}/runs/wait -H 'content-type: application/json' -d '{body}'"

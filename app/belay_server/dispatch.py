@@ -1,0 +1,135 @@
+"""The doorbell: a Celery message that says "run N may be claimable". It may be lost or doubled.
+
+Sent by task NAME, so that no web process imports the workers. No result backend, no late acks,
+JSON only: the row in Postgres decides everything, and the sweeper rings again.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import threading
+import time
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from kombu import Queue
+
+from belay_server.settings import DEFAULT_QUEUE, Settings
+
+log = logging.getLogger(__name__)
+
+RUN_TASK = "belay.run"
+PING_TASK = "belay.ping"
+#: The longest a ring waits for a broker that does not answer.
+_SEND_SECONDS = 2.0
+#: After a failed ring, do not try the broker again for this long: every create would wait for it.
+_PAUSE_SECONDS = 1.0
+
+
+def celery_config(settings: Settings) -> dict[str, Any]:
+    """Celery's settings, the same in the web processes, the workers and the sweeper."""
+    config: dict[str, Any] = {
+        "broker_url": settings.broker_url,
+        "task_ignore_result": True,
+        "result_backend": None,
+        "task_default_queue": DEFAULT_QUEUE,
+        "task_create_missing_queues": True,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_acks_late": False,
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": settings.broker_url.startswith("redis"),
+        "worker_enable_remote_control": False,
+        "worker_send_task_events": False,
+        "worker_hijack_root_logger": False,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "broker_connection_retry": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_connection_timeout": 2.0,
+        "worker_proc_alive_timeout": 30.0,
+    }
+    if settings.broker_url.startswith("redis"):
+        config["broker_transport_options"] = {
+            "socket_timeout": 5.0,
+            "socket_connect_timeout": 2.0,
+            "socket_keepalive": True,
+            # A consumer whose connection is half-open drops it after twice this.
+            "health_check_interval": 4,
+            # A doorbell is acknowledged before the run starts, so this only bounds how long one
+            # sits in a dead worker's hands.
+            "visibility_timeout": 60,
+            "global_keyprefix": settings.redis_prefix,
+        }
+    if settings.broker_url.startswith("rediss"):
+        verify = ssl.CERT_REQUIRED if settings.redis_verify_tls else ssl.CERT_NONE
+        config["broker_use_ssl"] = {"ssl_cert_reqs": verify}
+    return config
+
+
+class Doorbell:
+    """Rings for runs. A ring that fails is logged and left to the sweeper: the run's row is in, and
+    nothing that the broker or its library does may change the answer to a create."""
+
+    def __init__(
+        self, celery: Celery, *, turn: AbstractContextManager[object] | None = None
+    ) -> None:
+        """`turn` is held whenever the broker's library is at work."""
+        self._celery = celery
+        self._turn = nullcontext() if turn is None else turn
+        self._paused_until = 0.0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(
+        cls, settings: Settings, *, turn: AbstractContextManager[object] | None = None
+    ) -> Doorbell:
+        """A doorbell with a Celery app of its own, which never waits long for the broker."""
+        celery = Celery("belay", set_as_current=False)
+        celery.conf.update(celery_config(settings))
+        if "broker_transport_options" in celery.conf:
+            celery.conf.broker_transport_options["socket_timeout"] = _SEND_SECONDS
+        return cls(celery, turn=turn)
+
+    def ring(self, run_id: UUID, queue: str) -> bool:
+        """Send the message. False when the broker could not be reached."""
+        return self._send(f"doorbell of run {run_id}", RUN_TASK, queue, args=(str(run_id),))
+
+    def ping(self, ping_id: str, queue: Queue) -> bool:
+        """Send a worker a message of its own. False when the broker could not be reached."""
+        return self._send("ping", PING_TASK, queue, task_id=ping_id)
+
+    def _send(self, what: str, task: str, queue: str | Queue, **options: Any) -> bool:
+        if time.monotonic() < self._paused_until:
+            return False
+        try:
+            with self._turn:
+                send = self._celery.send_task
+                send(task, queue=queue, retry=False, ignore_result=True, **options)
+        except Exception as error:  # noqa: BLE001  (each broker's library has errors of its own)
+            log.warning("%s not sent, the broker is away: %s", what, error)
+            self._pause()
+            return False
+        return True
+
+    def waiting(self, queue: str) -> int | None:
+        """How many messages wait in the broker's queue; None when it cannot be asked."""
+        if time.monotonic() < self._paused_until:
+            return None
+        try:
+            with self._turn, self._celery.connection_for_write() as connection:
+                # Declared as Celery declares it, not passively: with a key prefix kombu then looks
+                # for the queue under the wrong name, and finds none.
+                channel = connection.default_channel
+                return int(channel.queue_declare(queue, durable=True).message_count)
+        except Exception as error:  # noqa: BLE001  (as above)
+            log.warning("queue %s not asked how long it is: %s", queue, error)
+            self._pause()
+            return None
+
+    def _pause(self) -> None:
+        with self._lock:
+            self._paused_until = time.monotonic() + _PAUSE_SECONDS

@@ -1,0 +1,97 @@
+"""What may be wrong with a request, by kind. `belay_server.api.errors` gives each its HTTP status.
+
+BelayError
+├── InvalidRequest        422
+│   ├── BadRequest        400
+│   └── TooMuch           422: the answer would be too large
+├── Unauthorized          401
+├── Forbidden             403
+├── NotFound              404
+├── Conflict              409
+├── TooSlow               408
+├── TooLarge              413
+├── TooMany               429, with Retry-After
+├── Refused               as the project's own authentication says
+└── Unavailable           503, with Retry-After
+    └── Interrupted       503: went away in the middle of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+class BelayError(Exception):
+    """Something went wrong."""
+
+    def __init__(self, detail: str | None = None) -> None:
+        self.detail = detail or (self.__doc__ or "").strip()
+        super().__init__(self.detail)
+
+
+class InvalidRequest(BelayError):
+    """The request is not valid."""
+
+
+class BadRequest(InvalidRequest):
+    """The request cannot be carried out as it stands."""
+
+
+class NotFound(BelayError):
+    """Not Found"""
+
+
+class Conflict(BelayError):
+    """Conflict"""
+
+
+class TooMuch(InvalidRequest):
+    """The answer would be too large; ask for fewer at once (limit)."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__(
+            f"The answer would have more than {most_bytes:,} bytes: ask for fewer at once "
+            "(BELAY_MAX_ANSWER_BYTES)"
+        )
+
+
+class Unauthorized(BelayError):
+    """Unauthorized"""
+
+
+class Forbidden(BelayError):
+    """Forbidden"""
+
+
+class Refused(BelayError):
+    """What the project's own authentication answers, with a status of its choice."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str]) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = headers
+
+
+class TooMany(BelayError):
+    """Too many requests; try again later."""
+
+    def __init__(self, detail: str | None = None, *, retry_after: float = 1.0) -> None:
+        super().__init__(detail)
+        #: In seconds.
+        self.retry_after = retry_after
+
+
+class TooSlow(BelayError):
+    """The request body took too long to come in."""
+
+
+class TooLarge(BelayError):
+    """The request body is too large."""
+
+
+class Unavailable(BelayError):
+    """The database cannot be reached. Nothing was accepted; try again."""
+
+
+class Interrupted(Unavailable):
+    """The database went away in the middle of it; try again."""

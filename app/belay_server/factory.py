@@ -1,0 +1,150 @@
+"""`create_app`: the one place where the parts of a web process are joined.
+
+gunicorn -c python:belay_server.gunicorn_conf "belay_server.factory:create_app()"
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from uuid import UUID
+
+import redis
+from flask import Flask
+from psycopg_pool import ConnectionPool
+
+from belay_server import logs
+from belay_server.api.application import create_api
+from belay_server.api.authentication import KeyAuthentication, authentication_of
+from belay_server.api.limits import connection_owner
+from belay_server.api.project_app import ProjectApp
+from belay_server.bus.cancel_flag import CancelFlags
+from belay_server.bus.client import Keys, connect_redis
+from belay_server.bus.event_log import EventLog
+from belay_server.bus.open_requests import OpenRequests
+from belay_server.bus.rate_limits import FailedLogins, RateLimits
+from belay_server.bus.run_feed import RunFeed
+from belay_server.db import assistants as assistant_rows
+from belay_server.db import runs as run_rows
+from belay_server.db.connection import Connection, Database, open_pool, while_unavailable
+from belay_server.db.migrate import SchemaNotReady, wait_for_schema
+from belay_server.dispatch import Doorbell
+from belay_server.graphs.project import read_project
+from belay_server.graphs.project_files import ProjectError
+from belay_server.graphs.registry import GraphRegistry
+from belay_server.graphs.store import ApiStore
+from belay_server.meters import WebMeters
+from belay_server.services.known_assistants import KnownAssistants
+from belay_server.services.open_keys import OpenKeys
+from belay_server.services.parts import Parts
+from belay_server.settings import Settings, SettingsError
+
+_SCHEMA_WAIT_SECONDS = 60.0
+_CANCEL_CONNECTIONS = 2
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """The WSGI application. Raises SettingsError, ProjectError or SchemaNotReady.
+
+    Without settings, as a web server calls it, those end the process with one line that says what
+    is wrong, and the exit code gunicorn takes for "this will never boot".
+    """
+    if settings is not None:
+        return create_api(join_parts(settings))
+    try:
+        settings = Settings.from_environ(os.environ)
+        logs.configure(settings)
+        return create_api(join_parts(settings))
+    except (SettingsError, ProjectError, SchemaNotReady) as error:
+        print(f"belay web: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(3) from error
+
+
+def join_parts(settings: Settings) -> Parts:
+    graphs = _load_graphs(settings)
+    pool = open_pool(
+        settings.database_url,
+        size=settings.web_pool_size,
+        pgbouncer=settings.pgbouncer,
+        name="belay web",
+        most_bytes=settings.max_answer_bytes,
+        statement_seconds=settings.statement_seconds,
+        whose=connection_owner,
+    )
+    database = Database(pool)
+    # A Postgres that goes away while we start is waited for, like one that was away before.
+    while_unavailable(_SCHEMA_WAIT_SECONDS)(
+        database.transaction,
+        lambda conn: assistant_rows.put_system_assistants(conn, list(graphs.project.graphs)),
+    )
+    authentication = authentication_of(settings, graphs.project, database)
+    meters = WebMeters(settings.web_metrics_dir)
+    keys = Keys(settings.redis_prefix)
+    client = connect_redis(settings)
+    event_log = EventLog(
+        client,
+        keys,
+        ttl_seconds=settings.event_log_ttl_seconds,
+        max_events=settings.event_log_max_events,
+        max_bytes=settings.event_log_max_bytes,
+    )
+    return Parts(
+        settings=settings,
+        database=database,
+        cancel_database=Database(_open_cancel_pool(settings)),
+        graphs=graphs,
+        doorbell=Doorbell.of(settings),
+        cancel_flags=CancelFlags(client, keys),
+        event_log=event_log,
+        feed=_feed(settings, keys, event_log, database, meters),
+        known_assistants=KnownAssistants(),
+        store=ApiStore(pool, graphs.store),
+        count_unstarted=meters.ended_unstarted,
+        meters=meters,
+        project_app=ProjectApp.load(graphs.project),
+        rate_limits=RateLimits.of(
+            settings.redis_url,
+            settings.redis_prefix,
+            requests=settings.rate_limit,
+            cancels=settings.cancel_rate_limit,
+        ),
+        open_requests=OpenRequests.of(client, keys, settings.max_open_requests),
+        authentication=authentication,
+        open_keys=OpenKeys(database) if isinstance(authentication, KeyAuthentication) else None,
+        failed_logins=FailedLogins(settings.redis_url, settings.redis_prefix),
+    )
+
+
+def _load_graphs(settings: Settings) -> GraphRegistry:
+    """As soon as the database is ready for them."""
+    graphs = GraphRegistry.load(read_project(settings.config_path))
+    wait_for_schema(
+        settings.database_url,
+        seconds=_SCHEMA_WAIT_SECONDS,
+        vectors=graphs.project.store.index is not None,
+    )
+    return graphs
+
+
+def _open_cancel_pool(settings: Settings) -> ConnectionPool[Connection]:
+    return open_pool(
+        settings.database_url,
+        size=_CANCEL_CONNECTIONS,
+        pgbouncer=settings.pgbouncer,
+        name="belay cancel",
+        most_bytes=settings.max_answer_bytes,
+    )
+
+
+def _feed(
+    settings: Settings, keys: Keys, event_log: EventLog, database: Database, meters: WebMeters
+) -> RunFeed:
+    def connect(timeout: float | None) -> redis.Redis:
+        return connect_redis(settings, timeout=timeout)
+
+    def ended_runs(run_ids: Sequence[UUID]) -> dict[UUID, str | None]:
+        with database.connection() as conn:
+            return run_rows.ended_runs(conn, run_ids)
+
+    return RunFeed(connect, keys, event_log, ended_runs, meters.listeners_changed)

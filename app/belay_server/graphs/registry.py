@@ -1,0 +1,164 @@
+"""The loaded graphs of a project.
+
+A graph may be compiled, a `StateGraph` still to compile, or a factory of either: sync, async, a
+context manager, with or without the run's config.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from functools import cached_property
+from typing import Any, TypeVar
+
+from langgraph.graph.state import StateGraph
+from langgraph.pregel import Pregel
+from langgraph.store.base import ensure_embeddings
+
+from belay_server.graphs.project import GraphSpec, Project
+from belay_server.graphs.project_files import ProjectError, load_object
+from belay_server.graphs.store import StoreConfig
+from belay_server.settings import DEFAULT_QUEUE
+
+_T = TypeVar("_T")
+#: A compiled graph, whatever its state and context.
+Graph = Pregel[Any, Any, Any, Any]
+
+
+class GraphRegistry:
+    """The loaded graphs of a project, by graph id."""
+
+    def __init__(self, project: Project) -> None:
+        self.project = project
+        self._loaded: dict[str, Any] = {}
+
+    @classmethod
+    def load(cls, project: Project) -> GraphRegistry:
+        """Import every graph. Raises ProjectError with the graph's name and the cause."""
+        project.apply_environment()
+        registry = cls(project)
+        for spec in project.graphs.values():
+            registry._loaded[spec.graph_id] = _load(project, spec)
+        _ = registry.store  # what cannot be loaded stops the start, not the first item
+        return registry
+
+    @cached_property
+    def store(self) -> StoreConfig:
+        """The project's store, with its embedding function. Raises ProjectError."""
+        config = self.project.store
+        if config.index is None:
+            return config
+        embed = _load_embed(self.project, config.index["embed"])
+        return StoreConfig({**config.index, "embed": embed}, config.ttl)
+
+    def __contains__(self, graph_id: str) -> bool:
+        return graph_id in self.project.graphs
+
+    def queue_of(self, graph_id: str) -> str:
+        spec = self.project.graphs.get(graph_id)
+        return spec.queue if spec else DEFAULT_QUEUE
+
+    def nodes_of(self, graph_id: str) -> frozenset[str] | None:
+        """The names of a graph's nodes; None when a factory makes it anew for each run."""
+        made = self._loaded.get(graph_id)
+        return frozenset(made.nodes) if isinstance(made, Pregel) else None
+
+    @asynccontextmanager
+    async def open(self, graph_id: str, config: dict[str, Any]) -> AsyncIterator[Graph]:
+        """The compiled graph, built for this config when it is a factory."""
+        if graph_id not in self._loaded:
+            raise ProjectError(f"Graph '{graph_id}' is not in this project")
+        made = self._loaded[graph_id]
+        async with contextlib.AsyncExitStack() as stack:
+            if _is_factory(made):
+                made = _call_factory(made, config)
+                if inspect.isawaitable(made):
+                    made = await made
+                if hasattr(made, "__aenter__"):
+                    made = await stack.enter_async_context(made)
+                elif hasattr(made, "__enter__"):
+                    made = stack.enter_context(made)
+            yield _compiled(graph_id, made)
+
+    def read(self, graph_id: str, config: dict[str, Any]) -> Graph:
+        """The compiled graph for reading state, never for running nodes."""
+        if graph_id not in self._loaded:
+            raise ProjectError(f"Graph '{graph_id}' is not in this project")
+        made = self._loaded[graph_id]
+        if not _is_factory(made):
+            return _compiled(graph_id, made)
+        return _run_to_end(self._read_async(graph_id, config))
+
+    async def _read_async(self, graph_id: str, config: dict[str, Any]) -> Graph:
+        async with self.open(graph_id, config) as graph:
+            return graph
+
+
+def _load_embed(project: Project, target: str) -> Any:
+    """A function of a list of texts, sync or async, an `Embeddings`, or a model that LangChain
+    knows by name (`openai:text-embedding-3-small`)."""
+    who = "'store.index.embed'"
+    location = target.rpartition(":")[0]
+    if not location.endswith(".py") and "." not in location:
+        try:
+            return ensure_embeddings(target)
+        except (ValueError, ImportError) as error:
+            raise ProjectError(f"{who} ({target}): {error}") from error
+    embed = load_object(project.root, project.dependencies, target, who)
+    if inspect.iscoroutinefunction(embed):
+        return lambda texts: _run_to_end(embed(texts))
+    return embed
+
+
+def _run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
+    """Run a project's coroutine from synchronous code.
+
+    Under gevent it needs a real thread: two greenlets cannot both have a running event loop.
+    """
+    patched = sys.modules.get("gevent.monkey")
+    if patched is not None and patched.is_module_patched("threading"):
+        import gevent  # noqa: PLC0415  (only where the web process has it already)
+
+        made: _T = gevent.get_hub().threadpool.apply(asyncio.run, (coroutine,))
+        return made
+    return asyncio.run(coroutine)
+
+
+def _load(project: Project, spec: GraphSpec) -> Any:
+    who = f"Graph '{spec.graph_id}'"
+    made = load_object(project.root, project.dependencies, spec.target, who)
+    if not _is_factory(made):
+        try:
+            made = _compiled(spec.graph_id, made)
+        except ValueError as error:
+            raise ProjectError(f"{who} ({spec.target}): {error}") from error
+    return made
+
+
+def _is_factory(made: Any) -> bool:
+    return callable(made) and not isinstance(made, (Pregel, StateGraph))
+
+
+def _call_factory(factory: Callable[..., Any], config: dict[str, Any]) -> Any:
+    parameters = inspect.signature(factory).parameters
+    if not parameters:
+        return factory()
+    name = next(iter(parameters))
+    if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY:
+        return factory(**{name: config})
+    return factory(config)
+
+
+def _compiled(graph_id: str, made: Any) -> Graph:
+    if isinstance(made, StateGraph):
+        made = made.compile()
+    if not isinstance(made, Pregel):
+        kind = type(made).__name__
+        raise ValueError(
+            f"'{graph_id}' must be a graph, a StateGraph or a factory of one, not a {kind}"
+        )
+    return made

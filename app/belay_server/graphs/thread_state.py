@@ -1,0 +1,277 @@
+"""States of threads, read and written through a graph without running its nodes.
+
+The shapes are ThreadState and its parts, as the SDK's schema names them.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import psycopg
+from langgraph.errors import InvalidUpdateError
+from langgraph.types import PregelTask, StateSnapshot, StateUpdate
+
+from belay_server.domain.errors import TooMuch, Unavailable
+from belay_server.graphs.commands import to_command
+from belay_server.graphs.registry import Graph
+from belay_server.graphs.serde import to_json, to_plain
+from belay_server.graphs.thread_saver import ThreadSaver
+
+#: What stands for the message of a graph's exception where it is hidden.
+REDACTED = "An internal error occurred"
+#: What a thread without any checkpoint shows.
+EMPTY_STATE: dict[str, Any] = {
+    "values": {},
+    "next": [],
+    "tasks": [],
+    "metadata": None,
+    "created_at": None,
+    "checkpoint": None,
+    "parent_checkpoint": None,
+    "interrupts": [],
+    "checkpoint_id": None,
+    "parent_checkpoint_id": None,
+}
+
+
+class StateRefused(Exception):
+    """The graph does not take the state; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """What a thread's row takes from its newest checkpoint."""
+
+    values: Any
+    interrupts: dict[str, list[dict[str, Any]]]
+    has_next: bool
+
+    @property
+    def status(self) -> str:
+        return "interrupted" if self.has_next or self.interrupts else "idle"
+
+
+def bound(graph: Graph, saver: Any, store: Any = None) -> Graph:
+    """The graph with this checkpointer and store; the registered graph itself stays as it is."""
+    graph = copy.copy(graph)
+    graph.checkpointer = saver
+    if store is not None:
+        graph.store = store
+    return graph
+
+
+#: States of a history that are read at once, and about how many bytes of them.
+_MOST_AT_ONCE = 50
+_BYTES_AT_ONCE = 4 * 1024 * 1024
+
+
+def thread_config(thread_id: str, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The config that addresses a thread's newest checkpoint, or the one given."""
+    configurable: dict[str, Any] = {"thread_id": thread_id, "checkpoint_ns": ""}
+    for key in ("checkpoint_ns", "checkpoint_id", "checkpoint_map"):
+        if checkpoint and checkpoint.get(key) is not None:
+            configurable[key] = checkpoint[key]
+    return {"configurable": configurable}
+
+
+def read_state(
+    graph: Graph,
+    saver: ThreadSaver,
+    config: dict[str, Any],
+    *,
+    subgraphs: bool,
+    redact_errors: bool,
+) -> dict[str, Any]:
+    snapshot = bound(graph, saver).get_state(config, subgraphs=subgraphs)  # type: ignore[arg-type]
+    return state_of(snapshot, redact_errors=redact_errors)
+
+
+def read_history(
+    graph: Graph,
+    saver: ThreadSaver,
+    config: dict[str, Any],
+    *,
+    limit: int,
+    before: dict[str, Any] | None,
+    metadata: dict[str, Any] | None,
+    most_bytes: int,
+    redact_errors: bool,
+    shape: Callable[[dict[str, Any]], dict[str, Any]],
+    turn: AbstractContextManager[object],
+) -> list[orjson.Fragment]:
+    """Newest first, each as the JSON of what `shape` makes of it; a few are read at a time, as
+    large as they have turned out to be. A large state takes long to decode: whoever reads one holds
+    `turn` meanwhile, and between two of them other requests have theirs.
+
+    Raises TooMuch.
+    """
+    found: list[orjson.Fragment] = []
+    size = largest = 0
+    at_once = 1
+    while len(found) < limit:
+        at_once = min(at_once, limit - len(found))
+        snapshots = bound(graph, saver).get_state_history(
+            config,  # type: ignore[arg-type]
+            filter=metadata,
+            before=before,  # type: ignore[arg-type]
+            limit=at_once,
+        )
+        # Postgres is waited for here, and nobody waits for that.
+        snapshot = next(snapshots, None)
+        read = 0
+        while snapshot is not None:
+            before = dict(snapshot.config)
+            read += 1
+            with turn:
+                state = to_json(shape(state_of(snapshot, redact_errors=redact_errors)))
+                size, largest = size + len(state), max(largest, len(state))
+                found.append(orjson.Fragment(state))
+                if size > most_bytes and len(found) > 1:
+                    raise TooMuch(most_bytes)
+                snapshot = next(snapshots, None)
+            time.sleep(0)
+        if read < at_once:
+            break
+        at_once = max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE // largest))
+    return found
+
+
+def write_state(
+    graph: Graph,
+    saver: ThreadSaver,
+    config: dict[str, Any],
+    supersteps: Sequence[Sequence[StateUpdate]],
+) -> dict[str, Any]:
+    """Write states as if nodes had; returns the last checkpoint's configurable.
+
+    Raises StateRefused for whatever the graph's own code makes of the values: a reducer may raise
+    anything.
+    """
+    try:
+        saved = bound(graph, saver).bulk_update_state(config, supersteps)  # type: ignore[arg-type]
+    except (Unavailable, psycopg.Error):
+        raise
+    except InvalidUpdateError as error:
+        raise StateRefused(str(error)) from error
+    except Exception as error:
+        raise StateRefused(f"{type(error).__name__}: {error}") from error
+    return dict(saved["configurable"])
+
+
+def state_update(update: dict[str, Any]) -> StateUpdate:
+    """What a node wrote: `values`, or the `command` it returned."""
+    if update.get("command") is not None:
+        return StateUpdate(to_command(update["command"]), update.get("as_node"))  # type: ignore[arg-type]
+    return StateUpdate(update.get("values"), update.get("as_node"))
+
+
+def read_resting(graph: Graph, snapshot: StateSnapshot) -> Resting:
+    """Output values, interrupts by task, and whether anything is left to run."""
+    return Resting(
+        values=to_plain(output_values(graph, snapshot.values)),
+        interrupts=interrupts_by_task(snapshot.tasks),
+        has_next=bool(snapshot.next),
+    )
+
+
+def output_values(graph: Graph, values: Any) -> Any:
+    """Of a state's values, those the graph's output schema has."""
+    keys = graph.output_channels
+    if isinstance(values, dict) and not isinstance(keys, str):
+        return {key: values[key] for key in keys if key in values}
+    return values
+
+
+def interrupts_by_task(tasks: Sequence[PregelTask]) -> dict[str, list[dict[str, Any]]]:
+    """The interrupts still waiting for an answer."""
+    return {
+        task.id: [stored_interrupt(i) for i in task.interrupts]
+        for task in tasks
+        if task.interrupts and task.result is None
+    }
+
+
+def stored_interrupt(interrupt: Any) -> dict[str, Any]:
+    """The form of an interrupt in states and on threads."""
+    return {"id": interrupt.id, "value": to_plain(interrupt.value)}
+
+
+def streamed_interrupt(interrupt: Any) -> dict[str, Any]:
+    """The form of an interrupt in streams and in what `wait` answers."""
+    return {"value": to_plain(interrupt.value), "id": interrupt.id, "response_schema": None}
+
+
+def state_of(snapshot: StateSnapshot, *, redact_errors: bool) -> dict[str, Any]:
+    """A snapshot as the API's ThreadState. With `redact_errors`, the messages of exceptions that
+    ended its tasks are left out."""
+    checkpoint = checkpoint_address(snapshot.config)
+    parent = checkpoint_address(snapshot.parent_config)
+    if snapshot.metadata is None and snapshot.created_at is None:
+        checkpoint_id = (snapshot.config or {}).get("configurable", {}).get("checkpoint_id")
+        empty = copy.deepcopy(EMPTY_STATE)
+        if checkpoint_id:
+            empty |= {"checkpoint": checkpoint, "checkpoint_id": checkpoint_id}
+        return empty
+    return {
+        "values": to_plain(snapshot.values),
+        "next": list(snapshot.next),
+        "tasks": [_task(task, redact_errors=redact_errors) for task in snapshot.tasks],
+        "metadata": to_plain(snapshot.metadata),
+        "created_at": snapshot.created_at,
+        "checkpoint": checkpoint,
+        "parent_checkpoint": parent,
+        "interrupts": [stored_interrupt(i) for i in snapshot.interrupts],
+        "checkpoint_id": checkpoint and checkpoint["checkpoint_id"],
+        "parent_checkpoint_id": parent and parent["checkpoint_id"],
+    }
+
+
+def checkpoint_address(config: Any) -> dict[str, Any] | None:
+    """Of a checkpoint's config, what addresses it."""
+    if not config:
+        return None
+    configurable = config["configurable"]
+    checkpoint = {
+        "checkpoint_id": configurable.get("checkpoint_id"),
+        "thread_id": configurable.get("thread_id"),
+        "checkpoint_ns": configurable.get("checkpoint_ns", ""),
+    }
+    if "checkpoint_map" in configurable:
+        checkpoint["checkpoint_map"] = configurable["checkpoint_map"]
+    return checkpoint
+
+
+def _task(task: PregelTask, *, redact_errors: bool) -> dict[str, Any]:
+    state: dict[str, Any] | None = None
+    checkpoint: dict[str, Any] | None = None
+    if isinstance(task.state, StateSnapshot):
+        state = state_of(task.state, redact_errors=redact_errors)
+    elif task.state:
+        configurable = task.state["configurable"]
+        checkpoint = {
+            "thread_id": configurable.get("thread_id"),
+            "checkpoint_ns": configurable.get("checkpoint_ns", ""),
+        }
+    return {
+        "id": task.id,
+        "name": task.name,
+        "path": to_plain(task.path),
+        "error": _error_of(task, redact=redact_errors),
+        "interrupts": [stored_interrupt(i) for i in task.interrupts],
+        "checkpoint": checkpoint,
+        "state": state,
+        "result": to_plain(task.result),
+    }
+
+
+def _error_of(task: PregelTask, *, redact: bool) -> str | None:
+    """The exception that ended a task. Read back from a checkpoint, it is its repr already."""
+    if task.error is None or not redact:
+        return task.error if isinstance(task.error, str | None) else repr(task.error)
+    return REDACTED

@@ -1,0 +1,103 @@
+"""Logs of web and worker processes: lines of text, or of JSON, each saying what it belongs to.
+
+A record carries the fields of the request it was made in (`in_request`) or, in a worker's child,
+of the run it was made for (`about_run`). Headers and bodies are never among them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from belay_server.settings import Settings
+
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_JSON = "%(levelname)s %(name)s %(message)s"
+#: The packages whose records `BELAY_LOG_LEVEL` is about. Libraries say no more than INFO: some of
+#: them log headers below that.
+_OURS = ("app", "workers", "belay")
+#: What a line of text shows of a record's fields.
+_SHOWN = ("request_id", "run_id", "attempt")
+
+#: Control characters, and what is taken for the end of a line, as text.
+_VISIBLE = {
+    code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+    for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
+}
+
+_request: ContextVar[Mapping[str, Any] | None] = ContextVar("belay_request", default=None)
+#: A child runs one run at a time, with several threads: what they all log belongs to it.
+_run: Mapping[str, Any] | None = None
+
+
+def in_request(fields: Mapping[str, Any]) -> None:
+    """What this greenlet or thread logs from now on belongs to this request. The mapping may still
+    change."""
+    _request.set(fields)
+
+
+def about_run(fields: Mapping[str, Any] | None) -> None:
+    """What this process logs from now on belongs to this run, or to none."""
+    global _run  # noqa: PLW0603  (logging is the process's own)
+    _run = fields
+
+
+def configure(settings: Settings, level: int = logging.INFO) -> None:
+    """Log to standard error. `level` counts when the settings name none."""
+    if settings.log_level is not None:
+        level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter(settings.log_format))
+    handler.addFilter(_add_fields)
+    logging.basicConfig(level=max(level, logging.INFO), handlers=[handler], force=True)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level)
+
+
+def formatter(log_format: str) -> logging.Formatter:
+    if log_format == "text":
+        return _TextFormatter(_TEXT)
+    from pythonjsonlogger.orjson import OrjsonFormatter  # noqa: PLC0415  (only for those who ask)
+
+    return OrjsonFormatter(
+        _JSON, rename_fields={"levelname": "level", "name": "logger"}, timestamp=True
+    )
+
+
+def _add_fields(record: logging.LogRecord) -> bool:
+    for fields in (_request.get(), _run):
+        for name, value in (fields or {}).items():
+            if name not in record.__dict__:  # what the record says itself wins
+                setattr(record, name, value)
+    return True
+
+
+def without_request_lines(record: logging.LogRecord) -> bool:
+    """A filter for the web server's own records: they quote what a client sent, query strings and
+    headers among it. What is quoted is left out."""
+    message = record.getMessage()
+    if message.startswith(("Invalid request from", "Error handling request")):
+        record.msg = message.partition("'")[0].partition("?")[0].rstrip(": ")
+        record.args = ()
+    return True
+
+
+def without_failed_boots(record: logging.LogRecord) -> bool:
+    """A filter for the web server's own records of a process that could not start: it has said in a
+    line of its own what is wrong, and that line is to be the last."""
+    message = record.getMessage()
+    return not (
+        message.startswith(("Shutting down: Master", "Reason: Worker failed to boot"))
+        or message.endswith("exited with code 3.")
+    )
+
+
+class _TextFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        shown = [f"{name}={record.__dict__[name]}" for name in _SHOWN if name in record.__dict__]
+        line = super().formatMessage(record)
+        line = f"{line} [{' '.join(shown)}]" if shown else line
+        # A message may quote a client. One record is one line, and colours no terminal.
+        return line.translate(_VISIBLE)

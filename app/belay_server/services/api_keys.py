@@ -1,0 +1,56 @@
+"""Telling whose key a request has."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from belay_server.db import api_keys as key_rows
+from belay_server.db.connection import Database
+from belay_server.domain.access import Caller
+from belay_server.domain.api_keys import ApiKey, is_same, prefix_of
+
+#: A key that was good stays so for this long without being asked for again: a revoked one is
+#: refused after that, by every web process.
+_REMEMBERED_SECONDS = 2.0
+_MOST_REMEMBERED = 10_000
+
+
+@dataclass(slots=True)
+class _Known:
+    key: ApiKey
+    until: float
+
+
+class ApiKeys:
+    """The keys of a web process: asked of Postgres, and remembered for a moment."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._known: dict[str, _Known] = {}
+
+    def caller_of(self, text: str) -> Caller | None:
+        """Who has this key; None when it is not, or not any more, a key. Raises Unavailable."""
+        prefix = prefix_of(text)
+        if prefix is None:
+            return None
+        key = self._good_key(prefix)
+        if key is None or not is_same(text, key.key_hash):
+            return None
+        return Caller(f"key:{key.prefix}", key.team, everything=key.scope == "all")
+
+    def _good_key(self, prefix: str) -> ApiKey | None:
+        known = self._known.get(prefix)
+        if known is not None and known.until > time.monotonic():
+            return known.key
+        with self._database.connection() as conn:
+            key = key_rows.good_api_key(conn, prefix)
+            if key is not None:
+                key_rows.note_use(conn, key.key_id)
+        if key is None:
+            self._known.pop(prefix, None)
+            return None
+        if len(self._known) >= _MOST_REMEMBERED:
+            self._known.clear()
+        self._known[prefix] = _Known(key, time.monotonic() + _REMEMBERED_SECONDS)
+        return key

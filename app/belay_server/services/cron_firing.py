@@ -1,0 +1,114 @@
+"""Crons that are due: each fires once for each time, whoever sweeps and however often.
+
+The run and the next due time are written in one transaction. What was missed while nobody was there
+fires once; the next time is counted from now.
+
+Each cron is handled by itself. One whose run cannot be stored is put off, longer each time, and
+disabled after `TRIES` failures in a row; its `last_error` says why, to its owner too.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+from uuid import UUID
+
+from belay_server.db import crons as cron_rows
+from belay_server.db.connection import Connection, in_transaction
+from belay_server.db.outages import in_short, is_outage
+from belay_server.domain.crons import DueCron
+from belay_server.domain.errors import BelayError
+from belay_server.services.crons import time_after
+from belay_server.services.parts import RunParts
+from belay_server.services.run_creates import Accepted, RunRequest, accept_run, announce_accepted
+
+log = logging.getLogger(__name__)
+
+#: Failures in a row after which a cron is disabled, and how long the first one puts it off.
+TRIES = 5
+FIRST_SECONDS = 5.0
+
+
+def fire_due_crons(parts: RunParts, conn: Connection, *, limit: int) -> None:
+    """Fire every cron that is due. Raises only the error of an outage."""
+    for cron_id in cron_rows.due_crons(conn, limit=limit):
+        try:
+            _fire(parts, conn, cron_id)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            _put_off(conn, cron_id, error)
+
+
+def _put_off(conn: Connection, cron_id: UUID, error: Exception) -> None:
+    """Its transaction is undone: it is due again, and not at once."""
+
+    def put_off() -> int | None:
+        cron = cron_rows.lock_due_cron(conn, cron_id)
+        if cron is None:
+            return None
+        failures = cron.failures + 1
+        cron_rows.put_off_cron(
+            conn,
+            cron_id,
+            again_at=cron.now + timedelta(seconds=FIRST_SECONDS * 2 ** (failures - 1)),
+            failures=failures,
+            last_error=f"{type(error).__name__}: {in_short(error)}",
+            enabled=failures < TRIES,
+        )
+        return failures
+
+    failures = in_transaction(conn, put_off)
+    if failures is None:
+        return
+    if failures < TRIES:
+        log.warning("cron %s could not store its run, put off", cron_id, exc_info=error)
+        return
+    log.error(
+        "cron %s could not store its run %d times and is disabled; its last_error says why",
+        cron_id,
+        failures,
+        exc_info=error,
+    )
+
+
+def _fire(parts: RunParts, conn: Connection, cron_id: UUID) -> None:
+    def fire() -> tuple[RunRequest, Accepted] | None:
+        cron = cron_rows.lock_due_cron(conn, cron_id)
+        if cron is None:
+            return None
+        due = time_after(cron.schedule, cron.timezone, cron.end_time, cron.now)
+        cron_rows.set_next_run_date(conn, cron_id, due)
+        request = _request(cron)
+        try:
+            with conn.transaction():  # what cannot be created does not stop the cron
+                return request, accept_run(parts, conn, request, request.run_id)
+        except BelayError as error:
+            log.warning("cron %s was due, and created no run: %s", cron_id, error.detail)
+            cron_rows.set_last_error(conn, cron_id, error.detail)
+            return None
+
+    fired = in_transaction(conn, fire)
+    if fired is not None:
+        announce_accepted(parts, *fired)
+
+
+def _request(cron: DueCron) -> RunRequest:
+    config = dict(cron.payload["config"])
+    open_keys = {k: v for k, v in config.pop("configurable").items() if k != "cron_id"}
+    body = {
+        "multitask_strategy": "enqueue",
+        **cron.payload,
+        "config": {**config, "configurable": open_keys} if open_keys else config,
+        "run_id": cron.run_id,
+        "on_completion": cron.on_run_completed,
+    }
+    return RunRequest(
+        body=body,
+        thread_id=cron.thread_id,
+        request_id=str(cron.run_id),
+        configurable={"cron_id": str(cron.cron_id)},
+        caller=cron.maker.get("caller"),
+        user=cron.maker.get("user"),
+        thread_metadata=cron.maker.get("thread_metadata") or {},
+    )

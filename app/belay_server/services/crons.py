@@ -1,0 +1,201 @@
+"""Crons: making and changing them."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Any
+from uuid import UUID
+
+from belay_server.db import crons as cron_rows
+from belay_server.db import threads as thread_rows
+from belay_server.db.connection import Connection
+from belay_server.db.crons import CronContent
+from belay_server.domain.crons import Cron
+from belay_server.domain.errors import BadRequest, InvalidRequest, NotFound, TooMany
+from belay_server.domain.ids import parse_uuid
+from belay_server.domain.schedules import check_schedule, check_timezone, next_time
+from belay_server.services.known_assistants import resolve_assistant
+from belay_server.services.parts import Parts
+from belay_server.services.run_creates import new_id, refuse_unknown_nodes
+from belay_server.services.size_limits import refuse_large
+
+#: How many times of a schedule are looked at for the shortest wait between two.
+_TIMES_LOOKED_AT = 12
+#: Of a body, what is the cron's own; the rest is the body of the runs it creates.
+_OF_THE_CRON = ("timezone", "end_time", "enabled", "on_run_completed")
+
+
+def create_cron(
+    parts: Parts, body: dict[str, Any], thread_id: UUID | None, maker: dict[str, Any]
+) -> Cron:
+    """`maker`: whose its runs are. Raises NotFound (assistant or thread), InvalidRequest (schedule,
+    timezone, end)."""
+    cron_id = new_id()
+
+    def create(conn: Connection) -> Cron:
+        if thread_id is not None and not thread_rows.lock_thread(conn, thread_id):
+            raise NotFound(f"Thread with ID '{thread_id}' not found.")
+        try:
+            assistant = resolve_assistant(conn, parts.graphs, body["assistant_id"])
+        except (NotFound, InvalidRequest):
+            raise NotFound(f"Assistant '{body['assistant_id']}' not found") from None
+        refuse_unknown_nodes(parts, assistant, body)
+        content = _content(body, cron_id, assistant.assistant_id, has_thread=thread_id is not None)
+        _refuse_large(parts, content)
+        _refuse_hasty(parts, content)
+        _refuse_too_many(parts, conn, maker.get("caller"))
+        return cron_rows.insert_cron(
+            conn,
+            cron_id,
+            content,
+            assistant_id=assistant.assistant_id,
+            thread_id=thread_id,
+            maker=maker,
+        )
+
+    return parts.database.transaction(create)
+
+
+def _refuse_too_many(parts: Parts, conn: Connection, caller: str | None) -> None:
+    """One caller's creates are counted one after the other. Raises TooMany."""
+    most = parts.settings.max_crons
+    if most and caller is not None and cron_rows.crons_of(conn, caller) >= most:
+        raise TooMany(f"You have {most} crons already; delete one first (BELAY_MAX_CRONS)")
+
+
+def _refuse_hasty(parts: Parts, content: CronContent) -> None:
+    """Raises InvalidRequest for a schedule that is due more often than crons may be."""
+    shortest = parts.settings.cron_shortest_seconds
+    times = [datetime.now(UTC)]
+    while len(times) <= _TIMES_LOOKED_AT:
+        due = next_time(content.schedule, content.timezone, times[-1])
+        if due is None:
+            break
+        times.append(due)
+    gaps = [(later - before).total_seconds() for before, later in pairwise(times[1:])]
+    if gaps and min(gaps) < shortest:
+        raise InvalidRequest(
+            f"schedule: due again after {min(gaps):.0f} s, and {shortest} s is the shortest "
+            "(BELAY_CRON_SHORTEST_SECONDS)"
+        )
+
+
+def _refuse_large(parts: Parts, content: CronContent) -> None:
+    """Raises TooLarge."""
+    settings = parts.settings
+    refuse_large(settings.max_run_bytes, "BELAY_MAX_RUN_BYTES", payload=content.payload)
+    refuse_large(settings.max_metadata_bytes, "BELAY_MAX_METADATA_BYTES", metadata=content.metadata)
+
+
+def _content(
+    body: dict[str, Any], cron_id: UUID, assistant_id: UUID, *, has_thread: bool
+) -> CronContent:
+    schedule, timezone, end_time = body["schedule"], body.get("timezone"), body.get("end_time")
+    _check(schedule, timezone)
+    payload = {k: v for k, v in body.items() if k not in _OF_THE_CRON and v is not None}
+    payload["assistant_id"] = str(assistant_id)
+    config = dict(payload.get("config") or {})
+    asked = {k: v for k, v in (config.get("configurable") or {}).items() if k != "cron_id"}
+    if payload.get("context") and asked:
+        raise BadRequest("Cannot specify both configurable and context. Use only one.")
+    payload["config"] = {**config, "configurable": {**asked, "cron_id": str(cron_id)}}
+    return CronContent(
+        schedule=schedule,
+        timezone=timezone,
+        end_time=end_time,
+        enabled=body.get("enabled") is not False,
+        on_run_completed=None if has_thread else body.get("on_run_completed") or "delete",
+        payload=payload,
+        metadata=body.get("metadata") or {},
+        next_run_date=_first_time(schedule, timezone, end_time),
+    )
+
+
+def _check(schedule: str, timezone: str | None) -> None:
+    try:
+        check_schedule(schedule)
+    except ValueError as error:
+        raise InvalidRequest(f"Invalid cron schedule: '{schedule}'. Reason: {error}") from error
+    try:
+        if timezone is not None:
+            check_timezone(timezone)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"Invalid timezone: '{timezone}'. Use IANA timezone format (e.g. 'America/New_York')."
+        ) from error
+
+
+def _first_time(schedule: str, timezone: str | None, end_time: datetime | None) -> datetime | None:
+    now = datetime.now(UTC)
+    if end_time is not None and end_time <= now:
+        raise InvalidRequest("end_time: must be in the future")
+    return time_after(schedule, timezone, end_time, now)
+
+
+def time_after(
+    schedule: str, timezone: str | None, end_time: datetime | None, after: datetime
+) -> datetime | None:
+    """When a cron is next due; None when that would be after its end."""
+    due = next_time(schedule, timezone, after)
+    return due if due is None or end_time is None or due <= end_time else None
+
+
+def get_cron(parts: Parts, cron_id: UUID) -> Cron:
+    with parts.database.connection() as conn:
+        cron = cron_rows.get_cron(conn, cron_id)
+    if cron is None:
+        raise NotFound()
+    return cron
+
+
+def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
+    """What is given is replaced, metadata merged. Raises NotFound, BadRequest, InvalidRequest."""
+    if not body:
+        raise BadRequest("Request body cannot be empty")
+
+    def patch(conn: Connection) -> Cron:
+        cron = cron_rows.lock_cron(conn, cron_id)
+        if cron is None:
+            raise NotFound(f"Cron '{cron_id}' not found")
+        assistant = resolve_assistant(conn, parts.graphs, str(cron.assistant_id))
+        refuse_unknown_nodes(parts, assistant, body)
+        given = {k: v for k, v in body.items() if k not in _OF_THE_CRON}
+        whole = {
+            **cron.payload,
+            **given,
+            **{name: body.get(name, getattr(cron, name)) for name in _OF_THE_CRON},
+        }
+        content = _content(whole, cron_id, cron.assistant_id, has_thread=cron.thread_id is not None)
+        merged = _merged(cron, content, body)
+        _refuse_large(parts, merged)
+        if "schedule" in body:
+            _refuse_hasty(parts, merged)
+        updated = cron_rows.update_cron(conn, cron_id, merged)
+        assert updated is not None
+        return updated
+
+    return parts.database.transaction(patch)
+
+
+def _merged(cron: Cron, content: CronContent, body: dict[str, Any]) -> CronContent:
+    metadata = {**cron.metadata, **(body.get("metadata") or {})}
+    return dataclasses.replace(content, metadata=metadata)
+
+
+def delete_cron(parts: Parts, cron_id: UUID) -> None:
+    with parts.database.connection() as conn:
+        if not cron_rows.delete_cron(conn, cron_id):
+            raise NotFound()
+
+
+def assistant_id_of(parts: Parts, named: str | None) -> UUID | None:
+    """For a filter: an id, or a graph's name. An unknown one is no error, and matches nothing."""
+    if named is None:
+        return None
+    try:
+        return parse_uuid(named)
+    except ValueError:
+        with parts.database.connection() as conn:
+            return resolve_assistant(conn, parts.graphs, named).assistant_id

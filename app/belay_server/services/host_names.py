@@ -1,0 +1,59 @@
+"""Looks host names up, with a deadline, and only so many at once.
+
+A name is a client's, and whoever serves it may answer as slowly as they like. The system's resolver
+cannot be interrupted, and under gevent all look-ups of a process share a few threads, those of its
+own servers' names among them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import queue
+import socket
+import threading
+
+from belay_server.domain.webhooks import Address
+
+
+class HostNames:
+    """One for a process. The threads that it starts end with their look-up."""
+
+    def __init__(self, *, at_once: int = 4, seconds: float = 5.0) -> None:
+        self._places = threading.BoundedSemaphore(at_once)
+        self._seconds = seconds
+
+    def look_up(self, host: str, port: int) -> list[Address]:
+        """The addresses of a name, or of a number in any spelling. Raises OSError, TimeoutError
+        among them."""
+        try:
+            return _addresses(host, port, socket.AI_NUMERICHOST)
+        except OSError:
+            pass  # a name
+        if not self._places.acquire(timeout=self._seconds):
+            raise TimeoutError(f"too many names are being looked up to look up '{host}'")
+        found: queue.SimpleQueue[list[Address] | OSError] = queue.SimpleQueue()
+
+        def look_up() -> None:
+            try:
+                found.put(_addresses(host, port, 0))
+            except OSError as error:
+                found.put(error)
+            finally:
+                self._places.release()
+
+        threading.Thread(target=look_up, name="belay-look-up", daemon=True).start()
+        try:
+            answer = found.get(timeout=self._seconds)
+        except queue.Empty:
+            raise TimeoutError(f"'{host}' was not found within {self._seconds:.0f} s") from None
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+
+def _addresses(host: str, port: int, flags: int) -> list[Address]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+    except UnicodeError as error:
+        raise OSError(f"'{host}' is no host name") from error
+    return [ipaddress.ip_address(str(entry[4][0]).split("%")[0]) for entry in found]

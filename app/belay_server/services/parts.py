@@ -1,0 +1,104 @@
+"""The parts that services work with, joined once by `belay_server.factory`, or by a worker."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from belay_server.bus.cancel_flag import CancelFlags
+from belay_server.bus.event_log import EventLog
+from belay_server.bus.open_requests import OpenRequests
+from belay_server.bus.rate_limits import FailedLogins, RateLimits
+from belay_server.bus.run_feed import RunFeed
+from belay_server.db.connection import Database
+from belay_server.dispatch import Doorbell
+from belay_server.domain.access import Caller
+from belay_server.domain.webhooks import WebhookPolicy
+from belay_server.graphs.registry import GraphRegistry
+from belay_server.graphs.store import ApiStore
+from belay_server.meters import WebMeters
+from belay_server.services.host_names import HostNames
+from belay_server.services.known_assistants import KnownAssistants
+from belay_server.services.open_keys import OpenKeys
+from belay_server.services.output_schemas import OutputSchemaChecks
+from belay_server.settings import Settings
+
+
+class Closeable(Protocol):
+    def close(self) -> None: ...
+
+
+class Authentication(Protocol):
+    """Says who asks, of the request that is being answered."""
+
+    def caller(self) -> Caller:
+        """Raises Unauthorized, Refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunParts:
+    """What it takes to create and cancel runs; a worker has it too, for its crons."""
+
+    settings: Settings
+    graphs: GraphRegistry
+    doorbell: Doorbell
+    cancel_flags: CancelFlags
+    event_log: EventLog
+    known_assistants: KnownAssistants
+    #: Told of each run that a cancel ends before it has started, by its status.
+    count_unstarted: Callable[[str | None], None]
+
+    @property
+    def webhook_policy(self) -> WebhookPolicy:
+        """What the project allows, as far as the operator does."""
+        asked, settings = self.graphs.project.webhook_policy, self.settings
+        return dataclasses.replace(
+            asked,
+            https_only=asked.https_only or settings.webhook_https_only,
+            allow_private=settings.webhook_allow_private,
+            allowed_domains=settings.webhook_domains or asked.allowed_domains,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Parts(RunParts):
+    """All of it, in a web process."""
+
+    database: Database
+    #: Cancels have connections of their own: a flood of other requests does not hold them up.
+    cancel_database: Database
+    feed: RunFeed
+    store: ApiStore
+    meters: WebMeters
+    #: The project's own HTTP app, which only the API knows how to call.
+    project_app: Closeable | None = None
+    #: Looks up where webhooks go.
+    host_names: HostNames = field(default_factory=HostNames)
+    #: Held by the one request that decodes a large state.
+    large_state_turn: AbstractContextManager[object] = field(default_factory=threading.Lock)
+    output_schemas: OutputSchemaChecks = field(default_factory=OutputSchemaChecks)
+    #: None: anybody may ask as often as they like.
+    rate_limits: RateLimits | None = None
+    #: None: anybody may have as many requests open as they like.
+    open_requests: OpenRequests | None = None
+    #: None: anybody may do anything.
+    authentication: Authentication | None = None
+    #: Ends what a revoked key has open; None where there are no keys.
+    open_keys: OpenKeys | None = None
+    #: Counts failed authentications by address.
+    failed_logins: FailedLogins | None = None
+
+    def close(self) -> None:
+        """While there is still an event loop to close connections with."""
+        if self.project_app is not None:
+            self.project_app.close()
+        if self.open_requests is not None:
+            self.open_requests.close()
+        if self.open_keys is not None:
+            self.open_keys.close()
+        self.database.close()
+        self.cancel_database.close()

@@ -1,0 +1,86 @@
+"""The runs that wait and the runs that run, as metrics: asked of Postgres when they are asked for.
+
+Every web process answers the same, so a scrape may meet any of them; do not sum them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from belay_server.db.connection import Database
+from belay_server.db.queues import QueueState, queue_states
+from belay_server.domain.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+
+class QueueCollector(Collector):
+    """One query for all of it. Without Postgres, `belay_database_up` is 0 and the rest is absent:
+    whoever watches must still be told what else there is."""
+
+    def __init__(self, database: Database, queues: Sequence[str]) -> None:
+        self._database = database
+        self._queues = queues
+
+    def collect(self) -> Iterable[Metric]:
+        up = GaugeMetricFamily("belay_database_up", "Whether Postgres answered this scrape.")
+        try:
+            with self._database.connection() as conn:
+                states = queue_states(conn)
+        except Unavailable as error:
+            log.warning("metrics of the queues cannot be read: %s", error)
+            up.add_metric([], 0)
+            return [up]
+        up.add_metric([], 1)
+        return [up, *_families(_with_empty([s for s in states if s.queue], self._queues))]
+
+
+def _with_empty(states: Sequence[QueueState], queues: Sequence[str]) -> list[QueueState]:
+    """A queue with nothing in it is at 0, not unknown."""
+    seen = {state.queue for state in states}
+    empty = [QueueState(queue, 0, 0, 0, 0, 0.0, 0.0, 0.0) for queue in queues if queue not in seen]
+    return [*states, *empty]
+
+
+def _families(states: Sequence[QueueState]) -> Iterable[Metric]:
+    runs = GaugeMetricFamily(
+        "belay_runs", "Runs that have not ended, by queue and status.", labels=["queue", "status"]
+    )
+    depth = GaugeMetricFamily(
+        "belay_queue_depth",
+        "Pending runs that are due: all, and those not behind another run of their thread.",
+        labels=["queue", "which"],
+    )
+    age = GaugeMetricFamily(
+        "belay_queue_age_seconds",
+        "How long the oldest of these runs has been due.",
+        labels=["queue", "which"],
+    )
+    for state in states:
+        queue = state.queue or ""
+        runs.add_metric([queue, "pending"], state.pending)
+        runs.add_metric([queue, "running"], state.running)
+        depth.add_metric([queue, "due"], state.due)
+        depth.add_metric([queue, "claimable"], state.claimable)
+        age.add_metric([queue, "due"], state.oldest_seconds)
+        age.add_metric([queue, "claimable"], state.oldest_claimable_seconds)
+    return (runs, depth, age)
+
+
+def queue_summary(database: Database) -> dict[str, Any]:
+    """All queues together, in the words of LangGraph's own server. Raises Unavailable."""
+    with database.connection() as conn:
+        total = next(state for state in queue_states(conn) if state.queue is None)
+    return {
+        "n_pending": total.pending,
+        "n_running": total.running,
+        "pending_runs_wait_time_max_secs": total.oldest_seconds,
+        "pending_runs_wait_time_med_secs": total.median_seconds,
+        "pending_unblocked_runs_wait_time_max_secs": total.oldest_claimable_seconds,
+    }

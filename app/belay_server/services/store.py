@@ -1,0 +1,145 @@
+"""Items of the store that clients and graphs share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from langgraph.store.base import NOT_PROVIDED
+from langgraph.store.base.embed import get_text_at_path, tokenize_path
+
+from belay_server.domain.errors import BadRequest, InvalidRequest, TooMuch
+from belay_server.graphs.serde import to_json
+from belay_server.graphs.store import as_filter
+from belay_server.services.parts import Parts
+
+Namespace = tuple[str, ...]
+#: Namespace and key are a row of an index together, which Postgres ends at 2,704 bytes; so are
+#: they and a path, of an item that is searched by meaning.
+LONGEST_LABEL = 256
+LONGEST_NAMESPACE = 1_000
+LONGEST_KEY = 1_000
+LONGEST_PATH = 400
+MOST_PATHS = 100
+#: Of one item, that are searched by meaning.
+MOST_TEXTS = 200
+#: Items of a search that are read at once.
+_MOST_AT_ONCE = 50
+#: In minutes: a millisecond. Postgres takes no interval that is much shorter.
+_SHORTEST_TTL = 1 / 60_000
+
+
+def checked_namespace(
+    labels: list[str], *, may_be_empty: bool = True, wildcards: bool = False
+) -> Namespace:
+    """Raises BadRequest, InvalidRequest for what the library would not keep, or not find again."""
+    if not labels and not may_be_empty:
+        raise BadRequest("Namespace cannot be empty.")
+    for label in labels:
+        if not label or "." in label:
+            raise InvalidRequest(
+                f"Namespace label '{label}' must be a non-empty string without periods"
+            )
+        if label == "*" and not wildcards:
+            raise InvalidRequest("Namespace label '*' stands for any label, and names none")
+        if len(label) > LONGEST_LABEL:
+            raise InvalidRequest(
+                f"Namespace label '{label[:20]}…' has more than {LONGEST_LABEL} characters"
+            )
+    if len(".".join(labels).encode()) > LONGEST_NAMESPACE:
+        raise InvalidRequest(f"A namespace has at most {LONGEST_NAMESPACE} bytes, dots included")
+    if labels and labels[0] == "langgraph":
+        raise BadRequest("The root label of a namespace cannot be 'langgraph'.")
+    return tuple(labels)
+
+
+def checked_key(key: str) -> str:
+    """Raises InvalidRequest."""
+    if len(key.encode()) > LONGEST_KEY:
+        raise InvalidRequest(f"key: has more than {LONGEST_KEY} bytes")
+    return key
+
+
+def checked_index(index: Any) -> Any:
+    """Paths into the value, each once. Raises InvalidRequest."""
+    if not index:
+        return index
+    paths = list(dict.fromkeys(index))
+    if len(paths) > MOST_PATHS or any(len(path.encode()) > LONGEST_PATH for path in paths):
+        raise InvalidRequest(
+            f"index: at most {MOST_PATHS} paths, each of at most {LONGEST_PATH} bytes"
+        )
+    return paths
+
+
+def put_item(parts: Parts, body: dict[str, Any]) -> None:
+    namespace = checked_namespace(body["namespace"], may_be_empty=False)
+    checked_key(body["key"])
+    ttl = body.get("ttl", NOT_PROVIDED)
+    if isinstance(ttl, (int, float)):
+        ttl = max(ttl, _SHORTEST_TTL)
+    index = checked_index(body.get("index"))
+    _refuse_many_texts(parts, body["value"], index)
+    parts.store.put(namespace, body["key"], body["value"], index=index, ttl=ttl)
+
+
+def _refuse_many_texts(parts: Parts, value: dict[str, Any], paths: Any) -> None:
+    """Each text that the paths find in a value becomes a vector. Raises InvalidRequest."""
+    config = parts.graphs.store.index
+    if config is None or paths is False:
+        return
+    fields = paths or config.get("fields") or ["$"]
+    found = sum(len(get_text_at_path(value, tokenize_path(path))) for path in fields)
+    if found > MOST_TEXTS:
+        raise InvalidRequest(
+            f"index: the paths find {found} texts, and at most {MOST_TEXTS} can be kept"
+        )
+
+
+def get_item(
+    parts: Parts, namespace: Namespace, key: str, *, refresh_ttl: bool | None
+) -> dict[str, Any] | None:
+    item = parts.store.get(namespace, key, refresh_ttl=refresh_ttl)
+    return None if item is None else item.dict()
+
+
+def delete_item(parts: Parts, namespace: Namespace, key: str) -> None:
+    parts.store.delete(namespace, key)
+
+
+def search_items(parts: Parts, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """By namespace prefix, filter, and meaning where the project has an index. Raises TooMuch."""
+    namespace = checked_namespace(body.get("namespace_prefix") or [])
+    most_bytes = parts.settings.max_answer_bytes
+    found: list[dict[str, Any]] = []
+    size = 0
+    while len(found) < body["limit"]:
+        at_once = min(_MOST_AT_ONCE, body["limit"] - len(found))
+        items = parts.store.search(
+            namespace,
+            query=body.get("query"),
+            filter=as_filter(body.get("filter")),
+            limit=at_once,
+            offset=body["offset"] + len(found),
+            refresh_ttl=body.get("refresh_ttl"),
+        )
+        for item in items:
+            found.append({**item.dict(), "score": item.score})
+            size += len(to_json(item.value))
+            if size > most_bytes and len(found) > 1:
+                raise TooMuch(most_bytes)
+        if len(items) < at_once:
+            break
+    return found
+
+
+def list_namespaces(parts: Parts, body: dict[str, Any]) -> list[Namespace]:
+    """`*` in a prefix or a suffix stands for any one label."""
+    prefix = checked_namespace(body.get("prefix") or [], wildcards=True)
+    suffix = checked_namespace(body.get("suffix") or [], wildcards=True)
+    return parts.store.list_namespaces(
+        prefix=prefix or None,
+        suffix=suffix or None,
+        max_depth=body.get("max_depth"),
+        limit=body["limit"],
+        offset=body["offset"],
+    )

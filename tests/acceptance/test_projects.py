@@ -1,0 +1,264 @@
+"""Projects of any layout run, whatever their own packages are called, and nothing of Belay's is in
+their way: neither from the checkout nor from a wheel that is installed somewhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import textwrap
+import venv
+from pathlib import Path
+
+import httpx
+import pytest
+
+from belay_server.db.migrate import migrate
+from belay_server.dev.embedded import EmbeddedPostgres, free_port
+from belay_server.dev.process_tree import die_with_parent
+from tests.conformance import watched
+from tests.servers import LiveServer, running
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+#: Packages of the project's own; Belay had some of these names itself once.
+NAMES = ("app", "workers", "deploy", "tests", "graphs", "belay")
+
+_HELPER = "WHERE = '{name}'\n"
+_AGENT = """
+from typing import TypedDict
+
+from langgraph.graph import START, StateGraph
+
+from {package}helper import WHERE
+
+
+class State(TypedDict, total=False):
+    where: str
+
+
+graph = (
+    StateGraph(State)
+    .add_node("say", lambda _state: {{"where": WHERE}})
+    .add_edge(START, "say")
+    .compile()
+)
+"""
+
+
+def write(path: Path, text: str = "") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def package(folder: Path, name: str, *, imported_as: str) -> None:
+    """A package with a graph, which needs another module of it."""
+    write(folder / "__init__.py")
+    write(folder / "helper.py", _HELPER.format(name=name))
+    write(folder / "agent.py", _AGENT.format(package=imported_as))
+
+
+def crowded(root: Path) -> dict[str, str]:
+    """All the names at once. Returns what each graph has to say."""
+    for name in NAMES:
+        package(root / name, name, imported_as=f"{name}.")
+    write(root / "src" / "helper.py", _HELPER.format(name="src"))
+    write(root / "src" / "agent.py", _AGENT.format(package="src."))
+    document = {
+        "dependencies": ["."],
+        "graphs": {name: f"./{name}/agent.py:graph" for name in (*NAMES, "src")},
+    }
+    write(root / "langgraph.json", json.dumps(document))
+    return {name: name for name in (*NAMES, "src")}
+
+
+def spread(root: Path) -> dict[str, str]:
+    """Two libraries with a folder each, a `src` layout, and the files of an installer."""
+    package(root / "libs" / "a" / "app", "libs a", imported_as="app.")
+    package(root / "libs" / "b" / "src" / "workers", "libs b", imported_as="workers.")
+    write(root / "libs" / "b" / "pyproject.toml", "[project]\nname = 'b'\nversion = '1'\n")
+    write(root / "requirements.txt", "langgraph\n")
+    package(root / "deploy", "root", imported_as=".")
+    document = {
+        "dependencies": ["./libs/a", "./libs/b"],
+        "graphs": {
+            "by_file": "./libs/a/app/agent.py:graph",
+            "by_module": "workers.agent:graph",
+            "relative": "./deploy/agent.py:graph",
+        },
+    }
+    write(root / "langgraph.json", json.dumps(document))
+    return {"by_file": "libs a", "by_module": "libs b", "relative": "root"}
+
+
+@pytest.fixture(params=[crowded, spread])
+def project(request, scratch):
+    """A folder, and what its graphs say."""
+    root = scratch / f"project-{request.param.__name__}"
+    expected = request.param(root)
+    return root, expected
+
+
+def says(url: str, expected: dict[str, str]) -> None:
+    with watched(httpx.Client(base_url=url, timeout=60)) as client:
+        for graph, where in expected.items():
+            answer = client.post("/runs/wait", json={"assistant_id": graph, "input": {}})
+            assert answer.json() == {"where": where}, graph
+
+
+def test_a_project_runs_in_its_own_folder(project, scratch):
+    root, expected = project
+    live = LiveServer(scratch / f"data-{root.name}", config=None, cwd=root)
+    live.start()
+    try:
+        says(live.url, expected)
+    finally:
+        live.stop()
+
+
+# --- from a wheel ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A virtual environment with Belay's wheel in it, and with what Belay needs from here: all of
+    what is installed but for the link to the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    wheels = folder / "wheels"
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=100)
+    venv.create(folder / "venv", with_pip=False)
+    site = next((folder / "venv" / "lib").glob("python*")) / "site-packages"
+    # The path alone: `.pth` files in it, such as the checkout's, are not read.
+    (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    [wheel] = wheels.glob("*.whl")
+    python = folder / "venv" / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps"]
+    options = ["--no-index", "--quiet", "--disable-pip-version-check", str(wheel)]
+    subprocess.run([*install, *options], check=True, capture_output=True, timeout=100)
+    return folder / "venv"
+
+
+@pytest.fixture(scope="module")
+def empty_database_url(scratch):
+    """Of these tests alone: other tests leave runs of graphs that a project here does not have."""
+    with running(EmbeddedPostgres(scratch / "pg-projects", durable=False)) as url:
+        migrate(url, store_index=None)
+        yield url
+
+
+def run_python(installed: Path, code: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [str(installed / "bin" / "python"), "-c", textwrap.dedent(code)],
+        cwd=cwd,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_an_installed_belay_takes_no_name_but_its_own(installed, tmp_path):
+    code = """
+        import importlib.util, sys
+        import belay_server, belay_workers
+        taken = [n for n in ("app", "workers", "deploy", "tests") if importlib.util.find_spec(n)]
+        print(taken, belay_server.__file__.startswith(sys.prefix))
+    """
+    assert run_python(installed, code, tmp_path) == "[] True"
+
+
+def test_a_project_runs_with_the_wheels_commands(
+    installed, project, empty_database_url, valkey_url
+):
+    root, expected = project
+    port = free_port()
+    environ = {
+        k: v for k, v in os.environ.items() if not k.startswith(("BELAY_", "LANGGRAPH", "PYTHON"))
+    }
+    environ |= {
+        "DATABASE_URL": empty_database_url,
+        "REDIS_URL": valkey_url,
+        "BELAY_BIND": f"127.0.0.1:{port}",
+        "BELAY_REDIS_PREFIX": f"{root.name}:",
+        "BELAY_CONCURRENCY": "2",
+        "BELAY_DRAIN_GRACE_SECONDS": "1",
+    }
+    belay = str(installed / "bin" / "belay")
+    log = root / "log"
+    with log.open("ab") as output:
+        started = [
+            subprocess.Popen(
+                [belay, *words],
+                cwd=root,
+                env=environ,
+                stdout=output,
+                stderr=output,
+                preexec_fn=die_with_parent(os.getpid(), signal.SIGKILL),
+            )
+            for words in (["web", "--", "--backlog", "64"], ["worker", "--", "-n", "mine@%h"])
+        ]
+    url = f"http://127.0.0.1:{port}"
+
+    def is_up() -> bool:
+        assert all(process.poll() is None for process in started), log.read_text()
+        try:
+            return httpx.get(f"{url}/ok").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    try:
+        wait_until(is_up, 40, "the web process")
+        says(url, expected)
+    finally:
+        for process in started:
+            process.send_signal(signal.SIGTERM)
+        codes = [process.wait(30) for process in started]
+    assert codes == [0, 0]
+    for folder in ("app", "workers"):
+        assert f"{ROOT}/{folder}" not in log.read_text()
+
+
+# --- what cannot start ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"graphs": {"a": "./nowhere.py:graph"}}, "there is no file ./nowhere.py"),
+        ({"graphs": {"a": "./broken.py:graph"}}, "ModuleNotFoundError: No module named 'nothing'"),
+        ({"graphs": {"a": "./broken.py"}}, "must be 'path/to/file.py:variable'"),
+        ("{", "langgraph.json"),
+    ],
+    ids=["no file", "import fails", "no variable", "no JSON"],
+)
+def test_the_last_line_says_why_a_project_cannot_start(
+    scratch, tmp_path, database_url, valkey_url, document, words
+):
+    write(tmp_path / "broken.py", "import nothing\n")
+    text = document if isinstance(document, str) else json.dumps({"dependencies": [], **document})
+    write(tmp_path / "langgraph.json", text)
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("BELAY_", "LANGGRAPH"))}
+    environ |= {"DATABASE_URL": database_url, "REDIS_URL": valkey_url}
+    for command in ("web", "worker", "dev"):
+        options = ["--port", str(free_port())] if command == "dev" else []
+        environ["PORT"] = str(free_port())
+        done = subprocess.run(
+            [sys.executable, "-m", "belay_server", command, *options],
+            cwd=tmp_path,
+            env={**environ, "BELAY_AUTH": "none"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        assert done.returncode in (2, 3), done.stdout
+        last = done.stdout.strip().splitlines()[-1]
+        assert words in last, (command, done.stdout)
+        assert "Traceback" not in done.stdout, command

@@ -1,0 +1,379 @@
+"""The Celery app: `celery -A belay_workers.celery worker`.
+
+The parent loads the graphs before the pool forks (warm children), then starts the supervisor and
+the sweeper; a child builds its `Child` when it is forked. The app is the only global.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import uuid
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import psycopg
+from billiard.util import get_logger as billiard_logger
+from celery import Celery, bootsteps, signals
+from celery.app.amqp import AMQP
+from celery.platforms import SecurityWarning
+from kombu import Connection
+
+from belay_server import logs, quick_start
+from belay_server.bus.cancel_flag import CancelFlags
+from belay_server.bus.client import Keys, connect_redis
+from belay_server.bus.event_log import EventLog
+from belay_server.db.connection import connect, fetch_value
+from belay_server.db.migrate import SchemaNotReady, wait_for_schema
+from belay_server.db.outages import is_outage
+from belay_server.dispatch import PING_TASK, Doorbell, celery_config
+from belay_server.graphs.project import read_project
+from belay_server.graphs.project_files import ProjectError
+from belay_server.graphs.registry import GraphRegistry
+from belay_server.services.cancellation import announcer
+from belay_server.services.known_assistants import KnownAssistants
+from belay_server.services.parts import RunParts
+from belay_server.settings import Settings, SettingsError
+from belay_workers import processes
+from belay_workers.child import Child
+from belay_workers.child_signals import ChildSignals
+from belay_workers.fork_lock import never_while_forking
+from belay_workers.guardian import Guardian
+from belay_workers.liveness import Liveness
+from belay_workers.orphans import Orphans
+from belay_workers.slots import SlotTable
+from belay_workers.supervisor import Supervisor
+from belay_workers.sweeper import Sweeper
+from belay_workers.warm_up import warm_up
+from belay_workers.webhooks import Webhooks
+
+if TYPE_CHECKING:
+    from belay_workers.metrics import WorkerMetrics
+
+log = logging.getLogger(__name__)
+
+#: Slots beyond the pool's size: a dead child's is read before it is free again.
+_SPARE_SLOTS = 64
+#: What a worker's own threads need, besides one connection per child.
+_OWN_CONNECTIONS = 4
+#: Some are kept for the superuser.
+_ALLOWED_CONNECTIONS = """
+SELECT current_setting('max_connections')::int
+     - current_setting('superuser_reserved_connections')::int
+"""
+_SCHEMA_WAIT_SECONDS = 60.0
+#: How often the main loop looks whether the guardian is alive.
+_GUARD_SECONDS = 1.0
+#: Exit code of a worker that has stopped consuming: to be started again.
+_STALLED = 75
+
+
+class PromptConnection(Connection):
+    """A consumer's connection that comes back soon after its broker does.
+
+    Celery would wait up to half a minute between two tries, and would end the worker when a Redis
+    refuses a command (because it is full, or has become a replica) instead of breaking off.
+    """
+
+    @property
+    def connection_errors(self) -> tuple[type[Exception], ...]:
+        return (*super().connection_errors, *super().channel_errors)
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        prompt = {"interval_start": 0.2, "interval_step": 0.2, "interval_max": 2.0}
+        return super().ensure_connection(*args, **{**kwargs, **prompt})  # type: ignore[no-untyped-call]
+
+
+class PromptAMQP(AMQP):
+    Connection = PromptConnection
+
+    def TaskConsumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802  (Celery's name)
+        """On Redis a message is gone when it is taken: a doorbell that gets lost is rung again, and
+        keeping account of those that are not acknowledged costs two round trips each. Other brokers
+        limit what they send to a worker by the messages it has not acknowledged."""
+        if self.app.conf.broker_url.startswith("redis"):
+            kwargs["no_ack"] = True
+        return super().TaskConsumer(*args, **kwargs)
+
+
+class Belay(Celery):
+    """A Celery app that carries what its worker's parts share."""
+
+    amqp_cls = PromptAMQP
+    settings: Settings
+    graphs: GraphRegistry
+    slots: SlotTable
+    owner: str
+    guardian: Guardian
+    orphans: Orphans
+    #: None when Postgres was not to be asked.
+    allowed_connections: int | None = None
+    child: Child | None = None
+
+
+def _refuse_to_start(error: Exception) -> NoReturn:
+    """One line that says what is wrong, and the exit code that says starting again won't help."""
+    print(f"belay worker: {error}", file=sys.stderr, flush=True)
+    sys.exit(3)
+
+
+def _make_app() -> Belay:
+    try:
+        settings = Settings.from_environ(os.environ)
+        project = read_project(settings.config_path)
+    except (SettingsError, ProjectError) as error:
+        _refuse_to_start(error)
+    made = Belay("belay", include=["belay_workers.tasks"])
+    made.conf.update(celery_config(settings))
+    made.conf.worker_concurrency = settings.concurrency
+    made.conf.worker_pool = "belay_workers.pool:ChildTaskPool"
+    made.settings = settings
+    made.graphs = GraphRegistry(project)
+    made.owner = f"{socket.gethostname()}/{uuid.uuid4().hex[:8]}"
+    return made
+
+
+app = _make_app()
+# Celery warns of root because of pickle; here messages are JSON and carry one run id.
+warnings.filterwarnings("ignore", category=SecurityWarning)
+
+
+def _load_graphs() -> None:
+    try:
+        app.graphs = GraphRegistry.load(app.graphs.project)
+    except ProjectError as error:
+        _refuse_to_start(error)
+
+
+@signals.setup_logging.connect
+def _configure_logging(loglevel: Any = None, **_: Any) -> None:
+    """One line per record, to standard error, for Celery's records and ours alike."""
+    logs.configure(app.settings, loglevel if isinstance(loglevel, int) else logging.INFO)
+    # A killed child is our own doing, and the supervisor says why; Celery's tracebacks of lost
+    # messages say nothing more.
+    logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    # The pool's own logger shows its records to nobody's handlers but its own.
+    pool_logger = billiard_logger()
+    pool_logger.setLevel(logging.ERROR)
+    pool_logger.propagate = True
+
+
+@signals.worker_init.connect
+def _prepare_parent(sender: Any = None, **_: Any) -> None:
+    """Before the pool forks: the schema, the graphs, the shared memory, a frozen heap."""
+    settings = app.settings
+    try:
+        wait_for_schema(
+            settings.database_url,
+            seconds=_SCHEMA_WAIT_SECONDS,
+            vectors=app.graphs.project.store.index is not None,
+        )
+    except SchemaNotReady as error:
+        _refuse_to_start(error)
+    concurrency = sender.concurrency or settings.concurrency
+    _refuse_too_many_connections(concurrency)
+    app.slots = SlotTable(concurrency * 2 + _SPARE_SLOTS)
+    # Whatever a node starts is found, whoever dies first: the node's child, or this process.
+    ChildSignals()
+    processes.become_reaper()
+    app.guardian = Guardian(app.slots)
+    app.guardian.ensure()  # while this process is small
+    if settings.preload_graphs:
+        _load_graphs()
+    app.orphans = Orphans(app.slots.pids)
+    quick_start.started()
+
+
+def _keep_guarded() -> None:
+    """On the main thread, which forks the pool, too."""
+    if app.guardian.ensure() and app.guardian.pid is not None:
+        app.orphans.keep(app.guardian.pid)
+
+
+def _refuse_too_many_connections(concurrency: int) -> None:
+    """What can never work is refused: the children would have all connections, and none would be
+    left to renew a lease or to hear of a cancel with."""
+    needed = concurrency + _OWN_CONNECTIONS
+    limit = app.allowed_connections = _allowed_connections()
+    if limit is not None and needed > limit and not app.settings.pgbouncer:
+        _refuse_to_start(
+            SettingsError(
+                f"{concurrency} runs at once need {needed} connections to Postgres, which allows "
+                f"{limit}: raise its max_connections, or lower BELAY_CONCURRENCY"
+            )
+        )
+
+
+def _log_connections(concurrency: int) -> None:
+    """Connections are bounded; say so at the start, not when they run out."""
+    limit = app.allowed_connections
+    log.info(
+        "this worker is %s; it uses up to %d connections to Postgres (%d children, %d of its own), "
+        "each web process up to %d; the server allows %s",
+        app.owner,
+        concurrency + _OWN_CONNECTIONS,
+        concurrency,
+        _OWN_CONNECTIONS,
+        app.settings.web_pool_size,
+        "an unknown number" if limit is None else limit,
+    )
+
+
+def _allowed_connections() -> int | None:
+    """None when the server was not to be asked."""
+    try:
+        with connect(app.settings.database_url, name="belay start") as conn:
+            return int(fetch_value(conn, _ALLOWED_CONNECTIONS, {}))
+    except psycopg.Error as error:
+        if not is_outage(error):
+            raise
+        log.warning("the server was not asked how many connections it allows: %s", error)
+        return None
+
+
+@signals.worker_process_init.connect
+def _prepare_child(**_: Any) -> None:
+    gc.freeze()
+    if not app.settings.preload_graphs:
+        _load_graphs()
+    doorbell = Doorbell.of(app.settings)
+    app.child = Child(app.settings, app.graphs, app.slots, app.owner, doorbell)
+    warm_up(app.child)
+
+
+@signals.worker_shutting_down.connect
+def _take_no_more(**_: Any) -> None:
+    """At the first SIGTERM, before Celery has closed anything."""
+    app.slots.start_draining()
+
+
+class SupervisorStep(bootsteps.StartStopStep):
+    """Supervisor, sweeper and liveness: started after the pool has forked, stopped before it is
+    joined."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._supervisor: Supervisor | None = None
+        self._sweeper: Sweeper | None = None
+        self._webhooks: Webhooks | None = None
+        self._liveness: Liveness | None = None
+        self._metrics: WorkerMetrics | None = None
+        self._deaths_read, self._deaths_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def start(self, worker: Any) -> None:
+        # Ctrl-C is a platform's SIGTERM, exit code and all: Celery's own would be a failure.
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+        settings = app.settings
+        _log_connections(worker.concurrency)
+        keys = Keys(settings.redis_prefix)
+        client = connect_redis(settings)
+        event_log = EventLog(
+            client,
+            keys,
+            ttl_seconds=settings.event_log_ttl_seconds,
+            max_events=settings.event_log_max_events,
+            max_bytes=settings.event_log_max_bytes,
+        )
+        doorbell = Doorbell.of(settings, turn=never_while_forking())
+        parts = RunParts(
+            settings=settings,
+            graphs=app.graphs,
+            doorbell=doorbell,
+            cancel_flags=CancelFlags(client, keys),
+            event_log=event_log,
+            known_assistants=KnownAssistants(),
+            count_unstarted=app.slots.tally.ended_unstarted,
+        )
+        self._supervisor = Supervisor(
+            settings,
+            app.slots,
+            app.owner,
+            announcer(parts),
+            orphans=app.orphans,
+            on_death=self._tell_pool_of_death,
+        )
+        self._supervisor.start()
+        self._sweeper = Sweeper(parts, app.owner, app.slots.tally)
+        self._sweeper.start()
+        headers = dict(app.graphs.project.webhook_headers)
+        self._webhooks = Webhooks(settings, parts.webhook_policy, headers)
+        self._webhooks.start()
+        self._watch_liveness(doorbell)
+        if settings.worker_metrics_port:
+            from belay_workers.metrics import WorkerMetrics  # noqa: PLC0415  (most workers serve none)
+
+            self._metrics = WorkerMetrics(app.slots, settings.worker_metrics_port)
+            self._metrics.start()
+
+    def _watch_liveness(self, doorbell: Doorbell) -> None:
+        seconds = app.settings.liveness_seconds
+        if not seconds:
+            return
+        liveness = self._liveness = Liveness(
+            doorbell, app.slots, app.owner, seconds=seconds, on_stall=self._end_stalled
+        )
+        liveness.consume_with(app)
+
+        @signals.task_received.connect(weak=False)
+        def note(request: Any = None, **_: Any) -> None:
+            if request.name == PING_TASK:
+                liveness.received(request.id)
+
+        liveness.start()
+
+    def _end_stalled(self) -> None:
+        """The main loop may be what hangs, so it is not asked: put back what runs, and go."""
+        self.stop(None)
+        os._exit(_STALLED)
+
+    def _tell_pool_of_death(self) -> None:
+        with suppress(BlockingIOError):
+            os.write(self._deaths_write, b"!")
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        """Have Celery replace a dead child at once.
+
+        Its own notice, a pipe that closes, comes before the child can be waited for; when it looks
+        too early it finds nothing, and looks again after five seconds. The supervisor's comes when
+        the child is really dead.
+        """
+
+        def replace_the_dead() -> None:
+            with suppress(BlockingIOError):
+                os.read(self._deaths_read, 4096)
+            worker.pool.maintain_pool()
+
+        hub.add_reader(self._deaths_read, replace_the_dead)
+        hub.call_repeatedly(_GUARD_SECONDS, _keep_guarded)
+        # A child that died while the first connection to the broker was being made would make
+        # Celery believe that the pool cannot start at all.
+        worker.pool.maintain_pool()
+
+    def stop(self, _worker: Any) -> None:
+        if self._liveness is not None:
+            self._liveness.stop()
+        if self._sweeper is not None:
+            self._sweeper.stop()
+        if self._webhooks is not None:
+            self._webhooks.stop()
+        if self._supervisor is not None:
+            # The drain ends the children by a signal, which is no news then.
+            billiard_logger().setLevel(logging.CRITICAL)
+            self._supervisor.drain()
+            app.guardian.stop()
+        if self._metrics is not None:
+            self._metrics.stop()
+
+    terminate = stop
+
+
+app.steps["worker"].add(SupervisorStep)

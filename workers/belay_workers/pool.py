@@ -1,0 +1,45 @@
+"""Celery's prefork pool, with children that only the supervisor ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from billiard import pool
+from billiard.process import current_process
+from celery.concurrency import asynpool, prefork
+
+from belay_workers import child_signals
+
+
+class _ChildMixin:
+    def after_fork(self) -> None:
+        super().after_fork()  # type: ignore[misc]  # its handlers raise SystemExit within a node
+        child_signals.do_nothing_at_ending_signals()
+        # The pool's children are daemonic, which would forbid a node to use `multiprocessing`. What
+        # it starts ends with its run all the same (`Child`).
+        current_process()._config["daemon"] = False
+
+
+class _ChildWorker(_ChildMixin, asynpool.Worker):
+    pass
+
+
+class _ChildPool(asynpool.AsynPool):
+    Worker = _ChildWorker
+
+
+class _BlockingWorker(_ChildMixin, pool.Worker):
+    pass
+
+
+class _BlockingPool(prefork.BlockingPool):
+    """For brokers that Celery cannot use from its event loop."""
+
+    Worker = _BlockingWorker
+
+
+class ChildTaskPool(prefork.TaskPool):
+    """`worker_pool` of the Celery app."""
+
+    Pool: Any = _ChildPool
+    BlockingPool: Any = _BlockingPool
