@@ -85,3 +85,10 @@ def test_celery_takes_json_and_keeps_no_results():
     assert config.get("result_backend") is None
     assert config["task_ignore_result"] is True
     assert config["worker_enable_remote_control"] is False
+
+
+def test_pre_commit_has_the_locked_version_of_ruff():
+    root = Path(__file__).parents[2]
+    locked = re.search(r"^ruff==(\S+)", (root / "requirements.lock").read_text(), re.MULTILINE)
+    assert locked is not None
+    assert f"rev: v{locked[1]}\n" in (root / ".pre-commit-config.yaml").read_text()
