@@ -420,3 +420,25 @@ def test_who_comes_while_the_end_of_a_run_is_looked_up_misses_nothing(connect, k
     assert not late[0].ended
     feed._sweep_ends()
     assert read_on(late[0]) == [1, 2, 3, 4, 5]
+
+
+def test_after_a_failure_no_old_log_is_dropped_for_a_while(keys, monkeypatch):
+    """Who drops one holds a database connection meanwhile."""
+    tried = []
+
+    class Away:
+        def delete(self, key):
+            tried.append(key)
+            raise redis.ConnectionError("away")
+
+    log = EventLog(Away(), keys, ttl_seconds=60, max_events=100)
+    with pytest.raises(redis.ConnectionError):
+        log.drop(uuid.uuid4())
+    log.drop(uuid.uuid4())
+    assert len(tried) == 1
+    monkeypatch.setattr("belay_server.bus.event_log._NO_DROP_SECONDS", 0.0)
+    log._no_drop_before = 0.0
+    for _ in range(2):
+        with pytest.raises(redis.ConnectionError):
+            log.drop(uuid.uuid4())
+    assert len(tried) == 3

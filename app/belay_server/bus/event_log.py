@@ -12,6 +12,7 @@ A thread has such a log too, of where its runs begin.
 from __future__ import annotations
 
 import re
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ _ENTRY_EVENTS = 500
 _ENTRY_BYTES = 256 * 1024
 #: How long the log of a thread or run that is gone can still be read.
 _FORGET_SECONDS = 30
+#: How long no old log is deleted after one could not be.
+_NO_DROP_SECONDS = 5.0
 
 
 class Position(NamedTuple):
@@ -123,6 +126,7 @@ class EventLog:
         self._max_events = max_events
         self._max_bytes = max_bytes
         self._written = _Written()
+        self._no_drop_before = 0.0
 
     def append(
         self, run_id: UUID, events: Sequence[Event], *, started: Started | None = None
@@ -194,8 +198,18 @@ class EventLog:
             pipe.execute()
 
     def drop(self, log_id: UUID) -> None:
-        """Delete the log of a run or thread that had this id before, and is gone."""
-        self._client.delete(self._keys.event_log(log_id))
+        """Delete the log of a run or thread that had this id before, and is gone.
+
+        After a failure nothing is tried for some seconds: whoever calls this holds a database
+        connection, and a Redis that hangs takes seconds to fail.
+        """
+        if time.monotonic() < self._no_drop_before:
+            return
+        try:
+            self._client.delete(self._keys.event_log(log_id))
+        except redis.RedisError:
+            self._no_drop_before = time.monotonic() + _NO_DROP_SECONDS
+            raise
 
     def read_after(self, run_id: UUID, last: Position, *, count: int) -> Chunk:
         """The events of up to `count` entries after `last` (exclusive)."""
