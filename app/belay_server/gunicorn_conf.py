@@ -17,6 +17,10 @@ import signal
 import sys
 import tempfile
 
+#: Of glibc's malloc.h, and in bytes.
+_M_MMAP_THRESHOLD = -3
+_LARGE_BLOCK = 256 * 1024
+
 
 def _remove_if_master(folder, master):
     """A forked worker inherits what is to be done at the exit, and must not do it."""
@@ -54,6 +58,15 @@ def post_fork(server, worker):
 
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+        _give_large_blocks_back()
+
+
+def _give_large_blocks_back():
+    """Have glibc return each large block to the system when it is freed. By default it keeps them
+    once there have been some: forty answers of 12 MB left half a gigabyte behind."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def post_worker_init(worker):

@@ -36,6 +36,8 @@ class LargeAnswers:
             return
         size = min(size, self._shares.share)
         if not self._shares.hold(caller, size):
+            # The exception's traceback keeps the response, until the next garbage collection.
+            response.response = []
             raise TooMany("You have not read your other large answers; read them, then ask again")
         response.call_on_close(partial(self._shares.release, caller, size))
         client_socket = request.environ.get("gunicorn.socket")
