@@ -82,7 +82,7 @@ def worker(options: tuple[str, ...]) -> None:
 
 
 def _become(command: list[str]) -> NoReturn:
-    """Signals and exit codes are then those of the program itself."""
+    """Replace this process with the program, which then gets signals and sets the exit code."""
     os.execv(command[0], command)  # noqa: S606
 
 

@@ -1,8 +1,8 @@
 """The command lines of the server's processes: what `belay web` and `belay worker` run.
 
 Python is started with `-P`, so that a module in the current folder is not taken for one of the
-libraries of the same name. The folders of the project are on the import path all the same: it names
-them in `langgraph.json`.
+libraries of the same name. The project's own folders are added to the import path from
+`dependencies` in its `langgraph.json`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def web_command(options: Sequence[str] = ()) -> list[str]:
 
 def worker_command(options: Sequence[str] = ()) -> list[str]:
     """Return the command line of a worker: `celery worker`, with further options of its own."""
-    # A worker tells others nothing, and its health is known from its leases.
+    # Workers need no messages from each other: a dead one is detected by its leases.
     silent = ("--without-gossip", "--without-mingle", "--without-heartbeat")
     worker = ("-A", "belay_workers", "--quiet", "worker", "--loglevel=INFO")
     return [*_PYTHON, "celery", *worker, *silent, *options]

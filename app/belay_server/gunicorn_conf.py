@@ -62,8 +62,11 @@ def post_fork(server, worker):
 
 
 def _give_large_blocks_back():
-    """Have glibc return each large block to the system when it is freed. By default it keeps them
-    once there have been some: forty answers of 12 MB left half a gigabyte behind."""
+    """Have glibc return each large block to the system when it is freed.
+
+    By default it raises its threshold for that, up to 32 MiB, and keeps freed blocks: forty
+    responses of 12 MB left half a gigabyte of unused memory.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
@@ -76,8 +79,8 @@ def post_worker_init(worker):
 
 
 def pre_request(worker, req):
-    """Let the other connections have their turn. One that has its next request in the socket's
-    buffer already (pipelining) would otherwise be served without an end, and alone."""
+    """Yield to other connections. One with its next request in the socket's buffer (pipelining)
+    would otherwise be served without interruption for as long as it sends."""
     gevent.sleep(0)
 
 

@@ -75,8 +75,10 @@ def _add_fields(record: logging.LogRecord) -> bool:
 
 
 def without_request_lines(record: logging.LogRecord) -> bool:
-    """A filter for the web server's own records: they quote what a client sent, query strings and
-    headers among it. What is quoted is left out."""
+    """Remove client data, such as query strings and headers, from gunicorn's own log records.
+
+    A logging filter; always returns True.
+    """
     message = record.getMessage()
     if message.startswith(("Invalid request from", "Error handling request")):
         record.msg = message.partition("'")[0].partition("?")[0].rstrip(": ")
@@ -85,8 +87,10 @@ def without_request_lines(record: logging.LogRecord) -> bool:
 
 
 def without_failed_boots(record: logging.LogRecord) -> bool:
-    """A filter for the web server's own records of a process that could not start: it has said in a
-    line of its own what is wrong, and that line is to be the last."""
+    """Drop gunicorn's log records about a process that could not start.
+
+    The process has logged the reason itself, and that line is to be the last. A logging filter.
+    """
     message = record.getMessage()
     return not (
         message.startswith(("Shutting down: Master", "Reason: Worker failed to boot"))

@@ -70,8 +70,8 @@ class AsgiBridge:
 
 
 def _measure_body(environ: dict[str, Any]) -> bool:
-    """Read a body that comes in chunks, and put its length where a2wsgi looks for it: it takes one
-    without a length for an empty one. False: the body is too long."""
+    """Read a body in chunked encoding into a file and set CONTENT_LENGTH, without which a2wsgi
+    passes an empty body on. Returns False when the body is too long."""
     body = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  (the app reads it)
     length = 0
     while chunk := environ["wsgi.input"].read(_STEP):

@@ -1,4 +1,4 @@
-"""Counts bytes that requests hold in a web process: so many in all, and one caller at most half."""
+"""Limits the bytes that requests hold in a web process: in all, and half of that for one caller."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class ByteShares:
-    """`most`: of all callers together. `largest`: what one request may hold in any case."""
+    """`most` is the limit of all callers together, `largest` what one request may always hold."""
 
     most: int
     largest: int = 0
@@ -18,11 +18,11 @@ class ByteShares:
 
     @property
     def share(self) -> int:
-        """What one caller may hold."""
+        """Return the limit of one caller."""
         return max(self.most // 2, self.largest)
 
     def hold(self, caller: str, size: int, *, seconds: float = 0.0) -> bool:
-        """Hold bytes, after waiting for others to release theirs. False: the time was over."""
+        """Hold bytes, waiting up to `seconds` for others to be released. False on timeout."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._fits(caller, size), seconds):
                 return False
@@ -30,6 +30,7 @@ class ByteShares:
             return True
 
     def release(self, caller: str, size: int) -> None:
+        """Release bytes that were held."""
         with self._changed:
             self._held[caller] -= size
             if self._held[caller] == 0:

@@ -82,12 +82,12 @@ class Object(ma.fields.Dict):
         return value
 
 
-#: Postgres compares each element of a filter's lists with each of a row's, uninterruptibly.
+#: Postgres compares each element of a filter's lists with each of a row's, and cannot be canceled.
 _MOST_IN_LISTS = 50
 
 
 def is_filter(value: dict[str, Any]) -> None:
-    """A validator of what rows are to contain. Raises ValidationError for long lists."""
+    """Validate a containment filter. Raises ValidationError for long lists."""
     if _count_in_lists(value) > _MOST_IN_LISTS:
         raise ma.ValidationError(
             f"a filter's lists may have at most {_MOST_IN_LISTS} elements, all together"
@@ -105,14 +105,14 @@ def _count_in_lists(value: Any) -> int:
 
 
 class Filter(Object):
-    """An object that is contained in what is looked for."""
+    """A containment filter: an object that every found row contains."""
 
     def __init__(self) -> None:
         super().__init__(allow_none=True, validate=is_filter)
 
 
 class List(ma.fields.List):
-    """A list whose length is looked at before its elements are. It has an end in any case."""
+    """A list whose length is validated before its elements, and is always limited."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if isinstance(value, list):
@@ -121,7 +121,7 @@ class List(ma.fields.List):
 
 
 class Map(ma.fields.Dict):
-    """The same for an object whose keys and values are looked at."""
+    """An object with validated keys and values, whose length is validated first, like a list's."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if isinstance(value, dict):
@@ -139,7 +139,8 @@ def _refuse_long(field: ma.fields.Field[Any], value: Sized) -> None:
 
 
 class ObjectList(ma.fields.Field[list[dict[str, Any]]]):
-    """A list of any JSON objects, as many as a body may have: nothing is done for each of them."""
+    """A list of any JSON objects, limited only by the body's size: their contents are not
+    validated."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> list[dict[str, Any]]:
         if not isinstance(value, list):

@@ -45,7 +45,7 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
 
 
 def _list_to_json(items: list[Any]) -> bytes:
-    """A page may be as large as an answer ever is: other requests have their turn meanwhile."""
+    """Encode a list item by item, and yield to other requests: a page may have 64 MiB."""
     pieces: list[bytes] = []
     size = 0
     for item in items:
@@ -102,7 +102,10 @@ def read_body_of(request: Request) -> bytes:
 
 
 def _identify_again() -> None:
-    """A key may have been revoked while the body came in. Raises Unauthorized, Forbidden."""
+    """Authenticate once more: the key may have been revoked while the body was received.
+
+    Raises Unauthorized, Forbidden.
+    """
     found = parts()
     if found.open_keys is not None and found.authentication is not None:
         found.authentication.caller()

@@ -1,13 +1,14 @@
-"""Bounds what large answers cost a web process while their clients read them.
+"""Bounds the memory of large responses that are being sent.
 
-An answer is held in memory until the client has read it, which may be never. So all that are on
-their way have so many bytes together, one caller's at most half of them; and a client that reads
-nothing of one for too long is disconnected by the kernel.
+A response is held in memory until its client has read it, which may be never. All of them together
+may have `BELAY_MAX_ANSWERS_BYTES`, and those of one caller half of that. The kernel closes the
+connection of a client that reads nothing for too long.
 """
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -22,19 +23,23 @@ _COUNTED = 1024 * 1024
 
 
 class LargeAnswers:
-    """Of one web process. `most` and `largest` are in bytes, of all answers and of one."""
+    """Counts the large responses of one web process."""
 
-    def __init__(self, most: int, largest: int, *, seconds: float) -> None:
+    def __init__(
+        self, most: int, largest: int, *, seconds: float, whose: Callable[[], str]
+    ) -> None:
+        """`most` and `largest` are in bytes, of all responses and of one. A client may read nothing
+        for `seconds`. `whose` returns the caller of the current request."""
         self._shares = ByteShares(most, largest)
-        #: How long a client may read nothing of one.
+        self._whose = whose
         self._milliseconds = int(seconds * 1000)
 
-    def hold(self, request: Request, response: Response, caller: str) -> None:
-        """Count an answer until it is sent. Raises TooMany."""
+    def hold(self, request: Request, response: Response) -> None:
+        """Count a response until it has been sent. Raises TooMany."""
         size = 0 if response.is_streamed else response.calculate_content_length() or 0
         if size <= _COUNTED:
             return
-        size = min(size, self._shares.share)
+        caller, size = self._whose(), min(size, self._shares.share)
         if not self._shares.hold(caller, size):
             # The exception's traceback keeps the response, until the next garbage collection.
             response.response = []
@@ -47,6 +52,7 @@ class LargeAnswers:
 
 
 def _set_patience(client_socket: Any, milliseconds: int) -> None:
-    """How long what was sent may stay unread; 0: as long as the system's default."""
+    """Set how long sent data may stay unacknowledged or unread; 0 is the system's default. A socket
+    that has been closed meanwhile is ignored."""
     with suppress(OSError):
         client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)

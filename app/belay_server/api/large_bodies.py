@@ -1,8 +1,9 @@
-"""Bounds what large request bodies cost a web process at once: memory, and turns of its one thread.
+"""Bounds the memory and the processing time of large request bodies in a web process.
 
-A body that comes in slowly is held for as long as that takes, and one that has come is parsed and
-stored in steps of a tenth of a second. So all that are on their way have so many bytes together,
-one caller's at most half of them; and one at a time is worked on, with turns for others in between.
+A body is held in memory while it is received, and parsing and storing it blocks the process's one
+thread for up to a tenth of a second a step. All bodies together may have `BELAY_MAX_BODIES_BYTES`,
+and those of one caller half of that. They are processed one at a time, and small requests are
+served between two of them.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ class _Held:
 
 
 class LargeBodies:
-    """Of one web process. `most` is in bytes; `whose` names who sends the request."""
+    """Counts the large request bodies of one web process."""
 
     def __init__(self, most: int, whose: Callable[[], str]) -> None:
+        """`most` is in bytes. `whose` returns the caller of the current request."""
         self._whose = whose
         self._shares = ByteShares(most)
         self._turn = threading.Lock()
@@ -55,7 +57,7 @@ class LargeBodies:
         request.environ[_HELD] = held
 
     def take_turn(self, request: Request, size: int) -> None:
-        """Wait until no other large body is worked on. Raises TooMany."""
+        """Wait until no other large body is being processed. Raises TooMany."""
         held: _Held | None = request.environ.get(_HELD)
         if held is None or held.has_turn or size <= _LARGE:
             return
@@ -65,7 +67,7 @@ class LargeBodies:
         time.sleep(0)
 
     def release(self, request: Request) -> None:
-        """Give back what the request holds; its view has returned."""
+        """Release what the request holds. Called when its view has returned."""
         held: _Held | None = request.environ.pop(_HELD, None)
         if held is None:
             return
@@ -74,7 +76,7 @@ class LargeBodies:
         self._shares.release(held.caller, held.size)
 
     def _size_of(self, request: Request) -> int:
-        """As the client says; a body in chunks may be as large as any."""
+        """Return the Content-Length; for a body in chunks, the largest that is allowed."""
         if request.content_length is None and "HTTP_TRANSFER_ENCODING" not in request.environ:
             return 0
         largest = request.max_content_length or self._shares.share

@@ -77,12 +77,15 @@ def prepare_requests(
     allow = cors_headers(settings, cors)
 
     answers = LargeAnswers(
-        settings.max_answers_bytes, settings.max_answer_bytes, seconds=settings.body_seconds
+        settings.max_answers_bytes,
+        settings.max_answer_bytes,
+        seconds=settings.body_seconds,
+        whose=asker,
     )
 
     def end_request(response: Response) -> Response:
         try:
-            answers.hold(request, response, asker())
+            answers.hold(request, response)
         except TooMany as error:
             response = current_app.make_response(current_app.handle_user_exception(error))
         if allow is not None and "HTTP_ORIGIN" in request.environ:

@@ -26,13 +26,15 @@ _SECONDS = 5.0
 _RESET = struct.pack("ii", 1, 0)
 
 
-#: After so many chunks of a body, others have their turn: each takes microseconds, however small.
+#: Chunks of a body that are parsed before yielding to other requests; each takes microseconds.
 _CHUNKS_AT_ONCE = 256
 
 
 class _Chunks:
-    """A body that comes in chunks, taken from the web server's parser. Its own `read` parses as
-    many of them as it likes in one go, and copies what it has at each call."""
+    """A request body in chunked encoding, read from gunicorn's parser.
+
+    gunicorn's own `read` parses chunks without yielding, and copies its whole buffer at each call.
+    """
 
     def __init__(self, parser: Iterator[bytes]) -> None:
         self._parser = parser
@@ -54,7 +56,7 @@ class _Chunks:
         return self._take(end + 1 if size < 0 else min(end + 1, size))
 
     def _parse(self) -> bool:
-        """One more chunk. False at the end of the body."""
+        """Parse one more chunk. Returns False at the end of the body."""
         chunk = next(self._parser, None)
         if chunk is None:
             return False
@@ -105,12 +107,12 @@ class CountedBody:
         """Read what is left, or close the connection where that is too much, or too slow."""
         if self._ended:
             return
-        with _Deadline(_SECONDS) as deadline, suppress(OSError, EOFError, ValueError):
+        with _Deadline(_SECONDS), suppress(OSError, EOFError, ValueError):
             for _ in range(_MOST // _STEP):
                 if self._ended:
                     return
                 self.read(_STEP)
-                deadline.let_others()
+                time.sleep(0)
         if _is_sending(client_socket):
             # Reset: it would otherwise wait for a window that never opens.
             with suppress(OSError):
@@ -135,11 +137,9 @@ class _Deadline:
 
     def __init__(self, seconds: float) -> None:
         self._timeout: Any = None
-        self._gevent: Any = None
         if "gevent.monkey" in sys.modules:
             import gevent  # noqa: PLC0415
 
-            self._gevent = gevent
             self._timeout = gevent.Timeout(seconds, False)
 
     def __enter__(self) -> _Deadline:
@@ -152,10 +152,6 @@ class _Deadline:
             return False
         self._timeout.close()
         return error is self._timeout
-
-    def let_others(self) -> None:
-        if self._gevent is not None:
-            self._gevent.sleep(0)
 
 
 def count_body(environ: MutableMapping[str, Any]) -> CountedBody | None:

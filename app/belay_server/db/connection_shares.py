@@ -1,7 +1,8 @@
-"""Keeps one caller from holding every connection of a pool.
+"""Limits how many connections of a pool one caller uses at a time.
 
-A statement may take long on purpose (a search through large rows, many times at once). Whoever has
-their share of the pool in use waits for it, and the rest of the pool is there for everybody else.
+A caller may send many slow statements at once, such as searches through large rows. Further
+requests of that caller then wait for one of its own connections; the rest of the pool stays
+available to other callers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 from belay_server.domain.errors import TooMany
 
-#: Says for whom a connection is wanted; None for the server itself, which has no share.
+#: Returns the caller a connection is for; None for the server itself, which has no limit.
 Whose = Callable[[], str | None]
 
 
@@ -24,10 +25,10 @@ class _Share:
 
 
 class ConnectionShares:
-    """Of one pool. A caller has half of it, and two connections at least."""
+    """Limits each caller to half of one pool, and at least two connections."""
 
     def __init__(self, size: int, whose: Whose, *, seconds: float) -> None:
-        """`seconds`: how long a caller waits for a place of its own."""
+        """`seconds` is how long a request waits for its caller's other requests."""
         self._most = max(2, size // 2)
         self._whose = whose
         self._seconds = seconds
@@ -36,7 +37,10 @@ class ConnectionShares:
 
     @contextmanager
     def hold(self, watched: AbstractContextManager[None]) -> Iterator[None]:
-        """Hold a place. A wait for one is `watched`. Raises TooMany."""
+        """Hold one of the caller's places. Waiting for one happens inside `watched`.
+
+        Raises TooMany on timeout.
+        """
         caller = self._whose()
         if caller is None:
             yield
@@ -56,7 +60,7 @@ class ConnectionShares:
 
     @contextmanager
     def _used(self, caller: str) -> Iterator[_Share]:
-        """A caller's share is kept for as long as somebody holds a part of it or waits for one."""
+        """Keep a caller's share for as long as a request holds a place of it or waits for one."""
         with self._lock:
             share = self._shares.get(caller)
             if share is None:

@@ -42,8 +42,9 @@ def is_outage(error: BaseException) -> bool:
 
 
 def _was_not_sent(error: psycopg.Error) -> bool:
-    """True for a statement that libpq has refused to send; the connection stands."""
-    return error.sqlstate is None and any(words in str(error) for words in _NOT_SENT)
+    """True for a statement that libpq has refused to send; the connection is still open."""
+    text = str(error)
+    return text.startswith("sending ") and any(words in text for words in _NOT_SENT)
 
 
 def is_worth_waiting(error: BaseException) -> bool:

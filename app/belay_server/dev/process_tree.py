@@ -82,7 +82,7 @@ class Program:
                 say(self.name, self._last_line)
 
     def last_line(self) -> str:
-        """What a program that has ended wrote last."""
+        """Return the last line that a program wrote which has ended."""
         if self._reader is not None:
             self._reader.join(_LAST_WORDS_SECONDS)
         return self._last_line
@@ -190,8 +190,8 @@ def _wait_or_kill(program: Program) -> None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill it with all its descendants: those of Postgres are in sessions of their own, and one
-    that is left keeps the next server from starting on the same data."""
+    """Kill a process and all its descendants. Postgres' backends are in sessions of their own, and
+    one that survives prevents the next server from starting on the same data."""
     descendants: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         descendants = psutil.Process(process.pid).children(recursive=True)

@@ -1,11 +1,11 @@
 """JSON Schemas that callers ask an output to have. No I/O: what a schema refers to is in it, and
 nothing is ever fetched for it.
 
-A schema is a client's, and checking one may cost far more than its size: a regular expression of
-6 KB took half a minute to compile, and an explanation of what is wrong with 95 KB of nested lists a
-minute. So a schema is checked in steps, each bounded, between which others can have their turn.
-Checking a value against one may take as long as whoever wrote it likes (`anyOf` of `anyOf` of …),
-so that is done in a run's own child, which can be killed.
+A client's schema may cost far more to validate than its size suggests: a regular expression of
+6 KB took half a minute to compile, and the error report for 95 KB of nested lists a minute. So a
+schema is validated in bounded steps, between which a web process can serve other requests.
+Validating a value against a schema may take any time (`anyOf` of `anyOf` of …), so that is done in
+a run's own child process, which can be killed.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ _MOST_BYTES = 64 * 1024
 _MOST_PATTERNS = 100
 #: Compiling `\S` this often takes a tenth of a second; the time grows with the square of it.
 _LONGEST_PATTERN = 300
-#: ECMA-262, whose regular expressions these are, has none; with large classes they cost very much.
+#: Not part of ECMA-262, the dialect of JSON Schema, and very slow with large character classes.
 _INLINE_FLAGS = re.compile(r"\(\?[a-zA-Z-]")
-#: What is wrong is explained in schemas of this size; the library's time grows with its square.
+#: Errors are located in schemas up to this size; the library's time grows with its square.
 _EXPLAINED_BYTES = 4 * 1024
 _EXPLAINED_DEPTH = 20
 _WHOLE = {"path": "outputSchema"}
@@ -89,13 +89,13 @@ class _Pattern:
 
 
 def _explain(schema: dict[str, Any], size: int) -> NoReturn:
-    """Raise what is wrong with a schema that is not valid."""
+    """Raise InvalidOutputSchema, with the place of the error where the schema is small."""
     if size <= _EXPLAINED_BYTES and _depth(schema) <= _EXPLAINED_DEPTH:
         with _refused():
             jsonschema_rs.meta.validate(schema)
     raise InvalidOutputSchema(
-        f"outputSchema: is no schema of {schema['$schema']}. Where it is wrong is said of schemas"
-        f" of at most {_EXPLAINED_BYTES} bytes and {_EXPLAINED_DEPTH} levels: try parts of it",
+        f"outputSchema: is not valid by {schema['$schema']}. The place is reported for schemas of"
+        f" at most {_EXPLAINED_BYTES} bytes and {_EXPLAINED_DEPTH} levels; validate it in parts",
         _WHOLE,
     )
 
@@ -136,7 +136,7 @@ def _check_patterns(patterns: list[_Pattern]) -> None:
 
 
 def _patterns(schema: Any, place: str = "outputSchema") -> Iterator[_Pattern]:
-    """Whatever stands under the names of the keywords that have regular expressions."""
+    """Yield the values of the keywords that have regular expressions, at any depth."""
     if isinstance(schema, list):
         for index, item in enumerate(schema):
             yield from _patterns(item, f"{place}[{index}]")
@@ -151,7 +151,7 @@ def _patterns(schema: Any, place: str = "outputSchema") -> Iterator[_Pattern]:
 
 
 def _without_patterns(schema: Any) -> Any:
-    """The same with nothing to compile in the place of its regular expressions."""
+    """Return a copy of the schema with trivial regular expressions in place of its own."""
     if isinstance(schema, list):
         return [_without_patterns(item) for item in schema]
     if not isinstance(schema, dict):

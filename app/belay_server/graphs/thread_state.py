@@ -106,8 +106,8 @@ def read_history(
     turn: AbstractContextManager[object],
 ) -> list[orjson.Fragment]:
     """Newest first, each as the JSON of what `shape` makes of it; a few are read at a time, as
-    large as they have turned out to be. A large state takes long to decode: whoever reads one holds
-    `turn` meanwhile, and between two of them other requests have theirs.
+    large as they have turned out to be. Decoding a large state blocks the process, so it is done
+    while holding `turn`, one state at a time in a process, and other requests are served between.
 
     Raises TooMuch.
     """
@@ -122,7 +122,7 @@ def read_history(
             before=before,  # type: ignore[arg-type]
             limit=at_once,
         )
-        # Postgres is waited for here, and nobody waits for that.
+        # This waits for Postgres, so without holding `turn`.
         snapshot = next(snapshots, None)
         read = 0
         while snapshot is not None:

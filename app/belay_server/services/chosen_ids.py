@@ -1,7 +1,8 @@
-"""Ids that clients choose may have been used before: by a thread or run that was deleted.
+"""Handles ids that clients choose, which a deleted thread or run may have had before.
 
-Its event log can be read for a while longer, by those who were following it. A new thread or run
-must not begin with it: the events are not its own, and may be another caller's.
+The event log of a deleted thread or run stays readable for 30 seconds, for streams that are still
+reading it. A new thread or run with the same id must not begin with these events: they may be
+another caller's.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def drop_old_log(event_log: EventLog, chosen_id: UUID) -> None:
-    """Delete what is left of the log of an earlier holder of this id.
+    """Delete what is left of the event log of an earlier thread or run with this id.
 
-    To be called in the transaction that has inserted the row: then nobody else holds the id, and no
-    worker has written a new event yet.
+    Call it in the transaction that has inserted the new row: no other row has the id then, and no
+    worker has written an event yet. A Redis error is logged, and the log expires by itself.
     """
     try:
         event_log.drop(chosen_id)

@@ -1,4 +1,4 @@
-"""Checks the schemas that clients ask an output to have, without holding up other requests."""
+"""Validates clients' output schemas without blocking other requests."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ _WAIT_SECONDS = 10.0
 
 
 class OutputSchemaChecks:
-    """One for a web process. It checks one schema at a time, in steps: between two of them, every
-    other request has its turn, so what it waits for is one step, however many schemas come."""
+    """Validates one schema at a time in a web process, and yields to other requests between two
+    steps of it, so that no request waits for more than one step."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
 
     def check(self, schema: dict[str, Any]) -> None:
-        """Raises InvalidOutputSchema; Unavailable after ten seconds behind other schemas."""
+        """Validate a schema.
+
+        Raises InvalidOutputSchema; Unavailable when other schemas take more than ten seconds.
+        """
         if not self._turn.acquire(timeout=_WAIT_SECONDS):
             raise Unavailable("Too many output schemas are being checked; try again")
         try:
