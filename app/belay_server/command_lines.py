@@ -30,3 +30,8 @@ def worker_command(options: Sequence[str] = ()) -> list[str]:
 def cli_command(*words: str) -> list[str]:
     """Return the command line of one of `belay`'s commands."""
     return [*_PYTHON, "belay_server", *words]
+
+
+def state_process_command(fd: int) -> list[str]:
+    """Return the command line of the process for large states; `fd` is its end of a socket."""
+    return [*_PYTHON, "belay_server.states", str(fd)]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -38,6 +39,8 @@ from belay_server.meters import WebMeters
 from belay_server.services.known_assistants import KnownAssistants
 from belay_server.services.open_keys import OpenKeys
 from belay_server.services.parts import Parts
+from belay_server.services.state_jobs import StateParts
+from belay_server.services.state_process import StateProcess
 from belay_server.settings import Settings, SettingsError
 
 _SCHEMA_WAIT_SECONDS = 60.0
@@ -102,6 +105,7 @@ def join_parts(settings: Settings) -> Parts:
         store=ApiStore(pool, graphs.store),
         count_unstarted=meters.ended_unstarted,
         meters=meters,
+        states=_states(settings, graphs, database),
         project_app=ProjectApp.load(graphs.project),
         rate_limits=RateLimits.of(
             settings.redis_url,
@@ -114,6 +118,19 @@ def join_parts(settings: Settings) -> Parts:
         open_keys=OpenKeys(database) if isinstance(authentication, KeyAuthentication) else None,
         failed_logins=FailedLogins(settings.redis_url, settings.redis_prefix),
     )
+
+
+def _states(settings: Settings, graphs: GraphRegistry, database: Database) -> StateProcess:
+    most_bytes = settings.large_state_bytes
+    here = StateParts(
+        settings,
+        graphs,
+        database,
+        most_bytes=most_bytes,
+        most_written_bytes=most_bytes,
+        turn=threading.Lock(),
+    )
+    return StateProcess(here, connection_owner)
 
 
 def _load_graphs(settings: Settings) -> GraphRegistry:

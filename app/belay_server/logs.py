@@ -17,7 +17,7 @@ _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _JSON = "%(levelname)s %(name)s %(message)s"
 #: The packages whose records `BELAY_LOG_LEVEL` is about. Libraries say no more than INFO: some of
 #: them log headers below that.
-_OURS = ("app", "workers", "belay")
+_OURS = ("belay_server", "belay_workers", "belay")
 #: What a line of text shows of a record's fields.
 _SHOWN = ("request_id", "run_id", "attempt")
 
@@ -83,6 +83,9 @@ def without_request_lines(record: logging.LogRecord) -> bool:
     if message.startswith(("Invalid request from", "Error handling request")):
         record.msg = message.partition("'")[0].partition("?")[0].rstrip(": ")
         record.args = ()
+    elif message.startswith("Socket error processing request"):
+        record.msg, record.args = "a client's connection ended before its answer was sent", ()
+        record.exc_info = record.exc_text = None
     return True
 
 

@@ -98,6 +98,8 @@ class Settings:
     max_metadata_bytes: int
     #: Largest values of a run's end, in bytes of JSON; larger ones are in its checkpoint only.
     max_outcome_bytes: int
+    #: States of more bytes, as they are stored, are read by a process of their own.
+    large_state_bytes: int
     #: Prefix of every Redis key and channel.
     redis_prefix: str
     #: Verify the certificate of a `rediss://` server.
@@ -194,6 +196,7 @@ class Settings:
             max_answer_bytes=read.integer("BELAY_MAX_ANSWER_BYTES", 64 * _MIB, minimum=1024),
             max_answers_bytes=read.integer("BELAY_MAX_ANSWERS_BYTES", 128 * _MIB, minimum=_MIB),
             max_metadata_bytes=read.integer("BELAY_MAX_METADATA_BYTES", 2 * _MIB, minimum=1024),
+            large_state_bytes=read.integer("BELAY_LARGE_STATE_BYTES", _MIB // 2, minimum=1024),
             max_outcome_bytes=read.integer("BELAY_MAX_OUTCOME_BYTES", 16 * _MIB, minimum=1024),
             redis_prefix=read.text("BELAY_REDIS_PREFIX", "belay:"),
             redis_verify_tls=redis_verify_tls,

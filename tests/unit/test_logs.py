@@ -24,7 +24,7 @@ def logged(capsys):
     yield lambda: capsys.readouterr().err
     root.handlers = handlers
     root.setLevel(level)
-    for name in ("app", "workers", "belay"):
+    for name in ("belay_server", "belay_workers", "belay"):
         logging.getLogger(name).setLevel(logging.NOTSET)
     logs.in_request({})
     logs.about_run(None)
@@ -44,21 +44,21 @@ def test_a_json_line_has_the_fields_of_its_request_and_run(logged):
 
 def test_a_line_of_text_names_them(logged):
     logs.configure(settings())
-    log = logging.getLogger("app.test")
+    log = logging.getLogger("belay_server.test")
     log.info("before")
     logs.about_run({"run_id": "run-1", "thread_id": "t", "attempt": 1})
     log.info("during")
     logs.about_run(None)
     log.info("after")
     before, during, after = logged().splitlines()
-    assert before.endswith("INFO app.test: before")
-    assert during.endswith("INFO app.test: during [run_id=run-1 attempt=1]")
-    assert after.endswith("INFO app.test: after")
+    assert before.endswith("INFO belay_server.test: before")
+    assert during.endswith("INFO belay_server.test: during [run_id=run-1 attempt=1]")
+    assert after.endswith("INFO belay_server.test: after")
 
 
 def test_only_we_say_more_than_info(logged):
     logs.configure(settings(BELAY_LOG_LEVEL="debug"))
-    logging.getLogger("app.test").debug("ours")
+    logging.getLogger("belay_server.test").debug("ours")
     logging.getLogger("httpcore").debug("headers")
     written = logged()
     assert "ours" in written
@@ -67,7 +67,7 @@ def test_only_we_say_more_than_info(logged):
 
 def test_a_setting_wins_over_the_command_line(logged):
     logs.configure(settings(BELAY_LOG_LEVEL="error"), logging.INFO)
-    logging.getLogger("app.test").warning("a warning")
+    logging.getLogger("belay_server.test").warning("a warning")
     logging.getLogger("anybody").warning("a warning")
     assert logged() == ""
 
@@ -84,7 +84,7 @@ def test_a_word_that_is_not_known_stops_the_start(name):
 def test_nobody_forges_a_line_of_text(logged, words):
     logs.configure(settings())
     logs.in_request({"request_id": "r-1"})
-    logging.getLogger("app.test").warning("asked for %s", words)
+    logging.getLogger("belay_server.test").warning("asked for %s", words)
     written = logged()
     assert len(written.splitlines()) == 1
     assert "\x1b" not in written

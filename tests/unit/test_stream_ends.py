@@ -9,10 +9,11 @@ from uuid import uuid4
 import pytest
 
 from belay_server.bus.event_log import Event, Position
-from belay_server.db.runs import RunOutcome
+from belay_server.db.runs import RunEnd
 from belay_server.domain.runs import RunStatus
 from belay_server.services import run_stream
 from belay_server.services.run_stream import Follow
+from belay_server.services.stream_clients import StreamClient
 
 ERROR = {"error": "TimeoutError", "message": "too long"}
 SAID = b'event: error\ndata: {"error":"TimeoutError","message":"too long"}\n\n'
@@ -46,17 +47,17 @@ def stream(monkeypatch):
     """Everything that a client gets of a run that Postgres says has ended so."""
 
     def whole(subscription: Ended, *, is_over: bool = False) -> bytes:
-        outcome = RunOutcome(status=subscription.end_status, error=ERROR, outcome=None)
-        monkeypatch.setattr(run_stream.run_rows, "run_outcome", lambda *_: outcome)
+        end = RunEnd(status=subscription.end_status, error=ERROR, interrupts=None)
+        monkeypatch.setattr(run_stream.run_rows, "run_end", lambda *_: end)
         parts = SimpleNamespace(
             settings=SimpleNamespace(heartbeat_seconds=60.0),
             database=SimpleNamespace(connection=nullcontext),
             feed=SimpleNamespace(unsubscribe=lambda _: None),
         )
         follow = Follow(uuid4(), uuid4(), resumable=False, cancel_on_disconnect=False)
-        chunks = run_stream._stream(
-            parts, follow, lambda _on_leave: lambda: False, subscription, is_over
-        )
+        share = SimpleNamespace(release=lambda: None)
+        client = StreamClient(lambda _on_leave: lambda: False, share)
+        chunks = run_stream._stream(parts, follow, client, subscription, is_over)
         return b"".join(chunks)
 
     return whole

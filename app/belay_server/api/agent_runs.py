@@ -15,7 +15,7 @@ from belay_server.api.authorization import authorize, authorizes_itself, cancels
 from belay_server.api.json_body import json_response
 from belay_server.api.parts import parts
 from belay_server.api.run_requests import run_request
-from belay_server.api.run_responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, watch_client
+from belay_server.api.run_responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, stream_client
 from belay_server.domain.agent_runs import is_any_id, is_our_id, run_id_of
 from belay_server.domain.errors import InvalidRequest
 from belay_server.services import agent_runs
@@ -77,7 +77,7 @@ def create_agent_run(body: dict[str, Any]) -> Response:
         parts().output_schemas.check(fields["outputSchema"])
     asked = _asked(fields)
     if _wants_stream():
-        return _stream(stream_new_agent_run(parts(), asked, watch_client()))
+        return _stream(stream_new_agent_run(parts(), asked, stream_client()))
     return json_response(agent_runs.create_agent_run(parts(), asked).document)
 
 

@@ -41,7 +41,13 @@ _AT_ONCE = 256 * 1024
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     encoded = _list_to_json(body) if isinstance(body, list) else to_json(body)
-    return Response(encoded, status, headers, content_type="application/json")
+    return encoded_response(encoded, status, headers)
+
+
+def encoded_response(
+    body: bytes, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    return Response(body, status, headers, content_type="application/json")
 
 
 def _list_to_json(items: list[Any]) -> bytes:

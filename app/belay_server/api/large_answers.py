@@ -13,13 +13,20 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from flask import Request, Response
+from flask import Request, Response, current_app
 
 from belay_server.api.byte_shares import ByteShares
 from belay_server.domain.errors import TooMany
 
 #: Smaller answers are not counted; most of them fit into the buffers of a socket.
 _COUNTED = 1024 * 1024
+LARGE_ANSWERS = "belay.large_answers"
+
+
+def large_answers() -> LargeAnswers:
+    """Return those of this web process."""
+    found: LargeAnswers = current_app.extensions[LARGE_ANSWERS]
+    return found
 
 
 class LargeAnswers:
@@ -49,6 +56,51 @@ class LargeAnswers:
         if client_socket is not None:
             _set_patience(client_socket, self._milliseconds)
             response.call_on_close(partial(_set_patience, client_socket, 0))
+
+    def share_of(self, request: Request) -> StreamShare:
+        """Return the share of a response that is streamed."""
+        client_socket = request.environ.get("gunicorn.socket")
+        return StreamShare(self._shares, self._whose(), client_socket, self._milliseconds)
+
+
+class StreamShare:
+    """Counts the large parts of one streamed response, each while it is read and sent."""
+
+    __slots__ = ("_caller", "_held", "_milliseconds", "_shares", "_socket")
+
+    def __init__(
+        self, shares: ByteShares, caller: str, client_socket: Any, milliseconds: int
+    ) -> None:
+        self._shares = shares
+        self._caller = caller
+        self._socket = client_socket
+        self._milliseconds = milliseconds
+        self._held = 0
+
+    def hold(self, size: int, *, seconds: float) -> bool:
+        """Hold so many bytes, waiting up to `seconds` for others to be sent. False on timeout."""
+        if size <= _COUNTED:
+            return True
+        size = min(size, self._shares.share)
+        if not self._shares.hold(self._caller, size, seconds=seconds):
+            return False
+        self._held += size
+        if self._socket is not None:
+            _set_patience(self._socket, self._milliseconds)
+        return True
+
+    def shrink(self, size: int) -> None:
+        """Hold no more than `size` bytes any longer."""
+        if size < self._held:
+            self._shares.release(self._caller, self._held - size)
+            self._held = size
+
+    def release(self) -> None:
+        """Hold nothing any longer: it has been sent."""
+        if self._held:
+            self.shrink(0)
+            if self._socket is not None:
+                _set_patience(self._socket, 0)
 
 
 def _set_patience(client_socket: Any, milliseconds: int) -> None:

@@ -19,7 +19,7 @@ from belay_server.api.json_body import Blueprint, describe, json_response, read_
 from belay_server.api.parts import parts
 from belay_server.api.protocol_commands import NoCommand, answer_of, frame_of
 from belay_server.api.protocol_schemas import CommandAnswer, CommandFrame, EventStream
-from belay_server.api.run_responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, watch_client
+from belay_server.api.run_responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, stream_client
 from belay_server.domain.errors import BadRequest, InvalidRequest
 from belay_server.services.protocol_stream import EventFilter, sse_frame, stream_protocol
 from belay_server.services.threads import get_thread
@@ -65,7 +65,7 @@ def events(thread_id: str) -> Response:
     thread = path_uuid(thread_id, "thread")
     wanted = event_filter(_json_of_request())
     refuse_strange_thread(thread)
-    body = stream_protocol(parts(), thread, wanted, sse_frame, watch_client())
+    body = stream_protocol(parts(), thread, wanted, sse_frame, stream_client())
     return Response(body, 200, STREAM_HEADERS, content_type=STREAM_TYPE)
 
 

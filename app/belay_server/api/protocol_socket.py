@@ -23,6 +23,7 @@ from belay_server.api.authorization import authorized
 from belay_server.api.fields import path_uuid
 from belay_server.api.json_body import json_response
 from belay_server.api.json_documents import MAX_DEPTH, parse_document
+from belay_server.api.large_answers import large_answers
 from belay_server.api.limits import count_request
 from belay_server.api.parts import origins, parts
 from belay_server.api.protocol import event_filter, refuse_strange_thread
@@ -49,6 +50,7 @@ from belay_server.domain.errors import (
 from belay_server.graphs.serde import to_json
 from belay_server.services.protocol_stream import EventFilter, line_frame, stream_protocol
 from belay_server.services.run_stream import Following
+from belay_server.services.stream_clients import StreamClient
 
 #: Not in the OpenAPI document, which has no words for it.
 blueprint = flask.Blueprint("protocol socket", __name__)
@@ -195,7 +197,8 @@ class _Followed:
         self._talk = talk
         self._leave: Callable[[], None] = lambda: None
         self._left = False
-        self._following = stream_protocol(parts(), thread_id, wanted, line_frame, self._watch)
+        client = StreamClient(self._watch, large_answers().share_of(request))
+        self._following = stream_protocol(parts(), thread_id, wanted, line_frame, client)
 
     def _watch(self, on_leave: Callable[[], None]) -> Callable[[], bool]:
         self._leave = on_leave

@@ -18,7 +18,7 @@ from belay_server import logs
 from belay_server.api.authentication import CALLER, identify
 from belay_server.api.authorization import confine_request, use_database
 from belay_server.api.cors import REQUEST_ID, cors_headers
-from belay_server.api.large_answers import LargeAnswers
+from belay_server.api.large_answers import LARGE_ANSWERS, LargeAnswers
 from belay_server.api.large_bodies import LARGE_BODIES, LargeBodies
 from belay_server.api.limits import asker, count_request, take_place
 from belay_server.api.origins import Origins
@@ -76,7 +76,7 @@ def prepare_requests(
     templates = {rule.rule: _template(rule.rule) for rule in app.url_map.iter_rules()}
     allow = cors_headers(settings, cors)
 
-    answers = LargeAnswers(
+    answers = app.extensions[LARGE_ANSWERS] = LargeAnswers(
         settings.max_answers_bytes,
         settings.max_answer_bytes,
         seconds=settings.body_seconds,

@@ -11,10 +11,12 @@ from flask import Response, request
 from belay_server.api.authentication import caller, watch_key
 from belay_server.api.fields import query_flag
 from belay_server.api.json_body import json_response
+from belay_server.api.large_answers import large_answers
 from belay_server.api.pages import shown
 from belay_server.api.parts import origins, parts
 from belay_server.domain.runs import RUN_FIELDS, Run
-from belay_server.services.run_stream import Follow, WatchClient, stream_events, wait_for_outcome
+from belay_server.services.run_stream import Follow, stream_events, wait_for_outcome
+from belay_server.services.stream_clients import StreamClient, WatchClient
 
 #: What libev calls a socket that can be read.
 _READABLE = 1
@@ -50,7 +52,7 @@ def stream_response(follow: Follow, location: str) -> Response:
         "location": f"{run_path(follow)}/stream",
         "content-location": location,
     }
-    body = stream_events(parts(), follow, watch_client())
+    body = stream_events(parts(), follow, stream_client())
     return Response(body, 200, headers, content_type=STREAM_TYPE)
 
 
@@ -60,7 +62,7 @@ def outcome_response(follow: Follow, location: str) -> Response:
         "location": f"{run_path(follow)}/join",
         "content-location": location,
     }
-    body = wait_for_outcome(parts(), follow, watch_client())
+    body = wait_for_outcome(parts(), follow, stream_client())
     return Response(body, 200, headers, content_type="application/json")
 
 
@@ -76,7 +78,12 @@ def cancels_on_disconnect(body: dict[str, Any] | None = None) -> bool:
     return cancels
 
 
-def watch_client() -> WatchClient:
+def stream_client() -> StreamClient:
+    """Return the client of this request's streamed response."""
+    return StreamClient(_watch_client(), large_answers().share_of(request))
+
+
+def _watch_client() -> WatchClient:
     """Watch this request's socket: it becomes readable, with nothing to read, when the client goes.
 
     Waiting for a write to fail would take until the next heartbeat, and then one more. A client

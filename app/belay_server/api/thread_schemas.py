@@ -5,7 +5,6 @@ from __future__ import annotations
 import marshmallow as ma
 
 from belay_server.api.command_schemas import Command
-from belay_server.api.extracts import is_extract_path
 from belay_server.api.fields import (
     Body,
     Boolean,
@@ -22,6 +21,7 @@ from belay_server.api.fields import (
 )
 from belay_server.api.page_schemas import Sorted
 from belay_server.db.threads import SORT_COLUMNS
+from belay_server.domain.extracts import check_path
 from belay_server.domain.threads import THREAD_FIELDS, ThreadStatus, ThreadTtl, TtlStrategy
 
 #: `context` is the `configurable` of the thread's config.
@@ -38,6 +38,14 @@ STATE_FIELDS = (
     "checkpoint_id",
     "parent_checkpoint_id",
 )
+
+
+def is_extract_path(path: str) -> None:
+    """Raises ValidationError."""
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise ma.ValidationError(str(error)) from error
 
 
 class Thread(ma.Schema):

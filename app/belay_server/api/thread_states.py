@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from flask import Response
@@ -10,7 +9,7 @@ from flask import Response
 from belay_server.api.authorization import authorized
 from belay_server.api.error_schemas import Error
 from belay_server.api.fields import path_uuid, query_flag
-from belay_server.api.json_body import Blueprint, json_response
+from belay_server.api.json_body import Blueprint, encoded_response, json_response
 from belay_server.api.parts import parts
 from belay_server.api.thread_schemas import (
     History,
@@ -25,6 +24,7 @@ from belay_server.api.thread_schemas import (
 from belay_server.domain.errors import InvalidRequest
 from belay_server.domain.ids import parse_uuid
 from belay_server.services import threads
+from belay_server.services.state_jobs import HistoryPage
 
 blueprint = Blueprint("thread states", __name__, description="States of threads")
 
@@ -36,10 +36,7 @@ blueprint = Blueprint("thread states", __name__, description="States of threads"
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def get_state(query: dict[str, Any], thread_id: str) -> Response:
-    found = threads.get_state(
-        parts(), path_uuid(thread_id, "thread"), None, subgraphs=query_flag("subgraphs")
-    )
-    return json_response(_selected(found, query.get("select")))
+    return _state(thread_id, None, query.get("select"), subgraphs=query_flag("subgraphs"))
 
 
 @blueprint.get("/threads/<thread_id>/state/<checkpoint_id>")
@@ -52,10 +49,7 @@ def get_state_at_checkpoint_id(
     query: dict[str, Any], thread_id: str, checkpoint_id: str
 ) -> Response:
     checkpoint = {"checkpoint_id": str(path_uuid(checkpoint_id, "checkpoint"))}
-    found = threads.get_state(
-        parts(), path_uuid(thread_id, "thread"), checkpoint, subgraphs=query_flag("subgraphs")
-    )
-    return json_response(_selected(found, query.get("select")))
+    return _state(thread_id, checkpoint, query.get("select"), subgraphs=query_flag("subgraphs"))
 
 
 @blueprint.post("/threads/<thread_id>/state/checkpoint")
@@ -65,25 +59,21 @@ def get_state_at_checkpoint_id(
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def get_state_at_checkpoint(body: dict[str, Any], thread_id: str) -> Response:
-    found = threads.get_state(
-        parts(),
-        path_uuid(thread_id, "thread"),
-        body["checkpoint"],
-        subgraphs=bool(body.get("subgraphs")),
+    subgraphs = bool(body.get("subgraphs"))
+    return _state(thread_id, body["checkpoint"], body.get("select"), subgraphs=subgraphs)
+
+
+def _state(
+    thread_id: str,
+    checkpoint: dict[str, Any] | None,
+    fields: list[str] | None,
+    *,
+    subgraphs: bool,
+) -> Response:
+    uuid = path_uuid(thread_id, "thread")
+    return encoded_response(
+        threads.get_state(parts(), uuid, checkpoint, fields, subgraphs=subgraphs)
     )
-    return json_response(_selected(found, body.get("select")))
-
-
-def _selected(state: dict[str, Any], fields: list[str] | None) -> dict[str, Any]:
-    """The fields asked for; `values.<key>` is one of the values."""
-    if not fields:
-        return state
-    chosen = {name: state[name] for name in fields if name in state}
-    keys = [name.removeprefix("values.") for name in fields if name.startswith("values.")]
-    values = state["values"]
-    if keys and "values" not in chosen:
-        chosen["values"] = {key: values[key] for key in keys if key in values}
-    return chosen
 
 
 @blueprint.post("/threads/<thread_id>/state")
@@ -115,16 +105,7 @@ def patch_state(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def get_history(query: dict[str, Any], thread_id: str) -> Response:
-    found = threads.get_history(
-        parts(),
-        path_uuid(thread_id, "thread"),
-        limit=query["limit"],
-        before=_before(query.get("before")),
-        metadata=None,
-        checkpoint=None,
-        shape=partial(_selected, fields=query.get("select")),
-    )
-    return json_response(found)
+    return _history(thread_id, query)
 
 
 @blueprint.post("/threads/<thread_id>/history")
@@ -134,16 +115,20 @@ def get_history(query: dict[str, Any], thread_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def search_history(body: dict[str, Any], thread_id: str) -> Response:
-    found = threads.get_history(
-        parts(),
-        path_uuid(thread_id, "thread"),
-        limit=body["limit"],
-        before=_before(body.get("before")),
-        metadata=body.get("metadata"),
-        checkpoint=body.get("checkpoint"),
-        shape=partial(_selected, fields=body.get("select")),
+    return _history(thread_id, body)
+
+
+def _history(thread_id: str, asked: dict[str, Any]) -> Response:
+    page = HistoryPage(
+        limit=asked["limit"],
+        before=_before(asked.get("before")),
+        metadata=asked.get("metadata"),
+        checkpoint_ns=(asked.get("checkpoint") or {}).get("checkpoint_ns"),
+        fields=asked.get("select"),
     )
-    return json_response(found)
+    if page.limit == 0:
+        return json_response([])
+    return encoded_response(threads.get_history(parts(), path_uuid(thread_id, "thread"), page))
 
 
 def _before(value: Any) -> str | None:

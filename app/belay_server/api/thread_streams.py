@@ -12,7 +12,7 @@ from belay_server.api.error_schemas import Error
 from belay_server.api.fields import path_uuid, query_list
 from belay_server.api.json_body import Blueprint
 from belay_server.api.parts import parts
-from belay_server.api.run_responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, watch_client
+from belay_server.api.run_responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, stream_client
 from belay_server.domain.errors import InvalidRequest
 from belay_server.services.thread_stream import THREAD_STREAM_MODES, follow_thread, stream_thread
 
@@ -42,5 +42,5 @@ def stream(query: dict[str, Any], thread_id: str) -> Response:
         raise InvalidRequest(f"Invalid stream mode: {unknown[0]}")
     thread = path_uuid(thread_id, "thread")
     follow = follow_thread(parts(), thread, modes, request.headers.get("Last-Event-ID"))
-    body = stream_thread(parts(), follow, watch_client())
+    body = stream_thread(parts(), follow, stream_client())
     return Response(body, 200, STREAM_HEADERS, content_type=STREAM_TYPE)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import orjson
 from flask import Response, request
 
 from belay_server.api.authorization import authorize, authorized
 from belay_server.api.error_schemas import Error
-from belay_server.api.extracts import extract
 from belay_server.api.fields import path_uuid, query_list
 from belay_server.api.json_body import Blueprint, json_response
 from belay_server.api.pages import COUNT, page_response, shown
@@ -37,6 +37,9 @@ def _shown(thread: ThreadRow, fields: list[str] | None = None) -> dict[str, Any]
     """A new thread has no `interrupts` and no `error` yet, as the reference has it."""
     columns = [name for name in fields or THREAD_FIELDS if name != "context"]
     document = shown(thread, columns)
+    for name in ("values", "interrupts"):
+        if document.get(name) is not None:
+            document[name] = orjson.Fragment(document[name])
     if fields and "context" in fields:
         document["context"] = thread.config.get("configurable") or {}
     if not fields and thread.interrupts is None and thread.error is None:
@@ -62,7 +65,7 @@ def create_thread(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def get_thread(query: dict[str, Any], thread_id: str) -> Response:
-    thread = threads.get_thread(parts(), path_uuid(thread_id, "thread"))
+    thread = threads.get_thread(parts(), path_uuid(thread_id, "thread"), with_values=True)
     document = _shown(thread)
     if "ttl" in query_list(query.get("include")):
         document["ttl"] = _ttl(thread)
@@ -182,16 +185,23 @@ def search_threads(body: dict[str, Any]) -> Response:
         sort_order=body["sort_order"] or "desc",
         limit=body["limit"],
         offset=body["offset"],
+        with_values=_wants_values(body),
     )
     items = [_found(thread, body) for thread in page.items]
     return page_response(items, total=page.total, limit=body["limit"], offset=body["offset"])
 
 
+def _wants_values(body: dict[str, Any]) -> bool:
+    select, paths = body.get("select"), body.get("extract") or {}
+    return (
+        not select
+        or "values" in select
+        or any(path.startswith("values") for path in paths.values())
+    )
+
+
 def _found(thread: ThreadRow, body: dict[str, Any]) -> dict[str, Any]:
     document = _shown(thread, body.get("select"))
     if body.get("extract"):
-        whole = shown(thread, THREAD_FIELDS)
-        document["extracted"] = {
-            name: extract(whole, path) for name, path in body["extract"].items()
-        }
+        document["extracted"] = threads.extracts_of(parts(), thread, body["extract"])
     return document

@@ -69,6 +69,12 @@ class Event(NamedTuple):
     position: Position
     name: str
     data: bytes
+    #: The size of data that is left in the log, to be read by `EventLog.read_whole`.
+    left_in_log: int = 0
+
+    def without_data(self) -> Event:
+        """Return the event with its data left in the log."""
+        return Event(self.position, self.name, b"", len(self.data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +231,13 @@ class EventLog:
             run_id: Chunk(list(_after(positions[run_id], entries)), len(entries) == count)
             for run_id, entries in zip(positions, answers, strict=True)
         }
+
+    def read_whole(self, run_id: UUID, event: Event) -> Event | None:
+        """Return the event with its data; None: the log does not have it any more."""
+        if not event.left_in_log:
+            return event
+        events = self.read_after(run_id, just_before(event.position), count=1).events
+        return next((found for found in events if found.position == event.position), None)
 
     def read_newest(self, run_id: UUID, *, count: int) -> list[Event]:
         """The events of the newest `count` entries, oldest first."""

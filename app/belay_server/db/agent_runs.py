@@ -9,6 +9,7 @@ from psycopg.types.json import Jsonb
 
 from belay_server.db.connection import Connection, execute, fetch_one, fetch_page, fetch_value
 from belay_server.db.queries import load_queries
+from belay_server.db.runs import SMALL_OUTCOME
 from belay_server.domain.agent_runs import AgentRun
 
 SQL = load_queries("agent_runs")
@@ -43,12 +44,13 @@ def insert_agent_run(
 
 
 def get_agent_run(conn: Connection, team: str, agent_run_id: str) -> AgentRun | None:
-    return fetch_one(conn, SQL.get_agent_run, {"team": team, "id": agent_run_id}, AgentRun)
+    params = {"team": team, "id": agent_run_id, "small": SMALL_OUTCOME}
+    return fetch_one(conn, SQL.get_agent_run, params, AgentRun)
 
 
 def list_agent_runs(
     conn: Connection, team: str, *, before: str | None, limit: int
 ) -> list[AgentRun]:
     """Newest first, from behind `before`, whether that is still there or not."""
-    params = {"team": team, "before": before, "limit": limit}
+    params = {"team": team, "before": before, "limit": limit, "small": SMALL_OUTCOME}
     return fetch_page(conn, SQL.list_agent_runs, params, AgentRun)

@@ -24,6 +24,8 @@ from belay_server.domain.runs import Run, RunStatus
 from belay_server.domain.threads import ThreadTtl
 
 SQL = load_queries("runs")
+#: Outcomes of so many bytes, as Postgres stores them, are read with the run's status.
+SMALL_OUTCOME = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +82,26 @@ class AcceptedRun(NextRun):
 
 
 @dataclass(frozen=True, slots=True)
-class RunOutcome:
-    """What a run's waiters are told; `outcome` is None when nobody has read it yet."""
+class RunEnd:
+    """How a run stands, and what it asks. `interrupts` is None when nobody has read it yet."""
 
     status: str
     error: dict[str, str] | None
-    outcome: dict[str, Any] | None
+    interrupts: list[Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """How a run stands, and what its waiters are answered.
+
+    `stored_bytes` is None when nobody has read its outcome yet. `answer` is JSON, or None for one
+    that is not small; `run_answer` reads it.
+    """
+
+    status: str
+    error: dict[str, str] | None
+    stored_bytes: int | None
+    answer: str | None
 
 
 def insert_run(conn: Connection, new: NewRun, *, rering_seconds: float) -> Run | None:
@@ -157,7 +173,6 @@ def as_accepted(new: NewRun, accepted: AcceptedRun) -> Run:
         cancel_action=None,
         cancel_reason=None,
         error=None,
-        outcome=None,
     )
 
 
@@ -173,10 +188,22 @@ def get_thread_run(
     return fetch_one(conn, SQL.get_thread_run, params, Run)
 
 
-def run_outcome(conn: Connection, thread_id: UUID, run_id: UUID) -> RunOutcome | None:
-    """How a run stands, with what its waiters are told. Also of an ended stateless run."""
+def run_end(conn: Connection, thread_id: UUID, run_id: UUID) -> RunEnd | None:
+    """Return how a run stands. Also of an ended stateless run."""
     params = {"thread_id": thread_id, "run_id": run_id}
+    return fetch_one(conn, SQL.run_end, params, RunEnd)
+
+
+def run_outcome(conn: Connection, thread_id: UUID, run_id: UUID) -> RunOutcome | None:
+    """Return how a run stands, and its waiters' answer. Also of an ended stateless run."""
+    params = {"thread_id": thread_id, "run_id": run_id, "small": SMALL_OUTCOME}
     return fetch_one(conn, SQL.run_outcome, params, RunOutcome)
+
+
+def run_answer(conn: Connection, run_id: UUID) -> str | None:
+    """Return the answer to a run's waiters, as JSON. None: nobody has read its outcome yet."""
+    answer: str | None = fetch_value(conn, SQL.run_answer, {"run_id": run_id})
+    return answer
 
 
 def list_runs(

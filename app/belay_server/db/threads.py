@@ -86,8 +86,16 @@ def insert_thread(
     return fetch_value(conn, SQL.insert_thread, params) is not None
 
 
-def get_thread(conn: Connection, thread_id: UUID) -> Thread | None:
-    return fetch_one(conn, SQL.get_thread, {"thread_id": thread_id}, Thread)
+def get_thread(conn: Connection, thread_id: UUID, *, with_values: bool = False) -> Thread | None:
+    """Return a thread. Its values are None unless they are asked for: they may be large."""
+    params = {"thread_id": thread_id, "with_values": with_values}
+    return fetch_one(conn, SQL.get_thread, params, Thread)
+
+
+def questions_of_thread(conn: Connection, thread_id: UUID) -> list[str]:
+    """Return the ids of the interrupts that a thread waits for an answer to."""
+    rows = fetch_dicts(conn, SQL.questions_of_thread, {"thread_id": thread_id})
+    return [row["id"] for row in rows]
 
 
 def lock_thread(conn: Connection, thread_id: UUID, *, ended_stateless: bool = False) -> bool:
@@ -173,9 +181,12 @@ def search_threads(
     sort_order: str,
     limit: int,
     offset: int,
+    with_values: bool,
 ) -> list[Thread]:
+    """Return a page of threads. Their values are None unless they are asked for."""
     sql = _ordered(SQL.search_threads, sort_by, sort_order)
-    return fetch_page(conn, sql, filter_.params() | {"limit": limit, "offset": offset}, Thread)
+    page = {"limit": limit, "offset": offset, "with_values": with_values}
+    return fetch_page(conn, sql, filter_.params() | page, Thread)
 
 
 def threads_with_unknown_values(conn: Connection, filter_: ThreadFilter) -> list[Thread]:
@@ -200,17 +211,15 @@ def rest_thread(
     *,
     values: Any,
     interrupts: dict[str, Any],
-    resting_status: str,
+    resting_status: str | None,
     keep_error: bool,
-    metadata: dict[str, Any],
 ) -> None:
-    """Set the thread to what its newest checkpoint says."""
+    """Set the thread to what its newest checkpoint says. A status of None stays as it is."""
     params = {
         "thread_id": thread_id,
         "values": Jsonb(values),
         "interrupts": Jsonb(interrupts),
         "resting_status": resting_status,
         "keep_error": keep_error,
-        "metadata": Jsonb(metadata),
     }
     execute(conn, SQL.rest_thread, params)

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import orjson
+
 from belay_server.domain.agent_outputs import NO_OUTPUT, output_of
 from belay_server.domain.runs import ACTIVE, CancelAction, RunStatus, user_cancel_reason
 
@@ -86,6 +88,13 @@ _COST = {"total": 0, "agentCompute": 0, "search": 0, "emails": 0, "phoneNumbers"
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedOutput:
+    """An output that is large, as JSON in ASCII."""
+
+    encoded: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class AgentRun:
     """One row of `agent_run`, and what has become of its run."""
 
@@ -99,7 +108,8 @@ class AgentRun:
     started_at: datetime | None
     ended_at: datetime | None
     run_error: dict[str, Any] | None
-    outcome: dict[str, Any] | None
+    #: None also where it has not been read yet: it may be large, or in the checkpoints only.
+    outcome: dict[str, Any] | EncodedOutput | None
 
     @property
     def is_active(self) -> bool:
@@ -126,12 +136,19 @@ class AgentRun:
         return StopReason.STOPPED if self.was_stopped else _STOP_REASONS.get(self.status)
 
     @property
-    def output(self) -> dict[str, Any]:
+    def output(self) -> dict[str, Any] | orjson.Fragment:
         """Empty unless it completed: a failed or cancelled run has no results."""
         if self.status is not AgentRunStatus.COMPLETED:
             return NO_OUTPUT
+        if isinstance(self.outcome, EncodedOutput):
+            return orjson.Fragment(self.outcome.encoded)
         values = (self.outcome or {}).get("values")
-        return output_of(values, structured=self.request.get("outputSchema") is not None)
+        return output_of(values, structured=self.has_schema)
+
+    @property
+    def has_schema(self) -> bool:
+        """Whether a structured output was asked for."""
+        return self.request.get("outputSchema") is not None
 
     @property
     def error(self) -> dict[str, Any] | None:

@@ -3,7 +3,8 @@
 BelayError
 ├── InvalidRequest        422
 │   ├── BadRequest        400
-│   └── TooMuch           422: the answer would be too large
+│   ├── TooMuch           422: the answer would be too large
+│   └── StateTooLarge     422: a state that the API does not read
 ├── Unauthorized          401
 ├── Forbidden             403
 ├── NotFound              404
@@ -53,6 +54,14 @@ class TooMuch(InvalidRequest):
             f"The answer would have more than {most_bytes:,} bytes: ask for fewer at once "
             "(BELAY_MAX_ANSWER_BYTES)"
         )
+        self._most_bytes = most_bytes
+
+    def __reduce__(self) -> tuple[type[TooMuch], tuple[int]]:
+        return TooMuch, (self._most_bytes,)
+
+
+class StateTooLarge(InvalidRequest):
+    """The thread's state is too large to be read or updated by the API; runs can still use it."""
 
 
 class Unauthorized(BelayError):

@@ -90,7 +90,6 @@ class Run:
     cancel_action: str | None
     cancel_reason: dict[str, str] | None
     error: dict[str, str] | None
-    outcome: dict[str, Any] | None
 
     @property
     def is_active(self) -> bool:

@@ -46,14 +46,21 @@ class Thread:
     metadata: dict[str, Any]
     config: dict[str, Any]
     status: str
-    values: Any
-    interrupts: dict[str, Any] | None
+    #: JSON, which may be large; None where the query has not read it.
+    values: str | None
+    #: JSON: by task id, the interrupts that wait for an answer.
+    interrupts: str | None
     error: dict[str, str] | None
     values_known: bool
     ttl_minutes: float | None
     ttl_strategy: str | None
     #: None with a ttl: it has expired, and was pruned.
     expires_at: datetime | None
+
+    @property
+    def asks(self) -> bool:
+        """Whether it waits for an answer."""
+        return self.interrupts not in (None, "null", "{}")
 
 
 #: Fields of a thread that a client may select or sort by.

@@ -25,6 +25,9 @@ from belay_server.domain.errors import BadRequest
 
 _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
+#: Of a filter.
+_MOST_CONDITIONS = 100
+
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
@@ -126,11 +129,16 @@ def _on(store: ProjectStore, conn: Connection) -> Any:
 def as_filter(asked: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A filter as the library takes it: an object without operators is a value to be equal to.
 
-    Raises BadRequest for an operator that there is not.
+    Raises BadRequest for an operator that there is not, and for more conditions than Postgres can
+    plan: the time that takes grows with the square of their number, and nothing ends it.
     """
     if not asked:
         return None
-    return {key: _condition(value) for key, value in asked.items()}
+    found = {key: _condition(value) for key, value in asked.items()}
+    conditions = sum(len(one) if isinstance(one, dict) else 1 for one in found.values())
+    if max(len(found), conditions) > _MOST_CONDITIONS:
+        raise BadRequest(f"a filter may have at most {_MOST_CONDITIONS} conditions, all together")
+    return found
 
 
 def _condition(value: Any) -> Any:

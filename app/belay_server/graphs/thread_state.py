@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ from belay_server.domain.errors import TooMuch, Unavailable
 from belay_server.graphs.commands import to_command
 from belay_server.graphs.registry import Graph
 from belay_server.graphs.serde import to_json, to_plain
-from belay_server.graphs.thread_saver import ThreadSaver
+from belay_server.graphs.thread_saver import LargeState, ThreadSaver
 
 #: What stands for the message of a graph's exception where it is hidden.
 REDACTED = "An internal error occurred"
@@ -88,6 +88,7 @@ def read_state(
     subgraphs: bool,
     redact_errors: bool,
 ) -> dict[str, Any]:
+    """Read one state, as `state_of` returns it. Raises LargeState."""
     snapshot = bound(graph, saver).get_state(config, subgraphs=subgraphs)  # type: ignore[arg-type]
     return state_of(snapshot, redact_errors=redact_errors)
 
@@ -100,18 +101,20 @@ def read_history(
     limit: int,
     before: dict[str, Any] | None,
     metadata: dict[str, Any] | None,
+    fields: Sequence[str] | None,
     most_bytes: int,
     redact_errors: bool,
-    shape: Callable[[dict[str, Any]], dict[str, Any]],
     turn: AbstractContextManager[object],
-) -> list[orjson.Fragment]:
-    """Newest first, each as the JSON of what `shape` makes of it; a few are read at a time, as
-    large as they have turned out to be. Decoding a large state blocks the process, so it is done
-    while holding `turn`, one state at a time in a process, and other requests are served between.
+) -> bytes:
+    """Read states, newest first; returns a JSON list of their `fields`.
 
-    Raises TooMuch.
+    A few are read at a time, as large as they have turned out to be. Encoding a large state blocks
+    the process, so it is done while holding `turn`, one state at a time in a process, and other
+    requests are served between.
+
+    Raises LargeState, and TooMuch for a list of more than `most_bytes`.
     """
-    found: list[orjson.Fragment] = []
+    found: list[bytes] = []
     size = largest = 0
     at_once = 1
     while len(found) < limit:
@@ -123,23 +126,42 @@ def read_history(
             limit=at_once,
         )
         # This waits for Postgres, so without holding `turn`.
-        snapshot = next(snapshots, None)
+        try:
+            snapshot = next(snapshots, None)
+        except LargeState:
+            if at_once == 1:
+                raise
+            at_once = 1  # the next ones are larger than those before; each by itself may do
+            continue
         read = 0
         while snapshot is not None:
             before = dict(snapshot.config)
             read += 1
             with turn:
-                state = to_json(shape(state_of(snapshot, redact_errors=redact_errors)))
-                size, largest = size + len(state), max(largest, len(state))
-                found.append(orjson.Fragment(state))
-                if size > most_bytes and len(found) > 1:
+                state = selected(state_of(snapshot, redact_errors=redact_errors), fields)
+                encoded = to_json(state)
+                size, largest = size + len(encoded), max(largest, len(encoded))
+                found.append(encoded)
+                if size > most_bytes:
                     raise TooMuch(most_bytes)
                 snapshot = next(snapshots, None)
             time.sleep(0)
         if read < at_once:
             break
         at_once = max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE // largest))
-    return found
+    return b"[" + b",".join(found) + b"]"
+
+
+def selected(state: dict[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
+    """Return the named fields of a state; `values.<key>` names one of its values."""
+    if not fields:
+        return state
+    chosen = {name: state[name] for name in fields if name in state}
+    keys = [name.removeprefix("values.") for name in fields if name.startswith("values.")]
+    values = state["values"]
+    if keys and "values" not in chosen:
+        chosen["values"] = {key: values[key] for key in keys if key in values}
+    return chosen
 
 
 def write_state(
@@ -155,7 +177,7 @@ def write_state(
     """
     try:
         saved = bound(graph, saver).bulk_update_state(config, supersteps)  # type: ignore[arg-type]
-    except (Unavailable, psycopg.Error):
+    except (Unavailable, psycopg.Error, LargeState, MemoryError):
         raise
     except InvalidUpdateError as error:
         raise StateRefused(str(error)) from error
@@ -208,8 +230,10 @@ def streamed_interrupt(interrupt: Any) -> dict[str, Any]:
 
 
 def state_of(snapshot: StateSnapshot, *, redact_errors: bool) -> dict[str, Any]:
-    """A snapshot as the API's ThreadState. With `redact_errors`, the messages of exceptions that
-    ended its tasks are left out."""
+    """Return a snapshot as the API's ThreadState, for `to_json`: its values are encoded already.
+
+    With `redact_errors`, the messages of exceptions that ended its tasks are left out.
+    """
     checkpoint = checkpoint_address(snapshot.config)
     parent = checkpoint_address(snapshot.parent_config)
     if snapshot.metadata is None and snapshot.created_at is None:
@@ -219,7 +243,7 @@ def state_of(snapshot: StateSnapshot, *, redact_errors: bool) -> dict[str, Any]:
             empty |= {"checkpoint": checkpoint, "checkpoint_id": checkpoint_id}
         return empty
     return {
-        "values": to_plain(snapshot.values),
+        "values": _encoded(snapshot.values),
         "next": list(snapshot.next),
         "tasks": [_task(task, redact_errors=redact_errors) for task in snapshot.tasks],
         "metadata": to_plain(snapshot.metadata),
@@ -230,6 +254,13 @@ def state_of(snapshot: StateSnapshot, *, redact_errors: bool) -> dict[str, Any]:
         "checkpoint_id": checkpoint and checkpoint["checkpoint_id"],
         "parent_checkpoint_id": parent and parent["checkpoint_id"],
     }
+
+
+def _encoded(values: Any) -> Any:
+    """Encode each of a state's values once; they may be large."""
+    if isinstance(values, dict) and all(isinstance(key, str) for key in values):
+        return {key: orjson.Fragment(to_json(value)) for key, value in values.items()}
+    return to_plain(values)
 
 
 def checkpoint_address(config: Any) -> dict[str, Any] | None:

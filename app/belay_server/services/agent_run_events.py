@@ -16,12 +16,15 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import orjson
+
 from belay_server.bus.run_feed import Subscription
 from belay_server.domain.agent_errors import RunNotFound
 from belay_server.domain.agent_runs import AgentRun, AgentRunStatus, written
 from belay_server.services.agent_runs import AgentRunRequest, create_agent_run, get_agent_run
 from belay_server.services.parts import Parts
-from belay_server.services.run_stream import HEARTBEAT, Following, WatchClient, through_outages
+from belay_server.services.run_stream import Following, through_outages
+from belay_server.services.stream_clients import HEARTBEAT, StreamClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,24 @@ class AgentRunEvent:
 
     @property
     def frame(self) -> bytes:
-        data = json.dumps(self.data, ensure_ascii=True, separators=(",", ":"))
-        return f"id: {self.number}\nevent: {self.name}\ndata: {data}\n\n".encode("ascii")
+        return b"id: %d\nevent: %b\ndata: %b\n\n" % (
+            self.number,
+            self.name.encode("ascii"),
+            self._encoded_data,
+        )
+
+    @property
+    def _encoded_data(self) -> bytes:
+        """In ASCII: some clients take U+2028 for the end of a line."""
+        output = self.data.get("output")
+        if not isinstance(output, orjson.Fragment):
+            return _ascii_json(self.data)
+        others = {name: value for name, value in self.data.items() if name != "output"}
+        return _ascii_json(others)[:-1] + b',"output":' + orjson.dumps(output) + b"}"
+
+
+def _ascii_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
 
 def events_of(run: AgentRun) -> list[AgentRunEvent]:
@@ -87,7 +106,7 @@ def replay(run: AgentRun, after: int) -> Iterator[bytes]:
     return (event.frame for event in events_of(run) if event.number > after)
 
 
-def stream_new_agent_run(parts: Parts, asked: AgentRunRequest, watch: WatchClient) -> Following:
+def stream_new_agent_run(parts: Parts, asked: AgentRunRequest, client: StreamClient) -> Following:
     """Accept an agent run, and follow it from before its start. A client that leaves does not end
     it. Raises what `create_agent_run` raises."""
     subscription = parts.feed.subscribe(asked.run.new_run_id, has_row=False)
@@ -97,13 +116,13 @@ def stream_new_agent_run(parts: Parts, asked: AgentRunRequest, watch: WatchClien
         parts.feed.unsubscribe(subscription)
         raise
     subscription.has_row = True
-    return Following(parts, subscription, _stream(parts, asked.team, run, watch, subscription))
+    return Following(parts, subscription, _stream(parts, asked.team, run, client, subscription))
 
 
 def _stream(
-    parts: Parts, team: str, run: AgentRun, watch: WatchClient, subscription: Subscription
+    parts: Parts, team: str, run: AgentRun, client: StreamClient, subscription: Subscription
 ) -> Generator[bytes]:
-    stop_watching = watch(subscription.leave)
+    stop_watching = client.watch(subscription.leave)
     heartbeat = parts.settings.heartbeat_seconds
     said = 1
     try:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+import orjson
+
 from belay_server.db import agent_runs as agent_run_rows
 from belay_server.db.connection import Connection
 from belay_server.db.run_cancels import CancelFilter
@@ -20,9 +22,16 @@ from belay_server.domain.agent_errors import (
     RunNotFound,
     TooManyRuns,
 )
-from belay_server.domain.agent_runs import STOPPED, AgentRun, AgentRunStatus, agent_run_id
-from belay_server.domain.errors import NotFound
+from belay_server.domain.agent_runs import (
+    STOPPED,
+    AgentRun,
+    AgentRunStatus,
+    EncodedOutput,
+    agent_run_id,
+)
+from belay_server.domain.errors import NotFound, TooMuch
 from belay_server.domain.runs import CancelAction, MultitaskStrategy, user_cancel_reason
+from belay_server.services import state_jobs
 from belay_server.services.cancellation import stop_runs
 from belay_server.services.parts import Parts
 from belay_server.services.run_creates import (
@@ -32,7 +41,7 @@ from belay_server.services.run_creates import (
     accept_run,
     announce_accepted,
 )
-from belay_server.services.run_outcomes import NotEnded, outcome_of
+from belay_server.services.run_outcomes import NotEnded, end_of, large_answer
 from belay_server.services.threads import delete_thread
 
 #: What of a request its graph gets, under the same names.
@@ -134,14 +143,20 @@ def get_agent_run(parts: Parts, team: str, agent_run_id: str) -> AgentRun:
 
 
 def _with_outcome(parts: Parts, run: AgentRun) -> AgentRun:
-    """When a stop had to kill, nobody has read yet what the run had reached: read it, and keep."""
+    """Read an outcome that the row has not shown: a large one, or, after a stop that had to kill,
+    what the run had reached, which nobody has read yet. Raises TooMany, StateTooLarge."""
     if run.status is not AgentRunStatus.COMPLETED or run.outcome is not None:
         return run
     try:
-        values = outcome_of(parts, run.thread_id, run.run_id)
+        answer = end_of(parts, run.thread_id, run.run_id).answer
     except NotEnded:  # it has: a terminal status is final
         return run
-    return dataclasses.replace(run, outcome={"values": values})
+    if answer is None:
+        answer = large_answer(parts, run.thread_id, run.run_id)
+    if len(answer) <= parts.settings.large_state_bytes:
+        return dataclasses.replace(run, outcome={"values": orjson.loads(answer)})
+    encoded = parts.states.run_aside(state_jobs.agent_output, answer, structured=run.has_schema)
+    return dataclasses.replace(run, outcome=EncodedOutput(encoded))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +169,15 @@ def list_agent_runs(parts: Parts, team: str, *, after: str | None, limit: int) -
     """Newest first; `after` is the last one of the page before, and need not be there any more."""
     with parts.database.connection() as conn:
         found = agent_run_rows.list_agent_runs(conn, team, before=after, limit=limit + 1)
-    return AgentRunPage([_with_outcome(parts, run) for run in found[:limit]], len(found) > limit)
+    page: list[AgentRun] = []
+    size = 0
+    for run in found[:limit]:
+        page.append(_with_outcome(parts, run))
+        outcome = page[-1].outcome
+        size += len(outcome.encoded) if isinstance(outcome, EncodedOutput) else 0
+        if size > parts.settings.max_answer_bytes:
+            raise TooMuch(parts.settings.max_answer_bytes)
+    return AgentRunPage(page, len(found) > limit)
 
 
 def cancel_agent_run(parts: Parts, team: str, agent_run_id: str) -> AgentRun:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -25,6 +23,7 @@ from belay_server.services.host_names import HostNames
 from belay_server.services.known_assistants import KnownAssistants
 from belay_server.services.open_keys import OpenKeys
 from belay_server.services.output_schemas import OutputSchemaChecks
+from belay_server.services.state_process import StateProcess
 from belay_server.settings import Settings
 
 
@@ -74,12 +73,12 @@ class Parts(RunParts):
     feed: RunFeed
     store: ApiStore
     meters: WebMeters
+    #: Reads and writes the states of threads, large ones in a process of their own.
+    states: StateProcess
     #: The project's own HTTP app, which only the API knows how to call.
     project_app: Closeable | None = None
     #: Looks up where webhooks go.
     host_names: HostNames = field(default_factory=HostNames)
-    #: Held by the one request that decodes a large state.
-    large_state_turn: AbstractContextManager[object] = field(default_factory=threading.Lock)
     output_schemas: OutputSchemaChecks = field(default_factory=OutputSchemaChecks)
     #: None: anybody may ask as often as they like.
     rate_limits: RateLimits | None = None
@@ -94,6 +93,7 @@ class Parts(RunParts):
 
     def close(self) -> None:
         """While there is still an event loop to close connections with."""
+        self.states.close()
         if self.project_app is not None:
             self.project_app.close()
         if self.open_requests is not None:

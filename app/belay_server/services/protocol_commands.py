@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from belay_server.db import runs as run_rows
+from belay_server.db import threads as thread_rows
 from belay_server.domain.errors import InvalidRequest, NotFound
 from belay_server.domain.runs import Run, RunStatus
 from belay_server.domain.threads import Thread
@@ -84,11 +85,11 @@ def body_of_answers(parts: Parts, thread_id: UUID, asked: Mapping[str, Any]) -> 
 
 def _questions(parts: Parts, thread_id: UUID) -> list[str]:
     try:
-        thread = get_thread(parts, thread_id)
+        get_thread(parts, thread_id)
     except NotFound:
         return []
-    by_task = thread.interrupts or {}
-    return [question["id"] for questions in by_task.values() for question in questions]
+    with parts.database.connection() as conn:
+        return thread_rows.questions_of_thread(conn, thread_id)
 
 
 def _assistant_of(parts: Parts, thread_id: UUID) -> str:
@@ -128,5 +129,5 @@ def tree_of(parts: Parts, thread_id: UUID) -> Tree:
         raise NoSuchRun("The thread has no run.")
     status = _TREE_STATUS.get(RunStatus(run.status))
     if status is None:
-        status = "interrupted" if thread.interrupts else "completed"
+        status = "interrupted" if thread.asks else "completed"
     return Tree(status, run.graph_id)

@@ -23,8 +23,11 @@ from belay_server.domain.errors import Unavailable
 from belay_server.domain.runs import RunStatus
 from belay_server.graphs.protocol_events import RunStory, Said
 from belay_server.graphs.serde import to_json
+from belay_server.services import state_jobs
 from belay_server.services.parts import Parts
-from belay_server.services.run_stream import GAP, Following, WatchClient
+from belay_server.services.run_stream import GAP, Following
+from belay_server.services.state_jobs import with_fragments
+from belay_server.services.stream_clients import StreamClient
 from belay_server.services.thread_stream import RunEntry, ThreadPosition, walk_thread
 
 #: A run has room for so many events in a millisecond before it would meet the thread's next one;
@@ -62,12 +65,12 @@ def line_frame(_method: str, _seq: int, data: bytes) -> bytes:
 
 
 def stream_protocol(
-    parts: Parts, thread_id: UUID, wanted: EventFilter, frame: Frame, watch: WatchClient
+    parts: Parts, thread_id: UUID, wanted: EventFilter, frame: Frame, client: StreamClient
 ) -> Following:
     """All events of the thread that the filter lets pass, and those to come, until the thread is
     deleted or the client leaves."""
     telling = _ProtocolTelling(parts, thread_id, wanted, frame)
-    return walk_thread(parts, thread_id, ThreadPosition(START), telling, watch)
+    return walk_thread(parts, thread_id, ThreadPosition(START), telling, client)
 
 
 class _ProtocolTelling:
@@ -82,8 +85,15 @@ class _ProtocolTelling:
     def wants_run(self, _entry: RunEntry) -> bool:
         return True
 
+    def wants_change(self, _event: Event) -> bool:
+        return False
+
     def of_thread(self, _event: Event) -> bytes:
         return b""
+
+    def wants_event(self, _event: Event) -> bool:
+        """What is filtered out is numbered all the same."""
+        return True
 
     def run_begins(self, entry: RunEntry) -> bytes:
         self._story = RunStory(self._graph_of(entry.run_id))
@@ -94,9 +104,16 @@ class _ProtocolTelling:
     def of_run(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
         now = _now_ms()
         return b"".join(
-            self._frames(entry, self._story.tells(event.name, orjson.loads(event.data)), now)
+            self._frames(entry, self._story.tells(event.name, self._data_of(event)), now)
             for event in events
         )
+
+    def _data_of(self, event: Event) -> Any:
+        """Return an event's data. Of large ones, except messages, the parts stay encoded."""
+        small = self._parts.settings.large_state_bytes
+        if len(event.data) <= small or event.name.startswith("messages"):
+            return orjson.loads(event.data)
+        return with_fragments(self._parts.states.run_aside(state_jobs.split, event.data))
 
     def gap(self) -> bytes:
         """A WebSocket has no comments."""
@@ -120,13 +137,12 @@ class _ProtocolTelling:
         """How it ended: as its row says, and where that is gone or away, as its log does."""
         try:
             with self._parts.database.connection() as conn:
-                now = run_rows.run_outcome(conn, self._thread_id, run_id)
+                now = run_rows.run_end(conn, self._thread_id, run_id)
         except Unavailable:
             now = None
         if now is None:
             return said, None, []
-        interrupts = (now.outcome or {}).get("interrupts") or []
-        asks = interrupts if now.status == RunStatus.SUCCESS else []
+        asks = (now.interrupts or []) if now.status == RunStatus.SUCCESS else []
         return now.status, now.error, asks
 
     def _frames(self, entry: RunEntry, said: Iterable[Said], timestamp: int) -> bytes:

@@ -1,76 +1,129 @@
-"""What `join` and `wait` answer: the run's own end, whenever they ask."""
+"""What `join` and `wait` answer: the run's own end, whenever it is read."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from dataclasses import dataclass
 from uuid import UUID
+
+import orjson
 
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
+from belay_server.domain.errors import InvalidRequest
 from belay_server.domain.runs import ACTIVE, RunStatus
-from belay_server.graphs import thread_state
 from belay_server.graphs.project_files import ProjectError
 from belay_server.graphs.serde import to_json
-from belay_server.graphs.thread_saver import ThreadSaver
+from belay_server.graphs.thread_saver import LargeState
+from belay_server.services import state_jobs
 from belay_server.services.parts import Parts
+from belay_server.services.state_jobs import ThreadGraph
 
 log = logging.getLogger(__name__)
 
 #: For a run that was deleted while somebody waited for it.
 _DELETED = {"error": "RunNotFound", "message": "404: Run not found"}
+#: Postgres compresses JSON to a hundredth at best.
+_COMPRESSION = 100
 
 
 class NotEnded(Exception):
     """The run is pending or running."""
 
 
-def outcome_of(parts: Parts, thread_id: UUID, run_id: UUID) -> Any:
-    """The answer for a run that has ended: values, with `__interrupt__`, or `__error__`.
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a run, for those who wait for it.
 
-    Raises NotEnded.
+    `answer` is JSON: values, with `__interrupt__`, or `__error__`. None: it may have up to
+    `most_bytes`, and `large_answer` reads it.
     """
+
+    answer: bytes | None
+    most_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """Where the values of a run are that did not end by itself."""
+
+    thread: ThreadGraph
+    checkpoint_id: str
+
+
+def end_of(parts: Parts, thread_id: UUID, run_id: UUID) -> End:  # noqa: PLR0911
+    """Return the end of a run, without reading a large answer. Raises NotEnded."""
     with parts.database.connection() as conn:
-        ended = run_rows.run_outcome(conn, thread_id, run_id)
-        if ended is None:
-            return {"__error__": cancel_rows.rollback_reason(conn, run_id) or _DELETED}
-    if ended.status in ACTIVE:
+        run = run_rows.run_outcome(conn, thread_id, run_id)
+        if run is None:
+            reason = cancel_rows.rollback_reason(conn, run_id) or _DELETED
+            return End(to_json({"__error__": reason}))
+    if run.status in ACTIVE:
         raise NotEnded
-    if ended.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
-        return {"__error__": ended.error}
-    outcome = ended.outcome
-    if outcome is None:
-        outcome = _read_outcome(parts, thread_id, run_id)
-    values = outcome.get("values")
-    values = {} if values is None else values
-    interrupts = outcome.get("interrupts") or []
-    if interrupts and isinstance(values, dict):
-        shown = [{**interrupt, "response_schema": None} for interrupt in interrupts]
-        return {**values, "__interrupt__": shown}
-    return values
+    if run.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
+        return End(to_json({"__error__": run.error}))
+    if run.answer is not None:
+        return End(run.answer.encode())
+    most_bytes = parts.settings.max_answer_bytes
+    if run.stored_bytes is not None:
+        return End(None, min(run.stored_bytes * _COMPRESSION, most_bytes))
+    found = _last_checkpoint(parts, thread_id, run_id)
+    if found is None:
+        return End(b"{}")
+    try:
+        return End(_kept(parts, run_id, _values(parts, found)))
+    except LargeState:
+        return End(None, most_bytes)
 
 
-def _read_outcome(parts: Parts, thread_id: UUID, run_id: UUID) -> dict[str, Any]:
-    """The values a killed run had reached, from its own last checkpoint; kept once read."""
+def large_answer(parts: Parts, thread_id: UUID, run_id: UUID) -> bytes:
+    """Return an answer that `end_of` has not read. Raises TooMany, Unavailable; a state that is too
+    large to be read is an answer, too."""
+    with parts.database.connection() as conn:
+        answer = run_rows.run_answer(conn, run_id)
+    if answer is not None:
+        return answer.encode()
+    found = _last_checkpoint(parts, thread_id, run_id)
+    if found is None:
+        return b"{}"
+    try:
+        values = parts.states.run_aside(state_jobs.read_values, found.thread, found.checkpoint_id)
+    except InvalidRequest as error:
+        said = {"error": type(error).__name__, "message": error.detail}
+        return to_json({"__error__": said})
+    except ProjectError as error:
+        log.warning("values of run %s not read: %s", run_id, error)
+        return b"{}"
+    return _kept(parts, run_id, values)
+
+
+def _last_checkpoint(parts: Parts, thread_id: UUID, run_id: UUID) -> _Checkpoint | None:
+    """Find the last checkpoint of a run itself."""
     with parts.database.connection() as conn:
         run = run_rows.get_thread_run(conn, thread_id, run_id, ended_stateless=True)
         if run is None or run.claim_no == 0:
-            return {}
+            return None
         checkpoint_id = run_rows.last_checkpoint_of_run(conn, run.thread_id, run.run_id)
     if checkpoint_id is None:
-        return {}
-    where = thread_state.thread_config(str(run.thread_id), {"checkpoint_id": checkpoint_id})
+        return None
+    return _Checkpoint(
+        ThreadGraph(run.thread_id, run.graph_id, run.kwargs["config"]), checkpoint_id
+    )
+
+
+def _values(parts: Parts, found: _Checkpoint) -> bytes:
+    """Read the values in this process. Raises LargeState."""
     try:
-        graph = parts.graphs.read(run.graph_id, {**run.kwargs["config"], **where})
+        return state_jobs.read_values(parts.states.here, found.thread, found.checkpoint_id)
     except ProjectError as error:
-        log.warning("values of run %s not read: %s", run.run_id, error)
-        return {}
-    saver = ThreadSaver(parts.database.pool)
-    snapshot = thread_state.bound(graph, saver).get_state(where)  # type: ignore[arg-type]
-    resting = thread_state.read_resting(graph, snapshot)
-    outcome = {"values": resting.values, "interrupts": []}
-    if len(to_json(outcome)) > parts.settings.max_outcome_bytes:
-        return outcome  # read again for the next one who asks
-    with parts.database.connection() as conn:
-        run_rows.set_outcome(conn, run.run_id, outcome)
-    return outcome
+        log.warning("values of thread %s not read: %s", found.thread.thread_id, error)
+        return b"{}"
+
+
+def _kept(parts: Parts, run_id: UUID, values: bytes) -> bytes:
+    """Keep values for the next one who waits, unless they are too large; returns the answer."""
+    if len(values) <= parts.settings.max_outcome_bytes:
+        outcome = {"values": orjson.Fragment(values), "interrupts": []}
+        with parts.database.connection() as conn:
+            run_rows.set_outcome(conn, run_id, outcome)
+    return b"{}" if values == b"null" else values

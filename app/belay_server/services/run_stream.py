@@ -21,25 +21,20 @@ from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
 from belay_server.db.connection import while_unavailable
 from belay_server.db.run_cancels import CancelFilter
-from belay_server.domain.errors import InvalidRequest, Unavailable
+from belay_server.domain.errors import InvalidRequest, TooMany, Unavailable
 from belay_server.domain.runs import CancelAction, Run, RunStatus, disconnect_reason
 from belay_server.graphs.serde import to_json
 from belay_server.services.cancellation import cancel_runs
 from belay_server.services.parts import Parts
 from belay_server.services.run_creates import RunRequest, create_run
-from belay_server.services.run_outcomes import NotEnded, outcome_of
+from belay_server.services.run_outcomes import End, NotEnded, end_of, large_answer
+from belay_server.services.stream_clients import HEARTBEAT, StreamClient, in_parts
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-#: Starts watching a client's socket; calls back when it closes. Returns a function that stops it
-#: and says whether the client has left.
-WatchClient = Callable[[Callable[[], None]], Callable[[], bool]]
-
 #: Has the web server send what stands before the body: which run it is, while it has not started.
 HEADERS = b""
-#: A comment, and no blank line behind it: the JavaScript SDK would make an event of that.
-HEARTBEAT = b": heartbeat\n"
 KEEP_ALIVE = b"\n"
 #: A comment, too: events are missing here, because Redis was away or the log had grown too long.
 GAP = b": gap\n"
@@ -143,7 +138,7 @@ class Following:
         self._parts.feed.unsubscribe(self._subscription)
 
 
-def stream_events(parts: Parts, follow: Follow, watch: WatchClient) -> Following:
+def stream_events(parts: Parts, follow: Follow, client: StreamClient) -> Following:
     """Server-sent events until the run has ended, and a heartbeat comment now and then."""
     subscription = follow.subscription or parts.feed.subscribe(follow.run_id, after=follow.after)
     is_over: bool | None = False
@@ -152,18 +147,18 @@ def stream_events(parts: Parts, follow: Follow, watch: WatchClient) -> Following
             is_over = _end_if_over(parts, subscription)
         except Unavailable:
             is_over = None
-    return Following(parts, subscription, _stream(parts, follow, watch, subscription, is_over))
+    return Following(parts, subscription, _stream(parts, follow, client, subscription, is_over))
 
 
 def _stream(
     parts: Parts,
     follow: Follow,
-    watch: WatchClient,
+    client: StreamClient,
     subscription: Subscription,
     is_over: bool | None,
 ) -> Generator[bytes]:
     """`is_over`: the run had ended before we subscribed; None: nobody could say."""
-    stop_watching = watch(subscription.leave)
+    stop_watching = client.watch(subscription.leave)
     heartbeat = parts.settings.heartbeat_seconds
     ended = False
     try:
@@ -177,9 +172,9 @@ def _stream(
         last = follow.after
         while not subscription.drained and not subscription.client_left:
             events = subscription.take(beat_at)
-            if frames := _frames(events, follow, last):
-                yield frames
-            last = events[-1].position if events else last
+            for some in in_parts(events):
+                yield from _sent(parts, follow, client, subscription, some, last=last)
+                last = some[-1].position
             said_error = said_error or any(event.name == "error" for event in events)
             if not events or time.monotonic() >= beat_at:
                 beat_at = time.monotonic() + heartbeat
@@ -192,23 +187,47 @@ def _stream(
                 yield marker
     finally:
         client_left = stop_watching()
+        client.share.release()
         parts.feed.unsubscribe(subscription)
         if client_left and not ended:
             _cancel_if_asked(parts, follow)
 
 
-def wait_for_outcome(parts: Parts, follow: Follow, watch: WatchClient) -> Following:
+def _sent(
+    parts: Parts,
+    follow: Follow,
+    client: StreamClient,
+    subscription: Subscription,
+    events: list[Event],
+    *,
+    last: Position,
+) -> Generator[bytes]:
+    """Yield the frames of small events, or of one large one, which is read now."""
+    if events[0].left_in_log and is_wanted(events[0].name, follow.stream_modes):
+        whole = yield from client.whole_event(
+            parts.event_log, follow.run_id, events[0], subscription
+        )
+        if whole is None:
+            yield GAP
+            return
+        events = [whole]
+    if frames := _frames(events, follow, last):
+        yield frames
+    client.share.release()
+
+
+def wait_for_outcome(parts: Parts, follow: Follow, client: StreamClient) -> Following:
     """A newline now and then so that proxies do not cut, then the outcome as JSON."""
     subscription = follow.subscription or parts.feed.subscribe(follow.run_id, events=False)
-    return Following(parts, subscription, _wait(parts, follow, watch, subscription))
+    return Following(parts, subscription, _wait(parts, follow, client, subscription))
 
 
 def _wait(
-    parts: Parts, follow: Follow, watch: WatchClient, subscription: Subscription
+    parts: Parts, follow: Follow, client: StreamClient, subscription: Subscription
 ) -> Generator[bytes]:
-    stop_watching = watch(subscription.leave)
+    stop_watching = client.watch(subscription.leave)
     heartbeat = parts.settings.heartbeat_seconds
-    ask = partial(outcome_of, parts, follow.thread_id, follow.run_id)
+    ask = partial(end_of, parts, follow.thread_id, follow.run_id)
     ended = False
     try:
         yield HEADERS
@@ -217,30 +236,48 @@ def _wait(
             if may_have_ended:
                 subscription.rearm()
                 try:
-                    outcome = yield from through_outages(KEEP_ALIVE, ask)
+                    end = yield from through_outages(KEEP_ALIVE, ask)
                 except NotEnded:
                     pass
                 else:
                     ended = True
-                    yield to_json(outcome)
+                    yield from _answer(parts, follow, client, subscription, end)
                     break
             may_have_ended = subscription.wait_for_end(time.monotonic() + heartbeat)
             if not may_have_ended:
                 yield KEEP_ALIVE
     finally:
         client_left = stop_watching()
+        client.share.release()
         parts.feed.unsubscribe(subscription)
         if client_left and not ended:
             _cancel_if_asked(parts, follow)
 
 
+def _answer(
+    parts: Parts, follow: Follow, client: StreamClient, subscription: Subscription, end: End
+) -> Generator[bytes]:
+    """Yield the answer; a large one is read when the client may have it."""
+    answer = end.answer
+    if answer is None:
+        if not (yield from client.wait_for_share(end.most_bytes, subscription, KEEP_ALIVE)):
+            return
+        read = partial(large_answer, parts, follow.thread_id, follow.run_id)
+        answer = yield from through_outages(KEEP_ALIVE, read)
+        client.share.shrink(len(answer))
+    yield answer
+
+
 def through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, None, _T]:
-    """Ask the database; while it is away, keep the client with a beat now and then."""
+    """Ask the database; while it is away, or others are served, keep the client with a beat now
+    and then."""
     while True:
         try:
             return ask()
         except Unavailable as error:
             log.warning("a client that follows a run waits for Postgres: %s", error)
+        except TooMany as error:
+            log.debug("a client that follows a run waits: %s", error)
         yield beat
         time.sleep(_OUTAGE_SECONDS)
 
@@ -255,7 +292,7 @@ def _last_word(
         return None
     # The row has ended, and who announces it has not come to its log yet, or could not.
     with parts.database.connection() as conn:
-        now = run_rows.run_outcome(conn, follow.thread_id, follow.run_id)
+        now = run_rows.run_end(conn, follow.thread_id, follow.run_id)
     if now is None or now.error is None:
         return None
     return b"event: error\ndata: " + to_json(now.error) + b"\n\n"

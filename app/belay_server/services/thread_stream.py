@@ -34,11 +34,10 @@ from belay_server.services.parts import Parts
 from belay_server.services.run_stream import (
     GAP,
     HEADERS,
-    HEARTBEAT,
     Following,
-    WatchClient,
     follows_directly,
 )
+from belay_server.services.stream_clients import HEARTBEAT, StreamClient, in_parts
 
 log = logging.getLogger(__name__)
 
@@ -89,12 +88,12 @@ def follow_thread(
     return ThreadFollow(thread_id, modes, ThreadPosition.parse(last_event_id))
 
 
-def stream_thread(parts: Parts, follow: ThreadFollow, watch: WatchClient) -> Following:
+def stream_thread(parts: Parts, follow: ThreadFollow, client: StreamClient) -> Following:
     """Server-sent events, each with an id, and a heartbeat comment now and then."""
     newest = _newest(parts, follow.thread_id)
     after = follow.after or _from_now_on(parts, newest)
     telling = _ThreadEvents(follow.modes, START if newest is None else newest.position)
-    return walk_thread(parts, follow.thread_id, after, telling, watch)
+    return walk_thread(parts, follow.thread_id, after, telling, client)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +112,14 @@ class Telling(Protocol):
     def wants_run(self, entry: RunEntry, /) -> bool:
         """False: the client is not told of this run."""
 
+    def wants_change(self, event: Event, /) -> bool:
+        """False: the client is not told of this change of the thread itself."""
+
     def of_thread(self, event: Event, /) -> bytes:
         """What happened to the thread itself."""
+
+    def wants_event(self, event: Event, /) -> bool:
+        """False: nothing is told of this event of a run, whatever its data."""
 
     def run_begins(self, entry: RunEntry, /) -> bytes:
         """A run is followed from here on."""
@@ -130,13 +135,13 @@ class Telling(Protocol):
 
 
 def walk_thread(
-    parts: Parts, thread_id: UUID, after: ThreadPosition, telling: Telling, watch: WatchClient
+    parts: Parts, thread_id: UUID, after: ThreadPosition, telling: Telling, client: StreamClient
 ) -> Following:
     """Follow a thread from a place in it. Chunks as `telling` has them, and heartbeats between."""
     # The entry of the place where the client is, is read again: its run may not be over.
     subscription = parts.feed.subscribe(thread_id, after=just_before(after.entry), has_row=False)
-    walk = _ThreadWalk(parts, telling, subscription, after)
-    return Following(parts, subscription, walk.chunks(watch))
+    walk = _ThreadWalk(parts, thread_id, telling, client, subscription=subscription, after=after)
+    return Following(parts, subscription, walk.chunks())
 
 
 def _newest(parts: Parts, thread_id: UUID) -> Event | None:
@@ -166,17 +171,26 @@ class _ThreadWalk:
     """One client's way along a thread: its log, and the log of each run that it names."""
 
     def __init__(
-        self, parts: Parts, telling: Telling, subscription: Subscription, after: ThreadPosition
+        self,
+        parts: Parts,
+        thread_id: UUID,
+        telling: Telling,
+        client: StreamClient,
+        *,
+        subscription: Subscription,
+        after: ThreadPosition,
     ) -> None:
         self._parts = parts
+        self._thread_id = thread_id
         self._telling = telling
+        self._client = client
         self._thread = subscription
         self._after = after
         self._run: Subscription | None = None
         self._over: UUID | None = None
 
-    def chunks(self, watch: WatchClient) -> Generator[bytes]:
-        stop_watching = watch(self._leave)
+    def chunks(self) -> Generator[bytes]:
+        stop_watching = self._client.watch(self._leave)
         heartbeat = self._parts.settings.heartbeat_seconds
         try:
             yield HEADERS
@@ -193,6 +207,7 @@ class _ThreadWalk:
                         yield HEARTBEAT
         finally:
             stop_watching()
+            self._client.share.release()
             self._parts.feed.unsubscribe(self._thread)
             if self._run is not None:
                 self._parts.feed.unsubscribe(self._run)
@@ -207,8 +222,18 @@ class _ThreadWalk:
             return
         if event.name == RUN_STARTED:
             yield from self._chunks_of_run(_run_entry(event), heartbeat)
-        elif event.position > self._after.entry and (told := self._telling.of_thread(event)):
-            yield told
+        elif event.position > self._after.entry:
+            yield from self._chunks_of_change(event)
+
+    def _chunks_of_change(self, event: Event) -> Generator[bytes]:
+        if not self._telling.wants_change(event):
+            return
+        whole = yield from self._client.whole_event(
+            self._parts.event_log, self._thread_id, event, self._thread
+        )
+        if whole is not None:
+            yield self._telling.of_thread(whole)
+        self._client.share.release()
 
     def _chunks_of_run(self, entry: RunEntry, heartbeat: float) -> Generator[bytes]:
         """A run from its start, or from where the client was in it, to its end."""
@@ -228,8 +253,8 @@ class _ThreadWalk:
                 for some, is_behind_gap in _without_gaps(events, last):
                     if is_behind_gap and (told := self._telling.gap()):
                         yield told
-                    if told := self._telling.of_run(entry, some):
-                        yield told
+                    for part in in_parts(some):
+                        yield from self._chunks_of_events(entry, run, part)
                 last = events[-1].position if events else last
                 if not events and not run.ended and not run.client_left:
                     yield HEARTBEAT
@@ -240,6 +265,23 @@ class _ThreadWalk:
             self._over = entry.run_id
             if told := self._telling.run_is_over(entry, run):
                 yield told
+
+    def _chunks_of_events(
+        self, entry: RunEntry, run: Subscription, events: list[Event]
+    ) -> Generator[bytes]:
+        """Of small events, or of one large one, which is read now."""
+        if events[0].left_in_log and self._telling.wants_event(events[0]):
+            whole = yield from self._client.whole_event(
+                self._parts.event_log, entry.run_id, events[0], run
+            )
+            if whole is None:
+                if told := self._telling.gap():
+                    yield told
+                return
+            events = [whole]
+        if told := self._telling.of_run(entry, events):
+            yield told
+        self._client.share.release()
 
 
 def _without_gaps(events: Sequence[Event], last: Position) -> Iterator[tuple[list[Event], bool]]:
@@ -273,21 +315,23 @@ class _ThreadEvents:
     def wants_run(self, entry: RunEntry) -> bool:
         return entry.resumable or entry.position > self.old
 
+    def wants_change(self, event: Event) -> bool:
+        return event.name in self.modes
+
     def of_thread(self, event: Event) -> bytes:
-        if event.name not in self.modes:
-            return b""
         return _frame(event.name, event.data, ThreadPosition(event.position))
 
     def run_begins(self, _entry: RunEntry) -> bytes:
         return b""
 
+    def wants_event(self, event: Event) -> bool:
+        return "run_modes" in self.modes or ("lifecycle" in self.modes and event.name == "metadata")
+
     def of_run(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
-        every = "run_modes" in self.modes
-        starts = "lifecycle" in self.modes
         return b"".join(
             _frame(event.name, event.data, ThreadPosition(entry.position, event.position))
             for event in events
-            if every or (starts and event.name == "metadata")
+            if self.wants_event(event)
         )
 
     def gap(self) -> bytes:

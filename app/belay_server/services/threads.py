@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import UUID
 
 import orjson
@@ -20,19 +19,20 @@ from belay_server.db import threads as thread_rows
 from belay_server.db.connection import Connection
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.db.threads import DeletedThread, ThreadFilter, ThreadStorage
-from belay_server.domain.errors import BadRequest, Conflict, NotFound
+from belay_server.domain.errors import BadRequest, Conflict, NotFound, StateTooLarge
 from belay_server.domain.runs import CancelAction, user_cancel_reason
 from belay_server.domain.threads import Thread, ThreadStatus, ThreadTtl, TtlStrategy
 from belay_server.graphs import thread_state
 from belay_server.graphs.project_files import ProjectError
-from belay_server.graphs.registry import Graph
 from belay_server.graphs.serde import to_json
 from belay_server.graphs.thread_saver import ThreadSaver
+from belay_server.services import state_jobs
 from belay_server.services.cancellation import announcer, stop_runs
 from belay_server.services.chosen_ids import drop_old_log
 from belay_server.services.parts import Parts
 from belay_server.services.run_creates import new_id
 from belay_server.services.size_limits import refuse_large
+from belay_server.services.state_jobs import HistoryPage, ThreadGraph, with_fragments
 from belay_server.services.thread_pruning import keep_latest
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
     def create(conn: Connection) -> tuple[Thread, bool]:
         created = thread_rows.insert_thread(conn, thread_id, metadata, ttl)
         takes_it = created or body.get("if_exists") == "do_nothing"
-        thread = thread_rows.get_thread(conn, thread_id) if takes_it else None
+        thread = thread_rows.get_thread(conn, thread_id, with_values=True) if takes_it else None
         if created:
             _refuse_large(parts, thread)
             if "thread_id" in body:
@@ -81,27 +81,32 @@ def _refuse_large(parts: Parts, thread: _AnyThread) -> _AnyThread:
 def _with_supersteps(parts: Parts, thread: Thread, supersteps: list[dict[str, Any]]) -> Thread:
     """The new thread with the states that another one had, as another server may export them."""
     with parts.database.connection() as conn:
-        graph = _graph_of(parts, conn, thread)
+        its_graph = _graph_of(parts, conn, thread)
     updates = [[thread_state.state_update(u) for u in step["updates"]] for step in supersteps]
     config = thread_state.thread_config(str(thread.thread_id))
+    graph = its_graph.load(parts.states.here)
     try:
         thread_state.write_state(graph, ThreadSaver(parts.database.pool), config, updates)
     except thread_state.StateRefused as error:
         delete_thread(parts, thread.thread_id)
         raise BadRequest(f"supersteps: {error}") from error
-    _rest(parts, graph, thread.thread_id, keep_error=False)
+    _rest(parts, its_graph, keep_error=False)
     with parts.database.connection() as conn:
-        return _found(conn, thread.thread_id)
+        return _found(conn, thread.thread_id, with_values=True)
 
 
-def get_thread(parts: Parts, thread_id: UUID) -> Thread:
+def get_thread(parts: Parts, thread_id: UUID, *, with_values: bool = False) -> Thread:
+    """Return a thread; its values, which may be large, only if they are asked for.
+
+    Raises NotFound.
+    """
     with parts.database.connection() as conn:
-        thread = _found(conn, thread_id)
-    return _with_values(parts, thread)
+        thread = _found(conn, thread_id, with_values=with_values)
+    return _settled(parts, thread, with_values=with_values)
 
 
-def _found(conn: Connection, thread_id: UUID) -> Thread:
-    thread = thread_rows.get_thread(conn, thread_id)
+def _found(conn: Connection, thread_id: UUID, *, with_values: bool = False) -> Thread:
+    thread = thread_rows.get_thread(conn, thread_id, with_values=with_values)
     if thread is None:
         raise NotFound(f"Thread with ID {thread_id} not found")
     return thread
@@ -113,7 +118,7 @@ def patch_thread(
     def patch(conn: Connection) -> Thread:
         if not thread_rows.patch_thread(conn, thread_id, metadata, ttl):
             raise NotFound()
-        return _refuse_large(parts, _found(conn, thread_id))
+        return _refuse_large(parts, _found(conn, thread_id, with_values=True))
 
     return parts.database.transaction(patch)
 
@@ -145,9 +150,9 @@ def copy_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thre
         thread_rows.repeatable_read(conn)
         if not thread_rows.copy_thread(conn, thread_id, copy_id, metadata):
             raise NotFound(f"Thread with ID {thread_id} not found")
-        return _refuse_large(parts, _found(conn, copy_id))
+        return _refuse_large(parts, _found(conn, copy_id, with_values=True))
 
-    return _with_values(parts, parts.database.transaction(copy))
+    return _settled(parts, parts.database.transaction(copy), with_values=True)
 
 
 def prune_threads(parts: Parts, thread_ids: list[UUID], strategy: TtlStrategy) -> int:
@@ -190,19 +195,44 @@ class Page:
 
 
 def search_threads(
-    parts: Parts, filter_: ThreadFilter, *, sort_by: str, sort_order: str, limit: int, offset: int
+    parts: Parts,
+    filter_: ThreadFilter,
+    *,
+    sort_by: str,
+    sort_order: str,
+    limit: int,
+    offset: int,
+    with_values: bool,
 ) -> Page:
     if filter_.values is not None:
         _read_unknown_values(parts, filter_)
 
     def search(conn: Connection) -> tuple[list[Thread], int]:
         found = thread_rows.search_threads(
-            conn, filter_, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset
+            conn,
+            filter_,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=limit,
+            offset=offset,
+            with_values=with_values,
         )
         return found, thread_rows.count_threads(conn, filter_)
 
     threads, total = parts.database.transaction(search)
-    return Page([_with_values(parts, thread) for thread in threads], total)
+    return Page([_settled(parts, one, with_values=with_values) for one in threads], total)
+
+
+def extracts_of(parts: Parts, thread: Thread, paths: dict[str, str]) -> dict[str, Any]:
+    """Return what is at paths into a thread, by name. Raises TooMany, StateTooLarge."""
+    encoded = {name: getattr(thread, name) or "null" for name in ("values", "interrupts")}
+    documents = {"config": thread.config, "metadata": thread.metadata}
+    large = sum(map(len, encoded.values())) > parts.settings.large_state_bytes
+    run = parts.states.run_aside if large else parts.states.run
+    return cast(
+        "dict[str, Any]",
+        with_fragments(run(state_jobs.extracts, documents, encoded, paths)),
+    )
 
 
 def count_threads(parts: Parts, filter_: ThreadFilter) -> int:
@@ -218,52 +248,34 @@ def _read_unknown_values(parts: Parts, filter_: ThreadFilter) -> None:
     with parts.database.connection() as conn:
         threads = thread_rows.threads_with_unknown_values(conn, unfiltered)
     for thread in threads:
-        _with_values(parts, thread)
+        _settled(parts, thread, with_values=False)
 
 
-def _with_values(parts: Parts, thread: Thread) -> Thread:
+def _settled(parts: Parts, thread: Thread, *, with_values: bool) -> Thread:
     """After a run was killed nobody has read the thread's values yet: read them now, and keep."""
     if thread.values_known or thread.status == ThreadStatus.BUSY:
         return thread
     try:
         with parts.database.connection() as conn:
             graph = _graph_of(parts, conn, thread)
-        _rest(parts, graph, thread.thread_id, keep_error=True)
+        _rest(parts, graph, keep_error=True)
     except (BadRequest, ProjectError) as error:
         log.warning("values of thread %s not read: %s", thread.thread_id, error)
         return thread
     with parts.database.connection() as conn:
-        return _found(conn, thread.thread_id)
+        return _found(conn, thread.thread_id, with_values=with_values)
 
 
-def _rest(
-    parts: Parts,
-    graph: Graph,
-    thread_id: UUID,
-    *,
-    keep_error: bool,
-    metadata: dict[str, Any] | None = None,
-) -> None:
+def _rest(parts: Parts, thread: ThreadGraph, *, keep_error: bool) -> None:
     """Set the thread's row to what its newest checkpoint says."""
-    saver = ThreadSaver(parts.database.pool)
-    config = thread_state.thread_config(str(thread_id))
-    snapshot = thread_state.bound(graph, saver).get_state(config)  # type: ignore[arg-type]
-    resting = thread_state.read_resting(graph, snapshot)
-    kept = [resting.values, resting.interrupts]
-    too_large = len(to_json(kept)) > parts.settings.max_outcome_bytes
-    with parts.database.connection() as conn:
-        thread_rows.rest_thread(
-            conn,
-            thread_id,
-            values=None if too_large else resting.values,
-            interrupts={} if too_large else resting.interrupts,
-            resting_status=resting.status,
-            keep_error=keep_error,
-            metadata=metadata or {},
-        )
+    try:
+        parts.states.run(state_jobs.rest, thread, keep_error=keep_error)
+    except StateTooLarge as error:
+        log.warning("values of thread %s not read: %s", thread.thread_id, error)
+        state_jobs.rest_unread(parts.states.here, thread.thread_id, keep_error=keep_error)
 
 
-def _graph_of(parts: Parts, conn: Connection, thread: Thread) -> Graph:
+def _graph_of(parts: Parts, conn: Connection, thread: Thread) -> ThreadGraph:
     """The graph of the thread's last run. Raises BadRequest when it has none."""
     graph_id = thread.metadata.get("graph_id")
     if not isinstance(graph_id, str) or graph_id not in parts.graphs:
@@ -275,79 +287,38 @@ def _graph_of(parts: Parts, conn: Connection, thread: Thread) -> Graph:
             "Please ensure a run has been made for the thread or manually update the thread "
             "metadata (by setting the 'graph_id' field) before running this operation."
         )
-    config = {**thread.config, **thread_state.thread_config(str(thread.thread_id))}
-    return parts.graphs.read(graph_id, config)
+    return ThreadGraph(thread.thread_id, graph_id, thread.config)
 
 
 def get_state(
-    parts: Parts, thread_id: UUID, checkpoint: dict[str, Any] | None, *, subgraphs: bool
-) -> dict[str, Any]:
-    """The newest state, or the one at `checkpoint`. Raises NotFound for an unknown thread."""
-    with parts.database.connection() as conn:
-        thread = _found(conn, thread_id)
-        try:
-            graph = _graph_of(parts, conn, thread)
-        except BadRequest:
-            return dict(thread_state.EMPTY_STATE)
-    saver = ThreadSaver(parts.database.pool)
-    config = thread_state.thread_config(str(thread_id), checkpoint)
-    try:
-        state = thread_state.read_state(
-            graph,
-            saver,
-            config,
-            subgraphs=subgraphs,
-            redact_errors=parts.settings.redact_errors,
-        )
-    except ValueError as error:
-        raise BadRequest(str(error)) from error
-    checkpoint_id = (checkpoint or {}).get("checkpoint_id")
-    if checkpoint_id and state["created_at"] is None:
-        raise NotFound(f"Checkpoint {checkpoint_id} not found")
-    return state
-
-
-def get_history(
     parts: Parts,
     thread_id: UUID,
-    *,
-    limit: int,
-    before: str | None,
-    metadata: dict[str, Any] | None,
     checkpoint: dict[str, Any] | None,
-    shape: Callable[[dict[str, Any]], dict[str, Any]],
-) -> list[orjson.Fragment]:
-    """States, newest first, each as the JSON of what `shape` makes of it; `before` is a checkpoint
-    id."""
+    fields: list[str] | None,
+    *,
+    subgraphs: bool,
+) -> bytes:
+    """Return the JSON of the newest state, or of the one at `checkpoint`: its `fields`, None for
+    all. Raises NotFound for an unknown thread or checkpoint, TooMuch, StateTooLarge."""
     with parts.database.connection() as conn:
         thread = _found(conn, thread_id)
         try:
             graph = _graph_of(parts, conn, thread)
         except BadRequest:
-            return []
-    if limit == 0:
-        return []
-    saver = ThreadSaver(parts.database.pool)
-    where = {"checkpoint_ns": (checkpoint or {}).get("checkpoint_ns")}
-    config = thread_state.thread_config(str(thread_id), where)
-    before_config = None
-    if before is not None:
-        before_config = thread_state.thread_config(str(thread_id), {"checkpoint_id": before})
-    try:
-        return thread_state.read_history(
-            graph,
-            saver,
-            config,
-            limit=limit,
-            before=before_config,
-            metadata=metadata,
-            most_bytes=parts.settings.max_answer_bytes,
-            redact_errors=parts.settings.redact_errors,
-            shape=shape,
-            turn=parts.large_state_turn,
-        )
-    except ValueError as error:
-        raise BadRequest(str(error)) from error
+            return to_json(thread_state.selected(thread_state.EMPTY_STATE, fields))
+    return parts.states.run(state_jobs.read_state, graph, checkpoint, fields, subgraphs=subgraphs)
+
+
+def get_history(parts: Parts, thread_id: UUID, page: HistoryPage) -> bytes:
+    """Return a JSON list of states, newest first. Raises NotFound for an unknown thread, TooMuch,
+    StateTooLarge."""
+    with parts.database.connection() as conn:
+        thread = _found(conn, thread_id)
+        try:
+            graph = _graph_of(parts, conn, thread)
+        except BadRequest:
+            return b"[]"
+    return parts.states.run(state_jobs.read_history, graph, page)
 
 
 def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[str, Any]:
@@ -361,29 +332,15 @@ def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[st
     checkpoint = dict(body.get("checkpoint") or {})
     if body.get("checkpoint_id"):
         checkpoint["checkpoint_id"] = str(body["checkpoint_id"])
-    saver = ThreadSaver(parts.database.pool)
-    config = thread_state.thread_config(str(thread_id), checkpoint)
-    if checkpoint.get("checkpoint_id") and saver.get_tuple(config) is None:
-        raise NotFound(f"Checkpoint {checkpoint['checkpoint_id']} not found")
-    try:
-        saved = thread_state.write_state(graph, saver, config, [[thread_state.state_update(body)]])
-    except thread_state.StateRefused as error:
-        raise BadRequest(str(error)) from error
-    _rest(parts, graph, thread_id, keep_error=False)
-    state = thread_state.read_state(
-        graph,
-        saver,
-        {"configurable": dict(saved)},
-        subgraphs=False,
-        redact_errors=parts.settings.redact_errors,
-    )
-    _tell_followers(parts, thread_id, STATE_UPDATE, {"state": state})
-    written = {key: saved.get(key) for key in ("thread_id", "checkpoint_ns", "checkpoint_id")}
+    written = parts.states.run(state_jobs.update_state, graph, checkpoint, body)
+    saved = written.configurable
+    _tell_followers(parts, thread_id, STATE_UPDATE, {"state": orjson.Fragment(written.state)})
+    address = {key: saved.get(key) for key in ("thread_id", "checkpoint_ns", "checkpoint_id")}
     if saved.get("checkpoint_map"):
         # A subgraph's checkpoint: only with the map a run goes on from there.
-        written["checkpoint_map"] = saved["checkpoint_map"]
+        address["checkpoint_map"] = saved["checkpoint_map"]
     return {
-        "checkpoint": written,
-        "configurable": written,
-        "checkpoint_id": written["checkpoint_id"],
+        "checkpoint": address,
+        "configurable": address,
+        "checkpoint_id": address["checkpoint_id"],
     }

@@ -13,12 +13,16 @@ INSERT INTO agent_run (id, team, run_id, thread_id, request)
 VALUES (%(id)s, %(team)s, %(run_id)s, %(thread_id)s, %(request)s)
 
 -- name: get_agent_run
-SELECT * FROM agent_run_view
+SELECT id, run_id, thread_id, request, created_at, run_status, started_at, ended_at, run_error,
+    CASE WHEN pg_column_size(outcome) <= %(small)s THEN outcome END AS outcome
+FROM agent_run_view
 WHERE id = %(id)s AND team = %(team)s
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, thread_metadata))
 
 -- name: list_agent_runs
-SELECT * FROM agent_run_view
+SELECT id, run_id, thread_id, request, created_at, run_status, started_at, ended_at, run_error,
+    CASE WHEN pg_column_size(outcome) <= %(small)s THEN outcome END AS outcome
+FROM agent_run_view
 WHERE team = %(team)s AND (%(before)s::text IS NULL OR id < %(before)s)
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, thread_metadata))
 ORDER BY id DESC

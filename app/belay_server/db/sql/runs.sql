@@ -13,7 +13,10 @@ SELECT
     now() + make_interval(secs =>
         CASE WHEN %(after_seconds)s > 0 THEN %(after_seconds)s ELSE %(rering_seconds)s END)
 ON CONFLICT (run_id) DO NOTHING
-RETURNING *
+RETURNING
+    run_id, thread_id, assistant_id, graph_id, queue, status, metadata, kwargs, multitask_strategy,
+    created_at, updated_at, scheduled_at, temporary, claim_no, attempts, lease_owner, cancel_action,
+    cancel_reason, error
 
 -- name: accept_run
 -- A create that has nothing to decide: one statement, on a thread that is there or on one that is
@@ -56,27 +59,52 @@ SELECT a.created_at, a.updated_at, a.scheduled_at, n.next_run_id, n.next_queue
 FROM accepted a CROSS JOIN LATERAL belay_next_run(a.thread_id) n
 
 -- name: get_run
-SELECT r.* FROM run r
+-- Everything but its outcome, which may be large.
+SELECT
+    r.run_id, r.thread_id, r.assistant_id, r.graph_id, r.queue, r.status, r.metadata, r.kwargs,
+    r.multitask_strategy, r.created_at, r.updated_at, r.scheduled_at, r.temporary, r.claim_no,
+    r.attempts, r.lease_owner, r.cancel_action, r.cancel_reason, r.error
+FROM run r
 JOIN thread t USING (thread_id)
 WHERE r.run_id = %(run_id)s
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, t.metadata))
 
 -- name: get_thread_run
-SELECT r.* FROM run r
+SELECT
+    r.run_id, r.thread_id, r.assistant_id, r.graph_id, r.queue, r.status, r.metadata, r.kwargs,
+    r.multitask_strategy, r.created_at, r.updated_at, r.scheduled_at, r.temporary, r.claim_no,
+    r.attempts, r.lease_owner, r.cancel_action, r.cancel_reason, r.error
+FROM run r
 JOIN thread t USING (thread_id)
 WHERE r.run_id = %(run_id)s AND r.thread_id = %(thread_id)s
   AND (t.hidden_at IS NULL OR %(ended_stateless)s)
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, t.metadata))
 
--- name: run_outcome
-SELECT status, error, outcome FROM run
+-- name: run_end
+SELECT status, error, outcome -> 'interrupts' AS interrupts FROM run
 WHERE run_id = %(run_id)s AND thread_id = %(thread_id)s
   AND (%(allowed_threads)s::jsonb IS NULL OR EXISTS (
       SELECT 1 FROM thread t
       WHERE t.thread_id = run.thread_id AND belay_allows(%(allowed_threads)s, t.metadata)))
 
+-- name: run_outcome
+SELECT status, error, pg_column_size(outcome) AS stored_bytes,
+    CASE WHEN pg_column_size(outcome) <= %(small)s THEN belay_answer(outcome)::text END AS answer
+FROM run
+WHERE run_id = %(run_id)s AND thread_id = %(thread_id)s
+  AND (%(allowed_threads)s::jsonb IS NULL OR EXISTS (
+      SELECT 1 FROM thread t
+      WHERE t.thread_id = run.thread_id AND belay_allows(%(allowed_threads)s, t.metadata)))
+
+-- name: run_answer
+SELECT belay_answer(outcome)::text FROM run WHERE run_id = %(run_id)s AND outcome IS NOT NULL
+
 -- name: list_runs
-SELECT * FROM run
+SELECT
+    run_id, thread_id, assistant_id, graph_id, queue, status, metadata, kwargs, multitask_strategy,
+    created_at, updated_at, scheduled_at, temporary, claim_no, attempts, lease_owner, cancel_action,
+    cancel_reason, error
+FROM run
 WHERE thread_id = %(thread_id)s AND (%(status)s::text IS NULL OR status = %(status)s)
   AND metadata @> %(metadata)s
   AND (%(allowed_threads)s::jsonb IS NULL OR EXISTS (

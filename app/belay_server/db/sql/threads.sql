@@ -15,9 +15,20 @@ WHERE thread_id = %(thread_id)s AND hidden_at IS NOT NULL
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 
 -- name: get_thread
-SELECT * FROM thread_view
+SELECT thread_id, created_at, updated_at, state_updated_at, metadata, config, status,
+    CASE WHEN %(with_values)s THEN "values"::text END AS "values", values_known, interrupts::text AS interrupts, error,
+    ttl_minutes, ttl_strategy, expires_at
+FROM thread_view
 WHERE thread_id = %(thread_id)s
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
+
+-- name: questions_of_thread
+-- The ids of the interrupts that it waits for an answer to.
+SELECT question ->> 'id' AS id
+FROM thread, jsonb_each(coalesce(interrupts, '{}')) AS of_task (task_id, questions),
+    jsonb_array_elements(of_task.questions) WITH ORDINALITY AS asked (question, number)
+WHERE thread_id = %(thread_id)s
+ORDER BY task_id, number
 
 -- name: lock_thread
 SELECT thread_id FROM thread
@@ -62,7 +73,10 @@ ORDER BY hidden_at
 LIMIT %(limit)s
 
 -- name: search_threads
-SELECT * FROM thread_view
+SELECT thread_id, created_at, updated_at, state_updated_at, metadata, config, status,
+    CASE WHEN %(with_values)s THEN "values"::text END AS "values", values_known, interrupts::text AS interrupts, error,
+    ttl_minutes, ttl_strategy, expires_at
+FROM thread_view
 WHERE (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))
   AND metadata @> %(metadata)s
   AND (%(values)s::jsonb IS NULL OR "values" @> %(values)s)
@@ -72,7 +86,10 @@ ORDER BY {sort_by} {sort_order}, thread_id
 LIMIT %(limit)s OFFSET %(offset)s
 
 -- name: threads_with_unknown_values
-SELECT * FROM thread_view
+SELECT thread_id, created_at, updated_at, state_updated_at, metadata, config, status,
+    NULL::text AS "values", values_known, interrupts::text AS interrupts, error,
+    ttl_minutes, ttl_strategy, expires_at
+FROM thread_view
 WHERE NOT values_known AND status <> 'busy'
   AND (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))
   AND metadata @> %(metadata)s
@@ -91,10 +108,10 @@ WHERE (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))
 UPDATE thread SET
     "values" = %(values)s, values_known = true, interrupts = %(interrupts)s,
     resting_status = CASE
-        WHEN %(keep_error)s AND resting_status = 'error' THEN 'error' ELSE %(resting_status)s END,
+        WHEN %(keep_error)s AND resting_status = 'error' THEN 'error'
+        ELSE coalesce(%(resting_status)s::text, resting_status) END,
     error = CASE WHEN %(keep_error)s THEN error END,
-    state_updated_at = now(), updated_at = now(),
-    metadata = metadata || %(metadata)s
+    state_updated_at = now(), updated_at = now()
 WHERE thread_id = %(thread_id)s
 
 -- name: repeatable_read

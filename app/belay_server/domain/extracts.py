@@ -5,20 +5,18 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import marshmallow as ma
-
 _ROOTS = ("config", "interrupts", "metadata", "values")
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(-?[0-9]{1,9})\]", re.ASCII)
 
 
-def is_extract_path(path: str) -> None:
-    """Raises ValidationError."""
+def check_path(path: str) -> None:
+    """Raises ValueError for what is no path."""
     root = re.match(r"[a-z]*", path)
     if root is None or root.group() not in _ROOTS:
-        raise ma.ValidationError(f"{path!r} must start with one of {', '.join(_ROOTS)}")
+        raise ValueError(f"{path!r} must start with one of {', '.join(_ROOTS)}")
     rest = path[root.end() :]
     if _STEP.sub("", rest):
-        raise ma.ValidationError(f"{path!r} is not a path like values.messages[-1].content")
+        raise ValueError(f"{path!r} is not a path like values.messages[-1].content")
 
 
 def extract(document: dict[str, Any], path: str) -> Any:

@@ -1,0 +1,260 @@
+"""Work on the states of threads, that a web process does itself or has its state process do.
+
+Each function here takes the parts it works with and values that can be pickled, and returns such:
+`state_process.StateProcess.run` calls it. Reading a state that is larger than the parts take
+raises LargeState, before anything has been written.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from belay_server.db import threads as thread_rows
+from belay_server.db.connection import Database
+from belay_server.domain.agent_outputs import output_of
+from belay_server.domain.errors import BadRequest, NotFound, TooMuch
+from belay_server.domain.extracts import extract
+from belay_server.graphs import thread_state
+from belay_server.graphs.registry import Graph, GraphRegistry
+from belay_server.graphs.serde import to_json
+from belay_server.graphs.thread_saver import ThreadSaver
+from belay_server.settings import Settings
+
+#: Parts of a large document that are decoded, in bytes.
+_SMALL = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StateParts:
+    """What it takes to read and write states."""
+
+    settings: Settings
+    graphs: GraphRegistry
+    database: Database
+    #: Of one state, as it is stored.
+    most_bytes: int
+    #: Of all writes to a delta channel; None for no limit.
+    most_written_bytes: int | None = None
+    #: Held while decoding what is not small.
+    turn: AbstractContextManager[object] = field(default_factory=nullcontext)
+
+    def saver(self) -> ThreadSaver:
+        """Return a saver for one job."""
+        return ThreadSaver(
+            self.database.pool,
+            most_bytes=self.most_bytes,
+            most_written_bytes=self.most_written_bytes,
+            turn=self.turn,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadGraph:
+    """A thread, and the graph that its states are read with."""
+
+    thread_id: UUID
+    graph_id: str
+    config: dict[str, Any]
+
+    def load(self, parts: StateParts) -> Graph:
+        """Return the graph. Raises ProjectError."""
+        config = {**self.config, **thread_state.thread_config(str(self.thread_id))}
+        return parts.graphs.read(self.graph_id, config)
+
+
+def read_state(
+    parts: StateParts,
+    thread: ThreadGraph,
+    checkpoint: dict[str, Any] | None,
+    fields: list[str] | None,
+    *,
+    subgraphs: bool,
+) -> bytes:
+    """Return the JSON of a state's fields: of the newest one, or the one at `checkpoint`.
+
+    Raises NotFound for a checkpoint that the thread does not have, BadRequest, TooMuch.
+    """
+    try:
+        state = thread_state.read_state(
+            thread.load(parts),
+            parts.saver(),
+            thread_state.thread_config(str(thread.thread_id), checkpoint),
+            subgraphs=subgraphs,
+            redact_errors=parts.settings.redact_errors,
+        )
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    checkpoint_id = (checkpoint or {}).get("checkpoint_id")
+    if checkpoint_id and state["created_at"] is None:
+        raise NotFound(f"Checkpoint {checkpoint_id} not found")
+    encoded = to_json(thread_state.selected(state, fields))
+    if len(encoded) > parts.settings.max_answer_bytes:
+        raise TooMuch(parts.settings.max_answer_bytes)
+    return encoded
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """Which states of a thread's history are read. `before` is a checkpoint id."""
+
+    limit: int
+    before: str | None
+    metadata: dict[str, Any] | None
+    checkpoint_ns: str | None
+    fields: list[str] | None
+
+
+def read_history(parts: StateParts, thread: ThreadGraph, page: HistoryPage) -> bytes:
+    """Return a JSON list of states, newest first. Raises BadRequest, TooMuch."""
+    thread_id = str(thread.thread_id)
+    before = None
+    if page.before is not None:
+        before = thread_state.thread_config(thread_id, {"checkpoint_id": page.before})
+    try:
+        return thread_state.read_history(
+            thread.load(parts),
+            parts.saver(),
+            thread_state.thread_config(thread_id, {"checkpoint_ns": page.checkpoint_ns}),
+            limit=page.limit,
+            before=before,
+            metadata=page.metadata,
+            fields=page.fields,
+            most_bytes=parts.settings.max_answer_bytes,
+            redact_errors=parts.settings.redact_errors,
+            turn=parts.turn,
+        )
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenState:
+    """The address of a state that was written, and the JSON of the whole of it."""
+
+    configurable: dict[str, Any]
+    state: bytes
+
+
+def update_state(
+    parts: StateParts, thread: ThreadGraph, checkpoint: dict[str, Any], body: dict[str, Any]
+) -> WrittenState:
+    """Write a state as a node would, and set the thread's row to it.
+
+    Raises NotFound for a checkpoint that the thread does not have, and BadRequest for what the
+    graph refuses; then nothing is written.
+    """
+    graph, saver = thread.load(parts), parts.saver()
+    config = thread_state.thread_config(str(thread.thread_id), checkpoint)
+    if checkpoint.get("checkpoint_id") and saver.get_tuple(config) is None:
+        raise NotFound(f"Checkpoint {checkpoint['checkpoint_id']} not found")
+    try:
+        saved = thread_state.write_state(graph, saver, config, [[thread_state.state_update(body)]])
+    except thread_state.StateRefused as error:
+        raise BadRequest(str(error)) from error
+    # What has been written is read, however large it has become.
+    saver = ThreadSaver(parts.database.pool, turn=parts.turn)
+    _rest(parts, graph, saver, thread.thread_id, keep_error=False)
+    state = thread_state.read_state(
+        graph,
+        saver,
+        {"configurable": dict(saved)},
+        subgraphs=False,
+        redact_errors=parts.settings.redact_errors,
+    )
+    return WrittenState(saved, to_json(state))
+
+
+def rest(parts: StateParts, thread: ThreadGraph, *, keep_error: bool) -> None:
+    """Set the thread's row to what its newest checkpoint says."""
+    _rest(parts, thread.load(parts), parts.saver(), thread.thread_id, keep_error=keep_error)
+
+
+def rest_unread(parts: StateParts, thread_id: UUID, *, keep_error: bool) -> None:
+    """The same for a state that is too large to be read: the row has no values then."""
+    with parts.database.connection() as conn:
+        thread_rows.rest_thread(
+            conn,
+            thread_id,
+            values=None,
+            interrupts={},
+            resting_status=None,
+            keep_error=keep_error,
+        )
+
+
+def _rest(
+    parts: StateParts, graph: Graph, saver: ThreadSaver, thread_id: UUID, *, keep_error: bool
+) -> None:
+    config = thread_state.thread_config(str(thread_id))
+    snapshot = thread_state.bound(graph, saver).get_state(config)  # type: ignore[arg-type]
+    resting = thread_state.read_resting(graph, snapshot)
+    kept = [resting.values, resting.interrupts]
+    too_large = len(to_json(kept)) > parts.settings.max_outcome_bytes
+    with parts.database.connection() as conn:
+        thread_rows.rest_thread(
+            conn,
+            thread_id,
+            values=None if too_large else resting.values,
+            interrupts={} if too_large else resting.interrupts,
+            resting_status=resting.status,
+            keep_error=keep_error,
+        )
+
+
+def read_values(parts: StateParts, thread: ThreadGraph, checkpoint_id: str) -> bytes:
+    """Return the JSON of the output values at a checkpoint. Raises ProjectError, TooMuch."""
+    where = thread_state.thread_config(str(thread.thread_id), {"checkpoint_id": checkpoint_id})
+    graph = parts.graphs.read(thread.graph_id, {**thread.config, **where})
+    snapshot = thread_state.bound(graph, parts.saver()).get_state(where)  # type: ignore[arg-type]
+    values = to_json(thread_state.output_values(graph, snapshot.values))
+    if len(values) > parts.settings.max_answer_bytes:
+        raise TooMuch(parts.settings.max_answer_bytes)
+    return values
+
+
+class Encoded(bytes):
+    """JSON that stays as it is."""
+
+    __slots__ = ()
+
+
+def agent_output(_parts: StateParts, values: bytes, *, structured: bool) -> bytes:
+    """Return the output of an agent run, of what its graph has returned, as JSON in ASCII."""
+    output = output_of(orjson.loads(values), structured=structured)
+    return json.dumps(output, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+
+
+def extracts(
+    _parts: StateParts, documents: dict[str, Any], encoded: dict[str, str], paths: dict[str, str]
+) -> dict[str, Any]:
+    """Return what is at paths into documents, some of which are encoded; what is large there stays
+    JSON."""
+    whole = documents | {name: orjson.loads(document) for name, document in encoded.items()}
+    return {name: _split(extract(whole, path), levels=0) for name, path in paths.items()}
+
+
+def split(_parts: StateParts, document: bytes) -> Any:
+    """Decode a large document, two levels deep at most: what is large below stays JSON."""
+    return _split(orjson.loads(document), levels=2)
+
+
+def _split(value: Any, *, levels: int) -> Any:
+    encoded = orjson.dumps(value)
+    if len(encoded) <= _SMALL:
+        return value
+    if levels and isinstance(value, dict):
+        return {key: _split(one, levels=levels - 1) for key, one in value.items()}
+    return value if isinstance(value, str) else Encoded(encoded)
+
+
+def with_fragments(value: Any) -> Any:
+    """Return what `split` has returned, for `to_json`."""
+    if isinstance(value, dict):
+        return {key: with_fragments(one) for key, one in value.items()}
+    return orjson.Fragment(value) if isinstance(value, Encoded) else value

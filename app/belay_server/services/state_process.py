@@ -1,0 +1,216 @@
+"""The process that a web process starts for the states that are large.
+
+Decoding a state of 20 MB takes a second or more, and nobody else is served while a web process does
+it. So what is larger than `BELAY_LARGE_STATE_BYTES` is read by `python -m belay_server.states`: a
+process with the same project, that is started when it is needed, does one job at a time, and ends
+when there has been none for a minute. It may be killed at any time: a job that takes too long, or
+too much memory, ends with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from belay_server.command_lines import state_process_command
+from belay_server.domain.errors import StateTooLarge, TooMany, Unavailable
+from belay_server.graphs.thread_saver import LargeState
+from belay_server.services.state_jobs import StateParts
+
+log = logging.getLogger(__name__)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+#: A process ends after so long without a job; shortly before that, it is given none any more.
+IDLE_SECONDS = 60.0
+_FRESH_SECONDS = 50.0
+#: How long it may take to start: it imports the project.
+_START_SECONDS = 60.0
+#: How long one that is idle may take to end.
+_EXIT_SECONDS = 0.5
+_HEADER = struct.Struct("!Q")
+_CHUNK = 1024 * 1024
+
+
+class StateProcess:
+    """Does jobs on states: small ones here, large ones in the process."""
+
+    def __init__(self, here: StateParts, whose: Callable[[], str | None]) -> None:
+        """`here` are the parts of this process. `whose` returns the caller of the current request,
+        for whom one large job at a time is done."""
+        self.here = here
+        self._whose = whose
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._used_at = 0.0
+        #: Held by the one job that the process does.
+        self._one_job = threading.Lock()
+        self._callers: dict[str | None, _Turns] = {}
+
+    def run(
+        self, job: Callable[Concatenate[StateParts, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """Do a job: a function of the module `state_jobs`. Raises what it raises; StateTooLarge for
+        a state that the process cannot read either, TooMany after waiting too long for it."""
+        try:
+            return job(self.here, *args, **kwargs)
+        except LargeState:
+            return self.run_aside(job, *args, **kwargs)
+
+    def run_aside(
+        self, job: Callable[Concatenate[Any, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """The same, in the process in any case."""
+        with self._turn_of_caller():
+            error, result = self._call(pickle.dumps((job, args, kwargs)))
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """End the process, with the job that it does."""
+        self._end()
+
+    @contextmanager
+    def _turn_of_caller(self) -> Iterator[None]:
+        """Wait for the process: each caller has one job among those that wait, or is done."""
+        seconds = self.here.settings.statement_seconds
+        caller = self._whose()
+        turns = self._callers.setdefault(caller, _Turns())
+        turns.users += 1
+        try:
+            with _held(turns.lock, seconds), _held(self._one_job, seconds):
+                yield
+        finally:
+            turns.users -= 1
+            if turns.users == 0:
+                self._callers.pop(caller, None)
+
+    def _call(self, job: bytes) -> Any:
+        connection = self._connected()
+        connection.settimeout(self.here.settings.statement_seconds)
+        try:
+            send(connection, job)
+            answer = receive(connection)
+        except TimeoutError:
+            log.warning("a job on a large state took too long; its process is killed")
+            self._end()
+            raise StateTooLarge(
+                "The thread's state is too large: the API could not read it within "
+                "BELAY_STATEMENT_SECONDS. Runs can still use it."
+            ) from None
+        except OSError as error:
+            if (status := self._end()) == 0:  # it had waited for a job for too long
+                return self._call(job)
+            log.warning("the process for large states ended with status %s", status)
+            raise StateTooLarge(
+                "The thread's state is too large: the process that was to read it ended, "
+                "probably for want of memory. Runs can still use it."
+            ) from error
+        except BaseException:  # such as a request that is abandoned: the answer would be the next's
+            self._end()
+            raise
+        self._used_at = time.monotonic()
+        return pickle.loads(answer)  # noqa: S301  (of our own process)
+
+    def _connected(self) -> socket.socket:
+        if self._socket is not None and time.monotonic() - self._used_at < _FRESH_SECONDS:
+            return self._socket
+        if self._process is not None:
+            self._end()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603  (our own)
+                state_process_command(theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        ours.settimeout(_START_SECONDS)
+        self._socket, self._used_at = ours, time.monotonic()
+        try:
+            send(ours, pickle.dumps(self.here.settings))
+            receive(ours)
+        except OSError as error:
+            self._end()
+            raise Unavailable("The process for large states did not start; see the log") from error
+        except BaseException:
+            self._end()
+            raise
+        return ours
+
+    def _end(self) -> int | None:
+        """End the process; returns its exit status, None without a process."""
+        process, self._process = self._process, None
+        connection, self._socket = self._socket, None
+        if connection is not None:
+            connection.close()
+        if process is None:
+            return None
+        with suppress(subprocess.TimeoutExpired):
+            return process.wait(_EXIT_SECONDS)
+        process.kill()
+        return process.wait()
+
+
+class _Turns:
+    """The jobs of one caller, one after the other."""
+
+    __slots__ = ("lock", "users")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+
+
+@contextmanager
+def _held(lock: threading.Lock, seconds: float) -> Iterator[None]:
+    if not lock.acquire(timeout=seconds):
+        raise TooMany("Other large states are being read; try again later")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def send(connection: socket.socket, message: bytes) -> None:
+    """Send a message. Raises OSError."""
+    connection.sendall(_HEADER.pack(len(message)))
+    connection.sendall(message)
+
+
+def receive(connection: socket.socket) -> bytes | bytearray:
+    """Receive a message. Raises OSError, also when the connection ends."""
+    (size,) = _HEADER.unpack(_receive(connection, _HEADER.size))
+    return _receive(connection, size)
+
+
+def _receive(connection: socket.socket, size: int) -> bytearray:
+    received = bytearray(size)
+    view = memoryview(received)
+    at = 0
+    while at < size:
+        count = connection.recv_into(view[at : at + _CHUNK])
+        if count == 0:
+            raise ConnectionResetError("the other process has ended")
+        at += count
+    return received
+
+
+def picklable(error: BaseException) -> BaseException:
+    """Return the error, or one that says the same, where it cannot be pickled."""
+    with suppress(Exception):
+        pickle.loads(pickle.dumps(error))  # noqa: S301  (of this very process)
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+Job = tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]
