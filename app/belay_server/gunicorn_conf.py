@@ -17,10 +17,6 @@ import signal
 import sys
 import tempfile
 
-#: Of glibc's malloc.h, and in bytes.
-_M_MMAP_THRESHOLD = -3
-_LARGE_BLOCK = 256 * 1024
-
 
 def _remove_if_master(folder, master):
     """A forked worker inherits what is to be done at the exit, and must not do it."""
@@ -57,19 +53,10 @@ def post_fork(server, worker):
     from belay_server import quick_start  # noqa: F401, PLC0415  (what it loads now, it keeps)
 
     if sys.platform == "linux":
+        from belay_server import memory  # noqa: PLC0415
+
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-        _give_large_blocks_back()
-
-
-def _give_large_blocks_back():
-    """Have glibc return each large block to the system when it is freed.
-
-    By default it raises its threshold for that, up to 32 MiB, and keeps freed blocks: forty
-    responses of 12 MB left half a gigabyte of unused memory.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        memory.return_large_blocks()
 
 
 def post_worker_init(worker):

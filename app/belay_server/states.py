@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from belay_server import quick_start  # isort: skip  (before everything that loads much)
 
+import gc
 import logging
 import os
 import pickle
@@ -18,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from belay_server import logs
+from belay_server import logs, memory
 from belay_server.db.connection import Database, open_pool
 from belay_server.domain.errors import BelayError, StateTooLarge
 from belay_server.graphs.project import read_project
@@ -37,6 +38,8 @@ _MEMORY = 16
 def main() -> None:
     """Do the jobs that come, at a lower priority than the web process."""
     os.nice(5)
+    if sys.platform == "linux":
+        memory.return_large_blocks()
     with socket.socket(fileno=int(sys.argv[1])) as connection:
         settings: Settings = pickle.loads(receive(connection))  # noqa: S301  (of our web process)
         logs.configure(settings)
@@ -53,6 +56,8 @@ def main() -> None:
                 answer = pickle.dumps(_done(parts, job, args, kwargs))
                 signal.alarm(0)
                 send(connection, answer)
+                del job, args, kwargs, answer
+                _tidy()
         except OSError:  # the web process has ended, or there was no job for a minute
             return
 
@@ -77,6 +82,13 @@ def _limit_memory(more: int) -> None:
     most = data_pages * resource.getpagesize() + more
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+def _tidy() -> None:
+    """Free what the last job has left, so that the next one has all of the memory."""
+    gc.collect()
+    if sys.platform == "linux":
+        memory.return_free_memory()
 
 
 def _done(parts: StateParts, job: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
