@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,26 +41,29 @@ def main() -> None:
     os.nice(5)
     if sys.platform == "linux":
         memory.return_large_blocks()
-    with socket.socket(fileno=int(sys.argv[1])) as connection:
-        settings: Settings = pickle.loads(receive(connection))  # noqa: S301  (of our web process)
-        logs.configure(settings)
-        parts = _parts(settings)
-        _limit_memory(_MEMORY * settings.max_answer_bytes)
-        quick_start.started()
-        send(connection, b"")
-        connection.settimeout(IDLE_SECONDS)
-        try:
-            while True:
-                job, args, kwargs = pickle.loads(receive(connection))  # noqa: S301
-                # The web process kills this one sooner, unless it has ended itself.
-                signal.alarm(int(settings.statement_seconds) + 5)
-                answer = pickle.dumps(_done(parts, job, args, kwargs))
-                signal.alarm(0)
-                send(connection, answer)
-                del job, args, kwargs, answer
-                _tidy()
-        except OSError:  # the web process has ended, or there was no job for a minute
-            return
+    # The web process has ended, or there was no job for a minute.
+    with suppress(OSError), socket.socket(fileno=int(sys.argv[1])) as connection:
+        _serve(connection)
+
+
+def _serve(connection: socket.socket) -> None:
+    """Raises OSError at the end."""
+    settings: Settings = pickle.loads(receive(connection))  # noqa: S301  (of our web process)
+    logs.configure(settings)
+    parts = _parts(settings)
+    _limit_memory(_MEMORY * settings.max_answer_bytes)
+    quick_start.started()
+    send(connection, b"")
+    connection.settimeout(IDLE_SECONDS)
+    while True:
+        job, args, kwargs = pickle.loads(receive(connection))  # noqa: S301
+        # The web process kills this one sooner, unless it has ended itself.
+        signal.alarm(int(settings.statement_seconds) + 5)
+        answer = pickle.dumps(_done(parts, job, args, kwargs))
+        signal.alarm(0)
+        send(connection, answer)
+        del job, args, kwargs, answer
+        _tidy()
 
 
 def _parts(settings: Settings) -> StateParts:

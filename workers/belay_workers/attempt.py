@@ -52,6 +52,9 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _FLUSH_SECONDS = 2.0
+#: Of an end's JSON. A server process of Postgres keeps up to 50 times as much memory after it has
+#: stored one of 16 MiB, for as long as its connection lasts.
+_LARGE_END = 1024 * 1024
 #: Of what an earlier attempt has said, enough to have what its last steps did.
 _NEWEST_ENTRIES = 1_000
 
@@ -134,9 +137,13 @@ def _unasked(child: Child, claim: Claim) -> Callable[[], bool]:
 def _on_the_row(child: Child, claim: Claim, write: Callable[[Connection], _T]) -> _T:
     """Write what became of the run, however long that takes: unless it is not ours any more, or
     the supervisor, who has its own connection, loses patience and kills us."""
-    return child.database.run(
+    written = child.database.run(
         write, keep_waiting=lambda: child.asked_of(claim) is not StopReason.LEASE_LOST
     )
+    if child.reconnects:
+        child.reconnects = False
+        child.database.drop()
+    return written
 
 
 class _Prepared:
@@ -280,7 +287,9 @@ def _write_some_end(
 
 def _kept(child: Child, ending: Ending) -> Ending:
     """An end as its row keeps it: large values are in its checkpoint only, and read from there."""
-    if len(to_json([ending.values, ending.interrupts])) <= child.settings.max_outcome_bytes:
+    size = len(to_json([ending.values, ending.interrupts]))
+    if size <= child.settings.max_outcome_bytes:
+        child.reconnects = size > _LARGE_END
         return ending
     return dataclasses.replace(
         ending,

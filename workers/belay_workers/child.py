@@ -70,6 +70,8 @@ class Child:
         self.database = PatientConnection(
             lambda: connect(settings.database_url, pgbouncer=settings.pgbouncer, name="belay child")
         )
+        #: The connection is closed after the next end is written: the server's memory has grown.
+        self.reconnects = False
         keys = Keys(settings.redis_prefix)
         client = connect_redis(settings)
         self.event_log = EventLog(

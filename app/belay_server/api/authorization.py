@@ -7,6 +7,7 @@ does.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, MutableMapping
 from functools import wraps
@@ -78,15 +79,20 @@ def _add_access(resource: str, filter_: Filter | None) -> None:
     database.access = dataclasses.replace(database.access, **{resource: both})
 
 
-def authorized(resource: str, action: str) -> Callable[[_View], _View]:
+def authorized(
+    resource: str, action: str, *, changes_body: bool = True
+) -> Callable[[_View], _View]:
     """A view that does one thing to one kind of thing. What it takes (ids, query and body, checked
-    already) is what the handler is shown; what the handler changes of the body is what it gets."""
+    already) is what the handler is shown; what the handler changes of the body is what it gets,
+    with `changes_body`."""
 
     def decorate(view: _View) -> _View:
         @wraps(view)
         def guarded(*taken: Any, **ids: str) -> ResponseReturnValue:
             if is_confined():
                 documents = [part for part in taken if isinstance(part, dict)]
+                if not changes_body:
+                    documents = copy.deepcopy(documents)
                 value: dict[str, Any] = {}
                 for document in documents:
                     value |= document

@@ -103,7 +103,7 @@ def patch_state(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.response(200, ThreadState(many=True))
 @blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
-@authorized("threads", "read")
+@authorized("threads", "read", changes_body=False)
 def get_history(query: dict[str, Any], thread_id: str) -> Response:
     return _history(thread_id, query)
 
@@ -113,7 +113,7 @@ def get_history(query: dict[str, Any], thread_id: str) -> Response:
 @blueprint.response(200, ThreadState(many=True))
 @blueprint.alt_response(400, schema=Error, description="What the graph refuses")
 @blueprint.alt_response(404, schema=Error)
-@authorized("threads", "read")
+@authorized("threads", "read", changes_body=False)
 def search_history(body: dict[str, Any], thread_id: str) -> Response:
     return _history(thread_id, body)
 
@@ -126,8 +126,6 @@ def _history(thread_id: str, asked: dict[str, Any]) -> Response:
         checkpoint_ns=(asked.get("checkpoint") or {}).get("checkpoint_ns"),
         fields=asked.get("select"),
     )
-    if page.limit == 0:
-        return json_response([])
     return encoded_response(threads.get_history(parts(), path_uuid(thread_id, "thread"), page))
 
 

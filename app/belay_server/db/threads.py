@@ -213,13 +213,25 @@ def rest_thread(
     interrupts: dict[str, Any],
     resting_status: str | None,
     keep_error: bool,
+    newest: str | None,
 ) -> None:
-    """Set the thread to what its newest checkpoint says. A status of None stays as it is."""
+    """Set the thread to what its newest checkpoint says. A status of None stays as it is.
+
+    Nothing is done when a run is in flight, or when `newest` is not its newest checkpoint any more:
+    whoever has made another one says what the thread is. None is not looked at.
+    """
     params = {
         "thread_id": thread_id,
         "values": Jsonb(values),
         "interrupts": Jsonb(interrupts),
         "resting_status": resting_status,
         "keep_error": keep_error,
+        "newest": newest,
     }
     execute(conn, SQL.rest_thread, params)
+
+
+def newest_checkpoints(conn: Connection, thread_id: UUID, namespace: str) -> list[str | None]:
+    """Return the ids of the newest checkpoints of a thread's graph and of one of its subgraphs."""
+    params = {"thread_id": str(thread_id), "namespaces": ["", namespace]}
+    return [row["newest"] for row in fetch_dicts(conn, SQL.newest_checkpoints, params)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -126,6 +126,37 @@ class ThreadSaver(FormatSaver):
             self.prune([thread_id], strategy="keep_latest")
         except NotImplementedError as error:
             raise CannotPrune(str(error)) from error
+
+
+class UpdateSaver(ThreadSaver):
+    """Reads states, and keeps what an update writes until it is stored: whole, or not at all."""
+
+    def __init__(self, pool: ConnectionPool[Connection], **limits: Any) -> None:
+        super().__init__(pool, **limits)
+        self._kept: list[Callable[[ThreadSaver], object]] = []
+
+    def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        self._kept.append(lambda saver: saver.put(config, checkpoint, metadata, new_versions))
+        where = config["configurable"]
+        return {
+            "configurable": {
+                "thread_id": where["thread_id"],
+                "checkpoint_ns": where["checkpoint_ns"],
+                "checkpoint_id": checkpoint["id"],
+            }
+        }
+
+    def put_writes(
+        self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        self._kept.append(lambda saver: saver.put_writes(config, writes, task_id, task_path))
+
+    def store(self, conn: Connection) -> None:
+        """Store what was written, on this connection."""
+        saver = ThreadSaver(conn)
+        saver.serde = self.serde
+        for write in self._kept:
+            write(saver)
 
 
 def _blob_bytes(value: Any) -> int:

@@ -14,18 +14,27 @@ from typing import Any
 from uuid import UUID
 
 import orjson
+import tenacity
 
+from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
-from belay_server.db.connection import Database
+from belay_server.db.connection import Connection, Database
 from belay_server.domain.agent_outputs import output_of
-from belay_server.domain.errors import BadRequest, NotFound, TooMuch
+from belay_server.domain.errors import BadRequest, Conflict, NotFound, TooMuch
 from belay_server.domain.extracts import extract
 from belay_server.graphs import thread_state
 from belay_server.graphs.registry import Graph, GraphRegistry
 from belay_server.graphs.serde import to_json
-from belay_server.graphs.thread_saver import ThreadSaver
+from belay_server.graphs.thread_saver import ThreadSaver, UpdateSaver
 from belay_server.settings import Settings
 
+#: An update is computed again when others have changed the state meanwhile.
+_AGAIN = tenacity.Retrying(
+    retry=tenacity.retry_if_result(lambda saved: saved is None),
+    wait=tenacity.wait_random(0, 0.1),
+    stop=tenacity.stop_after_attempt(30),
+    retry_error_callback=lambda _state: None,
+)
 #: Parts of a large document that are decoded, in bytes.
 _SMALL = 16 * 1024
 
@@ -46,12 +55,19 @@ class StateParts:
 
     def saver(self) -> ThreadSaver:
         """Return a saver for one job."""
-        return ThreadSaver(
-            self.database.pool,
-            most_bytes=self.most_bytes,
-            most_written_bytes=self.most_written_bytes,
-            turn=self.turn,
-        )
+        return ThreadSaver(self.database.pool, **self._limits)
+
+    def update_saver(self) -> UpdateSaver:
+        """Return a saver for one update."""
+        return UpdateSaver(self.database.pool, **self._limits)
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        return {
+            "most_bytes": self.most_bytes,
+            "most_written_bytes": self.most_written_bytes,
+            "turn": self.turn,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,17 +162,15 @@ def update_state(
 ) -> WrittenState:
     """Write a state as a node would, and set the thread's row to it.
 
-    Raises NotFound for a checkpoint that the thread does not have, and BadRequest for what the
-    graph refuses; then nothing is written.
+    It is computed from the newest state without holding a lock, and computed again if the thread
+    has got another one meanwhile. Raises NotFound for a checkpoint that the thread does not have,
+    BadRequest for what the graph refuses, and Conflict while runs are in flight; then nothing is
+    written.
     """
-    graph, saver = thread.load(parts), parts.saver()
-    config = thread_state.thread_config(str(thread.thread_id), checkpoint)
-    if checkpoint.get("checkpoint_id") and saver.get_tuple(config) is None:
-        raise NotFound(f"Checkpoint {checkpoint['checkpoint_id']} not found")
-    try:
-        saved = thread_state.write_state(graph, saver, config, [[thread_state.state_update(body)]])
-    except thread_state.StateRefused as error:
-        raise BadRequest(str(error)) from error
+    graph = thread.load(parts)
+    saved = _AGAIN(_try_update, parts, graph, thread.thread_id, checkpoint, body)
+    if saved is None:
+        raise Conflict(f"The state of thread {thread.thread_id} is being changed by others")
     # What has been written is read, however large it has become.
     saver = ThreadSaver(parts.database.pool, turn=parts.turn)
     _rest(parts, graph, saver, thread.thread_id, keep_error=False)
@@ -168,6 +182,40 @@ def update_state(
         redact_errors=parts.settings.redact_errors,
     )
     return WrittenState(saved, to_json(state))
+
+
+def _try_update(
+    parts: StateParts,
+    graph: Graph,
+    thread_id: UUID,
+    checkpoint: dict[str, Any],
+    body: dict[str, Any],
+) -> dict[str, Any] | None:
+    """Return the address of the new state; None, and nothing is written, when the thread has got
+    another one since this one was computed."""
+    saver = parts.update_saver()
+    config = thread_state.thread_config(str(thread_id), checkpoint)
+    namespace = config["configurable"]["checkpoint_ns"]
+    with parts.database.connection() as conn:
+        newest = thread_rows.newest_checkpoints(conn, thread_id, namespace)
+    if checkpoint.get("checkpoint_id") and saver.get_tuple(config) is None:
+        raise NotFound(f"Checkpoint {checkpoint['checkpoint_id']} not found")
+    try:
+        saved = thread_state.write_state(graph, saver, config, [[thread_state.state_update(body)]])
+    except thread_state.StateRefused as error:
+        raise BadRequest(str(error)) from error
+
+    def store(conn: Connection) -> bool:
+        if not thread_rows.lock_thread(conn, thread_id):
+            raise NotFound(f"Thread with ID {thread_id} not found")
+        if run_rows.thread_is_busy(conn, thread_id):
+            raise Conflict(f"Thread {thread_id} has in-flight runs. Wait for them or cancel them.")
+        if thread_rows.newest_checkpoints(conn, thread_id, namespace) != newest:
+            return False
+        saver.store(conn)
+        return True
+
+    return saved if parts.database.transaction(store) else None
 
 
 def rest(parts: StateParts, thread: ThreadGraph, *, keep_error: bool) -> None:
@@ -185,6 +233,7 @@ def rest_unread(parts: StateParts, thread_id: UUID, *, keep_error: bool) -> None
             interrupts={},
             resting_status=None,
             keep_error=keep_error,
+            newest=None,
         )
 
 
@@ -204,6 +253,7 @@ def _rest(
             interrupts={} if too_large else resting.interrupts,
             resting_status=resting.status,
             keep_error=keep_error,
+            newest=snapshot.config["configurable"].get("checkpoint_id"),
         )
 
 

@@ -21,9 +21,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from belay_server.command_lines import state_process_command
-from belay_server.domain.errors import StateTooLarge, TooMany, Unavailable
+from belay_server.domain.errors import Interrupted, StateTooLarge, TooMany, Unavailable
 from belay_server.graphs.thread_saver import LargeState
-from belay_server.services.state_jobs import StateParts
+from belay_server.services.state_jobs import StateParts, update_state
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,21 @@ _START_SECONDS = 60.0
 _EXIT_SECONDS = 0.5
 _HEADER = struct.Struct("!Q")
 _CHUNK = 1024 * 1024
+
+
+#: Jobs that write.
+WRITING = frozenset({update_state})
+_TOO_LARGE = (
+    "The thread's state is too large: the process that was to read it ended, for want of memory or "
+    "after BELAY_STATEMENT_SECONDS. Runs can still use it."
+)
+_MAYBE_WRITTEN = (
+    "The process that wrote the state ended in the middle; read the state before you try again"
+)
+
+
+class _ProcessEnded(Exception):
+    """The process ended before it had done its job."""
 
 
 class StateProcess:
@@ -69,8 +84,9 @@ class StateProcess:
         self, job: Callable[Concatenate[Any, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
         """The same, in the process in any case."""
+        message = pickle.dumps((job, args, kwargs))
         with self._turn_of_caller():
-            error, result = self._call(pickle.dumps((job, args, kwargs)))
+            error, result = self._done(message, writes=job in WRITING)
         if error is not None:
             raise error
         return result  # type: ignore[no-any-return]
@@ -94,27 +110,35 @@ class StateProcess:
             if turns.users == 0:
                 self._callers.pop(caller, None)
 
+    def _done(self, job: bytes, *, writes: bool) -> Any:
+        """Have the process do a job. One that only reads is done again, once, if it ends in the
+        middle; after that, and when it takes too long, the state is taken for too large."""
+        try:
+            return self._call(job)
+        except _ProcessEnded as error:
+            if writes:
+                raise Interrupted(_MAYBE_WRITTEN) from error
+        try:
+            return self._call(job)
+        except _ProcessEnded as error:
+            raise StateTooLarge(_TOO_LARGE) from error
+
     def _call(self, job: bytes) -> Any:
+        """Raises _ProcessEnded."""
         connection = self._connected()
         connection.settimeout(self.here.settings.statement_seconds)
         try:
             send(connection, job)
             answer = receive(connection)
-        except TimeoutError:
+        except TimeoutError as error:
             log.warning("a job on a large state took too long; its process is killed")
             self._end()
-            raise StateTooLarge(
-                "The thread's state is too large: the API could not read it within "
-                "BELAY_STATEMENT_SECONDS. Runs can still use it."
-            ) from None
+            raise _ProcessEnded from error
         except OSError as error:
             if (status := self._end()) == 0:  # it had waited for a job for too long
                 return self._call(job)
             log.warning("the process for large states ended with status %s", status)
-            raise StateTooLarge(
-                "The thread's state is too large: the process that was to read it ended, "
-                "probably for want of memory. Runs can still use it."
-            ) from error
+            raise _ProcessEnded from error
         except BaseException:  # such as a request that is abandoned: the answer would be the next's
             self._end()
             raise

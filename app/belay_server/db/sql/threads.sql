@@ -113,6 +113,18 @@ UPDATE thread SET
     error = CASE WHEN %(keep_error)s THEN error END,
     state_updated_at = now(), updated_at = now()
 WHERE thread_id = %(thread_id)s
+  AND NOT EXISTS (
+      SELECT 1 FROM run r WHERE r.thread_id = thread.thread_id
+      AND r.status IN ('pending', 'running'))
+  AND (%(newest)s::text IS NULL OR %(newest)s = (
+      SELECT max(checkpoint_id) FROM checkpoints c
+      WHERE c.thread_id = thread.thread_id::text AND c.checkpoint_ns = ''))
+
+-- name: newest_checkpoints
+SELECT (SELECT max(checkpoint_id) FROM checkpoints c
+        WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = namespace) AS newest
+FROM unnest(%(namespaces)s::text[]) WITH ORDINALITY AS asked (namespace, number)
+ORDER BY number
 
 -- name: repeatable_read
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ
