@@ -38,6 +38,7 @@ from belay_server.graphs.store import ApiStore
 from belay_server.meters import WebMeters
 from belay_server.services.known_assistants import KnownAssistants
 from belay_server.services.open_keys import OpenKeys
+from belay_server.services.output_schemas import OutputSchemaChecks
 from belay_server.services.parts import Parts
 from belay_server.services.state_jobs import StateParts
 from belay_server.services.state_process import StateProcess
@@ -92,6 +93,7 @@ def join_parts(settings: Settings) -> Parts:
         max_events=settings.event_log_max_events,
         max_bytes=settings.event_log_max_bytes,
     )
+    states = _states(settings, graphs, database)
     return Parts(
         settings=settings,
         database=database,
@@ -105,7 +107,8 @@ def join_parts(settings: Settings) -> Parts:
         store=ApiStore(pool, graphs.store),
         count_unstarted=meters.ended_unstarted,
         meters=meters,
-        states=_states(settings, graphs, database),
+        states=states,
+        output_schemas=OutputSchemaChecks(states),
         project_app=ProjectApp.load(graphs.project),
         rate_limits=RateLimits.of(
             settings.redis_url,

@@ -100,6 +100,8 @@ class Settings:
     max_outcome_bytes: int
     #: States of more bytes, as they are stored, are read by a process of their own.
     large_state_bytes: int
+    #: How many such processes a web process may have.
+    state_processes: int
     #: Prefix of every Redis key and channel.
     redis_prefix: str
     #: Verify the certificate of a `rediss://` server.
@@ -197,6 +199,7 @@ class Settings:
             max_answers_bytes=read.integer("BELAY_MAX_ANSWERS_BYTES", 128 * _MIB, minimum=_MIB),
             max_metadata_bytes=read.integer("BELAY_MAX_METADATA_BYTES", 2 * _MIB, minimum=1024),
             large_state_bytes=read.integer("BELAY_LARGE_STATE_BYTES", _MIB // 2, minimum=1024),
+            state_processes=read.integer("BELAY_STATE_PROCESSES", 2, minimum=1),
             max_outcome_bytes=read.integer("BELAY_MAX_OUTCOME_BYTES", 16 * _MIB, minimum=1024),
             redis_prefix=read.text("BELAY_REDIS_PREFIX", "belay:"),
             redis_verify_tls=redis_verify_tls,

@@ -77,3 +77,8 @@ def test_what_orjson_refuses_still_becomes_json():
 def test_anything_becomes_json_without_nul(value):
     encoded = to_json(value)
     assert "\0" not in repr(orjson.loads(encoded)).encode("utf-8", "replace").decode()
+
+
+def test_a_fragment_stays_what_it_is_beside_what_is_encoded_the_slow_way():
+    fragment = orjson.Fragment(b'{"a":[1,"x"]}')
+    assert to_plain({"f": fragment, "huge": 2**70}) == {"f": {"a": [1, "x"]}, "huge": float(2**70)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import marshmallow as ma
 import pytest
@@ -13,6 +14,7 @@ import belay_server.api
 from belay_server.api.fields import Body, List, Map
 from belay_server.api.unread_bodies import _Chunks
 from belay_server.services.output_schemas import OutputSchemaChecks
+from belay_server.services.state_jobs import check_schema
 
 
 class Counted(ma.fields.String):
@@ -35,9 +37,13 @@ def test_what_is_too_long_is_not_looked_into():
 def test_others_have_their_turn_between_the_steps_of_a_schemas_check(monkeypatch):
     turns = []
     monkeypatch.setattr("belay_server.services.output_schemas.time.sleep", turns.append)
-    schema = {"properties": {f"p{n}": {"pattern": f"^{n}$"} for n in range(10)}}
-    OutputSchemaChecks().check(schema)
-    assert turns == [0] * 11
+    aside = []
+    checks = OutputSchemaChecks(SimpleNamespace(run_aside=lambda *job: aside.append(job)))
+    checks.check({"properties": {f"p{n}": {"type": "string"} for n in range(10)}})
+    assert (turns, aside) == ([0], [])
+    schema = {"properties": {"name": {"patternProperties": {"^a$": {}}}}}
+    checks.check(schema)
+    assert (turns, aside) == ([0], [(check_schema, schema)])
 
 
 def test_every_list_and_map_of_a_request_has_an_end_that_is_looked_at_first():

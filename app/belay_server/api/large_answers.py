@@ -66,13 +66,13 @@ class LargeAnswers:
 class StreamShare:
     """Counts the large parts of one streamed response, each while it is read and sent."""
 
-    __slots__ = ("_caller", "_held", "_milliseconds", "_shares", "_socket")
+    __slots__ = ("_held", "_milliseconds", "_shares", "_socket", "caller")
 
     def __init__(
         self, shares: ByteShares, caller: str, client_socket: Any, milliseconds: int
     ) -> None:
         self._shares = shares
-        self._caller = caller
+        self.caller = caller
         self._socket = client_socket
         self._milliseconds = milliseconds
         self._held = 0
@@ -82,7 +82,7 @@ class StreamShare:
         if size <= _COUNTED:
             return True
         size = min(size, self._shares.share)
-        if not self._shares.hold(self._caller, size, seconds=seconds):
+        if not self._shares.hold(self.caller, size, seconds=seconds):
             return False
         self._held += size
         if self._socket is not None:
@@ -92,7 +92,7 @@ class StreamShare:
     def shrink(self, size: int) -> None:
         """Hold no more than `size` bytes any longer."""
         if size < self._held:
-            self._shares.release(self._caller, self._held - size)
+            self._shares.release(self.caller, self._held - size)
             self._held = size
 
     def release(self) -> None:

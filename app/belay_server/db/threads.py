@@ -231,6 +231,11 @@ def rest_thread(
     execute(conn, SQL.rest_thread, params)
 
 
+def forget_values(conn: Connection, thread_id: UUID) -> None:
+    """Have the thread's values read from its newest checkpoint, which has just been written."""
+    execute(conn, SQL.forget_values, {"thread_id": thread_id})
+
+
 def newest_checkpoints(conn: Connection, thread_id: UUID, namespace: str) -> list[str | None]:
     """Return the ids of the newest checkpoints of a thread's graph and of one of its subgraphs."""
     params = {"thread_id": str(thread_id), "namespaces": ["", namespace]}

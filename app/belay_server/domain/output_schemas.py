@@ -80,6 +80,11 @@ def check_output_schema(schema: dict[str, Any]) -> Iterator[None]:
             kind({"pattern": pattern.text}, pattern_options=_PATTERN_OPTIONS)
 
 
+def has_patterns(schema: dict[str, Any]) -> bool:
+    """Return whether a schema has regular expressions."""
+    return next(_patterns(schema), None) is not None
+
+
 @dataclass(frozen=True, slots=True)
 class _Pattern:
     """A regular expression of a schema, and where it stands."""

@@ -53,6 +53,8 @@ def _default(value: Any) -> Any:  # noqa: PLR0911
         return float(value)
     if isinstance(value, (uuid.UUID, PurePath)):
         return str(value)
+    if isinstance(value, orjson.Fragment):
+        return orjson.loads(orjson.dumps(value))
     if isinstance(value, BaseException):
         return {"error": type(value).__name__, "message": str(value)}
     if isinstance(value, type):

@@ -139,10 +139,10 @@ def get_agent_run(parts: Parts, team: str, agent_run_id: str) -> AgentRun:
     """Raises RunNotFound, also for another team's."""
     with parts.database.connection() as conn:
         run = _found(conn, team, agent_run_id)
-    return _with_outcome(parts, run)
+    return _with_outcome(parts, team, run)
 
 
-def _with_outcome(parts: Parts, run: AgentRun) -> AgentRun:
+def _with_outcome(parts: Parts, team: str, run: AgentRun) -> AgentRun:
     """Read an outcome that the row has not shown: a large one, or, after a stop that had to kill,
     what the run had reached, which nobody has read yet. Raises TooMany, StateTooLarge."""
     if run.status is not AgentRunStatus.COMPLETED or run.outcome is not None:
@@ -152,10 +152,10 @@ def _with_outcome(parts: Parts, run: AgentRun) -> AgentRun:
     except NotEnded:  # it has: a terminal status is final
         return run
     if answer is None:
-        answer = large_answer(parts, run.thread_id, run.run_id)
+        answer = large_answer(parts, run.thread_id, run.run_id, team)
     if len(answer) <= parts.settings.large_state_bytes:
         return dataclasses.replace(run, outcome={"values": orjson.loads(answer)})
-    encoded = parts.states.run_aside(state_jobs.agent_output, answer, structured=run.has_schema)
+    encoded = parts.states.run_for(team, state_jobs.agent_output, answer, structured=run.has_schema)
     return dataclasses.replace(run, outcome=EncodedOutput(encoded))
 
 
@@ -172,7 +172,7 @@ def list_agent_runs(parts: Parts, team: str, *, after: str | None, limit: int) -
     page: list[AgentRun] = []
     size = 0
     for run in found[:limit]:
-        page.append(_with_outcome(parts, run))
+        page.append(_with_outcome(parts, team, run))
         outcome = page[-1].outcome
         size += len(outcome.encoded) if isinstance(outcome, EncodedOutput) else 0
         if size > parts.settings.max_answer_bytes:

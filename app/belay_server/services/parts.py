@@ -75,11 +75,11 @@ class Parts(RunParts):
     meters: WebMeters
     #: Reads and writes the states of threads, large ones in a process of their own.
     states: StateProcess
+    output_schemas: OutputSchemaChecks
     #: The project's own HTTP app, which only the API knows how to call.
     project_app: Closeable | None = None
     #: Looks up where webhooks go.
     host_names: HostNames = field(default_factory=HostNames)
-    output_schemas: OutputSchemaChecks = field(default_factory=OutputSchemaChecks)
     #: None: anybody may ask as often as they like.
     rate_limits: RateLimits | None = None
     #: None: anybody may have as many requests open as they like.

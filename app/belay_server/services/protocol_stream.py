@@ -69,13 +69,21 @@ def stream_protocol(
 ) -> Following:
     """All events of the thread that the filter lets pass, and those to come, until the thread is
     deleted or the client leaves."""
-    telling = _ProtocolTelling(parts, thread_id, wanted, frame)
+    telling = _ProtocolTelling(parts, thread_id, wanted, frame, client.share.caller)
     return walk_thread(parts, thread_id, ThreadPosition(START), telling, client)
 
 
 class _ProtocolTelling:
-    def __init__(self, parts: Parts, thread_id: UUID, wanted: EventFilter, frame: Frame) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        thread_id: UUID,
+        wanted: EventFilter,
+        frame: Frame,
+        caller: str | None,
+    ) -> None:
         self._parts = parts
+        self._caller = caller
         self._thread_id = thread_id
         self._wanted = wanted
         self._frame = frame
@@ -113,7 +121,9 @@ class _ProtocolTelling:
         small = self._parts.settings.large_state_bytes
         if len(event.data) <= small or event.name.startswith("messages"):
             return orjson.loads(event.data)
-        return with_fragments(self._parts.states.run_aside(state_jobs.split, event.data))
+        return with_fragments(
+            self._parts.states.run_for(self._caller, state_jobs.split, event.data)
+        )
 
     def gap(self) -> bytes:
         """A WebSocket has no comments."""

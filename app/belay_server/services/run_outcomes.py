@@ -76,7 +76,7 @@ def end_of(parts: Parts, thread_id: UUID, run_id: UUID) -> End:  # noqa: PLR0911
         return End(None, most_bytes)
 
 
-def large_answer(parts: Parts, thread_id: UUID, run_id: UUID) -> bytes:
+def large_answer(parts: Parts, thread_id: UUID, run_id: UUID, caller: str | None) -> bytes:
     """Return an answer that `end_of` has not read. Raises TooMany, Unavailable; a state that is too
     large to be read is an answer, too."""
     with parts.database.connection() as conn:
@@ -87,7 +87,9 @@ def large_answer(parts: Parts, thread_id: UUID, run_id: UUID) -> bytes:
     if found is None:
         return b"{}"
     try:
-        values = parts.states.run_aside(state_jobs.read_values, found.thread, found.checkpoint_id)
+        values = parts.states.run_for(
+            caller, state_jobs.read_values, found.thread, found.checkpoint_id
+        )
     except InvalidRequest as error:
         said = {"error": type(error).__name__, "message": error.detail}
         return to_json({"__error__": said})

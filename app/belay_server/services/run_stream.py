@@ -262,7 +262,7 @@ def _answer(
     if answer is None:
         if not (yield from client.wait_for_share(end.most_bytes, subscription, KEEP_ALIVE)):
             return
-        read = partial(large_answer, parts, follow.thread_id, follow.run_id)
+        read = partial(large_answer, parts, follow.thread_id, follow.run_id, client.share.caller)
         answer = yield from through_outages(KEEP_ALIVE, read)
         client.share.shrink(len(answer))
     yield answer

@@ -22,6 +22,7 @@ from belay_server.db.connection import Connection, Database
 from belay_server.domain.agent_outputs import output_of
 from belay_server.domain.errors import BadRequest, Conflict, NotFound, TooMuch
 from belay_server.domain.extracts import extract
+from belay_server.domain.output_schemas import check_output_schema
 from belay_server.graphs import thread_state
 from belay_server.graphs.registry import Graph, GraphRegistry
 from belay_server.graphs.serde import to_json
@@ -213,6 +214,8 @@ def _try_update(
         if thread_rows.newest_checkpoints(conn, thread_id, namespace) != newest:
             return False
         saver.store(conn)
+        # Whoever reads the thread before its row is set to this state, or after a crash, does so.
+        thread_rows.forget_values(conn, thread_id)
         return True
 
     return saved if parts.database.transaction(store) else None
@@ -268,10 +271,17 @@ def read_values(parts: StateParts, thread: ThreadGraph, checkpoint_id: str) -> b
     return values
 
 
-class Encoded(bytes):
-    """JSON that stays as it is."""
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """JSON that stays as it is. `orjson.Fragment`, which it becomes, cannot be pickled."""
 
-    __slots__ = ()
+    document: bytes
+
+
+def check_schema(_parts: StateParts, schema: dict[str, Any]) -> None:
+    """Validate an output schema. Raises InvalidOutputSchema."""
+    for _ in check_output_schema(schema):
+        pass
 
 
 def agent_output(_parts: StateParts, values: bytes, *, structured: bool) -> bytes:
@@ -307,4 +317,4 @@ def with_fragments(value: Any) -> Any:
     """Return what `split` has returned, for `to_json`."""
     if isinstance(value, dict):
         return {key: with_fragments(one) for key, one in value.items()}
-    return orjson.Fragment(value) if isinstance(value, Encoded) else value
+    return orjson.Fragment(value.document) if isinstance(value, Encoded) else value

@@ -1,10 +1,10 @@
-"""The process that a web process starts for the states that are large.
+"""The processes that a web process starts for the states that are large.
 
 Decoding a state of 20 MB takes a second or more, and nobody else is served while a web process does
-it. So what is larger than `BELAY_LARGE_STATE_BYTES` is read by `python -m belay_server.states`: a
-process with the same project, that is started when it is needed, does one job at a time, and ends
-when there has been none for a minute. It may be killed at any time: a job that takes too long, or
-too much memory, ends with it.
+it. So what is larger than `BELAY_LARGE_STATE_BYTES` is read by `python -m belay_server.states`:
+processes with the same project, that are started when they are needed, up to
+`BELAY_STATE_PROCESSES`, do one job at a time, and end when there has been none for a minute. They
+may be killed at any time: a job that takes too long, or too much memory, ends with its process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from belay_server.command_lines import state_process_command
 from belay_server.domain.errors import Interrupted, StateTooLarge, TooMany, Unavailable
 from belay_server.graphs.thread_saver import LargeState
 from belay_server.services.state_jobs import StateParts, update_state
+from belay_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -56,25 +57,25 @@ class _ProcessEnded(Exception):
 
 
 class StateProcess:
-    """Does jobs on states: small ones here, large ones in the process."""
+    """Does jobs on states: small ones here, large ones in processes of their own."""
 
     def __init__(self, here: StateParts, whose: Callable[[], str | None]) -> None:
         """`here` are the parts of this process. `whose` returns the caller of the current request,
         for whom one large job at a time is done."""
         self.here = here
         self._whose = whose
-        self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
-        self._used_at = 0.0
-        #: Held by the one job that the process does.
-        self._one_job = threading.Lock()
+        self._lock = threading.Lock()
+        #: Those that have no job, the one that was used last at the end.
+        self._free = [_Process(here.settings) for _ in range(here.settings.state_processes)]
+        self._all = tuple(self._free)
+        self._places = threading.Semaphore(len(self._all))
         self._callers: dict[str | None, _Turns] = {}
 
     def run(
         self, job: Callable[Concatenate[StateParts, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
         """Do a job: a function of the module `state_jobs`. Raises what it raises; StateTooLarge for
-        a state that the process cannot read either, TooMany after waiting too long for it."""
+        a state that a process of its own cannot read either, TooMany after waiting for one."""
         try:
             return job(self.here, *args, **kwargs)
         except LargeState:
@@ -83,34 +84,67 @@ class StateProcess:
     def run_aside(
         self, job: Callable[Concatenate[Any, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """The same, in the process in any case."""
+        """The same, in a process of its own in any case."""
+        return self.run_for(self._whose(), job, *args, **kwargs)
+
+    def run_for(
+        self,
+        caller: str | None,
+        job: Callable[Concatenate[Any, _P], _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T:
+        """The same, outside of a request of the caller."""
         message = pickle.dumps((job, args, kwargs))
-        with self._turn_of_caller():
-            error, result = self._done(message, writes=job in WRITING)
+        with self._turn_of(caller), self._process() as process:
+            error, result = process.done(message, writes=job in WRITING)
         if error is not None:
             raise error
         return result  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """End the process, with the job that it does."""
-        self._end()
+        """End the processes, with the jobs that they do."""
+        for process in self._all:
+            process.end()
 
     @contextmanager
-    def _turn_of_caller(self) -> Iterator[None]:
-        """Wait for the process: each caller has one job among those that wait, or is done."""
-        seconds = self.here.settings.statement_seconds
-        caller = self._whose()
-        turns = self._callers.setdefault(caller, _Turns())
-        turns.users += 1
+    def _turn_of(self, caller: str | None) -> Iterator[None]:
+        """Wait for the caller's other jobs: one of each caller is done at a time, so that the
+        others find a process."""
+        with self._lock:
+            turns = self._callers.setdefault(caller, _Turns())
+            turns.users += 1
         try:
-            with _held(turns.lock, seconds), _held(self._one_job, seconds):
+            with _held(turns.lock, self.here.settings.statement_seconds):
                 yield
         finally:
-            turns.users -= 1
-            if turns.users == 0:
-                self._callers.pop(caller, None)
+            with self._lock:
+                turns.users -= 1
+                if turns.users == 0:
+                    del self._callers[caller]
 
-    def _done(self, job: bytes, *, writes: bool) -> Any:
+    @contextmanager
+    def _process(self) -> Iterator[_Process]:
+        with _held(self._places, self.here.settings.statement_seconds):
+            with self._lock:
+                process = self._free.pop()
+            try:
+                yield process
+            finally:
+                with self._lock:
+                    self._free.append(process)
+
+
+class _Process:
+    """One process, started when it is first needed, and again when it has ended."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._used_at = 0.0
+
+    def done(self, job: bytes, *, writes: bool) -> Any:
         """Have the process do a job. One that only reads is done again, once, if it ends in the
         middle; after that, and when it takes too long, the state is taken for too large."""
         try:
@@ -126,21 +160,21 @@ class StateProcess:
     def _call(self, job: bytes) -> Any:
         """Raises _ProcessEnded."""
         connection = self._connected()
-        connection.settimeout(self.here.settings.statement_seconds)
+        connection.settimeout(self._settings.statement_seconds)
         try:
             send(connection, job)
             answer = receive(connection)
         except TimeoutError as error:
             log.warning("a job on a large state took too long; its process is killed")
-            self._end()
+            self.end()
             raise _ProcessEnded from error
         except OSError as error:
-            if (status := self._end()) == 0:  # it had waited for a job for too long
+            if (status := self.end()) == 0:  # it had waited for a job for too long
                 return self._call(job)
             log.warning("the process for large states ended with status %s", status)
             raise _ProcessEnded from error
         except BaseException:  # such as a request that is abandoned: the answer would be the next's
-            self._end()
+            self.end()
             raise
         self._used_at = time.monotonic()
         return pickle.loads(answer)  # noqa: S301  (of our own process)
@@ -149,7 +183,7 @@ class StateProcess:
         if self._socket is not None and time.monotonic() - self._used_at < _FRESH_SECONDS:
             return self._socket
         if self._process is not None:
-            self._end()
+            self.end()
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(  # noqa: S603  (our own)
@@ -161,17 +195,17 @@ class StateProcess:
         ours.settimeout(_START_SECONDS)
         self._socket, self._used_at = ours, time.monotonic()
         try:
-            send(ours, pickle.dumps(self.here.settings))
+            send(ours, pickle.dumps(self._settings))
             receive(ours)
         except OSError as error:
-            self._end()
+            self.end()
             raise Unavailable("The process for large states did not start; see the log") from error
         except BaseException:
-            self._end()
+            self.end()
             raise
         return ours
 
-    def _end(self) -> int | None:
+    def end(self) -> int | None:
         """End the process; returns its exit status, None without a process."""
         process, self._process = self._process, None
         connection, self._socket = self._socket, None
@@ -196,7 +230,7 @@ class _Turns:
 
 
 @contextmanager
-def _held(lock: threading.Lock, seconds: float) -> Iterator[None]:
+def _held(lock: threading.Lock | threading.Semaphore, seconds: float) -> Iterator[None]:
     if not lock.acquire(timeout=seconds):
         raise TooMany("Other large states are being read; try again later")
     try:

@@ -29,6 +29,10 @@ WatchClient = Callable[[Callable[[], None]], Callable[[], bool]]
 class Share(Protocol):
     """What the large parts of one response may hold, with those of other responses."""
 
+    @property
+    def caller(self) -> str | None:
+        """For whom it is."""
+
     def hold(self, size: int, *, seconds: float) -> bool:
         """Hold so many bytes, waiting up to `seconds` for others to be sent. False on timeout."""
 

@@ -120,6 +120,13 @@ WHERE thread_id = %(thread_id)s
       SELECT max(checkpoint_id) FROM checkpoints c
       WHERE c.thread_id = thread.thread_id::text AND c.checkpoint_ns = ''))
 
+-- name: forget_values
+-- What was wrong before is no more: the thread has another state.
+UPDATE thread SET
+    values_known = false, error = NULL, state_updated_at = now(), updated_at = now(),
+    resting_status = CASE WHEN resting_status = 'error' THEN 'idle' ELSE resting_status END
+WHERE thread_id = %(thread_id)s
+
 -- name: newest_checkpoints
 SELECT (SELECT max(checkpoint_id) FROM checkpoints c
         WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = namespace) AS newest
