@@ -101,7 +101,9 @@ def test_an_entry_is_bounded_and_a_large_event_has_one_of_its_own(connect, keys,
     assert connect(5).xlen(keys.event_log(run_id)) == 3 + 3
     found, more = log.read_after(run_id, START, count=2)
     assert (ids(found), more) == (["1-1", "1-2"], True)
-    assert found[1].data == large
+    assert found[1] == Event(Position(1, 2), "values", b"", len(large), b"1-2")
+    assert log.read_whole(run_id, found[1]) == event(1, 2, data=large)
+    assert log.read_whole(run_id, found[0]) is found[0]
     assert ids(log.read_newest(run_id, count=1)) == [f"1-{n}" for n in range(1004, 1204)]
 
 
@@ -384,6 +386,35 @@ def test_one_event_larger_than_all_is_kept(connect, keys):
     assert ids(log.read_newest(run_id, count=1)) == ["1-2"]
 
 
+def test_the_data_of_large_events_goes_with_their_entries(connect, keys):
+    log = EventLog(connect(5), keys, ttl_seconds=60, max_events=10_000, max_bytes=1_000_000)
+    run_id = uuid.uuid4()
+    large = b'"' + b"x" * 300_000 + b'"'
+    for seq in range(1, 11):
+        log.append(run_id, [event(1, seq, data=large)])
+    kept = connect(5).hkeys(keys.large_events(run_id))
+    assert sorted(kept) == [b"1-%d:%d" % (seq, part) for seq in (10, 8, 9) for part in (0, 1)]
+    gone = Event(Position(1, 3), "values", b"", len(large), b"1-3")
+    assert log.read_whole(run_id, gone) is None
+    assert 0 < connect(5).ttl(keys.large_events(run_id)) <= 60
+    log.drop(run_id)
+    assert not connect(5).exists(keys.large_events(run_id))
+
+
+def test_a_thread_keeps_the_newest_of_its_large_events(connect, keys):
+    log = EventLog(connect(5), keys, ttl_seconds=60, max_events=10_000)
+    thread_id = uuid.uuid4()
+    datas = [b'"%d' % number + b"x" * 300_000 + b'"' for number in range(40)]
+    for data in datas:
+        log.append_to_thread(thread_id, "state_update", data)
+    events = log.read_after(thread_id, START, count=100).events
+    assert len(events) == 40
+    found = [log.read_whole(thread_id, one) for one in events]
+    assert found[-1].data == datas[-1]
+    assert connect(5).hlen(keys.large_events(thread_id)) <= 4 * 2
+    assert all(one is None or one.data == data for one, data in zip(found, datas, strict=True))
+
+
 def test_the_logs_of_what_is_deleted_go_soon(connect, keys):
     log = EventLog(connect(5), keys, ttl_seconds=3600, max_events=100)
     run_id, other = uuid.uuid4(), uuid.uuid4()
@@ -427,8 +458,8 @@ def test_after_a_failure_no_old_log_is_dropped_for_a_while(keys, monkeypatch):
     tried = []
 
     class Away:
-        def delete(self, key):
-            tried.append(key)
+        def delete(self, *keys):
+            tried.append(keys[0])
             raise redis.ConnectionError("away")
 
     log = EventLog(Away(), keys, ttl_seconds=60, max_events=100)

@@ -194,14 +194,12 @@ def _said_before(child: Child, claimed: ClaimedRun) -> frozenset[tuple[str, byte
     for again."""
     try:
         newest = child.event_log.read_newest(claimed.run_id, count=_NEWEST_ENTRIES)
+        said = [event for event in newest if event.name.partition("|")[0] in ("values", "updates")]
+        whole = [child.event_log.read_whole(claimed.run_id, event) for event in said]
     except RedisError as error:
         log.warning("events of run %s may be said twice: %s", claimed.run_id, error)
         return frozenset()
-    return frozenset(
-        (event.name, event.data)
-        for event in newest
-        if event.name.partition("|")[0] in ("values", "updates")
-    )
+    return frozenset((event.name, event.data) for event in whole if event is not None)
 
 
 def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending | None:

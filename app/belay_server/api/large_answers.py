@@ -17,6 +17,7 @@ from flask import Request, Response, current_app
 
 from belay_server.api.byte_shares import ByteShares
 from belay_server.domain.errors import TooMany
+from belay_server.services.stream_clients import pieces
 
 #: Smaller answers are not counted; most of them fit into the buffers of a socket.
 _COUNTED = 1024 * 1024
@@ -52,6 +53,9 @@ class LargeAnswers:
             response.response = []
             raise TooMany("You have not read your other large answers; read them, then ask again")
         response.call_on_close(partial(self._shares.release, caller, size))
+        body = response.get_data()
+        response.response = pieces(body)
+        response.headers["Content-Length"] = str(len(body))
         client_socket = request.environ.get("gunicorn.socket")
         if client_socket is not None:
             _set_patience(client_socket, self._milliseconds)

@@ -172,10 +172,15 @@ class _Conversation:
 
     def tell(self, following: Following) -> None:
         """Send what a subscription brings; heartbeats are the pings' business."""
+        begun: list[bytes] = []  # of a large message, which comes in pieces
         for chunk in following:
-            for message in chunk.splitlines():
+            begun.append(chunk)
+            if not chunk.endswith(b"\n"):
+                continue
+            for message in b"".join(begun).splitlines():
                 if message and not message.startswith(b":"):
                     self._say(message)
+            begun.clear()
 
 
 def _id_of(received: str | bytes) -> int | None:

@@ -39,6 +39,9 @@ class Keys:
     def event_log(self, run_id: UUID | str) -> str:
         return f"{self.prefix}events:{run_id}"
 
+    def large_events(self, run_id: UUID | str) -> str:
+        return f"{self.prefix}large:{run_id}"
+
     def open_requests(self, caller: str) -> str:
         return f"{self.prefix}open:{caller}"
 

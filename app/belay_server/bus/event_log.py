@@ -3,8 +3,10 @@
 Events have explicit ids, `<claim_no>-<seq>`, so they are unique, strictly increasing, good as SSE
 ids, and Redis itself refuses what a worker writes after another has claimed the run. Events that
 were emitted together share one entry of the stream, which has the last one's id: one entry of many
-costs little more than one of one, for the writer, for Redis and for every reader. The last event is
-the end marker. A log may be lost; the end of a run is always read again from Postgres.
+costs little more than one of one, for the writer, for Redis and for every reader. The data of a
+large event is in a hash beside the stream: following a log costs little, and whoever sends the
+event to a client reads its data when the client is ready for it. The last event is the end marker.
+A log may be lost; the end of a run is always read again from Postgres.
 
 A thread has such a log too, of where its runs begin.
 """
@@ -12,6 +14,7 @@ A thread has such a log too, of where its runs begin.
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,6 +39,12 @@ _ID = re.compile(r"([0-9]{1,18})-([0-9]{1,19})", re.ASCII)
 #: What one entry holds at most, unless a single event is larger.
 _ENTRY_EVENTS = 500
 _ENTRY_BYTES = 256 * 1024
+#: The data of larger events stands apart.
+LARGE_EVENT = _ENTRY_BYTES
+#: It is read part by part.
+_PART_BYTES = 256 * 1024
+#: Large events of a thread itself that are kept.
+_THREAD_PLACES = 4
 #: How long the log of a thread or run that is gone can still be read.
 _FORGET_SECONDS = 30
 #: How long no old log is deleted after one could not be.
@@ -69,12 +78,9 @@ class Event(NamedTuple):
     position: Position
     name: str
     data: bytes
-    #: The size of data that is left in the log, to be read by `EventLog.read_whole`.
+    #: The size of data that stands apart, to be read by `EventLog.read_whole`, and where it stands.
     left_in_log: int = 0
-
-    def without_data(self) -> Event:
-        """Return the event with its data left in the log."""
-        return Event(self.position, self.name, b"", len(self.data))
+    token: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,18 +164,22 @@ class EventLog:
             _refuse_all_but_stale(pipe.execute(raise_on_error=False))
 
     def _add(self, pipe: Any, run_id: UUID, events: Sequence[Event], *, nudge: str) -> None:
-        key = self._keys.event_log(run_id)
+        key, large_key = self._keys.event_log(run_id), self._keys.large_events(run_id)
         for entry in _entries(events):
             last = entry[-1].position
-            fields = (
-                b"e",
-                b"\n".join(event.name.encode() for event in entry),
-                b"d",
-                b"\n".join(event.data for event in entry),
+            names = b"\n".join(event.name.encode() for event in entry)
+            data = b"\n".join(event.data for event in entry)
+            oldest = self._written.oldest_to_keep(
+                run_id, last, len(names) + len(data), self._max_bytes
             )
+            if large := self._written.dropped_large():
+                pipe.execute_command("HDEL", large_key, *large)
+            fields: tuple[bytes, ...] = (b"e", names, b"d", data)
+            if len(data) > LARGE_EVENT:
+                token = str(last).encode()
+                fields = _apart(names, data, token)
+                self._put_apart(pipe, large_key, token, data)
             # redis-py's own xadd takes longer to put the command together than Redis to do it.
-            size = len(fields[1]) + len(fields[3])
-            oldest = self._written.oldest_to_keep(run_id, last, size, self._max_bytes)
             pipe.execute_command("XADD", key, *self._trim(last, oldest), str(last), *fields)
         pipe.execute_command("EXPIRE", key, self._ttl_seconds)
         pipe.execute_command("PUBLISH", self._keys.dirty, nudge)
@@ -182,10 +192,25 @@ class EventLog:
 
     def _note(self, pipe: Any, thread_id: UUID, name: str, data: bytes) -> None:
         key = self._keys.event_log(thread_id)
-        fields = (b"e", name.encode(), b"d", data)
+        fields: tuple[bytes, ...] = (b"e", name.encode(), b"d", data)
+        if len(data) > LARGE_EVENT:
+            # The newest few are kept; an older one finds another token than its own.
+            token = secrets.token_hex(8).encode()
+            fields = _apart(name.encode(), data, token)
+            self._put_apart(pipe, self._keys.large_events(thread_id), token, data)
         pipe.execute_command("XADD", key, "MAXLEN", "~", self._max_events, "*", *fields)
         pipe.execute_command("EXPIRE", key, self._ttl_seconds)
         pipe.execute_command("PUBLISH", self._keys.dirty, str(thread_id))
+
+    def _put_apart(self, pipe: Any, key: str, token: bytes, data: bytes) -> None:
+        view = memoryview(data)
+        parts: list[bytes] = []
+        for at, place in zip(
+            range(0, len(data), _PART_BYTES), _places(token, len(data)), strict=True
+        ):
+            parts += (place, token + view[at : at + _PART_BYTES])
+        pipe.execute_command("HSET", key, *parts)
+        pipe.execute_command("EXPIRE", key, self._ttl_seconds)
 
     def _trim(self, last: Position, oldest: int) -> tuple[str, ...]:
         """Entries hold different numbers of events: the log is cut by sequence, not by length."""
@@ -201,6 +226,7 @@ class EventLog:
         with self._client.pipeline(transaction=False) as pipe:
             for log_id in ids:
                 pipe.expire(self._keys.event_log(log_id), _FORGET_SECONDS)
+                pipe.expire(self._keys.large_events(log_id), _FORGET_SECONDS)
             pipe.execute()
 
     def drop(self, log_id: UUID) -> None:
@@ -212,7 +238,7 @@ class EventLog:
         if time.monotonic() < self._no_drop_before:
             return
         try:
-            self._client.delete(self._keys.event_log(log_id))
+            self._client.delete(self._keys.event_log(log_id), self._keys.large_events(log_id))
         except redis.RedisError:
             self._no_drop_before = time.monotonic() + _NO_DROP_SECONDS
             raise
@@ -236,8 +262,15 @@ class EventLog:
         """Return the event with its data; None: the log does not have it any more."""
         if not event.left_in_log:
             return event
-        events = self.read_after(run_id, just_before(event.position), count=1).events
-        return next((found for found in events if found.position == event.position), None)
+        key = self._keys.large_events(run_id)
+        parts: list[bytes] = []
+        for place in _places(event.token, event.left_in_log):
+            found: Any = self._client.hget(key, place)
+            if found is None or not found.startswith(event.token):
+                return None
+            parts.append(found[len(event.token) :])
+            time.sleep(0)  # in a web process, others have their turn
+        return Event(event.position, event.name, b"".join(parts))
 
     def read_newest(self, run_id: UUID, *, count: int) -> list[Event]:
         """The events of the newest `count` entries, oldest first."""
@@ -260,6 +293,12 @@ class _Written:
         self._bytes = 0
         #: The last sequence number of what has been dropped.
         self._dropped = 0
+        self._dropped_large: list[bytes] = []
+
+    def dropped_large(self) -> list[bytes]:
+        """Return where the data of large events is that have been dropped since the last call."""
+        dropped, self._dropped_large = self._dropped_large, []
+        return dropped
 
     def oldest_to_keep(self, run_id: UUID, last: Position, size: int, most: int) -> int:
         """Note an entry; returns the sequence number from which entries fit into `most` bytes, the
@@ -275,6 +314,9 @@ class _Written:
         while self._bytes > most and len(self._entries) > 1:
             self._dropped, dropped_size = self._entries.popleft()
             self._bytes -= dropped_size
+            if dropped_size > LARGE_EVENT:
+                token = str(Position(last.claim_no, self._dropped)).encode()
+                self._dropped_large += _places(token, dropped_size)
         return self._dropped + 1 if self._dropped else 0
 
 
@@ -299,11 +341,28 @@ def _after(last: Position, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) 
     for entry_id, fields in entries:
         claim_no, newest = map(int, entry_id.split(b"-"))
         names = fields[b"e"].decode().split("\n")
+        if b"s" in fields:
+            position = Position(claim_no, newest)
+            if position > last:
+                yield Event(position, names[0], b"", int(fields[b"s"]), fields[b"t"])
+            continue
         first = newest - len(names) + 1
         for offset, (name, data) in enumerate(zip(names, fields[b"d"].split(b"\n"), strict=True)):
             position = Position(claim_no, first + offset)
             if position > last:
                 yield Event(position, name, data)
+
+
+def _apart(names: bytes, data: bytes, token: bytes) -> tuple[bytes, ...]:
+    """The fields of an entry whose data stands in the hash."""
+    return (b"e", names, b"s", b"%d" % len(data), b"t", token)
+
+
+def _places(token: bytes, size: int) -> list[bytes]:
+    """Where the parts of data with a token stand: each event of a run has places of its own, those
+    of a thread share a few."""
+    name = token if b"-" in token else b"%d" % (int(token, 16) % _THREAD_PLACES)
+    return [b"%b:%d" % (name, number) for number in range(-(-size // _PART_BYTES))]
 
 
 def _end_events(end: LogEnd) -> list[Event]:

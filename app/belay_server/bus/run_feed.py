@@ -38,8 +38,6 @@ _DUE = -math.inf
 #: it has made room.
 _BUFFER_EVENTS = 2_000
 _BUFFER_BYTES = 256 * 1024
-#: The data of larger events stays in the log until its client is ready for it.
-LARGE_EVENT = 256 * 1024
 #: What is handed to a client at once.
 _TAKE_BYTES = 64 * 1024
 
@@ -161,8 +159,6 @@ class Subscription:
             if event.name == END:
                 self.end_status = orjson.loads(event.data)["status"]
                 self.ended = True
-            elif len(event.data) > LARGE_EVENT:
-                self._buffer.append(event.without_data())
             else:
                 self._size += len(event.data)
                 self._buffer.append(event)

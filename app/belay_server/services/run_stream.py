@@ -28,7 +28,7 @@ from belay_server.services.cancellation import cancel_runs
 from belay_server.services.parts import Parts
 from belay_server.services.run_creates import RunRequest, create_run
 from belay_server.services.run_outcomes import End, NotEnded, end_of, large_answer
-from belay_server.services.stream_clients import HEARTBEAT, StreamClient, in_parts
+from belay_server.services.stream_clients import HEARTBEAT, StreamClient, in_parts, pieces
 
 log = logging.getLogger(__name__)
 
@@ -203,16 +203,18 @@ def _sent(
     last: Position,
 ) -> Generator[bytes]:
     """Yield the frames of small events, or of one large one, which is read now."""
-    if events[0].left_in_log and is_wanted(events[0].name, follow.stream_modes):
-        whole = yield from client.whole_event(
-            parts.event_log, follow.run_id, events[0], subscription
-        )
-        if whole is None:
-            yield GAP
-            return
-        events = [whole]
-    if frames := _frames(events, follow, last):
-        yield frames
+    if not events[0].left_in_log or not is_wanted(events[0].name, follow.stream_modes):
+        if frames := _frames(events, follow, last):
+            yield frames
+        return
+    whole = yield from client.whole_event(parts.event_log, follow.run_id, events[0], subscription)
+    if whole is None or not follows_directly(last, whole.position):
+        yield GAP
+    if whole is not None:
+        head, tail = _around_data(whole, with_id=follow.resumable)
+        yield head
+        yield from pieces(whole.data)
+        yield tail
     client.share.release()
 
 
@@ -265,7 +267,7 @@ def _answer(
         read = partial(large_answer, parts, follow.thread_id, follow.run_id, client.share.caller)
         answer = yield from through_outages(KEEP_ALIVE, read)
         client.share.shrink(len(answer))
-    yield answer
+    yield from pieces(answer)
 
 
 def through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, None, _T]:
@@ -382,11 +384,12 @@ def is_wanted(event_name: str, modes: tuple[str, ...] | None) -> bool:
 
 
 def frame(event: Event, *, with_id: bool) -> bytes:
-    """One event: event, data, id. Names and ids hold no line break, data is JSON."""
-    if with_id:
-        return b"event: %b\ndata: %b\nid: %d-%d\n\n" % (
-            event.name.encode(),
-            event.data,
-            *event.position,
-        )
-    return b"event: %b\ndata: %b\n\n" % (event.name.encode(), event.data)
+    """Return an event as server-sent event. Names and ids hold no line break, data is JSON."""
+    head, tail = _around_data(event, with_id=with_id)
+    return head + event.data + tail
+
+
+def _around_data(event: Event, *, with_id: bool) -> tuple[bytes, bytes]:
+    """Return what stands before and behind an event's data."""
+    tail = b"\nid: %d-%d\n\n" % event.position if with_id else b"\n\n"
+    return b"event: %b\ndata: " % event.name.encode(), tail

@@ -37,7 +37,7 @@ from belay_server.services.run_stream import (
     Following,
     follows_directly,
 )
-from belay_server.services.stream_clients import HEARTBEAT, StreamClient, in_parts
+from belay_server.services.stream_clients import HEARTBEAT, StreamClient, in_parts, pieces
 
 log = logging.getLogger(__name__)
 
@@ -232,7 +232,7 @@ class _ThreadWalk:
             self._parts.event_log, self._thread_id, event, self._thread
         )
         if whole is not None:
-            yield self._telling.of_thread(whole)
+            yield from pieces(self._telling.of_thread(whole))
         self._client.share.release()
 
     def _chunks_of_run(self, entry: RunEntry, heartbeat: float) -> Generator[bytes]:
@@ -279,8 +279,7 @@ class _ThreadWalk:
                     yield told
                 return
             events = [whole]
-        if told := self._telling.of_run(entry, events):
-            yield told
+        yield from pieces(self._telling.of_run(entry, events))
         self._client.share.release()
 
 
