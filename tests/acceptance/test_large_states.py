@@ -187,6 +187,17 @@ def test_a_state_above_the_bound_is_refused_and_runs_can_use_it(api, thread_id):
     assert wait_for(api, thread_id, "hostile", {"size": 1})["text"] == "x"
 
 
+def test_supersteps_are_stored_up_to_a_bound(api):
+    """Each stores the whole of what it has changed: a small body may become a large history."""
+    text = "x" * 200_000
+    step = {"updates": [{"values": {"steps": [text]}, "as_node": "s4"}]}
+    body = {"graph_id": "steps", "supersteps": [step] * 5}
+    thread_id = new_thread(api, **body)
+    assert api.get(f"/threads/{thread_id}/state").json()["values"]["steps"] == [text] * 5
+    said = refused(api.post("/threads", json={**body, "supersteps": [step] * 7}), 400)
+    assert said.startswith("supersteps: the states have more than 4,194,304 bytes together")
+
+
 def test_a_process_that_is_killed_is_made_again(api, large, thread_id):
     path = f"/threads/{thread_id}/state"
     assert api.get(path).status_code == 200

@@ -55,14 +55,17 @@ class ThreadSaver(FormatSaver):
         *,
         most_bytes: int | None = None,
         most_written_bytes: int | None = None,
+        most_stored_bytes: int | None = None,
         turn: AbstractContextManager[object] | None = None,
     ) -> None:
         """Reading more than `most_bytes` at once raises LargeState, as does a delta channel with
-        more than `most_written_bytes` of writes. None is no limit. What is not small is decoded
-        while holding `turn`."""
+        more than `most_written_bytes` of writes, and storing more than `most_stored_bytes` in all.
+        None is no limit. What is not small is decoded while holding `turn`."""
         super().__init__(pool)  # type: ignore[arg-type]
         self._most_bytes = most_bytes
         self._most_written_bytes = most_written_bytes
+        self._most_stored_bytes = most_stored_bytes
+        self._stored_bytes = 0
         self._turn = turn or nullcontext()
 
     @contextmanager
@@ -113,6 +116,13 @@ class ThreadSaver(FormatSaver):
             return super()._load_checkpoint_tuple(value)
         with self._turn:
             return super()._load_checkpoint_tuple(value)
+
+    def _dump_blobs(self, *args: Any) -> Any:
+        rows = super()._dump_blobs(*args)
+        self._stored_bytes += sum(len(row[-1]) for row in rows if row[-1] is not None)
+        if self._most_stored_bytes is not None and self._stored_bytes > self._most_stored_bytes:
+            raise LargeState(f"more than {self._most_stored_bytes:,} bytes")
+        return rows
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         """A state written by the API belongs to no run, whatever checkpoint it continues."""

@@ -25,7 +25,7 @@ from belay_server.domain.threads import Thread, ThreadStatus, ThreadTtl, TtlStra
 from belay_server.graphs import thread_state
 from belay_server.graphs.project_files import ProjectError
 from belay_server.graphs.serde import to_json
-from belay_server.graphs.thread_saver import ThreadSaver
+from belay_server.graphs.thread_saver import LargeState, ThreadSaver
 from belay_server.services import state_jobs
 from belay_server.services.cancellation import announcer, stop_runs
 from belay_server.services.chosen_ids import drop_old_log
@@ -85,11 +85,17 @@ def _with_supersteps(parts: Parts, thread: Thread, supersteps: list[dict[str, An
     updates = [[thread_state.state_update(u) for u in step["updates"]] for step in supersteps]
     config = thread_state.thread_config(str(thread.thread_id))
     graph = its_graph.load(parts.states.here)
+    saver = ThreadSaver(parts.database.pool, most_stored_bytes=parts.settings.max_answer_bytes)
     try:
-        thread_state.write_state(graph, ThreadSaver(parts.database.pool), config, updates)
+        thread_state.write_state(graph, saver, config, updates)
     except thread_state.StateRefused as error:
         delete_thread(parts, thread.thread_id)
         raise BadRequest(f"supersteps: {error}") from error
+    except LargeState as error:
+        delete_thread(parts, thread.thread_id)
+        raise BadRequest(
+            f"supersteps: the states have {error} together (BELAY_MAX_ANSWER_BYTES)"
+        ) from error
     _rest(parts, its_graph, keep_error=False)
     with parts.database.connection() as conn:
         return _found(conn, thread.thread_id, with_values=True)
