@@ -11,6 +11,7 @@ from belay_server.api.authorization import authorize, authorized
 from belay_server.api.error_schemas import Error
 from belay_server.api.fields import path_uuid, query_list
 from belay_server.api.json_body import Blueprint, json_response
+from belay_server.api.limits import connection_owner
 from belay_server.api.pages import COUNT, page_response, shown
 from belay_server.api.parts import parts
 from belay_server.api.thread_schemas import (
@@ -29,6 +30,7 @@ from belay_server.db.threads import ThreadFilter
 from belay_server.domain.threads import THREAD_FIELDS, TtlStrategy
 from belay_server.domain.threads import Thread as ThreadRow
 from belay_server.services import threads
+from belay_server.services.stored_json import as_json
 
 blueprint = Blueprint("threads", __name__, description="Conversations and their state")
 
@@ -39,7 +41,8 @@ def _shown(thread: ThreadRow, fields: list[str] | None = None) -> dict[str, Any]
     document = shown(thread, columns)
     for name in ("values", "interrupts"):
         if document.get(name) is not None:
-            document[name] = orjson.Fragment(document[name])
+            encoded = as_json(parts(), document[name], connection_owner())
+            document[name] = orjson.Fragment(encoded)
     if fields and "context" in fields:
         document["context"] = thread.config.get("configurable") or {}
     if not fields and thread.interrupts is None and thread.error is None:

@@ -148,7 +148,7 @@ def _with_outcome(parts: Parts, team: str, run: AgentRun) -> AgentRun:
     if run.status is not AgentRunStatus.COMPLETED or run.outcome is not None:
         return run
     try:
-        answer = end_of(parts, run.thread_id, run.run_id).answer
+        answer = end_of(parts, run.thread_id, run.run_id, team).answer
     except NotEnded:  # it has: a terminal status is final
         return run
     if answer is None:

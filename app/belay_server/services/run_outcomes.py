@@ -18,6 +18,7 @@ from belay_server.graphs.thread_saver import LargeState
 from belay_server.services import state_jobs
 from belay_server.services.parts import Parts
 from belay_server.services.state_jobs import ThreadGraph
+from belay_server.services.stored_json import as_json
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class _Checkpoint:
     checkpoint_id: str
 
 
-def end_of(parts: Parts, thread_id: UUID, run_id: UUID) -> End:  # noqa: PLR0911
+def end_of(parts: Parts, thread_id: UUID, run_id: UUID, caller: str | None) -> End:  # noqa: PLR0911
     """Return the end of a run, without reading a large answer. Raises NotEnded."""
     with parts.database.connection() as conn:
         run = run_rows.run_outcome(conn, thread_id, run_id)
@@ -63,7 +64,7 @@ def end_of(parts: Parts, thread_id: UUID, run_id: UUID) -> End:  # noqa: PLR0911
     if run.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
         return End(to_json({"__error__": run.error}))
     if run.answer is not None:
-        return End(run.answer.encode())
+        return End(as_json(parts, run.answer, caller))
     most_bytes = parts.settings.max_answer_bytes
     if run.stored_bytes is not None:
         return End(None, min(run.stored_bytes * _COMPRESSION, most_bytes))
@@ -82,7 +83,7 @@ def large_answer(parts: Parts, thread_id: UUID, run_id: UUID, caller: str | None
     with parts.database.connection() as conn:
         answer = run_rows.run_answer(conn, run_id)
     if answer is not None:
-        return answer.encode()
+        return as_json(parts, answer, caller)
     found = _last_checkpoint(parts, thread_id, run_id)
     if found is None:
         return b"{}"

@@ -229,7 +229,7 @@ def _wait(
 ) -> Generator[bytes]:
     stop_watching = client.watch(subscription.leave)
     heartbeat = parts.settings.heartbeat_seconds
-    ask = partial(end_of, parts, follow.thread_id, follow.run_id)
+    ask = partial(end_of, parts, follow.thread_id, follow.run_id, client.share.caller)
     ended = False
     try:
         yield HEADERS

@@ -1,0 +1,39 @@
+"""JSON as Postgres returns it, passed on without being decoded.
+
+Postgres writes 1e308 as an integer of 309 digits, which some clients would read as one. Documents
+that have such numbers are encoded again; large ones by a process of their own.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+
+from belay_server.services import state_jobs
+from belay_server.services.parts import Parts
+
+#: An integer of 64 bits has at most 20 digits.
+_HUGE = re.compile(rb"[0-9]{20}")
+_HUGE_DIGITS = 20
+#: Searching this many bytes takes a few milliseconds.
+_AT_ONCE = 256 * 1024
+
+
+def as_json(parts: Parts, stored: str, caller: str | None) -> bytes:
+    """Return the JSON of a column that was read as text. Raises TooMany, StateTooLarge."""
+    document = stored.encode()
+    if not _has_huge_numbers(document):
+        return document
+    if len(document) <= parts.settings.large_state_bytes:
+        return state_jobs.encode_again(parts.states.here, document)
+    return parts.states.run_for(caller, state_jobs.encode_again, document)
+
+
+def _has_huge_numbers(document: bytes) -> bool:
+    """Search piece by piece, and let other requests be served between two."""
+    for at in range(0, len(document), _AT_ONCE):
+        if at:
+            time.sleep(0)
+        if _HUGE.search(document, at, at + _AT_ONCE + _HUGE_DIGITS):
+            return True
+    return False
