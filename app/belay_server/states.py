@@ -37,17 +37,17 @@ _MEMORY = 16
 
 
 def main() -> None:
-    """Do the jobs that come, at a lower priority than the web process."""
+    """Serve a web process, at a lower priority than its own, until it ends or has no job for a
+    minute."""
     os.nice(5)
     if sys.platform == "linux":
         memory.return_large_blocks()
-    # The web process has ended, or there was no job for a minute.
     with suppress(OSError), socket.socket(fileno=int(sys.argv[1])) as connection:
         _serve(connection)
 
 
 def _serve(connection: socket.socket) -> None:
-    """Raises OSError at the end."""
+    """Receive the settings, then do each job that is received. Raises OSError at the end."""
     settings: Settings = pickle.loads(receive(connection))  # noqa: S301  (of our web process)
     logs.configure(settings)
     parts = _parts(settings)

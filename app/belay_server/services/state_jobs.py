@@ -8,6 +8,7 @@ raises LargeState, before anything has been written.
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ from belay_server.graphs.registry import Graph, GraphRegistry
 from belay_server.graphs.serde import to_json
 from belay_server.graphs.thread_saver import ThreadSaver, UpdateSaver
 from belay_server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 #: An update is computed again when others have changed the state meanwhile.
 _AGAIN = tenacity.Retrying(
@@ -152,10 +155,11 @@ def read_history(parts: StateParts, thread: ThreadGraph, page: HistoryPage) -> b
 
 @dataclass(frozen=True, slots=True)
 class WrittenState:
-    """The address of a state that was written, and the JSON of the whole of it."""
+    """The address of a state that was written, and the JSON of the whole of it; None where it has
+    become too large to be read."""
 
     configurable: dict[str, Any]
-    state: bytes
+    state: bytes | None
 
 
 def update_state(
@@ -174,15 +178,19 @@ def update_state(
         raise Conflict(f"The state of thread {thread.thread_id} is being changed by others")
     # What has been written is read, however large it has become.
     saver = ThreadSaver(parts.database.pool, turn=parts.turn)
-    _rest(parts, graph, saver, thread.thread_id, keep_error=False)
-    state = thread_state.read_state(
-        graph,
-        saver,
-        {"configurable": dict(saved)},
-        subgraphs=False,
-        redact_errors=parts.settings.redact_errors,
-    )
-    return WrittenState(saved, to_json(state))
+    try:
+        _rest(parts, graph, saver, thread.thread_id, keep_error=False)
+        state = thread_state.read_state(
+            graph,
+            saver,
+            {"configurable": dict(saved)},
+            subgraphs=False,
+            redact_errors=parts.settings.redact_errors,
+        )
+        return WrittenState(saved, to_json(state))
+    except MemoryError:
+        log.warning("a state of thread %s was written and cannot be read", thread.thread_id)
+        return WrittenState(saved, None)
 
 
 def _try_update(

@@ -56,6 +56,10 @@ class _ProcessEnded(Exception):
     """The process ended before it had done its job."""
 
 
+class _TookTooLong(_ProcessEnded):
+    """It was killed."""
+
+
 class StateProcess:
     """Does jobs on states: small ones here, large ones in processes of their own."""
 
@@ -145,13 +149,18 @@ class _Process:
         self._used_at = 0.0
 
     def done(self, job: bytes, *, writes: bool) -> Any:
-        """Have the process do a job. One that only reads is done again, once, if it ends in the
-        middle; after that, and when it takes too long, the state is taken for too large."""
+        """Have the process do a job. One that only reads is done again, once, if the process ends
+        in the middle; after that, and when it takes too long, the state is taken for too large.
+
+        Raises StateTooLarge; Interrupted for a job that writes.
+        """
         try:
             return self._call(job)
         except _ProcessEnded as error:
             if writes:
                 raise Interrupted(_MAYBE_WRITTEN) from error
+            if isinstance(error, _TookTooLong):
+                raise StateTooLarge(_TOO_LARGE) from error
         try:
             return self._call(job)
         except _ProcessEnded as error:
@@ -167,7 +176,7 @@ class _Process:
         except TimeoutError as error:
             log.warning("a job on a large state took too long; its process is killed")
             self.end()
-            raise _ProcessEnded from error
+            raise _TookTooLong from error
         except OSError as error:
             if (status := self.end()) == 0:  # it had waited for a job for too long
                 return self._call(job)

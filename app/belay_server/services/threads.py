@@ -340,7 +340,8 @@ def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[st
         checkpoint["checkpoint_id"] = str(body["checkpoint_id"])
     written = parts.states.run(state_jobs.update_state, graph, checkpoint, body)
     saved = written.configurable
-    _tell_followers(parts, thread_id, STATE_UPDATE, {"state": orjson.Fragment(written.state)})
+    if written.state is not None:
+        _tell_followers(parts, thread_id, STATE_UPDATE, {"state": orjson.Fragment(written.state)})
     address = {key: saved.get(key) for key in ("thread_id", "checkpoint_ns", "checkpoint_id")}
     if saved.get("checkpoint_map"):
         # A subgraph's checkpoint: only with the map a run goes on from there.
