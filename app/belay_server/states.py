@@ -42,23 +42,24 @@ def main() -> None:
     os.nice(5)
     if sys.platform == "linux":
         memory.return_large_blocks()
-    with suppress(OSError), socket.socket(fileno=int(sys.argv[1])) as connection:
-        _serve(connection)
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        settings: Settings = pickle.loads(receive(connection))  # noqa: S301  (of our web process)
+        logs.configure(settings)
+        parts = _parts(settings)
+        _limit_memory(_MEMORY * settings.max_answer_bytes)
+        quick_start.started()
+        with suppress(OSError):  # the end: of the web process, or of a minute without a job
+            _serve(connection, parts)
 
 
-def _serve(connection: socket.socket) -> None:
-    """Receive the settings, then do each job that is received. Raises OSError at the end."""
-    settings: Settings = pickle.loads(receive(connection))  # noqa: S301  (of our web process)
-    logs.configure(settings)
-    parts = _parts(settings)
-    _limit_memory(_MEMORY * settings.max_answer_bytes)
-    quick_start.started()
+def _serve(connection: socket.socket, parts: StateParts) -> None:
+    """Do each job that is received. Raises OSError when there is no more."""
     send(connection, b"")
     connection.settimeout(IDLE_SECONDS)
     while True:
         job, args, kwargs = pickle.loads(receive(connection))  # noqa: S301
         # The web process kills this one sooner, unless it has ended itself.
-        signal.alarm(int(settings.statement_seconds) + 5)
+        signal.alarm(int(parts.settings.statement_seconds) + 5)
         answer = pickle.dumps(_done(parts, job, args, kwargs))
         signal.alarm(0)
         send(connection, answer)

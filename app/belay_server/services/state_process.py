@@ -16,7 +16,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -88,7 +88,7 @@ class StateProcess:
     def run_aside(
         self, job: Callable[Concatenate[Any, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """The same, in a process of its own in any case."""
+        """Do a job in a process of its own in any case. Raises the same."""
         return self.run_for(self._whose(), job, *args, **kwargs)
 
     def run_for(
@@ -98,7 +98,8 @@ class StateProcess:
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
-        """The same, outside of a request of the caller."""
+        """Do a job in a process of its own for a caller whose request is not the current one, such
+        as that of a stream. Raises the same."""
         message = pickle.dumps((job, args, kwargs))
         with self._turn_of(caller), self._process() as process:
             error, result = process.done(message, writes=job in WRITING)
@@ -178,9 +179,7 @@ class _Process:
             self.end()
             raise _TookTooLong from error
         except OSError as error:
-            if (status := self.end()) == 0:  # it had waited for a job for too long
-                return self._call(job)
-            log.warning("the process for large states ended with status %s", status)
+            log.warning("the process for large states ended with status %s", self.end())
             raise _ProcessEnded from error
         except BaseException:  # such as a request that is abandoned: the answer would be the next's
             self.end()
@@ -278,6 +277,3 @@ def picklable(error: BaseException) -> BaseException:
         pickle.loads(pickle.dumps(error))  # noqa: S301  (of this very process)
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
-
-
-Job = tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]
