@@ -16,6 +16,7 @@ from belay_server.db import run_claims as claim_rows
 from belay_server.db.connection import connect
 from belay_server.dispatch import Doorbell
 from belay_server.domain.assistants import system_assistant_id
+from belay_server.domain.run_options import RunKwargs
 from belay_server.graphs.project import read_project
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.services.known_assistants import KnownAssistants
@@ -92,7 +93,7 @@ class Rows:
             "graph_id": "counter",
             "queue": "runs",
             "metadata": {},
-            "kwargs": {"config": {"configurable": {}}},
+            "kwargs": RunKwargs(config={"configurable": {}}),
             "thread_config": {"tags": ["of the run"]},
             "multitask_strategy": "enqueue",
             "temporary": False,

@@ -19,10 +19,10 @@ from belay_server.domain.errors import Interrupted
 from belay_server.domain.runs import CancelAction
 from belay_server.services.agent_runs import (
     AgentRunRequest,
-    body_of_run,
     create_agent_run,
     get_agent_run,
     list_agent_runs,
+    options_of_run,
 )
 from belay_server.services.cancellation import cancel_runs
 from belay_server.services.parts import Parts
@@ -54,8 +54,8 @@ def limited(parts: Any, most: int) -> Any:
 def asked(parts: Parts, team: str, **fields: Any) -> AgentRunRequest:
     run_id = new_id()
     fields = {"query": "q", "effort": "auto", **fields}
-    body = body_of_run(parts, fields, run_id)
-    run = RunRequest(body=body, thread_id=new_id(), request_id="test", new_run_id=run_id)
+    options = options_of_run(parts, fields, run_id)
+    run = RunRequest(options=options, thread_id=new_id(), request_id="test", new_run_id=run_id)
     return AgentRunRequest(team, fields, run)
 
 

@@ -118,7 +118,7 @@ def too_much_for_postgres(monkeypatch):
     refused: list = []
 
     def accept_run(parts, conn, request, run_id):
-        if request.configurable["cron_id"] in refused:
+        if request.headers["cron_id"] in refused:
             conn.execute("SELECT jsonb_build_array(repeat('x', 300000000))")
         return run_creates.accept_run(parts, conn, request, run_id)
 

@@ -14,6 +14,7 @@ from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
 from belay_server.db.connection import connect, fetch_value
 from belay_server.db.runs import NewRun
+from belay_server.domain.run_options import RunKwargs
 from belay_server.domain.runs import CancelAction, Ending, RunStatus
 from belay_server.services.run_attempts import end_run
 from tests.waiting import wait_until
@@ -31,7 +32,7 @@ def insert(conn, thread_id: UUID) -> UUID:
         graph_id="counter",
         queue="runs",
         metadata={},
-        kwargs={},
+        kwargs=RunKwargs(config={"configurable": {}}),
         thread_config={},
         multitask_strategy="enqueue",
         temporary=False,

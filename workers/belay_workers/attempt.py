@@ -30,7 +30,7 @@ from belay_server.db.connection import Connection
 from belay_server.db.outages import in_short, is_worth_waiting
 from belay_server.domain.metrics import ASKED
 from belay_server.domain.output_schemas import mismatch
-from belay_server.domain.runs import Claim, ClaimedRun, Durability, Ending, RunStatus
+from belay_server.domain.runs import Claim, ClaimedRun, Ending, RunStatus
 from belay_server.fault_points import FaultPoint
 from belay_server.graphs.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
 from belay_server.graphs.serde import to_json
@@ -126,7 +126,7 @@ def _started(claimed: ClaimedRun) -> Started | None:
     """What the thread's log says; nobody can follow the thread of a stateless run."""
     if claimed.temporary:
         return None
-    return Started(claimed.thread_id, bool(claimed.kwargs["resumable"]))
+    return Started(claimed.thread_id, claimed.kwargs.resumable)
 
 
 def _unasked(child: Child, claim: Claim) -> Callable[[], bool]:
@@ -164,13 +164,13 @@ class _Prepared:
 
 def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
     unasked = _unasked(child, claimed.claim)
-    resumable = bool(claimed.kwargs["resumable"])
+    resumable = claimed.kwargs.resumable
     saver = RunSaver(
         child.database,
         claimed.claim,
         child.database_thread,
         unasked,
-        behind=claimed.kwargs["durability"] == Durability.ASYNC,
+        behind=claimed.kwargs.writes_behind,
         is_new=not claimed.has_checkpoints,
         # What a client can ask for again is in the log before the step it belongs to is kept: when
         # this process dies in between, the step is done again, and its events are not missing.
@@ -226,7 +226,7 @@ def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending |
 def _checked(child: Child, claimed: ClaimedRun, ending: Ending | None) -> Ending | None:
     """A run that was asked for an output of a certain shape has failed when it has another. Looking
     may take long, whoever wrote the schema: the supervisor may stop it as it may stop a node."""
-    schema = claimed.kwargs.get("output_schema")
+    schema = claimed.kwargs.output_schema
     if ending is None or schema is None or ending.status is not RunStatus.SUCCESS:
         return ending
     values = ending.values if isinstance(ending.values, dict) else {}
@@ -250,7 +250,7 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
         if name != "error" or child.asked is StopReason.NONE:
             child.events.emit(name, data)
 
-    async with child.graphs.open(claimed.graph_id, claimed.kwargs["config"]) as graph:
+    async with child.graphs.open(claimed.graph_id, claimed.kwargs.config) as graph:
         prepared.execution = Execution(
             graph=graph,
             saver=prepared.saver,

@@ -19,6 +19,7 @@ from langchain_core.messages import (
 )
 from langgraph.constants import INTERRUPT
 
+from belay_server.domain.run_options import RunKwargs
 from belay_server.domain.runs import Ending, RunStatus
 from belay_server.graphs.commands import to_command
 from belay_server.graphs.registry import Graph
@@ -63,7 +64,7 @@ class Execution:
     graph: Graph
     saver: RunSaver
     store: RunStore
-    kwargs: Mapping[str, Any]
+    kwargs: RunKwargs
     #: An earlier attempt of this run left a checkpoint: go on from there.
     resumes: bool
     attempt: int
@@ -73,12 +74,12 @@ class Execution:
 
     @property
     def config(self) -> dict[str, Any]:
-        config = dict(self.kwargs["config"])
-        configurable = dict(config["configurable"])
+        config = dict(self.kwargs.config)
+        configurable = dict(self.kwargs.configurable)
         if self.resumes:
             for key in ("checkpoint_id", "checkpoint_map", "checkpoint_ns"):
                 configurable.pop(key, None)
-        if self.kwargs.get("strict_resume"):
+        if self.kwargs.strict_resume:
             configurable[_STRICT_RESUME] = True
         config["configurable"] = configurable
         config.setdefault("run_name", configurable["graph_id"])
@@ -87,22 +88,22 @@ class Execution:
 
     @property
     def thread_config(self) -> dict[str, Any]:
-        thread_id = self.kwargs["config"]["configurable"]["thread_id"]
+        thread_id = self.kwargs.configurable["thread_id"]
         return {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
 
     @property
     def input(self) -> Any:
         if self.resumes:
             return None
-        command = self.kwargs.get("command")
-        return self.kwargs.get("input") if command is None else to_command(command)
+        command = self.kwargs.command
+        return self.kwargs.input if command is None else to_command(command)
 
     @property
     def context(self) -> dict[str, Any] | None:
         """Passed only to graphs that declare one; others see it as `configurable`."""
         if self.graph.context_schema is None:
             return None
-        return self.kwargs.get("context") or None
+        return self.kwargs.context or None
 
 
 @dataclass(slots=True)
@@ -260,12 +261,12 @@ async def execute(execution: Execution, emit: Emit) -> Ending:
     """Run the graph to its end. Raises asyncio.CancelledError when told to stop, ClaimLost and
     CheckpointsUnavailable when the attempt must end without an ending of its own."""
     graph = bound(execution.graph, execution.saver, execution.store)
-    modes = tuple(execution.kwargs["stream_mode"])
+    modes = tuple(execution.kwargs.stream_mode)
     stream = _Stream(
         emit,
         modes,
         graph,
-        temporary=bool(execution.kwargs["temporary"]),
+        temporary=execution.kwargs.temporary,
         said_before=execution.said_before,
         redact_errors=execution.redact_errors,
     )
@@ -290,10 +291,10 @@ def _options(execution: Execution, modes: Sequence[str]) -> dict[str, Any]:
     return {
         "context": execution.context,
         "stream_mode": list(dict.fromkeys(modes)),
-        "interrupt_before": _nodes(kwargs.get("interrupt_before")),
-        "interrupt_after": _nodes(kwargs.get("interrupt_after")),
-        "durability": kwargs["durability"],
-        "subgraphs": bool(kwargs["subgraphs"]),
+        "interrupt_before": _nodes(kwargs.interrupt_before),
+        "interrupt_after": _nodes(kwargs.interrupt_after),
+        "durability": kwargs.durability,
+        "subgraphs": kwargs.subgraphs,
     }
 
 
@@ -310,7 +311,7 @@ async def _stream_events(
     graph: Graph, execution: Execution, stream: _Stream, modes: Sequence[str]
 ) -> None:
     """Everything that runs says when it starts and ends, with the graph's own stream in between."""
-    run_id = UUID(execution.kwargs["config"]["configurable"]["run_id"])
+    run_id = UUID(execution.kwargs.configurable["run_id"])
     config = {**execution.config, "run_id": run_id}
     options = _options(execution, modes)
     said = graph.astream_events(execution.input, config, version="v2", **options)  # type: ignore[call-overload]
@@ -322,7 +323,7 @@ async def _stream_events(
 
 
 def _take_part(stream: _Stream, execution: Execution, part: Any) -> None:
-    namespace, mode, data = part if execution.kwargs["subgraphs"] else ((), *part)
+    namespace, mode, data = part if execution.kwargs.subgraphs else ((), *part)
     stream.take(namespace, mode, data)
 
 
@@ -336,12 +337,10 @@ async def _finished(graph: Graph, execution: Execution, stream: _Stream) -> Endi
     Reading the state costs a round trip and the preparation of the next tasks; a graph that ran
     through has neither interrupts nor anything next.
     """
-    kwargs = execution.kwargs
     may_pause = (
         stream.interrupted
         or not stream.saw_values
-        or kwargs.get("interrupt_before")
-        or kwargs.get("interrupt_after")
+        or execution.kwargs.may_pause
         or graph.interrupt_before_nodes
         or graph.interrupt_after_nodes
     )

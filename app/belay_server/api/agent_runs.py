@@ -49,8 +49,8 @@ def _permitted(action: str, agent_run_id: str) -> str:
 def _asked(fields: dict[str, Any]) -> AgentRunRequest:
     """Raises Forbidden, Refused."""
     run_id = new_id()
-    body = agent_runs.body_of_run(parts(), fields, run_id)
-    run = run_request(body, thread_id=new_id())
+    options = agent_runs.options_of_run(parts(), fields, run_id)
+    run = run_request(options, thread_id=new_id())
     # The run's id is the agent run's, and its order in lists: no key chooses it.
     run = dataclasses.replace(run, new_run_id=run_id, idempotency_key=None)
     return AgentRunRequest(team(), fields, run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from flask import Response
 
@@ -13,7 +12,7 @@ from belay_server.api.json_body import Blueprint, json_response
 from belay_server.api.parts import parts
 from belay_server.api.run_requests import run_request
 from belay_server.api.run_responses import run_body
-from belay_server.api.run_schemas import CreateBatchRun, Run
+from belay_server.api.run_schemas import BatchRun, CreateBatchRun, Run
 from belay_server.domain.errors import InvalidRequest
 from belay_server.services.run_creates import create_runs
 
@@ -28,13 +27,13 @@ _MOST = 1_000
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
-def create_batch(bodies: list[dict[str, Any]]) -> Response:
+def create_batch(runs: list[BatchRun]) -> Response:
     """All of them are created, or none."""
-    if not 1 <= len(bodies) <= _MOST:
-        raise InvalidRequest(f"a batch is of 1 to {_MOST} runs, not {len(bodies)}")
+    if not 1 <= len(runs) <= _MOST:
+        raise InvalidRequest(f"a batch is of 1 to {_MOST} runs, not {len(runs)}")
     # One key for all of them: each has its position in it, or they would all be the same run.
     requests = [
-        dataclasses.replace(run_request(body, body.get("thread_id")), key_position=position)
-        for position, body in enumerate(bodies)
+        dataclasses.replace(run_request(run.options, run.thread_id), key_position=position)
+        for position, run in enumerate(runs)
     ]
     return json_response([run_body(run) for run in create_runs(parts(), requests)])

@@ -21,7 +21,7 @@ from belay_server.api.page_schemas import Sorted
 from belay_server.api.run_schemas import StreamModes
 from belay_server.db.crons import SORT_COLUMNS
 from belay_server.domain.crons import CRON_FIELDS
-from belay_server.domain.runs import Durability, MultitaskStrategy
+from belay_server.domain.run_options import Durability, MultitaskStrategy
 
 
 class Cron(ma.Schema):

@@ -24,11 +24,12 @@ from belay_server.api.json_body import Blueprint, json_response
 from belay_server.api.limits import asker
 from belay_server.api.pages import COUNT, page_response, shown
 from belay_server.api.parts import parts
-from belay_server.api.run_requests import authorize_runs, check_webhook
+from belay_server.api.run_requests import authorize_runs, authorized_options, check_webhook
 from belay_server.db import crons as cron_rows
 from belay_server.db.crons import CronFilter
 from belay_server.domain.crons import CRON_FIELDS
 from belay_server.domain.crons import Cron as CronRow
+from belay_server.domain.run_options import RunOptions
 from belay_server.services import crons
 
 blueprint = Blueprint("crons", __name__, description="Runs that are created on a schedule")
@@ -62,8 +63,9 @@ def create_thread_cron(body: dict[str, Any], thread_id: str) -> Response:
 
 
 def _create(body: dict[str, Any], thread_id: UUID | None) -> Response:
-    check_webhook(body)
-    maker = authorize_runs(body, thread_id)
+    check_webhook(body.get("webhook"))
+    options, maker = authorize_runs(RunOptions.from_document(body), thread_id)
+    body |= authorized_options(options)
     maker = dataclasses.replace(maker, caller=maker.caller or asker())
     return json_response(_shown(crons.create_cron(parts(), body, thread_id, maker.as_json())))
 
@@ -83,7 +85,7 @@ def get_cron(cron_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("crons", "update")
 def patch_cron(body: dict[str, Any], cron_id: str) -> Response:
-    check_webhook(body)
+    check_webhook(body.get("webhook"))
     return json_response(_shown(crons.patch_cron(parts(), path_uuid(cron_id, "cron"), body)))
 
 

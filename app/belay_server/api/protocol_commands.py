@@ -17,14 +17,13 @@ from belay_server.api.json_body import describe
 from belay_server.api.parts import parts
 from belay_server.api.protocol_schemas import CommandFrame, InputRespond, RunStart
 from belay_server.api.run_requests import run_request
-from belay_server.api.run_schemas import CreateThreadRun
 from belay_server.domain.errors import BadRequest, Conflict, InvalidRequest, NotFound
-from belay_server.graphs.protocol_events import STREAM_MODES
+from belay_server.domain.run_options import RunOptions
 from belay_server.services.protocol_commands import (
     NoSuchInterrupt,
     NoSuchRun,
-    body_of_answers,
-    body_of_start,
+    options_of_answers,
+    options_of_start,
     tree_of,
 )
 from belay_server.services.run_creates import create_run
@@ -106,20 +105,16 @@ def _start(thread_id: UUID, params: Mapping[str, Any]) -> Answer:
     if not params.get("assistant_id"):
         raise InvalidRequest("run.start requires an assistant_id.")
     authorize("threads", "read", {"thread_id": thread_id})
-    return _run(thread_id, body_of_start(parts(), thread_id, _loaded(RunStart(), params)))
+    return _run(thread_id, options_of_start(parts(), thread_id, _loaded(RunStart(), params)))
 
 
 def _respond(thread_id: UUID, params: Mapping[str, Any]) -> Answer:
     authorize("threads", "read", {"thread_id": thread_id})
-    return _run(thread_id, body_of_answers(parts(), thread_id, _loaded(InputRespond(), params)))
+    return _run(thread_id, options_of_answers(parts(), thread_id, _loaded(InputRespond(), params)))
 
 
-def _run(thread_id: UUID, body: Mapping[str, Any]) -> Answer:
-    """The same checks as of any create; it streams what a client of the REST API cannot ask for."""
-    open_to_clients = {key: value for key, value in body.items() if key != "stream_mode"}
-    checked = CreateThreadRun().load(open_to_clients)
-    checked["stream_mode"] = list(STREAM_MODES)
-    run = create_run(parts(), run_request(checked, thread_id))
+def _run(thread_id: UUID, options: RunOptions) -> Answer:
+    run = create_run(parts(), run_request(options, thread_id))
     return {"run_id": str(run.run_id)}
 
 

@@ -9,7 +9,7 @@ import marshmallow as ma
 from belay_server.api.command_schemas import Command
 from belay_server.api.config_schemas import RunConfig
 from belay_server.api.fields import Body, Integer, List, Object, one_of
-from belay_server.domain.runs import MultitaskStrategy
+from belay_server.domain.run_options import MultitaskStrategy
 from belay_server.graphs.protocol_events import CHANNELS, is_channel
 
 _MOST_SAFE_INTEGER = 2**53 - 1

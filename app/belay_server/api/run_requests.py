@@ -1,7 +1,8 @@
-"""What a request asks for, as a run to create: the same for one, for many, and for a cron."""
+"""Authorize the creation of runs: of one, of many, and of those of a cron."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,12 @@ from belay_server.api.parts import parts
 from belay_server.api.request_context import request_id
 from belay_server.domain.errors import BadRequest, InvalidRequest
 from belay_server.domain.ids import parse_uuid
+from belay_server.domain.run_options import MultitaskStrategy, RunOptions
 from belay_server.services.run_creates import RunRequest
 from belay_server.services.webhooks import refuse_bad_webhook
 
 _LONGEST_KEY = 255
-#: Of a create-run body, what an authorization handler sees as `kwargs`.
+#: The options that an authorization handler sees as `kwargs`.
 _KWARGS = ("input", "command", "config", "context", "checkpoint", "webhook", "durability")
 
 
@@ -32,18 +34,22 @@ def idempotency_key() -> str | None:
     return key or None
 
 
-def run_request(body: dict[str, Any], thread_id: UUID | None) -> RunRequest:
-    """Raises BadRequest for an answer to a question of no thread."""
-    if thread_id is None and (body.get("command") or {}).get("resume") is not None:
+def run_request(options: RunOptions, thread_id: UUID | None) -> RunRequest:
+    """Authorize a run and add to its options what the server knows of the request.
+
+    Raises BadRequest when a run without a thread answers an interrupt, InvalidRequest for its
+    webhook, Forbidden, Refused.
+    """
+    if thread_id is None and options.resumes:
         raise BadRequest("You must provide a thread_id when resuming.")
-    check_webhook(body)
-    maker = authorize_runs(body, thread_id)
+    check_webhook(options.webhook)
+    options, maker = authorize_runs(options, thread_id)
     return RunRequest(
-        body=body,
+        options=options,
         thread_id=thread_id,
         request_id=request_id(),
         idempotency_key=idempotency_key(),
-        configurable=parts().graphs.project.configurable_headers.pick(dict(request.headers)),
+        headers=parts().graphs.project.configurable_headers.pick(dict(request.headers)),
         caller=maker.caller or (asker() if parts().settings.max_pending_runs else None),
         user=maker.user,
         thread_metadata=maker.thread_metadata,
@@ -69,42 +75,56 @@ class Maker:
         return {"caller": self.caller, "user": self.user, "thread_metadata": self.thread_metadata}
 
 
-def authorize_runs(body: dict[str, Any], thread_id: UUID | None) -> Maker:
-    """May this be run, by this assistant, on this thread? Raises Forbidden, Refused."""
+def authorize_runs(options: RunOptions, thread_id: UUID | None) -> tuple[RunOptions, Maker]:
+    """Authorize runs with these options on this thread. Returns the options as the project's
+    handlers have changed them.
+
+    Raises Forbidden, Refused.
+    """
     who = caller()
     if who is None:
-        return Maker(None, None, {})
+        return options, Maker(None, None, {})
     if not is_confined():
-        return Maker(who.name, who.user, {})
-    stamped = _authorize_run(body, thread_id)
-    authorize("assistants", "read", {"assistant_id": _id_or_name(body["assistant_id"])})
-    if thread_id is None or body.get("if_not_exists") == "create":
-        made: dict[str, Any] = {"thread_id": thread_id, "metadata": dict(stamped)}
-        authorize("threads", "create", made)
-        stamped = dict(made.get("metadata") or {})
-    return Maker(who.name, who.user, stamped)
+        return options, Maker(who.name, who.user, {})
+    options, stamped = _authorize_run(options, thread_id)
+    authorize("assistants", "read", {"assistant_id": _id_or_name(options.assistant_id)})
+    if thread_id is None or options.if_not_exists == "create":
+        created: dict[str, Any] = {"thread_id": thread_id, "metadata": dict(stamped)}
+        authorize("threads", "create", created)
+        stamped = dict(created.get("metadata") or {})
+    return options, Maker(who.name, who.user, stamped)
 
 
-def _authorize_run(body: dict[str, Any], thread_id: UUID | None) -> dict[str, Any]:
-    """Returns what the handler has put into the metadata."""
-    asked = dict(body.get("metadata") or {})
-    kwargs = {name: body.get(name) for name in _KWARGS if body.get(name) is not None}
+def _authorize_run(
+    options: RunOptions, thread_id: UUID | None
+) -> tuple[RunOptions, dict[str, Any]]:
+    """Return the options that the handler leaves, and what it has added to the metadata."""
+    given = dict(options.metadata or {})
+    kwargs = authorized_options(options)
+    kwargs.pop("metadata", None)
     value: dict[str, Any] = {
         "thread_id": thread_id,
-        "assistant_id": _id_or_name(body["assistant_id"]),
-        "run_id": body.get("run_id"),
+        "assistant_id": _id_or_name(options.assistant_id),
+        "run_id": options.run_id,
         "status": "pending",
-        "metadata": dict(asked),
-        "prevent_insert_if_inflight": body.get("multitask_strategy") == "reject",
-        "multitask_strategy": body.get("multitask_strategy"),
-        "if_not_exists": body.get("if_not_exists"),
-        "after_seconds": body.get("after_seconds") or 0,
+        "metadata": dict(given),
+        "prevent_insert_if_inflight": options.strategy is MultitaskStrategy.REJECT,
+        "multitask_strategy": options.multitask_strategy,
+        "if_not_exists": options.if_not_exists,
+        "after_seconds": options.after_seconds or 0,
         "kwargs": kwargs,
     }
     authorize("threads", "create_run", value)
-    body["metadata"] = dict(value.get("metadata") or {})
-    body.update({name: kwargs[name] for name in _KWARGS if name in kwargs})
-    return {k: v for k, v in body["metadata"].items() if k not in asked or asked[k] != v}
+    metadata = dict(value.get("metadata") or {})
+    changed = {name: kwargs[name] for name in _KWARGS if name in kwargs}
+    added = {k: v for k, v in metadata.items() if k not in given or given[k] != v}
+    return dataclasses.replace(options, metadata=metadata, **changed), added
+
+
+def authorized_options(options: RunOptions) -> dict[str, Any]:
+    """Return the options that are set and that an authorization handler may change."""
+    named = {name: getattr(options, name) for name in ("metadata", *_KWARGS)}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _id_or_name(named: str) -> UUID | str:
@@ -114,10 +134,10 @@ def _id_or_name(named: str) -> UUID | str:
         return named
 
 
-def check_webhook(body: dict[str, Any]) -> None:
-    """Raises InvalidRequest for a webhook that may not be called."""
-    if not body.get("webhook"):
+def check_webhook(url: str | None) -> None:
+    """Raise InvalidRequest for a webhook that may not be called."""
+    if not url:
         return
     if not parts().graphs.project.http.serves("webhooks"):
         raise InvalidRequest("webhook: this server makes no calls (http.disable_webhooks)")
-    refuse_bad_webhook(parts().webhook_policy, body["webhook"], parts().host_names)
+    refuse_bad_webhook(parts().webhook_policy, url, parts().host_names)

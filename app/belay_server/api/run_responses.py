@@ -14,6 +14,7 @@ from belay_server.api.json_body import json_response
 from belay_server.api.large_answers import large_answers
 from belay_server.api.pages import shown
 from belay_server.api.parts import origins, parts
+from belay_server.domain.run_options import RunOptions
 from belay_server.domain.runs import RUN_FIELDS, Run
 from belay_server.services.run_stream import Follow, stream_events, wait_for_outcome
 from belay_server.services.stream_clients import StreamClient, WatchClient
@@ -66,13 +67,16 @@ def outcome_response(follow: Follow, location: str) -> Response:
     return Response(body, 200, headers, content_type="application/json")
 
 
-def cancels_on_disconnect(body: dict[str, Any] | None = None) -> bool:
-    """Asked in the body or in the query, in any of the spellings of the SDKs and the guide.
+def cancels_on_disconnect(options: RunOptions | None = None) -> bool:
+    """Return whether the run is cancelled when this client disconnects: as its options say, or the
+    query, in any of the spellings of the SDKs and the cancel guide.
 
-    Raises Forbidden for a page that may not stop anything.
+    Raises Forbidden for a page of an origin that may not stop anything.
     """
-    asked = (body or {}).get("on_disconnect") or request.args.get("on_disconnect")
-    cancels = asked == "cancel" or query_flag("cancel_on_disconnect", "cancel")
+    given = options.on_disconnect if options is not None else None
+    cancels = (given or request.args.get("on_disconnect")) == "cancel" or query_flag(
+        "cancel_on_disconnect", "cancel"
+    )
     if cancels:
         origins().refuse_foreign_stop(request.headers)
     return cancels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -26,7 +27,8 @@ from belay_server.api.fields import (
 )
 from belay_server.api.thread_schemas import Checkpoint
 from belay_server.domain.errors import InvalidRequest
-from belay_server.domain.runs import CancelAction, Durability, MultitaskStrategy, RunStatus
+from belay_server.domain.run_options import Durability, MultitaskStrategy, RunOptions
+from belay_server.domain.runs import CancelAction, RunStatus
 from belay_server.services.run_creates import KEY_VERSION
 
 STREAM_MODES = (
@@ -120,6 +122,10 @@ class _RunCreate(Body):
     feedback_keys = List(ma.fields.String(), allow_none=True, validate=ma.validate.Length(max=1000))
     on_disconnect = ma.fields.String(allow_none=True, validate=one_of("cancel", "continue"))
 
+    @ma.post_load
+    def as_options(self, data: dict[str, Any], **_: object) -> Any:
+        return RunOptions(**data)
+
 
 class CreateThreadRun(_RunCreate):
     if_not_exists = ma.fields.String(load_default="reject", validate=one_of("create", "reject"))
@@ -129,10 +135,23 @@ class CreateStatelessRun(_RunCreate):
     on_completion = ma.fields.String(load_default="delete", validate=one_of("delete", "keep"))
 
 
+@dataclass(frozen=True, slots=True)
+class BatchRun:
+    """One of the runs of a batch; without a `thread_id` it is a stateless one."""
+
+    options: RunOptions
+    thread_id: UUID | None
+
+
 class CreateBatchRun(CreateStatelessRun, CreateThreadRun):
     """Of many that are created together: with a `thread_id`, or without."""
 
     thread_id = Uuid(allow_none=True)
+
+    @ma.post_load
+    def as_options(self, data: dict[str, Any], **_: object) -> Any:
+        thread_id = data.pop("thread_id", None)
+        return BatchRun(RunOptions(**data), thread_id)
 
 
 class CancelRuns(Body):

@@ -31,6 +31,7 @@ from belay_server.api.run_schemas import (
 )
 from belay_server.db import runs as run_rows
 from belay_server.domain.errors import NotFound
+from belay_server.domain.run_options import RunOptions
 from belay_server.domain.runs import Run as RunRow
 from belay_server.services import run_creates
 from belay_server.services.run_stream import Follow, follow_new_run, follow_run, position_to_join
@@ -38,9 +39,9 @@ from belay_server.services.run_stream import Follow, follow_new_run, follow_run,
 blueprint = Blueprint("stateless runs", __name__, description="Runs without a thread")
 
 
-def _follow(body: dict[str, Any], *, events: bool) -> Follow:
-    asked = run_request(body, None)
-    cancels = cancels_on_disconnect(body)
+def _follow(options: RunOptions, *, events: bool) -> Follow:
+    asked = run_request(options, None)
+    cancels = cancels_on_disconnect(options)
     return follow_new_run(parts(), asked, cancel_on_disconnect=cancels, events=events)
 
 
@@ -55,8 +56,8 @@ def _location(run: RunRow | Follow) -> str:
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
-def create_stateless_run(body: dict[str, Any]) -> Response:
-    run = run_creates.create_run(parts(), run_request(body, None))
+def create_stateless_run(options: RunOptions) -> Response:
+    run = run_creates.create_run(parts(), run_request(options, None))
     return run_response(run, _location(run))
 
 
@@ -68,8 +69,8 @@ def create_stateless_run(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
-def wait_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response:
-    follow = _follow(body, events=False)
+def wait_stateless_run(_query: dict[str, Any], options: RunOptions) -> Response:
+    follow = _follow(options, events=False)
     return outcome_response(follow, _location(follow))
 
 
@@ -81,8 +82,8 @@ def wait_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
-def stream_stateless_run(_query: dict[str, Any], body: dict[str, Any]) -> Response:
-    follow = _follow(body, events=True)
+def stream_stateless_run(_query: dict[str, Any], options: RunOptions) -> Response:
+    follow = _follow(options, events=True)
     return stream_response(follow, _location(follow))
 
 

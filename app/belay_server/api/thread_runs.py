@@ -39,6 +39,7 @@ from belay_server.db import runs as run_rows
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.errors import InvalidRequest, NotFound
 from belay_server.domain.ids import parse_uuid
+from belay_server.domain.run_options import RunOptions
 from belay_server.domain.runs import RUN_FIELDS, CancelAction, user_cancel_reason
 from belay_server.domain.runs import Run as RunRow
 from belay_server.services import run_creates, runs
@@ -54,13 +55,13 @@ NOTHING_MATCHES = (
 )
 
 
-def _asked(thread_id: str, body: dict[str, Any]) -> run_creates.RunRequest:
-    return run_request(body, _thread_id_of_create(thread_id))
+def _asked(thread_id: str, options: RunOptions) -> run_creates.RunRequest:
+    return run_request(options, _thread_id_of_create(thread_id))
 
 
-def _follow(thread_id: str, body: dict[str, Any], *, events: bool) -> Follow:
-    asked = _asked(thread_id, body)
-    cancels = cancels_on_disconnect(body)
+def _follow(thread_id: str, options: RunOptions, *, events: bool) -> Follow:
+    asked = _asked(thread_id, options)
+    cancels = cancels_on_disconnect(options)
     return follow_new_run(parts(), asked, cancel_on_disconnect=cancels, events=events)
 
 
@@ -78,8 +79,8 @@ def _thread_id_of_create(text: str) -> UUID:
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error, description="The thread is busy, and `reject`")
 @authorizes_itself
-def create_run(body: dict[str, Any], thread_id: str) -> Response:
-    run = run_creates.create_run(parts(), _asked(thread_id, body))
+def create_run(options: RunOptions, thread_id: str) -> Response:
+    run = run_creates.create_run(parts(), _asked(thread_id, options))
     return run_response(run, run_path(run))
 
 
@@ -91,8 +92,8 @@ def create_run(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
-def wait_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Response:
-    follow = _follow(thread_id, body, events=False)
+def wait_run(_query: dict[str, Any], options: RunOptions, thread_id: str) -> Response:
+    follow = _follow(thread_id, options, events=False)
     return outcome_response(follow, run_path(follow))
 
 
@@ -104,8 +105,8 @@ def wait_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Re
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
-def stream_run(_query: dict[str, Any], body: dict[str, Any], thread_id: str) -> Response:
-    follow = _follow(thread_id, body, events=True)
+def stream_run(_query: dict[str, Any], options: RunOptions, thread_id: str) -> Response:
+    follow = _follow(thread_id, options, events=True)
     return stream_response(follow, run_path(follow))
 
 

@@ -21,6 +21,7 @@ from belay_server.db.connection import (
 )
 from belay_server.db.queries import load_queries
 from belay_server.db.runs import NextRun, Ringable
+from belay_server.domain.run_options import RunKwargs
 from belay_server.domain.runs import Claim, ClaimedRun, Ending, Run
 
 SQL = load_queries("run_claims")
@@ -49,18 +50,25 @@ def _json(value: Any) -> Jsonb | None:
 def claim_run(
     conn: Connection, run_id: UUID, *, owner: str, lease_seconds: float
 ) -> ClaimedRun | None:
-    """Take the lease. None: not claimable now, and another doorbell will ring if it ever is."""
+    """Take the lease. Returns None when the run cannot be claimed now; if that changes, another
+    message for it is sent."""
     params = {"run_id": run_id, "owner": owner, "lease_seconds": lease_seconds}
     try:
-        return fetch_one(conn, SQL.claim_run, params, ClaimedRun)
+        return _claimed(fetch_dicts(conn, SQL.claim_run, params))
     except psycopg.errors.UniqueViolation:
         # run_one_running_per_thread: another claim of this thread committed first.
         return None
 
 
 def held_run(conn: Connection, run_id: UUID, *, owner: str) -> ClaimedRun | None:
-    """The run if this very owner has claimed it: asked when the answer to a claim was lost."""
-    return fetch_one(conn, SQL.held_run, {"run_id": run_id, "owner": owner}, ClaimedRun)
+    """Return the run if `owner` holds its lease, for a claim whose answer was lost."""
+    return _claimed(fetch_dicts(conn, SQL.held_run, {"run_id": run_id, "owner": owner}))
+
+
+def _claimed(rows: list[dict[str, Any]]) -> ClaimedRun | None:
+    if not rows:
+        return None
+    return ClaimedRun(**{**rows[0], "kwargs": RunKwargs.from_document(rows[0]["kwargs"])})
 
 
 def renew_leases(

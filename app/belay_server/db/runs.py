@@ -20,6 +20,7 @@ from belay_server.db.connection import (
 )
 from belay_server.db.queries import load_queries
 from belay_server.db.threads import ttl_params
+from belay_server.domain.run_options import RunKwargs
 from belay_server.domain.runs import Run, RunStatus
 from belay_server.domain.threads import ThreadTtl
 
@@ -30,7 +31,7 @@ SMALL_OUTCOME = 16 * 1024
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
-    """What a create asks for. `after_seconds` delays the first claim."""
+    """A row to insert. `after_seconds` delays the first claim."""
 
     run_id: UUID
     thread_id: UUID
@@ -38,7 +39,7 @@ class NewRun:
     graph_id: str
     queue: str
     metadata: dict[str, Any]
-    kwargs: dict[str, Any]
+    kwargs: RunKwargs
     thread_config: dict[str, Any]
     multitask_strategy: str
     temporary: bool
@@ -118,7 +119,7 @@ def _new_run_params(new: NewRun) -> dict[str, Any]:
         "graph_id": new.graph_id,
         "queue": new.queue,
         "metadata": Jsonb(new.metadata),
-        "kwargs": Jsonb(new.kwargs),
+        "kwargs": Jsonb(new.kwargs.to_document()),
         "thread_config": Jsonb(new.thread_config),
         "multitask_strategy": new.multitask_strategy,
         "temporary": new.temporary,
@@ -161,7 +162,7 @@ def as_accepted(new: NewRun, accepted: AcceptedRun) -> Run:
         queue=new.queue,
         status=RunStatus.PENDING,
         metadata=new.metadata,
-        kwargs=new.kwargs,
+        kwargs=new.kwargs.to_document(),
         multitask_strategy=new.multitask_strategy,
         created_at=accepted.created_at,
         updated_at=accepted.updated_at,

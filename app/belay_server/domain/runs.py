@@ -15,6 +15,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from belay_server.domain.run_options import RunKwargs
+
 
 class RunStatus(enum.StrEnum):
     PENDING = "pending"
@@ -36,21 +38,6 @@ class CancelAction(enum.StrEnum):
 
     INTERRUPT = "interrupt"
     ROLLBACK = "rollback"
-
-
-class MultitaskStrategy(enum.StrEnum):
-    """What a new run does when its thread already has one."""
-
-    REJECT = "reject"
-    INTERRUPT = "interrupt"
-    ROLLBACK = "rollback"
-    ENQUEUE = "enqueue"
-
-
-class Durability(enum.StrEnum):
-    SYNC = "sync"
-    ASYNC = "async"
-    EXIT = "exit"
 
 
 #: Fields of a run as the API shows them, in the List Runs document's order.
@@ -78,6 +65,7 @@ class Run:
     queue: str
     status: str
     metadata: dict[str, Any]
+    #: As `RunKwargs.to_document` writes them.
     kwargs: dict[str, Any]
     multitask_strategy: str
     created_at: datetime
@@ -94,6 +82,11 @@ class Run:
     @property
     def is_active(self) -> bool:
         return self.status in ACTIVE
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether clients may read the run's stream again from an event of it."""
+        return bool(self.kwargs.get("resumable"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +105,7 @@ class ClaimedRun:
     thread_id: UUID
     assistant_id: UUID
     graph_id: str
-    kwargs: dict[str, Any]
+    kwargs: RunKwargs
     metadata: dict[str, Any]
     temporary: bool
     claim_no: int

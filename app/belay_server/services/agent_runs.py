@@ -30,7 +30,8 @@ from belay_server.domain.agent_runs import (
     agent_run_id,
 )
 from belay_server.domain.errors import NotFound, TooMuch
-from belay_server.domain.runs import CancelAction, MultitaskStrategy, user_cancel_reason
+from belay_server.domain.run_options import RunOptions
+from belay_server.domain.runs import CancelAction, user_cancel_reason
 from belay_server.services import state_jobs
 from belay_server.services.cancellation import stop_runs
 from belay_server.services.parts import Parts
@@ -65,19 +66,18 @@ class AgentRunRequest:
         return agent_run_id(self.run.new_run_id)
 
 
-def body_of_run(parts: Parts, fields: dict[str, Any], run_id: UUID) -> dict[str, Any]:
-    """What a client of the other API would send for it: a run on a thread that is made for it."""
+def options_of_run(parts: Parts, fields: dict[str, Any], run_id: UUID) -> RunOptions:
+    """Return the options of an agent run: those of a run on a thread that is created for it."""
     graph_id = parts.graphs.project.agent_runs_graph
     assert graph_id is not None, "without a graph there are no routes"
-    return {
-        "assistant_id": graph_id,
-        "input": {name: fields[name] for name in GRAPH_INPUT if name in fields},
-        "metadata": {"agent_run_id": agent_run_id(run_id)},
-        "if_not_exists": "create",
-        "multitask_strategy": MultitaskStrategy.ENQUEUE,
-        "timeout_seconds": min(_LONGEST_SECONDS, parts.settings.run_timeout_seconds),
-        "output_schema": fields.get("outputSchema"),
-    }
+    return RunOptions(
+        assistant_id=graph_id,
+        input={name: fields[name] for name in GRAPH_INPUT if name in fields},
+        metadata={"agent_run_id": agent_run_id(run_id)},
+        if_not_exists="create",
+        timeout_seconds=min(_LONGEST_SECONDS, parts.settings.run_timeout_seconds),
+        output_schema=fields.get("outputSchema"),
+    )
 
 
 def create_agent_run(parts: Parts, asked: AgentRunRequest) -> AgentRun:

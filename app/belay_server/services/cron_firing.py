@@ -9,6 +9,7 @@ disabled after `TRIES` failures in a row; its `last_error` says why, to its owne
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from datetime import timedelta
 from uuid import UUID
@@ -18,6 +19,7 @@ from belay_server.db.connection import Connection, in_transaction
 from belay_server.db.outages import in_short, is_outage
 from belay_server.domain.crons import DueCron
 from belay_server.domain.errors import BelayError
+from belay_server.domain.run_options import RunOptions
 from belay_server.services.crons import time_after
 from belay_server.services.parts import RunParts
 from belay_server.services.run_creates import Accepted, RunRequest, accept_run, announce_accepted
@@ -96,18 +98,17 @@ def _fire(parts: RunParts, conn: Connection, cron_id: UUID) -> None:
 def _request(cron: DueCron) -> RunRequest:
     config = dict(cron.payload["config"])
     open_keys = {k: v for k, v in config.pop("configurable").items() if k != "cron_id"}
-    body = {
-        "multitask_strategy": "enqueue",
-        **cron.payload,
-        "config": {**config, "configurable": open_keys} if open_keys else config,
-        "run_id": cron.run_id,
-        "on_completion": cron.on_run_completed,
-    }
+    options = dataclasses.replace(
+        RunOptions.from_document(cron.payload),
+        config={**config, "configurable": open_keys} if open_keys else config,
+        run_id=cron.run_id,
+        on_completion=cron.on_run_completed,
+    )
     return RunRequest(
-        body=body,
+        options=options,
         thread_id=cron.thread_id,
         request_id=str(cron.run_id),
-        configurable={"cron_id": str(cron.cron_id)},
+        headers={"cron_id": str(cron.cron_id)},
         caller=cron.maker.get("caller"),
         user=cron.maker.get("user"),
         thread_metadata=cron.maker.get("thread_metadata") or {},

@@ -15,6 +15,7 @@ from belay_server.db.crons import CronContent
 from belay_server.domain.crons import Cron
 from belay_server.domain.errors import BadRequest, InvalidRequest, NotFound, TooMany
 from belay_server.domain.ids import parse_uuid
+from belay_server.domain.run_options import RunOptions
 from belay_server.domain.schedules import check_schedule, check_timezone, next_time
 from belay_server.services.known_assistants import resolve_assistant
 from belay_server.services.parts import Parts
@@ -41,7 +42,7 @@ def create_cron(
             assistant = resolve_assistant(conn, parts.graphs, body["assistant_id"])
         except (NotFound, InvalidRequest):
             raise NotFound(f"Assistant '{body['assistant_id']}' not found") from None
-        refuse_unknown_nodes(parts, assistant, body)
+        refuse_unknown_nodes(parts, assistant, RunOptions.from_document(body))
         content = _content(body, cron_id, assistant.assistant_id, has_thread=thread_id is not None)
         _refuse_large(parts, content)
         _refuse_hasty(parts, content)
@@ -160,13 +161,13 @@ def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
         if cron is None:
             raise NotFound(f"Cron '{cron_id}' not found")
         assistant = resolve_assistant(conn, parts.graphs, str(cron.assistant_id))
-        refuse_unknown_nodes(parts, assistant, body)
         given = {k: v for k, v in body.items() if k not in _OF_THE_CRON}
         whole = {
             **cron.payload,
             **given,
             **{name: body.get(name, getattr(cron, name)) for name in _OF_THE_CRON},
         }
+        refuse_unknown_nodes(parts, assistant, RunOptions.from_document(whole))
         content = _content(whole, cron_id, cron.assistant_id, has_thread=cron.thread_id is not None)
         merged = _merged(cron, content, body)
         _refuse_large(parts, merged)

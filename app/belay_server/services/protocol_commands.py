@@ -1,7 +1,9 @@
-"""What a client of the streaming protocol's version 2 can have done: run, answer, look."""
+"""The commands of version 2 of the streaming protocol: start a run, answer interrupts, show what
+runs."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,17 +12,13 @@ from uuid import UUID
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
 from belay_server.domain.errors import InvalidRequest, NotFound
+from belay_server.domain.run_options import MultitaskStrategy, RunOptions
 from belay_server.domain.runs import Run, RunStatus
 from belay_server.domain.threads import Thread
 from belay_server.graphs.protocol_events import STREAM_MODES
 from belay_server.services.parts import Parts
 from belay_server.services.threads import get_thread
 
-_ALL_ARE_STREAMED: Mapping[str, Any] = {
-    "stream_mode": list(STREAM_MODES),
-    "stream_subgraphs": True,
-    "stream_resumable": True,
-}
 _TREE_STATUS = {
     RunStatus.PENDING: "started",
     RunStatus.RUNNING: "running",
@@ -38,52 +36,60 @@ class NoSuchRun(Exception):
     """The thread has had no run."""
 
 
-def body_of_start(parts: Parts, thread_id: UUID, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """A create-run body. On a thread that waits for an answer, the input is the answer.
+def options_of_start(parts: Parts, thread_id: UUID, params: Mapping[str, Any]) -> RunOptions:
+    """Return the options of the run that `run.start` creates. On a thread with one pending
+    interrupt, `input` is the answer to it.
 
-    Raises InvalidRequest where it waits for several.
+    Raises InvalidRequest when several interrupts are pending.
     """
-    body: dict[str, Any] = {
-        "assistant_id": asked["assistant_id"],
-        "config": asked.get("config"),
-        "metadata": asked.get("metadata"),
-        "if_not_exists": "create",
-        **_ALL_ARE_STREAMED,
-    }
-    strategy = asked.get("multitaskStrategy") or asked.get("multitask_strategy")
-    if strategy is not None:
-        body["multitask_strategy"] = strategy
-    given = asked.get("input")
-    questions = _questions(parts, thread_id)
-    if not questions or given is None:
-        return {**body, "input": given}
-    if len(questions) > 1:
-        raise InvalidRequest(
-            f"The thread waits for {len(questions)} answers: give them by id, with input.respond."
+    strategy = params.get("multitaskStrategy") or params.get("multitask_strategy")
+    options = _streaming_everything(
+        RunOptions(
+            assistant_id=params["assistant_id"],
+            input=params.get("input"),
+            config=params.get("config"),
+            metadata=params.get("metadata"),
+            if_not_exists="create",
+            multitask_strategy=strategy or MultitaskStrategy.ENQUEUE,
         )
-    return {**body, "command": {"resume": {questions[0]: given}}}
+    )
+    pending = _pending_interrupts(parts, thread_id)
+    if not pending or options.input is None:
+        return options
+    if len(pending) > 1:
+        raise InvalidRequest(
+            f"The thread waits for {len(pending)} answers: give them by id, with input.respond."
+        )
+    return dataclasses.replace(options, input=None, command={"resume": {pending[0]: options.input}})
 
 
-def body_of_answers(parts: Parts, thread_id: UUID, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """A create-run body that resumes the thread. Raises NoSuchInterrupt."""
-    waiting = _questions(parts, thread_id)
-    for interrupt_id in asked["answers"]:
-        if interrupt_id not in waiting:
+def options_of_answers(parts: Parts, thread_id: UUID, params: Mapping[str, Any]) -> RunOptions:
+    """Return the options of the run that `input.respond` creates. Raises NoSuchInterrupt."""
+    pending = _pending_interrupts(parts, thread_id)
+    for interrupt_id in params["answers"]:
+        if interrupt_id not in pending:
             raise NoSuchInterrupt(f"Unknown or already-consumed interrupt: {interrupt_id}")
-    command = {"resume": asked["answers"]}
-    command |= {name: asked[name] for name in ("update", "goto") if asked.get(name) is not None}
-    return {
-        "assistant_id": _assistant_of(parts, thread_id),
-        "command": command,
-        "config": asked.get("config"),
-        "metadata": asked.get("metadata"),
-        # Of two answers to one question that come at once, one run fails and says so.
-        "strict_resume": True,
-        **_ALL_ARE_STREAMED,
-    }
+    command = {"resume": params["answers"]}
+    command |= {name: params[name] for name in ("update", "goto") if params.get(name) is not None}
+    return _streaming_everything(
+        RunOptions(
+            assistant_id=_assistant_of(parts, thread_id),
+            command=command,
+            config=params.get("config"),
+            metadata=params.get("metadata"),
+            # When two clients answer one interrupt at once, the later run fails.
+            strict_resume=True,
+        )
+    )
 
 
-def _questions(parts: Parts, thread_id: UUID) -> list[str]:
+def _streaming_everything(options: RunOptions) -> RunOptions:
+    return dataclasses.replace(
+        options, stream_mode=list(STREAM_MODES), stream_subgraphs=True, stream_resumable=True
+    )
+
+
+def _pending_interrupts(parts: Parts, thread_id: UUID) -> list[str]:
     try:
         get_thread(parts, thread_id)
     except NotFound:

@@ -29,7 +29,8 @@ from belay_server.domain.errors import (
     TooMany,
     TooMuch,
 )
-from belay_server.domain.runs import CancelAction, MultitaskStrategy, Run, superseded_reason
+from belay_server.domain.run_options import MultitaskStrategy, RunOptions
+from belay_server.domain.runs import CancelAction, Run, superseded_reason
 from belay_server.fault_points import FaultPoint
 from belay_server.graphs.serde import to_json
 from belay_server.services.cancellation import (
@@ -69,15 +70,15 @@ def new_id() -> UUID:
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """A validated create-run body and where it came in. No thread_id: a stateless run."""
+    """A run to create, for whom, and where. Without a `thread_id` it is a stateless run."""
 
-    body: dict[str, Any]
+    options: RunOptions
     thread_id: UUID | None
     request_id: str
     idempotency_key: str | None = None
-    #: What the server puts into the graph's config: the headers that the project asks for.
-    configurable: dict[str, str] = field(default_factory=dict)
-    #: Who asks: what limits count by, and what the graph is told of them.
+    #: The headers that the project copies into the graph's `configurable`.
+    headers: dict[str, str] = field(default_factory=dict)
+    #: The name that limits are counted by, and the user as the graph sees them.
     caller: str | None = None
     user: Mapping[str, Any] | None = field(default=None, repr=False)
     #: Whose Idempotency-Keys these are; and of several creates in one request, which one it is.
@@ -94,14 +95,13 @@ class RunRequest:
 
     @property
     def temporary(self) -> bool:
-        return self.thread_id is None and self.body.get("on_completion") != "keep"
+        return self.thread_id is None and self.options.on_completion != "keep"
 
     @property
     def chosen_id(self) -> UUID | None:
         """The id the client chose, as such or by an Idempotency-Key: same key, same run."""
-        if self.body.get("run_id") is not None:
-            run_id: UUID = self.body["run_id"]
-            return run_id
+        if self.options.run_id is not None:
+            return self.options.run_id
         if self.idempotency_key is None:
             return None
         return _id_of_key(self.key_scope, self.thread_id, self.idempotency_key, self.key_position)
@@ -143,14 +143,13 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
 
     None: something is to be decided, or looks different from what we know; nothing was done.
     """
-    body = request.body
-    assistant = parts.known_assistants.get(body["assistant_id"])
+    assistant = parts.known_assistants.get(request.options.assistant_id)
     if assistant is None or not _leaves_nothing_to_decide(parts, request, assistant):
         return None
-    refuse_unknown_nodes(parts, assistant, body)
+    refuse_unknown_nodes(parts, assistant, request.options)
     thread_id = request.thread_id or new_id()
     new = _new_run(parts, request, assistant, thread_id, run_id)
-    if _starts_elsewhere(new):
+    if new.kwargs.starts_at_checkpoint:
         return None
     fault_points.reached(FaultPoint.BEFORE_COMMIT, run_id)
     with parts.database.connection() as conn:
@@ -171,7 +170,7 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
 
 
 def _leaves_nothing_to_decide(parts: Parts, request: RunRequest, assistant: Assistant) -> bool:
-    if request.body["multitask_strategy"] != MultitaskStrategy.ENQUEUE:
+    if request.options.strategy != MultitaskStrategy.ENQUEUE:
         return False
     if request.chosen_id is not None:
         return False
@@ -201,7 +200,7 @@ def _create_run(parts: Parts, request: RunRequest, run_id: UUID) -> Run:
 def announce_accepted(parts: RunParts, request: RunRequest, accepted: Accepted) -> Run:
     """After the commit: stop what the run superseded, and ring for it."""
     run_id = accepted.run.run_id
-    action = _action_of(request.body["multitask_strategy"])
+    action = _action_of(request.options.strategy)
     fault_points.reached(FaultPoint.COMMITTED, run_id)
     if accepted.cancelled is not None and action is not None:
         announce_cancelled(parts, accepted.cancelled, action)
@@ -243,10 +242,10 @@ class Accepted:
 
 def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: UUID) -> Accepted:
     """The transaction of a create. `announce_accepted` comes after its commit."""
-    named = request.body["assistant_id"]
+    named = request.options.assistant_id
     assistant = resolve_assistant(conn, parts.graphs, named)
     parts.known_assistants.keep(named, assistant)
-    refuse_unknown_nodes(parts, assistant, request.body)
+    refuse_unknown_nodes(parts, assistant, request.options)
     if (existing := _accepted_before(conn, run_id, request.thread_id)) is not None:
         head = claim_rows.next_runs_of_threads(conn, [existing.thread_id])
         return Accepted(existing, None, head)
@@ -272,7 +271,7 @@ def _refuse_too_many(parts: RunParts, conn: Connection, caller: str | None) -> N
         raise TooMany(f"You have {most} pending runs already; try again when some have started")
 
 
-def _action_of(strategy: str) -> CancelAction | None:
+def _action_of(strategy: MultitaskStrategy) -> CancelAction | None:
     if strategy == MultitaskStrategy.INTERRUPT:
         return CancelAction.INTERRUPT
     if strategy == MultitaskStrategy.ROLLBACK:
@@ -288,7 +287,7 @@ def _thread_of(parts: RunParts, conn: Connection, request: RunRequest) -> UUID:
         thread_rows.insert_thread(conn, thread_id, request.thread_metadata, ttl)
     else:
         thread_id = request.thread_id
-        if request.body.get("if_not_exists") == "create" and thread_rows.insert_thread(
+        if request.options.if_not_exists == "create" and thread_rows.insert_thread(
             conn, thread_id, request.thread_metadata, ttl
         ):
             drop_old_log(parts.event_log, thread_id)
@@ -307,28 +306,21 @@ def _accepted_before(conn: Connection, run_id: UUID, thread_id: UUID | None) -> 
     return run
 
 
-def refuse_unknown_nodes(parts: RunParts, assistant: Assistant, body: dict[str, Any]) -> None:
-    """A node that the graph does not have would be ignored in silence."""
+def refuse_unknown_nodes(parts: RunParts, assistant: Assistant, options: RunOptions) -> None:
+    """Raise InvalidRequest for a node that the graph does not have; LangGraph would ignore it."""
     nodes = parts.graphs.nodes_of(assistant.graph_id)
     if nodes is None:
         return
-    goto = (body.get("command") or {}).get("goto") or []
-    named = [
-        *(body.get("interrupt_before") or []),
-        *(body.get("interrupt_after") or []),
-        *(goto if isinstance(goto, list) else [goto]),
-    ]
-    for target in named:
-        node = target["node"] if isinstance(target, dict) else target
+    for node in options.named_nodes:
         if node not in nodes and node not in ("*", "__end__"):
             raise InvalidRequest(f"Node '{node}' is not in graph '{assistant.graph_id}'")
 
 
 def _refuse_unknown_checkpoint(conn: Connection, new: NewRun) -> None:
     """From a checkpoint that is not there a graph would start from an empty state."""
-    if not _starts_elsewhere(new):
+    if not new.kwargs.starts_at_checkpoint:
         return
-    configurable = new.kwargs["config"]["configurable"]
+    configurable = new.kwargs.configurable
     checkpoint_id = configurable.get("checkpoint_id")
     namespace = configurable.get("checkpoint_ns", "")
     if namespace and not configurable.get("checkpoint_map"):
@@ -337,17 +329,11 @@ def _refuse_unknown_checkpoint(conn: Connection, new: NewRun) -> None:
         raise NotFound(f"Checkpoint {checkpoint_id or namespace} not found")
 
 
-def _starts_elsewhere(new: NewRun) -> bool:
-    """Not at the thread's newest state, but at a checkpoint that the request names."""
-    configurable = new.kwargs["config"]["configurable"]
-    return bool(configurable.get("checkpoint_id") or configurable.get("checkpoint_ns"))
-
-
 def _make_room(
     conn: Connection, request: RunRequest, thread_id: UUID, run_id: UUID
 ) -> Cancelled | None:
     """What the multitask strategy does to the runs the thread has already."""
-    strategy = request.body["multitask_strategy"]
+    strategy = request.options.strategy
     action = _action_of(strategy)
     if strategy == MultitaskStrategy.REJECT and run_rows.thread_is_busy(conn, thread_id):
         raise Conflict(THREAD_BUSY)
@@ -362,14 +348,14 @@ def _make_room(
 def _new_run(
     parts: RunParts, request: RunRequest, assistant: Assistant, thread_id: UUID, run_id: UUID
 ) -> NewRun:
-    body = request.body
-    built = build_run_kwargs(
-        body,
+    options = request.options
+    merged = build_run_kwargs(
+        options,
         assistant=assistant,
         thread_id=thread_id,
         run_id=run_id,
         request_id=request.request_id,
-        given=request.configurable,
+        headers=request.headers,
         user=request.user,
         temporary=request.temporary,
         defaults=parts.graphs.project.defaults.get(assistant.graph_id, {}),
@@ -377,8 +363,8 @@ def _new_run(
     refuse_large(
         parts.settings.max_run_bytes,
         "BELAY_MAX_RUN_BYTES",
-        kwargs=built.kwargs,
-        metadata=built.metadata,
+        kwargs=merged.kwargs.to_document(),
+        metadata=merged.metadata,
     )
     return NewRun(
         run_id=run_id,
@@ -386,13 +372,13 @@ def _new_run(
         assistant_id=assistant.assistant_id,
         graph_id=assistant.graph_id,
         queue=parts.graphs.queue_of(assistant.graph_id),
-        metadata=built.metadata,
-        kwargs=built.kwargs,
-        thread_config=built.thread_config,
-        multitask_strategy=body["multitask_strategy"],
+        metadata=merged.metadata,
+        kwargs=merged.kwargs,
+        thread_config=merged.thread_config,
+        multitask_strategy=options.strategy,
         temporary=request.temporary,
-        timeout_seconds=body.get("timeout_seconds"),
-        after_seconds=max(0.0, float(body.get("after_seconds") or 0)),
+        timeout_seconds=options.timeout_seconds,
+        after_seconds=max(0.0, float(options.after_seconds or 0)),
         id_chosen=request.chosen_id is not None,
         caller=request.caller,
     )

@@ -77,7 +77,7 @@ def follow_run(
     return Follow(
         thread_id=run.thread_id,
         run_id=run.run_id,
-        resumable=bool(run.kwargs.get("resumable")),
+        resumable=run.is_resumable,
         cancel_on_disconnect=cancel_on_disconnect,
         stream_modes=stream_modes,
         after=after,
@@ -107,7 +107,7 @@ def position_to_join(parts: Parts, run: Run, last_event_id: str | None) -> Posit
 
     Raises InvalidRequest for a Last-Event-ID that is no event id.
     """
-    if last_event_id is not None and run.kwargs.get("resumable"):
+    if last_event_id is not None and run.is_resumable:
         if last_event_id in ("-1", "0", "-", ""):
             return START
         try:

@@ -1,0 +1,188 @@
+"""The options of a run, as a client gives them, and the arguments that its attempts get. No I/O.
+
+Every way to create a run (the REST API, protocol commands, agent runs, crons) makes `RunOptions`.
+`services.run_kwargs` merges them with the assistant's into `RunKwargs`, which are stored with the
+run and read by the worker that executes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+from uuid import UUID
+
+
+class MultitaskStrategy(enum.StrEnum):
+    """What a new run does when its thread already has one."""
+
+    REJECT = "reject"
+    INTERRUPT = "interrupt"
+    ROLLBACK = "rollback"
+    ENQUEUE = "enqueue"
+
+
+class Durability(enum.StrEnum):
+    SYNC = "sync"
+    ASYNC = "async"
+    EXIT = "exit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """What a client sets when it creates a run.
+
+    The names are those of the create-run request of LangGraph's server. Fields that hold JSON
+    objects are never changed after they were validated.
+    """
+
+    #: An assistant's id, or the name of a graph.
+    assistant_id: str
+    #: The id that the client chose for the run.
+    run_id: UUID | None = None
+    input: Any = None
+    #: `update`, `resume` and `goto`; None when it has none of them.
+    command: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
+    context: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    #: `checkpoint_id`, `checkpoint_ns` and `checkpoint_map`.
+    checkpoint: dict[str, Any] | None = None
+    checkpoint_id: UUID | str | None = None
+    #: Names of nodes, or `["*"]` for all.
+    interrupt_before: list[str] | None = None
+    interrupt_after: list[str] | None = None
+    stream_mode: list[str] | None = None
+    stream_subgraphs: bool | None = None
+    stream_resumable: bool | None = None
+    multitask_strategy: str = MultitaskStrategy.ENQUEUE
+    #: `create` or `reject`: of the thread.
+    if_not_exists: str | None = None
+    #: `delete` or `keep`: of a stateless run and its thread.
+    on_completion: str | None = None
+    #: `cancel` or `continue`
+    on_disconnect: str | None = None
+    #: Delays the start, in seconds.
+    after_seconds: float | None = None
+    #: The time limit of one attempt, in seconds.
+    timeout_seconds: float | None = None
+    durability: str | None = None
+    #: False is an older spelling of `durability="exit"`.
+    checkpoint_during: bool | None = None
+    webhook: str | None = None
+    #: Fail when `command.resume` answers an interrupt that is not pending.
+    strict_resume: bool | None = None
+    feedback_keys: list[str] | None = None
+    #: A JSON schema for `structured` in the graph's output. Only agent runs have one.
+    output_schema: dict[str, Any] | None = None
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Make options of validated JSON. Other keys, and nulls, are left out."""
+        return cls(**{k: v for k, v in document.items() if k in _OPTIONS and v is not None})
+
+    @property
+    def strategy(self) -> MultitaskStrategy:
+        return MultitaskStrategy(self.multitask_strategy)
+
+    @property
+    def resumes(self) -> bool:
+        """Whether the run answers an interrupt of its thread."""
+        return self.command is not None and self.command.get("resume") is not None
+
+    @property
+    def named_nodes(self) -> list[str]:
+        """The nodes that the options name, in no particular order."""
+        goto = (self.command or {}).get("goto") or []
+        targets = goto if isinstance(goto, list) else [goto]
+        return [
+            *(self.interrupt_before or []),
+            *(self.interrupt_after or []),
+            *(target["node"] if isinstance(target, dict) else target for target in targets),
+        ]
+
+
+_OPTIONS = frozenset(option.name for option in dataclasses.fields(RunOptions))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunKwargs:
+    """What an attempt executes a graph with; `kwargs` of a run, as LangGraph's server shows it."""
+
+    config: dict[str, Any]
+    context: dict[str, Any] = field(default_factory=dict)
+    input: Any = None
+    command: dict[str, Any] | None = None
+    stream_mode: list[str] = field(default_factory=lambda: ["values"])
+    interrupt_before: list[str] | None = None
+    interrupt_after: list[str] | None = None
+    webhook: str | None = None
+    feedback_keys: list[str] | None = None
+    #: The run has a thread of its own, which is deleted with it.
+    temporary: bool = False
+    #: Stream what subgraphs do, too.
+    subgraphs: bool = False
+    #: Clients may read the stream again from an event of it.
+    resumable: bool = False
+    checkpoint_during: bool = True
+    durability: str = Durability.ASYNC
+    strict_resume: bool = False
+    output_schema: dict[str, Any] | None = None
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Self:
+        """Read what `to_document` wrote. Keys of other versions of Belay are left out."""
+        return cls(**{k: v for k, v in document.items() if k in _KWARGS})
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the JSON that is stored and shown. The two keys that are not LangGraph's stand in
+        it only where they are set."""
+        document = {name: getattr(self, name) for name in _SHOWN}
+        if self.strict_resume:
+            document["strict_resume"] = True
+        if self.output_schema is not None:
+            document["output_schema"] = self.output_schema
+        return document
+
+    @property
+    def configurable(self) -> dict[str, Any]:
+        configurable: dict[str, Any] = self.config["configurable"]
+        return configurable
+
+    @property
+    def starts_at_checkpoint(self) -> bool:
+        """Whether the run starts at a checkpoint that was named, not at the newest state."""
+        return bool(
+            self.configurable.get("checkpoint_id") or self.configurable.get("checkpoint_ns")
+        )
+
+    @property
+    def writes_behind(self) -> bool:
+        """Whether checkpoints are stored while the next step already runs."""
+        return self.durability == Durability.ASYNC
+
+    @property
+    def may_pause(self) -> bool:
+        """Whether the run was asked to stop before or after a node."""
+        return bool(self.interrupt_before or self.interrupt_after)
+
+
+_KWARGS = frozenset(argument.name for argument in dataclasses.fields(RunKwargs))
+_SHOWN = (
+    "input",
+    "command",
+    "config",
+    "context",
+    "stream_mode",
+    "interrupt_before",
+    "interrupt_after",
+    "webhook",
+    "feedback_keys",
+    "temporary",
+    "subgraphs",
+    "resumable",
+    "checkpoint_during",
+    "durability",
+)
