@@ -10,10 +10,10 @@ from flask.testing import FlaskClient
 
 from belay_server.api.application import create_api
 from belay_server.domain.access import EVERYTHING
-from belay_server.graphs.project import read_project
+from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.meters import WebMeters
 from belay_server.settings import Settings
+from belay_server.web_metrics import WebMetrics
 from tests.servers import PROJECT
 
 
@@ -22,7 +22,7 @@ def bare_client(config: Path = PROJECT) -> FlaskClient:
     parts = SimpleNamespace(
         settings=settings,
         graphs=GraphRegistry(read_project(config)),
-        meters=WebMeters(),
+        metrics=WebMetrics(),
         project_app=None,
         authentication=None,
         rate_limits=None,

@@ -21,7 +21,7 @@ from belay_server.dev.embedded import (
     wait_until_ready,
 )
 from belay_server.dev.process_tree import die_with_parent
-from belay_server.graphs.project import read_project
+from belay_server.graphs.project.langgraph_json import read_project
 
 PROJECT = Path(__file__).parent / "project" / "langgraph.json"
 STORE_INDEX = read_project(PROJECT).store.index

@@ -93,8 +93,8 @@ def migrate() -> None:
 
     from belay_server.db.migrate import VectorsUnavailable  # noqa: PLC0415
     from belay_server.db.migrate import migrate as apply_migrations  # noqa: PLC0415
-    from belay_server.graphs.project import read_project  # noqa: PLC0415
-    from belay_server.graphs.project_files import ProjectError  # noqa: PLC0415
+    from belay_server.graphs.project.langgraph_json import read_project  # noqa: PLC0415
+    from belay_server.graphs.project.loading import ProjectError  # noqa: PLC0415
 
     try:
         settings = Settings.from_environ({"REDIS_URL": "redis://unused", **os.environ})

@@ -17,9 +17,9 @@ from psycopg_pool import ConnectionPool
 
 from belay_server import logs
 from belay_server.api.application import create_api
-from belay_server.api.authentication import KeyAuthentication, authentication_of
-from belay_server.api.limits import connection_owner
-from belay_server.api.project_app import ProjectApp
+from belay_server.api.project.app import ProjectApp
+from belay_server.api.security.authentication import KeyAuthentication, authentication_of
+from belay_server.api.security.limits import connection_owner
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.client import Keys, connect_redis
 from belay_server.bus.event_log import EventLog
@@ -30,19 +30,19 @@ from belay_server.db import assistants as assistant_rows
 from belay_server.db import runs as run_rows
 from belay_server.db.connection import Connection, Database, open_pool, while_unavailable
 from belay_server.db.migrate import SchemaNotReady, wait_for_schema
-from belay_server.dispatch import Doorbell
-from belay_server.graphs.project import read_project
-from belay_server.graphs.project_files import ProjectError
+from belay_server.doorbell import Doorbell
+from belay_server.graphs.project.langgraph_json import read_project
+from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import ApiStore
-from belay_server.meters import WebMeters
-from belay_server.services.known_assistants import KnownAssistants
+from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
+from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.open_keys import OpenKeys
-from belay_server.services.output_schemas import OutputSchemaChecks
 from belay_server.services.parts import Parts
-from belay_server.services.state_jobs import StateParts
-from belay_server.services.state_process import StateProcess
 from belay_server.settings import Settings, SettingsError
+from belay_server.states.jobs import StateParts
+from belay_server.states.process import StateProcess
+from belay_server.web_metrics import WebMetrics
 
 _SCHEMA_WAIT_SECONDS = 60.0
 _CANCEL_CONNECTIONS = 2
@@ -83,7 +83,7 @@ def join_parts(settings: Settings) -> Parts:
         lambda conn: assistant_rows.put_system_assistants(conn, list(graphs.project.graphs)),
     )
     authentication = authentication_of(settings, graphs.project, database)
-    meters = WebMeters(settings.web_metrics_dir)
+    metrics = WebMetrics(settings.web_metrics_dir)
     keys = Keys(settings.redis_prefix)
     client = connect_redis(settings)
     event_log = EventLog(
@@ -102,11 +102,11 @@ def join_parts(settings: Settings) -> Parts:
         doorbell=Doorbell.of(settings),
         cancel_flags=CancelFlags(client, keys),
         event_log=event_log,
-        feed=_feed(settings, keys, event_log, database, meters),
-        known_assistants=KnownAssistants(),
+        feed=_feed(settings, keys, event_log, database, metrics),
+        assistant_cache=AssistantCache(),
         store=ApiStore(pool, graphs.store),
-        count_unstarted=meters.ended_unstarted,
-        meters=meters,
+        count_unstarted=metrics.ended_unstarted,
+        metrics=metrics,
         states=states,
         output_schemas=OutputSchemaChecks(states),
         project_app=ProjectApp.load(graphs.project),
@@ -158,7 +158,7 @@ def _open_cancel_pool(settings: Settings) -> ConnectionPool[Connection]:
 
 
 def _feed(
-    settings: Settings, keys: Keys, event_log: EventLog, database: Database, meters: WebMeters
+    settings: Settings, keys: Keys, event_log: EventLog, database: Database, metrics: WebMetrics
 ) -> RunFeed:
     def connect(timeout: float | None) -> redis.Redis:
         return connect_redis(settings, timeout=timeout)
@@ -167,4 +167,4 @@ def _feed(
         with database.connection() as conn:
             return run_rows.ended_runs(conn, run_ids)
 
-    return RunFeed(connect, keys, event_log, ended_runs, meters.listeners_changed)
+    return RunFeed(connect, keys, event_log, ended_runs, metrics.listeners_changed)

@@ -50,19 +50,19 @@ forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
 
 def post_fork(server, worker):
     """A worker dies with its master, also when that was killed."""
-    from belay_server import quick_start  # noqa: F401, PLC0415  (what it loads now, it keeps)
+    from belay_server import startup_gc  # noqa: F401, PLC0415  (what it loads now, it keeps)
 
     if sys.platform == "linux":
-        from belay_server import memory  # noqa: PLC0415
+        from belay_server import allocator  # noqa: PLC0415
 
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-        memory.return_large_blocks()
+        allocator.return_large_blocks()
 
 
 def post_worker_init(worker):
-    from belay_server import quick_start  # noqa: PLC0415
+    from belay_server import startup_gc  # noqa: PLC0415
 
-    quick_start.started()
+    startup_gc.started()
 
 
 def pre_request(worker, req):
@@ -108,7 +108,7 @@ def when_ready(server):
 
 def _refuse_to_be_open(addresses):
     """Addresses as gunicorn has them: of the command line, if it names any, else of this file."""
-    from belay_server.open_servers import refuse_open_server  # noqa: PLC0415
+    from belay_server.exposure import refuse_open_server  # noqa: PLC0415
     from belay_server.settings import SettingsError  # noqa: PLC0415
 
     hosts = [a[0] if isinstance(a, tuple) else str(a) for a in addresses]

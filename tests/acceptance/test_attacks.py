@@ -481,7 +481,7 @@ def test_slow_receivers_hold_up_only_themselves(ann, bob):
 
 
 def test_a_call_has_a_deadline_in_all():
-    from belay_server.services.deadline_http import ERRORS, post
+    from belay_server.services.webhooks.deadline_http import ERRORS, post
 
     slow = Trickle()
     try:

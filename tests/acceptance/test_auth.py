@@ -20,7 +20,7 @@ from langgraph_sdk.errors import APIStatusError
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from belay_server.domain.agent_runs import agent_run_id
+from belay_server.domain.agent_runs.runs import agent_run_id
 from tests.acceptance.exa_clients import BETA, asking
 from tests.acceptance.playing import frames_of, refused
 from tests.conformance import watched

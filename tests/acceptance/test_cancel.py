@@ -313,7 +313,7 @@ def test_a_thousand_runs_in_one_call(server, http, sync_client, thread_id, beats
     assert (1000, {"interrupted"}) == (len(found), {run["status"] for run in found})
 
 
-def test_timeouts_end_a_run_by_the_same_ladder_and_say_so(http, sync_client, beats):
+def test_timeouts_end_a_run_by_the_same_steps_and_say_so(http, sync_client, beats):
     for graph, kind in (("steps", None), ("nodes", "swallow_sync"), ("nodes", "time_sleep")):
         thread_id = sync_client.threads.create()["thread_id"]
         body = {

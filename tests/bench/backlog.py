@@ -21,7 +21,7 @@ from belay_server.db import run_claims as claim_rows
 from belay_server.db.connection import connect
 from belay_server.domain.assistants import system_assistant_id
 from belay_server.domain.runs import Ending, RunStatus
-from belay_server.services.run_attempts import end_run
+from belay_server.services.runs.endings import end_run
 from tests.cluster import Cluster
 from tests.waiting import wait_until
 

@@ -31,7 +31,7 @@ import psutil
 import psycopg
 import redis
 
-from belay_server.dispatch import Doorbell
+from belay_server.doorbell import Doorbell
 from belay_server.settings import Settings
 from tests.cluster import Cluster, Member
 from tests.faults.history import ACTIVE, Checker, Fault, Verdict, read_beats

@@ -12,7 +12,7 @@ import pytest
 import redis
 from langgraph_sdk import get_sync_client
 
-from belay_server.dispatch import Doorbell
+from belay_server.doorbell import Doorbell
 from belay_server.settings import Settings
 from tests.faults.conftest import Probe, long_case, signal_tree
 from tests.waiting import wait_until

@@ -14,12 +14,12 @@ from belay_server.bus.event_log import EventLog
 from belay_server.db import assistants, runs, threads
 from belay_server.db import run_claims as claim_rows
 from belay_server.db.connection import connect
-from belay_server.dispatch import Doorbell
 from belay_server.domain.assistants import system_assistant_id
 from belay_server.domain.run_options import RunKwargs
-from belay_server.graphs.project import read_project
+from belay_server.doorbell import Doorbell
+from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.services.known_assistants import KnownAssistants
+from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.parts import RunParts
 from belay_server.settings import Settings
 from tests.servers import PROJECT
@@ -46,7 +46,7 @@ def run_parts(database_url, valkey_url):
         doorbell=Doorbell.of(settings),
         cancel_flags=CancelFlags(client, keys),
         event_log=EventLog(client, keys, ttl_seconds=60, max_events=100),
-        known_assistants=KnownAssistants(),
+        assistant_cache=AssistantCache(),
         count_unstarted=lambda _status: None,
     )
     client.close()

@@ -14,21 +14,21 @@ from belay_server.db import assistants as assistant_rows
 from belay_server.db import runs as run_rows
 from belay_server.db.connection import Database, open_pool
 from belay_server.db.run_cancels import CancelFilter
-from belay_server.domain.agent_errors import PreviousRunNotFound, RunNotFound, TooManyRuns
+from belay_server.domain.agent_runs.errors import PreviousRunNotFound, RunNotFound, TooManyRuns
 from belay_server.domain.errors import Interrupted
 from belay_server.domain.runs import CancelAction
-from belay_server.services.agent_runs import (
+from belay_server.services.agent_runs.lifecycle import (
     AgentRunRequest,
     create_agent_run,
     get_agent_run,
     list_agent_runs,
     options_of_run,
 )
-from belay_server.services.cancellation import cancel_runs
 from belay_server.services.parts import Parts
-from belay_server.services.run_creates import RunRequest, new_id
-from belay_server.services.runs import delete_run
-from belay_server.services.threads import delete_thread
+from belay_server.services.runs.cancellation import cancel_runs
+from belay_server.services.runs.creation import RunRequest, new_id
+from belay_server.services.runs.deletion import delete_run
+from belay_server.services.threads.records import delete_thread
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ from belay_server.db import threads as thread_rows
 from belay_server.db.connection import connect
 from belay_server.db.crons import CronContent
 from belay_server.domain.assistants import system_assistant_id
-from belay_server.services import cron_firing, run_creates
+from belay_server.services import cron_firing
 from belay_server.services.cron_firing import fire_due_crons
+from belay_server.services.runs import creation as run_creates
 
 COUNTER = system_assistant_id("counter")
 ALL = 100

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 import redis
 
-from belay_server.dispatch import Doorbell
+from belay_server.doorbell import Doorbell
 from belay_server.settings import Settings
 
 

@@ -18,9 +18,6 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-import belay_workers.supervisor
-import belay_workers.sweeper
-import belay_workers.webhooks
 from belay_server.db import api_keys as key_rows
 from belay_server.db import run_claims as claim_rows
 from belay_server.db.connection import Connection, Database, open_pool
@@ -29,15 +26,16 @@ from belay_server.domain.api_keys import make_key
 from belay_server.domain.webhooks import WebhookPolicy
 from belay_server.services import cron_firing, quarantine
 from belay_server.services.open_keys import OpenKeys
-from belay_server.services.webhooks import CallFailed
-from belay_workers import dead_runs
-from belay_workers.dead_runs import DeadRuns
-from belay_workers.ladder import Death
-from belay_workers.orphans import Orphans
+from belay_server.services.webhooks.calls import CallFailed
+from belay_workers.background import sweeper, webhooks
+from belay_workers.background.sweeper import Sweeper
+from belay_workers.background.webhooks import Webhooks
 from belay_workers.slots import Phase, Reading, SlotTable, StopReason
-from belay_workers.supervisor import Supervisor
-from belay_workers.sweeper import Sweeper
-from belay_workers.webhooks import Webhooks
+from belay_workers.supervision import child_deaths, supervisor
+from belay_workers.supervision.child_deaths import ChildDeaths
+from belay_workers.supervision.orphans import Orphans
+from belay_workers.supervision.stopper import Death
+from belay_workers.supervision.supervisor import Supervisor
 from tests.integration.test_cron_firing import new_cron, now, runs_of
 from tests.integration.test_run_moves import cancel
 from tests.integration.test_sweeper import Doorbell, Silent
@@ -141,12 +139,12 @@ def quick(monkeypatch):
     """What is put off, is for a moment."""
     monkeypatch.setattr(quarantine, "_FIRST_SECONDS", 0.02)
     monkeypatch.setattr(cron_firing, "FIRST_SECONDS", 0.02)
-    monkeypatch.setattr(dead_runs, "_RETRY_SECONDS", 0.02)
-    for loop in (belay_workers.sweeper, belay_workers.webhooks, belay_workers.supervisor):
+    monkeypatch.setattr(child_deaths, "_RETRY_SECONDS", 0.02)
+    for loop in (sweeper, webhooks, supervisor):
         monkeypatch.setattr(loop, "_RETRY_SECONDS", 0.02)
-    monkeypatch.setattr(belay_workers.sweeper, "_TIDY_EVERY_SECONDS", 0.05)
-    monkeypatch.setattr(belay_workers.webhooks, "_LEASE_SECONDS", 0.3)
-    monkeypatch.setattr(belay_workers.webhooks, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(sweeper, "_TIDY_EVERY_SECONDS", 0.05)
+    monkeypatch.setattr(webhooks, "_LEASE_SECONDS", 0.3)
+    monkeypatch.setattr(webhooks, "_POLL_SECONDS", 0.02)
 
 
 def settings_of(parts):
@@ -250,8 +248,8 @@ def test_the_webhook_caller_goes_on(rows, run_parts, failures, quick, monkeypatc
         if "unsure" in call.url and made.count(call.url) == 1:
             raise CallFailed("503")
 
-    monkeypatch.setattr(belay_workers.webhooks, "make_call", make_call)
-    monkeypatch.setattr(belay_workers.webhooks, "_FIRST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(webhooks, "make_call", make_call)
+    monkeypatch.setattr(webhooks, "_FIRST_WAIT_SECONDS", 0.02)
     caller = Webhooks(settings_of(run_parts), WebhookPolicy(), {})
     failing = failures("belay webhooks")
 
@@ -298,12 +296,12 @@ def death(run, reason: StopReason, phase: Phase = Phase.RUNNING) -> Death:
 @every_state
 def test_the_ends_of_dead_runs_go_on_being_written(rows, run_parts, failures, quick, state):
     """What cannot be written is the sweeper's, and it alone."""
-    from belay_server.services.cancellation import announcer
+    from belay_server.services.runs.cancellation import announcer
 
     parts = dataclasses.replace(
         run_parts, settings=settings_of(run_parts), doorbell=Doorbell(0), event_log=Silent()
     )
-    dead = DeadRuns(parts.settings, SlotTable(1), "test", announcer(parts))
+    dead = ChildDeaths(parts.settings, SlotTable(1), "test", announcer(parts))
     failing = failures("belay supervisor end")
     stopping = threading.Event()
 

@@ -16,7 +16,7 @@ from belay_server.db.connection import connect, fetch_value
 from belay_server.db.runs import NewRun
 from belay_server.domain.run_options import RunKwargs
 from belay_server.domain.runs import CancelAction, Ending, RunStatus
-from belay_server.services.run_attempts import end_run
+from belay_server.services.runs.endings import end_run
 from tests.waiting import wait_until
 
 

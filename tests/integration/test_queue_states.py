@@ -60,7 +60,7 @@ def test_ages_are_those_of_the_oldest_that_is_due(empty):
 
 def test_what_the_sweeper_takes_from_the_gone_is_counted(empty):
     table = SlotTable(1)
-    made = sweeper(Doorbell(0), table.tally)
+    made = sweeper(Doorbell(0), table.counters)
     for attempts in (1, 3):
         claimed = empty.running()
         empty.conn.execute(
@@ -71,5 +71,5 @@ def test_what_the_sweeper_takes_from_the_gone_is_counted(empty):
     assert made._holds_lease(empty.conn)
     empty.conn.execute("UPDATE scheduler_lease SET judges_after = now() - interval '1 s'")
     made._take_from_the_gone(empty.conn)
-    assert table.tallies.count(LEASE_LOSSES, "sweeper") == 2
-    assert table.tallies.count(RUNS_ENDED, "error") == 1
+    assert table.counter_table.count(LEASE_LOSSES, "sweeper") == 2
+    assert table.counter_table.count(RUNS_ENDED, "error") == 1

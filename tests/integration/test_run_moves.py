@@ -15,8 +15,8 @@ from belay_server.db import run_claims as claim_rows
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.assistants import system_assistant_id
 from belay_server.domain.runs import CancelAction, Claim, Ending, RunStatus, user_cancel_reason
-from belay_server.services.cancellation import cancel_locked_runs
-from belay_server.services.run_attempts import (
+from belay_server.services.runs.cancellation import cancel_locked_runs
+from belay_server.services.runs.endings import (
     STOPPED,
     end_cancelled_run,
     end_run,

@@ -11,16 +11,16 @@ from langgraph.types import Command
 
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import run_claims as claim_rows
-from belay_server.db.patient_connection import PatientConnection
+from belay_server.db.reconnecting import ReconnectingConnection
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.runs import CancelAction, Ending, RunStatus
-from belay_server.graphs.project import read_project
+from belay_server.graphs.checkpoints.run_saver import ClaimLost, RunSaver
+from belay_server.graphs.checkpoints.thread_saver import ThreadSaver
+from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.graphs.run_saver import ClaimLost, RunSaver
-from belay_server.graphs.thread_saver import ThreadSaver
 from belay_server.graphs.thread_state import bound
-from belay_server.services.cancellation import cancel_locked_runs
-from belay_server.services.run_attempts import STOPPED, end_cancelled_run, end_run
+from belay_server.services.runs.cancellation import cancel_locked_runs
+from belay_server.services.runs.endings import STOPPED, end_cancelled_run, end_run
 from tests.integration.conftest import LEASE
 from tests.servers import PROJECT
 
@@ -39,7 +39,7 @@ def thread_of_execution():
 
 
 def invoke(conn, graphs, claimed, graph_id, given, pool, durability="sync"):
-    saver = RunSaver(PatientConnection(lambda: conn), claimed.claim, pool, lambda: False)
+    saver = RunSaver(ReconnectingConnection(lambda: conn), claimed.claim, pool, lambda: False)
     graph = bound(graphs.read(graph_id, {}), saver)
     config = {"configurable": {"thread_id": str(claimed.thread_id)}}
     return graph.invoke(given, config, durability=durability)
@@ -135,7 +135,12 @@ def test_a_string_with_nul_does_not_stop_a_checkpoint(rows, conn, graphs, thread
 async def stream(conn, graphs, claimed, graph_id, given, pool, **options):
     """Runs a graph on a saver that writes behind; the statements it took, and the saver."""
     saver = RunSaver(
-        PatientConnection(lambda: conn), claimed.claim, pool, lambda: False, behind=True, **options
+        ReconnectingConnection(lambda: conn),
+        claimed.claim,
+        pool,
+        lambda: False,
+        behind=True,
+        **options,
     )
     stored = []
     store = saver._store

@@ -5,13 +5,13 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from belay_server.graphs.project import read_project
+from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.services.known_assistants import KnownAssistants
+from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.parts import RunParts
 from belay_server.settings import Settings
-from belay_workers.sweeper import Sweeper
-from belay_workers.tallies import Tally
+from belay_workers.background.sweeper import Sweeper
+from belay_workers.counters import Counters
 from tests.servers import PROJECT
 
 
@@ -34,7 +34,7 @@ class Silent:
     def lower_flags(self, run_ids) -> None: ...
 
 
-def sweeper(doorbell: Doorbell, tally: Tally | None = None) -> Sweeper:
+def sweeper(doorbell: Doorbell, counters: Counters | None = None) -> Sweeper:
     settings = Settings.from_environ(
         {"DATABASE_URL": "postgresql://nowhere/", "REDIS_URL": "redis://nowhere/"}
     )
@@ -44,10 +44,10 @@ def sweeper(doorbell: Doorbell, tally: Tally | None = None) -> Sweeper:
         doorbell=doorbell,
         cancel_flags=Silent(),
         event_log=Silent(),
-        known_assistants=KnownAssistants(),
+        assistant_cache=AssistantCache(),
         count_unstarted=lambda _status: None,
     )
-    return Sweeper(parts, "the test", tally)
+    return Sweeper(parts, "the test", counters)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ STATES = ("0A000", "21000", "22P05", "23505", "40001", "42601", "53200", "54000"
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("state", STATES)
 def test_no_part_of_a_tick_stops_the_others(rows, monkeypatch, part, state):
-    import belay_workers.sweeper
+    import belay_workers.background.sweeper
 
     called = []
 
@@ -167,27 +167,27 @@ def test_no_part_of_a_tick_stops_the_others(rows, monkeypatch, part, state):
     mine = sweeper(Doorbell(0))
     for name in PARTS:
         error = psycopg.errors.lookup(state) if name == part else None
-        where = mine if name.startswith("_") else belay_workers.sweeper
+        where = mine if name.startswith("_") else belay_workers.background.sweeper
         monkeypatch.setattr(where, name, noting(name, error))
     mine._sweep(rows.conn)
     assert called == list(PARTS)
 
 
 def test_a_lost_run_that_cannot_be_recovered_does_not_hold_up_the_others(rows, monkeypatch):
-    import belay_workers.sweeper
+    import belay_workers.background.sweeper
 
     rows.conn.execute("DELETE FROM thread")
     bad, good = rows.running(), rows.running()
-    recover = belay_workers.sweeper.recover_run
+    recover = belay_workers.background.sweeper.recover_run
 
     def refusing(conn, claim, **how):
         if claim.run_id == bad.run_id:
             conn.execute("SELECT jsonb_build_array(repeat('x', 300000000))")
         return recover(conn, claim, **how)
 
-    monkeypatch.setattr(belay_workers.sweeper, "recover_run", refusing)
+    monkeypatch.setattr(belay_workers.background.sweeper, "recover_run", refusing)
     rows.conn.execute("DELETE FROM scheduler_lease")
-    mine = sweeper(Doorbell(0), Tally(memoryview(bytearray(8 * 400)).cast("d")))
+    mine = sweeper(Doorbell(0), Counters(memoryview(bytearray(8 * 400)).cast("d")))
     assert mine._holds_lease(rows.conn)
     for run in (bad, good):
         rows.conn.execute(

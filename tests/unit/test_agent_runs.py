@@ -10,9 +10,9 @@ from uuid import UUID
 
 import pytest
 
-from belay_server.api import agent_runs as agent_routes
-from belay_server.domain.agent_outputs import output_of
-from belay_server.domain.agent_runs import (
+from belay_server.api.agent_runs import routes as agent_routes
+from belay_server.domain.agent_runs.outputs import output_of
+from belay_server.domain.agent_runs.runs import (
     STOPPED,
     AgentRun,
     agent_run_id,
@@ -22,9 +22,9 @@ from belay_server.domain.agent_runs import (
     written,
 )
 from belay_server.domain.errors import Interrupted, Unavailable
-from belay_server.graphs.project import read_project
-from belay_server.services.agent_run_events import events_of, replay
-from belay_server.services.run_creates import new_id
+from belay_server.graphs.project.langgraph_json import read_project
+from belay_server.services.agent_runs.events import events_of, replay
+from belay_server.services.runs.creation import new_id
 from belay_server.settings import EXAMPLE_CONFIG
 from tests.acceptance.exa_schemas import RUN, check, check_answer
 from tests.bare_api import bare_client

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from langgraph.checkpoint.base import id as library
 
-from belay_server.graphs.checkpoint_ids import go_on_after
+from belay_server.graphs.checkpoints.ids import go_on_after
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ from typing import Any, cast
 
 import pytest
 
-from belay_server.domain.agent_outputs import output_of
-from belay_server.domain.output_schemas import check_output_schema, mismatch
+from belay_server.domain.agent_runs.output_schemas import check_output_schema, mismatch
+from belay_server.domain.agent_runs.outputs import output_of
 from belay_server.example.graphs.research import graph
 
 

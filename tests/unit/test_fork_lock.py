@@ -8,12 +8,12 @@ import sys
 import threading
 import uuid
 
-from belay_server.dispatch import Doorbell
+from belay_server.doorbell import Doorbell
 
 #: In a process of its own: what is registered for forks stays registered.
 FORKS = """
 import os, threading, time
-from belay_workers.fork_lock import never_while_forking
+from belay_workers.supervision.fork_lock import never_while_forking
 
 lock = never_while_forking()
 entered, left = threading.Event(), []

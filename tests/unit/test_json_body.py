@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from werkzeug.test import EnvironBuilder
 
-from belay_server.api.json_body import read_body
-from belay_server.api.json_documents import MAX_DEPTH, parse_document
+from belay_server.api.http.json_body import read_body
+from belay_server.api.http.json_documents import MAX_DEPTH, parse_document
 from belay_server.domain.errors import InvalidRequest
 
 

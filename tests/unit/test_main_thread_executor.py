@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from belay_workers.main_thread_executor import MainThreadExecutor, RunCancelled
+from belay_workers.child.main_thread_executor import MainThreadExecutor, RunCancelled
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from werkzeug.datastructures import Headers
 
-from belay_server.api.origins import Origins
+from belay_server.api.security.origins import Origins
 from belay_server.domain.errors import Forbidden
-from belay_server.graphs.http_config import CorsRules
+from belay_server.graphs.project.http_section import CorsRules
 from belay_server.settings import Settings
 
 URLS = {"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from belay_workers import processes
-from belay_workers.orphans import Orphans
+from belay_workers.supervision import processes
+from belay_workers.supervision.orphans import Orphans
 
 processes.become_reaper()
 slots = []

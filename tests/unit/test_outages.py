@@ -7,7 +7,7 @@ import pytest
 
 from belay_server.db.connection import unavailable_when_unreachable
 from belay_server.db.outages import is_outage, is_unstorable, is_worth_waiting
-from belay_server.db.patient_connection import PatientConnection
+from belay_server.db.reconnecting import ReconnectingConnection
 from belay_server.domain.errors import Interrupted, InvalidRequest, Unavailable
 
 E = psycopg.errors
@@ -77,7 +77,7 @@ def test_a_child_does_not_wait_for_a_statement_that_cannot_succeed(error):
         raise error("never")
 
     with pytest.raises(error):
-        PatientConnection(Open).run(work, keep_waiting=lambda: True)
+        ReconnectingConnection(Open).run(work, keep_waiting=lambda: True)
     assert tries == [1]
 
 

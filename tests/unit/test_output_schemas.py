@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from belay_server.domain import output_schemas
-from belay_server.domain.agent_errors import InvalidOutputSchema
-from belay_server.domain.output_schemas import mismatch
+from belay_server.domain.agent_runs import output_schemas
+from belay_server.domain.agent_runs.errors import InvalidOutputSchema
+from belay_server.domain.agent_runs.output_schemas import mismatch
 
 DIALECTS = (
     "http://json-schema.org/draft-07/schema#",

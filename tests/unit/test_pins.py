@@ -13,8 +13,8 @@ import langgraph.checkpoint.serde._msgpack as msgpack_safety
 import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from belay_server.dispatch import celery_config
-from belay_server.graphs.thread_saver import ThreadSaver
+from belay_server.doorbell import celery_config
+from belay_server.graphs.checkpoints.thread_saver import ThreadSaver
 from belay_server.settings import Settings
 
 #: Package, first version without the fault, advisory.

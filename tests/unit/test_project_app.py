@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from belay_server.api.project_app import ProjectApp
-from belay_server.graphs.project import read_project
-from belay_server.graphs.project_files import ProjectError
+from belay_server.api.project.app import ProjectApp
+from belay_server.graphs.project.langgraph_json import read_project
+from belay_server.graphs.project.loading import ProjectError
 from tests.servers import PROJECT
 
 GRAPHS = {"counter": "./graphs/simple.py:counter"}

@@ -10,13 +10,13 @@ from flask import Flask
 from langgraph_sdk import Auth
 from starlette.exceptions import HTTPException as StarletteException
 
-from belay_server.api import project_auth
-from belay_server.api.large_bodies import LARGE_BODIES, LargeBodies
-from belay_server.api.parts import PARTS
-from belay_server.api.project_auth import ProjectAuth, ProjectUser
+from belay_server.api.context import PARTS
+from belay_server.api.http.large_bodies import LARGE_BODIES, LargeBodies
+from belay_server.api.project import auth as project_auth
+from belay_server.api.project.auth import ProjectAuth, ProjectUser
 from belay_server.domain.access import Caller
 from belay_server.domain.errors import Forbidden, Refused, Unavailable
-from belay_server.graphs.project_files import ProjectError
+from belay_server.graphs.project.loading import ProjectError
 
 ANN = Caller("user:ann", "ann", user={"identity": "ann", "permissions": ["read"], "plan": "gold"})
 SOURCE = """

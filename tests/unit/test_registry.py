@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from belay_server.graphs.project import read_project
-from belay_server.graphs.project_files import ProjectError
+from belay_server.graphs.project.langgraph_json import read_project
+from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
 from tests.servers import PROJECT
 

@@ -13,7 +13,7 @@ import pytest
 from belay_server.domain.assistants import Assistant
 from belay_server.domain.errors import BadRequest
 from belay_server.domain.run_options import RunKwargs, RunOptions
-from belay_server.services.run_kwargs import MergedRun, build_run_kwargs
+from belay_server.services.runs.kwargs import MergedRun, build_run_kwargs
 
 RUN, THREAD, ASSISTANT = UUID(int=1), UUID(int=2), UUID(int=3)
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -11,8 +11,8 @@ import pytest
 from belay_server.bus.event_log import Event, Position
 from belay_server.db.runs import RunEnd
 from belay_server.domain.runs import RunStatus
-from belay_server.services import run_stream
-from belay_server.services.run_stream import Follow
+from belay_server.services.runs import stream as run_stream
+from belay_server.services.runs.stream import Follow
 from belay_server.services.stream_clients import StreamClient
 
 ERROR = {"error": "TimeoutError", "message": "too long"}

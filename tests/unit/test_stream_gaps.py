@@ -8,8 +8,8 @@ import pytest
 from langgraph_sdk.sse import SSEDecoder
 
 from belay_server.bus.event_log import END_SEQ, START, Event, Position
-from belay_server.services.run_stream import GAP, Follow, _frames, follows_directly
-from belay_server.services.thread_stream import _ThreadEvents, _without_gaps
+from belay_server.services.runs.stream import GAP, Follow, _frames, follows_directly
+from belay_server.services.threads.stream import _ThreadEvents, _without_gaps
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import marshmallow as ma
 import pytest
 
 import belay_server.api
-from belay_server.api.fields import Body, List, Map
-from belay_server.api.unread_bodies import _Chunks
-from belay_server.services.output_schemas import OutputSchemaChecks
-from belay_server.services.state_jobs import check_schema
+from belay_server.api.http.fields import Body, List, Map
+from belay_server.api.http.unread_bodies import _Chunks
+from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
+from belay_server.states.jobs import check_schema
 
 
 class Counted(ma.fields.String):
@@ -36,7 +36,7 @@ def test_what_is_too_long_is_not_looked_into():
 
 def test_others_have_their_turn_between_the_steps_of_a_schemas_check(monkeypatch):
     turns = []
-    monkeypatch.setattr("belay_server.services.output_schemas.time.sleep", turns.append)
+    monkeypatch.setattr("belay_server.services.agent_runs.output_schemas.time.sleep", turns.append)
     aside = []
     checks = OutputSchemaChecks(SimpleNamespace(run_aside=lambda *job: aside.append(job)))
     checks.check({"properties": {f"p{n}": {"type": "string"} for n in range(10)}})
@@ -49,7 +49,9 @@ def test_others_have_their_turn_between_the_steps_of_a_schemas_check(monkeypatch
 def test_every_list_and_map_of_a_request_has_an_end_that_is_looked_at_first():
     """marshmallow's own look at each element, and then at the length."""
     seen = 0
-    for name in (file.stem for file in Path(belay_server.api.__file__).parent.glob("*_schemas.py")):
+    folder = Path(belay_server.api.__file__).parent
+    for file in folder.rglob("*schemas.py"):
+        name = ".".join(file.relative_to(folder).with_suffix("").parts)
         for schema in vars(import_module(f"belay_server.api.{name}")).values():
             if not isinstance(schema, type) or not issubclass(schema, Body):
                 continue
@@ -70,7 +72,7 @@ def test_a_map_that_is_too_long_is_not_looked_into_either():
 
 def test_a_body_of_very_many_chunks_is_read_in_turns(monkeypatch):
     turns = []
-    monkeypatch.setattr("belay_server.api.unread_bodies.time.sleep", turns.append)
+    monkeypatch.setattr("belay_server.api.http.unread_bodies.time.sleep", turns.append)
     assert _Chunks(iter([b"x"] * 10_000)).read() == b"x" * 10_000
     assert turns == [0] * 39
 

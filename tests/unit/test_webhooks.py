@@ -14,8 +14,8 @@ import pytest
 
 from belay_server.domain.errors import InvalidRequest
 from belay_server.domain.webhooks import WebhookPolicy, blocked_range, parse_target
-from belay_server.services.host_names import HostNames
-from belay_server.services.webhooks import refuse_bad_webhook, signed_headers
+from belay_server.services.webhooks.calls import refuse_bad_webhook, signed_headers
+from belay_server.services.webhooks.host_names import HostNames
 
 ANY = WebhookPolicy()
 

@@ -24,36 +24,36 @@ from celery.app.amqp import AMQP
 from celery.platforms import SecurityWarning
 from kombu import Connection
 
-from belay_server import logs, quick_start
+from belay_server import logs, startup_gc
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.client import Keys, connect_redis
 from belay_server.bus.event_log import EventLog
 from belay_server.db.connection import connect, fetch_value
 from belay_server.db.migrate import SchemaNotReady, wait_for_schema
 from belay_server.db.outages import is_outage
-from belay_server.dispatch import PING_TASK, Doorbell, celery_config
-from belay_server.graphs.project import read_project
-from belay_server.graphs.project_files import ProjectError
+from belay_server.doorbell import PING_TASK, Doorbell, celery_config
+from belay_server.graphs.project.langgraph_json import read_project
+from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.services.cancellation import announcer
-from belay_server.services.known_assistants import KnownAssistants
+from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.parts import RunParts
+from belay_server.services.runs.cancellation import announcer
 from belay_server.settings import Settings, SettingsError
-from belay_workers import processes
-from belay_workers.child import Child
-from belay_workers.child_signals import ChildSignals
-from belay_workers.fork_lock import never_while_forking
-from belay_workers.guardian import Guardian
-from belay_workers.liveness import Liveness
-from belay_workers.orphans import Orphans
+from belay_workers.background.liveness import Liveness
+from belay_workers.background.sweeper import Sweeper
+from belay_workers.background.webhooks import Webhooks
+from belay_workers.child.process import Child
+from belay_workers.child.signals import ChildSignals
+from belay_workers.child.warm_up import warm_up
 from belay_workers.slots import SlotTable
-from belay_workers.supervisor import Supervisor
-from belay_workers.sweeper import Sweeper
-from belay_workers.warm_up import warm_up
-from belay_workers.webhooks import Webhooks
+from belay_workers.supervision import processes
+from belay_workers.supervision.fork_lock import never_while_forking
+from belay_workers.supervision.guardian import Guardian
+from belay_workers.supervision.orphans import Orphans
+from belay_workers.supervision.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from belay_workers.metrics import WorkerMetrics
+    from belay_workers.background.metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _prepare_parent(sender: Any = None, **_: Any) -> None:
     if settings.preload_graphs:
         _load_graphs()
     app.orphans = Orphans(app.slots.pids)
-    quick_start.started()
+    startup_gc.started()
 
 
 def _keep_guarded() -> None:
@@ -290,8 +290,8 @@ class SupervisorStep(bootsteps.StartStopStep):
             doorbell=doorbell,
             cancel_flags=CancelFlags(client, keys),
             event_log=event_log,
-            known_assistants=KnownAssistants(),
-            count_unstarted=app.slots.tally.ended_unstarted,
+            assistant_cache=AssistantCache(),
+            count_unstarted=app.slots.counters.ended_unstarted,
         )
         self._supervisor = Supervisor(
             settings,
@@ -302,14 +302,14 @@ class SupervisorStep(bootsteps.StartStopStep):
             on_death=self._tell_pool_of_death,
         )
         self._supervisor.start()
-        self._sweeper = Sweeper(parts, app.owner, app.slots.tally)
+        self._sweeper = Sweeper(parts, app.owner, app.slots.counters)
         self._sweeper.start()
         headers = dict(app.graphs.project.webhook_headers)
         self._webhooks = Webhooks(settings, parts.webhook_policy, headers)
         self._webhooks.start()
         self._watch_liveness(doorbell)
         if settings.worker_metrics_port:
-            from belay_workers.metrics import WorkerMetrics  # noqa: PLC0415  (most workers serve none)
+            from belay_workers.background.metrics import WorkerMetrics  # noqa: PLC0415  (most workers serve none)
 
             self._metrics = WorkerMetrics(app.slots, settings.worker_metrics_port)
             self._metrics.start()

@@ -8,13 +8,13 @@ from billiard import pool
 from billiard.process import current_process
 from celery.concurrency import asynpool, prefork
 
-from belay_workers import child_signals
+from belay_workers.child import signals
 
 
 class _ChildMixin:
     def after_fork(self) -> None:
         super().after_fork()  # type: ignore[misc]  # its handlers raise SystemExit within a node
-        child_signals.do_nothing_at_ending_signals()
+        signals.do_nothing_at_ending_signals()
         # The pool's children are daemonic, which would forbid a node to use `multiprocessing`. What
         # it starts ends with its run all the same (`Child`).
         current_process()._config["daemon"] = False

@@ -20,7 +20,7 @@ from pathlib import Path
 from uuid import UUID
 
 from belay_server.domain.runs import Claim
-from belay_workers.tallies import Tallies, Tally
+from belay_workers.counters import Counters, CounterTable
 
 
 class Phase(enum.IntEnum):
@@ -82,7 +82,7 @@ class Reading:
     deadline: float
     claimed_at: float
     attempt: int
-    #: A descriptor of the child's that it keeps open, and what it is of; see `Ladder`.
+    #: A descriptor of the child's that it keeps open, and what it is of; see `Stopper`.
     canary: int = -1
     canary_inode: int = 0
 
@@ -98,9 +98,9 @@ class Reading:
 class Slot:
     """The child's own side of its slot."""
 
-    def __init__(self, record: _Record, tally: Tally) -> None:
+    def __init__(self, record: _Record, counters: Counters) -> None:
         self._record = record
-        self.tally = tally
+        self.counters = counters
 
     def keeps_open(self, descriptor: int) -> None:
         """A child that has lost it has lost its connections, too."""
@@ -143,9 +143,9 @@ class SlotTable:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self.tallies = Tallies(size + 1)
+        self.counter_table = CounterTable(size + 1)
         #: What the parent itself counts.
-        self.tally = self.tallies.row(size)
+        self.counters = self.counter_table.row(size)
         self._header = ctypes.sizeof(ctypes.c_int64)
         length = self._header + size * ctypes.sizeof(_Record)
         # A nameless file that lives as long as the worker: memory to share, and a lock on it.
@@ -178,7 +178,7 @@ class SlotTable:
                 if record.pid == 0:
                     ctypes.memset(ctypes.addressof(record), 0, ctypes.sizeof(record))
                     record.pid = os.getpid()
-                    return Slot(record, self.tallies.row(index))
+                    return Slot(record, self.counter_table.row(index))
         finally:
             fcntl.lockf(self._fd, fcntl.LOCK_UN)
         raise RuntimeError("no free slot for this child process")

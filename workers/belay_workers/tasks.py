@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from belay_server.dispatch import PING_TASK, RUN_TASK
-from belay_workers.attempt import attempt_run
+from belay_server.doorbell import PING_TASK, RUN_TASK
 from belay_workers.celery import app
+from belay_workers.child.attempt import attempt_run
 
 
 @app.task(name=RUN_TASK)
@@ -18,4 +18,4 @@ def run(run_id: str) -> None:
 
 @app.task(name=PING_TASK)
 def ping() -> None:
-    """Nothing to do: that it was received is what counts (`belay_workers.liveness`)."""
+    """Nothing to do: that it was received is what counts (`belay_workers.background.liveness`)."""

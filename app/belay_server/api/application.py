@@ -10,30 +10,28 @@ import orjson
 from flask import Flask, Response
 from flask_swagger_ui import get_swaggerui_blueprint
 
-from belay_server.api import (
-    agent_runs,
-    assistants,
-    batch_runs,
-    bulk_runs,
-    crons,
-    protocol,
-    protocol_socket,
-    stateless_runs,
-    store,
-    system,
-    thread_runs,
-    thread_states,
-    thread_streams,
-    threads,
-)
-from belay_server.api.agent_blueprint import SECURITY_SCHEMES
-from belay_server.api.agent_run_schemas import COMPONENTS
-from belay_server.api.authentication import public
-from belay_server.api.error_schemas import Error
-from belay_server.api.errors import register_error_handlers
-from belay_server.api.field_documents import describe_field
-from belay_server.api.parts import PARTS
-from belay_server.api.request_context import prepare_requests
+from belay_server.api.agent_runs import routes as agent_runs
+from belay_server.api.agent_runs.blueprint import SECURITY_SCHEMES
+from belay_server.api.agent_runs.schemas import COMPONENTS
+from belay_server.api.assistants import routes as assistants
+from belay_server.api.context import PARTS
+from belay_server.api.crons import routes as crons
+from belay_server.api.http.error_schemas import Error
+from belay_server.api.http.errors import register_error_handlers
+from belay_server.api.http.openapi_fields import describe_field
+from belay_server.api.http.request_context import prepare_requests
+from belay_server.api.protocol import routes as protocol
+from belay_server.api.protocol import socket_routes as protocol_socket
+from belay_server.api.runs import batch_routes as batch_runs
+from belay_server.api.runs import cancel_routes as bulk_runs
+from belay_server.api.runs import stateless_routes as stateless_runs
+from belay_server.api.runs import thread_routes as thread_runs
+from belay_server.api.security.authentication import public
+from belay_server.api.store import routes as store
+from belay_server.api.system import routes as system
+from belay_server.api.threads import routes as threads
+from belay_server.api.threads import state_routes as thread_states
+from belay_server.api.threads import stream_routes as thread_streams
 from belay_server.services.parts import Parts
 
 VERSION = "0.1.0"

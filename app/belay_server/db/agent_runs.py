@@ -10,7 +10,7 @@ from psycopg.types.json import Jsonb
 from belay_server.db.connection import Connection, execute, fetch_one, fetch_page, fetch_value
 from belay_server.db.queries import load_queries
 from belay_server.db.runs import SMALL_OUTCOME
-from belay_server.domain.agent_runs import AgentRun
+from belay_server.domain.agent_runs.runs import AgentRun
 
 SQL = load_queries("agent_runs")
 

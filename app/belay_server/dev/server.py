@@ -18,7 +18,7 @@ import orjson
 from belay_server.command_lines import cli_command, web_command, worker_command
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
 from belay_server.dev.process_tree import ProcessTree, Program, say
-from belay_server.open_servers import refuse_open_server
+from belay_server.exposure import refuse_open_server
 from belay_server.settings import DEFAULT_QUEUE, config_path
 
 _READY_SECONDS = 60.0

@@ -1,4 +1,4 @@
-"""What may be wrong with a request, by kind. `belay_server.api.errors` gives each its HTTP status.
+"""The errors of requests, by kind. `belay_server.api.http.errors` gives each its HTTP status.
 
 BelayError
 ├── InvalidRequest        422

@@ -19,8 +19,8 @@ from langgraph.graph.state import StateGraph
 from langgraph.pregel import Pregel
 from langgraph.store.base import ensure_embeddings
 
-from belay_server.graphs.project import GraphSpec, Project
-from belay_server.graphs.project_files import ProjectError, load_object
+from belay_server.graphs.project.langgraph_json import GraphSpec, Project
+from belay_server.graphs.project.loading import ProjectError, load_object
 from belay_server.graphs.store import StoreConfig
 from belay_server.settings import DEFAULT_QUEUE
 

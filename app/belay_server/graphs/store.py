@@ -20,7 +20,7 @@ from langgraph.store.postgres import PostgresStore
 from psycopg_pool import ConnectionPool
 
 from belay_server.db.connection import Connection, unavailable_when_unreachable
-from belay_server.db.patient_connection import PatientConnection
+from belay_server.db.reconnecting import ReconnectingConnection
 from belay_server.domain.errors import BadRequest
 
 _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
@@ -80,7 +80,7 @@ class RunStore(ProjectStore):
     """For graphs, on a child's one connection: all of it happens on the thread that owns it."""
 
     def __init__(
-        self, connection: PatientConnection, database_thread: Executor, config: StoreConfig
+        self, connection: ReconnectingConnection, database_thread: Executor, config: StoreConfig
     ) -> None:
         super().__init__(None, config)
         self._connection = connection

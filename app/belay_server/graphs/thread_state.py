@@ -18,10 +18,10 @@ from langgraph.errors import InvalidUpdateError
 from langgraph.types import PregelTask, StateSnapshot, StateUpdate
 
 from belay_server.domain.errors import TooMuch, Unavailable
+from belay_server.graphs.checkpoints.thread_saver import LargeState, ThreadSaver
 from belay_server.graphs.commands import to_command
 from belay_server.graphs.registry import Graph
 from belay_server.graphs.serde import to_json, to_plain
-from belay_server.graphs.thread_saver import LargeState, ThreadSaver
 
 #: What stands for the message of a graph's exception where it is hidden.
 REDACTED = "An internal error occurred"

@@ -12,13 +12,13 @@ from belay_server.db.connection import Connection
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.assistants import Assistant, AssistantVersion, system_assistant_id
 from belay_server.domain.errors import BadRequest, Conflict, NotFound
-from belay_server.graphs.project_files import ProjectError
+from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import Graph
-from belay_server.services.cancellation import stop_runs
-from belay_server.services.known_assistants import resolve_assistant
+from belay_server.services.assistant_cache import resolve_assistant
 from belay_server.services.parts import Parts
+from belay_server.services.runs.cancellation import stop_runs
 from belay_server.services.size_limits import refuse_large
-from belay_server.services.threads import delete_thread
+from belay_server.services.threads.records import delete_thread
 
 _BATCH = 100
 

@@ -22,7 +22,7 @@ from belay_server.domain.errors import BelayError
 from belay_server.domain.run_options import RunOptions
 from belay_server.services.crons import time_after
 from belay_server.services.parts import RunParts
-from belay_server.services.run_creates import Accepted, RunRequest, accept_run, announce_accepted
+from belay_server.services.runs.creation import Accepted, RunRequest, accept_run, announce_accepted
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from belay_server.domain.errors import BadRequest, InvalidRequest, NotFound, Too
 from belay_server.domain.ids import parse_uuid
 from belay_server.domain.run_options import RunOptions
 from belay_server.domain.schedules import check_schedule, check_timezone, next_time
-from belay_server.services.known_assistants import resolve_assistant
+from belay_server.services.assistant_cache import resolve_assistant
 from belay_server.services.parts import Parts
-from belay_server.services.run_creates import new_id, refuse_unknown_nodes
+from belay_server.services.runs.creation import new_id, refuse_unknown_nodes
 from belay_server.services.size_limits import refuse_large
 
 #: How many times of a schedule are looked at for the shortest wait between two.

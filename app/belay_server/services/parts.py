@@ -13,18 +13,18 @@ from belay_server.bus.open_requests import OpenRequests
 from belay_server.bus.rate_limits import FailedLogins, RateLimits
 from belay_server.bus.run_feed import RunFeed
 from belay_server.db.connection import Database
-from belay_server.dispatch import Doorbell
 from belay_server.domain.access import Caller
 from belay_server.domain.webhooks import WebhookPolicy
+from belay_server.doorbell import Doorbell
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import ApiStore
-from belay_server.meters import WebMeters
-from belay_server.services.host_names import HostNames
-from belay_server.services.known_assistants import KnownAssistants
+from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
+from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.open_keys import OpenKeys
-from belay_server.services.output_schemas import OutputSchemaChecks
-from belay_server.services.state_process import StateProcess
+from belay_server.services.webhooks.host_names import HostNames
 from belay_server.settings import Settings
+from belay_server.states.process import StateProcess
+from belay_server.web_metrics import WebMetrics
 
 
 class Closeable(Protocol):
@@ -47,7 +47,7 @@ class RunParts:
     doorbell: Doorbell
     cancel_flags: CancelFlags
     event_log: EventLog
-    known_assistants: KnownAssistants
+    assistant_cache: AssistantCache
     #: Told of each run that a cancel ends before it has started, by its status.
     count_unstarted: Callable[[str | None], None]
 
@@ -72,7 +72,7 @@ class Parts(RunParts):
     cancel_database: Database
     feed: RunFeed
     store: ApiStore
-    meters: WebMeters
+    metrics: WebMetrics
     #: Reads and writes the states of threads, large ones in a process of their own.
     states: StateProcess
     output_schemas: OutputSchemaChecks

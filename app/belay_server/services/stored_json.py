@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 import time
 
-from belay_server.services import state_jobs
 from belay_server.services.parts import Parts
+from belay_server.states import jobs as state_jobs
 
 #: An integer of 64 bits has at most 20 digits.
 _HUGE = re.compile(rb"[0-9]{20}")

@@ -170,7 +170,7 @@ class AfterImport:
         self.patches = {
             "belay_server.fault_points": patch_fault_points,
             "belay_server.db.connection": patch_psycopg,
-            "belay_workers.liveness": patch_kombu,
+            "belay_workers.background.liveness": patch_kombu,
         }
 
     def find_spec(self, name, path=None, target=None):

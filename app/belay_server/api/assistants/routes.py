@@ -1,0 +1,207 @@
+"""Assistants."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from flask import Response
+
+from belay_server.api.assistants.schemas import (
+    BY_NAMESPACE,
+    Assistant,
+    AssistantVersion,
+    CountAssistants,
+    CreateAssistant,
+    DeleteAssistantQuery,
+    Drawing,
+    GraphQuery,
+    GraphSchemas,
+    ListVersions,
+    PatchAssistant,
+    SearchAssistants,
+    SelectedAssistant,
+    SetLatest,
+    SubgraphsQuery,
+)
+from belay_server.api.context import parts
+from belay_server.api.http.error_schemas import Error
+from belay_server.api.http.fields import path_uuid, query_flag
+from belay_server.api.http.json_body import Blueprint, json_response
+from belay_server.api.http.pages import COUNT, page_response, shown
+from belay_server.api.security.authorization import authorize, authorized
+from belay_server.db import assistants as assistant_rows
+from belay_server.db.assistants import AssistantFilter
+from belay_server.domain.assistants import ASSISTANT_FIELDS, VERSION_FIELDS
+from belay_server.domain.errors import InvalidRequest, NotFound
+from belay_server.graphs import graph_shapes
+from belay_server.services import assistants
+
+blueprint = Blueprint("assistants", __name__, description="Graphs with configuration")
+
+
+@blueprint.post("/assistants")
+@blueprint.arguments(CreateAssistant)
+@blueprint.response(200, Assistant)
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error, description="Unknown graph")
+@blueprint.alt_response(409, schema=Error, description="The id is taken")
+@authorized("assistants", "create")
+def create_assistant(body: dict[str, Any]) -> Response:
+    return json_response(shown(assistants.create_assistant(parts(), body), ASSISTANT_FIELDS))
+
+
+@blueprint.get("/assistants/<assistant_id>")
+@blueprint.response(200, Assistant)
+@blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "read")
+def get_assistant(assistant_id: str) -> Response:
+    with parts().database.connection() as conn:
+        assistant = assistants.get_assistant(conn, path_uuid(assistant_id, "assistant"))
+    return json_response(shown(assistant, ASSISTANT_FIELDS))
+
+
+@blueprint.patch("/assistants/<assistant_id>")
+@blueprint.arguments(PatchAssistant)
+@blueprint.response(200, Assistant)
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "update")
+def patch_assistant(body: dict[str, Any], assistant_id: str) -> Response:
+    """A new version, if that changes anything."""
+    patched = assistants.patch_assistant(parts(), path_uuid(assistant_id, "assistant"), body)
+    return json_response(shown(patched, ASSISTANT_FIELDS))
+
+
+@blueprint.delete("/assistants/<assistant_id>")
+@blueprint.arguments(DeleteAssistantQuery, location="query")
+@blueprint.alt_response(204, description="Deleted; its runs in flight were stopped first")
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error, description="It is a graph's own assistant")
+@authorized("assistants", "delete")
+def delete_assistant(_query: dict[str, Any], assistant_id: str) -> Response:
+    authorize("threads", "delete", {"assistant_id": assistant_id})
+    assistants.delete_assistant(
+        parts(),
+        path_uuid(assistant_id, "assistant"),
+        delete_threads=query_flag("delete_threads"),
+    )
+    return Response(status=204)
+
+
+@blueprint.post("/assistants/<assistant_id>/versions")
+@blueprint.arguments(ListVersions)
+@blueprint.response(200, AssistantVersion(many=True))
+@blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "read")
+def list_versions(body: dict[str, Any], assistant_id: str) -> Response:
+    """Newest first."""
+    found = assistants.list_versions(
+        parts(),
+        path_uuid(assistant_id, "assistant"),
+        metadata=body.get("metadata") or {},
+        limit=body["limit"],
+        offset=body["offset"],
+    )
+    return json_response([shown(version, VERSION_FIELDS) for version in found])
+
+
+@blueprint.post("/assistants/<assistant_id>/latest")
+@blueprint.arguments(SetLatest)
+@blueprint.response(200, Assistant)
+@blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "update")
+def set_latest(body: dict[str, Any], assistant_id: str) -> Response:
+    """Make an older version the one that runs use."""
+    latest = assistants.set_latest(parts(), path_uuid(assistant_id, "assistant"), body["version"])
+    return json_response(shown(latest, ASSISTANT_FIELDS))
+
+
+@blueprint.get("/assistants/<assistant_id>/graph")
+@blueprint.arguments(GraphQuery, location="query")
+@blueprint.response(200, Drawing)
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "read")
+def draw_graph(query: dict[str, Any], assistant_id: str) -> Response:
+    """By the assistant's id or the graph's name."""
+    xray = _xray(query.get("xray", "false"))
+    _, graph = assistants.graph_of(parts(), assistant_id)
+    return json_response(graph_shapes.draw(graph, xray=xray))
+
+
+def _xray(text: str) -> int | bool:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if re.fullmatch("[1-9][0-9]{0,3}", text, re.ASCII) is None:
+        raise InvalidRequest("Invalid xray value")
+    return int(text)
+
+
+@blueprint.get("/assistants/<assistant_id>/subgraphs")
+@blueprint.get("/assistants/<assistant_id>/subgraphs/<path:namespace>")
+@blueprint.arguments(SubgraphsQuery, location="query")
+@blueprint.response(200, BY_NAMESPACE, description="The schemas of subgraphs, by namespace")
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "read")
+def list_subgraphs(
+    query: dict[str, Any], assistant_id: str, namespace: str | None = None
+) -> Response:
+    _, graph = assistants.graph_of(parts(), assistant_id)
+    found = graph_shapes.subgraphs_of(
+        graph,
+        namespace=namespace or query.get("namespace"),
+        recurse=query_flag("recurse"),
+    )
+    return json_response(found)
+
+
+@blueprint.get("/assistants/<assistant_id>/schemas")
+@blueprint.response(200, GraphSchemas)
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error)
+@authorized("assistants", "read")
+def get_schemas(assistant_id: str) -> Response:
+    graph_id, graph = assistants.graph_of(parts(), assistant_id)
+    return json_response({"graph_id": graph_id, **graph_shapes.schemas_of(graph)})
+
+
+def _filter(body: dict[str, Any]) -> AssistantFilter:
+    graph_id = body.get("graph_id")
+    if graph_id is not None and graph_id not in parts().graphs:
+        raise NotFound(f"Graph '{graph_id}' not found.")
+    return AssistantFilter(graph_id, body.get("name"), body.get("metadata") or {})
+
+
+@blueprint.post("/assistants/count")
+@blueprint.arguments(CountAssistants)
+@blueprint.response(200, COUNT)
+@blueprint.alt_response(404, schema=Error, description="Unknown graph")
+@authorized("assistants", "search")
+def count_assistants(body: dict[str, Any]) -> Response:
+    filter_ = _filter(body)
+    with parts().database.connection() as conn:
+        return json_response(assistant_rows.count_assistants(conn, filter_))
+
+
+@blueprint.post("/assistants/search")
+@blueprint.arguments(SearchAssistants)
+@blueprint.response(200, SelectedAssistant(many=True))
+@blueprint.alt_response(404, schema=Error, description="Unknown graph")
+@authorized("assistants", "search")
+def search_assistants(body: dict[str, Any]) -> Response:
+    filter_ = _filter(body)
+    with parts().database.connection() as conn:
+        found = assistant_rows.search_assistants(
+            conn,
+            filter_,
+            sort_by=body["sort_by"] or "created_at",
+            sort_order=body["sort_order"] or "desc",
+            limit=body["limit"],
+            offset=body["offset"],
+        )
+        total = assistant_rows.count_assistants(conn, filter_)
+    fields = body.get("select") or ASSISTANT_FIELDS
+    items = [shown(assistant, fields) for assistant in found]
+    return page_response(items, total=total, limit=body["limit"], offset=body["offset"])

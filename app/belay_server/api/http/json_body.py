@@ -1,0 +1,233 @@
+"""JSON in and out, and the parser that checks a request against its schema.
+
+What cannot be kept exactly is refused, before anything is created: malformed JSON, bytes that are
+not UTF-8, lone surrogates, NaN, numbers beyond a double, NUL characters, nesting too deep for what
+stores and sends it, more values than a process should hold (`json_documents`).
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import flask_smorest
+import orjson
+from flask import Request, Response
+from marshmallow import EXCLUDE, Schema, ValidationError
+from webargs import missing
+from webargs.flaskparser import FlaskParser
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
+
+from belay_server.api.context import parts
+from belay_server.api.http.error_schemas import Error
+from belay_server.api.http.json_documents import INVALID, parse_document
+from belay_server.api.http.large_bodies import large_bodies
+from belay_server.domain.errors import InvalidRequest, TooLarge, TooSlow
+from belay_server.graphs.serde import to_json
+
+#: Of a body that is a list: before anything in it is looked at.
+MOST_OF_MANY = 1_000
+
+
+#: A request whose body takes longer is authenticated once more when it has come in.
+_SLOW_SECONDS = 1.0
+#: Encoding this much JSON takes about a millisecond.
+_AT_ONCE = 256 * 1024
+
+
+def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    encoded = _list_to_json(body) if isinstance(body, list) else to_json(body)
+    return encoded_response(encoded, status, headers)
+
+
+def encoded_response(
+    body: bytes, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    return Response(body, status, headers, content_type="application/json")
+
+
+def _list_to_json(items: list[Any]) -> bytes:
+    """Encode a list item by item, and yield to other requests: a page may have 64 MiB."""
+    pieces: list[bytes] = []
+    size = 0
+    for item in items:
+        piece = to_json(item)
+        pieces.append(piece)
+        size += len(piece)
+        if size > _AT_ONCE:
+            size = 0
+            time.sleep(0)
+    return b"[" + b",".join(pieces) + b"]"
+
+
+def read_body(request: Request, seconds: float | None) -> bytes:
+    """All bytes of the body, within so long. Raises InvalidRequest, TooLarge, TooSlow."""
+    most = request.max_content_length
+    try:
+        with _deadline(seconds):
+            raw = request.get_data(cache=True)
+    except _OutOfTime as error:
+        raise TooSlow() from error
+    except RequestEntityTooLarge as error:
+        raise TooLarge() from error
+    except HTTPException:
+        raise
+    except Exception as error:  # the web server's own errors, of a body that is badly chunked
+        raise InvalidRequest(f"{INVALID}: the body could not be read") from error
+    if request.content_length is None and most is not None and len(raw) >= most:
+        raise TooLarge()  # it came in chunks, and Werkzeug has cut it off
+    if request.content_length is not None and len(raw) < request.content_length:
+        raise InvalidRequest(f"{INVALID}: the body ended before its Content-Length")
+    return raw
+
+
+def read_json_of(request: Request) -> Any:
+    """The body as JSON, within the bounds of the settings and of all bodies that are large.
+
+    Raises InvalidRequest, TooLarge, TooMany, TooSlow.
+    """
+    raw = read_body_of(request)
+    large_bodies().take_turn(request, len(raw))
+    return parse_document(raw, most_values=parts().settings.max_body_values)
+
+
+def read_body_of(request: Request) -> bytes:
+    """All bytes of the body, within the same bounds. Raises the same."""
+    most = request.max_content_length
+    if most is None or (request.content_length or 0) <= most:
+        large_bodies().hold(request)
+    began = time.monotonic()
+    raw = read_body(request, parts().settings.body_seconds)
+    if time.monotonic() - began > _SLOW_SECONDS:
+        _identify_again()
+    return raw
+
+
+def _identify_again() -> None:
+    """Authenticate once more: the key may have been revoked while the body was received.
+
+    Raises Unauthorized, Forbidden.
+    """
+    found = parts()
+    if found.open_keys is not None and found.authentication is not None:
+        found.authentication.caller()
+
+
+class _OutOfTime(Exception):
+    """No OSError: Werkzeug would take it for a client that has gone."""
+
+
+@contextmanager
+def _deadline(seconds: float | None) -> Iterator[None]:
+    """A client that sends a byte now and then must not hold a place for ever. Raises _OutOfTime
+    where the web server's greenlets can be woken; elsewhere its own timeouts are what there is."""
+    if "gevent.monkey" not in sys.modules:
+        yield
+        return
+    import gevent  # noqa: PLC0415
+
+    with gevent.Timeout(seconds, _OutOfTime()):
+        yield
+
+
+class BelayParser(FlaskParser):
+    """webargs, with our JSON and our errors; unknown fields are ignored, as the reference does."""
+
+    DEFAULT_UNKNOWN_BY_LOCATION = {  # noqa: RUF012
+        "json": EXCLUDE,
+        "query": EXCLUDE,
+        "headers": EXCLUDE,
+        "path": None,
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._schemas: dict[type[Schema], Schema] = {}
+
+    def _get_schema(self, argmap: Any, req: Request) -> Schema:
+        """One instance of each schema class serves all requests: making one copies its fields."""
+        if isinstance(argmap, type) and issubclass(argmap, Schema):
+            if argmap not in self._schemas:
+                self._schemas[argmap] = super()._get_schema(argmap, req)
+            return self._schemas[argmap]
+        schema: Schema = super()._get_schema(argmap, req)
+        return schema
+
+    def load_json(self, req: Request, schema: Schema) -> Any:
+        document = read_json_of(req)
+        if not isinstance(document, dict) and not schema.many:
+            raise InvalidRequest(f'{_shown(document)} is not of type "object"')
+        if schema.many and isinstance(document, list) and len(document) > MOST_OF_MANY:
+            raise InvalidRequest(f"at most {MOST_OF_MANY} at once, not {len(document)}")
+        return missing if document is None else document
+
+    def handle_error(self, error: ValidationError, *_: Any, **__: Any) -> NoReturn:
+        raise InvalidRequest(describe(error))
+
+
+def _shown(value: Any) -> str:
+    text = orjson.dumps(value).decode()
+    return text if len(text) <= 100 else text[:100] + "…"
+
+
+def describe(error: ValidationError) -> str:
+    """The first thing that is wrong, and where: `config.tags: Not a valid list.`"""
+    path: list[str] = []
+    messages: Any = error.messages
+    while isinstance(messages, dict):
+        key = next(iter(messages))
+        if key != "_schema":
+            path.append(str(key))
+        messages = messages[key]
+    text = str(messages[0]) if isinstance(messages, list) and messages else str(messages)
+    if path and path[0] in ("json", "query", "headers"):
+        path = path[1:]
+    return f"{'.'.join(path)}: {text}" if path else text
+
+
+#: An id in a route, but for those routes that also take a graph's name.
+_PATH_ID = re.compile(r"<(\w+_id)>(?!/(?:graph|schemas|subgraphs))")
+
+
+class Blueprint(flask_smorest.Blueprint):
+    """Documents the errors that routes have in common: 413, 422 and 503 need no decorator."""
+
+    ARGUMENTS_PARSER = BelayParser()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._prepare_doc_cbks.append(_with_common_errors)
+
+    def add_url_rule(self, rule: str, *args: Any, **kwargs: Any) -> None:
+        """Ids in the path are UUIDs."""
+        kwargs["parameters"] = [
+            {"in": "path", "name": name, "schema": {"type": "string", "format": "uuid"}}
+            for name in _PATH_ID.findall(rule)
+        ]
+        super().add_url_rule(rule, *args, **kwargs)
+        for name, operation in self._docs[self._endpoints[-1]].items():
+            if name != "parameters":
+                operation["has_path_parameters"] = "<" in rule
+
+
+def _with_common_errors(doc: dict[str, Any], doc_info: dict[str, Any], **_: Any) -> dict[str, Any]:
+    errors = {
+        401: "Nobody knows who asks",
+        403: "Who asks may not do this",
+        429: "Too much at once; try again after `Retry-After` seconds",
+        503: "The database or Redis is away; try again after `Retry-After` seconds",
+    }
+    if doc_info["has_path_parameters"] or "parameters" in doc or "requestBody" in doc:
+        errors[422] = "What is asked is not well formed, and nothing was done"
+    if "requestBody" in doc:
+        errors[408] = "The body took too long to come in"
+        errors[413] = "The body is larger than this server takes"
+    common = {
+        status: {"description": text, "content": {"application/json": {"schema": Error}}}
+        for status, text in errors.items()
+    }
+    return {**doc, "responses": {**doc.get("responses", {}), **common}}

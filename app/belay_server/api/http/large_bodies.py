@@ -1,0 +1,89 @@
+"""Bounds the memory and the processing time of large request bodies in a web process.
+
+A body is held in memory while it is received, and parsing and storing it blocks the process's one
+thread for up to a tenth of a second a step. All bodies together may have `BELAY_MAX_BODIES_BYTES`,
+and those of one caller half of that. They are processed one at a time, and small requests are
+served between two of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from flask import Request, current_app
+
+from belay_server.api.http.byte_shares import ByteShares
+from belay_server.domain.errors import TooMany
+
+#: Smaller bodies are not counted.
+_COUNTED = 64 * 1024
+#: Smaller bodies are parsed in milliseconds, and do not wait for each other.
+_LARGE = 256 * 1024
+#: How long a request waits for the others of its caller, and for its turn.
+_WAIT_SECONDS = 10.0
+LARGE_BODIES = "belay.large_bodies"
+_HELD = "belay.large_body"
+
+
+@dataclass(slots=True)
+class _Held:
+    """What a request holds until its view has returned."""
+
+    caller: str
+    size: int
+    has_turn: bool = False
+
+
+class LargeBodies:
+    """Counts the large request bodies of one web process."""
+
+    def __init__(self, most: int, whose: Callable[[], str]) -> None:
+        """`most` is in bytes. `whose` returns the caller of the current request."""
+        self._whose = whose
+        self._shares = ByteShares(most)
+        self._turn = threading.Lock()
+
+    def hold(self, request: Request) -> None:
+        """Wait until the body of this request may be read. Raises TooMany."""
+        size = self._size_of(request)
+        if size <= _COUNTED or _HELD in request.environ:
+            return
+        held = _Held(self._whose(), size)
+        if not self._shares.hold(held.caller, size, seconds=_WAIT_SECONDS):
+            raise TooMany("Too many large requests at once; send them one after the other")
+        request.environ[_HELD] = held
+
+    def take_turn(self, request: Request, size: int) -> None:
+        """Wait until no other large body is being processed. Raises TooMany."""
+        held: _Held | None = request.environ.get(_HELD)
+        if held is None or held.has_turn or size <= _LARGE:
+            return
+        if not self._turn.acquire(timeout=_WAIT_SECONDS):
+            raise TooMany("Too many large requests at once; send them one after the other")
+        held.has_turn = True
+        time.sleep(0)
+
+    def release(self, request: Request) -> None:
+        """Release what the request holds. Called when its view has returned."""
+        held: _Held | None = request.environ.pop(_HELD, None)
+        if held is None:
+            return
+        if held.has_turn:
+            self._turn.release()
+        self._shares.release(held.caller, held.size)
+
+    def _size_of(self, request: Request) -> int:
+        """Return the Content-Length; for a body in chunks, the largest that is allowed."""
+        if request.content_length is None and "HTTP_TRANSFER_ENCODING" not in request.environ:
+            return 0
+        largest = request.max_content_length or self._shares.share
+        length = request.content_length
+        return min(largest if length is None else length, largest, self._shares.share)
+
+
+def large_bodies() -> LargeBodies:
+    found: LargeBodies = current_app.extensions[LARGE_BODIES]
+    return found

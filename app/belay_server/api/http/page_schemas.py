@@ -1,0 +1,20 @@
+"""How a search is asked for a part of what it finds."""
+
+from __future__ import annotations
+
+import marshmallow as ma
+
+from belay_server.api.http.fields import Integer, one_of
+
+
+class Paged(ma.Schema):
+    limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
+    offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
+
+
+class Sorted(Paged):
+    """By the column that each search names in `sort_by`."""
+
+    sort_order = ma.fields.String(
+        allow_none=True, load_default="desc", validate=one_of("asc", "desc")
+    )

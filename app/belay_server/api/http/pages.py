@@ -1,0 +1,29 @@
+"""What search endpoints share: paging headers with a real total, and `select`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flask import Response
+
+from belay_server.api.http.json_body import json_response
+
+#: What the count endpoints answer.
+COUNT = {"type": "integer"}
+
+
+def shown(row: Any, fields: Sequence[str]) -> dict[str, Any]:
+    """Some fields of a row, timestamps as the reference writes them."""
+    document = {name: getattr(row, name) for name in fields}
+    return {
+        name: value.isoformat() if hasattr(value, "isoformat") else value
+        for name, value in document.items()
+    }
+
+
+def page_response(items: list[dict[str, Any]], *, total: int, limit: int, offset: int) -> Response:
+    headers = {"x-pagination-total": str(total)}
+    if offset + len(items) < total:
+        headers["x-pagination-next"] = str(offset + limit)
+    return json_response(items, headers=headers)

@@ -1,0 +1,192 @@
+"""What holds for every request, Belay's own and the project's: its id, its log fields, its metrics,
+CORS, and who answers it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from flask import Flask, Response, current_app, request
+
+from belay_server import logs
+from belay_server.api.context import ORIGINS, parts
+from belay_server.api.http.large_answers import LARGE_ANSWERS, LargeAnswers
+from belay_server.api.http.large_bodies import LARGE_BODIES, LargeBodies
+from belay_server.api.http.unread_bodies import CountedBody, count_body
+from belay_server.api.project.app import ProjectApp
+from belay_server.api.project.auth import ProjectAuth
+from belay_server.api.security.authentication import CALLER, identify
+from belay_server.api.security.authorization import confine_request, use_database
+from belay_server.api.security.cors import REQUEST_ID, cors_headers
+from belay_server.api.security.limits import asker, count_request, take_place
+from belay_server.api.security.origins import Origins
+from belay_server.domain.errors import TooMany
+from belay_server.graphs.project.http_section import CorsRules
+from belay_server.services.parts import Parts
+from belay_server.settings import Settings
+from belay_server.web_metrics import WebMetrics
+
+access_log = logging.getLogger("belay.access")
+
+#: Where in a request's environment its context is.
+_CONTEXT = "belay.context"
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+#: Answers are data, for whoever asked: not to be guessed at, framed or kept on the way.
+_SECURITY = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "DENY"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cache-Control", "no-store"),
+)
+#: What the metrics call a route that is not there, and one that is the project's.
+_NO_ROUTE, _PROJECT = "none", "http.app"
+
+
+@dataclass(slots=True)
+class _Context:
+    """A request, as far as it has come. `about` is what its log records say of it."""
+
+    request_id: str
+    about: dict[str, Any]
+    began: float
+    route: str | None = None
+    #: The request's body, if it is large.
+    body: CountedBody | None = None
+    #: Called when the request has ended, if anybody counts it.
+    leave: Callable[[], None] | None = None
+
+
+def request_id() -> str:
+    """The id of the request being answered."""
+    context: _Context = request.environ[_CONTEXT]
+    return context.request_id
+
+
+def prepare_requests(
+    app: Flask, settings: Settings, cors: CorsRules, *, authenticates: bool
+) -> None:
+    """One function before a request and one after it: each costs every request something."""
+    access = logging.INFO if settings.access_log else logging.DEBUG
+    templates = {rule.rule: _template(rule.rule) for rule in app.url_map.iter_rules()}
+    allow = cors_headers(settings, cors)
+
+    answers = app.extensions[LARGE_ANSWERS] = LargeAnswers(
+        settings.max_answers_bytes,
+        settings.max_answer_bytes,
+        seconds=settings.body_seconds,
+        whose=asker,
+    )
+
+    def end_request(response: Response) -> Response:
+        try:
+            answers.hold(request, response)
+        except TooMany as error:
+            response = current_app.make_response(current_app.handle_user_exception(error))
+        if allow is not None and "HTTP_ORIGIN" in request.environ:
+            response = allow(response)
+        return _end_request(response, parts().metrics, templates, access)
+
+    origins = Origins(settings, cors, is_open=not authenticates and settings.auth is None)
+    app.extensions[ORIGINS] = origins
+    bodies = app.extensions[LARGE_BODIES] = LargeBodies(settings.max_bodies_bytes, asker)
+    app.before_request(partial(_begin_request, origins))
+    app.teardown_request(lambda _error: bodies.release(request))
+    app.after_request(end_request)
+
+
+def _begin_request(origins: Origins) -> Response | None:
+    environ = request.environ
+    given = environ.get("HTTP_X_REQUEST_ID", "")
+    sane = given if _SANE_ID.fullmatch(given) else str(uuid.uuid4())
+    method, path = environ["REQUEST_METHOD"], request.path
+    about = {"request_id": sane, "method": method, "path": path}
+    context = environ[_CONTEXT] = _Context(sane, about, time.perf_counter())
+    context.body = count_body(environ)
+    # The project's own app sees the same id.
+    environ["HTTP_X_REQUEST_ID"] = sane
+    logs.in_request(about)
+    host = environ.get("HTTP_HOST")
+    if host is not None:  # a browser always says it
+        origins.refuse_foreign_host(host)
+    origins.refuse_foreign_change(method, environ.get("HTTP_ORIGIN"), host or "")
+    if method == "OPTIONS" and _is_preflight(environ):
+        return Response("OK", content_type="text/plain; charset=utf-8")
+    found = parts()
+    project = found.project_app
+    if isinstance(project, ProjectApp) and project.answers(ours=request.url_rule is not None):
+        context.route = _PROJECT
+        if found.graphs.project.http.authenticates_project:
+            _authenticate(found)
+        return project.respond()
+    if request.endpoint is not None:
+        view = current_app.view_functions[request.endpoint]
+        context.leave = _admit(found, view)
+    return None
+
+
+def _admit(found: Parts, view: Any) -> Callable[[], None] | None:
+    """Ask who asks, and whether it is too much. Raises Unauthorized, Refused, TooMany."""
+    if getattr(view, "is_public", False):
+        return None
+    is_cancel = getattr(view, "is_cancel", False)
+    if is_cancel:
+        use_database(found.cancel_database)
+    _authenticate(found)
+    count_request(found, is_cancel=is_cancel)
+    return take_place(found, is_cancel=is_cancel)
+
+
+def _authenticate(found: Parts) -> None:
+    """Raises Unauthorized, Refused, TooMany."""
+    who = identify(found)
+    if who is None:
+        return
+    request.environ[CALLER] = who
+    if isinstance(found.authentication, ProjectAuth):
+        confine_request()
+
+
+def _is_preflight(environ: Mapping[str, Any]) -> bool:
+    """A browser asks whether it may ask, at any path, before anybody's routes."""
+    return "HTTP_ORIGIN" in environ and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
+
+
+def _end_request(
+    response: Response, metrics: WebMetrics, templates: Mapping[str, str], level: int
+) -> Response:
+    current = request
+    context: _Context = current.environ[_CONTEXT]
+    response.headers[REQUEST_ID] = context.request_id
+    for name, value in _SECURITY:
+        response.headers.setdefault(name, value)
+    seconds = time.perf_counter() - context.began
+    about, status = context.about, response.status_code
+    rule = current.url_rule
+    route = context.route or (templates[rule.rule] if rule is not None else _NO_ROUTE)
+    metrics.answered(about["method"], route, status, seconds)
+    about["status"] = status
+    if access_log.isEnabledFor(level):
+        extra = {"seconds": round(seconds, 6)}
+        words = "%s %s %d in %.1f ms"
+        milliseconds = seconds * 1000
+        access_log.log(
+            level, words, about["method"], about["path"], status, milliseconds, extra=extra
+        )
+    # A thread that was started for this request has its fields too, and outlives it.
+    response.call_on_close(about.clear)
+    if context.leave is not None:
+        response.call_on_close(context.leave)
+    if context.body is not None and "gunicorn.socket" in current.environ:
+        response.call_on_close(partial(context.body.discard, current.environ["gunicorn.socket"]))
+    return response
+
+
+def _template(rule: str) -> str:
+    """`/threads/<thread_id>` as the document has it: `/threads/{thread_id}`."""
+    return re.sub(r"<(?:[^:<>]*:)?([^<>]*)>", r"{\1}", rule)

@@ -1,0 +1,130 @@
+"""The project's own routes (`http.app` of `langgraph.json`), served beside Belay's.
+
+Which of the two answers is read from the app's own routing table: what it has a route for is its
+own, all else is Belay's. Where an app has no such table (a bare WSGI or ASGI callable), it gets
+what Belay has no route for. Either way its answer passes through Flask like any other, so it has a
+request id, CORS headers and its share of the metrics.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+from a2wsgi.asgi import build_scope
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
+from werkzeug.routing import RequestRedirect
+
+from belay_server.api.project.asgi_bridge import AsgiBridge
+from belay_server.graphs.project.langgraph_json import Project
+from belay_server.graphs.project.loading import ProjectError, load_object
+
+WsgiApp = Callable[..., Any]
+
+
+class Fit(enum.IntEnum):
+    """How a route table fits a request; the words and numbers are Starlette's."""
+
+    NONE = 0
+    #: The path, but not the method.
+    PARTIAL = 1
+    FULL = 2
+
+
+class ProjectApp:
+    """The loaded app. `close` ends its lifespan."""
+
+    def __init__(self, app: Any) -> None:
+        self._bridge = AsgiBridge(app) if _is_asgi(app) else None
+        self._wsgi: WsgiApp = self._bridge or app
+        self._fit = _table_of(app)
+        self._documents = _documents_of(app)
+
+    @classmethod
+    def load(cls, project: Project) -> ProjectApp | None:
+        """None when the project has none. Raises ProjectError."""
+        target = project.http.app
+        if target is None:
+            return None
+        app = load_object(project.root, project.dependencies, target, "http.app")
+        if not callable(app):
+            kind = type(app).__name__
+            raise ProjectError(f"http.app ({target}): must be a WSGI or ASGI app, not a {kind}")
+        made = cls(app)
+        made._start(target)
+        return made
+
+    def _start(self, target: str) -> None:
+        try:
+            if self._bridge is not None:
+                self._bridge.start()
+        except Exception as error:
+            raise ProjectError(f"http.app ({target}): {error}") from error
+
+    def close(self) -> None:
+        if self._bridge is not None:
+            self._bridge.close()
+
+    def answers(self, *, ours: bool) -> bool:
+        """Whether this request is the project's. `ours`: Belay has a route for it."""
+        if self._fit is None or request.path in self._documents:
+            return not ours
+        fit = self._fit(request.environ)
+        return fit is Fit.FULL or (fit is Fit.PARTIAL and not ours)
+
+    def respond(self) -> Response:
+        return cast(Response, Response.from_app(self._wsgi, request.environ))
+
+
+def _is_asgi(app: Any) -> bool:
+    if isinstance(app, Flask):
+        return False
+    if inspect.iscoroutinefunction(app) or inspect.iscoroutinefunction(type(app).__call__):
+        return True
+    required = [
+        parameter
+        for parameter in inspect.signature(app).parameters.values()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    return len(required) == 3  # scope, receive, send; WSGI has two
+
+
+def _documents_of(app: Any) -> frozenset[str]:
+    """Where FastAPI serves its own documentation: pages nobody wrote, which would hide Belay's."""
+    names = ("openapi_url", "docs_url", "redoc_url", "swagger_ui_oauth2_redirect_url")
+    return frozenset(filter(None, (getattr(app, name, None) for name in names)))
+
+
+def _table_of(app: Any) -> Callable[[dict[str, Any]], Fit] | None:
+    """How the app's routing table, if it has one, fits a request's environment."""
+    if hasattr(app, "url_map"):
+        return lambda environ: _fit_of_flask(app, environ)
+    if hasattr(app, "routes"):
+        return lambda environ: _fit_of_starlette(app, environ)
+    return None
+
+
+def _fit_of_flask(app: Any, environ: dict[str, Any]) -> Fit:
+    try:
+        app.url_map.bind_to_environ(environ).match()
+    except RequestRedirect:
+        return Fit.FULL
+    except MethodNotAllowed:
+        return Fit.PARTIAL
+    except (NotFound, HTTPException):
+        return Fit.NONE
+    return Fit.FULL
+
+
+def _fit_of_starlette(app: Any, environ: dict[str, Any]) -> Fit:
+    scope = build_scope(environ)  # type: ignore[arg-type]
+    best = Fit.NONE
+    for route in app.routes:
+        fit = Fit(route.matches(scope)[0].value)
+        if fit is Fit.FULL:
+            return fit
+        best = max(best, fit)
+    return best

@@ -1,0 +1,155 @@
+"""An ASGI app (FastAPI, Starlette) as a WSGI app, for our own server.
+
+a2wsgi translates each request; here is what it needs around it: an event loop in a real thread
+(under gevent two greenlets cannot both have a running loop, and a slow handler must not hold up the
+others), the app's lifespan, and an end for a request whose client has left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from typing import Any
+
+from a2wsgi.asgi import ASGIResponder
+
+from belay_server.api.project.event_loop import loop_in_a_real_thread
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+AsgiApp = Callable[
+    [Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
+]
+
+#: Of a body that comes in chunks, in bytes: at most, and kept in memory.
+_LONGEST_IN_CHUNKS = 64 * 1024 * 1024
+_IN_MEMORY = 1024 * 1024
+_STEP = 64 * 1024
+_LIFESPAN_SECONDS = 60.0
+_CLOSE_SECONDS = 2.0
+_ASGI = {"version": "3.0", "spec_version": "2.5"}
+
+
+class AsgiBridge:
+    """A WSGI app. Its loop starts with it; `start` and `close` are the app's lifespan."""
+
+    def __init__(self, app: AsgiApp) -> None:
+        self._app = app
+        self._state: dict[str, Any] = {}
+        self._loop = loop_in_a_real_thread()
+        self._lifespan = _Lifespan(app, self._state)
+
+    def start(self) -> None:
+        """Raises RuntimeError with what the app says when it cannot start."""
+        self._call(self._lifespan.start(), _LIFESPAN_SECONDS)
+
+    def close(self) -> None:
+        """End the lifespan; the process is about to end."""
+        try:
+            self._call(self._lifespan.stop(), _CLOSE_SECONDS)
+        except Exception:
+            log.exception("the project's app did not shut down")
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _call(self, work: Any, seconds: float) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(seconds)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        if environ.get("HTTP_TRANSFER_ENCODING") and not _measure_body(environ):
+            start_response("413 Request Entity Too Large", [("Content-Type", "text/plain")])
+            return [b"A body in chunks may have 64 MiB here"]
+        return _Answer(_Responder(self._with_state, self._loop), environ, start_response)
+
+    async def _with_state(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["state"] = dict(self._state)
+        await self._app(scope, receive, send)
+
+
+def _measure_body(environ: dict[str, Any]) -> bool:
+    """Read a body in chunked encoding into a file and set CONTENT_LENGTH, without which a2wsgi
+    passes an empty body on. Returns False when the body is too long."""
+    body = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  (the app reads it)
+    length = 0
+    while chunk := environ["wsgi.input"].read(_STEP):
+        length += len(chunk)
+        if length > _LONGEST_IN_CHUNKS:
+            body.close()
+            return False
+        body.write(chunk)
+    body.seek(0)
+    del environ["HTTP_TRANSFER_ENCODING"]
+    environ["CONTENT_LENGTH"] = str(length)
+    environ["wsgi.input"] = body
+    return True
+
+
+class _Responder(ASGIResponder):
+    """Keeps the task, to end it, and says what went wrong in it."""
+
+    task: asyncio.Task[None] | None = None
+
+    async def start_asgi_app(self, environ: Any) -> asyncio.Task[None]:
+        self.task = await super().start_asgi_app(environ)
+        return self.task
+
+    def asgi_done_callback(self, future: asyncio.Future[None]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            log.error("unexpected error in the project's app", exc_info=error)
+        super().asgi_done_callback(future)
+
+    def leave(self) -> None:
+        """The client has gone: nobody takes what the app sends any more."""
+        if self.task is not None:
+            self.loop.call_soon_threadsafe(self.task.cancel)
+
+
+class _Answer:
+    """The body's chunks. A server closes it also when the client left in the middle."""
+
+    def __init__(self, responder: _Responder, environ: Any, start_response: Any) -> None:
+        self._responder = responder
+        self._chunks: Any = responder(environ, start_response)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._chunks)
+
+    def close(self) -> None:
+        self._chunks.close()
+        self._responder.leave()
+
+
+class _Lifespan:
+    """The app's startup and shutdown, in one task as the protocol wants it."""
+
+    def __init__(self, app: AsgiApp, state: dict[str, Any]) -> None:
+        self._app = app
+        self._state = state
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._events: asyncio.Queue[Message] = asyncio.Queue()
+        self._answers: asyncio.Queue[Message] = asyncio.Queue()
+        self._task = asyncio.create_task(self._run())
+        answer = await self._ask("lifespan.startup")
+        if answer["type"] == "lifespan.startup.failed":
+            raise RuntimeError(answer.get("message") or "its startup failed")
+
+    async def stop(self) -> None:
+        if self._task is not None and not self._task.done():
+            await self._ask("lifespan.shutdown")
+
+    async def _ask(self, kind: str) -> Message:
+        await self._events.put({"type": kind})
+        return await self._answers.get()
+
+    async def _run(self) -> None:
+        scope = {"type": "lifespan", "asgi": _ASGI, "state": self._state}
+        try:
+            await self._app(scope, self._events.get, self._answers.put)
+        except Exception as error:  # noqa: BLE001  (an app without a lifespan refuses it, somehow)
+            log.debug("the project's app has no lifespan: %s", error)
+        await self._answers.put({"type": "the end"})

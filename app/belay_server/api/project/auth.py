@@ -1,0 +1,244 @@
+"""The project's own authentication and authorization: its `langgraph_sdk.Auth`.
+
+Its handlers are coroutines and run in an event loop in a thread of its own. What they may take,
+what they return and which of them is asked is as `langgraph_sdk.Auth` documents it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+from a2wsgi.asgi import build_scope
+from flask import request
+from langgraph_sdk import Auth
+
+from belay_server.api.context import parts
+from belay_server.api.http.json_body import read_body_of
+from belay_server.api.http.json_documents import parse_document
+from belay_server.api.project.event_loop import loop_in_a_real_thread
+from belay_server.domain.access import Caller, Filter
+from belay_server.domain.errors import Forbidden, InvalidRequest, Refused, Unavailable
+from belay_server.graphs.project.langgraph_json import Project
+from belay_server.graphs.project.loading import ProjectError, load_object
+from belay_server.graphs.serde import to_plain
+
+log = logging.getLogger(__name__)
+
+_HANDLER_SECONDS = 30.0
+
+
+class ProjectUser:
+    """A user as handlers see them, whatever `authenticate` has returned."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = dict(fields)
+
+    @property
+    def identity(self) -> str:
+        return str(self._fields["identity"])
+
+    @property
+    def display_name(self) -> str:
+        return str(self._fields.get("display_name") or self.identity)
+
+    @property
+    def is_authenticated(self) -> bool:
+        return bool(self._fields.get("is_authenticated", True))
+
+    @property
+    def permissions(self) -> Sequence[str]:
+        return list(self._fields.get("permissions") or [])
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["_fields"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.to_dict()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **self._fields,
+            "identity": self.identity,
+            "display_name": self.display_name,
+            "is_authenticated": self.is_authenticated,
+            "permissions": self.permissions,
+        }
+
+
+class ProjectAuth:
+    """Asks the project's handlers."""
+
+    def __init__(self, auth: Auth, wants: Sequence[str]) -> None:
+        self._auth = auth
+        #: What `authenticate` takes, by name.
+        self._wants = wants
+        self._loop = loop_in_a_real_thread()
+
+    @classmethod
+    def load(cls, project: Project) -> ProjectAuth:
+        """Raises ProjectError."""
+        assert project.auth is not None
+        auth = load_object(project.root, project.dependencies, project.auth, "auth.path")
+        if not isinstance(auth, Auth) or auth._authenticate_handler is None:
+            raise ProjectError(
+                f"auth.path ({project.auth}): must be a langgraph_sdk.Auth with an @authenticate"
+            )
+        wants = _wanted(auth._authenticate_handler, project.auth)
+        if not auth._handlers and not auth._global_handlers:
+            log.warning("%s has no @auth.on: who is authenticated may do anything", project.auth)
+        return cls(auth, wants)
+
+    def caller(self) -> Caller:
+        """Raises Refused, with what the project says."""
+        handler = self._auth._authenticate_handler
+        assert handler is not None
+        found = self._call(handler(**{name: _INJECTED[name]() for name in self._wants}))
+        user = _user_of(found)
+        fields = to_plain(user.to_dict())
+        return Caller(f"user:{user.identity}", user.identity, user=fields)
+
+    def decide(
+        self, caller: Caller, resource: str, action: str, value: MutableMapping[str, Any]
+    ) -> Filter | None:
+        """Whether this may be done, and on what; the handler may change `value`. None: on anything.
+
+        Raises Forbidden, Refused.
+        """
+        handler = self._handler_of(resource, action)
+        if handler is None:
+            return None
+        user = ProjectUser(caller.user or {"identity": caller.team})
+        context = Auth.types.AuthContext(
+            permissions=user.permissions,
+            user=user,
+            resource=resource,  # type: ignore[arg-type]
+            action=action,  # type: ignore[arg-type]
+        )
+        decided = self._call(handler(ctx=context, value=value))
+        if decided is None or decided is True:
+            return None
+        if decided is False:
+            raise Forbidden()
+        if not isinstance(decided, Mapping):
+            raise TypeError(f"a handler for {resource}.{action} returned {type(decided).__name__}")
+        return dict(decided)
+
+    def _handler_of(self, resource: str, action: str) -> Callable[..., Any] | None:
+        """The most specific one."""
+        handlers = self._auth._handlers
+        for key in ((resource, action), (resource, "*"), ("*", action), ("*", "*")):
+            if found := handlers.get(key):
+                return found[-1]
+        return self._auth._global_handlers[-1] if self._auth._global_handlers else None
+
+    def _call(self, answer: Any) -> Any:
+        """Raises Unavailable, Refused, and what the handler raises."""
+        if not inspect.isawaitable(answer):
+            return answer
+        future = asyncio.run_coroutine_threadsafe(_awaited(answer), self._loop)
+        try:
+            return future.result()
+        except TimeoutError as error:
+            raise Unavailable("The project's auth did not answer in time") from error
+        except Exception as error:
+            if (refusal := _refusal(error)) is not None:
+                raise refusal from error
+            raise
+
+
+async def _awaited(answer: Any) -> Any:
+    async with asyncio.timeout(_HANDLER_SECONDS):
+        return await answer
+
+
+def _refusal(error: Exception) -> Refused | None:
+    """What a handler raises to refuse: the SDK's HTTPException, or Starlette's."""
+    status, detail = getattr(error, "status_code", None), getattr(error, "detail", None)
+    if not isinstance(status, int) or not 400 <= status < 500:
+        return None
+    headers = getattr(error, "headers", None)
+    return Refused(status, str(detail or "Unauthorized"), dict(headers or {}))
+
+
+def _user_of(found: Any) -> ProjectUser:
+    """From what `authenticate` may return: an id, a mapping, or an object with an identity."""
+    if isinstance(found, str):
+        return ProjectUser({"identity": found})
+    if isinstance(found, Mapping) and found.get("identity"):
+        return ProjectUser(found)
+    identity = getattr(found, "identity", None)
+    if identity is None:
+        raise TypeError("authenticate must return who asks: an id, or something with an identity")
+    known = ("identity", "display_name", "is_authenticated", "permissions")
+    fields = {name: getattr(found, name) for name in known if hasattr(found, name)}
+    return ProjectUser({**getattr(found, "__dict__", {}), **fields})
+
+
+def _wanted(handler: Callable[..., Any], target: str) -> list[str]:
+    """The names of what `authenticate` takes. Raises ProjectError for what nobody can give it."""
+    wanted = []
+    for parameter in inspect.signature(handler).parameters.values():
+        if parameter.name in _INJECTED:
+            wanted.append(parameter.name)
+        elif parameter.default is parameter.empty:
+            known = ", ".join(_INJECTED)
+            raise ProjectError(
+                f"auth.path ({target}): authenticate takes '{parameter.name}', "
+                f"which is none of {known}"
+            )
+    if "request" in wanted and importlib.util.find_spec("starlette") is None:
+        raise ProjectError(f"auth.path ({target}): its `request` needs starlette to be installed")
+    return wanted
+
+
+def _asgi_request() -> Any:
+    from starlette.requests import Request  # noqa: PLC0415
+
+    body = read_body_of(request)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(build_scope(request.environ), receive)  # type: ignore[arg-type]
+
+
+def _json_body() -> Any:
+    """The body; None when there is none, or none that any route would take. It is read before
+    anybody is known, so within the bounds of every body. Raises TooLarge, TooMany, TooSlow."""
+    raw = read_body_of(request)
+    try:
+        return parse_document(raw, most_values=parts().settings.max_body_values)
+    except InvalidRequest:
+        return None
+
+
+def _headers() -> dict[bytes, bytes]:
+    return {
+        name.lower().encode("latin-1"): value.encode("latin-1") for name, value in request.headers
+    }
+
+
+_INJECTED: Mapping[str, Callable[[], Any]] = {
+    "request": _asgi_request,
+    "body": _json_body,
+    "path": lambda: request.path,
+    "method": lambda: request.method,
+    "path_params": lambda: dict(request.view_args or {}),
+    "query_params": lambda: dict(request.args.items()),
+    "headers": _headers,
+    "authorization": lambda: request.headers.get("Authorization"),
+}

@@ -1,0 +1,135 @@
+"""The commands of the streaming protocol's version 2: what each does, and its answer.
+
+A command that cannot be done is answered in the protocol's own envelope, an error in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import marshmallow as ma
+
+from belay_server.api.context import parts
+from belay_server.api.http.json_body import describe
+from belay_server.api.protocol.schemas import CommandFrame, InputRespond, RunStart
+from belay_server.api.runs.requests import run_request
+from belay_server.api.security.authorization import authorize
+from belay_server.domain.errors import BadRequest, Conflict, InvalidRequest, NotFound
+from belay_server.domain.run_options import RunOptions
+from belay_server.services.protocol.commands import (
+    NoSuchInterrupt,
+    NoSuchRun,
+    options_of_answers,
+    options_of_start,
+    tree_of,
+)
+from belay_server.services.runs.creation import create_run
+
+Answer = dict[str, Any]
+SUBSCRIBE, UNSUBSCRIBE = "subscription.subscribe", "subscription.unsubscribe"
+_ON_A_SOCKET = (SUBSCRIBE, UNSUBSCRIBE, "subscription.reconnect")
+#: What a command fails with: the protocol's code for it, and what its message begins with.
+_CODES: Mapping[type[Exception], tuple[str, str]] = {
+    InvalidRequest: ("invalid_argument", ""),
+    BadRequest: ("invalid_argument", ""),
+    NoSuchInterrupt: ("no_such_interrupt", ""),
+    NoSuchRun: ("no_such_run", ""),
+    NotFound: ("unknown_error", "404: "),
+    Conflict: ("unknown_error", "409: "),
+}
+_FAILURES = tuple(_CODES)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A command as it came in: well-formed, and not yet looked at."""
+
+    id: int
+    method: str
+    params: dict[str, Any]
+
+
+class NoCommand(Exception):
+    """What came in is no command; `answer` says why."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer["message"])
+        self.answer = answer
+
+
+def frame_of(document: Any) -> Frame:
+    """Raises NoCommand."""
+    if not isinstance(document, dict):
+        message = "A command is an object with id and method."
+        raise NoCommand(failure(None, "invalid_argument", message))
+    try:
+        return Frame(**CommandFrame().load(document))
+    except ma.ValidationError as error:
+        given = document.get("id")
+        known_id = given if type(given) is int else None
+        raise NoCommand(failure(known_id, "invalid_argument", describe(error))) from error
+
+
+def answer_of(thread_id: UUID, frame: Frame) -> Answer:
+    """Do what a command says. Raises Unavailable; every other failure is in the answer."""
+    if frame.method in _ON_A_SOCKET:
+        where = "POST /threads/{thread_id}/stream/events streams."
+        message = f"{frame.method} is for a WebSocket: {where}"
+        return failure(frame.id, "not_supported", message)
+    method = _METHODS.get(frame.method)
+    if method is None:
+        message = f"Unknown protocol command: {frame.method}"
+        return failure(frame.id, "unknown_command", message)
+    try:
+        return success(frame.id, method(thread_id, frame.params))
+    except ma.ValidationError as error:
+        return failure(frame.id, "invalid_argument", describe(error))
+    except _FAILURES as error:
+        code, prefix = next(named for kind, named in _CODES.items() if isinstance(error, kind))
+        return failure(frame.id, code, f"{prefix}{error}")
+
+
+def success(command_id: int | None, result: Mapping[str, Any]) -> Answer:
+    meta = {"applied_through_seq": 0}
+    return {"type": "success", "id": command_id, "result": dict(result), "meta": meta}
+
+
+def failure(command_id: int | None, code: str, message: str) -> Answer:
+    return {"type": "error", "id": command_id, "error": code, "message": message}
+
+
+def _start(thread_id: UUID, params: Mapping[str, Any]) -> Answer:
+    if not params.get("assistant_id"):
+        raise InvalidRequest("run.start requires an assistant_id.")
+    authorize("threads", "read", {"thread_id": thread_id})
+    return _run(thread_id, options_of_start(parts(), thread_id, _loaded(RunStart(), params)))
+
+
+def _respond(thread_id: UUID, params: Mapping[str, Any]) -> Answer:
+    authorize("threads", "read", {"thread_id": thread_id})
+    return _run(thread_id, options_of_answers(parts(), thread_id, _loaded(InputRespond(), params)))
+
+
+def _run(thread_id: UUID, options: RunOptions) -> Answer:
+    run = create_run(parts(), run_request(options, thread_id))
+    return {"run_id": str(run.run_id)}
+
+
+def _tree(thread_id: UUID, _params: Mapping[str, Any]) -> Answer:
+    authorize("threads", "read", {"thread_id": thread_id})
+    return {"tree": tree_of(parts(), thread_id).as_json()}
+
+
+def _loaded(schema: ma.Schema, params: Mapping[str, Any]) -> dict[str, Any]:
+    loaded: dict[str, Any] = schema.load(params)
+    return loaded
+
+
+_METHODS: Mapping[str, Callable[[UUID, Mapping[str, Any]], Answer]] = {
+    "run.start": _start,
+    "input.respond": _respond,
+    "agent.getTree": _tree,
+}

@@ -1,0 +1,102 @@
+"""Version 2 of the streaming protocol (the SDK's `threads.stream`): its routes over HTTP.
+
+A command that cannot be done is answered with status 200 and an error in its envelope, as the
+reference does; only what is no command at all, and a server that is not well, have another status.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import marshmallow as ma
+from flask import Response, request
+
+from belay_server.api.context import parts
+from belay_server.api.http.error_schemas import Error
+from belay_server.api.http.fields import path_uuid
+from belay_server.api.http.json_body import Blueprint, describe, json_response, read_json_of
+from belay_server.api.protocol.commands import NoCommand, answer_of, frame_of
+from belay_server.api.protocol.schemas import CommandAnswer, CommandFrame, EventStream
+from belay_server.api.runs.responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, stream_client
+from belay_server.api.security.authorization import authorized, authorizes_itself, is_confined
+from belay_server.domain.errors import BadRequest, InvalidRequest
+from belay_server.services.protocol.stream import EventFilter, sse_frame, stream_protocol
+from belay_server.services.threads.records import get_thread
+
+blueprint = Blueprint("protocol", __name__, description="The streaming protocol, version 2")
+
+_NO_COMMAND = {"anyOf": [CommandAnswer, Error]}
+
+
+@blueprint.post("/threads/<thread_id>/commands")
+@blueprint.response(200, CommandAnswer, description="What became of it, `error`s too")
+@blueprint.alt_response(400, schema=_NO_COMMAND, description="It is no command, or no JSON")
+@blueprint.doc(
+    requestBody={
+        "required": True,
+        "content": {"application/json": {"schema": CommandFrame}},
+    }
+)
+@authorizes_itself
+def command(thread_id: str) -> Response:
+    """Do a command of the streaming protocol: run.start, input.respond, agent.getTree."""
+    thread = path_uuid(thread_id, "thread")
+    try:
+        frame = frame_of(_json_of_request())
+    except NoCommand as refused:
+        return json_response(refused.answer, 400)
+    return json_response(answer_of(thread, frame))
+
+
+@blueprint.post("/threads/<thread_id>/stream/events")
+@blueprint.response(
+    200, EVENTS, description="The thread's events", content_type="text/event-stream"
+)
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error, description="It is not this caller's")
+@blueprint.doc(
+    requestBody={"required": True, "content": {"application/json": {"schema": EventStream}}}
+)
+@authorized("threads", "read")
+def events(thread_id: str) -> Response:
+    """Follow a thread by the streaming protocol: all that its runs have streamed, and what they
+    will. The thread may be one that is yet to be created."""
+    thread = path_uuid(thread_id, "thread")
+    wanted = event_filter(_json_of_request())
+    refuse_strange_thread(thread)
+    body = stream_protocol(parts(), thread, wanted, sse_frame, stream_client())
+    return Response(body, 200, STREAM_HEADERS, content_type=STREAM_TYPE)
+
+
+def refuse_strange_thread(thread_id: UUID) -> None:
+    """A thread that is yet to be created may be anybody's: who may not see everything is told that
+    it is not there. Raises NotFound."""
+    if is_confined():
+        get_thread(parts(), thread_id)
+
+
+def _json_of_request() -> Any:
+    try:
+        return read_json_of(request)
+    except InvalidRequest as error:
+        detail = error.detail.replace("Invalid JSON in request body", "Invalid JSON body")
+        raise BadRequest(detail) from error
+
+
+def event_filter(asked: Any) -> EventFilter:
+    """Raises BadRequest."""
+    if not isinstance(asked, dict) or "channels" not in asked:
+        raise BadRequest("channels is required and must be a non-empty array")
+    try:
+        loaded = EventStream().load(asked)
+    except ma.ValidationError as error:
+        raise BadRequest(describe(error).replace(": ", " ", 1)) from error
+    namespaces = loaded.get("namespaces")
+    since = loaded.get("since")
+    return EventFilter(
+        channels=tuple(loaded["channels"]),
+        namespaces=None if namespaces is None else tuple(map(tuple, namespaces)),
+        depth=loaded.get("depth"),
+        since=-1 if since is None else since,
+    )

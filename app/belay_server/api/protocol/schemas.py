@@ -1,0 +1,112 @@
+"""Version 2 of the streaming protocol on the wire: commands, their answers, and what to stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import marshmallow as ma
+
+from belay_server.api.http.fields import Body, Integer, List, Object, one_of
+from belay_server.api.runs.command_schemas import Command
+from belay_server.api.runs.config_schemas import RunConfig
+from belay_server.domain.run_options import MultitaskStrategy
+from belay_server.graphs.protocol.events import CHANNELS, is_channel
+
+_MOST_SAFE_INTEGER = 2**53 - 1
+_STRATEGY = one_of(*MultitaskStrategy)
+
+
+class CommandFrame(Body):
+    """A command: its id, which the answer has too, its method, and what the method takes."""
+
+    id = Integer(required=True)
+    method = ma.fields.String(required=True)
+    params = Object(load_default=dict)
+
+
+class CommandMeta(ma.Schema):
+    applied_through_seq = ma.fields.Integer()
+
+
+class CommandAnswer(ma.Schema):
+    """`success` with a result, or `error` with a code and a message."""
+
+    type = ma.fields.String(required=True, validate=one_of("success", "error"))
+    id = ma.fields.Integer(required=True, allow_none=True)
+    result = Object()
+    error = ma.fields.String()
+    message = ma.fields.String()
+    meta = ma.fields.Nested(CommandMeta)
+
+
+class RunStart(Body):
+    assistant_id = ma.fields.String(required=True)
+    input = ma.fields.Raw(allow_none=True)
+    config = ma.fields.Nested(RunConfig, allow_none=True)
+    metadata = Object(allow_none=True)
+    multitask_strategy = ma.fields.String(validate=_STRATEGY)
+    multitaskStrategy = ma.fields.String(validate=_STRATEGY)  # noqa: N815  (so it is on the wire)
+
+
+class _Answer(Body):
+    interrupt_id = ma.fields.String(required=True)
+    response = ma.fields.Raw(required=True, allow_none=True)
+
+
+class InputRespond(Body):
+    """One answer, or several in `responses`; and what is to happen with them."""
+
+    interrupt_id = ma.fields.String()
+    response = ma.fields.Raw(allow_none=True)
+    responses = List(ma.fields.Nested(_Answer), validate=ma.validate.Length(1, 1000))
+    update = ma.fields.Raw(allow_none=True)
+    goto = ma.fields.Raw(allow_none=True)
+    config = ma.fields.Nested(RunConfig, allow_none=True)
+    metadata = Object(allow_none=True)
+
+    @ma.validates_schema
+    def is_an_answer(self, data: dict, **_: object) -> None:
+        one = "interrupt_id" in data and "response" in data
+        if one == ("responses" in data):
+            raise ma.ValidationError(
+                "input.respond requires interrupt_id and response, or responses."
+            )
+        Command().load({"update": data.get("update"), "goto": data.get("goto")})
+
+    @ma.post_load
+    def by_interrupt(self, data: dict, **_: object) -> dict[str, Any]:
+        asked = data.pop("responses", None) or [data]
+        answers = {answer["interrupt_id"]: answer["response"] for answer in asked}
+        return {**data, "answers": answers}
+
+
+class EventStream(Body):
+    """Which events of a thread to stream."""
+
+    channels = ma.fields.Raw(
+        required=True,
+        metadata={
+            "type": "array",
+            "items": {"type": "string"},
+            "minItems": 1,
+            "description": f"Of {', '.join(CHANNELS)}, checkpoints, or `custom:<name>`.",
+        },
+    )
+    namespaces = List(
+        List(ma.fields.String(), validate=ma.validate.Length(max=100)),
+        allow_none=True,
+        validate=ma.validate.Length(max=1000),
+    )
+    depth = Integer(allow_none=True, validate=ma.validate.Range(0, 1000))
+    since = Integer(allow_none=True, validate=ma.validate.Range(0, _MOST_SAFE_INTEGER))
+
+    @ma.validates("channels")
+    def are_channels(self, value: Any, **_: object) -> None:
+        if not isinstance(value, list) or not value:
+            raise ma.ValidationError("is required and must be a non-empty array")
+        unknown = [str(one) for one in value if not isinstance(one, str) or not is_channel(one)]
+        if unknown:
+            raise ma.ValidationError(
+                f"contains unsupported entries: {', '.join(unknown)}. Allowed: "
+                f"{', '.join(CHANNELS)}, or any `custom:<name>`."
+            )

@@ -1,0 +1,227 @@
+"""Version 2 of the streaming protocol on a WebSocket: commands in, their answers and events out.
+
+Each subscription follows the thread on its own, in a thread (under gunicorn: a greenlet) of its
+own; they take turns on the socket. A slow reader holds up its own subscriptions and nobody else.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import flask
+import orjson
+from flask import Response, request
+from simple_websocket import ConnectionClosed
+
+from belay_server.api.context import origins, parts
+from belay_server.api.http.fields import path_uuid
+from belay_server.api.http.json_body import json_response
+from belay_server.api.http.json_documents import MAX_DEPTH, parse_document
+from belay_server.api.http.large_answers import large_answers
+from belay_server.api.http.web_socket import BoundedServer
+from belay_server.api.protocol.commands import (
+    SUBSCRIBE,
+    UNSUBSCRIBE,
+    Answer,
+    Frame,
+    NoCommand,
+    answer_of,
+    failure,
+    frame_of,
+    success,
+)
+from belay_server.api.protocol.routes import event_filter, refuse_strange_thread
+from belay_server.api.security.authentication import caller, identify, watch_key
+from belay_server.api.security.authorization import authorized
+from belay_server.api.security.limits import count_request
+from belay_server.domain.errors import (
+    BadRequest,
+    BelayError,
+    InvalidRequest,
+    Refused,
+    TooMany,
+    Unauthorized,
+)
+from belay_server.graphs.serde import to_json
+from belay_server.services.protocol.stream import EventFilter, line_frame, stream_protocol
+from belay_server.services.runs.stream import Following
+from belay_server.services.stream_clients import StreamClient
+
+#: Not in the OpenAPI document, which has no words for it.
+blueprint = flask.Blueprint("protocol socket", __name__)
+
+_MOST_SUBSCRIPTIONS = 32
+#: A command that is refused for being one too many is read for its id, if it is as short as this.
+_SHORT = 4096
+_NO_COMMAND = "Protocol commands must be valid JSON."
+_GONE = (ConnectionClosed, OSError)
+
+
+class _Handled(Response):
+    """What had the socket to itself leaves nothing to answer; gunicorn takes that for its word."""
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
+        self.close()
+        raise StopIteration
+
+
+@blueprint.route("/threads/<thread_id>/stream/events", methods=["GET"], websocket=True)
+@authorized("threads", "read")
+def events_socket(thread_id: str) -> Response:
+    """Subscribe with `subscription.subscribe`; all other commands are taken too."""
+    thread = path_uuid(thread_id, "thread")
+    refuse_strange_thread(thread)
+    if not origins().may_ask(request.headers.get("Origin"), request.host):
+        return json_response({"detail": "This origin may not open a WebSocket here."}, 403)
+    if request.environ.get("gunicorn.socket") is None:
+        return json_response({"detail": "This web server has no WebSockets."}, 501)
+    _Conversation(BoundedServer(request.environ), thread).hold()
+    return _Handled()
+
+
+class _Conversation:
+    """One client's socket, until one of us closes it."""
+
+    def __init__(self, server: BoundedServer, thread_id: UUID) -> None:
+        self._server = server
+        self._thread_id = thread_id
+        self._turn = threading.Lock()
+        self._following: dict[str, _Followed] = {}
+
+    def hold(self) -> None:
+        forget_key = watch_key(parts(), caller(), self._close)
+        try:
+            while True:
+                received = self._server.receive()
+                if received is None:
+                    break
+                self._say(to_json(self._answer(received)))
+        except (*_GONE, Unauthorized, Refused):
+            pass  # whoever is not, or is no longer, known gets no more answers
+        finally:
+            forget_key()
+            for followed in list(self._following.values()):
+                followed.leave()
+            with suppress(*_GONE):
+                self._server.close()
+
+    def _close(self) -> None:
+        with suppress(*_GONE):
+            self._server.close()
+
+    def _say(self, message: bytes) -> None:
+        with self._turn:
+            self._server.send(message.decode())
+
+    def _answer(self, received: str | bytes) -> Answer:
+        """Each command is a request of its own: counted before it is read, and of somebody who is
+        still known. Raises Unauthorized, Refused."""
+        identify(parts())
+        try:
+            frame = self._counted(received)
+        except NoCommand as refused:
+            return refused.answer
+        try:
+            if frame.method == SUBSCRIBE:
+                return self._subscribe(frame)
+            if frame.method == UNSUBSCRIBE:
+                return self._unsubscribe(frame)
+            return answer_of(self._thread_id, frame)
+        except BelayError as error:
+            return failure(frame.id, "unknown_error", error.detail)
+
+    def _counted(self, received: str | bytes) -> Frame:
+        """Raises NoCommand, also for one command too many."""
+        try:
+            count_request(parts())
+            most_values = parts().settings.max_body_values
+            return frame_of(parse_document(received, most_values=most_values))
+        except TooMany as error:
+            too_many = failure(_id_of(received), "unknown_error", error.detail)
+            raise NoCommand(too_many) from error
+        except InvalidRequest as error:
+            message = f"{_NO_COMMAND} (to {MAX_DEPTH} levels)"
+            raise NoCommand(failure(None, "invalid_argument", message)) from error
+
+    def _subscribe(self, frame: Frame) -> Answer:
+        if len(self._following) >= _MOST_SUBSCRIPTIONS:
+            message = f"At most {_MOST_SUBSCRIPTIONS} subscriptions on a socket."
+            return failure(frame.id, "invalid_argument", message)
+        try:
+            wanted = event_filter(frame.params)
+        except BadRequest as error:
+            return failure(frame.id, "invalid_argument", error.detail)
+        name = str(uuid.uuid4())
+        self._following[name] = followed = _Followed(self, self._thread_id, wanted)
+        followed.start()
+        return success(frame.id, {"subscription_id": name, "replayed_events": 0})
+
+    def _unsubscribe(self, frame: Frame) -> Answer:
+        name = frame.params.get("subscription_id")
+        followed = self._following.pop(name, None) if isinstance(name, str) else None
+        if followed is None:
+            message = f"Unknown subscription: {name}"
+            return failure(frame.id, "no_such_subscription", message)
+        followed.leave()
+        return success(frame.id, {})
+
+    def tell(self, following: Following) -> None:
+        """Send what a subscription brings; heartbeats are the pings' business."""
+        begun: list[bytes] = []  # of a large message, which comes in pieces
+        for chunk in following:
+            begun.append(chunk)
+            if not chunk.endswith(b"\n"):
+                continue
+            for message in b"".join(begun).splitlines():
+                if message and not message.startswith(b":"):
+                    self._say(message)
+            begun.clear()
+
+
+def _id_of(received: str | bytes) -> int | None:
+    """Of a command that is not looked at any further."""
+    if len(received) > _SHORT:
+        return None
+    try:
+        document = orjson.loads(received)
+    except orjson.JSONDecodeError:
+        return None
+    given = document.get("id") if isinstance(document, dict) else None
+    return given if type(given) is int else None
+
+
+class _Followed:
+    """A subscription: what its thread does, told on the socket until somebody leaves."""
+
+    def __init__(self, talk: _Conversation, thread_id: UUID, wanted: EventFilter) -> None:
+        self._talk = talk
+        self._leave: Callable[[], None] = lambda: None
+        self._left = False
+        client = StreamClient(self._watch, large_answers().share_of(request))
+        self._following = stream_protocol(parts(), thread_id, wanted, line_frame, client)
+
+    def _watch(self, on_leave: Callable[[], None]) -> Callable[[], bool]:
+        self._leave = on_leave
+        if self._left:
+            on_leave()
+        return lambda: self._left
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="belay-subscription", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            self._talk.tell(self._following)
+        except _GONE:
+            pass
+        finally:
+            self._following.close()
+
+    def leave(self) -> None:
+        self._left = True
+        self._leave()

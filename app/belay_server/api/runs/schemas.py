@@ -1,0 +1,245 @@
+"""Runs on the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import marshmallow as ma
+
+from belay_server.api.http.fields import (
+    Body,
+    Boolean,
+    Integer,
+    JsonObject,
+    List,
+    Number,
+    Object,
+    Selected,
+    StringList,
+    Uuid,
+    is_filter,
+    one_of,
+    query_list,
+)
+from belay_server.api.runs.command_schemas import Command
+from belay_server.api.runs.config_schemas import RunConfig
+from belay_server.api.threads.schemas import Checkpoint
+from belay_server.domain.errors import InvalidRequest
+from belay_server.domain.run_options import Durability, MultitaskStrategy, RunOptions
+from belay_server.domain.runs import CancelAction, RunStatus
+from belay_server.services.runs.creation import KEY_VERSION
+
+STREAM_MODES = (
+    "values",
+    "updates",
+    "messages",
+    "messages-tuple",
+    "custom",
+    "events",
+    "debug",
+    "tasks",
+    "checkpoints",
+)
+
+
+class StreamModes(StringList):
+    """One mode or several."""
+
+    choices = STREAM_MODES
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
+        modes = super()._deserialize(value, attr, data, **kwargs)
+        for mode in modes:
+            if mode not in STREAM_MODES:
+                raise ma.ValidationError(f"'{mode}' is not one of {', '.join(STREAM_MODES)}")
+        return list(dict.fromkeys(modes))
+
+
+class Run(ma.Schema):
+    run_id = Uuid(required=True)
+    thread_id = Uuid(required=True)
+    assistant_id = Uuid(required=True)
+    created_at = ma.fields.DateTime(required=True)
+    updated_at = ma.fields.DateTime(required=True)
+    status = ma.fields.String(required=True, validate=one_of(*RunStatus))
+    metadata = Object(required=True)
+    kwargs = Object(required=True)
+    multitask_strategy = ma.fields.String(required=True, validate=one_of(*MultitaskStrategy))
+
+
+class SelectedRun(Selected, Run):
+    """The fields that were asked for; all, if none were."""
+
+
+def is_no_key_id(run_id: UUID) -> None:
+    """Ids of version 8 stand for Idempotency-Keys."""
+    if run_id.version == KEY_VERSION:
+        raise ma.ValidationError("a UUID of version 8 cannot be chosen; use another version")
+
+
+class _RunCreate(Body):
+    """What every way to create a run has in common."""
+
+    assistant_id = ma.fields.String(required=True)
+    run_id = Uuid(
+        validate=is_no_key_id,
+        metadata={"description": "A retried create with the same id gets the same run."},
+    )
+    input = ma.fields.Raw(allow_none=True)
+    command = ma.fields.Nested(Command, allow_none=True)
+    config = ma.fields.Nested(RunConfig, allow_none=True)
+    context = Object(allow_none=True)
+    metadata = Object(allow_none=True)
+    checkpoint = ma.fields.Nested(Checkpoint, allow_none=True)
+    checkpoint_id = Uuid(allow_none=True)
+    interrupt_before = StringList(allow_none=True)
+    interrupt_after = StringList(allow_none=True)
+    stream_mode = StreamModes(allow_none=True)
+    stream_subgraphs = Boolean(allow_none=True)
+    stream_resumable = Boolean(allow_none=True)
+    multitask_strategy = ma.fields.String(
+        load_default="enqueue", validate=one_of(*MultitaskStrategy)
+    )
+    after_seconds = Number(allow_none=True, validate=ma.validate.Range(max=10 * 365 * 86400))
+    timeout_seconds = Number(
+        allow_none=True,
+        validate=ma.validate.Range(min=0, min_inclusive=False, max=10 * 365 * 86400),
+        metadata={"description": "The run ends `timeout` when it takes longer than this."},
+    )
+    durability = ma.fields.String(allow_none=True, validate=one_of(*Durability))
+    checkpoint_during = Boolean(allow_none=True)
+    webhook = ma.fields.String(
+        allow_none=True,
+        validate=ma.validate.Length(min=1),
+        metadata={"description": "Called with the run when it has ended."},
+    )
+    strict_resume = Boolean(
+        allow_none=True,
+        metadata={"description": "The run fails when it answers an interrupt that is not waiting."},
+    )
+    feedback_keys = List(ma.fields.String(), allow_none=True, validate=ma.validate.Length(max=1000))
+    on_disconnect = ma.fields.String(allow_none=True, validate=one_of("cancel", "continue"))
+
+    @ma.post_load
+    def as_options(self, data: dict[str, Any], **_: object) -> Any:
+        return RunOptions(**data)
+
+
+class CreateThreadRun(_RunCreate):
+    if_not_exists = ma.fields.String(load_default="reject", validate=one_of("create", "reject"))
+
+
+class CreateStatelessRun(_RunCreate):
+    on_completion = ma.fields.String(load_default="delete", validate=one_of("delete", "keep"))
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRun:
+    """One of the runs of a batch; without a `thread_id` it is a stateless one."""
+
+    options: RunOptions
+    thread_id: UUID | None
+
+
+class CreateBatchRun(CreateStatelessRun, CreateThreadRun):
+    """Of many that are created together: with a `thread_id`, or without."""
+
+    thread_id = Uuid(allow_none=True)
+
+    @ma.post_load
+    def as_options(self, data: dict[str, Any], **_: object) -> Any:
+        thread_id = data.pop("thread_id", None)
+        return BatchRun(RunOptions(**data), thread_id)
+
+
+class CancelRuns(Body):
+    """Payload for cancelling runs: by `status`, or by `thread_id` and `run_ids`, or both."""
+
+    status = ma.fields.String(
+        validate=one_of("pending", "running", "all"),
+        metadata={
+            "description": "Filter runs by status to cancel. "
+            "Must be one of 'pending', 'running', or 'all'."
+        },
+    )
+    thread_id = Uuid(metadata={"description": "The ID of the thread containing runs to cancel."})
+    run_ids = List(
+        Uuid(),
+        validate=ma.validate.Length(max=10_000),
+        metadata={"description": "List of run IDs to cancel."},
+    )
+
+    @ma.validates_schema
+    def names_what_to_cancel(self, data: dict, **_: object) -> None:
+        if ("thread_id" in data) != ("run_ids" in data):
+            raise ma.ValidationError("thread_id and run_ids must be given together")
+        if not data:
+            raise ma.ValidationError("either status, or thread_id and run_ids, is required")
+
+
+class CancelQuery(ma.Schema):
+    action = ma.fields.String(
+        load_default="interrupt",
+        validate=one_of(*CancelAction),
+        metadata={
+            "description": "Action to take when cancelling the run. `interrupt` will simply "
+            "cancel the run. `rollback` will cancel the run and delete the run and associated "
+            "checkpoints afterwards."
+        },
+    )
+
+
+class CancelRunQuery(CancelQuery):
+    wait = ma.fields.String(
+        load_default="0",
+        metadata={"description": "1 or true: answer only when the work has stopped."},
+    )
+
+
+class ListRunsQuery(ma.Schema):
+    limit = Integer(
+        load_default=10, validate=ma.validate.Range(0, 2**31), metadata={"in_query": True}
+    )
+    offset = Integer(
+        load_default=0, validate=ma.validate.Range(0, 2**31), metadata={"in_query": True}
+    )
+    status = ma.fields.String(validate=one_of(*RunStatus))
+    metadata = JsonObject(
+        load_default=dict,
+        validate=is_filter,
+        metadata={"description": "Only runs that have all of this, as JSON."},
+    )
+    select = ma.fields.List(
+        ma.fields.String(),
+        metadata={
+            "description": "Specify which fields to return, one at a time or as a JSON list. "
+            "If not provided, all are returned."
+        },
+    )
+
+
+class DisconnectQuery(ma.Schema):
+    on_disconnect = ma.fields.String(validate=one_of("cancel", "continue"))
+
+
+class JoinQuery(DisconnectQuery):
+    cancel_on_disconnect = ma.fields.String(
+        metadata={"description": "1, true or cancel: cancel the run if this client disconnects."}
+    )
+
+
+class JoinStreamQuery(JoinQuery):
+    stream_mode = ma.fields.List(
+        ma.fields.String(),
+        metadata={"description": "Only these modes; by default everything the run streams."},
+    )
+
+
+def stream_modes(asked: list[str] | None) -> tuple[str, ...] | None:
+    """The modes that a join asks for; None for all. Raises InvalidRequest."""
+    modes = query_list(asked)
+    if unknown := [mode for mode in modes if mode not in STREAM_MODES]:
+        raise InvalidRequest(f"Invalid stream mode: {unknown[0]}")
+    return tuple(modes) or None

@@ -1,0 +1,125 @@
+"""Runs without a thread of the client's: one is made for the run, and goes when it has ended."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from flask import Response, request
+
+from belay_server.api.context import parts
+from belay_server.api.http.error_schemas import Error
+from belay_server.api.http.fields import path_uuid
+from belay_server.api.http.json_body import Blueprint
+from belay_server.api.runs.requests import run_request
+from belay_server.api.runs.responses import (
+    EVENTS,
+    OUTCOME,
+    cancels_on_disconnect,
+    outcome_response,
+    run_response,
+    stream_response,
+)
+from belay_server.api.runs.schemas import (
+    CreateStatelessRun,
+    DisconnectQuery,
+    JoinQuery,
+    JoinStreamQuery,
+    Run,
+    stream_modes,
+)
+from belay_server.api.security.authorization import authorized, authorizes_itself
+from belay_server.db import runs as run_rows
+from belay_server.domain.errors import NotFound
+from belay_server.domain.run_options import RunOptions
+from belay_server.domain.runs import Run as RunRow
+from belay_server.services.runs import creation as run_creates
+from belay_server.services.runs.stream import Follow, follow_new_run, follow_run, position_to_join
+
+blueprint = Blueprint("stateless runs", __name__, description="Runs without a thread")
+
+
+def _follow(options: RunOptions, *, events: bool) -> Follow:
+    asked = run_request(options, None)
+    cancels = cancels_on_disconnect(options)
+    return follow_new_run(parts(), asked, cancel_on_disconnect=cancels, events=events)
+
+
+def _location(run: RunRow | Follow) -> str:
+    return f"/runs/{run.run_id}"
+
+
+@blueprint.post("/runs")
+@blueprint.arguments(CreateStatelessRun)
+@blueprint.response(200, Run)
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error)
+@authorizes_itself
+def create_stateless_run(options: RunOptions) -> Response:
+    run = run_creates.create_run(parts(), run_request(options, None))
+    return run_response(run, _location(run))
+
+
+@blueprint.post("/runs/wait")
+@blueprint.arguments(DisconnectQuery, location="query")
+@blueprint.arguments(CreateStatelessRun)
+@blueprint.response(200, OUTCOME, description="The run's final values, when it has ended")
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error)
+@authorizes_itself
+def wait_stateless_run(_query: dict[str, Any], options: RunOptions) -> Response:
+    follow = _follow(options, events=False)
+    return outcome_response(follow, _location(follow))
+
+
+@blueprint.post("/runs/stream")
+@blueprint.arguments(DisconnectQuery, location="query")
+@blueprint.arguments(CreateStatelessRun)
+@blueprint.response(200, EVENTS, description="The run's events", content_type="text/event-stream")
+@blueprint.alt_response(400, schema=Error)
+@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error)
+@authorizes_itself
+def stream_stateless_run(_query: dict[str, Any], options: RunOptions) -> Response:
+    follow = _follow(options, events=True)
+    return stream_response(follow, _location(follow))
+
+
+def _found(run_id: str) -> RunRow:
+    """A stateless run, by its own id: it has no thread that a client would know."""
+    found: UUID = path_uuid(run_id, "run")
+    with parts().database.connection() as conn:
+        run = run_rows.get_run(conn, found)
+    if run is None or not run.temporary:
+        raise NotFound("Run not found")
+    return run
+
+
+@blueprint.get("/runs/<run_id>/join")
+@blueprint.arguments(JoinQuery, location="query")
+@blueprint.response(200, OUTCOME, description="The run's final values, when it has ended")
+@blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
+def join_stateless_run(_query: dict[str, Any], run_id: str) -> Response:
+    run = _found(run_id)
+    follow = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
+    return outcome_response(follow, _location(run))
+
+
+@blueprint.get("/runs/<run_id>/stream")
+@blueprint.arguments(JoinStreamQuery, location="query")
+@blueprint.response(200, EVENTS, description="The run's events", content_type="text/event-stream")
+@blueprint.alt_response(404, schema=Error)
+@authorized("threads", "read")
+def join_stateless_stream(query: dict[str, Any], run_id: str) -> Response:
+    """Join a run's stream. `Last-Event-ID` resumes one that was made with `stream_resumable`."""
+    run = _found(run_id)
+    follow = follow_run(
+        run,
+        cancel_on_disconnect=cancels_on_disconnect(),
+        stream_modes=stream_modes(query.get("stream_mode")),
+        after=position_to_join(parts(), run, request.headers.get("Last-Event-ID")),
+    )
+    return stream_response(follow, _location(run))

@@ -1,0 +1,99 @@
+"""Who asks: by an API key, or as the project's own `auth` says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from flask import request
+
+from belay_server.api.project.auth import ProjectAuth
+from belay_server.db.connection import Database
+from belay_server.domain.access import Caller
+from belay_server.domain.errors import Forbidden, Refused, TooMany, Unauthorized
+from belay_server.graphs.project.langgraph_json import Project
+from belay_server.services.api_keys import ApiKeys
+from belay_server.services.parts import Authentication, Parts
+from belay_server.settings import Settings
+
+_View = TypeVar("_View", bound=Callable[..., object])
+#: Where in a request's environment the one who asks is.
+CALLER = "belay.caller"
+#: What the names of callers with API keys begin with.
+_KEY = "key:"
+#: What a key of the scope `agent_runs` opens.
+AGENT_RUNS = "/agent/"
+
+
+def authentication_of(
+    settings: Settings, project: Project, database: Database
+) -> Authentication | None:
+    """None: anybody may do anything. Raises ProjectError."""
+    if project.auth is not None:
+        return ProjectAuth.load(project)
+    return KeyAuthentication(ApiKeys(database)) if settings.auth == "keys" else None
+
+
+class KeyAuthentication:
+    """Requests have `x-api-key`, or `Authorization: Bearer`."""
+
+    def __init__(self, keys: ApiKeys) -> None:
+        self._keys = keys
+
+    def caller(self) -> Caller:
+        key = key_of_request()
+        if not key:
+            raise Unauthorized("An API key is required: x-api-key, or Authorization: Bearer")
+        caller = self._keys.caller_of(key)
+        if caller is None:
+            raise Unauthorized("This API key is unknown, revoked or expired")
+        if not caller.everything and not request.path.startswith(AGENT_RUNS):
+            raise Forbidden("This API key is for Agent runs only")
+        return caller
+
+
+def key_of_request() -> str:
+    """As the two headers say; `x-api-key` goes before the other."""
+    if key := request.headers.get("x-api-key", "").strip():
+        return key
+    scheme, _, key = request.headers.get("Authorization", "").strip().partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def identify(found: Parts) -> Caller | None:
+    """Return the caller that the request's headers authenticate; None without authentication.
+
+    Raises Unauthorized, Refused; TooMany for an address that has failed too often.
+    """
+    if found.authentication is None:
+        return None
+    try:
+        return found.authentication.caller()
+    except (Unauthorized, Refused) as error:
+        address = request.remote_addr or ""
+        is_failure = isinstance(error, Unauthorized) or error.status == 401
+        if is_failure and found.failed_logins is not None:
+            wait = found.failed_logins.seconds_to_wait(address)
+            if wait:
+                detail = "Too many failed authentications from this address; try again later"
+                raise TooMany(detail, retry_after=wait) from error
+        raise
+
+
+def watch_key(found: Parts, who: Caller | None, close: Callable[[], None]) -> Callable[[], None]:
+    """Have `close` called when the caller's API key is revoked. Returns what ends the watch."""
+    if found.open_keys is None or who is None or not who.name.startswith(_KEY):
+        return lambda: None
+    return found.open_keys.watch(who.name.removeprefix(_KEY), close)
+
+
+def caller() -> Caller | None:
+    """Who asks; None when nobody is asked who they are."""
+    found: Caller | None = request.environ.get(CALLER)
+    return found
+
+
+def public(view: _View) -> _View:
+    """Marks a view that anybody may see, whoever they are."""
+    view.is_public = True  # type: ignore[attr-defined]
+    return view

@@ -1,0 +1,126 @@
+"""What may be done: each view says what it does to what, and the project's handlers are asked.
+
+A handler's filter confines what the request's SQL statements find (`belay_server.domain.access`).
+Until a view has asked, they find nothing; and an application has no view that does not say what it
+does.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, MutableMapping
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from flask import request
+from flask.typing import ResponseReturnValue
+
+from belay_server.api.context import OWN_PARTS, parts
+from belay_server.api.project.auth import ProjectAuth
+from belay_server.api.security.authentication import caller, public
+from belay_server.db.connection import Database
+from belay_server.domain.access import EVERYTHING, NO_ACCESS, NOTHING, Filter
+from belay_server.domain.errors import Forbidden
+from belay_server.domain.ids import parse_uuid
+
+__all__ = ["authorize", "authorized", "authorizes_itself", "cancels", "is_confined", "public"]
+
+_View = TypeVar("_View", bound=Callable[..., ResponseReturnValue])
+#: Of a cron's body, what its runs are made of: a handler is shown it as `payload`.
+_PAYLOAD = ("input", "config", "context", "interrupt_before", "interrupt_after", "webhook")
+_WITH_ACCESS = ("threads", "assistants", "crons")
+
+
+def use_database(database: Database) -> None:
+    """For the rest of this request."""
+    request.environ[OWN_PARTS] = dataclasses.replace(parts(), database=database)
+
+
+def confine_request() -> None:
+    """From now on this request finds only what it is authorized for."""
+    use_database(parts().database.confined(NO_ACCESS))
+
+
+def is_confined() -> bool:
+    return parts().database.access is not EVERYTHING
+
+
+def cancels(view: _View) -> _View:
+    """Marks a view that stops what runs: it has its own way past what floods the server."""
+    view.is_cancel = True  # type: ignore[attr-defined]
+    return view
+
+
+def authorize(resource: str, action: str, value: MutableMapping[str, Any]) -> None:
+    """Ask the project whether this may be done; its handler may change `value`.
+
+    Raises Forbidden, Refused. Without handlers of the project's, everything may be done.
+    """
+    authentication = parts().authentication
+    who = caller()
+    if not is_confined() or not isinstance(authentication, ProjectAuth) or who is None:
+        return
+    filter_ = authentication.decide(who, resource, action, value)
+    if resource in _WITH_ACCESS:
+        _add_access(resource, filter_)
+    elif filter_ is not None:
+        raise Forbidden(f"A filter cannot confine {resource}: change value['namespace'] instead.")
+
+
+def _add_access(resource: str, filter_: Filter | None) -> None:
+    """What is authorized twice is confined by both filters."""
+    database = parts().database
+    before: Filter | None = getattr(database.access, resource)
+    if before is NOTHING or before is None or before == filter_:
+        both = filter_
+    else:
+        both = before if filter_ is None else {"$and": [before, filter_]}
+    database.access = dataclasses.replace(database.access, **{resource: both})
+
+
+def authorized(
+    resource: str, action: str, *, changes_body: bool = True
+) -> Callable[[_View], _View]:
+    """A view that does one thing to one kind of thing. What it takes (ids, query and body, checked
+    already) is what the handler is shown; what the handler changes of the body is what it gets,
+    with `changes_body`."""
+
+    def decorate(view: _View) -> _View:
+        @wraps(view)
+        def guarded(*taken: Any, **ids: str) -> ResponseReturnValue:
+            if is_confined():
+                documents = [part for part in taken if isinstance(part, dict)]
+                if not changes_body:
+                    documents = copy.deepcopy(documents)
+                value: dict[str, Any] = {}
+                for document in documents:
+                    value |= document
+                named = {name: _as_id(text) for name, text in ids.items()}
+                value |= named
+                if resource == "crons":
+                    value["payload"] = {k: v for k, v in value.items() if k in _PAYLOAD}
+                authorize(resource, action, value)
+                if documents:
+                    others = {*named, "payload", *(k for d in documents[:-1] for k in d)}
+                    changed = {k: v for k, v in value.items() if k not in others}
+                    documents[-1].update(changed | (value.get("payload") or {}))
+            return view(*taken, **ids)
+
+        guarded.is_authorized = True  # type: ignore[attr-defined]
+        return cast(_View, guarded)
+
+    return decorate
+
+
+def authorizes_itself(view: _View) -> _View:
+    """Marks a view that asks by `authorize`, because what it does depends on what it is given."""
+    view.is_authorized = True  # type: ignore[attr-defined]
+    return view
+
+
+def _as_id(text: str) -> Any:
+    try:
+        return parse_uuid(text)
+    except ValueError:
+        return text

@@ -1,0 +1,111 @@
+"""Items of the store on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import marshmallow as ma
+
+from belay_server.api.http.fields import Body, Boolean, Integer, List, Number, Object
+from belay_server.api.http.page_schemas import Paged
+
+
+class Labels(List):
+    """A namespace: labels from the root down."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(ma.fields.String(), validate=ma.validate.Length(max=100), **kwargs)
+
+
+def is_index(value: Any) -> None:
+    """False, or a list of paths into the value."""
+    if value is not False and not (
+        isinstance(value, list) and all(isinstance(path, str) for path in value)
+    ):
+        raise ma.ValidationError("must be false or a list of paths")
+
+
+class Item(ma.Schema):
+    namespace = ma.fields.List(ma.fields.String(), required=True)
+    key = ma.fields.String(required=True)
+    value = Object(required=True)
+    created_at = ma.fields.DateTime(required=True)
+    updated_at = ma.fields.DateTime(required=True)
+
+
+ITEM_OR_NULL = {"anyOf": [Item, {"type": "null"}]}
+
+
+class FoundItem(Item):
+    score = ma.fields.Float(allow_none=True)
+
+
+class FoundItems(ma.Schema):
+    items = ma.fields.List(ma.fields.Nested(FoundItem), required=True)
+
+
+class Namespaces(ma.Schema):
+    namespaces = ma.fields.List(ma.fields.List(ma.fields.String()), required=True)
+
+
+class PutItem(Body):
+    namespace = Labels(required=True)
+    key = ma.fields.String(required=True, validate=ma.validate.Length(max=1000))
+    value = Object(required=True)
+    index = ma.fields.Raw(
+        allow_none=True,
+        validate=is_index,
+        metadata={
+            "description": "Which paths of the value are searched by meaning; false: none.",
+            "anyOf": [
+                {"type": "array", "items": {"type": "string"}},
+                {"const": False},
+                {"type": "null"},
+            ],
+        },
+    )
+    ttl = Number(
+        allow_none=True,
+        validate=ma.validate.Range(min=0, min_inclusive=False, max=100 * 365 * 24 * 60),
+        metadata={"description": "In minutes; null for none, where the project has a default."},
+    )
+
+
+class DeleteItem(Body):
+    namespace = Labels(load_default=list)
+    key = ma.fields.String(required=True)
+
+
+class SearchItems(Body, Paged):
+    namespace_prefix = Labels(allow_none=True)
+    filter = Object(
+        allow_none=True,
+        metadata={"description": "Values to be equal to, or $eq $ne $gt $gte $lt $lte."},
+    )
+    query = ma.fields.String(
+        allow_none=True, metadata={"description": "By meaning, where the project has an index."}
+    )
+    refresh_ttl = Boolean(allow_none=True)
+
+
+class ListNamespaces(Body):
+    prefix = Labels(allow_none=True)
+    suffix = Labels(allow_none=True)
+    max_depth = Integer(allow_none=True, validate=ma.validate.Range(1, 100))
+    limit = Integer(load_default=100, validate=ma.validate.Range(1, 1000))
+    offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
+
+
+def is_storable(text: str) -> None:
+    """Bodies are checked for it as a whole, query strings are not."""
+    if "\0" in text:
+        raise ma.ValidationError("NUL characters cannot be stored")
+
+
+class GetItemQuery(ma.Schema):
+    namespace = ma.fields.List(
+        ma.fields.String(validate=is_storable),
+        metadata={"description": "Labels joined by dots, or one at a time."},
+    )
+    key = ma.fields.String(validate=is_storable)
+    refresh_ttl = ma.fields.String()

@@ -1,0 +1,87 @@
+"""Is it up, and what is it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from flask import Response, request
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from belay_server.api.context import parts
+from belay_server.api.http.json_body import Blueprint, json_response
+from belay_server.api.security.authorization import authorizes_itself, public
+from belay_server.api.system.schemas import Info, Ok
+from belay_server.db.connection import fetch_value
+from belay_server.services.parts import Parts
+from belay_server.services.queue_metrics import QueueCollector, queue_summary
+
+#: Switched off by `http.disable_meta`; `health` never is.
+blueprint = Blueprint("system", __name__, description="What it is, and how it does")
+health = Blueprint("health", __name__, description="Is it up")
+
+
+@health.get("/ok")
+@health.response(200, Ok, description="The server answers. `check_db=1` asks Postgres too.")
+@public
+def ok() -> Response:
+    asked = request.args.get("check_db", "").lower() in ("1", "true")
+    if asked and parts().graphs.project.http.serves("meta"):
+        with parts().database.connection() as conn:
+            fetch_value(conn, "SELECT 1", {})
+    return json_response({"ok": True, "services": {}})
+
+
+@blueprint.get("/info")
+@blueprint.response(200, Info, description="Versions and what this server can do.")
+@public
+def info() -> Response:
+    flags: dict[str, Any] = {
+        "assistants": parts().graphs.project.http.serves("assistants"),
+        "crons": True,
+        "langsmith": False,
+        "strict_resume": True,
+    }
+    return json_response(
+        {
+            "version": version("belay-server"),
+            "langgraph_py_version": version("langgraph"),
+            "flags": flags,
+            "host": {
+                "kind": "self-hosted",
+                "project_id": None,
+                "host_revision_id": None,
+                "revision_id": None,
+                "tenant_id": None,
+            },
+        }
+    )
+
+
+_METRICS = {
+    "text/plain": {"schema": {"type": "string"}},
+    "application/json": {"schema": {"type": "object"}},
+}
+
+
+@blueprint.get("/metrics")
+@blueprint.response(200, description="For Prometheus; `format=json` for a summary of the queues.")
+@blueprint.doc(responses={"200": {"content": _METRICS}})
+@authorizes_itself
+def metrics() -> Response:
+    found = parts()
+    if request.args.get("format") == "json":
+        return json_response(_summary(found))
+    queues = QueueCollector(found.database, found.graphs.project.queues)
+    return Response(found.metrics.exposition(queues), content_type=CONTENT_TYPE_LATEST)
+
+
+def _summary(found: Parts) -> dict[str, Any]:
+    """In the shape of LangGraph's own server. Which workers there are, and how many runs they
+    could take, nobody here knows: they come and go, and each tells its own port."""
+    queue = queue_summary(found.database)
+    return {
+        "queue": queue,
+        "api": {"http_requests_total": found.metrics.requests()},
+        "workers": {"max": None, "active": queue["n_running"], "available": None},
+    }

@@ -1,0 +1,19 @@
+"""What the server says of itself, on the wire."""
+
+from __future__ import annotations
+
+import marshmallow as ma
+
+from belay_server.api.http.fields import Object
+
+
+class Ok(ma.Schema):
+    ok = ma.fields.Boolean(required=True)
+    services = Object(required=True)
+
+
+class Info(ma.Schema):
+    version = ma.fields.String(required=True)
+    langgraph_py_version = ma.fields.String(required=True)
+    flags = Object(required=True)
+    host = Object(required=True)

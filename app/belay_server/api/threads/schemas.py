@@ -1,0 +1,259 @@
+"""Threads and their states on the wire."""
+
+from __future__ import annotations
+
+import marshmallow as ma
+
+from belay_server.api.http.fields import (
+    Body,
+    Boolean,
+    Filter,
+    Integer,
+    List,
+    Map,
+    Number,
+    Object,
+    Selected,
+    StringList,
+    Uuid,
+    one_of,
+)
+from belay_server.api.http.page_schemas import Sorted
+from belay_server.api.runs.command_schemas import Command
+from belay_server.db.threads import SORT_COLUMNS
+from belay_server.domain.json_paths import check_path
+from belay_server.domain.threads import THREAD_FIELDS, ThreadStatus, ThreadTtl, TtlStrategy
+
+#: `context` is the `configurable` of the thread's config.
+SELECTABLE_FIELDS = (*THREAD_FIELDS, "context")
+STATE_FIELDS = (
+    "values",
+    "next",
+    "tasks",
+    "checkpoint",
+    "metadata",
+    "created_at",
+    "parent_checkpoint",
+    "interrupts",
+    "checkpoint_id",
+    "parent_checkpoint_id",
+)
+
+
+def is_extract_path(path: str) -> None:
+    """Raises ValidationError."""
+    try:
+        check_path(path)
+    except ValueError as error:
+        raise ma.ValidationError(str(error)) from error
+
+
+class Thread(ma.Schema):
+    thread_id = Uuid(required=True)
+    created_at = ma.fields.DateTime(required=True)
+    updated_at = ma.fields.DateTime(required=True)
+    state_updated_at = ma.fields.DateTime()
+    metadata = Object(required=True)
+    config = Object()
+    status = ma.fields.String(required=True, validate=one_of(*ThreadStatus))
+    values = ma.fields.Raw(allow_none=True)
+    interrupts = Object()
+    error = Object(allow_none=True)
+    extracted = Object(metadata={"description": "What a search was asked to `extract`."})
+    ttl = Object(
+        allow_none=True, metadata={"description": "With `include=ttl`: when the thread expires."}
+    )
+
+
+class FoundThread(Selected, Thread):
+    """The fields that were asked for; all, if none were."""
+
+    context = Object(metadata={"description": "The `configurable` of the thread's config."})
+
+
+class Ttl(ma.Schema):
+    """How long a thread stays without being used."""
+
+    ttl = Number(
+        required=True,
+        validate=ma.validate.Range(min=0, min_inclusive=False, max=100 * 365 * 24 * 60),
+        metadata={"description": "In minutes."},
+    )
+    strategy = ma.fields.String(load_default="delete", validate=one_of(*TtlStrategy))
+
+    @ma.post_load
+    def as_ttl(self, data: dict, **_: object) -> ThreadTtl:
+        return ThreadTtl(float(data["ttl"]), TtlStrategy(data["strategy"]))
+
+
+class Update(ma.Schema):
+    """What a node wrote."""
+
+    values = ma.fields.Raw(allow_none=True)
+    command = ma.fields.Nested(Command, allow_none=True)
+    as_node = ma.fields.String(allow_none=True)
+
+
+class Superstep(ma.Schema):
+    updates = List(
+        ma.fields.Nested(Update), required=True, validate=ma.validate.Length(min=1, max=1000)
+    )
+
+
+class CreateThread(Body):
+    thread_id = Uuid()
+    metadata = Object(allow_none=True)
+    if_exists = ma.fields.String(validate=one_of("raise", "do_nothing"), load_default="raise")
+    graph_id = ma.fields.String(allow_none=True)
+    ttl = ma.fields.Nested(Ttl, allow_none=True)
+    supersteps = List(
+        ma.fields.Nested(Superstep), allow_none=True, validate=ma.validate.Length(max=1000)
+    )
+
+
+class GetThreadQuery(ma.Schema):
+    include = ma.fields.List(
+        ma.fields.String(), metadata={"description": "ttl: also when the thread expires."}
+    )
+
+
+class PatchThread(Body):
+    metadata = Object(allow_none=True)
+    ttl = ma.fields.Nested(Ttl, allow_none=True)
+
+
+class CountThreads(Body):
+    metadata = Filter()
+    values = Filter()
+    status = ma.fields.String(allow_none=True, validate=one_of(*ThreadStatus))
+
+
+class PruneThreads(Body):
+    thread_ids = List(Uuid(), required=True, validate=ma.validate.Length(max=1000))
+    strategy = ma.fields.String(load_default="delete", validate=one_of(*TtlStrategy))
+
+
+class PrunedThreads(ma.Schema):
+    pruned_count = ma.fields.Integer(required=True)
+
+
+class Amount(ma.Schema):
+    count = ma.fields.Integer(required=True)
+    bytes = ma.fields.Integer(required=True)
+
+
+class ChannelAmount(Amount):
+    by_channel = Object(required=True)
+
+
+class Storage(ma.Schema):
+    """How much of the database a thread's history takes."""
+
+    thread_id = Uuid(required=True)
+    total_bytes = ma.fields.Integer(required=True)
+    checkpoints = ma.fields.Nested(Amount, required=True)
+    channel_values = ma.fields.Nested(ChannelAmount, required=True)
+    pending_writes = ma.fields.Nested(Amount, required=True)
+
+
+class SearchThreads(CountThreads, Sorted):
+    ids = List(Uuid(), allow_none=True, validate=ma.validate.Length(max=1000))
+    sort_by = ma.fields.String(
+        allow_none=True, load_default="updated_at", validate=one_of(*SORT_COLUMNS)
+    )
+    select = StringList(allow_none=True, validate=ma.validate.ContainsOnly(SELECTABLE_FIELDS))
+    extract = Map(
+        keys=ma.fields.String(),
+        values=ma.fields.String(validate=is_extract_path),
+        allow_none=True,
+        validate=ma.validate.Length(max=10),
+        metadata={"description": "Names and paths: `values.messages[-1].content`."},
+    )
+
+
+def is_state_field(name: str) -> None:
+    """A field of a state, or one key of its values: `values.messages`."""
+    if name not in STATE_FIELDS and not (name.startswith("values.") and len(name) > 7):
+        raise ma.ValidationError(f"{name!r} is not one of {', '.join(STATE_FIELDS)}, values.<key>")
+
+
+class SelectState(ma.Schema):
+    select = List(
+        ma.fields.String(validate=is_state_field),
+        metadata={"description": "Only these fields; `values.<key>` for one of the values."},
+    )
+
+
+class StateQuery(SelectState):
+    subgraphs = ma.fields.String(metadata={"description": "true: with the states of subgraphs."})
+
+
+class Checkpoint(ma.Schema):
+    """Where in a thread's history: a checkpoint of the root graph or of a subgraph."""
+
+    class Meta:
+        unknown = ma.EXCLUDE
+
+    thread_id = ma.fields.String(allow_none=True)
+    checkpoint_ns = ma.fields.String(allow_none=True)
+    checkpoint_id = Uuid(allow_none=True)
+    checkpoint_map = Map(keys=ma.fields.String(), values=ma.fields.String(), allow_none=True)
+
+    @ma.post_load
+    def as_strings(self, data: dict, **_: object) -> dict:
+        if data.get("checkpoint_id"):
+            data["checkpoint_id"] = str(data["checkpoint_id"])
+        return data
+
+
+class ThreadState(ma.Schema):
+    """All of it, but for a `select`."""
+
+    values = ma.fields.Raw()
+    next = ma.fields.List(ma.fields.String())
+    tasks = ma.fields.List(Object())
+    metadata = Object(allow_none=True)
+    created_at = ma.fields.String(allow_none=True)
+    checkpoint = Object(allow_none=True)
+    parent_checkpoint = Object(allow_none=True)
+    interrupts = ma.fields.List(Object())
+    checkpoint_id = ma.fields.String(allow_none=True)
+    parent_checkpoint_id = ma.fields.String(allow_none=True)
+
+
+class UpdateState(Body):
+    values = ma.fields.Raw(allow_none=True)
+    as_node = ma.fields.String(allow_none=True)
+    checkpoint = ma.fields.Nested(Checkpoint, allow_none=True)
+    checkpoint_id = Uuid(allow_none=True)
+
+
+class PatchState(Body):
+    metadata = Object(allow_none=True)
+
+
+class UpdatedState(ma.Schema):
+    checkpoint = Object(required=True)
+    configurable = Object(required=True)
+    checkpoint_id = ma.fields.String(required=True)
+
+
+class HistoryQuery(SelectState):
+    limit = Integer(
+        load_default=1, validate=ma.validate.Range(0, 1000), metadata={"in_query": True}
+    )
+    before = ma.fields.String()
+
+
+class StateAtCheckpoint(SelectState, Body):
+    checkpoint = ma.fields.Nested(Checkpoint, required=True)
+    subgraphs = Boolean(allow_none=True)
+
+
+class History(SelectState, Body):
+    """`before` is a checkpoint, as the SDK sends it, a config, or a checkpoint id."""
+
+    limit = Integer(load_default=1, validate=ma.validate.Range(1, 1000))
+    before = ma.fields.Raw(allow_none=True)
+    metadata = Filter()
+    checkpoint = ma.fields.Nested(Checkpoint, allow_none=True)

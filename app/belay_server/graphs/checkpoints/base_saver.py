@@ -1,0 +1,63 @@
+"""LangGraph's Postgres saver, as far as both of ours share it.
+
+Same tables, same format; LangGraph's own tools read them. `run_saver.RunSaver` serves one run in a
+worker's child and is fenced; `thread_saver.ThreadSaver` serves the API, which reads states and
+writes them on idle threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.postgres import PostgresSaver
+
+from belay_server.graphs.checkpoints.ids import go_on_after
+
+_LATEST_ID = """
+SELECT max(checkpoint_id) FROM checkpoints
+WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
+"""
+
+
+class FormatSaver(PostgresSaver):
+    """LangGraph's tables and format, and ids that sort after what was read."""
+
+    def get_tuple(self, config: Any) -> CheckpointTuple | None:
+        found = super().get_tuple(config)
+        if config["configurable"].get("checkpoint_id"):
+            self._go_on_after_the_latest(config)
+        elif found is not None:
+            go_on_after(found.checkpoint["id"])
+        return found
+
+    def _go_on_after_the_latest(self, config: Any) -> None:
+        """A run that continues an older checkpoint still makes the thread's newest one."""
+        where = {
+            "thread_id": config["configurable"]["thread_id"],
+            "checkpoint_ns": config["configurable"].get("checkpoint_ns", ""),
+        }
+        with self._cursor() as cursor:
+            row = cursor.execute(_LATEST_ID, where).fetchone()
+        if row is not None and row["max"] is not None:
+            go_on_after(row["max"])
+
+    def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> FormatSaver:
+        """Also read these types: those of a graph's state. A saver serves one run, or one request,
+        so it is changed where it stands: what a copy had to store, nobody would wait for."""
+        self.serde = super().with_allowlist(extra_allowlist).serde
+        return self
+
+    def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        return super().put(config, without_inline_nul(checkpoint), metadata, new_versions)
+
+
+def without_inline_nul(checkpoint: Any) -> Any:
+    """The saver inlines strings in a jsonb column, which holds no NUL: U+FFFD stands for it."""
+    values = checkpoint["channel_values"]
+    bad = [key for key, value in values.items() if isinstance(value, str) and "\0" in value]
+    if not bad:
+        return checkpoint
+    replaced = {key: values[key].replace("\0", "\ufffd") for key in bad}
+    return {**checkpoint, "channel_values": {**values, **replaced}}

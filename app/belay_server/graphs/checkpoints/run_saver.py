@@ -1,0 +1,343 @@
+"""The saver of a run, fenced: what a run writes is checked against its claim.
+
+Every write carries the claim, stamps its checkpoints with the run, and keeps what it is about to
+change on another run's checkpoint, so that a rollback is exact.
+
+It is synchronous underneath. The async methods a graph calls run on one thread that owns the
+connection, in order, so a step's writes are in before the checkpoint that follows them. While
+Postgres is away a run's reads and writes wait for it, and with them the run: every write may be
+done twice, because an answer that was lost does not tell whether it was done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any, TypeVar
+
+import psycopg
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    CheckpointTuple,
+    get_serializable_checkpoint_metadata,
+)
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+
+from belay_server import fault_points
+from belay_server.db.connection import Connection, dump_json
+from belay_server.db.outages import is_worth_waiting
+from belay_server.db.reconnecting import ReconnectingConnection
+from belay_server.domain.runs import Claim
+from belay_server.fault_points import FaultPoint
+from belay_server.graphs.checkpoints.base_saver import FormatSaver, without_inline_nul
+from belay_server.graphs.checkpoints.rows import CheckpointRows
+
+_T = TypeVar("_T")
+_CLAIM_OVER = "BL001"
+#: How long a write that nobody waits for is held back, for others to go with it.
+_GATHER_SECONDS = 0.005
+
+
+class ClaimLost(Exception):
+    """The run belongs to somebody else now, or has ended: this attempt may write no more."""
+
+
+class CheckpointsUnavailable(Exception):
+    """Postgres is away and the run was told to stop meanwhile; the attempt ends."""
+
+
+class RunSaver(FormatSaver):
+    """For one attempt of one run. `database_thread` must be a single thread: all reads and writes
+    happen there, in the order in which they were asked for.
+
+    `keep_waiting` says whether to wait on for a Postgres that is away. With `behind`, the async
+    writes return before they are stored, and what comes in while one statement is on its way goes
+    with the next; `flush` waits for all of them, and so does every read. A write that failed is
+    raised by whatever is asked next. `is_new`: nothing was ever written on this thread.
+    `before_checkpoint` is called before checkpoints are stored, on the database thread.
+    """
+
+    def __init__(
+        self,
+        connection: ReconnectingConnection,
+        claim: Claim,
+        database_thread: Executor,
+        keep_waiting: Callable[[], bool],
+        *,
+        behind: bool = False,
+        is_new: bool = False,
+        before_checkpoint: Callable[[], object] | None = None,
+    ) -> None:
+        super().__init__(None)  # type: ignore[arg-type]
+        self._connection = connection
+        self._claim = claim
+        self._database_thread = database_thread
+        self._keep_waiting = keep_waiting
+        self._behind = behind
+        self._is_new = is_new
+        self._before_checkpoint = before_checkpoint
+        #: Checkpoints that this attempt has made.
+        self._own: set[tuple[str, str]] = set()
+        self._to_store: deque[Callable[[], CheckpointRows]] = deque()
+        self._storing_is_due = False
+        #: Set by whoever waits for what is to be stored.
+        self._hurry = threading.Event()
+        self._failure: Exception | None = None
+
+    # -- on the database thread -------------------------------------------------------------------
+
+    def _reconnecting(self, work: Callable[[], _T]) -> _T:
+        """Raises ClaimLost when the claim is over, CheckpointsUnavailable when the wait is."""
+
+        def on(conn: Connection) -> _T:
+            self.conn = conn
+            return work()
+
+        try:
+            return self._connection.run(on, keep_waiting=self._keep_waiting)
+        except psycopg.Error as error:
+            if is_worth_waiting(error):
+                raise CheckpointsUnavailable(str(error)) from error
+            if error.sqlstate == _CLAIM_OVER:
+                raise ClaimLost(str(error)) from error
+            raise
+
+    def _store_what_gathers(self) -> None:
+        """What is asked for together, as by a step that ends and the next one that begins, is
+        stored together: the first waits a moment for the others."""
+        self._hurry.wait(_GATHER_SECONDS)
+        self._store_what_waits()
+
+    def _store_what_waits(self) -> None:
+        """Everything that has been asked for so far, in as few statements as can be."""
+        self._hurry.clear()
+        self._storing_is_due = False
+        if self._failure is not None:
+            return
+        try:
+            rows = CheckpointRows()
+            while self._to_store:
+                more = self._to_store.popleft()()
+                if rows.collides(more):
+                    self._store(rows)
+                    rows = CheckpointRows()
+                rows.merge(more)
+            self._store(rows)
+        except Exception as error:  # noqa: BLE001  (raised by whatever is asked next)
+            self._failure = error
+
+    def _store(self, rows: CheckpointRows) -> None:
+        if not rows:
+            return
+        if rows.checkpoints and self._before_checkpoint is not None:
+            self._before_checkpoint()
+        sql, params = rows.statement(self._claim)
+
+        def write() -> None:
+            with self._cursor() as cursor:
+                cursor.execute(sql, params)
+
+        self._reconnecting(write)
+
+    def _read(self, read: Callable[[], _T]) -> _T:
+        self._store_what_waits()
+        self._raise_failure()
+        return self._reconnecting(read)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    # -- rows -------------------------------------------------------------------------------------
+
+    def _rows_of_put(
+        self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any
+    ) -> CheckpointRows:
+        fault_points.reached(FaultPoint.BEFORE_CHECKPOINT, self._claim.run_id)
+        configurable = config["configurable"]
+        thread_id, namespace = configurable["thread_id"], configurable["checkpoint_ns"]
+        stored, blobs = _split(without_inline_nul(checkpoint))
+        versions = {channel: new_versions[channel] for channel in blobs if channel in new_versions}
+        stamped = {
+            **get_serializable_checkpoint_metadata(config, metadata),
+            "run_id": str(self._claim.run_id),
+            "thread_id": thread_id,
+        }
+        rows = CheckpointRows()
+        row = (
+            thread_id,
+            namespace,
+            checkpoint["id"],
+            configurable.get("checkpoint_id"),
+            dump_json(stored),
+            dump_json(stamped),
+        )
+        rows.add_checkpoint(row, self._dump_blobs(thread_id, namespace, blobs, versions))
+        return rows
+
+    def _rows_of_writes(
+        self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> CheckpointRows:
+        fault_points.reached(FaultPoint.BEFORE_WRITES, self._claim.run_id)
+        configurable = config["configurable"]
+        thread_id, namespace = configurable["thread_id"], configurable["checkpoint_ns"]
+        checkpoint_id = configurable["checkpoint_id"]
+        dumped = self._dump_writes(
+            thread_id, namespace, checkpoint_id, task_id, task_path, list(writes)
+        )
+        rows = CheckpointRows()
+        rows.add_writes(
+            dumped,
+            special=all(channel in WRITES_IDX_MAP for channel, _ in writes),
+            foreign=(namespace, checkpoint_id) not in self._own,
+        )
+        return rows
+
+    def _ask(self, rows: Callable[[], CheckpointRows]) -> None:
+        self._raise_failure()
+        self._to_store.append(rows)
+
+    def _put_later(
+        self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any
+    ) -> dict[str, Any]:
+        self._ask(partial(self._rows_of_put, config, checkpoint, metadata, new_versions))
+        configurable = config["configurable"]
+        namespace = configurable["checkpoint_ns"]
+        self._own.add((namespace, checkpoint["id"]))
+        return {
+            "configurable": {
+                "thread_id": configurable["thread_id"],
+                "checkpoint_ns": namespace,
+                "checkpoint_id": checkpoint["id"],
+            }
+        }
+
+    def _is_empty(self) -> bool:
+        """Nothing can be read yet: there was nothing, and nothing has been written."""
+        return self._is_new and not self._own
+
+    # -- what a synchronous graph calls -----------------------------------------------------------
+
+    def _on_its_thread(self, work: Callable[[], _T]) -> _T:
+        self._hurry.set()
+        return self._database_thread.submit(work).result()
+
+    def _store_now(self) -> None:
+        self._on_its_thread(self._store_what_waits)
+        self._raise_failure()
+
+    def get_tuple(self, config: Any) -> CheckpointTuple | None:
+        if self._is_empty():
+            return None
+        return self._on_its_thread(partial(self._read, partial(super().get_tuple, config)))
+
+    def list(
+        self,
+        config: Any,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: Any = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        found = super().list
+
+        def read() -> list[CheckpointTuple]:
+            return [*found(config, filter=filter, before=before, limit=limit)]
+
+        return iter(self._on_its_thread(partial(self._read, read)))
+
+    def delete_thread(self, thread_id: str) -> None:
+        self._on_its_thread(partial(self._read, partial(super().delete_thread, thread_id)))
+
+    def get_delta_channel_history(
+        self, *, config: Any, channels: Sequence[str]
+    ) -> Mapping[str, Any]:
+        read = partial(super().get_delta_channel_history, config=config, channels=channels)
+        return self._on_its_thread(partial(self._read, read))
+
+    def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        written = self._put_later(config, checkpoint, metadata, new_versions)
+        self._store_now()
+        return written
+
+    def put_writes(
+        self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        self._ask(partial(self._rows_of_writes, config, writes, task_id, task_path))
+        self._store_now()
+
+    # -- what an asynchronous graph calls ---------------------------------------------------------
+
+    async def _in_order(self, work: Callable[[], _T]) -> _T:
+        self._hurry.set()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._database_thread, work)
+
+    async def flush(self) -> None:
+        """Wait until all writes are stored; raises what became of them."""
+        await self._in_order(self._store_what_waits)
+        self._raise_failure()
+
+    async def _store_soon(self) -> None:
+        if not self._behind:
+            await self.flush()
+        elif not self._storing_is_due:
+            self._storing_is_due = True
+            self._database_thread.submit(self._store_what_gathers)
+
+    async def aget_tuple(self, config: Any) -> CheckpointTuple | None:
+        if self._is_empty():
+            return None
+        return await self._in_order(partial(self._read, partial(super().get_tuple, config)))
+
+    async def alist(
+        self,
+        config: Any,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: Any = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        read = super().list
+
+        def read_all() -> list[CheckpointTuple]:
+            return [*read(config, filter=filter, before=before, limit=limit)]
+
+        for found in await self._in_order(partial(self._read, read_all)):
+            yield found
+
+    async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        written = self._put_later(config, checkpoint, metadata, new_versions)
+        await self._store_soon()
+        return written
+
+    async def aput_writes(
+        self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        self._ask(partial(self._rows_of_writes, config, writes, task_id, task_path))
+        await self._store_soon()
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        await self._in_order(partial(self._read, partial(super().delete_thread, thread_id)))
+
+    async def aget_delta_channel_history(self, *, config: Any, channels: Sequence[str]) -> Any:
+        read = partial(super().get_delta_channel_history, config=config, channels=channels)
+        return await self._in_order(partial(self._read, read))
+
+
+def _split(checkpoint: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint as LangGraph's saver stores it: primitives inline, the rest as blobs."""
+    inline: dict[str, Any] = {}
+    blobs: dict[str, Any] = {}
+    for channel, value in checkpoint["channel_values"].items():
+        if isinstance(value, _DeltaSnapshot):
+            inline[channel], blobs[channel] = True, value
+        elif value is None or isinstance(value, (str, int, float, bool)):
+            inline[channel] = value
+        else:
+            blobs[channel] = value
+    return {**checkpoint, "channel_values": inline}, blobs

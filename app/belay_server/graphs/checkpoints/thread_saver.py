@@ -1,0 +1,176 @@
+"""The saver of the API: states of threads, read at any time and written while nothing runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from langgraph.checkpoint.base import CheckpointTuple
+from psycopg_pool import ConnectionPool
+
+from belay_server.db.connection import Connection, unavailable_when_unreachable
+from belay_server.graphs.checkpoints.base_saver import FormatSaver
+
+#: Bytes of the checkpoints that a condition selects, before any of them is read. What Postgres has
+#: stored out of line knows its size, so nothing is decompressed, but for values of more than 32 KiB
+#: (compressed) that stand in the checkpoint itself.
+_SIZES = """
+SELECT coalesce(sum(
+    CASE WHEN pg_column_size(c.checkpoint) > 32768
+        THEN octet_length(c.checkpoint::text) ELSE 0 END
+    + (SELECT coalesce(sum(octet_length(b.blob)), 0)
+       FROM jsonb_each_text(c.checkpoint -> 'channel_versions') v
+       JOIN checkpoint_blobs b ON b.thread_id = c.thread_id
+        AND b.checkpoint_ns = c.checkpoint_ns AND b.channel = v.key AND b.version = v.value)
+    + (SELECT coalesce(sum(octet_length(w.blob)), 0) FROM checkpoint_writes w
+       WHERE w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns
+         AND w.checkpoint_id = c.checkpoint_id)
+), 0)::bigint AS size
+FROM (SELECT * FROM checkpoints {where} ORDER BY checkpoint_id DESC LIMIT %s) c
+"""
+#: Values of a delta channel are made of all its writes, of any checkpoint.
+_SIZE_OF_WRITES = """
+SELECT coalesce(sum(octet_length(blob)), 0)::bigint AS size FROM checkpoint_writes
+WHERE thread_id = %s AND checkpoint_ns = %s AND channel = ANY (%s)
+"""
+#: Decoding this many bytes takes about five milliseconds.
+_TAKES_A_TURN = 64 * 1024
+
+
+class CannotPrune(Exception):
+    """The thread's latest state is built from its history."""
+
+
+class LargeState(Exception):
+    """The states that were asked for have more bytes than this saver reads; nothing was read."""
+
+
+class ThreadSaver(FormatSaver):
+    """Reads and writes the states of threads, over the web process's pool."""
+
+    def __init__(
+        self,
+        pool: ConnectionPool[Connection] | Connection,
+        *,
+        most_bytes: int | None = None,
+        most_written_bytes: int | None = None,
+        most_stored_bytes: int | None = None,
+        turn: AbstractContextManager[object] | None = None,
+    ) -> None:
+        """Reading more than `most_bytes` at once raises LargeState, as does a delta channel with
+        more than `most_written_bytes` of writes, and storing more than `most_stored_bytes` in all.
+        None is no limit. What is not small is decoded while holding `turn`."""
+        super().__init__(pool)  # type: ignore[arg-type]
+        self._most_bytes = most_bytes
+        self._most_written_bytes = most_written_bytes
+        self._most_stored_bytes = most_stored_bytes
+        self._stored_bytes = 0
+        self._turn = turn or nullcontext()
+
+    @contextmanager
+    def _cursor(self, *, pipeline: bool = False) -> Iterator[Any]:
+        with unavailable_when_unreachable(), super()._cursor(pipeline=pipeline) as cursor:
+            yield cursor
+
+    def get_tuple(self, config: Any) -> CheckpointTuple | None:
+        """Raises LargeState."""
+        where = {"checkpoint_ns": "", **config["configurable"]}
+        self._refuse_large(*self._search_where({"configurable": where}, None), limit=1)
+        return super().get_tuple(config)
+
+    def list(
+        self,
+        config: Any,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: Any = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """Raises LargeState."""
+        self._refuse_large(*self._search_where(config, filter, before), limit=limit)
+        yield from super().list(config, filter=filter, before=before, limit=limit)
+
+    def get_delta_channel_history(self, *, config: Any, channels: Sequence[str]) -> Any:
+        """Raises LargeState."""
+        if self._most_written_bytes is not None:
+            configurable = config["configurable"]
+            where = (configurable["thread_id"], configurable.get("checkpoint_ns", ""))
+            self._refuse_more_than(
+                self._most_written_bytes, _SIZE_OF_WRITES, (*where, list(channels))
+            )
+        return super().get_delta_channel_history(config=config, channels=channels)
+
+    def _refuse_large(self, where: str, args: Sequence[Any], *, limit: int | None) -> None:
+        if self._most_bytes is not None:
+            self._refuse_more_than(self._most_bytes, _SIZES.format(where=where), (*args, limit))
+
+    def _refuse_more_than(self, most: int, sql: str, args: Sequence[Any]) -> None:
+        with self._cursor() as cursor:
+            size = cursor.execute(sql, args).fetchone()["size"]
+        if size > most:
+            raise LargeState(f"{size:,} bytes")
+
+    def _load_checkpoint_tuple(self, value: Any) -> CheckpointTuple:
+        if _blob_bytes(value) < _TAKES_A_TURN:
+            return super()._load_checkpoint_tuple(value)
+        with self._turn:
+            return super()._load_checkpoint_tuple(value)
+
+    def _dump_blobs(self, *args: Any) -> Any:
+        rows = super()._dump_blobs(*args)
+        self._stored_bytes += sum(len(row[-1]) for row in rows if row[-1] is not None)
+        if self._most_stored_bytes is not None and self._stored_bytes > self._most_stored_bytes:
+            raise LargeState(f"more than {self._most_stored_bytes:,} bytes")
+        return rows
+
+    def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        """A state written by the API belongs to no run, whatever checkpoint it continues."""
+        owned = {key: value for key, value in metadata.items() if key != "run_id"}
+        owned["thread_id"] = config["configurable"]["thread_id"]
+        return super().put(config, checkpoint, owned, new_versions)
+
+    def keep_latest(self, thread_id: str) -> None:
+        """Delete the thread's history, but for the latest state of the graph and its subgraphs."""
+        try:
+            self.prune([thread_id], strategy="keep_latest")
+        except NotImplementedError as error:
+            raise CannotPrune(str(error)) from error
+
+
+class UpdateSaver(ThreadSaver):
+    """Reads states, and keeps what an update writes until it is stored: whole, or not at all."""
+
+    def __init__(self, pool: ConnectionPool[Connection], **limits: Any) -> None:
+        super().__init__(pool, **limits)
+        self._kept: list[Callable[[ThreadSaver], object]] = []
+
+    def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        self._kept.append(lambda saver: saver.put(config, checkpoint, metadata, new_versions))
+        where = config["configurable"]
+        return {
+            "configurable": {
+                "thread_id": where["thread_id"],
+                "checkpoint_ns": where["checkpoint_ns"],
+                "checkpoint_id": checkpoint["id"],
+            }
+        }
+
+    def put_writes(
+        self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        self._kept.append(lambda saver: saver.put_writes(config, writes, task_id, task_path))
+
+    def store(self, conn: Connection) -> None:
+        """Store what was written, on this connection."""
+        saver = ThreadSaver(conn)
+        saver.serde = self.serde
+        for write in self._kept:
+            write(saver)
+
+
+def _blob_bytes(value: Any) -> int:
+    """Return the bytes of a row's blobs."""
+    blobs = [row[2] for row in value["channel_values"] or ()]
+    writes = [row[3] for row in value["pending_writes"] or ()]
+    return sum(len(blob) for blob in (*blobs, *writes) if blob is not None)

@@ -1,0 +1,125 @@
+"""The `http` section of `langgraph.json`: the project's own routes, what is switched off, CORS."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from belay_server.domain.headers import HeaderPatterns
+from belay_server.graphs.project.loading import ProjectError
+
+#: What `disable_<noun>` may name. Each but `webhooks` is a group of routes.
+NOUNS = (
+    "assistants",
+    "threads",
+    "runs",
+    "store",
+    "meta",
+    "mcp",
+    "a2a",
+    "ui",
+    "webhooks",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CorsRules:
+    """Which web pages may call the API, and how. None: as the settings or the defaults say."""
+
+    allow_origins: tuple[str, ...] | None = None
+    allow_origin_regex: str | None = None
+    allow_methods: tuple[str, ...] | None = None
+    allow_headers: tuple[str, ...] | None = None
+    expose_headers: tuple[str, ...] | None = None
+    allow_credentials: bool = False
+    max_age: int = 600
+
+
+@dataclass(frozen=True, slots=True)
+class HttpConfig:
+    """What the project says of the HTTP side."""
+
+    #: `path:variable` of a WSGI or ASGI app whose routes are served beside Belay's.
+    app: str | None = None
+    disabled: frozenset[str] = frozenset()
+    cors: CorsRules = field(default_factory=CorsRules)
+    #: The project's own routes ask who asks, as Belay's do.
+    authenticates_project: bool = False
+    #: Which headers of a request its runs see.
+    configurable_headers: HeaderPatterns = field(default_factory=HeaderPatterns)
+
+    def serves(self, noun: str) -> bool:
+        return noun not in self.disabled
+
+
+def read_http_config(path: Path, http: Any) -> HttpConfig:
+    """Raises ProjectError with the name of what is wrong."""
+    if http is None:
+        return HttpConfig()
+    if not isinstance(http, dict):
+        raise ProjectError(f"{path}: 'http' must be an object")
+    app = http.get("app")
+    if app is not None and not (isinstance(app, str) and ":" in app):
+        raise ProjectError(f"{path}: 'http.app' must be 'path/to/file.py:variable'")
+    return HttpConfig(
+        app=app,
+        disabled=frozenset(noun for noun in NOUNS if _flag(path, http, f"disable_{noun}")),
+        authenticates_project=_flag(path, http, "enable_custom_route_auth"),
+        cors=_cors(path, http.get("cors")),
+        configurable_headers=_configurable_headers(path, http),
+    )
+
+
+def _configurable_headers(path: Path, http: Mapping[str, Any]) -> HeaderPatterns:
+    try:
+        return HeaderPatterns.of(http.get("configurable_headers") or {})
+    except ValueError as error:
+        raise ProjectError(f"{path}: 'http.configurable_headers' {error}") from error
+
+
+def _flag(path: Path, section: Mapping[str, Any], name: str, where: str = "http") -> bool:
+    value = section.get(name, False)
+    if not isinstance(value, bool):
+        raise ProjectError(f"{path}: '{where}.{name}' must be true or false")
+    return value
+
+
+def _cors(path: Path, cors: Any) -> CorsRules:
+    if cors is None:
+        return CorsRules()
+    if not isinstance(cors, dict):
+        raise ProjectError(f"{path}: 'http.cors' must be an object")
+    max_age = cors.get("max_age", 600)
+    if isinstance(max_age, bool) or not isinstance(max_age, int) or max_age < 0:
+        raise ProjectError(f"{path}: 'http.cors.max_age' must be seconds")
+    return CorsRules(
+        allow_origins=_words(path, cors, "allow_origins"),
+        allow_origin_regex=_pattern(path, cors.get("allow_origin_regex")),
+        allow_methods=_words(path, cors, "allow_methods"),
+        allow_headers=_words(path, cors, "allow_headers"),
+        expose_headers=_words(path, cors, "expose_headers"),
+        allow_credentials=_flag(path, cors, "allow_credentials", "http.cors"),
+        max_age=max_age,
+    )
+
+
+def _words(path: Path, cors: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
+    words = cors.get(name)
+    if words is None:
+        return None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ProjectError(f"{path}: 'http.cors.{name}' must be a list of strings")
+    return tuple(words)
+
+
+def _pattern(path: Path, pattern: Any) -> str | None:
+    if pattern is None:
+        return None
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ProjectError(f"{path}: 'http.cors.allow_origin_regex' {error}") from error
+    return str(pattern)

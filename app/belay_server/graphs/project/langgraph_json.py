@@ -1,0 +1,253 @@
+"""The project: `langgraph.json` and its environment.
+
+Read as LangGraph's own CLI reads it: `graphs` (`path:variable`, `module:variable`, or an object
+with `path`), `dependencies` on the import path, `env` (a file or a map), `store`, `checkpointer`,
+`webhooks`, `http`. On top of that, `queues` routes a graph's runs to a Celery queue of its own, and
+`agent_runs` names the graph that serves the second HTTP API.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from dotenv import dotenv_values
+
+from belay_server.domain.headers import HeaderPatterns
+from belay_server.domain.threads import ThreadTtl, TtlStrategy
+from belay_server.domain.webhooks import WebhookPolicy
+from belay_server.graphs.project.http_section import HttpConfig, read_http_config
+from belay_server.graphs.project.loading import ProjectError
+from belay_server.graphs.store import StoreConfig
+from belay_server.settings import DEFAULT_QUEUE
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """One entry of `graphs`."""
+
+    graph_id: str
+    target: str
+    description: str | None
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Project:
+    """What `langgraph.json` says. `root` is the folder it lies in."""
+
+    root: Path
+    graphs: Mapping[str, GraphSpec]
+    dependencies: tuple[Path, ...]
+    env: Mapping[str, str]
+    #: Defaults of a graph's config and context, by graph id (LANGGRAPH_CONFIG).
+    defaults: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    #: Of threads that are created without one (`checkpointer.ttl`).
+    thread_ttl: ThreadTtl | None = None
+    #: `webhooks`: where they may go, and headers that every call has.
+    webhook_policy: WebhookPolicy = field(default_factory=WebhookPolicy)
+    webhook_headers: Mapping[str, str] = field(default_factory=dict)
+    #: `store`; of its index, `embed` is what names the function.
+    store: StoreConfig = field(default_factory=StoreConfig)
+    #: `auth.path`: what names its `langgraph_sdk.Auth`.
+    auth: str | None = None
+    #: What it says of the HTTP side (`http`).
+    http: HttpConfig = field(default_factory=HttpConfig)
+    #: The graph that serves Agent runs (`agent_runs`); None: nothing does.
+    agent_runs_graph: str | None = None
+
+    @property
+    def configurable_headers(self) -> HeaderPatterns:
+        """Which headers of a request its runs see."""
+        return self.http.configurable_headers
+
+    @property
+    def queues(self) -> list[str]:
+        """Every queue a graph of this project uses, the default one first."""
+        named = sorted({spec.queue for spec in self.graphs.values()} - {DEFAULT_QUEUE})
+        return [DEFAULT_QUEUE, *named]
+
+    def apply_environment(self, environ: dict[str, str] | None = None) -> None:
+        """Put the dependencies on the import path and the project's variables in place.
+
+        A variable that the operator has set stays as it is.
+        """
+        target = os.environ if environ is None else environ
+        for name, value in self.env.items():
+            target.setdefault(name, value)
+        for folder in reversed(self.dependencies):
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
+
+
+def read_project(path: Path) -> Project:
+    """Read `langgraph.json`. Raises ProjectError."""
+    try:
+        document = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise ProjectError(f"{path}: {error}") from error
+    if not isinstance(document, dict):
+        raise ProjectError(f"{path}: must be a JSON object")
+    root = path.resolve().parent
+    graphs = document.get("graphs")
+    if not isinstance(graphs, dict) or not graphs:
+        raise ProjectError(f"{path}: 'graphs' must name at least one graph")
+    queues = document.get("queues", {})
+    if not isinstance(queues, dict) or not all(isinstance(q, str) and q for q in queues.values()):
+        raise ProjectError(f"{path}: 'queues' must map graph ids to queue names")
+    if unknown := sorted(set(queues) - set(graphs)):
+        raise ProjectError(f"{path}: 'queues' names a graph that is not in 'graphs': {unknown[0]}")
+    return Project(
+        root=root,
+        graphs={
+            graph_id: _graph_spec(path, graph_id, entry, queues.get(graph_id, DEFAULT_QUEUE))
+            for graph_id, entry in graphs.items()
+        },
+        dependencies=_dependencies(path, root, document.get("dependencies", ["."])),
+        env=_environment(path, root, document.get("env", {})),
+        defaults=_defaults(),
+        thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
+        auth=_auth(path, document.get("auth")),
+        http=read_http_config(path, document.get("http")),
+        agent_runs_graph=_agent_runs_graph(path, graphs, document.get("agent_runs")),
+        store=_store(path, document.get("store") or {}),
+        webhook_policy=_webhook_policy(path, _webhooks(path, document).get("url") or {}),
+        webhook_headers=_webhook_headers(path, _webhooks(path, document).get("headers") or {}),
+    )
+
+
+def _auth(path: Path, auth: Any) -> str | None:
+    """`{"path": "./auth.py:auth"}`."""
+    if auth is None:
+        return None
+    target = auth.get("path") if isinstance(auth, dict) else None
+    if not isinstance(target, str) or ":" not in target:
+        raise ProjectError(f"{path}: 'auth.path' must be 'path/to/file.py:variable'")
+    return target
+
+
+def _agent_runs_graph(path: Path, graphs: dict[str, Any], agent_runs: Any) -> str | None:
+    """`{"graph": "<graph id>"}`"""
+    if agent_runs is None:
+        return None
+    named = agent_runs.get("graph") if isinstance(agent_runs, dict) else None
+    if not isinstance(named, str):
+        raise ProjectError(f"{path}: 'agent_runs' must be an object with the id of a 'graph'")
+    if named not in graphs:
+        raise ProjectError(f"{path}: 'agent_runs' names a graph that is not in 'graphs': {named}")
+    return named
+
+
+def _webhooks(path: Path, document: dict[str, Any]) -> dict[str, Any]:
+    webhooks = document.get("webhooks") or {}
+    if not isinstance(webhooks, dict):
+        raise ProjectError(f"{path}: 'webhooks' must be an object")
+    return webhooks
+
+
+def _webhook_policy(path: Path, url: Any) -> WebhookPolicy:
+    """`{"require_https", "allowed_domains", "allowed_ports", "max_url_length"}`."""
+    if not isinstance(url, dict):
+        raise ProjectError(f"{path}: 'webhooks.url' must be an object")
+    domains, ports = url.get("allowed_domains") or [], url.get("allowed_ports") or []
+    if not isinstance(domains, list) or not all(isinstance(d, str) for d in domains):
+        raise ProjectError(f"{path}: 'webhooks.url.allowed_domains' must be a list of domains")
+    if not isinstance(ports, list) or not all(isinstance(p, int) for p in ports):
+        raise ProjectError(f"{path}: 'webhooks.url.allowed_ports' must be a list of ports")
+    return WebhookPolicy(
+        https_only=bool(url.get("require_https")),
+        allowed_domains=tuple(domains),
+        allowed_ports=tuple(ports),
+        longest_url=int(url.get("max_url_length") or WebhookPolicy().longest_url),
+    )
+
+
+def _webhook_headers(path: Path, headers: Any) -> dict[str, str]:
+    if not isinstance(headers, dict) or not all(isinstance(v, str) for v in headers.values()):
+        raise ProjectError(f"{path}: 'webhooks.headers' must map names to values")
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _store(path: Path, store: Any) -> StoreConfig:
+    """`{"index": {"dims", "embed", "fields"}, "ttl": {"default_ttl", "refresh_on_read"}}`."""
+    if not isinstance(store, dict):
+        raise ProjectError(f"{path}: 'store' must be an object")
+    index, ttl = store.get("index"), store.get("ttl") or {}
+    if index is not None:
+        named = isinstance(index, dict) and isinstance(index.get("embed"), str)
+        if not named or not isinstance(index.get("dims"), int) or index["dims"] < 1:
+            raise ProjectError(f"{path}: 'store.index' must have 'embed' and 'dims'")
+    if not isinstance(ttl, dict):
+        raise ProjectError(f"{path}: 'store.ttl' must be an object")
+    return StoreConfig(index, ttl)
+
+
+def _thread_ttl(path: Path, checkpointer: Any) -> ThreadTtl | None:
+    """`{"ttl": {"strategy": …, "default_ttl": <minutes>}}`. `sweep_interval_minutes` is not asked:
+    expired threads are found within seconds."""
+    ttl = checkpointer.get("ttl") if isinstance(checkpointer, dict) else None
+    if ttl is None:
+        return None
+    minutes = ttl.get("default_ttl") if isinstance(ttl, dict) else None
+    strategy = ttl.get("strategy", "delete") if isinstance(ttl, dict) else None
+    if strategy not in tuple(TtlStrategy):
+        raise ProjectError(f"{path}: 'checkpointer.ttl.strategy' must be delete or keep_latest")
+    if minutes is None:
+        return None
+    if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or minutes <= 0:
+        raise ProjectError(f"{path}: 'checkpointer.ttl.default_ttl' must be minutes above 0")
+    return ThreadTtl(float(minutes), TtlStrategy(strategy))
+
+
+def _graph_spec(path: Path, graph_id: str, entry: Any, queue: str) -> GraphSpec:
+    description = None
+    if isinstance(entry, dict):
+        description = entry.get("description")
+        entry = entry.get("path")
+    if not isinstance(entry, str) or ":" not in entry:
+        raise ProjectError(f"{path}: graph '{graph_id}' must be 'path/to/file.py:variable'")
+    return GraphSpec(graph_id, entry, description, queue)
+
+
+def _dependencies(path: Path, root: Path, entries: Any) -> tuple[Path, ...]:
+    """Local folders go on the import path; names of packages are for the installer."""
+    if not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
+        raise ProjectError(f"{path}: 'dependencies' must be a list of strings")
+    folders = []
+    for entry in entries:
+        if not entry.startswith("."):
+            continue
+        folder = (root / entry).resolve()
+        if not folder.is_dir():
+            raise ProjectError(f"{path}: dependency '{entry}' is not a folder")
+        folders += [folder] + ([folder / "src"] if (folder / "src").is_dir() else [])
+    return tuple(dict.fromkeys([*folders, root]))
+
+
+def _environment(path: Path, root: Path, env: Any) -> dict[str, str]:
+    if isinstance(env, str):
+        file = root / env
+        if not file.is_file():
+            raise ProjectError(f"{path}: 'env' names a file that is not there: {env}")
+        return {name: value for name, value in dotenv_values(file).items() if value is not None}
+    if isinstance(env, dict):
+        return {str(name): str(value) for name, value in env.items()}
+    raise ProjectError(f"{path}: 'env' must be a file name or an object")
+
+
+def _defaults() -> dict[str, dict[str, Any]]:
+    raw = os.environ.get("LANGGRAPH_CONFIG", "").strip()
+    if not raw:
+        return {}
+    try:
+        defaults = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ProjectError(f"LANGGRAPH_CONFIG: {error}") from error
+    if not isinstance(defaults, dict) or not all(isinstance(d, dict) for d in defaults.values()):
+        raise ProjectError("LANGGRAPH_CONFIG must be a JSON object of objects by graph id")
+    return defaults

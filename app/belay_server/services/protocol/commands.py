@@ -1,0 +1,139 @@
+"""The commands of version 2 of the streaming protocol: start a run, answer interrupts, show what
+runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from belay_server.db import runs as run_rows
+from belay_server.db import threads as thread_rows
+from belay_server.domain.errors import InvalidRequest, NotFound
+from belay_server.domain.run_options import MultitaskStrategy, RunOptions
+from belay_server.domain.runs import Run, RunStatus
+from belay_server.domain.threads import Thread
+from belay_server.graphs.protocol.events import STREAM_MODES
+from belay_server.services.parts import Parts
+from belay_server.services.threads.records import get_thread
+
+_TREE_STATUS = {
+    RunStatus.PENDING: "started",
+    RunStatus.RUNNING: "running",
+    RunStatus.ERROR: "failed",
+    RunStatus.TIMEOUT: "failed",
+    RunStatus.INTERRUPTED: "interrupted",
+}
+
+
+class NoSuchInterrupt(Exception):
+    """The thread does not ask this, or not any more."""
+
+
+class NoSuchRun(Exception):
+    """The thread has had no run."""
+
+
+def options_of_start(parts: Parts, thread_id: UUID, params: Mapping[str, Any]) -> RunOptions:
+    """Return the options of the run that `run.start` creates. On a thread with one pending
+    interrupt, `input` is the answer to it.
+
+    Raises InvalidRequest when several interrupts are pending.
+    """
+    strategy = params.get("multitaskStrategy") or params.get("multitask_strategy")
+    options = _streaming_everything(
+        RunOptions(
+            assistant_id=params["assistant_id"],
+            input=params.get("input"),
+            config=params.get("config"),
+            metadata=params.get("metadata"),
+            if_not_exists="create",
+            multitask_strategy=strategy or MultitaskStrategy.ENQUEUE,
+        )
+    )
+    pending = _pending_interrupts(parts, thread_id)
+    if not pending or options.input is None:
+        return options
+    if len(pending) > 1:
+        raise InvalidRequest(
+            f"The thread waits for {len(pending)} answers: give them by id, with input.respond."
+        )
+    return dataclasses.replace(options, input=None, command={"resume": {pending[0]: options.input}})
+
+
+def options_of_answers(parts: Parts, thread_id: UUID, params: Mapping[str, Any]) -> RunOptions:
+    """Return the options of the run that `input.respond` creates. Raises NoSuchInterrupt."""
+    pending = _pending_interrupts(parts, thread_id)
+    for interrupt_id in params["answers"]:
+        if interrupt_id not in pending:
+            raise NoSuchInterrupt(f"Unknown or already-consumed interrupt: {interrupt_id}")
+    command = {"resume": params["answers"]}
+    command |= {name: params[name] for name in ("update", "goto") if params.get(name) is not None}
+    return _streaming_everything(
+        RunOptions(
+            assistant_id=_assistant_of(parts, thread_id),
+            command=command,
+            config=params.get("config"),
+            metadata=params.get("metadata"),
+            # When two clients answer one interrupt at once, the later run fails.
+            strict_resume=True,
+        )
+    )
+
+
+def _streaming_everything(options: RunOptions) -> RunOptions:
+    return dataclasses.replace(
+        options, stream_mode=list(STREAM_MODES), stream_subgraphs=True, stream_resumable=True
+    )
+
+
+def _pending_interrupts(parts: Parts, thread_id: UUID) -> list[str]:
+    try:
+        get_thread(parts, thread_id)
+    except NotFound:
+        return []
+    with parts.database.connection() as conn:
+        return thread_rows.questions_of_thread(conn, thread_id)
+
+
+def _assistant_of(parts: Parts, thread_id: UUID) -> str:
+    """Of the run that asked: the thread's newest, or, where that is gone, whose thread it was."""
+    newest = _newest_run(parts, thread_id)
+    if newest is not None:
+        return str(newest.assistant_id)
+    metadata = get_thread(parts, thread_id).metadata
+    return str(metadata.get("assistant_id") or metadata.get("graph_id") or "")
+
+
+def _newest_run(parts: Parts, thread_id: UUID) -> Run | None:
+    with parts.database.connection() as conn:
+        newest = run_rows.list_runs(conn, thread_id, status=None, metadata={}, limit=1, offset=0)
+    return newest[0] if newest else None
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What runs on the thread, or has run last."""
+
+    status: str
+    graph_name: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"namespace": [], "status": self.status, "graph_name": self.graph_name}
+
+
+def tree_of(parts: Parts, thread_id: UUID) -> Tree:
+    """Raises NoSuchRun."""
+    try:
+        thread: Thread | None = get_thread(parts, thread_id)
+    except NotFound:
+        thread = None
+    run = None if thread is None else _newest_run(parts, thread_id)
+    if thread is None or run is None:
+        raise NoSuchRun("The thread has no run.")
+    status = _TREE_STATUS.get(RunStatus(run.status))
+    if status is None:
+        status = "interrupted" if thread.asks else "completed"
+    return Tree(status, run.graph_id)

@@ -1,0 +1,176 @@
+"""Following a thread by version 2 of the streaming protocol (the SDK's `threads.stream`).
+
+What the thread's runs have streamed is told from the start, whatever a client has seen: an event's
+`seq` is made of the moment its run began and of its number in it, so a client that comes again with
+`since`, to whichever web process, is given what is behind that and nothing twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import orjson
+from langgraph_sdk.stream.subscription import matches_subscription
+
+from belay_server.bus.event_log import START, Event
+from belay_server.bus.run_feed import Subscription
+from belay_server.db import runs as run_rows
+from belay_server.domain.errors import Unavailable
+from belay_server.domain.runs import RunStatus
+from belay_server.graphs.protocol.events import RunStory, Said
+from belay_server.graphs.serde import to_json
+from belay_server.services.parts import Parts
+from belay_server.services.runs.stream import GAP, Following
+from belay_server.services.stream_clients import StreamClient
+from belay_server.services.threads.stream import RunEntry, ThreadPosition, walk_thread
+from belay_server.states import jobs as state_jobs
+from belay_server.states.jobs import with_fragments
+
+#: A run has room for so many events in a millisecond before it would meet the thread's next one;
+#: more would not leave JavaScript its integers.
+_EVENTS_PER_MS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class EventFilter:
+    """What a client subscribes to. `since`: only what has a greater `seq`."""
+
+    channels: tuple[str, ...]
+    namespaces: tuple[tuple[str, ...], ...] | None = None
+    depth: int | None = None
+    since: int = -1
+
+    def passes(self, event: Mapping[str, Any]) -> bool:
+        definition: Any = {"channels": self.channels, "namespaces": self.namespaces}
+        if self.depth is not None:
+            definition["depth"] = self.depth
+        return event["seq"] > self.since and matches_subscription(event, definition)  # type: ignore[arg-type]
+
+
+#: Puts one event on the wire: its method, its `seq` and its JSON.
+Frame = Callable[[str, int, bytes], bytes]
+
+
+def sse_frame(method: str, seq: int, data: bytes) -> bytes:
+    return b"event: %b\ndata: %b\nid: %d\n\n" % (method.encode(), data, seq)
+
+
+def line_frame(_method: str, _seq: int, data: bytes) -> bytes:
+    """For a WebSocket, where each line is a message of its own."""
+    return data + b"\n"
+
+
+def stream_protocol(
+    parts: Parts, thread_id: UUID, wanted: EventFilter, frame: Frame, client: StreamClient
+) -> Following:
+    """All events of the thread that the filter lets pass, and those to come, until the thread is
+    deleted or the client leaves."""
+    telling = _ProtocolTelling(parts, thread_id, wanted, frame, client.share.caller)
+    return walk_thread(parts, thread_id, ThreadPosition(START), telling, client)
+
+
+class _ProtocolTelling:
+    def __init__(
+        self,
+        parts: Parts,
+        thread_id: UUID,
+        wanted: EventFilter,
+        frame: Frame,
+        caller: str | None,
+    ) -> None:
+        self._parts = parts
+        self._caller = caller
+        self._thread_id = thread_id
+        self._wanted = wanted
+        self._frame = frame
+        self._story = RunStory(None)
+        self._seq = 0
+
+    def wants_run(self, _entry: RunEntry) -> bool:
+        return True
+
+    def wants_change(self, _event: Event) -> bool:
+        return False
+
+    def of_thread(self, _event: Event) -> bytes:
+        return b""
+
+    def wants_event(self, _event: Event) -> bool:
+        """What is filtered out is numbered all the same."""
+        return True
+
+    def run_begins(self, entry: RunEntry) -> bytes:
+        self._story = RunStory(self._graph_of(entry.run_id))
+        began_ms = entry.position.claim_no  # a thread's log has Redis' own ids: the time
+        self._seq = began_ms * _EVENTS_PER_MS
+        return self._frames(entry, self._story.begins(), began_ms)
+
+    def of_run(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
+        now = _now_ms()
+        return b"".join(
+            self._frames(entry, self._story.tells(event.name, self._data_of(event)), now)
+            for event in events
+        )
+
+    def _data_of(self, event: Event) -> Any:
+        """Return an event's data. Of large ones, except messages, the parts stay encoded."""
+        small = self._parts.settings.large_state_bytes
+        if len(event.data) <= small or event.name.startswith("messages"):
+            return orjson.loads(event.data)
+        return with_fragments(
+            self._parts.states.run_for(self._caller, state_jobs.split, event.data)
+        )
+
+    def gap(self) -> bytes:
+        """A WebSocket has no comments."""
+        return GAP if self._frame is sse_frame else b""
+
+    def run_is_over(self, entry: RunEntry, run: Subscription) -> bytes:
+        status, error, interrupts = self._end_of(entry.run_id, run.end_status)
+        return self._frames(entry, self._story.ends(status, error, interrupts), _now_ms())
+
+    def _graph_of(self, run_id: UUID) -> str | None:
+        try:
+            with self._parts.database.connection() as conn:
+                run = run_rows.get_run(conn, run_id)
+        except Unavailable:
+            return None
+        return None if run is None else run.graph_id
+
+    def _end_of(
+        self, run_id: UUID, said: str | None
+    ) -> tuple[str | None, Mapping[str, Any] | None, list[Any]]:
+        """How it ended: as its row says, and where that is gone or away, as its log does."""
+        try:
+            with self._parts.database.connection() as conn:
+                now = run_rows.run_end(conn, self._thread_id, run_id)
+        except Unavailable:
+            now = None
+        if now is None:
+            return said, None, []
+        asks = (now.interrupts or []) if now.status == RunStatus.SUCCESS else []
+        return now.status, now.error, asks
+
+    def _frames(self, entry: RunEntry, said: Iterable[Said], timestamp: int) -> bytes:
+        frames = []
+        for method, namespace, data in said:
+            seq = self._seq
+            event = {
+                "type": "event",
+                "event_id": f"{entry.run_id}:{seq}",
+                "seq": seq,
+                "method": method,
+                "params": {"namespace": list(namespace), "timestamp": timestamp, "data": data},
+            }
+            self._seq += 1
+            if self._wanted.passes(event):
+                frames.append(self._frame(method, seq, to_json(event)))
+        return b"".join(frames)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,384 @@
+"""Creating runs: what is decided, and what is written, before a create is answered."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import tenacity
+import uuid_utils
+
+from belay_server import fault_points
+from belay_server.db import run_cancels as cancel_rows
+from belay_server.db import run_claims as claim_rows
+from belay_server.db import runs as run_rows
+from belay_server.db import threads as thread_rows
+from belay_server.db.connection import Connection
+from belay_server.db.runs import NewRun, Ringable
+from belay_server.domain.access import EVERYTHING
+from belay_server.domain.assistants import Assistant
+from belay_server.domain.errors import (
+    Conflict,
+    Interrupted,
+    InvalidRequest,
+    NotFound,
+    TooMany,
+    TooMuch,
+)
+from belay_server.domain.run_options import MultitaskStrategy, RunOptions
+from belay_server.domain.runs import CancelAction, Run, superseded_reason
+from belay_server.fault_points import FaultPoint
+from belay_server.graphs.serde import to_json
+from belay_server.services.assistant_cache import resolve_assistant
+from belay_server.services.parts import Parts, RunParts
+from belay_server.services.runs.cancellation import (
+    Cancelled,
+    announce_cancelled,
+    cancel_locked_runs,
+)
+from belay_server.services.runs.chosen_ids import drop_old_log
+from belay_server.services.runs.kwargs import build_run_kwargs
+from belay_server.services.size_limits import refuse_large
+
+log = logging.getLogger(__name__)
+
+#: Namespace and version of the run ids that Idempotency-Keys stand for.
+_KEYS = "belay idempotency key"
+KEY_VERSION = 8
+#: A connection that broke during the commit does not tell whether the run is in. The create is done
+#: again with the same id, which finds the run or makes it.
+ASK_AGAIN = tenacity.Retrying(
+    retry=tenacity.retry_if_exception_type(Interrupted),
+    wait=tenacity.wait_random_exponential(multiplier=0.1, max=0.5),
+    stop=tenacity.stop_after_attempt(4),
+    reraise=True,
+)
+THREAD_BUSY = (
+    "Thread is already running a task. Wait for it to finish or choose a different multitask "
+    "strategy."
+)
+
+
+def new_id() -> UUID:
+    """A UUIDv7: ids sort by the time they were made."""
+    return UUID(str(uuid_utils.uuid7()))
+
+
+@dataclass(frozen=True, slots=True)
+class RunRequest:
+    """A run to create, for whom, and where. Without a `thread_id` it is a stateless run."""
+
+    options: RunOptions
+    thread_id: UUID | None
+    request_id: str
+    idempotency_key: str | None = None
+    #: The headers that the project copies into the graph's `configurable`.
+    headers: dict[str, str] = field(default_factory=dict)
+    #: The name that limits are counted by, and the user as the graph sees them.
+    caller: str | None = None
+    user: Mapping[str, Any] | None = field(default=None, repr=False)
+    #: Whose Idempotency-Keys these are; and of several creates in one request, which one it is.
+    key_scope: str = ""
+    key_position: int = 0
+    #: Of a thread that is made for the run.
+    thread_metadata: dict[str, Any] = field(default_factory=dict)
+    #: For a run whose id the client did not choose.
+    new_run_id: UUID = field(default_factory=new_id)
+
+    @property
+    def run_id(self) -> UUID:
+        return self.chosen_id or self.new_run_id
+
+    @property
+    def temporary(self) -> bool:
+        return self.thread_id is None and self.options.on_completion != "keep"
+
+    @property
+    def chosen_id(self) -> UUID | None:
+        """The id the client chose, as such or by an Idempotency-Key: same key, same run."""
+        if self.options.run_id is not None:
+            return self.options.run_id
+        if self.idempotency_key is None:
+            return None
+        return _id_of_key(self.key_scope, self.thread_id, self.idempotency_key, self.key_position)
+
+
+def _id_of_key(scope: str, thread_id: UUID | None, key: str, position: int) -> UUID:
+    """A UUID of version 8, which no client may choose as a run's id: nobody can take, or find out
+    about, what another's key stands for."""
+    named = "\n".join((_KEYS, scope, str(thread_id or ""), str(position), key))
+    digest = int.from_bytes(hashlib.sha256(named.encode()).digest()[:16])
+    return UUID(int=digest & ~(0xF << 76) & ~(0x3 << 62) | (KEY_VERSION << 76) | (0x2 << 62))
+
+
+def create_run(parts: Parts, request: RunRequest) -> Run:
+    """Accept a run: after the commit it will end exactly once, whatever dies.
+
+    Raises NotFound (thread, assistant, or a rolled-back run's id), Conflict (busy and `reject`),
+    Unavailable (nothing was accepted, as far as can be known).
+    """
+    run_id = request.run_id
+    try:
+        if (run := _create_at_once(parts, request, run_id)) is not None:
+            return run
+    except Interrupted:
+        log.warning("the create of run %s is asked for again", run_id)
+    try:
+        return ASK_AGAIN(_create_run, parts, request, run_id)
+    except _IdTaken:
+        # The same create, sent twice at once: the other one was first.
+        with parts.database.connection() as conn:
+            existing = _accepted_before(conn, run_id, request.thread_id)
+        if existing is None:  # the id is of a run that whoever asks may not see
+            raise Conflict(f"Run {run_id} already exists") from None
+        return existing
+
+
+def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | None:
+    """Accept a run that leaves nothing to decide, in one statement.
+
+    None: something is to be decided, or looks different from what we know; nothing was done.
+    """
+    assistant = parts.assistant_cache.get(request.options.assistant_id)
+    if assistant is None or not _leaves_nothing_to_decide(parts, request, assistant):
+        return None
+    refuse_unknown_nodes(parts, assistant, request.options)
+    thread_id = request.thread_id or new_id()
+    new = _new_run(parts, request, assistant, thread_id, run_id)
+    if new.kwargs.starts_at_checkpoint:
+        return None
+    fault_points.reached(FaultPoint.BEFORE_COMMIT, run_id)
+    with parts.database.connection() as conn:
+        accepted = run_rows.accept_run(
+            conn,
+            new,
+            assistant_updated_at=assistant.updated_at,
+            new_thread=request.thread_id is None,
+            thread_metadata=request.thread_metadata,
+            ttl=parts.graphs.project.thread_ttl,
+            rering_seconds=parts.settings.rering_seconds,
+        )
+    if accepted is None:
+        return None
+    fault_points.reached(FaultPoint.COMMITTED, run_id)
+    _ring_if_next(parts, run_id, accepted.ringable)
+    return run_rows.as_accepted(new, accepted)
+
+
+def _leaves_nothing_to_decide(parts: Parts, request: RunRequest, assistant: Assistant) -> bool:
+    if request.options.strategy != MultitaskStrategy.ENQUEUE:
+        return False
+    if request.chosen_id is not None:
+        return False
+    # What is pending is counted first; and of an assistant that may be somebody else's, nothing is
+    # said before it is known whose it is.
+    counted = parts.settings.max_pending_runs and request.caller is not None
+    everybodys = parts.database.access is EVERYTHING or assistant.is_system
+    return not counted and everybodys
+
+
+def _ring_if_next(parts: RunParts, run_id: UUID, head: Sequence[Ringable]) -> None:
+    for ringable in head:
+        if ringable.run_id == run_id:
+            parts.doorbell.ring(run_id, ringable.queue)
+            fault_points.reached(FaultPoint.RUNG, run_id)
+
+
+class _IdTaken(Exception):
+    """A run with this id was accepted while this create was at work; it undoes itself."""
+
+
+def _create_run(parts: Parts, request: RunRequest, run_id: UUID) -> Run:
+    accepted = parts.database.transaction(lambda conn: accept_run(parts, conn, request, run_id))
+    return announce_accepted(parts, request, accepted)
+
+
+def announce_accepted(parts: RunParts, request: RunRequest, accepted: Accepted) -> Run:
+    """After the commit: stop what the run superseded, and ring for it."""
+    run_id = accepted.run.run_id
+    action = _action_of(request.options.strategy)
+    fault_points.reached(FaultPoint.COMMITTED, run_id)
+    if accepted.cancelled is not None and action is not None:
+        announce_cancelled(parts, accepted.cancelled, action)
+    _ring_if_next(parts, run_id, accepted.head)
+    return accepted.run
+
+
+def create_runs(parts: Parts, requests: Sequence[RunRequest]) -> list[Run]:
+    """Accept all of them, in their order, or none. Raises what `create_run` raises."""
+
+    def accept_all(conn: Connection) -> list[Accepted]:
+        accepted, size = [], 0
+        for request in requests:
+            accepted.append(accept_run(parts, conn, request, request.run_id))
+            # Each has what its assistant has, however small what asks for it is.
+            size += len(to_json(accepted[-1].run.kwargs))
+            if size > parts.settings.max_answer_bytes:
+                raise TooMuch(parts.settings.max_answer_bytes)
+        return accepted
+
+    try:
+        accepted = ASK_AGAIN(parts.database.transaction, accept_all)
+    except _IdTaken as error:
+        raise Conflict("A run with one of these ids is being created; try again.") from error
+    return [
+        announce_accepted(parts, request, one)
+        for request, one in zip(requests, accepted, strict=True)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A run that is in, what it superseded, and the head of its thread's queue."""
+
+    run: Run
+    cancelled: Cancelled | None
+    head: Sequence[Ringable]
+
+
+def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: UUID) -> Accepted:
+    """The transaction of a create. `announce_accepted` comes after its commit."""
+    named = request.options.assistant_id
+    assistant = resolve_assistant(conn, parts.graphs, named)
+    parts.assistant_cache.keep(named, assistant)
+    refuse_unknown_nodes(parts, assistant, request.options)
+    if (existing := _accepted_before(conn, run_id, request.thread_id)) is not None:
+        head = claim_rows.next_runs_of_threads(conn, [existing.thread_id])
+        return Accepted(existing, None, head)
+    _refuse_too_many(parts, conn, request.caller)
+    thread_id = _thread_of(parts, conn, request)
+    new = _new_run(parts, request, assistant, thread_id, run_id)
+    _refuse_unknown_checkpoint(conn, new)
+    cancelled = _make_room(conn, request, thread_id, run_id)
+    run = run_rows.insert_run(conn, new, rering_seconds=parts.settings.rering_seconds)
+    if run is None:
+        raise _IdTaken
+    if request.chosen_id is not None:
+        drop_old_log(parts.event_log, run_id)
+    head = claim_rows.next_runs_of_threads(conn, [thread_id])
+    fault_points.reached(FaultPoint.BEFORE_COMMIT, run_id)
+    return Accepted(run, cancelled, head)
+
+
+def _refuse_too_many(parts: RunParts, conn: Connection, caller: str | None) -> None:
+    """One caller's creates are counted one after the other, so that none slips through."""
+    most = parts.settings.max_pending_runs
+    if most and caller is not None and run_rows.pending_runs_of(conn, caller) >= most:
+        raise TooMany(f"You have {most} pending runs already; try again when some have started")
+
+
+def _action_of(strategy: MultitaskStrategy) -> CancelAction | None:
+    if strategy == MultitaskStrategy.INTERRUPT:
+        return CancelAction.INTERRUPT
+    if strategy == MultitaskStrategy.ROLLBACK:
+        return CancelAction.ROLLBACK
+    return None
+
+
+def _thread_of(parts: RunParts, conn: Connection, request: RunRequest) -> UUID:
+    """The run's thread, locked; made here for a stateless run or `if_not_exists: create`."""
+    ttl = parts.graphs.project.thread_ttl
+    if request.thread_id is None:
+        thread_id = new_id()
+        thread_rows.insert_thread(conn, thread_id, request.thread_metadata, ttl)
+    else:
+        thread_id = request.thread_id
+        if request.options.if_not_exists == "create" and thread_rows.insert_thread(
+            conn, thread_id, request.thread_metadata, ttl
+        ):
+            drop_old_log(parts.event_log, thread_id)
+    if not thread_rows.lock_thread(conn, thread_id):
+        raise NotFound("Thread or assistant not found.")
+    return thread_id
+
+
+def _accepted_before(conn: Connection, run_id: UUID, thread_id: UUID | None) -> Run | None:
+    """A retried create gets the run it made the first time; NotFound if that was rolled back."""
+    if run_rows.run_is_buried(conn, run_id):
+        raise NotFound("Run not found")
+    run = run_rows.get_run(conn, run_id)
+    if run is not None and thread_id not in (None, run.thread_id):
+        raise Conflict(f"Run {run_id} already exists")
+    return run
+
+
+def refuse_unknown_nodes(parts: RunParts, assistant: Assistant, options: RunOptions) -> None:
+    """Raise InvalidRequest for a node that the graph does not have; LangGraph would ignore it."""
+    nodes = parts.graphs.nodes_of(assistant.graph_id)
+    if nodes is None:
+        return
+    for node in options.named_nodes:
+        if node not in nodes and node not in ("*", "__end__"):
+            raise InvalidRequest(f"Node '{node}' is not in graph '{assistant.graph_id}'")
+
+
+def _refuse_unknown_checkpoint(conn: Connection, new: NewRun) -> None:
+    """From a checkpoint that is not there a graph would start from an empty state."""
+    if not new.kwargs.starts_at_checkpoint:
+        return
+    configurable = new.kwargs.configurable
+    checkpoint_id = configurable.get("checkpoint_id")
+    namespace = configurable.get("checkpoint_ns", "")
+    if namespace and not configurable.get("checkpoint_map"):
+        raise InvalidRequest("checkpoint: one of a subgraph must have its checkpoint_map")
+    if not run_rows.checkpoint_exists(conn, new.thread_id, namespace, checkpoint_id):
+        raise NotFound(f"Checkpoint {checkpoint_id or namespace} not found")
+
+
+def _make_room(
+    conn: Connection, request: RunRequest, thread_id: UUID, run_id: UUID
+) -> Cancelled | None:
+    """What the multitask strategy does to the runs the thread has already."""
+    strategy = request.options.strategy
+    action = _action_of(strategy)
+    if strategy == MultitaskStrategy.REJECT and run_rows.thread_is_busy(conn, thread_id):
+        raise Conflict(THREAD_BUSY)
+    if action is None:
+        return None
+    active = cancel_rows.active_runs_of_thread(conn, thread_id)
+    if not active:
+        return None
+    return cancel_locked_runs(conn, active, action, superseded_reason(action, run_id))
+
+
+def _new_run(
+    parts: RunParts, request: RunRequest, assistant: Assistant, thread_id: UUID, run_id: UUID
+) -> NewRun:
+    options = request.options
+    merged = build_run_kwargs(
+        options,
+        assistant=assistant,
+        thread_id=thread_id,
+        run_id=run_id,
+        request_id=request.request_id,
+        headers=request.headers,
+        user=request.user,
+        temporary=request.temporary,
+        defaults=parts.graphs.project.defaults.get(assistant.graph_id, {}),
+    )
+    refuse_large(
+        parts.settings.max_run_bytes,
+        "BELAY_MAX_RUN_BYTES",
+        kwargs=merged.kwargs.to_document(),
+        metadata=merged.metadata,
+    )
+    return NewRun(
+        run_id=run_id,
+        thread_id=thread_id,
+        assistant_id=assistant.assistant_id,
+        graph_id=assistant.graph_id,
+        queue=parts.graphs.queue_of(assistant.graph_id),
+        metadata=merged.metadata,
+        kwargs=merged.kwargs,
+        thread_config=merged.thread_config,
+        multitask_strategy=options.strategy,
+        temporary=request.temporary,
+        timeout_seconds=options.timeout_seconds,
+        after_seconds=max(0.0, float(options.after_seconds or 0)),
+        id_chosen=request.chosen_id is not None,
+        caller=request.caller,
+    )

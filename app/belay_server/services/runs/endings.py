@@ -1,0 +1,233 @@
+"""How an attempt's end is written, by whoever writes it: child, supervisor, sweeper or API.
+
+Every ending is guarded by the claim. What was committed first wins: a cancel that was accepted
+before the graph's own end turns that end into the cancel's, and a run that is over stays as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from belay_server.bus.cancel_flag import CancelFlags
+from belay_server.bus.client import RedisError
+from belay_server.bus.event_log import THREAD_DELETED, EventLog, LogEnd
+from belay_server.db import run_cancels as cancel_rows
+from belay_server.db import run_claims as claim_rows
+from belay_server.db import runs as run_rows
+from belay_server.db import threads as thread_rows
+from belay_server.db.connection import Connection, in_transaction
+from belay_server.db.run_claims import LockedRun
+from belay_server.db.runs import Ringable
+from belay_server.db.threads import DeletedThread
+from belay_server.domain.runs import CancelAction, Claim, Ending, Run, RunStatus
+from belay_server.doorbell import Doorbell
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnd:
+    """An end that this process wrote. `status` is None for a run that was rolled back.
+
+    `error` is set where no child could put it on the run's stream.
+    """
+
+    run_id: UUID
+    claim_no: int
+    status: str | None
+    next_runs: tuple[Ringable, ...] = ()
+    error: dict[str, str] | None = None
+    #: From the accepted cancel to this end, when that was what ended it.
+    cancel_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Announcer:
+    """Tells the world of what has been committed. All of it may be lost; none of it may raise."""
+
+    event_log: EventLog
+    cancel_flags: CancelFlags
+    doorbell: Doorbell
+
+    def announce(self, ends: Sequence[RunEnd]) -> None:
+        """Release the waiters and streams of runs that have ended, and ring for what is next."""
+        for end in ends:
+            self.ring(end.next_runs)
+        if not ends:
+            return
+        try:
+            self.event_log.append_ends(
+                [LogEnd(end.run_id, end.claim_no, end.status, end.error) for end in ends]
+            )
+        except RedisError as error:
+            log.warning("end of %d runs not published, readers will poll: %s", len(ends), error)
+        # Only a run that was cancelled has a flag; one whose cancel came too late expires.
+        cancelled = [end.run_id for end in ends if end.status in (None, RunStatus.INTERRUPTED)]
+        if cancelled:
+            self.cancel_flags.lower_flags(cancelled)
+
+    def announce_deleted_threads(self, deleted: Iterable[DeletedThread]) -> None:
+        """Whoever follows them may stop; their logs go."""
+        try:
+            for thread in deleted:
+                self.event_log.append_to_thread(thread.thread_id, THREAD_DELETED, b"{}")
+                self.event_log.forget([thread.thread_id, *thread.run_ids])
+        except RedisError as error:
+            log.warning("followers of deleted threads not told: %s", error)
+
+    def forget_logs(self, run_ids: Sequence[UUID]) -> None:
+        """Of runs that nobody can ask for any more."""
+        try:
+            self.event_log.forget(run_ids)
+        except RedisError as error:
+            log.warning("logs of deleted runs are left to expire: %s", error)
+
+    def ring(self, runs: Iterable[Ringable]) -> list[UUID]:
+        """Ring for these runs; returns those whose message the broker did not take."""
+        return [run.run_id for run in runs if not self.doorbell.ring(run.run_id, run.queue)]
+
+
+def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> RunEnd | None:
+    """Write the end a graph reached, or the one an accepted cancel asks for.
+
+    Doing it twice is doing it once: when the answer to the first was lost, the second finds the end
+    that this claim has. None: the claim is over, and whoever holds the run writes its end.
+    """
+    after = claim_rows.finish_run(conn, thread_id, claim, ending)
+    if after is None:
+        return end_cancelled_run(conn, thread_id, claim, ending)
+    return RunEnd(claim.run_id, claim.claim_no, ending.status, after.ringable)
+
+
+def end_cancelled_run(
+    conn: Connection, thread_id: UUID, claim: Claim, ending: Ending
+) -> RunEnd | None:
+    """Write the end that an accepted cancel asks for. `ending` has the values reached so far."""
+
+    def end() -> RunEnd | None:
+        thread_rows.lock_thread(conn, thread_id, ended_stateless=True)
+        run = claim_rows.lock_claimed_run(conn, claim)
+        if run is None or run.status != RunStatus.RUNNING or run.cancel_action is None:
+            return None
+        return _end_cancelled(conn, run, ending)
+
+    return in_transaction(conn, end) or ended_before(conn, claim)
+
+
+def ended_before(conn: Connection, claim: Claim) -> RunEnd | None:
+    """The end that this claim has already: to be announced again, in case nobody could."""
+    run = run_rows.get_run(conn, claim.run_id)
+    if run is None:
+        thread_id = run_rows.thread_of_buried_run(conn, claim.run_id)
+        if thread_id is None:
+            return None
+        status = None
+    elif run.claim_no != claim.claim_no or run.is_active:
+        return None
+    else:
+        thread_id, status = run.thread_id, run.status
+    next_runs = claim_rows.next_runs_of_threads(conn, [thread_id])
+    return RunEnd(claim.run_id, claim.claim_no, status, tuple(next_runs))
+
+
+def _end_cancelled(conn: Connection, run: LockedRun, ending: Ending) -> RunEnd | None:
+    """The thread's and the run's rows are locked."""
+    claim = Claim(run.run_id, run.claim_no)
+    if run.cancel_action == CancelAction.ROLLBACK:
+        cancel_rows.undo_run(conn, run.thread_id, run.run_id)
+        next_runs = claim_rows.next_runs_of_threads(conn, [run.thread_id])
+        return _cancelled(run, None, tuple(next_runs))
+    after = claim_rows.finish_interrupted_run(conn, run.thread_id, claim, ending)
+    if after is None:
+        return None
+    return _cancelled(run, RunStatus.INTERRUPTED, after.ringable)
+
+
+def _cancelled(run: LockedRun, status: str | None, next_runs: tuple[Ringable, ...]) -> RunEnd:
+    seconds = run.cancel_seconds
+    return RunEnd(run.run_id, run.claim_no, status, next_runs, cancel_seconds=seconds)
+
+
+def end_for_dead(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> RunEnd | None:
+    """Write an end in place of a child that is dead, and could not put it on the stream."""
+    end = end_run(conn, thread_id, claim, ending)
+    if end is None or end.status != ending.status:
+        return end
+    return dataclasses.replace(end, error=ending.error)
+
+
+#: The end of a run whose child was killed: nobody there could say what it had reached.
+STOPPED = Ending(RunStatus.INTERRUPTED, values_known=False, has_next=True)
+
+
+def timed_out(ending: Ending = STOPPED) -> Ending:
+    """The end of a run that took too long, with the values it had reached."""
+    return Ending(
+        RunStatus.TIMEOUT,
+        values=ending.values,
+        values_known=ending.values_known,
+        has_next=True,
+        error={"error": "TimeoutError", "message": "The run took longer than it may."},
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What became of a run whose worker went away: it ended, or it is pending again."""
+
+    end: RunEnd | None = None
+    ring: Ringable | None = None
+
+
+def recover_run(
+    conn: Connection,
+    claim: Claim,
+    *,
+    max_attempts: int,
+    rering_seconds: float,
+    only_if_expired: bool,
+) -> Recovery:
+    """Take a run out of the hands of a worker that is gone.
+
+    An accepted cancel is carried out, never retried. A run out of attempts ends `error`. Any other
+    is pending again and resumes from its last checkpoint. One that had ended is announced again, as
+    its worker may have died before it could. Nothing happens when somebody else has claimed the
+    run, or, for the sweeper (`only_if_expired`), when the owner renewed its lease after all.
+    """
+    run = run_rows.get_run(conn, claim.run_id)
+    if run is None or not run.is_active:
+        return Recovery(end=ended_before(conn, claim))
+    thread_id = run.thread_id
+
+    def recover() -> Recovery:
+        thread_rows.lock_thread(conn, thread_id, ended_stateless=True)
+        locked = claim_rows.lock_claimed_run(conn, claim)
+        if locked is None:
+            return Recovery()
+        if locked.status == RunStatus.PENDING:
+            return Recovery(ring=Ringable(locked.run_id, locked.queue))
+        if only_if_expired and not claim_rows.lease_is_expired(conn, claim):
+            return Recovery()
+        if locked.cancel_action is not None:
+            return Recovery(end=_end_cancelled(conn, locked, STOPPED))
+        if locked.attempts >= max_attempts:
+            return Recovery(end=end_for_dead(conn, locked.thread_id, claim, _given_up(locked)))
+        ring = claim_rows.put_run_back(conn, claim, uncharge=False, rering_seconds=rering_seconds)
+        return Recovery(ring=ring)
+
+    return in_transaction(conn, recover)
+
+
+def _given_up(run: Run) -> Ending:
+    times = "once" if run.attempts == 1 else f"{run.attempts} times"
+    message = f"The worker died {times} while executing this run; it will not be tried again."
+    return Ending(
+        RunStatus.ERROR,
+        values_known=False,
+        has_next=True,
+        error={"error": "MaxAttemptsExceeded", "message": message},
+    )

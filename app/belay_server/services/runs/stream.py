@@ -1,0 +1,395 @@
+"""Following a run for a client: its events as they come, its end, and a client that leaves.
+
+The generators here yield bytes for the wire. They read from a subscription, never from Redis, and
+the end of a run is what Postgres says.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+from uuid import UUID
+
+from belay_server.bus.client import RedisError
+from belay_server.bus.event_log import END_SEQ, START, Event, Position
+from belay_server.bus.run_feed import Subscription
+from belay_server.db import run_cancels as cancel_rows
+from belay_server.db import runs as run_rows
+from belay_server.db.connection import while_unavailable
+from belay_server.db.run_cancels import CancelFilter
+from belay_server.domain.errors import InvalidRequest, TooMany, Unavailable
+from belay_server.domain.runs import CancelAction, Run, RunStatus, disconnect_reason
+from belay_server.graphs.serde import to_json
+from belay_server.services.parts import Parts
+from belay_server.services.runs.cancellation import cancel_runs
+from belay_server.services.runs.creation import RunRequest, create_run
+from belay_server.services.runs.outcomes import End, NotEnded, end_of, large_answer
+from belay_server.services.stream_clients import HEARTBEAT, StreamClient, in_parts, pieces
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+#: Has the web server send what stands before the body: which run it is, while it has not started.
+HEADERS = b""
+KEEP_ALIVE = b"\n"
+#: A comment, too: events are missing here, because Redis was away or the log had grown too long.
+GAP = b": gap\n"
+#: How often a Postgres that is away is asked again.
+_OUTAGE_SECONDS = 1.0
+#: A client that left is gone, so nobody asks again for the cancel it is owed: we do, for so long.
+_OWED_SECONDS = 300.0
+#: Event names of the stream modes whose names differ from their events'.
+_MODE_EVENTS = {
+    "messages": ("messages/partial", "messages/complete", "messages/metadata"),
+    "messages-tuple": ("messages",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """How a client follows a run. There may be very many, each as long as its run: no rows here."""
+
+    thread_id: UUID
+    run_id: UUID
+    #: Events have ids, and can be asked for again.
+    resumable: bool
+    cancel_on_disconnect: bool = False
+    #: None: every event the run emits.
+    stream_modes: tuple[str, ...] | None = None
+    #: Where to go on (exclusive).
+    after: Position = START
+    #: Made before the run could start, so that nothing of it can have been missed.
+    subscription: Subscription | None = None
+
+
+def follow_run(
+    run: Run,
+    *,
+    cancel_on_disconnect: bool,
+    stream_modes: tuple[str, ...] | None = None,
+    after: Position = START,
+    subscription: Subscription | None = None,
+) -> Follow:
+    return Follow(
+        thread_id=run.thread_id,
+        run_id=run.run_id,
+        resumable=run.is_resumable,
+        cancel_on_disconnect=cancel_on_disconnect,
+        stream_modes=stream_modes,
+        after=after,
+        subscription=subscription,
+    )
+
+
+def follow_new_run(
+    parts: Parts, request: RunRequest, *, cancel_on_disconnect: bool, events: bool
+) -> Follow:
+    """Accept a run and follow it from before its start. Raises what `create_run` raises."""
+    if request.chosen_id is not None:  # it may have been accepted before, and be over
+        run = create_run(parts, request)
+        return follow_run(run, cancel_on_disconnect=cancel_on_disconnect)
+    subscription = parts.feed.subscribe(request.run_id, events=events, has_row=False)
+    try:
+        run = create_run(parts, request)
+    except BaseException:
+        parts.feed.unsubscribe(subscription)
+        raise
+    subscription.has_row = True
+    return follow_run(run, cancel_on_disconnect=cancel_on_disconnect, subscription=subscription)
+
+
+def position_to_join(parts: Parts, run: Run, last_event_id: str | None) -> Position:
+    """Where a client that joins starts: where it left off, or with what comes from now on.
+
+    Raises InvalidRequest for a Last-Event-ID that is no event id.
+    """
+    if last_event_id is not None and run.is_resumable:
+        if last_event_id in ("-1", "0", "-", ""):
+            return START
+        try:
+            return Position.parse(last_event_id)
+        except ValueError:
+            raise InvalidRequest(f"Invalid Last-Event-ID: {last_event_id}") from None
+    try:
+        return parts.event_log.last_position(run.run_id)
+    except RedisError as error:
+        log.warning("event log of run %s not read: %s", run.run_id, error)
+        return START
+
+
+class Following:
+    """The body of a response that follows a run. Made in the view, so that what waits is shallow;
+    close it, read or not."""
+
+    def __init__(self, parts: Parts, subscription: Subscription, chunks: Generator[bytes]) -> None:
+        self._parts = parts
+        self._subscription = subscription
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        self._chunks.close()
+        self._parts.feed.unsubscribe(self._subscription)
+
+
+def stream_events(parts: Parts, follow: Follow, client: StreamClient) -> Following:
+    """Server-sent events until the run has ended, and a heartbeat comment now and then."""
+    subscription = follow.subscription or parts.feed.subscribe(follow.run_id, after=follow.after)
+    is_over: bool | None = False
+    if follow.subscription is None:
+        try:
+            is_over = _end_if_over(parts, subscription)
+        except Unavailable:
+            is_over = None
+    return Following(parts, subscription, _stream(parts, follow, client, subscription, is_over))
+
+
+def _stream(
+    parts: Parts,
+    follow: Follow,
+    client: StreamClient,
+    subscription: Subscription,
+    is_over: bool | None,
+) -> Generator[bytes]:
+    """`is_over`: the run had ended before we subscribed; None: nobody could say."""
+    stop_watching = client.watch(subscription.leave)
+    heartbeat = parts.settings.heartbeat_seconds
+    ended = False
+    try:
+        yield HEADERS
+        if is_over is None:
+            ask_again = partial(_end_if_over, parts, subscription)
+            is_over = yield from through_outages(HEARTBEAT, ask_again)
+        # What a run failed of was said to those who followed it then.
+        said_error = is_over
+        beat_at = time.monotonic() + heartbeat
+        last = follow.after
+        while not subscription.drained and not subscription.client_left:
+            events = subscription.take(beat_at)
+            for some in in_parts(events):
+                yield from _sent(parts, follow, client, subscription, some, last=last)
+                last = some[-1].position
+            said_error = said_error or any(event.name == "error" for event in events)
+            if not events or time.monotonic() >= beat_at:
+                beat_at = time.monotonic() + heartbeat
+                if not subscription.ended and not subscription.client_left:
+                    yield HEARTBEAT
+        ended = subscription.drained
+        if ended:
+            ask = partial(_last_word, parts, follow, subscription.end_status, said_error)
+            if marker := (yield from through_outages(HEARTBEAT, ask)):
+                yield marker
+    finally:
+        client_left = stop_watching()
+        client.share.release()
+        parts.feed.unsubscribe(subscription)
+        if client_left and not ended:
+            _cancel_if_asked(parts, follow)
+
+
+def _sent(
+    parts: Parts,
+    follow: Follow,
+    client: StreamClient,
+    subscription: Subscription,
+    events: list[Event],
+    *,
+    last: Position,
+) -> Generator[bytes]:
+    """Yield the frames of small events, or of one large one, which is read now."""
+    if not events[0].left_in_log or not is_wanted(events[0].name, follow.stream_modes):
+        if frames := _frames(events, follow, last):
+            yield frames
+        return
+    whole = yield from client.whole_event(parts.event_log, follow.run_id, events[0], subscription)
+    if whole is None or not follows_directly(last, whole.position):
+        yield GAP
+    if whole is not None:
+        head, tail = _around_data(whole, with_id=follow.resumable)
+        yield head
+        yield from pieces(whole.data)
+        yield tail
+    client.share.release()
+
+
+def wait_for_outcome(parts: Parts, follow: Follow, client: StreamClient) -> Following:
+    """A newline now and then so that proxies do not cut, then the outcome as JSON."""
+    subscription = follow.subscription or parts.feed.subscribe(follow.run_id, events=False)
+    return Following(parts, subscription, _wait(parts, follow, client, subscription))
+
+
+def _wait(
+    parts: Parts, follow: Follow, client: StreamClient, subscription: Subscription
+) -> Generator[bytes]:
+    stop_watching = client.watch(subscription.leave)
+    heartbeat = parts.settings.heartbeat_seconds
+    ask = partial(end_of, parts, follow.thread_id, follow.run_id, client.share.caller)
+    ended = False
+    try:
+        yield HEADERS
+        may_have_ended = follow.subscription is None
+        while not subscription.client_left:
+            if may_have_ended:
+                subscription.rearm()
+                try:
+                    end = yield from through_outages(KEEP_ALIVE, ask)
+                except NotEnded:
+                    pass
+                else:
+                    ended = True
+                    yield from _answer(parts, follow, client, subscription, end)
+                    break
+            may_have_ended = subscription.wait_for_end(time.monotonic() + heartbeat)
+            if not may_have_ended:
+                yield KEEP_ALIVE
+    finally:
+        client_left = stop_watching()
+        client.share.release()
+        parts.feed.unsubscribe(subscription)
+        if client_left and not ended:
+            _cancel_if_asked(parts, follow)
+
+
+def _answer(
+    parts: Parts, follow: Follow, client: StreamClient, subscription: Subscription, end: End
+) -> Generator[bytes]:
+    """Yield the answer; a large one is read when the client may have it."""
+    answer = end.answer
+    if answer is None:
+        if not (yield from client.wait_for_share(end.most_bytes, subscription, KEEP_ALIVE)):
+            return
+        read = partial(large_answer, parts, follow.thread_id, follow.run_id, client.share.caller)
+        answer = yield from through_outages(KEEP_ALIVE, read)
+        client.share.shrink(len(answer))
+    yield from pieces(answer)
+
+
+def through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, None, _T]:
+    """Ask the database; while it is away, or others are served, keep the client with a beat now
+    and then."""
+    while True:
+        try:
+            return ask()
+        except Unavailable as error:
+            log.warning("a client that follows a run waits for Postgres: %s", error)
+        except TooMany as error:
+            log.debug("a client that follows a run waits: %s", error)
+        yield beat
+        time.sleep(_OUTAGE_SECONDS)
+
+
+def _last_word(
+    parts: Parts, follow: Follow, end_status: str | None, said_error: bool
+) -> bytes | None:
+    """What a stream ends with, where the run's own events do not say how it ended."""
+    if end_status not in (RunStatus.ERROR, RunStatus.TIMEOUT):
+        return _cancelled_marker(parts, follow, end_status)
+    if said_error:
+        return None
+    # The row has ended, and who announces it has not come to its log yet, or could not.
+    with parts.database.connection() as conn:
+        now = run_rows.run_end(conn, follow.thread_id, follow.run_id)
+    if now is None or now.error is None:
+        return None
+    return b"event: error\ndata: " + to_json(now.error) + b"\n\n"
+
+
+def _cancelled_marker(parts: Parts, follow: Follow, end_status: str | None) -> bytes | None:
+    """The last event of a run that was cancelled: `end`, with what it was cancelled by.
+
+    Both SDKs pass over an event of this name: JavaScript's has no handler for it, Python's takes it
+    to say that the run has ended. Other runs' streams just end, as the reference's do.
+    """
+    if end_status not in (None, RunStatus.INTERRUPTED):
+        return None
+    with parts.database.connection() as conn:
+        now = run_rows.get_thread_run(conn, follow.thread_id, follow.run_id, ended_stateless=True)
+        reason = (
+            cancel_rows.rollback_reason(conn, follow.run_id) if now is None else now.cancel_reason
+        )
+    if now is not None and now.status != RunStatus.INTERRUPTED:
+        return None
+    status = "rollback" if now is None else RunStatus.INTERRUPTED
+    return b"event: end\ndata: " + to_json({"status": status, **(reason or {})}) + b"\n\n"
+
+
+def _has_ended(parts: Parts, run_id: UUID) -> bool:
+    with parts.database.connection() as conn:
+        return run_id in run_rows.ended_runs(conn, [run_id])
+
+
+def _end_if_over(parts: Parts, subscription: Subscription) -> bool:
+    """A run that had ended before we subscribed: what its log still has, then the end. False: it
+    had not."""
+    if not _has_ended(parts, subscription.run_id):
+        return False
+    try:
+        more = True
+        while more and subscription.wants_more:
+            events, more = parts.event_log.read_after(
+                subscription.run_id, subscription.position, count=64
+            )
+            subscription.deliver(events)
+    except RedisError as error:
+        log.warning("event log of run %s not read: %s", subscription.run_id, error)
+    if subscription.wants_more:
+        subscription.end()
+    return True
+
+
+def _cancel_if_asked(parts: Parts, follow: Follow) -> None:
+    """Cancel for a client that closed its socket. A server that stops is not a client that left."""
+    if not follow.cancel_on_disconnect:
+        return
+    filter_ = CancelFilter(thread_id=follow.thread_id, run_ids=[follow.run_id])
+    owed = while_unavailable(_OWED_SECONDS)
+    owed(cancel_runs, parts, filter_, CancelAction.INTERRUPT, disconnect_reason())
+
+
+def _frames(events: Iterable[Event], follow: Follow, last: Position) -> bytes:
+    """Events on the wire, those that the client wants; `last` is where the ones before ended."""
+    with_ids = follow.resumable
+    modes = follow.stream_modes
+    frames = []
+    for event in events:
+        if not follows_directly(last, event.position):
+            frames.append(GAP)
+        last = event.position
+        if is_wanted(event.name, modes):
+            frames.append(frame(event, with_id=with_ids))
+    return b"".join(frames)
+
+
+def follows_directly(last: Position, position: Position) -> bool:
+    """Whether nothing is missing between two events. Another attempt begins anew, and what others
+    than the run's own worker write stands at the end."""
+    if position.seq >= END_SEQ - 1:
+        return True
+    return position.seq == (last.seq + 1 if position.claim_no == last.claim_no else 1)
+
+
+def is_wanted(event_name: str, modes: tuple[str, ...] | None) -> bool:
+    if modes is None:
+        return True
+    base = event_name.partition("|")[0]
+    if base == "error":
+        return True
+    return any(base in _MODE_EVENTS.get(mode, (mode,)) for mode in modes)
+
+
+def frame(event: Event, *, with_id: bool) -> bytes:
+    """Return an event as server-sent event. Names and ids hold no line break, data is JSON."""
+    head, tail = _around_data(event, with_id=with_id)
+    return head + event.data + tail
+
+
+def _around_data(event: Event, *, with_id: bool) -> tuple[bytes, bytes]:
+    """Return what stands before and behind an event's data."""
+    tail = b"\nid: %d-%d\n\n" % event.position if with_id else b"\n\n"
+    return b"event: %b\ndata: " % event.name.encode(), tail

@@ -1,0 +1,76 @@
+"""Threads that are in the way: pruning them when asked, and when they have expired."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from uuid import UUID
+
+from belay_server.db import runs as run_rows
+from belay_server.db import threads as thread_rows
+from belay_server.db.connection import Connection, in_transaction
+from belay_server.db.threads import DeletedThread
+from belay_server.domain.errors import BadRequest
+from belay_server.domain.threads import TtlStrategy
+from belay_server.graphs.checkpoints.thread_saver import CannotPrune, ThreadSaver
+from belay_server.services.quarantine import Quarantine
+
+log = logging.getLogger(__name__)
+
+
+def keep_latest(conn: Connection, thread_id: UUID) -> bool:
+    """Delete all of a thread's history but its latest state. False, and nothing is done, when there
+    is no such thread or when it is busy: what runs may go back to its history.
+
+    Raises BadRequest for a thread whose latest state is built from its history.
+    """
+
+    def prune() -> bool:
+        # The saver wants this isolation for its own part of the transaction.
+        thread_rows.repeatable_read(conn)
+        if not thread_rows.lock_thread(conn, thread_id):
+            return False
+        if run_rows.thread_is_busy(conn, thread_id):
+            return False
+        ThreadSaver(conn).keep_latest(str(thread_id))
+        return True
+
+    try:
+        return in_transaction(conn, prune)
+    except CannotPrune as error:
+        raise BadRequest(str(error)) from error
+
+
+def expire_threads(conn: Connection, quarantine: Quarantine, *, limit: int) -> list[DeletedThread]:
+    """Prune or delete what has expired; returns the threads that were deleted."""
+    deleted = []
+    for expired in thread_rows.expired_threads(conn, limit=limit, but=quarantine.put_off()):
+        thread_id = expired.thread_id
+        if expired.ttl_strategy == TtlStrategy.DELETE:
+            gone = quarantine.handle(thread_id, partial(_delete_expired, conn, thread_id))
+            if gone is not None:
+                deleted.append(gone)
+        else:
+            quarantine.handle(thread_id, partial(_prune_expired, conn, thread_id))
+    return deleted
+
+
+def _delete_expired(conn: Connection, thread_id: UUID) -> DeletedThread | None:
+    def delete() -> DeletedThread | None:
+        if not thread_rows.lock_thread(conn, thread_id):
+            return None
+        if not thread_rows.thread_is_expired(conn, thread_id):
+            return None
+        return thread_rows.delete_thread(conn, thread_id)
+
+    return in_transaction(conn, delete)
+
+
+def _prune_expired(conn: Connection, thread_id: UUID) -> None:
+    try:
+        pruned = keep_latest(conn, thread_id)
+    except BadRequest as error:
+        log.warning("thread %s has expired and stays as it is: %s", thread_id, error)
+        pruned = True
+    if pruned:
+        thread_rows.thread_has_been_pruned(conn, thread_id)

@@ -1,0 +1,348 @@
+"""Following a thread for a client: what its runs stream, one after the other, and its own changes.
+
+A thread has a log of its own, of where its runs begin and of what else happens to it; the events of
+a run are in the run's log. A frame's id says where both stand: the entry of the thread's log, then
+the event of the run it names. The stream ends when the thread is deleted, or the client leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from uuid import UUID
+
+import orjson
+
+from belay_server.bus.client import RedisError
+from belay_server.bus.event_log import (
+    END_SEQ,
+    RUN_STARTED,
+    START,
+    THREAD_DELETED,
+    Event,
+    Position,
+    just_before,
+)
+from belay_server.bus.run_feed import Subscription
+from belay_server.db import threads as thread_rows
+from belay_server.domain.errors import InvalidRequest, NotFound
+from belay_server.graphs.serde import to_json
+from belay_server.services.parts import Parts
+from belay_server.services.runs.stream import (
+    GAP,
+    HEADERS,
+    Following,
+    follows_directly,
+)
+from belay_server.services.stream_clients import HEARTBEAT, StreamClient, in_parts, pieces
+
+log = logging.getLogger(__name__)
+
+THREAD_STREAM_MODES = ("run_modes", "lifecycle", "state_update")
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadPosition:
+    """A place in a thread's stream: an entry of its log, and a place in the run it names."""
+
+    entry: Position
+    in_run: Position = START
+
+    @classmethod
+    def parse(cls, text: str) -> ThreadPosition:
+        """Raises InvalidRequest."""
+        numbers = text.split("-")
+        try:
+            entry, in_run = "-".join(numbers[:2]), "-".join(numbers[2:])
+            return cls(Position.parse(entry), Position.parse(in_run))
+        except ValueError:
+            raise InvalidRequest(f"Invalid Last-Event-ID: {text}") from None
+
+    def __str__(self) -> str:
+        return f"{self.entry}-{self.in_run}"
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadFollow:
+    """How a client follows a thread. `after` None: what comes from now on."""
+
+    thread_id: UUID
+    modes: frozenset[str]
+    after: ThreadPosition | None
+
+
+def follow_thread(
+    parts: Parts, thread_id: UUID, modes: frozenset[str], last_event_id: str | None
+) -> ThreadFollow:
+    """Raises NotFound for an unknown thread, InvalidRequest for an id that is none."""
+    with parts.database.connection() as conn:
+        if thread_rows.get_thread(conn, thread_id) is None:
+            raise NotFound(f"Thread with ID {thread_id} not found")
+    if last_event_id is None:
+        return ThreadFollow(thread_id, modes, None)
+    if last_event_id in ("-", "0", "-1", "0-0", ""):
+        return ThreadFollow(thread_id, modes, ThreadPosition(START))
+    return ThreadFollow(thread_id, modes, ThreadPosition.parse(last_event_id))
+
+
+def stream_thread(parts: Parts, follow: ThreadFollow, client: StreamClient) -> Following:
+    """Server-sent events, each with an id, and a heartbeat comment now and then."""
+    newest = _newest(parts, follow.thread_id)
+    after = follow.after or _from_now_on(parts, newest)
+    telling = _ThreadEvents(follow.modes, START if newest is None else newest.position)
+    return walk_thread(parts, follow.thread_id, after, telling, client)
+
+
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """Where in a thread's log an attempt of a run begins."""
+
+    position: Position
+    run_id: UUID
+    claim_no: int
+    resumable: bool
+
+
+class Telling(Protocol):
+    """What a client is told of a thread, and in which form: chunks for its connection."""
+
+    def wants_run(self, entry: RunEntry, /) -> bool:
+        """False: the client is not told of this run."""
+
+    def wants_change(self, event: Event, /) -> bool:
+        """False: the client is not told of this change of the thread itself."""
+
+    def of_thread(self, event: Event, /) -> bytes:
+        """What happened to the thread itself."""
+
+    def wants_event(self, event: Event, /) -> bool:
+        """False: nothing is told of this event of a run, whatever its data."""
+
+    def run_begins(self, entry: RunEntry, /) -> bytes:
+        """A run is followed from here on."""
+
+    def of_run(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
+        """The next events of the run that is followed."""
+
+    def gap(self) -> bytes:
+        """Events of the run that is followed are missing here."""
+
+    def run_is_over(self, entry: RunEntry, run: Subscription) -> bytes:
+        """It has ended, and all its events have been told."""
+
+
+def walk_thread(
+    parts: Parts, thread_id: UUID, after: ThreadPosition, telling: Telling, client: StreamClient
+) -> Following:
+    """Follow a thread from a place in it. Chunks as `telling` has them, and heartbeats between."""
+    # The entry of the place where the client is, is read again: its run may not be over.
+    subscription = parts.feed.subscribe(thread_id, after=just_before(after.entry), has_row=False)
+    walk = _ThreadWalk(parts, thread_id, telling, client, subscription=subscription, after=after)
+    return Following(parts, subscription, walk.chunks())
+
+
+def _newest(parts: Parts, thread_id: UUID) -> Event | None:
+    try:
+        newest = parts.event_log.read_newest(thread_id, count=1)
+    except RedisError as error:
+        log.warning("log of thread %s not read: %s", thread_id, error)
+        return None
+    return newest[-1] if newest else None
+
+
+def _from_now_on(parts: Parts, newest: Event | None) -> ThreadPosition:
+    """Where the thread is now: in the middle of a run, maybe."""
+    if newest is None:
+        return ThreadPosition(START)
+    in_run = Position(0, END_SEQ)
+    if newest.name == RUN_STARTED:
+        started = orjson.loads(newest.data)
+        try:
+            in_run = parts.event_log.last_position(UUID(started["run_id"]))
+        except RedisError as error:
+            log.warning("event log of run %s not read: %s", started["run_id"], error)
+    return ThreadPosition(newest.position, in_run)
+
+
+class _ThreadWalk:
+    """One client's way along a thread: its log, and the log of each run that it names."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        thread_id: UUID,
+        telling: Telling,
+        client: StreamClient,
+        *,
+        subscription: Subscription,
+        after: ThreadPosition,
+    ) -> None:
+        self._parts = parts
+        self._thread_id = thread_id
+        self._telling = telling
+        self._client = client
+        self._thread = subscription
+        self._after = after
+        self._run: Subscription | None = None
+        self._over: UUID | None = None
+
+    def chunks(self) -> Generator[bytes]:
+        stop_watching = self._client.watch(self._leave)
+        heartbeat = self._parts.settings.heartbeat_seconds
+        try:
+            yield HEADERS
+            beat_at = time.monotonic() + heartbeat
+            while not self._thread.client_left:
+                events = self._thread.take(beat_at)
+                for event in events:
+                    if event.name == THREAD_DELETED:
+                        return
+                    yield from self._chunks_of(event, heartbeat)
+                if not events or time.monotonic() >= beat_at:
+                    beat_at = time.monotonic() + heartbeat
+                    if not self._thread.client_left:
+                        yield HEARTBEAT
+        finally:
+            stop_watching()
+            self._client.share.release()
+            self._parts.feed.unsubscribe(self._thread)
+            if self._run is not None:
+                self._parts.feed.unsubscribe(self._run)
+
+    def _leave(self) -> None:
+        self._thread.leave()
+        if self._run is not None:
+            self._run.leave()
+
+    def _chunks_of(self, event: Event, heartbeat: float) -> Generator[bytes]:
+        if event.position < self._after.entry:
+            return
+        if event.name == RUN_STARTED:
+            yield from self._chunks_of_run(_run_entry(event), heartbeat)
+        elif event.position > self._after.entry:
+            yield from self._chunks_of_change(event)
+
+    def _chunks_of_change(self, event: Event) -> Generator[bytes]:
+        if not self._telling.wants_change(event):
+            return
+        whole = yield from self._client.whole_event(
+            self._parts.event_log, self._thread_id, event, self._thread
+        )
+        if whole is not None:
+            yield from pieces(self._telling.of_thread(whole))
+        self._client.share.release()
+
+    def _chunks_of_run(self, entry: RunEntry, heartbeat: float) -> Generator[bytes]:
+        """A run from its start, or from where the client was in it, to its end."""
+        is_here = entry.position == self._after.entry
+        after = self._after.in_run if is_here else Position(entry.claim_no, 0)
+        if entry.run_id == self._over or after.seq >= END_SEQ:
+            return  # it was followed to its end, of which this is an earlier or later attempt
+        if not is_here and not self._telling.wants_run(entry):
+            return
+        run = self._run = self._parts.feed.subscribe(entry.run_id, after=after)
+        try:
+            if told := self._telling.run_begins(entry):
+                yield told
+            last = after
+            while not run.drained and not run.client_left:
+                events = run.take(time.monotonic() + heartbeat)
+                for some, is_behind_gap in _without_gaps(events, last):
+                    if is_behind_gap and (told := self._telling.gap()):
+                        yield told
+                    for part in in_parts(some):
+                        yield from self._chunks_of_events(entry, run, part)
+                last = events[-1].position if events else last
+                if not events and not run.ended and not run.client_left:
+                    yield HEARTBEAT
+        finally:
+            self._parts.feed.unsubscribe(run)
+            self._run = None
+        if not run.client_left:
+            self._over = entry.run_id
+            if told := self._telling.run_is_over(entry, run):
+                yield told
+
+    def _chunks_of_events(
+        self, entry: RunEntry, run: Subscription, events: list[Event]
+    ) -> Generator[bytes]:
+        """Of small events, or of one large one, which is read now."""
+        if events[0].left_in_log and self._telling.wants_event(events[0]):
+            whole = yield from self._client.whole_event(
+                self._parts.event_log, entry.run_id, events[0], run
+            )
+            if whole is None:
+                if told := self._telling.gap():
+                    yield told
+                return
+            events = [whole]
+        yield from pieces(self._telling.of_run(entry, events))
+        self._client.share.release()
+
+
+def _without_gaps(events: Sequence[Event], last: Position) -> Iterator[tuple[list[Event], bool]]:
+    """The events in parts of which none is missing, and whether some are missing before a part."""
+    part: list[Event] = []
+    is_behind_gap = False
+    for event in events:
+        if not follows_directly(last, event.position):
+            if part:
+                yield part, is_behind_gap
+            part, is_behind_gap = [], True
+        part.append(event)
+        last = event.position
+    if part:
+        yield part, is_behind_gap
+
+
+def _run_entry(event: Event) -> RunEntry:
+    data = orjson.loads(event.data)
+    return RunEntry(event.position, UUID(data["run_id"]), data["claim_no"], data["resumable"])
+
+
+@dataclass(frozen=True, slots=True)
+class _ThreadEvents:
+    """The events as the runs have said them, each with an id to resume by."""
+
+    modes: frozenset[str]
+    #: Up to here it is a replay, of what can be replayed.
+    old: Position
+
+    def wants_run(self, entry: RunEntry) -> bool:
+        return entry.resumable or entry.position > self.old
+
+    def wants_change(self, event: Event) -> bool:
+        return event.name in self.modes
+
+    def of_thread(self, event: Event) -> bytes:
+        return _frame(event.name, event.data, ThreadPosition(event.position))
+
+    def run_begins(self, _entry: RunEntry) -> bytes:
+        return b""
+
+    def wants_event(self, event: Event) -> bool:
+        return "run_modes" in self.modes or ("lifecycle" in self.modes and event.name == "metadata")
+
+    def of_run(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
+        return b"".join(
+            _frame(event.name, event.data, ThreadPosition(entry.position, event.position))
+            for event in events
+            if self.wants_event(event)
+        )
+
+    def gap(self) -> bytes:
+        return GAP if "run_modes" in self.modes else b""
+
+    def run_is_over(self, entry: RunEntry, run: Subscription) -> bytes:
+        if not self.modes & {"run_modes", "lifecycle"}:
+            return b""
+        done = to_json({"status": "run_done", "run_id": str(entry.run_id)})
+        end = Position(run.position.claim_no, END_SEQ)
+        return _frame("metadata", done, ThreadPosition(entry.position, end))
+
+
+def _frame(name: str, data: bytes, position: ThreadPosition) -> bytes:
+    return b"event: %b\ndata: %b\nid: %b\n\n" % (name.encode(), data, str(position).encode())

@@ -1,0 +1,119 @@
+"""python -m belay_server.states FD: the process that reads and writes large states.
+
+A web process starts it (`services.state_process`) and sends it the settings, then job after job,
+over the socket FD. It ends with the web process, or after a minute without a job.
+"""
+
+from __future__ import annotations
+
+from belay_server import startup_gc  # isort: skip  (before everything that loads much)
+
+import gc
+import logging
+import os
+import pickle
+import resource
+import signal
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from belay_server import allocator, logs
+from belay_server.db.connection import Database, open_pool
+from belay_server.domain.errors import BelayError, StateTooLarge
+from belay_server.graphs.checkpoints.thread_saver import LargeState
+from belay_server.graphs.project.langgraph_json import read_project
+from belay_server.graphs.registry import GraphRegistry
+from belay_server.settings import Settings
+from belay_server.states.jobs import StateParts
+from belay_server.states.process import IDLE_SECONDS, picklable, receive, send
+
+log = logging.getLogger(__name__)
+
+#: A state takes up to so many times its stored bytes of memory.
+_MEMORY = 16
+
+
+def main() -> None:
+    """Serve a web process, at a lower priority than its own, until it ends or has no job for a
+    minute."""
+    os.nice(5)
+    if sys.platform == "linux":
+        allocator.return_large_blocks()
+    with socket.socket(fileno=int(sys.argv[1])) as connection:
+        settings: Settings = pickle.loads(receive(connection))  # noqa: S301  (of our web process)
+        logs.configure(settings)
+        parts = _parts(settings)
+        _limit_memory(_MEMORY * settings.max_answer_bytes)
+        startup_gc.started()
+        with suppress(OSError):  # the end: of the web process, or of a minute without a job
+            _serve(connection, parts)
+
+
+def _serve(connection: socket.socket, parts: StateParts) -> None:
+    """Do each job that is received. Raises OSError when there is no more."""
+    send(connection, b"")
+    connection.settimeout(IDLE_SECONDS)
+    while True:
+        job, args, kwargs = pickle.loads(receive(connection))  # noqa: S301
+        # The web process kills this one sooner, unless it has ended itself.
+        signal.alarm(int(parts.settings.statement_seconds) + 5)
+        answer = pickle.dumps(_done(parts, job, args, kwargs))
+        signal.alarm(0)
+        send(connection, answer)
+        del job, args, kwargs, answer
+        _tidy()
+
+
+def _parts(settings: Settings) -> StateParts:
+    pool = open_pool(
+        settings.database_url,
+        size=2,
+        pgbouncer=settings.pgbouncer,
+        name="belay states",
+        statement_seconds=settings.statement_seconds,
+    )
+    graphs = GraphRegistry.load(read_project(settings.config_path))
+    return StateParts(settings, graphs, Database(pool), most_bytes=settings.max_answer_bytes)
+
+
+def _limit_memory(more: int) -> None:
+    """Limit this process to so many bytes more than it has, where the system says how many."""
+    if sys.platform != "linux":
+        return
+    data_pages = int(Path("/proc/self/statm").read_bytes().split()[5])
+    most = data_pages * resource.getpagesize() + more
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+
+
+def _tidy() -> None:
+    """Free what the last job has left, so that the next one has all of the memory."""
+    gc.collect()
+    if sys.platform == "linux":
+        allocator.return_free_memory()
+
+
+def _done(parts: StateParts, job: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Do a job; returns its error or None, and its result."""
+    try:
+        return None, job(parts, *args, **kwargs)
+    except LargeState as error:
+        return StateTooLarge(
+            f"The thread's state is too large ({error}; BELAY_MAX_ANSWER_BYTES is "
+            f"{parts.settings.max_answer_bytes:,}). Runs can still use it."
+        ), None
+    except MemoryError:
+        log.warning("a large state needs more memory than BELAY_MAX_ANSWER_BYTES times %d", _MEMORY)
+        return StateTooLarge(), None
+    except BelayError as error:
+        return error, None
+    except Exception as error:
+        log.exception("a job on a large state failed")
+        return picklable(error), None
+
+
+if __name__ == "__main__":
+    main()

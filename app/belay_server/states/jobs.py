@@ -1,0 +1,333 @@
+"""Work on the states of threads, that a web process does itself or has its state process do.
+
+Each function here takes the parts it works with and values that can be pickled, and returns such:
+`state_process.StateProcess.run` calls it. Reading a state that is larger than the parts take
+raises LargeState, before anything has been written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import orjson
+import tenacity
+
+from belay_server.db import runs as run_rows
+from belay_server.db import threads as thread_rows
+from belay_server.db.connection import Connection, Database
+from belay_server.domain.agent_runs.output_schemas import check_output_schema
+from belay_server.domain.agent_runs.outputs import output_of
+from belay_server.domain.errors import BadRequest, Conflict, NotFound, TooMuch
+from belay_server.domain.json_paths import extract
+from belay_server.graphs import thread_state
+from belay_server.graphs.checkpoints.thread_saver import ThreadSaver, UpdateSaver
+from belay_server.graphs.registry import Graph, GraphRegistry
+from belay_server.graphs.serde import to_json
+from belay_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+#: An update is computed again when others have changed the state meanwhile.
+_AGAIN = tenacity.Retrying(
+    retry=tenacity.retry_if_result(lambda saved: saved is None),
+    wait=tenacity.wait_random(0, 0.1),
+    stop=tenacity.stop_after_attempt(30),
+    retry_error_callback=lambda _state: None,
+)
+#: Parts of a large document that are decoded, in bytes.
+_SMALL = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StateParts:
+    """What it takes to read and write states."""
+
+    settings: Settings
+    graphs: GraphRegistry
+    database: Database
+    #: Of one state, as it is stored.
+    most_bytes: int
+    #: Of all writes to a delta channel; None for no limit.
+    most_written_bytes: int | None = None
+    #: Held while decoding what is not small.
+    turn: AbstractContextManager[object] = field(default_factory=nullcontext)
+
+    def saver(self) -> ThreadSaver:
+        """Return a saver for one job."""
+        return ThreadSaver(self.database.pool, **self._limits)
+
+    def update_saver(self) -> UpdateSaver:
+        """Return a saver for one update."""
+        return UpdateSaver(self.database.pool, **self._limits)
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        return {
+            "most_bytes": self.most_bytes,
+            "most_written_bytes": self.most_written_bytes,
+            "turn": self.turn,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadGraph:
+    """A thread, and the graph that its states are read with."""
+
+    thread_id: UUID
+    graph_id: str
+    config: dict[str, Any]
+
+    def load(self, parts: StateParts) -> Graph:
+        """Return the graph. Raises ProjectError."""
+        config = {**self.config, **thread_state.thread_config(str(self.thread_id))}
+        return parts.graphs.read(self.graph_id, config)
+
+
+def read_state(
+    parts: StateParts,
+    thread: ThreadGraph,
+    checkpoint: dict[str, Any] | None,
+    fields: list[str] | None,
+    *,
+    subgraphs: bool,
+) -> bytes:
+    """Return the JSON of a state's fields: of the newest one, or the one at `checkpoint`.
+
+    Raises NotFound for a checkpoint that the thread does not have, BadRequest, TooMuch.
+    """
+    try:
+        state = thread_state.read_state(
+            thread.load(parts),
+            parts.saver(),
+            thread_state.thread_config(str(thread.thread_id), checkpoint),
+            subgraphs=subgraphs,
+            redact_errors=parts.settings.redact_errors,
+        )
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    checkpoint_id = (checkpoint or {}).get("checkpoint_id")
+    if checkpoint_id and state["created_at"] is None:
+        raise NotFound(f"Checkpoint {checkpoint_id} not found")
+    encoded = to_json(thread_state.selected(state, fields))
+    if len(encoded) > parts.settings.max_answer_bytes:
+        raise TooMuch(parts.settings.max_answer_bytes)
+    return encoded
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """Which states of a thread's history are read. `before` is a checkpoint id."""
+
+    limit: int
+    before: str | None
+    metadata: dict[str, Any] | None
+    checkpoint_ns: str | None
+    fields: list[str] | None
+
+
+def read_history(parts: StateParts, thread: ThreadGraph, page: HistoryPage) -> bytes:
+    """Return a JSON list of states, newest first. Raises BadRequest, TooMuch."""
+    thread_id = str(thread.thread_id)
+    before = None
+    if page.before is not None:
+        before = thread_state.thread_config(thread_id, {"checkpoint_id": page.before})
+    try:
+        return thread_state.read_history(
+            thread.load(parts),
+            parts.saver(),
+            thread_state.thread_config(thread_id, {"checkpoint_ns": page.checkpoint_ns}),
+            limit=page.limit,
+            before=before,
+            metadata=page.metadata,
+            fields=page.fields,
+            most_bytes=parts.settings.max_answer_bytes,
+            redact_errors=parts.settings.redact_errors,
+            turn=parts.turn,
+        )
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenState:
+    """The address of a state that was written, and the JSON of the whole of it; None where it has
+    become too large to be read."""
+
+    configurable: dict[str, Any]
+    state: bytes | None
+
+
+def update_state(
+    parts: StateParts, thread: ThreadGraph, checkpoint: dict[str, Any], body: dict[str, Any]
+) -> WrittenState:
+    """Write a state as a node would, and set the thread's row to it.
+
+    It is computed from the newest state without holding a lock, and computed again if the thread
+    has got another one meanwhile. Raises NotFound for a checkpoint that the thread does not have,
+    BadRequest for what the graph refuses, and Conflict while runs are in flight; then nothing is
+    written.
+    """
+    graph = thread.load(parts)
+    saved = _AGAIN(_try_update, parts, graph, thread.thread_id, checkpoint, body)
+    if saved is None:
+        raise Conflict(f"The state of thread {thread.thread_id} is being changed by others")
+    # What has been written is read, however large it has become.
+    saver = ThreadSaver(parts.database.pool, turn=parts.turn)
+    try:
+        _rest(parts, graph, saver, thread.thread_id, keep_error=False)
+        state = thread_state.read_state(
+            graph,
+            saver,
+            {"configurable": dict(saved)},
+            subgraphs=False,
+            redact_errors=parts.settings.redact_errors,
+        )
+        return WrittenState(saved, to_json(state))
+    except MemoryError:
+        log.warning("a state of thread %s was written and cannot be read", thread.thread_id)
+        return WrittenState(saved, None)
+
+
+def _try_update(
+    parts: StateParts,
+    graph: Graph,
+    thread_id: UUID,
+    checkpoint: dict[str, Any],
+    body: dict[str, Any],
+) -> dict[str, Any] | None:
+    """Return the address of the new state; None, and nothing is written, when the thread has got
+    another one since this one was computed."""
+    saver = parts.update_saver()
+    config = thread_state.thread_config(str(thread_id), checkpoint)
+    namespace = config["configurable"]["checkpoint_ns"]
+    with parts.database.connection() as conn:
+        newest = thread_rows.newest_checkpoints(conn, thread_id, namespace)
+    if checkpoint.get("checkpoint_id") and saver.get_tuple(config) is None:
+        raise NotFound(f"Checkpoint {checkpoint['checkpoint_id']} not found")
+    try:
+        saved = thread_state.write_state(graph, saver, config, [[thread_state.state_update(body)]])
+    except thread_state.StateRefused as error:
+        raise BadRequest(str(error)) from error
+
+    def store(conn: Connection) -> bool:
+        if not thread_rows.lock_thread(conn, thread_id):
+            raise NotFound(f"Thread with ID {thread_id} not found")
+        if run_rows.thread_is_busy(conn, thread_id):
+            raise Conflict(f"Thread {thread_id} has in-flight runs. Wait for them or cancel them.")
+        if thread_rows.newest_checkpoints(conn, thread_id, namespace) != newest:
+            return False
+        saver.store(conn)
+        # Whoever reads the thread before its row is set to this state, or after a crash, does so.
+        thread_rows.forget_values(conn, thread_id)
+        return True
+
+    return saved if parts.database.transaction(store) else None
+
+
+def rest(parts: StateParts, thread: ThreadGraph, *, keep_error: bool) -> None:
+    """Set the thread's row to what its newest checkpoint says."""
+    _rest(parts, thread.load(parts), parts.saver(), thread.thread_id, keep_error=keep_error)
+
+
+def rest_unread(parts: StateParts, thread_id: UUID, *, keep_error: bool) -> None:
+    """The same for a state that is too large to be read: the row has no values then."""
+    with parts.database.connection() as conn:
+        thread_rows.rest_thread(
+            conn,
+            thread_id,
+            values=None,
+            interrupts={},
+            resting_status=None,
+            keep_error=keep_error,
+            newest=None,
+        )
+
+
+def _rest(
+    parts: StateParts, graph: Graph, saver: ThreadSaver, thread_id: UUID, *, keep_error: bool
+) -> None:
+    config = thread_state.thread_config(str(thread_id))
+    snapshot = thread_state.bound(graph, saver).get_state(config)  # type: ignore[arg-type]
+    resting = thread_state.read_resting(graph, snapshot)
+    kept = [resting.values, resting.interrupts]
+    too_large = len(to_json(kept)) > parts.settings.max_outcome_bytes
+    with parts.database.connection() as conn:
+        thread_rows.rest_thread(
+            conn,
+            thread_id,
+            values=None if too_large else resting.values,
+            interrupts={} if too_large else resting.interrupts,
+            resting_status=resting.status,
+            keep_error=keep_error,
+            newest=snapshot.config["configurable"].get("checkpoint_id"),
+        )
+
+
+def read_values(parts: StateParts, thread: ThreadGraph, checkpoint_id: str) -> bytes:
+    """Return the JSON of the output values at a checkpoint. Raises ProjectError, TooMuch."""
+    where = thread_state.thread_config(str(thread.thread_id), {"checkpoint_id": checkpoint_id})
+    graph = parts.graphs.read(thread.graph_id, {**thread.config, **where})
+    snapshot = thread_state.bound(graph, parts.saver()).get_state(where)  # type: ignore[arg-type]
+    values = to_json(thread_state.output_values(graph, snapshot.values))
+    if len(values) > parts.settings.max_answer_bytes:
+        raise TooMuch(parts.settings.max_answer_bytes)
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """JSON that stays as it is. `orjson.Fragment`, which it becomes, cannot be pickled."""
+
+    document: bytes
+
+
+def check_schema(_parts: StateParts, schema: dict[str, Any]) -> None:
+    """Validate an output schema. Raises InvalidOutputSchema."""
+    for _ in check_output_schema(schema):
+        pass
+
+
+def agent_output(_parts: StateParts, values: bytes, *, structured: bool) -> bytes:
+    """Return the output of an agent run, of what its graph has returned, as JSON in ASCII."""
+    output = output_of(orjson.loads(values), structured=structured)
+    return json.dumps(output, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+
+
+def extracts(
+    _parts: StateParts, documents: dict[str, Any], encoded: dict[str, str], paths: dict[str, str]
+) -> dict[str, Any]:
+    """Return what is at paths into documents, some of which are encoded; what is large there stays
+    JSON."""
+    whole = documents | {name: orjson.loads(document) for name, document in encoded.items()}
+    return {name: _split(extract(whole, path), levels=0) for name, path in paths.items()}
+
+
+def encode_again(_parts: StateParts, document: bytes) -> bytes:
+    """Return a JSON document with its numbers as this server writes them."""
+    return to_json(orjson.loads(document))
+
+
+def split(_parts: StateParts, document: bytes) -> Any:
+    """Decode a large document, two levels deep at most: what is large below stays JSON."""
+    return _split(orjson.loads(document), levels=2)
+
+
+def _split(value: Any, *, levels: int) -> Any:
+    encoded = orjson.dumps(value)
+    if len(encoded) <= _SMALL:
+        return value
+    if levels and isinstance(value, dict):
+        return {key: _split(one, levels=levels - 1) for key, one in value.items()}
+    return value if isinstance(value, str) else Encoded(encoded)
+
+
+def with_fragments(value: Any) -> Any:
+    """Return what `split` has returned, for `to_json`."""
+    if isinstance(value, dict):
+        return {key: with_fragments(one) for key, one in value.items()}
+    return orjson.Fragment(value.document) if isinstance(value, Encoded) else value

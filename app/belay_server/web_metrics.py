@@ -1,0 +1,128 @@
+"""What a web process measures of itself, through Prometheus's client library.
+
+One process keeps it in memory. Several processes of one gunicorn answer on one port, and a scrape
+meets any of them, so they share files in a folder that gunicorn's configuration makes
+(`PROMETHEUS_MULTIPROC_DIR`, the library's own mechanism), and each answers for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from belay_server.domain.metrics import CANCEL_LATENCY, PENDING, ROLLED_BACK, RUNS_ENDED
+
+_METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
+_REQUESTS = "belay_http_requests"
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class WebMetrics:
+    """One per web process."""
+
+    def __init__(self, shared_folder: Path | None = None) -> None:
+        own = self._own = CollectorRegistry()
+        self._shared_folder = shared_folder
+        self._requests = Counter(
+            _REQUESTS,
+            "Requests answered, by method, route template and status.",
+            ("method", "route", "status"),
+            registry=own,
+        )
+        self._latency = Histogram(
+            "belay_http_request_seconds",
+            "From a request to the first byte of its answer, by method and route template.",
+            ("method", "route"),
+            buckets=_BUCKETS,
+            registry=own,
+        )
+        self._listeners = Gauge(
+            "belay_listeners",
+            "Connected clients that follow a run: its events, or only its end.",
+            ("of",),
+            multiprocess_mode="livesum",
+            registry=own,
+        )
+        self._ended = Counter(RUNS_ENDED.name, RUNS_ENDED.says, (RUNS_ENDED.label,), registry=own)
+        self._cancel_latency = Histogram(
+            CANCEL_LATENCY.name,
+            CANCEL_LATENCY.says,
+            (CANCEL_LATENCY.label,),
+            buckets=CANCEL_LATENCY.buckets,
+            registry=own,
+        )
+        self._by_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._of_events = self._listeners.labels("events")
+        self._of_ends = self._listeners.labels("end")
+        if shared_folder is None:
+            ProcessCollector(registry=own)
+            PlatformCollector(registry=own)
+            GCCollector(registry=own)
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """A request's answer has begun."""
+        method = method if method in _METHODS else "other"
+        key = (method, route, status)
+        if key not in self._by_request:  # finding them by their labels takes the longest of it
+            self._by_request[key] = (
+                self._requests.labels(method, route, str(status)),
+                self._latency.labels(method, route),
+            )
+        requests, latency = self._by_request[key]
+        requests.inc()
+        latency.observe(seconds)
+
+    def listeners_changed(self, wants_events: bool, change: int) -> None:
+        (self._of_events if wants_events else self._of_ends).inc(change)
+
+    def ended_unstarted(self, status: str | None) -> None:
+        """A cancel ended a run that was not running: in the same transaction, so at once."""
+        self._ended.labels(status or ROLLED_BACK).inc()
+        self._cancel_latency.labels(PENDING).observe(0.0)
+
+    def exposition(self, more: Collector) -> bytes:
+        """Everything in Prometheus's text format, with what `more` has to say."""
+        return generate_latest(_Together([self._registry(), more]))
+
+    def requests(self) -> list[dict[str, object]]:
+        """How many requests were answered, by method, route and status."""
+        return [
+            {**sample.labels, "value": sample.value}
+            for metric in self._registry().collect()
+            if metric.name == _REQUESTS
+            for sample in metric.samples
+            if sample.name == f"{_REQUESTS}_total"
+        ]
+
+    def _registry(self) -> CollectorRegistry:
+        if self._shared_folder is None:
+            return self._own
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(self._shared_folder))
+        return registry
+
+
+class _Together(CollectorRegistry):
+    """Several collectors as one registry."""
+
+    def __init__(self, collectors: Iterable[Collector]) -> None:
+        super().__init__()
+        self._all = tuple(collectors)
+
+    def collect(self) -> Iterable[Metric]:
+        for collector in self._all:
+            yield from collector.collect()

@@ -1,0 +1,209 @@
+"""The sweeper: what must happen even if nobody is there to do it. One worker at a time.
+
+    due and unrung runs   their doorbell is rung (again)
+    lost doorbells        of a broker that was flushed or away are found (`lost_doorbells.py`)
+    due crons             create their runs
+    expired leases        their runs are taken from a worker that is gone
+    hidden threads        of stateless runs are deleted, once waiters had time to read the outcome
+    expired threads       are pruned or deleted, as their ttl says
+    expired store items   are deleted
+
+Which worker sweeps is decided by a lease row, like a run's: a holder that dies or hangs loses it.
+Every statement is guarded by itself, so two sweepers for a moment do no harm. A holder that cannot
+reach the broker gives the lease up after each tick, so that a worker which can takes it. None of
+this runs as a Celery task: with every slot busy on long runs it would starve.
+
+What fails does so alone: each part of a tick is tried by itself, and within it each cron, run and
+thread (`app/belay_server/services/quarantine.py`). Only an outage of Postgres ends a tick.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from belay_server.db import run_claims as claim_rows
+from belay_server.db import threads as thread_rows
+from belay_server.db.connection import Connection, connect, in_transaction
+from belay_server.db.outages import is_outage
+from belay_server.db.store import delete_expired_items
+from belay_server.domain.metrics import EXPIRED_THREADS, HIDDEN_THREADS, LOST_RUNS, RECOVERED
+from belay_server.domain.runs import Claim
+from belay_server.services.cron_firing import fire_due_crons
+from belay_server.services.parts import RunParts
+from belay_server.services.quarantine import Quarantine
+from belay_server.services.runs.cancellation import announcer
+from belay_server.services.runs.endings import Recovery, recover_run
+from belay_server.services.threads.pruning import expire_threads
+from belay_workers.background.lost_doorbells import LostDoorbells
+from belay_workers.counters import Counters
+
+log = logging.getLogger(__name__)
+
+#: The sweeper's own lease, as a part of a run's: it ends before a run's does, so an outage that was
+#: long enough for runs to look lost was long enough for the sweeper too.
+_LEASE_PART = 0.6
+_RETRY_SECONDS = 1.0
+_BATCH = 200
+_BATCH_OF_ITEMS = 5_000
+#: Each creates a run, in a transaction of its own: about a second's worth of them.
+_BATCH_OF_CRONS = 50
+#: A queue with this many messages has not lost its doorbells; its workers are busy. Ringing again
+#: would only pile up more of them.
+_DEEP = 1_000
+#: How long the outcome of a stateless run can still be read by those who wait for it.
+_HIDDEN_SECONDS = 60.0
+_TIDY_EVERY_SECONDS = 10.0
+
+
+class Sweeper:
+    """One thread in each worker's parent; only the one with the lease sweeps."""
+
+    def __init__(self, parts: RunParts, owner: str, counters: Counters | None = None) -> None:
+        self._parts = parts
+        self._settings = parts.settings
+        self._owner = owner
+        self._announcer = announcer(parts)
+        self._counters = counters
+        self._lost_doorbells = LostDoorbells(parts.doorbell, seconds=parts.settings.rering_seconds)
+        self._lost_runs = self._quarantine("the lost run", LOST_RUNS)
+        self._hidden = self._quarantine("the hidden thread", HIDDEN_THREADS)
+        self._expired = self._quarantine("the expired thread", EXPIRED_THREADS)
+        self._broker_is_away = False
+        self._tidy_at = 0.0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="belay-sweep", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join(3.0)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._sweep_while_connected()
+            except Exception as error:
+                if is_outage(error):
+                    log.warning("sweeper lost Postgres: %s", error)
+                else:
+                    log.exception("sweeper failed, going on")
+            self._stopping.wait(_RETRY_SECONDS)
+
+    def _quarantine(self, what: str, counted: str) -> Quarantine:
+        def count() -> None:
+            if self._counters is not None:
+                self._counters.set_aside(counted)
+
+        return Quarantine(what, on_set_aside=count)
+
+    def _sweep_while_connected(self) -> None:
+        with connect(
+            self._settings.database_url, pgbouncer=self._settings.pgbouncer, name="belay sweeper"
+        ) as conn:
+            while not self._stopping.is_set():
+                if self._holds_lease(conn):
+                    self._sweep(conn)
+                self._stopping.wait(self._settings.sweep_seconds)
+            claim_rows.drop_sweeper_lease(conn, self._owner)
+
+    def _sweep(self, conn: Connection) -> None:
+        """One tick. Raises only the error of an outage."""
+        self._broker_is_away = False
+        self._try("crons", lambda: fire_due_crons(self._parts, conn, limit=_BATCH_OF_CRONS))
+        self._try("lost doorbells", lambda: self._find_lost_doorbells(conn))
+        self._try("due runs", lambda: self._ring_due(conn))
+        self._try("lost runs", lambda: self._take_from_the_gone(conn))
+        if time.monotonic() >= self._tidy_at:
+            self._tidy_at = time.monotonic() + _TIDY_EVERY_SECONDS
+            self._try("hidden threads", lambda: self._delete_hidden(conn))
+            self._try("expired threads", lambda: self._expire_threads(conn))
+            self._try("expired items", lambda: delete_expired_items(conn, limit=_BATCH_OF_ITEMS))
+        if self._broker_is_away:
+            # Every other worker tries for the lease before this one does again.
+            claim_rows.drop_sweeper_lease(conn, self._owner)
+
+    def _try(self, what: str, part: Callable[[], object]) -> None:
+        try:
+            part()
+        except Exception as error:
+            if is_outage(error):
+                raise
+            log.exception("sweeper: %s failed, going on", what)
+
+    def _holds_lease(self, conn: Connection) -> bool:
+        lease = self._settings.lease_seconds
+        return claim_rows.take_sweeper_lease(
+            conn,
+            self._owner,
+            seconds=lease * _LEASE_PART,
+            tolerance_seconds=max(lease * 0.1, self._settings.sweep_seconds * 2),
+            patience_seconds=lease,
+        )
+
+    def _ring_due(self, conn: Connection) -> None:
+        rering = self._settings.rering_seconds
+        due = claim_rows.ring_due_runs(conn, limit=_BATCH, rering_seconds=rering)
+        queues = {run.queue for run in due}
+        deep = {queue for queue in queues if (self._parts.doorbell.waiting(queue) or 0) >= _DEEP}
+        not_rung = self._announcer.ring([run for run in due if run.queue not in deep])
+        if not_rung:
+            # What was not sent is not counted: it is due again as soon as somebody can ring.
+            self._broker_is_away = True
+            claim_rows.was_not_rung(conn, not_rung)
+
+    def _find_lost_doorbells(self, conn: Connection) -> None:
+        if not self._lost_doorbells.find(conn):
+            self._broker_is_away = True
+
+    def _take_from_the_gone(self, conn: Connection) -> None:
+        for claim in claim_rows.expired_leases(
+            conn, sweeper=self._owner, limit=_BATCH, but=self._lost_runs.put_off()
+        ):
+            self._lost_runs.handle(claim.run_id, partial(self._recover, conn, claim))
+
+    def _recover(self, conn: Connection, claim: Claim) -> None:
+        recovery = recover_run(
+            conn,
+            claim,
+            max_attempts=self._settings.max_attempts,
+            rering_seconds=self._settings.rering_seconds,
+            only_if_expired=True,
+        )
+        if recovery.end is not None:
+            self._announcer.announce([recovery.end])
+        elif recovery.ring is not None:
+            run_id = str(claim.run_id)
+            log.warning(
+                "lease of run %s expired; it will be tried again",
+                run_id,
+                extra={"run_id": run_id},
+            )
+            self._announcer.ring([recovery.ring])
+        self._count(recovery)
+
+    def _count(self, recovery: Recovery) -> None:
+        if self._counters is None or (recovery.end is None and recovery.ring is None):
+            return
+        self._counters.lease_lost("sweeper")
+        if recovery.end is not None:
+            self._counters.ended(recovery.end, RECOVERED, None)
+
+    def _delete_hidden(self, conn: Connection) -> None:
+        delete = thread_rows.delete_hidden_thread
+        for thread_id in thread_rows.hidden_threads(
+            conn, seconds=_HIDDEN_SECONDS, limit=_BATCH, but=self._hidden.put_off()
+        ):
+            work = partial(in_transaction, conn, partial(delete, conn, thread_id))
+            gone = self._hidden.handle(thread_id, work)
+            if gone is not None:
+                self._announcer.forget_logs(gone.run_ids)
+
+    def _expire_threads(self, conn: Connection) -> None:
+        deleted = expire_threads(conn, self._expired, limit=_BATCH)
+        self._announcer.announce_deleted_threads(deleted)

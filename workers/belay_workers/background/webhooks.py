@@ -1,0 +1,120 @@
+"""Makes the webhook calls that are owed, beside the runs and never in their way.
+
+Every worker does; a call belongs to who took it, for as long as its lease. What is not answered
+with 2xx is tried again, later and later, until it has been tried often enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from belay_server.db import webhooks as call_rows
+from belay_server.db.connection import Connection, connect
+from belay_server.db.outages import is_outage
+from belay_server.db.webhooks import WebhookCall
+from belay_server.domain.webhooks import WebhookPolicy
+from belay_server.services.webhooks.calls import CALL_SECONDS, CallFailed, make_call
+from belay_server.services.webhooks.host_names import HostNames
+from belay_server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE = 16
+#: Of all workers, for one host and for one caller: who answers slowly holds up their own calls.
+_AT_ONCE_EACH = 2
+_POLL_SECONDS = 0.5
+_RETRY_SECONDS = 1.0
+#: Longer than a call can take, look-ups included.
+_LEASE_SECONDS = CALL_SECONDS * 4
+_FIRST_WAIT_SECONDS = 1.0
+_LONGEST_WAIT_SECONDS = 3600.0
+
+
+class Webhooks:
+    """One thread in each worker's parent, and a few that wait for answers."""
+
+    def __init__(self, settings: Settings, policy: WebhookPolicy, headers: dict[str, str]) -> None:
+        self._settings = settings
+        self._policy = policy
+        self._headers = headers
+        self._names = HostNames(at_once=_AT_ONCE)
+        self._stopping = threading.Event()
+        self._callers = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="belay-webhook")
+        self._thread = threading.Thread(target=self._run, name="belay-webhooks", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """What is on its way is made again by somebody else if its answer does not come in time."""
+        self._stopping.set()
+        self._thread.join(3.0)
+        self._callers.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self._make_calls_while_connected()
+            except Exception as error:
+                if is_outage(error):
+                    log.warning("webhooks lost Postgres: %s", error)
+                else:
+                    log.exception("webhooks failed, going on")
+            self._stopping.wait(_RETRY_SECONDS)
+
+    def _make_calls_while_connected(self) -> None:
+        under_way: dict[Future[None], WebhookCall] = {}
+        with connect(
+            self._settings.database_url, pgbouncer=self._settings.pgbouncer, name="belay webhooks"
+        ) as conn:
+            while not self._stopping.is_set():
+                free = _AT_ONCE - len(under_way)
+                taken = call_rows.take_calls(
+                    conn, limit=free, each=_AT_ONCE_EACH, lease_seconds=_LEASE_SECONDS
+                )
+                for call in taken:
+                    under_way[self._callers.submit(self._make, call)] = call
+                if not under_way:
+                    self._stopping.wait(_POLL_SECONDS)
+                    continue
+                done, _ = wait(under_way, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._try_to_settle(conn, under_way.pop(future), future)
+
+    def _make(self, call: WebhookCall) -> None:
+        make_call(
+            call,
+            self._policy,
+            self._names,
+            secret=self._settings.webhook_secret,
+            headers=self._headers,
+        )
+
+    def _try_to_settle(self, conn: Connection, call: WebhookCall, future: Future[None]) -> None:
+        """Raises only the error of an outage. A call whose outcome cannot be written is made again
+        when its lease is over; the others are settled all the same."""
+        try:
+            self._settle(conn, call, future)
+        except Exception as error:
+            if is_outage(error):
+                raise
+            log.exception("the outcome of webhook call %s cannot be written", call.call_id)
+
+    def _settle(self, conn: Connection, call: WebhookCall, future: Future[None]) -> None:
+        error = future.exception()
+        if error is None:
+            call_rows.delete_call(conn, call.call_id)
+            return
+        if not isinstance(error, CallFailed):
+            log.error("webhook of run %s failed", call.run.get("run_id"), exc_info=error)
+        if call.attempts >= self._settings.webhook_attempts:
+            log.error("webhook of run %s given up: %s", call.run.get("run_id"), error)
+            call_rows.delete_call(conn, call.call_id)
+            return
+        seconds = min(_FIRST_WAIT_SECONDS * 2.0 ** (call.attempts - 1), _LONGEST_WAIT_SECONDS)
+        log.warning(
+            "webhook of run %s tried again in %.0f s: %s", call.run.get("run_id"), seconds, error
+        )
+        call_rows.retry_call(conn, call.call_id, seconds=seconds)

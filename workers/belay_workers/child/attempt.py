@@ -1,0 +1,364 @@
+"""One attempt of one run, from claim to outcome, as named steps. Runs in a child process.
+
+claim ▸ execute ▸ end          the graph reached its end
+                ▸ stop         the supervisor asked: cancel, timeout or drain
+                ▸ give up      the claim is lost: whoever holds the run goes on
+
+While Postgres is away every step waits for it. The lease stays with us as long as nobody can judge
+it, and the supervisor says when somebody has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from typing import TypeVar
+from uuid import UUID
+
+import psycopg
+
+from belay_server import fault_points, logs
+from belay_server.bus.client import RedisError
+from belay_server.bus.event_log import Started
+from belay_server.db import run_claims as claim_rows
+from belay_server.db import runs as run_rows
+from belay_server.db.connection import Connection
+from belay_server.db.outages import in_short, is_worth_waiting
+from belay_server.domain.agent_runs.output_schemas import mismatch
+from belay_server.domain.metrics import ASKED
+from belay_server.domain.runs import Claim, ClaimedRun, Ending, RunStatus
+from belay_server.fault_points import FaultPoint
+from belay_server.graphs.checkpoints.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
+from belay_server.graphs.serde import to_json
+from belay_server.graphs.thread_state import REDACTED
+from belay_server.services.runs.endings import (
+    STOPPED,
+    RunEnd,
+    end_cancelled_run,
+    end_run,
+    timed_out,
+)
+from belay_workers.child import graph_executor
+from belay_workers.child.graph_executor import Execution
+from belay_workers.child.main_thread_executor import RunCancelled
+from belay_workers.child.process import Child
+from belay_workers.slots import StopReason
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_FLUSH_SECONDS = 2.0
+#: Of an end's JSON. A server process of Postgres keeps up to 50 times as much memory after it has
+#: stored one of 16 MiB, for as long as its connection lasts.
+_LARGE_END = 1024 * 1024
+#: Of what an earlier attempt has said, enough to have what its last steps did.
+_NEWEST_ENTRIES = 1_000
+
+
+def attempt_run(child: Child, run_id: UUID) -> None:
+    """Answer a doorbell: run it if it can be claimed, else do nothing."""
+    if child.slots.draining:
+        return
+    child.slot.claiming(run_id)
+    fault_points.reached(FaultPoint.DELIVERED, run_id)
+    try:
+        claimed = _claim(child, run_id)
+        if claimed is not None:
+            _attempt(child, claimed)
+    except (ClaimLost, CheckpointsUnavailable, psycopg.Error) as error:
+        if isinstance(error, psycopg.Error) and not is_worth_waiting(error):
+            raise
+        # The row is untouched: its lease lapses and another attempt goes on from the checkpoint.
+        log.warning("attempt of run %s given up: %s", run_id, error)
+        child.database.drop()
+    finally:
+        child.slot.idle()
+        logs.about_run(None)
+
+
+def _claim(child: Child, run_id: UUID) -> ClaimedRun | None:
+    """Claim, or find that we have: when the answer to a claim was lost it may have committed."""
+    asked_before = False
+
+    def claim(conn: Connection) -> ClaimedRun | None:
+        nonlocal asked_before
+        if asked_before and (held := claim_rows.held_run(conn, run_id, owner=child.owner)):
+            return held
+        asked_before = True
+        seconds = child.settings.lease_seconds
+        return claim_rows.claim_run(conn, run_id, owner=child.owner, lease_seconds=seconds)
+
+    return child.database.run(claim, keep_waiting=lambda: not child.slots.draining)
+
+
+def _attempt(child: Child, claimed: ClaimedRun) -> None:
+    limit = claimed.timeout_seconds or child.settings.run_timeout_seconds
+    attempt = claimed.attempts
+    child.slot.running(claimed.claim, claimed.thread_id, time.monotonic() + limit, attempt)
+    if claimed.claim_no == 1:
+        child.slot.counters.claimed(claimed.waited_seconds)
+    logs.about_run(
+        {"run_id": str(claimed.run_id), "thread_id": str(claimed.thread_id), "attempt": attempt}
+    )
+    fault_points.reached(FaultPoint.CLAIMED, claimed.run_id)
+    child.events.begin(claimed.claim, _started(claimed))
+    child.events.emit(
+        "metadata", to_json({"run_id": str(claimed.run_id), "attempt": claimed.attempts})
+    )
+    prepared = _prepare(child, claimed)
+    ending = _checked(child, claimed, _execute(child, claimed, prepared))
+    child.store.settle()
+    child.slot.finishing()
+    fault_points.reached(FaultPoint.BEFORE_END, claimed.run_id)
+    end = _write_some_end(child, claimed, prepared, ending)
+    if end is not None:
+        fault_points.reached(FaultPoint.END_COMMITTED, claimed.run_id)
+        child.announcer.announce([end])
+        child.slot.counters.ended(end, ASKED, child.slot.seconds_since_claim())
+        fault_points.reached(FaultPoint.END_ANNOUNCED, claimed.run_id)
+
+
+def _started(claimed: ClaimedRun) -> Started | None:
+    """What the thread's log says; nobody can follow the thread of a stateless run."""
+    if claimed.temporary:
+        return None
+    return Started(claimed.thread_id, claimed.kwargs.resumable)
+
+
+def _unasked(child: Child, claim: Claim) -> Callable[[], bool]:
+    """Wait for Postgres until the supervisor asks anything of this run."""
+    return lambda: child.asked_of(claim) is StopReason.NONE
+
+
+def _on_the_row(child: Child, claim: Claim, write: Callable[[Connection], _T]) -> _T:
+    """Write what became of the run, however long that takes: unless it is not ours any more, or
+    the supervisor, who has its own connection, loses patience and kills us."""
+    written = child.database.run(
+        write, keep_waiting=lambda: child.asked_of(claim) is not StopReason.LEASE_LOST
+    )
+    if child.reconnects:
+        child.reconnects = False
+        child.database.drop()
+    return written
+
+
+class _Prepared:
+    """An attempt's saver, and its graph once `execute` has opened it."""
+
+    def __init__(
+        self,
+        saver: RunSaver,
+        *,
+        resumes: bool = False,
+        said_before: frozenset[tuple[str, bytes]] = frozenset(),
+    ) -> None:
+        self.saver = saver
+        self.resumes = resumes
+        self.said_before = said_before
+        self.execution: Execution | None = None
+
+
+def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
+    unasked = _unasked(child, claimed.claim)
+    resumable = claimed.kwargs.resumable
+    saver = RunSaver(
+        child.database,
+        claimed.claim,
+        child.database_thread,
+        unasked,
+        behind=claimed.kwargs.writes_behind,
+        is_new=not claimed.has_checkpoints,
+        # What a client can ask for again is in the log before the step it belongs to is kept: when
+        # this process dies in between, the step is done again, and its events are not missing.
+        before_checkpoint=(lambda: child.events.flush(_FLUSH_SECONDS)) if resumable else None,
+    )
+    if claimed.claim_no == 1:
+        return _Prepared(saver)
+
+    def last_checkpoint(conn: Connection) -> str | None:
+        return run_rows.last_checkpoint_of_run(conn, claimed.thread_id, claimed.run_id)
+
+    checkpoint = child.database.run(last_checkpoint, keep_waiting=unasked)
+    if checkpoint is None:
+        return _Prepared(saver)
+    said_before = _said_before(child, claimed) if resumable else frozenset()
+    return _Prepared(saver, resumes=True, said_before=said_before)
+
+
+def _said_before(child: Child, claimed: ClaimedRun) -> frozenset[tuple[str, bytes]]:
+    """The values and updates that earlier attempts have said, of a run whose stream can be asked
+    for again."""
+    try:
+        newest = child.event_log.read_newest(claimed.run_id, count=_NEWEST_ENTRIES)
+        said = [event for event in newest if event.name.partition("|")[0] in ("values", "updates")]
+        whole = [child.event_log.read_whole(claimed.run_id, event) for event in said]
+    except RedisError as error:
+        log.warning("events of run %s may be said twice: %s", claimed.run_id, error)
+        return frozenset()
+    return frozenset((event.name, event.data) for event in whole if event is not None)
+
+
+def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending | None:
+    """The graph's ending, or None when it was stopped before it reached one."""
+    try:
+        ending: Ending = child.run(claimed.claim, _open_and_execute(child, claimed, prepared))
+    except (asyncio.CancelledError, CancelledError, RunCancelled):
+        if child.asked is not StopReason.NONE:
+            return None
+        # A graph that cancels itself without having been asked to stop has failed.
+        return _failed(child, "CancelledError", "The graph cancelled itself.")
+    except ClaimLost:
+        raise
+    except CheckpointsUnavailable:
+        return None  # it was asked to stop, or it would still be waiting
+    except Exception as error:  # noqa: BLE001  (a graph's factory may raise anything)
+        return _failed(child, type(error).__name__, str(error))
+    if ending.status is RunStatus.ERROR and child.asked is not StopReason.NONE:
+        # A node turned our asking into an error of its own; it was stopped all the same.
+        return None
+    return ending
+
+
+def _checked(child: Child, claimed: ClaimedRun, ending: Ending | None) -> Ending | None:
+    """A run that was asked for an output of a certain shape has failed when it has another. Looking
+    may take long, whoever wrote the schema: the supervisor may stop it as it may stop a node."""
+    schema = claimed.kwargs.output_schema
+    if ending is None or schema is None or ending.status is not RunStatus.SUCCESS:
+        return ending
+    values = ending.values if isinstance(ending.values, dict) else {}
+    wrong = mismatch(schema, values.get("structured"))
+    if wrong is None:
+        return ending
+    child.events.emit("error", to_json(wrong))
+    return dataclasses.replace(ending, status=RunStatus.ERROR, error=wrong)
+
+
+def _failed(child: Child, kind: str, message: str) -> Ending:
+    message = REDACTED if child.settings.redact_errors else graph_executor.shortened(message)
+    error = {"error": kind, "message": message}
+    child.events.emit("error", to_json(error))
+    return Ending(RunStatus.ERROR, values_known=False, has_next=True, error=error)
+
+
+async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending:
+    def emit(name: str, data: bytes) -> None:
+        # What a node makes of being asked to stop is not the run's error.
+        if name != "error" or child.asked is StopReason.NONE:
+            child.events.emit(name, data)
+
+    async with child.graphs.open(claimed.graph_id, claimed.kwargs.config) as graph:
+        prepared.execution = Execution(
+            graph=graph,
+            saver=prepared.saver,
+            store=child.store.of_run(_unasked(child, claimed.claim)),
+            kwargs=claimed.kwargs,
+            resumes=prepared.resumes,
+            attempt=claimed.attempts,
+            redact_errors=child.settings.redact_errors,
+            said_before=prepared.said_before,
+        )
+        fault_points.reached(FaultPoint.GRAPH_LOADED, claimed.run_id)
+        return await graph_executor.execute(prepared.execution, emit)
+
+
+def _write_some_end(
+    child: Child, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
+) -> RunEnd | None:
+    """Write the end; when Postgres refuses its values, an end without any, and the refusal."""
+    try:
+        return _write_end(child, claimed, prepared, ending)
+    except psycopg.Error as error:
+        if is_worth_waiting(error):
+            raise
+        log.exception("the end of run %s cannot be stored", claimed.run_id)
+        refused = _failed(
+            child, type(error).__name__, f"Its end cannot be stored: {in_short(error)}"
+        )
+    return _on_the_row(
+        child, claimed.claim, lambda conn: end_run(conn, claimed.thread_id, claimed.claim, refused)
+    )
+
+
+def _kept(child: Child, ending: Ending) -> Ending:
+    """An end as its row keeps it: large values are in its checkpoint only, and read from there."""
+    size = len(to_json([ending.values, ending.interrupts]))
+    if size <= child.settings.max_outcome_bytes:
+        child.reconnects = size > _LARGE_END
+        return ending
+    return dataclasses.replace(
+        ending,
+        values=None,
+        values_known=False,
+        interrupts=None,
+        has_next=ending.has_next or bool(ending.interrupts),
+    )
+
+
+def _write_end(
+    child: Child, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
+) -> RunEnd | None:
+    """Write the end; None when the run is pending again or somebody else's."""
+    claim, thread_id = claimed.claim, claimed.thread_id
+    asked = child.asked_of(claim) if ending is None else StopReason.NONE
+    if asked is StopReason.LEASE_LOST:
+        log.warning("run %s is somebody else's now; stopped it here", claim.run_id)
+        return None
+    if asked is StopReason.DRAIN:
+        return _put_back(child, claimed, prepared)
+    if asked is StopReason.TIMEOUT:
+        ending = timed_out(_reached(child, prepared))
+        child.events.emit("error", to_json(ending.error))
+    if ending is not None:
+        final = _kept(child, ending)
+        _flush(child, claimed)
+        return _on_the_row(child, claim, lambda conn: end_run(conn, thread_id, claim, final))
+    reached = _kept(child, _reached(child, prepared))
+    _flush(child, claimed)
+    return _on_the_row(
+        child, claim, lambda conn: end_cancelled_run(conn, thread_id, claim, reached)
+    )
+
+
+def _flush(child: Child, claimed: ClaimedRun) -> None:
+    """Events go before the end: who learns of the end may rely on the log being complete."""
+    if not child.events.flush(_FLUSH_SECONDS):
+        log.warning("events of run %s are late", claimed.run_id)
+
+
+def _put_back(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd | None:
+    """A drain: pending again, no attempt charged. A cancel accepted meanwhile still wins."""
+
+    def put_back(conn: Connection) -> RunEnd | None:
+        ring = claim_rows.put_run_back(
+            conn,
+            claimed.claim,
+            uncharge=True,
+            rering_seconds=child.settings.rering_seconds,
+        )
+        if ring is not None:
+            child.announcer.ring([ring])
+            return None
+        reached = _kept(child, _reached(child, prepared))
+        return end_cancelled_run(conn, claimed.thread_id, claimed.claim, reached)
+
+    return _on_the_row(child, claimed.claim, put_back)
+
+
+def _reached(child: Child, prepared: _Prepared) -> Ending:
+    """What the stopped run's last checkpoint says."""
+    if prepared.execution is None:
+        return STOPPED
+    try:
+        ending: Ending = child.finish(graph_executor.stopped(prepared.execution))
+    except ClaimLost:
+        raise
+    except CheckpointsUnavailable:
+        return STOPPED  # whoever asks for the values first reads them
+    except Exception:  # its state cannot be read; that must not hold up its end
+        log.exception("the state of a stopped run could not be read")
+        return STOPPED
+    return ending

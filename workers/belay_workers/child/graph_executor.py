@@ -1,0 +1,402 @@
+"""Runs a graph and turns what it streams into the run's events and its ending.
+
+Nothing here knows Postgres, Redis or Celery: a graph, a saver and an `emit` go in, events come out
+by `emit(name, data)`, and `execute` returns the Ending. It stops by being cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from langchain_core.messages import (
+    AIMessageChunk,
+    BaseMessage,
+    BaseMessageChunk,
+    message_chunk_to_message,
+)
+from langgraph.constants import INTERRUPT
+
+from belay_server.domain.run_options import RunKwargs
+from belay_server.domain.runs import Ending, RunStatus
+from belay_server.graphs.checkpoints.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
+from belay_server.graphs.commands import to_command
+from belay_server.graphs.registry import Graph
+from belay_server.graphs.serde import to_json, to_plain
+from belay_server.graphs.store import RunStore
+from belay_server.graphs.thread_state import (
+    REDACTED,
+    bound,
+    checkpoint_address,
+    output_values,
+    read_resting,
+    streamed_interrupt,
+)
+
+Emit = Callable[[str, bytes], None]
+
+#: What the API calls a stream mode, and what LangGraph calls the mode it is made from.
+_LANGGRAPH_MODES = {
+    "values": "values",
+    "updates": "updates",
+    "custom": "custom",
+    "messages": "messages",
+    "messages-tuple": "messages",
+    "debug": "debug",
+    "tasks": "tasks",
+    "checkpoints": "checkpoints",
+    "tools": "tools",
+}
+#: Made from LangChain's own events, around everything else.
+#: LangGraph's own key: refuse an answer to a question that is not waiting.
+_STRICT_RESUME = "__pregel_strict_resume"
+_EVENTS = "events"
+#: Checkpoints of a thread that nobody can ask for are nobody's business.
+_CHECKPOINT_MODES = ("checkpoints", "debug")
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One attempt's graph, ready to run."""
+
+    graph: Graph
+    saver: RunSaver
+    store: RunStore
+    kwargs: RunKwargs
+    #: An earlier attempt of this run left a checkpoint: go on from there.
+    resumes: bool
+    attempt: int
+    redact_errors: bool
+    #: Events of earlier attempts, of a run that can be streamed again.
+    said_before: frozenset[tuple[str, bytes]] = frozenset()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        config = dict(self.kwargs.config)
+        configurable = dict(self.kwargs.configurable)
+        if self.resumes:
+            for key in ("checkpoint_id", "checkpoint_map", "checkpoint_ns"):
+                configurable.pop(key, None)
+        if self.kwargs.strict_resume:
+            configurable[_STRICT_RESUME] = True
+        config["configurable"] = configurable
+        config.setdefault("run_name", configurable["graph_id"])
+        config["metadata"] = {**config.get("metadata", {}), "run_attempt": self.attempt}
+        return config
+
+    @property
+    def thread_config(self) -> dict[str, Any]:
+        thread_id = self.kwargs.configurable["thread_id"]
+        return {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+
+    @property
+    def input(self) -> Any:
+        if self.resumes:
+            return None
+        command = self.kwargs.command
+        return self.kwargs.input if command is None else to_command(command)
+
+    @property
+    def context(self) -> dict[str, Any] | None:
+        """Passed only to graphs that declare one; others see it as `configurable`."""
+        if self.graph.context_schema is None:
+            return None
+        return self.kwargs.context or None
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What has been seen of a graph's stream."""
+
+    emit: Emit
+    modes: tuple[str, ...]
+    graph: Graph
+    values: Any = None
+    saw_values: bool = False
+    interrupted: bool = False
+    messages: dict[str, BaseMessageChunk] = field(default_factory=dict)
+    #: The thread ends with the run.
+    temporary: bool = False
+    #: What an earlier attempt has put on the stream already, as (name, data).
+    said_before: frozenset[tuple[str, bytes]] = frozenset()
+    redact_errors: bool = False
+    has_values: set[str] = field(default_factory=set)
+
+    def take(self, namespace: tuple[str, ...], mode: str, data: Any) -> None:
+        if mode == "messages":
+            self._take_message(namespace, data)
+            return
+        if isinstance(data, dict) and INTERRUPT in data:
+            self.interrupted = True
+        if mode == "values":
+            data = self._output(namespace, data)
+        elif mode == "updates" and isinstance(data, dict) and INTERRUPT in data:
+            data = {**data, INTERRUPT: [streamed_interrupt(i) for i in data[INTERRUPT]]}
+        elif mode in _CHECKPOINT_MODES:
+            if self.temporary and _is_checkpoint(mode, data):
+                return
+            if mode == "debug":
+                data = _with_addresses(data)
+        if self.redact_errors:
+            data = _without_errors(mode, data)
+        if mode in self.modes:
+            name, encoded = _event_name(mode, namespace), to_json(data)
+            if not self._was_said(mode, name, data, encoded):
+                self.emit(name, encoded)
+
+    def _was_said(self, mode: str, name: str, data: Any, encoded: bytes) -> bool:
+        """A run that goes on after its worker was lost begins with where it is: the values so far,
+        and the updates of tasks whose step had not ended. What an earlier attempt has said of that
+        is not said again."""
+        if not self.said_before:
+            return False
+        if mode == "values":
+            first = name not in self.has_values
+            self.has_values.add(name)
+            return first and (name, encoded) in self.said_before
+        if mode != "updates":
+            return False
+        if not isinstance(data, dict) or not data.get("__metadata__", {}).get("cached"):
+            self.said_before = frozenset()  # it has begun to do something new
+            return False
+        update = {key: value for key, value in data.items() if key != "__metadata__"}
+        return (name, to_json(update)) in self.said_before
+
+    def take_event(self, event: Mapping[str, Any]) -> None:
+        """One of LangChain's events."""
+        if self.redact_errors and "error" in event["data"]:
+            event = {**event, "data": {**event["data"], "error": REDACTED}}
+        self.emit(_EVENTS, to_json(event))
+
+    def _output(self, namespace: tuple[str, ...], data: Any) -> Any:
+        """A root graph shows its output schema, in values as in what `wait` answers."""
+        if namespace:
+            return _with_interrupts(data, data)
+        output = output_values(self.graph, data)
+        self.values, self.saw_values = output, True
+        return _with_interrupts(output, data)
+
+    def _take_message(self, namespace: tuple[str, ...], data: Any) -> None:
+        message, metadata = data
+        if "messages-tuple" in self.modes:
+            self.emit(_event_name("messages", namespace), to_json([message, metadata]))
+        if "messages" in self.modes:
+            self._emit_accumulated(namespace, message, metadata)
+
+    def _emit_accumulated(
+        self, namespace: tuple[str, ...], message: BaseMessage, metadata: dict[str, Any]
+    ) -> None:
+        """`messages/partial` carries the message as it stands so far, `complete` a whole one."""
+        message_id = message.id or ""
+        seen = self.messages.get(message_id)
+        if seen is None:
+            described = to_json({message_id: {"metadata": metadata}})
+            self.emit(_event_name("messages/metadata", namespace), described)
+        if not isinstance(message, BaseMessageChunk):
+            self.emit(_event_name("messages/complete", namespace), to_json([message]))
+            return
+        whole = message if seen is None else seen + message
+        assert isinstance(whole, BaseMessageChunk)
+        self.messages[message_id] = whole
+        shown = message_chunk_to_message(whole) if isinstance(whole, AIMessageChunk) else whole
+        self.emit(_event_name("messages/partial", namespace), to_json([shown]))
+
+
+def _is_checkpoint(mode: str, data: Any) -> bool:
+    return mode == "checkpoints" or data["type"] == "checkpoint"
+
+
+def _without_errors(mode: str, data: Any) -> Any:
+    """Of a stream of tasks or checkpoints, without the messages of exceptions that ended tasks."""
+    if mode == "debug":
+        return {**data, "payload": _redacted(data["payload"])}
+    return _redacted(data) if mode in ("tasks", "checkpoints") else data
+
+
+def _redacted(payload: dict[str, Any]) -> dict[str, Any]:
+    if payload.get("error") is not None:
+        payload = {**payload, "error": REDACTED}
+    if payload.get("tasks"):
+        payload = {**payload, "tasks": [_redacted(task) for task in payload["tasks"]]}
+    return payload
+
+
+def _with_addresses(data: dict[str, Any]) -> dict[str, Any]:
+    """A debug event, with the addresses of checkpoints as the API writes them."""
+    payload = data["payload"]
+    if data["type"] != "checkpoint":
+        return data
+    tasks = [_with_address(task) for task in payload["tasks"]]
+    addresses = {
+        "checkpoint": checkpoint_address(payload["config"]),
+        "parent_checkpoint": checkpoint_address(payload["parent_config"]),
+    }
+    return {**data, "payload": {**payload, "tasks": tasks, **addresses}}
+
+
+def _with_address(task: dict[str, Any]) -> dict[str, Any]:
+    """A task that is a subgraph has the address of the subgraph's checkpoints for its state."""
+    state = task.get("state")
+    if not isinstance(state, dict) or "configurable" not in state:
+        return task
+    rest = {key: value for key, value in task.items() if key != "state"}
+    return {**rest, "checkpoint": dict(state["configurable"])}
+
+
+def _with_interrupts(shown: Any, data: Any) -> Any:
+    if isinstance(data, dict) and INTERRUPT in data:
+        interrupts = [streamed_interrupt(i) for i in data[INTERRUPT]]
+        return {**shown, INTERRUPT: interrupts}
+    return shown
+
+
+def _event_name(mode: str, namespace: tuple[str, ...]) -> str:
+    """A name is one line, whatever a node is called."""
+    return " ".join("|".join([mode, *namespace]).splitlines())
+
+
+async def execute(execution: Execution, emit: Emit) -> Ending:
+    """Run the graph to its end. Raises asyncio.CancelledError when told to stop, ClaimLost and
+    CheckpointsUnavailable when the attempt must end without an ending of its own."""
+    graph = bound(execution.graph, execution.saver, execution.store)
+    modes = tuple(execution.kwargs.stream_mode)
+    stream = _Stream(
+        emit,
+        modes,
+        graph,
+        temporary=execution.kwargs.temporary,
+        said_before=execution.said_before,
+        redact_errors=execution.redact_errors,
+    )
+    wanted = ["values", *(_LANGGRAPH_MODES[mode] for mode in modes if mode != _EVENTS)]
+    try:
+        if _EVENTS in modes:
+            await _stream_events(graph, execution, stream, wanted)
+        else:
+            await _stream(graph, execution, stream, wanted)
+        await execution.saver.flush()
+    except (ClaimLost, CheckpointsUnavailable):
+        raise
+    except Exception as error:  # noqa: BLE001  (a graph may raise anything; it ends the run)
+        described = _describe(error, redact=execution.redact_errors)
+        emit("error", to_json(described))
+        return await _failed(graph, execution, described)
+    return await _finished(graph, execution, stream)
+
+
+def _options(execution: Execution, modes: Sequence[str]) -> dict[str, Any]:
+    kwargs = execution.kwargs
+    return {
+        "context": execution.context,
+        "stream_mode": list(dict.fromkeys(modes)),
+        "interrupt_before": _nodes(kwargs.interrupt_before),
+        "interrupt_after": _nodes(kwargs.interrupt_after),
+        "durability": kwargs.durability,
+        "subgraphs": kwargs.subgraphs,
+    }
+
+
+async def _stream(
+    graph: Graph, execution: Execution, stream: _Stream, modes: Sequence[str]
+) -> None:
+    options = _options(execution, modes)
+    parts = graph.astream(execution.input, execution.config, **options)  # type: ignore[call-overload]
+    async for part in parts:
+        _take_part(stream, execution, part)
+
+
+async def _stream_events(
+    graph: Graph, execution: Execution, stream: _Stream, modes: Sequence[str]
+) -> None:
+    """Everything that runs says when it starts and ends, with the graph's own stream in between."""
+    run_id = UUID(execution.kwargs.configurable["run_id"])
+    config = {**execution.config, "run_id": run_id}
+    options = _options(execution, modes)
+    said = graph.astream_events(execution.input, config, version="v2", **options)  # type: ignore[call-overload]
+    async for event in said:
+        if event["event"] == "on_chain_stream" and not event["parent_ids"]:
+            _take_part(stream, execution, event["data"]["chunk"])
+        else:
+            stream.take_event(event)
+
+
+def _take_part(stream: _Stream, execution: Execution, part: Any) -> None:
+    namespace, mode, data = part if execution.kwargs.subgraphs else ((), *part)
+    stream.take(namespace, mode, data)
+
+
+def _nodes(names: Any) -> Any:
+    return "*" if names in ("*", ["*"]) else names
+
+
+async def _finished(graph: Graph, execution: Execution, stream: _Stream) -> Ending:
+    """Ended by itself: the last values are the outcome, and what is left is asked only if need be.
+
+    Reading the state costs a round trip and the preparation of the next tasks; a graph that ran
+    through has neither interrupts nor anything next.
+    """
+    may_pause = (
+        stream.interrupted
+        or not stream.saw_values
+        or execution.kwargs.may_pause
+        or graph.interrupt_before_nodes
+        or graph.interrupt_after_nodes
+    )
+    if not may_pause:
+        return Ending(RunStatus.SUCCESS, values=to_plain(stream.values))
+    resting = await read_now(graph, execution)
+    return Ending(
+        RunStatus.SUCCESS,
+        values=resting.values,
+        interrupts=resting.interrupts,
+        has_next=resting.has_next,
+    )
+
+
+async def _failed(graph: Graph, execution: Execution, error: dict[str, str]) -> Ending:
+    try:
+        resting = await read_now(graph, execution)
+    except (ClaimLost, CheckpointsUnavailable):
+        raise
+    except Exception:  # noqa: BLE001  (the error to tell is the graph's own)
+        return Ending(RunStatus.ERROR, values_known=False, has_next=True, error=error)
+    return Ending(
+        RunStatus.ERROR,
+        values=resting.values,
+        interrupts=resting.interrupts,
+        has_next=resting.has_next,
+        error=error,
+    )
+
+
+async def stopped(execution: Execution) -> Ending:
+    """What a run that was stopped has reached: its last checkpoint."""
+    resting = await read_now(bound(execution.graph, execution.saver), execution)
+    return Ending(
+        RunStatus.INTERRUPTED,
+        values=resting.values,
+        interrupts=resting.interrupts,
+        has_next=resting.has_next,
+    )
+
+
+async def read_now(graph: Graph, execution: Execution) -> Any:
+    snapshot = await graph.aget_state(execution.thread_config)  # type: ignore[arg-type]
+    return read_resting(graph, snapshot)
+
+
+def _describe(error: Exception, *, redact: bool) -> dict[str, str]:
+    message = REDACTED if redact else shortened(str(error))
+    return {"error": type(error).__name__, "message": message}
+
+
+#: Of an error's message, in characters: it is kept in a row, an event and a webhook's payload.
+_LONGEST_MESSAGE = 20_000
+
+
+def shortened(message: str) -> str:
+    """An error's message as it is kept; what is cut off is counted."""
+    over = len(message) - _LONGEST_MESSAGE
+    return message if over <= 0 else f"{message[:_LONGEST_MESSAGE]}… ({over} characters cut off)"

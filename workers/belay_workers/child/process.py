@@ -1,0 +1,186 @@
+"""What one child process keeps between runs: a connection, an event loop, the warm graphs.
+
+All of it is opened after the fork, at the first run. The main thread serves synchronous nodes; the
+event loop runs in a side thread, and database writes in another, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
+from typing import Any
+
+from belay_server.bus.cancel_flag import CancelFlags
+from belay_server.bus.client import Keys, connect_redis
+from belay_server.bus.event_log import EventLog
+from belay_server.db.connection import connect
+from belay_server.db.reconnecting import ReconnectingConnection
+from belay_server.domain.runs import Claim
+from belay_server.doorbell import Doorbell
+from belay_server.graphs.registry import GraphRegistry
+from belay_server.graphs.store import RunStore
+from belay_server.services.runs.endings import Announcer
+from belay_server.settings import Settings
+from belay_workers.child.event_writer import EventWriter
+from belay_workers.child.main_thread_executor import MainThreadExecutor
+from belay_workers.slots import Slot, SlotTable, StopReason
+from belay_workers.supervision.processes import (
+    become_session_and_reaper,
+    descendants,
+    end_children,
+    stop_when_parent_dies,
+)
+
+log = logging.getLogger(__name__)
+
+#: Urgent data: ignored by default, so one that comes late does no harm. Nobody else uses it here.
+ASK_SIGNAL = signal.SIGURG
+_LEFTOVER_SECONDS = 0.05
+
+
+class Child:
+    """One per process; `task` bodies get it from `belay_workers.celery`."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        graphs: GraphRegistry,
+        slots: SlotTable,
+        owner: str,
+        doorbell: Doorbell,
+    ) -> None:
+        self.settings = settings
+        # Before it is a group of its own, by which the parent tells orphans from children.
+        self.slots = slots
+        self.slot: Slot = slots.take()
+        become_session_and_reaper()
+        stop_when_parent_dies()
+        self._canary, _ = os.pipe2(os.O_CLOEXEC)
+        self.slot.keeps_open(self._canary)
+        # What watches runs and stops them must get the CPU when the runs would take all of it.
+        os.nice(settings.child_nice)
+        self.graphs = graphs
+        self.owner = f"{owner}/{os.getpid()}"
+        self.database = ReconnectingConnection(
+            lambda: connect(settings.database_url, pgbouncer=settings.pgbouncer, name="belay child")
+        )
+        #: The connection is closed after the next end is written: the server's memory has grown.
+        self.reconnects = False
+        keys = Keys(settings.redis_prefix)
+        client = connect_redis(settings)
+        self.event_log = EventLog(
+            client,
+            keys,
+            ttl_seconds=settings.event_log_ttl_seconds,
+            max_events=settings.event_log_max_events,
+            max_bytes=settings.event_log_max_bytes,
+        )
+        self.announcer = Announcer(self.event_log, CancelFlags(client, keys), doorbell)
+        self.events = EventWriter(self.event_log)
+        self.database_thread = ThreadPoolExecutor(1, thread_name_prefix="belay-database")
+        self.database_thread.submit(lambda: None).result()
+        self.store = RunStore(self.database, self.database_thread, graphs.store)
+        self._nodes = MainThreadExecutor()
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(self._nodes)
+        threading.Thread(target=self._run_loop, name="belay-loop", daemon=True).start()
+        self._claim: Claim | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._asked = StopReason.NONE
+        self._threads_of_our_own = set(threading.enumerate())
+        signal.signal(ASK_SIGNAL, self._on_ask)
+
+    def asked_of(self, claim: Claim) -> StopReason:
+        """What the supervisor asks of this run, noticed or not."""
+        return self.slot.asked(claim)
+
+    @property
+    def asked(self) -> StopReason:
+        """Why the current run was asked to stop; NONE while it was not."""
+        return self._asked
+
+    def run(self, claim: Claim, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a coroutine on the loop while this, the main thread, serves its sync nodes.
+
+        Returns its result or raises its exception. When it was asked to stop, returns only when
+        nothing of it is left: no node on the main thread, no pool thread, no subprocess. If that
+        never comes, the supervisor kills this process. Processes that a run leaves are killed,
+        unless the settings keep them.
+        """
+        self._claim, self._asked, self._task = claim, StopReason.NONE, None
+        try:
+            future: Future[Any] = self._nodes.serve(
+                lambda: asyncio.run_coroutine_threadsafe(self._as_task(work), self._loop)
+            )
+            if self._asked is not StopReason.NONE:
+                self._wait_for_leftovers()
+        finally:
+            self._claim = None
+            if not self.settings.keep_subprocesses:
+                end_children()
+        return future.result()
+
+    def finish(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run a short coroutine of our own: no node, not to be asked to stop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def _run_loop(self) -> None:
+        """The loop ends only when an async node raises SystemExit; then this child does too."""
+        try:
+            self._loop.run_forever()
+        except BaseException:
+            log.exception("the event loop of child %d ended", os.getpid())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async def _as_task(self, work: Coroutine[Any, Any, Any]) -> Any:
+        self._task = asyncio.current_task()
+        if self._asked is not StopReason.NONE:
+            work.close()
+            raise asyncio.CancelledError
+        return await work
+
+    def _on_ask(self, _signal: int, _frame: FrameType | None) -> None:
+        """The supervisor asks. What it asks of another run than this one is not for us."""
+        if self._claim is None or self._asked is not StopReason.NONE:
+            return
+        asked = self.slot.asked(self._claim)
+        if asked is StopReason.NONE:
+            return
+        self._asked = asked
+        if self._task is not None:
+            self._loop.call_soon_threadsafe(self._task.cancel)
+        self._nodes.raise_in_node()
+
+    def _wait_for_leftovers(self) -> None:
+        """Wait until what the run started is gone, for as long as the supervisor lets us."""
+        self._cancel_stray_tasks()
+        idle = threading.Event()
+        while self._has_leftovers():
+            idle.wait(_LEFTOVER_SECONDS)
+
+    def _has_leftovers(self) -> bool:
+        if self._nodes.pool_is_busy or descendants(os.getpid()):
+            return True
+        ours = self._threads_of_our_own
+        return any(
+            thread not in ours and not thread.name.startswith("belay-node")
+            for thread in threading.enumerate()
+        )
+
+    def _cancel_stray_tasks(self) -> None:
+        """Tasks that a node started and nobody awaited."""
+
+        async def cancel_all() -> None:
+            strays = asyncio.all_tasks() - {asyncio.current_task()}
+            for stray in strays:
+                stray.cancel()
+            if strays:
+                await asyncio.wait(strays)
+
+        self.finish(cancel_all())

@@ -1,0 +1,62 @@
+"""What a child does before its first run, so that the run does not wait for it.
+
+Connections are opened, and a graph of our own runs once through LangGraph, asyncio and the event
+log's client: the memory that a forked process copies when it first touches it is copied here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TypedDict
+from uuid import UUID
+
+import psycopg
+from langgraph.graph import START, StateGraph
+
+from belay_server.bus.client import RedisError
+from belay_server.db import run_claims as claim_rows
+from belay_server.db.outages import is_outage
+from belay_server.domain.runs import Claim
+from belay_server.services.runs.endings import STOPPED
+from belay_workers.child.process import Child
+
+log = logging.getLogger(__name__)
+
+
+class _State(TypedDict, total=False):
+    done: bool
+
+
+async def _work(state: _State) -> _State:  # noqa: ARG001  (a node has one)
+    await asyncio.sleep(0)
+    return {"done": True}
+
+
+_NOBODY = Claim(UUID(int=0), 0)
+_GRAPH = StateGraph(_State).add_node("work", _work).add_edge(START, "work").compile()
+
+
+def warm_up(child: Child) -> None:
+    """Servers that are away now are waited for by the first run."""
+    try:
+        _ask_for_a_run_that_is_not_there(child)
+        child.event_log.last_position(_NOBODY.run_id)
+    except (RedisError, psycopg.Error) as error:
+        if isinstance(error, psycopg.Error) and not is_outage(error):
+            raise
+        log.info("a child was not warmed up: %s", error)
+    child.finish(_run())
+
+
+def _ask_for_a_run_that_is_not_there(child: Child) -> None:
+    """The server plans the statements of a run's life; they are prepared at their second use."""
+    conn = child.database.get()
+    for _ in range(2):
+        claim_rows.claim_run(conn, _NOBODY.run_id, owner=child.owner, lease_seconds=0.0)
+        claim_rows.finish_run(conn, _NOBODY.run_id, _NOBODY, STOPPED)
+
+
+async def _run() -> None:
+    async for _ in _GRAPH.astream({}, stream_mode=["values", "updates", "messages"]):
+        pass
