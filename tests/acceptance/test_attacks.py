@@ -13,6 +13,7 @@ import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 
+import httpcore
 import httpx
 import psutil
 import psycopg
@@ -20,6 +21,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from belay_server.services.webhooks.deadline_http import ERRORS, post
 from tests.acceptance.playing import refused
 from tests.conformance import watched
 from tests.receiver import Receiver
@@ -236,6 +238,24 @@ def test_a_socket_takes_no_compression_and_no_large_message(attacked, api):
         assert closed.value.rcvd.code == 1009
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-websocket-version": "13"}, 400),
+        ({"sec-websocket-version": "99", "sec-websocket-key": "A" * 22 + "=="}, 426),
+        ({"sec-websocket-key": "A" * 22 + "=="}, 426),
+    ],
+    ids=["no key", "other version", "no version"],
+)
+def test_a_handshake_that_is_none_is_refused(attacked, api, headers, status):
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    upgrade = {"connection": "upgrade", "upgrade": "websocket", **headers}
+    url = f"{attacked.url}/threads/{thread}/stream/events"
+    answer = httpx.get(url, headers={**upgrade, "host": "localhost"})
+    assert "handshake is not valid" in refused(answer, status)
+    assert answer.headers["sec-websocket-version"] == "13"
+
+
 def test_a_socket_that_is_not_read_holds_no_messages(attacked, api):
     """Fifty megabytes are sent; what the server holds of them is a few."""
     thread = api.post("/threads", json={}).json()["thread_id"]
@@ -384,6 +404,72 @@ def test_an_item_has_an_end_of_texts_to_be_searched_by_meaning(api):
     assert api.put("/store/items", json=few).status_code == 204
 
 
+def test_many_paths_into_a_large_item_are_refused(api):
+    """A hundred paths into 190,000 values held the web process for fifteen seconds."""
+    item = {"namespace": ["v"], "key": "k", "value": {"a": [1] * 30_000}}
+    for paths in ([f"a[*].c{n}" for n in range(100)], ["{" + ",".join("abcdefgh") + "}"]):
+        answer = api.put("/store/items", json={**item, "index": paths})
+        assert "their product may be 20,000" in refused(answer, 422)
+    assert api.put("/store/items", json={**item, "index": ["a[*].c"]}).status_code == 204
+    few = {**item, "value": {"a": [1] * 100}, "index": [f"a[*].c{n}" for n in range(100)]}
+    assert api.put("/store/items", json=few).status_code == 204
+
+
+def test_searches_that_refresh_the_same_items_do_not_fail_each_other(api):
+    """They deadlock in Postgres, which was answered as if the database were away."""
+    for n in range(200):
+        api.put("/store/items", json={"namespace": ["ttl"], "key": str(n), "value": {}, "ttl": 60})
+    body = {"namespace_prefix": ["ttl"], "limit": 200, "refresh_ttl": True}
+    with ThreadPoolExecutor(8) as pool:
+        statuses = pool.map(
+            lambda _: api.post("/store/items/search", json=body).status_code, range(120)
+        )
+        assert set(statuses) <= {200, 429}
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"namespaces": [[f"{n:05}"] for n in range(2_000)]},
+        {"namespaces": [["a"] * 2_000]},
+        {"namespaces": [["a" * 100_000]]},
+        {"channels": [f"custom:{n}" for n in range(60_000)]},
+        {"channels": ["custom:" + "a" * 100_000]},
+    ],
+    ids=["namespaces", "names", "long name", "channels", "long channel"],
+)
+def test_what_a_subscription_asks_for_has_an_end(attacked, api, wanted):
+    """It is kept for as long as the stream is open, and compared with every event of it."""
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    asked = {"channels": ["values"], **wanted}
+    answer = api.post(f"/threads/{thread}/stream/events", json=asked)
+    assert "and may have" in refused(answer, 400)
+    with connect(socket_url(attacked, thread), compression=None) as opened:
+        opened.send(json.dumps({"id": 1, "method": "subscription.subscribe", "params": asked}))
+        answer = json.loads(opened.recv(20))
+        assert answer["error"] == "invalid_argument"
+        assert "and may have" in answer["message"]
+
+
+def test_the_subscriptions_of_a_socket_have_an_end_together(attacked, api):
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    asked = {"channels": ["values"], "namespaces": [[f"{n:030}"] for n in range(900)]}
+    with connect(socket_url(attacked, thread), compression=None) as opened:
+        answers = []
+        for number in range(4):
+            command = {"id": number, "method": "subscription.subscribe", "params": asked}
+            opened.send(json.dumps(command))
+            answers.append(json.loads(opened.recv(20)))
+    assert [answer["type"] for answer in answers] == ["success"] * 3 + ["error"]
+    assert "subscriptions are too many" in answers[-1]["message"]
+
+
+def test_a_command_has_an_end_of_targets(api):
+    goto = [{"node": "step", "input": {}}] * 1_001
+    answer = api.post("/runs", json={**RUN, "command": {"goto": goto}})
+    assert "at most 1,000 targets" in refused(answer, 422)
+
+
 def test_long_lists_and_maps_are_refused_by_their_length(api):
     for path, body in (
         ("/store/namespaces", {"prefix": [1] * 20_000}),
@@ -481,8 +567,6 @@ def test_slow_receivers_hold_up_only_themselves(ann, bob):
 
 
 def test_a_call_has_a_deadline_in_all():
-    from belay_server.services.webhooks.deadline_http import ERRORS, post
-
     slow = Trickle()
     try:
         began = time.monotonic()
@@ -493,6 +577,23 @@ def test_a_call_has_a_deadline_in_all():
             post("http://127.0.0.1:1/", body=b"{}", headers={}, sni_hostname="x", seconds=1.2)
     finally:
         slow.close()
+
+
+def test_a_call_ends_when_its_receiver_never_comes_to_its_answer():
+    """`100 Continue` without an end kept the worker's parent busy for the whole of the deadline."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    sent = []
+
+    def continue_for_ever():
+        with suppress(OSError), listener.accept()[0] as connection:
+            while True:
+                sent.append(connection.send(b"HTTP/1.1 100 Continue\r\n\r\n" * 100))
+
+    threading.Thread(target=continue_for_ever, daemon=True).start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    with pytest.raises(httpcore.RemoteProtocolError, match="no answer within"):
+        post(url, body=b"{}", headers={}, sni_hostname="x", seconds=60)
+    listener.close()
 
 
 # --- tenants --------------------------------------------------------------------------------------

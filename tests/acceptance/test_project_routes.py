@@ -65,6 +65,14 @@ def bare(with_bare_asgi):
 # -- an ASGI app ----------
 
 
+@pytest.mark.parametrize("path", ["/threads/%ff%fe", "/hello/%ff", "/%ff"])
+def test_a_path_that_is_not_utf_8_is_no_route_of_its(asgi, bare, path):
+    """It was a 500: ASGI has no form for such a path."""
+    for client in (asgi, bare):
+        assert client.get(path).status_code == (422 if path.startswith("/threads") else 404)
+    assert asgi.get("/hello/%C3%A9").json()["name"] == "é"
+
+
 def test_its_routes_are_served_with_its_lifespans_state_and_the_request_id(asgi):
     answer = asgi.get("/hello/you", headers={"x-request-id": "mine", "origin": "https://a.example"})
     expected = {"name": "you", "opened": "at the start", "request_id": "mine", "loop": True}

@@ -12,6 +12,7 @@ import pytest
 
 import belay_server.api
 from belay_server.api.http.fields import Body, List, Map
+from belay_server.api.http.large_bodies import LargeBodies
 from belay_server.api.http.unread_bodies import _Chunks
 from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
 from belay_server.states.jobs import check_schema
@@ -92,3 +93,15 @@ def test_a_body_in_chunks_reads_like_any_file():
             while data := expected.readline(size):
                 assert chunks.readline(size) == data
             assert chunks.readline(size) == b""
+
+
+def test_small_requests_have_the_process_to_themselves_between_two_large_bodies(monkeypatch):
+    pauses = []
+    monkeypatch.setattr("belay_server.api.http.large_bodies.time.sleep", pauses.append)
+    bodies = LargeBodies(1024 * 1024, lambda: "caller")
+    for size in (300_000, 300_000, 100):
+        with bodies.turn(size):
+            pass
+    assert pauses[0] == 0
+    assert 0 < pauses[1] <= 0.02
+    assert len(pauses) == 2

@@ -157,3 +157,39 @@ def test_a_name_that_is_served_slowly_holds_up_nobody_for_long(monkeypatch):
     let_go.set()
     patient = HostNames(seconds=30)
     assert patient.look_up("slow.example", 80) == [ipaddress.ip_address("8.8.8.8")]
+
+
+def test_one_caller_has_half_of_the_look_ups(monkeypatch):
+    let_go = threading.Event()
+
+    def slow(host, *_args, flags=0, **_kwargs):
+        if flags:
+            raise socket.gaierror("a name")
+        if host == "slow.example":
+            let_go.wait(60)
+        return [(2, 1, 6, "", ("8.8.8.8", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    names = HostNames(at_once=4, seconds=0.05)
+    for words in ("was not found", "was not found", "too many names"):
+        with pytest.raises(TimeoutError, match=words):
+            names.look_up("slow.example", 80, caller="mallory")
+    assert HostNames(at_once=4, seconds=30).look_up("quick.example", 80, caller="mallory")
+    assert names.look_up("quick.example", 80, caller="alice")
+    let_go.set()
+
+
+@pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.com", "%61.com", "."])
+def test_a_name_that_no_resolver_takes_is_refused_before_it_is_looked_up(host):
+    with pytest.raises(InvalidRequest, match="Invalid webhook hostname"):
+        refuse_bad_webhook(ANY, f"http://{host}/hook", HostNames())
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "api.localhost"])
+def test_a_local_name_is_blocked_without_a_resolver(monkeypatch, host):
+    def away(*_args, **_kwargs):
+        raise OSError("no resolver")
+
+    monkeypatch.setattr(socket, "getaddrinfo", away)
+    with pytest.raises(InvalidRequest, match="Webhook host blocked"):
+        refuse_bad_webhook(ANY, f"http://{host}/hook", HostNames())

@@ -291,6 +291,11 @@ def _again_on_conflict(conn: Connection, work: Callable[[], _T]) -> _T:
     """Part of a transaction cannot be done again by itself: the whole of it will be."""
     if conn.info.transaction_status is not TransactionStatus.IDLE:
         return work()
+    return again_on_conflict(work)
+
+
+def again_on_conflict(work: Callable[[], _T]) -> _T:
+    """Do what may be done twice, again for as long as it loses conflicts, a few times."""
     with suppress(*CONFLICT):
         return work()
     return _AGAIN(work)

@@ -89,12 +89,25 @@ def parse_target(url: str, policy: WebhookPolicy) -> WebhookTarget:
     if policy.allowed_ports and port not in policy.allowed_ports:
         raise ValueError(f"Webhook port {port} is not allowed")
     host = parts.hostname.rstrip(".").lower()
-    if "%" in host:
+    if "%" in host or not _can_be_looked_up(host):
         raise ValueError(f"Invalid webhook hostname '{host}'")
     if policy.allowed_domains and not _is_within(host, policy.allowed_domains):
         raise ValueError(f"Webhook host '{host}' is not among the allowed domains")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return WebhookTarget(url, parts.scheme, host, port, path)
+
+
+def _can_be_looked_up(host: str) -> bool:
+    """Whether the resolver takes it: labels of 1 to 63 characters, and what IDNA can encode."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
+
+
+def is_local_name(host: str) -> bool:
+    """Whether a name is of this machine, whatever a resolver says (RFC 6761, section 6.3)."""
+    return host == "localhost" or host.endswith(".localhost")
 
 
 def _is_within(host: str, domains: tuple[str, ...]) -> bool:

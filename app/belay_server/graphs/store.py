@@ -19,7 +19,7 @@ from typing import Any
 from langgraph.store.postgres import PostgresStore
 from psycopg_pool import ConnectionPool
 
-from belay_server.db.connection import Connection, unavailable_when_unreachable
+from belay_server.db.connection import Connection, again_on_conflict, unavailable_when_unreachable
 from belay_server.db.reconnecting import ReconnectingConnection
 from belay_server.domain.errors import BadRequest
 
@@ -66,10 +66,16 @@ class ApiStore(ProjectStore):
         super().__init__(pool, config)
         self._pool = pool
 
+    def batch(self, ops: Iterable[Any]) -> list[Any]:
+        """Do operations, again when they lose a conflict: two searches that refresh the TTL of the
+        same items lock them in different orders."""
+        ops = list(ops)
+        with unavailable_when_unreachable():
+            return again_on_conflict(lambda: super(ApiStore, self).batch(ops))
+
     @contextmanager
     def _cursor(self, *, pipeline: bool = False) -> Iterator[Any]:
         with (
-            unavailable_when_unreachable(),
             self._pool.connection() as conn,
             ProjectStore._cursor(_on(self, conn), pipeline=pipeline) as cursor,
         ):

@@ -22,6 +22,8 @@ LONGEST_PATH = 400
 MOST_PATHS = 100
 #: Of one item, that are searched by meaning.
 MOST_TEXTS = 200
+#: Values that the paths of one item may look at, one path after the other.
+MOST_LOOKED_AT = 20_000
 #: Items of a search that are read at once.
 _MOST_AT_ONCE = 50
 #: In minutes: a millisecond. Postgres takes no interval that is much shorter.
@@ -83,16 +85,38 @@ def put_item(parts: Parts, body: dict[str, Any]) -> None:
 
 
 def _refuse_many_texts(parts: Parts, value: dict[str, Any], paths: Any) -> None:
-    """Each text that the paths find in a value becomes a vector. Raises InvalidRequest."""
+    """Raise InvalidRequest for more texts than may be kept, each of which becomes a vector, and for
+    paths that would take long to find them. The library looks through the item once for each path,
+    and for each of the fields that a path lists in braces."""
     config = parts.graphs.store.index
     if config is None or paths is False:
         return
     fields = paths or config.get("fields") or ["$"]
+    looks = sum(1 + path.count(",") for path in fields)
+    if looks > 1 and looks * (values := _count_values(value)) > MOST_LOOKED_AT:
+        raise InvalidRequest(
+            f"index: {looks} paths into an item of {values:,} values take too long: their product "
+            f"may be {MOST_LOOKED_AT:,}"
+        )
     found = sum(len(get_text_at_path(value, tokenize_path(path))) for path in fields)
     if found > MOST_TEXTS:
         raise InvalidRequest(
             f"index: the paths find {found} texts, and at most {MOST_TEXTS} can be kept"
         )
+
+
+def _count_values(value: dict[str, Any]) -> int:
+    """Count the values in a document, those in lists and objects too."""
+    count = 0
+    left: list[Any] = [value]
+    while left:
+        found = left.pop()
+        if isinstance(found, dict):
+            left.extend(found.values())
+        elif isinstance(found, list):
+            left.extend(found)
+        count += 1
+    return count
 
 
 def get_item(

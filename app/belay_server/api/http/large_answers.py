@@ -15,9 +15,9 @@ from typing import Any
 
 from flask import Request, Response, current_app
 
-from belay_server.api.http.byte_shares import ByteShares
 from belay_server.domain.errors import TooMany
 from belay_server.services.stream_clients import pieces
+from belay_server.shares import Shares
 
 #: Smaller answers are not counted; most of them fit into the buffers of a socket.
 _COUNTED = 1024 * 1024
@@ -38,7 +38,7 @@ class LargeAnswers:
     ) -> None:
         """`most` and `largest` are in bytes, of all responses and of one. A client may read nothing
         for `seconds`. `whose` returns the caller of the current request."""
-        self._shares = ByteShares(most, largest)
+        self._shares = Shares(most, largest)
         self._whose = whose
         self._milliseconds = int(seconds * 1000)
 
@@ -72,9 +72,7 @@ class StreamShare:
 
     __slots__ = ("_held", "_milliseconds", "_shares", "_socket", "caller")
 
-    def __init__(
-        self, shares: ByteShares, caller: str, client_socket: Any, milliseconds: int
-    ) -> None:
+    def __init__(self, shares: Shares, caller: str, client_socket: Any, milliseconds: int) -> None:
         self._shares = shares
         self.caller = caller
         self._socket = client_socket

@@ -2,26 +2,31 @@
 
 A body is held in memory while it is received, and parsing and storing it blocks the process's one
 thread for up to a tenth of a second a step. All bodies together may have `BELAY_MAX_BODIES_BYTES`,
-and those of one caller half of that. They are processed one at a time, and small requests are
-served between two of them.
+and those of one caller half of that. They are processed one at a time, and after each of them the
+small requests that have come in meanwhile are served.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flask import Request, current_app
 
-from belay_server.api.http.byte_shares import ByteShares
 from belay_server.domain.errors import TooMany
+from belay_server.shares import Shares
 
 #: Smaller bodies are not counted.
 _COUNTED = 64 * 1024
-#: Smaller bodies are parsed in milliseconds, and do not wait for each other.
-_LARGE = 256 * 1024
+#: Smaller bodies are parsed in a few milliseconds, and do not wait for each other.
+_LARGE = 64 * 1024
+#: How long small requests have the process for themselves between two large bodies. A new request
+#: takes several rounds of the event loop, and a body that is processed in each of them would make
+#: it wait for as many bodies.
+_PAUSE_SECONDS = 0.02
 #: How long a request waits for the others of its caller, and for its turn.
 _WAIT_SECONDS = 10.0
 LARGE_BODIES = "belay.large_bodies"
@@ -43,8 +48,9 @@ class LargeBodies:
     def __init__(self, most: int, whose: Callable[[], str]) -> None:
         """`most` is in bytes. `whose` returns the caller of the current request."""
         self._whose = whose
-        self._shares = ByteShares(most)
+        self._shares = Shares(most)
         self._turn = threading.Lock()
+        self._last_ended = 0.0
 
     def hold(self, request: Request) -> None:
         """Wait until the body of this request may be read. Raises TooMany."""
@@ -61,10 +67,33 @@ class LargeBodies:
         held: _Held | None = request.environ.get(_HELD)
         if held is None or held.has_turn or size <= _LARGE:
             return
+        self._acquire_turn()
+        held.has_turn = True
+
+    @contextmanager
+    def turn(self, size: int) -> Iterator[None]:
+        """Wait for a turn for what is no request's body, such as the message of a WebSocket.
+
+        Raises TooMany.
+        """
+        if size <= _LARGE:
+            yield
+            return
+        self._acquire_turn()
+        try:
+            yield
+        finally:
+            self._release_turn()
+
+    def _acquire_turn(self) -> None:
         if not self._turn.acquire(timeout=_WAIT_SECONDS):
             raise TooMany("Too many large requests at once; send them one after the other")
-        held.has_turn = True
-        time.sleep(0)
+        ended_before = time.monotonic() - self._last_ended
+        time.sleep(max(0.0, _PAUSE_SECONDS - ended_before))
+
+    def _release_turn(self) -> None:
+        self._last_ended = time.monotonic()
+        self._turn.release()
 
     def release(self, request: Request) -> None:
         """Release what the request holds. Called when its view has returned."""
@@ -72,7 +101,7 @@ class LargeBodies:
         if held is None:
             return
         if held.has_turn:
-            self._turn.release()
+            self._release_turn()
         self._shares.release(held.caller, held.size)
 
     def _size_of(self, request: Request) -> int:

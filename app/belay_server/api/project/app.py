@@ -69,7 +69,10 @@ class ProjectApp:
             self._bridge.close()
 
     def answers(self, *, ours: bool) -> bool:
-        """Whether this request is the project's. `ours`: Belay has a route for it."""
+        """Whether this request is the project's. `ours`: Belay has a route for it. ASGI has no form
+        for a path that is not UTF-8, so an ASGI app never gets one."""
+        if self._bridge is not None and not _is_text(request.environ["PATH_INFO"]):
+            return False
         if self._fit is None or request.path in self._documents:
             return not ours
         fit = self._fit(request.environ)
@@ -77,6 +80,17 @@ class ProjectApp:
 
     def respond(self) -> Response:
         return cast(Response, Response.from_app(self._wsgi, request.environ))
+
+
+def _is_text(path_info: str) -> bool:
+    """Whether a path is UTF-8; WSGI gives each of its bytes as a character."""
+    if path_info.isascii():
+        return True
+    try:
+        path_info.encode("latin1").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _is_asgi(app: Any) -> bool:

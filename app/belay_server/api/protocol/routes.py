@@ -92,11 +92,10 @@ def event_filter(asked: Any) -> EventFilter:
         loaded = EventStream().load(asked)
     except ma.ValidationError as error:
         raise BadRequest(describe(error).replace(": ", " ", 1)) from error
-    namespaces = loaded.get("namespaces")
     since = loaded.get("since")
     return EventFilter(
-        channels=tuple(loaded["channels"]),
-        namespaces=None if namespaces is None else tuple(map(tuple, namespaces)),
+        channels=loaded["channels"],
+        namespaces=loaded.get("namespaces"),
         depth=loaded.get("depth"),
         since=-1 if since is None else since,
     )

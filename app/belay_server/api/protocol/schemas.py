@@ -13,6 +13,9 @@ from belay_server.domain.run_options import MultitaskStrategy
 from belay_server.graphs.protocol.events import CHANNELS, is_channel
 
 _MOST_SAFE_INTEGER = 2**53 - 1
+#: Of one subscription: it is kept in memory for as long as it lasts, and compared with each event.
+_MOST_NAMES = 1_000
+_MOST_CHARACTERS = 32 * 1024
 _STRATEGY = one_of(*MultitaskStrategy)
 
 
@@ -80,10 +83,56 @@ class InputRespond(Body):
         return {**data, "answers": answers}
 
 
+class Channels(ma.fields.Field[tuple[str, ...]]):
+    """Names of channels, each once."""
+
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> tuple[str, ...]:
+        if not isinstance(value, list) or not value:
+            raise ma.ValidationError("is required and must be a non-empty array")
+        refuse_many_names(value)
+        unknown = [str(one) for one in value if not isinstance(one, str) or not is_channel(one)]
+        if unknown:
+            raise ma.ValidationError(
+                f"contains unsupported entries: {', '.join(unknown)}. Allowed: "
+                f"{', '.join(CHANNELS)}, or any `custom:<name>`."
+            )
+        return tuple(dict.fromkeys(value))
+
+
+class Namespaces(ma.fields.Field[tuple[tuple[str, ...], ...]]):
+    """Namespaces of subgraphs, each a list of names."""
+
+    def _deserialize(
+        self, value: Any, attr: Any, data: Any, **kwargs: Any
+    ) -> tuple[tuple[str, ...], ...]:
+        if not isinstance(value, list):
+            raise ma.ValidationError("Not a valid list.")
+        refuse_many_names(value)
+        for index, namespace in enumerate(value):
+            if not isinstance(namespace, list):
+                raise ma.ValidationError({index: ["Not a valid list."]})
+        refuse_many_names([name for namespace in value for name in namespace])
+        for index, namespace in enumerate(value):
+            if not all(isinstance(name, str) for name in namespace):
+                raise ma.ValidationError({index: ["Not a list of strings."]})
+        return tuple(dict.fromkeys(tuple(namespace) for namespace in value))
+
+
+def refuse_many_names(names: list[Any]) -> None:
+    """Raise ValidationError for more names, or longer ones, than a subscription may have."""
+    if len(names) > _MOST_NAMES:
+        raise ma.ValidationError(f"has {len(names):,} entries, and may have {_MOST_NAMES:,}")
+    characters = sum(len(name) for name in names if isinstance(name, str))
+    if characters > _MOST_CHARACTERS:
+        raise ma.ValidationError(
+            f"has {characters:,} characters in all, and may have {_MOST_CHARACTERS:,}"
+        )
+
+
 class EventStream(Body):
     """Which events of a thread to stream."""
 
-    channels = ma.fields.Raw(
+    channels = Channels(
         required=True,
         metadata={
             "type": "array",
@@ -92,21 +141,13 @@ class EventStream(Body):
             "description": f"Of {', '.join(CHANNELS)}, checkpoints, or `custom:<name>`.",
         },
     )
-    namespaces = List(
-        List(ma.fields.String(), validate=ma.validate.Length(max=100)),
+    namespaces = Namespaces(
         allow_none=True,
-        validate=ma.validate.Length(max=1000),
+        metadata={
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "string"}},
+            "description": f"At most {_MOST_NAMES:,} names in all.",
+        },
     )
     depth = Integer(allow_none=True, validate=ma.validate.Range(0, 1000))
     since = Integer(allow_none=True, validate=ma.validate.Range(0, _MOST_SAFE_INTEGER))
-
-    @ma.validates("channels")
-    def are_channels(self, value: Any, **_: object) -> None:
-        if not isinstance(value, list) or not value:
-            raise ma.ValidationError("is required and must be a non-empty array")
-        unknown = [str(one) for one in value if not isinstance(one, str) or not is_channel(one)]
-        if unknown:
-            raise ma.ValidationError(
-                f"contains unsupported entries: {', '.join(unknown)}. Allowed: "
-                f"{', '.join(CHANNELS)}, or any `custom:<name>`."
-            )

@@ -17,12 +17,14 @@ import flask
 import orjson
 from flask import Response, request
 from simple_websocket import ConnectionClosed
+from wsproto.utilities import RemoteProtocolError
 
 from belay_server.api.context import origins, parts
 from belay_server.api.http.fields import path_uuid
 from belay_server.api.http.json_body import json_response
 from belay_server.api.http.json_documents import MAX_DEPTH, parse_document
 from belay_server.api.http.large_answers import large_answers
+from belay_server.api.http.large_bodies import large_bodies
 from belay_server.api.http.web_socket import BoundedServer
 from belay_server.api.protocol.commands import (
     SUBSCRIBE,
@@ -56,9 +58,13 @@ from belay_server.services.stream_clients import StreamClient
 blueprint = flask.Blueprint("protocol socket", __name__)
 
 _MOST_SUBSCRIPTIONS = 32
+#: Of the filters of all subscriptions of one socket, in bytes.
+_MOST_IN_FILTERS = 256 * 1024
 #: A command that is refused for being one too many is read for its id, if it is as short as this.
 _SHORT = 4096
 _NO_COMMAND = "Protocol commands must be valid JSON."
+#: Of the WebSocket protocol; there is no other.
+_VERSION = "13"
 _GONE = (ConnectionClosed, OSError)
 
 
@@ -80,8 +86,21 @@ def events_socket(thread_id: str) -> Response:
         return json_response({"detail": "This origin may not open a WebSocket here."}, 403)
     if request.environ.get("gunicorn.socket") is None:
         return json_response({"detail": "This web server has no WebSockets."}, 501)
-    _Conversation(BoundedServer(request.environ), thread).hold()
+    try:
+        server = BoundedServer(request.environ)
+    except RemoteProtocolError as error:
+        return _refused_handshake(error)
+    _Conversation(server, thread).hold()
     return _Handled()
+
+
+def _refused_handshake(error: RemoteProtocolError) -> Response:
+    """Answer a handshake that RFC 6455 does not allow; section 4.4 has the header."""
+    is_other_version = request.headers.get("Sec-WebSocket-Version") != _VERSION
+    status = 426 if is_other_version else 400
+    answer = json_response({"detail": f"The WebSocket handshake is not valid: {error}"}, status)
+    answer.headers["Sec-WebSocket-Version"] = _VERSION
+    return answer
 
 
 class _Conversation:
@@ -140,7 +159,8 @@ class _Conversation:
         try:
             count_request(parts())
             most_values = parts().settings.max_body_values
-            return frame_of(parse_document(received, most_values=most_values))
+            with large_bodies().turn(len(received)):
+                return frame_of(parse_document(received, most_values=most_values))
         except TooMany as error:
             too_many = failure(_id_of(received), "unknown_error", error.detail)
             raise NoCommand(too_many) from error
@@ -156,6 +176,10 @@ class _Conversation:
             wanted = event_filter(frame.params)
         except BadRequest as error:
             return failure(frame.id, "invalid_argument", error.detail)
+        in_filters = wanted.size + sum(one.wanted.size for one in self._following.values())
+        if in_filters > _MOST_IN_FILTERS:
+            message = "The channels and namespaces of this socket's subscriptions are too many."
+            return failure(frame.id, "invalid_argument", message)
         name = str(uuid.uuid4())
         self._following[name] = followed = _Followed(self, self._thread_id, wanted)
         followed.start()
@@ -200,6 +224,7 @@ class _Followed:
 
     def __init__(self, talk: _Conversation, thread_id: UUID, wanted: EventFilter) -> None:
         self._talk = talk
+        self.wanted = wanted
         self._leave: Callable[[], None] = lambda: None
         self._left = False
         client = StreamClient(self._watch, large_answers().share_of(request))

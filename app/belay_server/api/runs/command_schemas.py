@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import marshmallow as ma
 
+#: LangGraph takes minutes to prepare tens of thousands of tasks.
+_MOST_TARGETS = 1_000
+
 
 class Command(ma.Schema):
     """Steer a graph: answer an interrupt, update its state, go to a node."""
@@ -20,6 +23,8 @@ class Command(ma.Schema):
     @ma.validates_schema
     def goto_names_nodes(self, data: dict, **_: object) -> None:
         goto = data.get("goto")
+        if isinstance(goto, list) and len(goto) > _MOST_TARGETS:
+            raise ma.ValidationError(f"may have at most {_MOST_TARGETS:,} targets", "goto")
         for target in goto if isinstance(goto, list) else [goto]:
             is_send = isinstance(target, dict) and isinstance(target.get("node"), str)
             if target is not None and not isinstance(target, str) and not is_send:

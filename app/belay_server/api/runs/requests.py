@@ -140,4 +140,4 @@ def check_webhook(url: str | None) -> None:
         return
     if not parts().graphs.project.http.serves("webhooks"):
         raise InvalidRequest("webhook: this server makes no calls (http.disable_webhooks)")
-    refuse_bad_webhook(parts().webhook_policy, url, parts().host_names)
+    refuse_bad_webhook(parts().webhook_policy, url, parts().host_names, asker())

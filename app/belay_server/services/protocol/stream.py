@@ -7,6 +7,7 @@ What the thread's runs have streamed is told from the start, whatever a client h
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from belay_server.states.jobs import with_fragments
 #: A run has room for so many events in a millisecond before it would meet the thread's next one;
 #: more would not leave JavaScript its integers.
 _EVENTS_PER_MS = 1000
+#: What a string takes besides its characters.
+_BYTES_PER_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,12 @@ class EventFilter:
     namespaces: tuple[tuple[str, ...], ...] | None = None
     depth: int | None = None
     since: int = -1
+
+    @property
+    def size(self) -> int:
+        """Return about how many bytes it takes in memory."""
+        names = itertools.chain(self.channels, *(self.namespaces or ()))
+        return sum(len(name) + _BYTES_PER_NAME for name in names)
 
     def passes(self, event: Mapping[str, Any]) -> bool:
         definition: Any = {"channels": self.channels, "namespaces": self.namespaces}

@@ -21,6 +21,7 @@ from belay_server.domain.webhooks import (
     WebhookPolicy,
     WebhookTarget,
     blocked_range,
+    is_local_name,
     parse_target,
 )
 from belay_server.graphs.serde import to_json
@@ -36,18 +37,22 @@ class CallFailed(Exception):
     """The call was not answered with 2xx; the message says what came instead."""
 
 
-def refuse_bad_webhook(policy: WebhookPolicy, url: str, names: HostNames) -> None:
-    """Raises InvalidRequest for a URL that may not be called. A name that is not known now may be
-    later: it is looked up again when the call is made."""
+def refuse_bad_webhook(
+    policy: WebhookPolicy, url: str, names: HostNames, caller: str | None = None
+) -> None:
+    """Raise InvalidRequest for a URL that may not be called. A name that is not known now may be
+    later: it is looked up again when the call is made. `caller` is whose look-up it is."""
     try:
         target = parse_target(url, policy)
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
-    try:
-        addresses = names.look_up(target.host, target.port)
-    except OSError:
-        return
     if policy.allow_private:
+        return
+    if is_local_name(target.host):
+        raise InvalidRequest("Webhook host blocked: loopback IP range")
+    try:
+        addresses = names.look_up(target.host, target.port, caller=caller)
+    except OSError:
         return
     for address in addresses:
         if (kind := blocked_range(address)) is not None:

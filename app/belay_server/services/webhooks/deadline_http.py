@@ -1,7 +1,9 @@
-"""One HTTP call that ends within so many seconds, whatever the other side does.
+"""Make an HTTP call that ends within so many seconds, whatever the other side does.
 
 HTTP clients have a timeout for each read, and a receiver that sends a byte before each of them ends
-holds a call for ever. Here every wait of a connection is cut to what is left of the whole call.
+holds a call for ever. Here every wait of a connection is cut to what is left of the whole call. A
+receiver may also send intermediate answers (`100 Continue`) without an end: what it sends before
+its answer is limited.
 """
 
 from __future__ import annotations
@@ -47,9 +49,14 @@ class _Stream(httpcore.NetworkStream):
     def __init__(self, stream: httpcore.NetworkStream, ends_at: float) -> None:
         self._stream = stream
         self._ends_at = ends_at
+        self._read = 0
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
-        return self._stream.read(max_bytes, _left(self._ends_at, httpcore.ReadTimeout))
+        if self._read > _MOST_READ:
+            raise httpcore.RemoteProtocolError(f"no answer within {_MOST_READ} bytes")
+        received = self._stream.read(max_bytes, _left(self._ends_at, httpcore.ReadTimeout))
+        self._read += len(received)
+        return received
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
         # In pieces: each may wait, and what is left is looked at before each.
@@ -74,6 +81,8 @@ class _Stream(httpcore.NetworkStream):
 
 
 _PIECE = 64 * 1024
+#: Of an answer up to the end of its headers, in bytes.
+_MOST_READ = 64 * 1024
 
 
 def _left(ends_at: float, error: type[httpcore.TimeoutException]) -> float:

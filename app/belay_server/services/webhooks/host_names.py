@@ -1,8 +1,8 @@
-"""Looks host names up, with a deadline, and only so many at once.
+"""Look host names up, with a deadline, and only so many at once.
 
-A name is a client's, and whoever serves it may answer as slowly as they like. The system's resolver
-cannot be interrupted, and under gevent all look-ups of a process share a few threads, those of its
-own servers' names among them.
+A name comes from a client, and its name server may answer as slowly as it likes. The system's
+resolver cannot be interrupted, and under gevent all look-ups of a process share ten threads, those
+of its own servers' names among them. So look-ups are limited, and one caller has half of them.
 """
 
 from __future__ import annotations
@@ -13,23 +13,26 @@ import socket
 import threading
 
 from belay_server.domain.webhooks import Address
+from belay_server.shares import Shares
 
 
 class HostNames:
     """One for a process. The threads that it starts end with their look-up."""
 
-    def __init__(self, *, at_once: int = 4, seconds: float = 5.0) -> None:
-        self._places = threading.BoundedSemaphore(at_once)
+    def __init__(self, *, at_once: int = 6, seconds: float = 5.0) -> None:
+        self._places = Shares(at_once)
         self._seconds = seconds
 
-    def look_up(self, host: str, port: int) -> list[Address]:
-        """The addresses of a name, or of a number in any spelling. Raises OSError, TimeoutError
-        among them."""
+    def look_up(self, host: str, port: int, *, caller: str | None = None) -> list[Address]:
+        """Return the addresses of a name, or of a number in any spelling.
+
+        Raises OSError, TimeoutError among them.
+        """
         try:
             return _addresses(host, port, socket.AI_NUMERICHOST)
         except OSError:
             pass  # a name
-        if not self._places.acquire(timeout=self._seconds):
+        if not self._places.hold(caller, 1, seconds=self._seconds):
             raise TimeoutError(f"too many names are being looked up to look up '{host}'")
         found: queue.SimpleQueue[list[Address] | OSError] = queue.SimpleQueue()
 
@@ -39,7 +42,7 @@ class HostNames:
             except OSError as error:
                 found.put(error)
             finally:
-                self._places.release()
+                self._places.release(caller, 1)
 
         threading.Thread(target=look_up, name="belay-look-up", daemon=True).start()
         try:
