@@ -409,7 +409,7 @@ def test_many_paths_into_a_large_item_are_refused(api):
     item = {"namespace": ["v"], "key": "k", "value": {"a": [1] * 30_000}}
     for paths in ([f"a[*].c{n}" for n in range(100)], ["{" + ",".join("abcdefgh") + "}"]):
         answer = api.put("/store/items", json={**item, "index": paths})
-        assert "their product may be 20,000" in refused(answer, 422)
+        assert "values take too long; give fewer paths" in refused(answer, 422)
     assert api.put("/store/items", json={**item, "index": ["a[*].c"]}).status_code == 204
     few = {**item, "value": {"a": [1] * 100}, "index": [f"a[*].c{n}" for n in range(100)]}
     assert api.put("/store/items", json=few).status_code == 204
