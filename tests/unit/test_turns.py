@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +16,9 @@ import belay_server.api
 from belay_server.api.http.fields import Body, List, Map
 from belay_server.api.http.large_bodies import LargeBodies
 from belay_server.api.http.unread_bodies import _Chunks
+from belay_server.bus.event_log import Event, Position
 from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
+from belay_server.services.stream_clients import StreamTurns, in_parts
 from belay_server.states.jobs import check_schema
 
 
@@ -105,3 +109,32 @@ def test_small_requests_have_the_process_to_themselves_between_two_large_bodies(
     assert pauses[0] == 0
     assert 0 < pauses[1] <= 0.02
     assert len(pauses) == 2
+
+
+def event(**fields):
+    return Event(**{"position": Position(1, 1), "name": "values", "data": b"", **fields})
+
+
+def test_a_long_log_is_translated_in_parts():
+    small = [event(data=b"1") for _ in range(130)]
+    assert [len(part) for part in in_parts(small)] == [64, 64, 2]
+    large = [event(data=b"1" * 70_000) for _ in range(3)]
+    assert [len(part) for part in in_parts(large)] == [1, 1, 1]
+    left = [event(data=b"1"), event(left_in_log=300_000), event(data=b"1"), event(data=b"1")]
+    assert [len(part) for part in in_parts(left)] == [1, 1, 2]
+
+
+def test_streams_work_one_at_a_time():
+    turns, at_work, most = StreamTurns(), [], []
+
+    def work(_):
+        for _ in range(20):
+            with turns.turn():
+                at_work.append(1)
+                most.append(len(at_work))
+                time.sleep(0.0005)
+                at_work.pop()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert set(most) == {1}

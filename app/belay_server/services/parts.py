@@ -21,6 +21,7 @@ from belay_server.graphs.store import ApiStore
 from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
 from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.open_keys import OpenKeys
+from belay_server.services.stream_clients import StreamTurns
 from belay_server.services.webhooks.host_names import HostNames
 from belay_server.settings import Settings
 from belay_server.states.process import StateProcess
@@ -78,6 +79,7 @@ class Parts(RunParts):
     output_schemas: OutputSchemaChecks
     #: The project's own HTTP app, which only the API knows how to call.
     project_app: Closeable | None = None
+    stream_turns: StreamTurns = field(default_factory=StreamTurns)
     #: Looks up where webhooks go.
     host_names: HostNames = field(default_factory=HostNames)
     #: None: anybody may ask as often as they like.

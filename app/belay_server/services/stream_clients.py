@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -21,6 +23,9 @@ HEARTBEAT = b": heartbeat\n"
 _WAIT_SECONDS = 1.0
 #: What is sent at once.
 PIECE_BYTES = 256 * 1024
+#: What of a log is translated at once, into the events of a protocol.
+PART_EVENTS = 64
+_PART_BYTES = 64 * 1024
 #: What is read of the log is copied into a frame.
 _COPIES = 2
 
@@ -91,15 +96,40 @@ def pieces(data: bytes) -> Iterator[bytes]:
 
 
 def in_parts(events: Sequence[Event]) -> Iterator[list[Event]]:
-    """Split events: those without data, which was left in the log, are alone; others together."""
+    """Split events: those without data, which was left in the log, are alone; others together, as
+    many as are translated within a few milliseconds."""
     part: list[Event] = []
+    size = 0
     for event in events:
+        if part and (event.left_in_log or len(part) == PART_EVENTS or size > _PART_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(event)
+        size += len(event.data)
         if event.left_in_log:
-            if part:
-                yield part
-            yield [event]
-            part = []
-        else:
-            part.append(event)
+            yield part
+            part, size = [], 0
     if part:
         yield part
+
+
+class StreamTurns:
+    """Lets the streams of a web process do their work one part after the other.
+
+    Each stream that replays a long log has work at any time. Without turns, every one of them would
+    do a part of it in each round of the event loop, and a new request takes several rounds.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until no other stream works."""
+        if not self._lock.acquire(blocking=False):
+            self._lock.acquire()
+            time.sleep(0)  # the next round of the event loop
+        try:
+            yield
+        finally:
+            self._lock.release()

@@ -22,14 +22,24 @@ _LOOK_SECONDS = 1.0
 
 
 class _Socket:
-    """Sends everything, as simple-websocket takes it to do, and receives when it may."""
+    """Sends everything, as simple-websocket takes it to do, and receives when it may.
+
+    Messages and pings come from different threads, and gevent allows one at a time to send.
+    """
 
     def __init__(self, wrapped: Any, until_calm: Callable[[], None]) -> None:
         self._wrapped = wrapped
         self._until_calm = until_calm
+        self._sending = threading.Lock()
 
     def send(self, data: bytes) -> None:
-        self._wrapped.sendall(data)
+        """Send all of it. Raises OSError when the client does not read what is sent before."""
+        if not self._sending.acquire(timeout=_PING_SECONDS):
+            raise BrokenPipeError("the client does not read")
+        try:
+            self._wrapped.sendall(data)
+        finally:
+            self._sending.release()
 
     def recv(self, size: int) -> bytes:
         self._until_calm()

@@ -46,7 +46,7 @@ class RunStory:
         default_factory=lambda: defaultdict(MessageEvents)
     )
     #: Subgraphs that have begun and not ended.
-    _children: list[tuple[str, ...]] = field(default_factory=list)
+    _children: dict[tuple[str, ...], None] = field(default_factory=dict)
     #: Where each question came from, by its id. They are told when the run has ended: not before
     #: that does the thread take an answer.
     _asked: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class RunStory:
         for depth in range(1, len(namespace) + 1):
             child = namespace[:depth]
             if child not in self._children:
-                self._children.append(child)
+                self._children[child] = None
                 yield self._lifecycle(child, "started")
 
     def _values(self, namespace: tuple[str, ...], data: Any) -> Iterator[Said]:
@@ -139,9 +139,8 @@ class RunStory:
         # One that keeps its checkpoints from run to run has the node's name and no more.
         names = (f"{data.get('name')}:{data.get('id')}", data.get("name"))
         children = [(*namespace, name) for name in names]
-        depth = len(namespace) + 1
-        for begun in [one for one in self._children if one[:depth] in children]:
-            self._children.remove(begun)
+        for begun in self._below(children):
+            del self._children[begun]
             yield from self._finish_messages(begun)
             if begun in children and data.get("error"):
                 yield self._lifecycle(begun, "failed", error=str(data["error"]))
@@ -149,6 +148,14 @@ class RunStory:
                 event = "interrupted" if data.get("interrupts") else "completed"
                 yield self._lifecycle(begun, event)
         yield ("tasks", namespace, data)
+
+    def _below(self, roots: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """Return those of the roots that have begun, and the subgraphs within them."""
+        begun = [root for root in roots if root in self._children]
+        if not begun:
+            return []
+        depth = len(begun[0])
+        return [child for child in self._children if child[:depth] in begun]
 
     def _note_questions(self, namespace: tuple[str, ...], asked: Sequence[Any]) -> None:
         """A subgraph's question is its parents' too: the deepest one asks it."""

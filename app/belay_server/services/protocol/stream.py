@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -26,7 +26,7 @@ from belay_server.graphs.protocol.events import RunStory, Said
 from belay_server.graphs.serde import to_json
 from belay_server.services.parts import Parts
 from belay_server.services.runs.stream import GAP, Following
-from belay_server.services.stream_clients import StreamClient
+from belay_server.services.stream_clients import PART_EVENTS, StreamClient
 from belay_server.services.threads.stream import RunEntry, ThreadPosition, walk_thread
 from belay_server.states import jobs as state_jobs
 from belay_server.states.jobs import with_fragments
@@ -138,9 +138,12 @@ class _ProtocolTelling:
         """A WebSocket has no comments."""
         return GAP if self._frame is sse_frame else b""
 
-    def run_is_over(self, entry: RunEntry, run: Subscription) -> bytes:
+    def run_is_over(self, entry: RunEntry, run: Subscription) -> Iterator[bytes]:
+        """A run may end with thousands of interrupts, each of which is an event."""
         status, error, interrupts = self._end_of(entry.run_id, run.end_status)
-        return self._frames(entry, self._story.ends(status, error, interrupts), _now_ms())
+        events = self._story.ends(status, error, interrupts)
+        now = _now_ms()
+        return (self._frames(entry, some, now) for some in _batches(events, PART_EVENTS))
 
     def _graph_of(self, run_id: UUID) -> str | None:
         try:
@@ -179,6 +182,12 @@ class _ProtocolTelling:
             if self._wanted.passes(event):
                 frames.append(self._frame(method, seq, to_json(event)))
         return b"".join(frames)
+
+
+def _batches(events: Iterable[Said], size: int) -> Iterator[list[Said]]:
+    rest = iter(events)
+    while batch := list(itertools.islice(rest, size)):
+        yield batch
 
 
 def _now_ms() -> int:

@@ -130,8 +130,8 @@ class Telling(Protocol):
     def gap(self) -> bytes:
         """Events of the run that is followed are missing here."""
 
-    def run_is_over(self, entry: RunEntry, run: Subscription) -> bytes:
-        """It has ended, and all its events have been told."""
+    def run_is_over(self, entry: RunEntry, run: Subscription) -> Iterator[bytes]:
+        """Yield what follows the last event of a run that has ended, in parts."""
 
 
 def walk_thread(
@@ -263,8 +263,7 @@ class _ThreadWalk:
             self._run = None
         if not run.client_left:
             self._over = entry.run_id
-            if told := self._telling.run_is_over(entry, run):
-                yield told
+            yield from self._in_turns(self._telling.run_is_over(entry, run))
 
     def _chunks_of_events(
         self, entry: RunEntry, run: Subscription, events: list[Event]
@@ -279,8 +278,22 @@ class _ThreadWalk:
                     yield told
                 return
             events = [whole]
-        yield from pieces(self._telling.of_run(entry, events))
+        if len(events) == 1:  # a large one may take long, in another process
+            told = self._telling.of_run(entry, events)
+        else:
+            with self._parts.stream_turns.turn():
+                told = self._telling.of_run(entry, events)
+        yield from pieces(told)
         self._client.share.release()
+
+    def _in_turns(self, parts: Iterator[bytes]) -> Generator[bytes]:
+        while True:
+            with self._parts.stream_turns.turn():
+                told = next(parts, None)
+            if told is None:
+                return
+            if told:
+                yield told
 
 
 def _without_gaps(events: Sequence[Event], last: Position) -> Iterator[tuple[list[Event], bool]]:
@@ -336,12 +349,12 @@ class _ThreadEvents:
     def gap(self) -> bytes:
         return GAP if "run_modes" in self.modes else b""
 
-    def run_is_over(self, entry: RunEntry, run: Subscription) -> bytes:
+    def run_is_over(self, entry: RunEntry, run: Subscription) -> Iterator[bytes]:
         if not self.modes & {"run_modes", "lifecycle"}:
-            return b""
+            return
         done = to_json({"status": "run_done", "run_id": str(entry.run_id)})
         end = Position(run.position.claim_no, END_SEQ)
-        return _frame("metadata", done, ThreadPosition(entry.position, end))
+        yield _frame("metadata", done, ThreadPosition(entry.position, end))
 
 
 def _frame(name: str, data: bytes, position: ThreadPosition) -> bytes:
