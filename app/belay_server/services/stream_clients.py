@@ -125,10 +125,14 @@ class StreamTurns:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait until no other stream works."""
+        """Wait for the next round of the event loop, and until no other stream works.
+
+        A stream that has just worked lets those that wait go first, by its first sleep.
+        """
+        time.sleep(0)
         if not self._lock.acquire(blocking=False):
             self._lock.acquire()
-            time.sleep(0)  # the next round of the event loop
+            time.sleep(0)
         try:
             yield
         finally:
