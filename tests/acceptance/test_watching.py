@@ -20,18 +20,29 @@ from tests.waiting import wait_until
 
 @pytest.fixture(scope="module")
 def watched(scratch):
-    """Two web processes, and logs in JSON."""
-    port = free_port()
+    """Two web processes, and logs in JSON. A node that stops when it is asked to has a minute for
+    it, however busy the machine is."""
     live = LiveServer(
         scratch / "watched",
         BELAY_HEARTBEAT_SECONDS="1",
-        BELAY_WORKER_METRICS_PORT=str(port),
-        # Time for a node that stops when asked, however busy the machine is.
-        BELAY_CANCEL_GRACE_MS="3000",
+        BELAY_CANCEL_GRACE_MS="60000",
         BELAY_LOG_FORMAT="json",
         BELAY_ACCESS_LOG="1",
         WEB_CONCURRENCY="2",
     )
+    yield from _with_worker_metrics(live)
+
+
+@pytest.fixture(scope="module")
+def impatient(scratch):
+    """A server that kills a node which has not stopped after 300 ms."""
+    live = LiveServer(scratch / "impatient", BELAY_CANCEL_GRACE_MS="300", BELAY_LOG_FORMAT="json")
+    yield from _with_worker_metrics(live)
+
+
+def _with_worker_metrics(live):
+    port = free_port()
+    live.env["BELAY_WORKER_METRICS_PORT"] = str(port)
     live.worker_metrics = f"http://127.0.0.1:{port}/metrics"
     live.start()
     wait_until(lambda: _answers(live.worker_metrics), 30, "the worker")
@@ -49,6 +60,12 @@ def _answers(url: str) -> bool:
 @pytest.fixture
 def web(watched):
     with conformance.watched(httpx.Client(base_url=watched.url, timeout=60)) as client:
+        yield client
+
+
+@pytest.fixture
+def impatient_web(impatient):
+    with conformance.watched(httpx.Client(base_url=impatient.url, timeout=60)) as client:
         yield client
 
 
@@ -85,20 +102,38 @@ def test_ended_runs_are_counted_and_timed_by_status(watched, web):
     thread_id = new_thread(web)
     wait_for(web, thread_id, "counter", {"count": 1})
     wait_for(web, thread_id, "bad", {"count": 1})
-    wait_until(lambda: change.of("belay_runs_ended_total", status="error") == 1, 5, "the error")
+    wait_until(lambda: change.of("belay_runs_ended_total", status="error") == 1, 20, "the error")
     assert change.of("belay_runs_ended_total", status="success") == 1
     assert change.of("belay_run_duration_seconds_count", status="success") == 1
     assert change.of("belay_claim_latency_seconds_count") == 2
-    assert 0 < change.of("belay_claim_latency_seconds_sum") < 20
-    assert 0 < change.of("belay_run_duration_seconds_sum", status="success") < 10
+    assert change.of("belay_claim_latency_seconds_sum") > 0
+    assert change.of("belay_run_duration_seconds_sum", status="success") > 0
 
 
-@pytest.mark.parametrize(("kind", "how"), [("async_sleep", "asked"), ("swallow_sync", "killed")])
-@pytest.mark.parametrize(
+ACTIONS = pytest.mark.parametrize(
     ("action", "status"), [("interrupt", "interrupted"), ("rollback", "rolled_back")]
 )
-def test_cancels_are_timed_by_how_they_ended(watched, web, beats, kind, how, action, status):
+
+
+@ACTIONS
+def test_a_cancel_of_a_node_that_stops_is_timed_as_asked(watched, web, beats, action, status):
     change = Change(watched.worker_metrics)
+    cancelled(web, change, beats, "async_sleep", "asked", action, status)
+    assert change.of("belay_child_deaths_total", cause="killed") == 0
+    assert change.of("belay_cancel_latency_seconds_sum", how="asked") >= 0
+
+
+@ACTIONS
+def test_a_cancel_of_a_node_that_goes_on_is_timed_as_killed(
+    impatient, impatient_web, beats, action, status
+):
+    change = Change(impatient.worker_metrics)
+    cancelled(impatient_web, change, beats, "swallow_sync", "killed", action, status)
+    assert change.of("belay_child_deaths_total", cause="killed") == 1
+    assert change.of("belay_cancel_latency_seconds_sum", how="killed") >= 0.3
+
+
+def cancelled(web, change, beats, kind, how, action, status) -> None:
     thread_id = new_thread(web)
     run_id = run_of(web, thread_id, "nodes", {"kind": kind, "beats": str(beats)})
     wait_until(
@@ -109,13 +144,10 @@ def test_cancels_are_timed_by_how_they_ended(watched, web, beats, kind, how, act
     beats.wait_for("begin" if kind == "async_sleep" else "beat")
     web.post(f"/threads/{thread_id}/runs/{run_id}/cancel", params={"wait": "1", "action": action})
     wait_until(
-        lambda: change.of("belay_cancel_latency_seconds_count", how=how) == 1, 5, "the cancel"
+        lambda: change.of("belay_cancel_latency_seconds_count", how=how) == 1, 20, "the cancel"
     )
     assert change.of("belay_runs_ended_total", status=status) == 1
     assert change.of("belay_run_duration_seconds_count", status=status) == 1
-    assert change.of("belay_child_deaths_total", cause="killed") == (how == "killed")
-    seconds = change.of("belay_cancel_latency_seconds_sum", how=how)
-    assert (0.3 <= seconds < 5) if how == "killed" else (0 <= seconds < 2)
 
 
 def test_a_cancel_of_a_pending_run_is_counted_by_the_web_process(watched, web):
@@ -277,23 +309,27 @@ def test_what_a_graph_logs_belongs_to_its_run(watched, web):
         assert record["attempt"] == 1
 
 
-def test_a_kill_in_the_log_names_its_run(watched, web, beats):
-    thread_id = new_thread(web)
-    run_id = run_of(web, thread_id, "nodes", {"kind": "swallow_sync", "beats": str(beats)})
+def test_a_kill_in_the_log_names_its_run(impatient, impatient_web, beats):
+    thread_id = new_thread(impatient_web)
+    run_id = run_of(
+        impatient_web, thread_id, "nodes", {"kind": "swallow_sync", "beats": str(beats)}
+    )
     beats.wait_for("beat")
-    web.post(f"/threads/{thread_id}/runs/{run_id}/cancel", params={"wait": "1"})
-    killed = [r for r in records(watched, "worker") if "did not stop when asked" in r["message"]]
+    impatient_web.post(f"/threads/{thread_id}/runs/{run_id}/cancel", params={"wait": "1"})
+    killed = [r for r in records(impatient, "worker") if "did not stop when asked" in r["message"]]
     # It is said again for as long as a busy machine has not carried it out.
     record, *_ = [r for r in killed if r["run_id"] == run_id]
     assert (record["thread_id"], record["attempt"]) == (thread_id, 1)
 
 
-def test_a_child_that_dies_leaves_its_counts(watched, web, beats):
-    change = Change(watched.worker_metrics)
-    thread_id = new_thread(web)
+def test_a_child_that_dies_leaves_its_counts(impatient, impatient_web, beats):
+    change = Change(impatient.worker_metrics)
+    thread_id = new_thread(impatient_web)
     for _ in range(3):
-        wait_for(web, thread_id, "counter", {"count": 1})
-    run_id = run_of(web, thread_id, "nodes", {"kind": "swallow_sync", "beats": str(beats)})
+        wait_for(impatient_web, thread_id, "counter", {"count": 1})
+    run_id = run_of(
+        impatient_web, thread_id, "nodes", {"kind": "swallow_sync", "beats": str(beats)}
+    )
     beats.wait_for("beat")
-    web.post(f"/threads/{thread_id}/runs/{run_id}/cancel", params={"wait": "1"})
+    impatient_web.post(f"/threads/{thread_id}/runs/{run_id}/cancel", params={"wait": "1"})
     assert change.of("belay_runs_ended_total", status="success") == 3
