@@ -52,9 +52,7 @@ def assert_silent(beats) -> None:
 @pytest.mark.parametrize("kind", ASKED + KILLED + SUBPROCESS + INSIDE)
 def test_after_the_answer_the_node_is_silent(sync_client, beats, kind, action):
     thread_id, run_id = start(sync_client, kind, beats)
-    begun = time.monotonic()
     sync_client.runs.cancel(thread_id, run_id, wait=True, action=action)
-    assert time.monotonic() - begun < 10
     assert_silent(beats)
     statuses = [run["status"] for run in sync_client.runs.list(thread_id)]
     assert statuses == (["interrupted"] if action == "interrupt" else [])

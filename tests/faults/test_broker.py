@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 import uuid
 from uuid import UUID
 
@@ -110,10 +109,8 @@ def test_another_worker_sweeps_when_the_sweeping_one(cluster, probe, how):
             conn.execute("UPDATE scheduler_lease SET owner = 'a thief'")
     else:
         signal_tree(worker, signal.SIGSTOP)
-    began = time.monotonic()
     others = (None, "a thief", *([] if how == "loses its right" else [before]))
     wait_until(lambda: sweeper(cluster) not in others, 10, "somebody to sweep again")
-    assert time.monotonic() - began < 10
     due = probe.start(after_seconds=0.5)
     probe.assert_done_once(*due)
     if how == "hangs":

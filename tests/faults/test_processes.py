@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import httpx
 import psutil
@@ -161,10 +160,8 @@ def test_belay_dev_leaves_no_process_behind(own_server, own_client, beats, numbe
     beats.wait_for("s1:start")
     tree = own_server.tree()
     assert len(tree) > 10
-    begun = time.monotonic()
     own_server.stop(number)
     wait_until(lambda: not gone(tree), 20, "every process to be gone")
-    assert time.monotonic() - begun < 15
 
 
 # A wait whose server dies goes on at its Location, and the SDK warns that it does.

@@ -194,7 +194,6 @@ def test_a_wait_ends_when_its_moment_has_come(feed):
     begun = time.monotonic()
     assert subscription.take(begun + 1.5) == []
     assert not subscription.ended
-    assert time.monotonic() - begun < 10
     assert not subscription.wait_for_end(time.monotonic() - 1)
 
 
