@@ -17,16 +17,16 @@ from tests.servers import STORE_INDEX, LiveServer, running
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="also the long forms")
+    parser.addoption("--long", action="store_true", help="run the long forms, and only those")
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--long"):
-        return
-    skip = pytest.mark.skip(reason="a long form: make test-full")
-    for item in items:
-        if item.get_closest_marker("long"):
-            item.add_marker(skip)
+    """Select the quick suite (`make test`), or with `--long` everything else (`make test-all`)."""
+    is_long = [item.get_closest_marker("long") is not None for item in items]
+    selected = [item for item, its in zip(items, is_long, strict=True) if its == config.option.long]
+    chosen = set(map(id, selected))
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
+    items[:] = selected
 
 
 @pytest.fixture(scope="session")

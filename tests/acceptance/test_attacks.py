@@ -256,6 +256,7 @@ def test_a_handshake_that_is_none_is_refused(attacked, api, headers, status):
     assert answer.headers["sec-websocket-version"] == "13"
 
 
+@pytest.mark.long
 def test_a_socket_that_is_not_read_holds_no_messages(attacked, api):
     """Fifty megabytes are sent; what the server holds of them is a few."""
     thread = api.post("/threads", json={}).json()["thread_id"]
@@ -281,6 +282,7 @@ def test_a_socket_that_is_not_read_holds_no_messages(attacked, api):
     assert api.get("/ok").status_code == 200
 
 
+@pytest.mark.long
 def test_bodies_that_are_not_finished_do_not_fill_the_memory(guarded, bob):
     """Each has sent 7.5 of 8 MB and waits; others send theirs meanwhile."""
     before = web_memory(guarded)
@@ -308,6 +310,7 @@ def test_bodies_that_are_not_finished_do_not_fill_the_memory(guarded, bob):
     assert grown < 150 * 1024 * 1024
 
 
+@pytest.mark.long
 def test_answers_that_are_not_read_do_not_fill_the_memory(scratch):
     """A history of 12 MB, asked for by forty clients that read nothing."""
     live = LiveServer(
@@ -485,6 +488,7 @@ def test_a_moment_near_the_end_of_time_is_refused(api):
         assert "before the year 9999" in refused(api.post("/runs/crons", json=body), 422)
 
 
+@pytest.mark.long
 def test_one_caller_does_not_hold_all_connections(guarded, ann, bob):
     """What keeps Postgres busy for somebody, here a lock, keeps nobody else from it."""
     search = {"limit": 1}
@@ -506,6 +510,7 @@ def test_one_caller_does_not_hold_all_connections(guarded, ann, bob):
     assert statuses <= {200, 429, 503}
 
 
+@pytest.mark.long
 def test_a_statement_has_an_end(guarded, ann):
     with psycopg.connect(guarded.database_url) as blocker:
         blocker.execute("LOCK TABLE cron IN ACCESS EXCLUSIVE MODE")

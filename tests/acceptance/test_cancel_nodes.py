@@ -10,6 +10,7 @@ import pytest
 from langgraph_sdk import get_sync_client
 
 from tests.conformance import watched
+from tests.long_forms import long_case
 from tests.servers import LiveServer
 
 ASKED = ["async_sleep", "async_beats", "time_sleep", "sync_beats", "spin", "regex"]
@@ -48,7 +49,7 @@ def assert_silent(beats) -> None:
     assert before == beats.lines()
 
 
-@pytest.mark.parametrize("action", ["interrupt", "rollback"])
+@pytest.mark.parametrize("action", ["interrupt", long_case("rollback")])
 @pytest.mark.parametrize("kind", ASKED + KILLED + SUBPROCESS + INSIDE)
 def test_after_the_answer_the_node_is_silent(sync_client, beats, kind, action):
     thread_id, run_id = start(sync_client, kind, beats)

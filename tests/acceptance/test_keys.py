@@ -169,6 +169,7 @@ def test_a_secret_stands_in_no_log_and_in_no_answer(locked, key):
     assert secret[:-1] not in log
 
 
+@pytest.mark.long
 def test_no_password_is_told_while_redis_is_away(database_url, tmp_path):
     """Web and worker run, and complain about it; an accepted run waits for it."""
     environ = {

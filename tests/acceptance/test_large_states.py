@@ -207,6 +207,7 @@ def test_a_process_that_is_killed_is_made_again(api, large, thread_id):
     assert helpers(large)[0].pid != helper.pid
 
 
+@pytest.mark.long
 def test_an_update_whose_process_is_killed_is_written_once_or_not(api, large, thread_id):
     """And what is answered says so: 200, or a 503 that says that nobody knows."""
     accepted, unknown = set(), set()
@@ -228,6 +229,7 @@ def test_an_update_whose_process_is_killed_is_written_once_or_not(api, large, th
     assert states[0]["values"]["data"][-1] in accepted | unknown
 
 
+@pytest.mark.long
 def test_unread_joins_of_a_large_outcome_hold_no_more_than_their_share(api, large):
     thread_id = new_thread(api)
     wait_for(api, thread_id, "hostile", {"size": 3_500_000})

@@ -20,6 +20,7 @@ from belay_server.db.migrate import migrate
 from belay_server.dev.embedded import EmbeddedPostgres, free_port
 from belay_server.dev.process_tree import die_with_parent
 from tests.conformance import watched
+from tests.long_forms import long_case
 from tests.servers import LiveServer, running
 from tests.waiting import wait_until
 
@@ -94,7 +95,7 @@ def spread(root: Path) -> dict[str, str]:
     return {"by_file": "libs a", "by_module": "libs b", "relative": "root"}
 
 
-@pytest.fixture(params=[crowded, spread])
+@pytest.fixture(params=[crowded, long_case(spread)])
 def project(request, scratch):
     """A folder, and what its graphs say."""
     root = scratch / f"project-{request.param.__name__}"
@@ -230,10 +231,10 @@ def test_a_project_runs_with_the_wheels_commands(
 @pytest.mark.parametrize(
     ("document", "words"),
     [
-        ({"graphs": {"a": "./nowhere.py:graph"}}, "there is no file ./nowhere.py"),
+        long_case({"graphs": {"a": "./nowhere.py:graph"}}, "there is no file ./nowhere.py"),
         ({"graphs": {"a": "./broken.py:graph"}}, "ModuleNotFoundError: No module named 'nothing'"),
-        ({"graphs": {"a": "./broken.py"}}, "must be 'path/to/file.py:variable'"),
-        ("{", "langgraph.json"),
+        long_case({"graphs": {"a": "./broken.py"}}, "must be 'path/to/file.py:variable'"),
+        long_case("{", "langgraph.json"),
     ],
     ids=["no file", "import fails", "no variable", "no JSON"],
 )

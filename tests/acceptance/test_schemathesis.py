@@ -174,10 +174,12 @@ def test_the_document_is_the_servers_own(scene):
 
 
 @each_operation
+@pytest.mark.long
 def test_every_answer_is_one_of_the_document(operation, scene):
     attack(operation, scene, max_examples=15)
 
 
+@pytest.mark.long
 def test_nearly_every_operation_was_met_where_it_does_something(scene):
     """Otherwise the refusals would be all that was tried. Runs last of the normal form."""
     if scene.statuses:

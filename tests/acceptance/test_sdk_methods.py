@@ -25,6 +25,7 @@ from langgraph_sdk.errors import ConflictError, NotFoundError
 
 from tests.acceptance.playing import stops_all
 from tests.conformance import watched
+from tests.long_forms import long_case
 from tests.waiting import wait_until
 
 __all__ = ["stops_all"]
@@ -174,7 +175,7 @@ def async_sdk(url: str, **how: Any) -> Iterator[Sdk]:
         unfold.runner.run(client.aclose())
 
 
-@pytest.fixture(params=[sync_sdk, async_sdk], ids=["sync", "async"])
+@pytest.fixture(params=[sync_sdk, long_case(async_sdk)], ids=["sync", "async"])
 def sdk(request, server, stops_all):
     with request.param(server.url) as made:
         yield made

@@ -112,6 +112,7 @@ def walk(server, examples: int, steps: int, seed: int | None = None) -> int:
     return asked
 
 
+@pytest.mark.long
 def test_what_one_walks_the_other_is_never_shown(shared_server):
     assert walk(shared_server, examples=4, steps=8) > 5
 

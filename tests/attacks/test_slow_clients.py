@@ -85,6 +85,7 @@ def test_slow_clients_hold_up_nobody(open_server, way):
     wait_until(lambda: established(open_server) <= before + 2, 40, "their connections to close")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", [slow_headers, slow_body])
 def test_the_server_gives_them_up(open_server, way):
     """Also while they send a byte now and then."""
@@ -104,6 +105,7 @@ def test_the_server_gives_them_up(open_server, way):
     pytest.fail("nobody gave it up")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["/ok", "/nowhere", "/info"])
 def test_pipelined_requests_leave_the_others_their_turn(open_server, path):
     """Whose next request is always there already was served alone, for as long as they liked."""
@@ -130,6 +132,7 @@ def test_pipelined_requests_leave_the_others_their_turn(open_server, path):
         one.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["/nowhere", "/ok", "/threads"])
 def test_a_body_of_very_many_chunks_leaves_the_others_their_turn(open_server, path):
     """A million chunks of one byte took three seconds, read in one go. Here they have no end."""

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,6 @@ from langgraph_sdk import get_sync_client
 from tests.cluster import Cluster
 from tests.faults.history import Beat, Execution, executions, read_beats
 from tests.waiting import wait_until
-
-#: A case of the long form: what it shows, a shorter case shows in most of the ways.
-long_case = partial(pytest.param, marks=pytest.mark.long)
 
 #: Short, so that what takes a lease takes seconds. The relations between them are the defaults'.
 QUICK = {

@@ -13,7 +13,8 @@ from langgraph_sdk import get_sync_client
 
 from belay_server.doorbell import Doorbell
 from belay_server.settings import Settings
-from tests.faults.conftest import Probe, long_case, signal_tree
+from tests.faults.conftest import Probe, signal_tree
+from tests.long_forms import long_case
 from tests.waiting import wait_until
 
 
@@ -40,7 +41,7 @@ def test_a_lost_doorbell_is_rung_again(cluster, probe):
     assert probe.row(waiting[-1][1])["rings"] >= 1
 
 
-@pytest.mark.parametrize("times", [2, 100])
+@pytest.mark.parametrize("times", [2, long_case(100)])
 def test_a_doorbell_rung_many_times_starts_one_execution(cluster, probe, doorbell, times):
     run = probe.start(seconds=0.05)
     for _ in range(times):
@@ -63,6 +64,7 @@ def test_a_doorbell_for_nothing_does_nothing(cluster, probe, doorbell):
     probe.client.runs.cancel(thread_id, run_id)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("skews", [(600, -600), long_case((-600, 600))])
 def test_clocks_that_are_wrong_by_minutes_change_nothing(make_cluster, tmp_path, skews):
     """A run is begun by a worker of one clock and ended by one of another; so is its thread."""
@@ -98,7 +100,7 @@ def sweeper(cluster) -> str | None:
     return None if row is None else row[0]
 
 
-@pytest.mark.parametrize("how", [long_case("dies"), "hangs", "loses its right"])
+@pytest.mark.parametrize("how", [long_case("dies"), "hangs", long_case("loses its right")])
 def test_another_worker_sweeps_when_the_sweeping_one(cluster, probe, how):
     before = wait_until(lambda: sweeper(cluster), what="a sweeper")
     worker = next(w for w in cluster.workers if f"this worker is {before};" in w.text())
@@ -118,6 +120,7 @@ def test_another_worker_sweeps_when_the_sweeping_one(cluster, probe, how):
     assert probe.starts(due[2]) == ["s1", "s2", "s3", "s4"]
 
 
+@pytest.mark.long
 def test_due_runs_start_once_with_several_workers_and_full_ones_delay_no_sweep(cluster, probe):
     slots = 6
     busy = [probe.start(seconds=2.0) for _ in range(slots)]

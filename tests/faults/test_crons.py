@@ -47,6 +47,7 @@ def test_a_cron_fires_on_time_when_every_slot_is_taken(client, busy, cron):
     assert apart[len(apart) // 2] < timedelta(seconds=2)
 
 
+@pytest.mark.long
 def test_a_cron_goes_on_when_its_sweeper_is_gone(cluster, client, cron):
     wait_until(lambda: created(client, cron), 30, "the first run")
     for worker in cluster.workers:

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.faults.conftest import long_case
+from tests.long_forms import long_case
 
 
 def test_a_run_that_outlasts_the_grace_goes_on_elsewhere_uncharged(cluster, probe):

@@ -17,11 +17,11 @@ from tests.faults.conftest import (
     LEASE_SECONDS,
     QUICK,
     Probe,
-    long_case,
     mend,
     pass_time,
     signal_tree,
 )
+from tests.long_forms import long_case
 from tests.waiting import wait_until
 
 #: From the doorbell's arrival to the announcement of the end, in a child.

@@ -11,6 +11,7 @@ from tests.faults.monkey import WEIGHTS, play
 LEASES = {"BELAY_LEASE_SECONDS": "4", "BELAY_LEASE_RENEWAL_SECONDS": "1"}
 
 
+@pytest.mark.long
 def test_a_little_of_everything(scratch):
     """The long form is `make faults`."""
     report = play(
@@ -30,6 +31,7 @@ def test_a_little_of_everything(scratch):
     assert sum(report.faults.values()) >= 5
 
 
+@pytest.mark.long
 def test_a_rolling_restart_under_load_loses_and_doubles_nothing(scratch):
     """Workers and web processes are stopped and started all the time; streams go on elsewhere."""
     stops = {kind: weight for kind, weight in WEIGHTS.items() if "SIGTERM" in kind}

@@ -15,11 +15,13 @@ import psycopg
 import pytest
 from langgraph_sdk import get_sync_client
 
-from tests.faults.conftest import LEASE_SECONDS, Probe, long_case, pass_time, signal_tree
+from tests.faults.conftest import LEASE_SECONDS, Probe, pass_time, signal_tree
+from tests.long_forms import long_case
 from tests.waiting import wait_until
 
 CONFLICTS = ("40001", "40P01", "55P03")
 CUTS = ("cut-before", "cut-after")
+FAULTS = ["cut-before", *map(long_case, ("cut-after", *CONFLICTS))]
 
 
 def each_statement(cluster, connection: str, fault: str):
@@ -33,7 +35,7 @@ def each_statement(cluster, connection: str, fault: str):
         injected = bool(cluster.injected())
 
 
-@pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_at_any_statement_of_an_attempt_is_waited_out_in_place(cluster, probe, fault):
     """Claim, checkpoints, writes, end: one statement after the other, until there are no more."""
     tried = 0
@@ -48,7 +50,7 @@ def test_a_fault_at_any_statement_of_an_attempt_is_waited_out_in_place(cluster, 
     assert tried > 8
 
 
-@pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_at_any_statement_of_a_cancelled_run_leaves_it_cancelled(cluster, probe, fault):
     tried = 0
     for plan in each_statement(cluster, "belay child", fault):
@@ -63,7 +65,7 @@ def test_a_fault_at_any_statement_of_a_cancelled_run_leaves_it_cancelled(cluster
     assert tried > 3
 
 
-@pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_at_any_statement_of_a_create_accepts_the_run_once(cluster, probe, fault):
     number = 0
     while True:
@@ -84,8 +86,8 @@ def test_a_fault_at_any_statement_of_a_create_accepts_the_run_once(cluster, prob
     assert number > 5
 
 
-@pytest.mark.parametrize("connection", ["belay supervisor keep", "belay sweeper"])
-@pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])
+@pytest.mark.parametrize("connection", ["belay supervisor keep", long_case("belay sweeper")])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_worker_whose_own_connections_fail_goes_on(cluster, probe, connection, fault):
     cluster.plan("statements", f"{connection} 2 {fault}")
     thread_id, run_id, tag = probe.start(seconds=0.5)
@@ -94,7 +96,7 @@ def test_a_worker_whose_own_connections_fail_goes_on(cluster, probe, connection,
     assert probe.row(run_id)["attempts"] == 1
 
 
-@pytest.mark.parametrize("fault", [*CUTS, *CONFLICTS])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_the_end_of_a_dead_child_is_written_whatever_its_connection_does(cluster, probe, fault):
     for number in range(1, 5):
         cluster.clear_plans()
@@ -198,6 +200,7 @@ def test_a_server_that_may_only_be_read_accepts_nothing_and_loses_nothing(cluste
     assert probe.starts(tag) == ["s1", "s2", "s3", "s4"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("requests", [100, long_case(500)])
 def test_a_flood_of_requests_takes_no_lease_and_gets_honest_answers(
     make_cluster, tmp_path, requests
@@ -234,6 +237,7 @@ def test_a_flood_of_requests_takes_no_lease_and_gets_honest_answers(
         wait_until(lambda: accepted() == answers.count(200), 60, "every accepted run to end")
 
 
+@pytest.mark.long
 def test_no_request_waits_for_a_server_that_hangs(cluster, probe):
     """Each is answered while the server still hangs: those that had a connection, too."""
     thread_id = probe.client.threads.create()["thread_id"]

@@ -15,7 +15,8 @@ from langgraph_sdk import get_sync_client
 
 from belay_server.dev.embedded import free_port
 from tests.conftest import Beats
-from tests.faults.conftest import long_case, signal_tree
+from tests.faults.conftest import signal_tree
+from tests.long_forms import long_case
 from tests.servers import PROJECT, LiveServer
 from tests.waiting import wait_until
 
@@ -98,6 +99,7 @@ def test_a_cancel_accepted_before_the_worker_died_is_carried_out(cluster, probe)
     assert probe.starts(tag) == ["s1"]
 
 
+@pytest.mark.long
 def test_the_server_has_a_limit_for_runs_that_set_none(scratch, tmp_path):
     live = LiveServer(scratch / tmp_path.name, BELAY_RUN_TIMEOUT_SECONDS="0.4").start()
     try:
@@ -138,6 +140,7 @@ def test_a_web_process_that_goes_is_not_a_client_that_left(cluster, probe, numbe
     assert probe.starts("watched") == ["s1", "s2", "s3", "s4"]
 
 
+@pytest.mark.long
 def test_a_restart_goes_on_with_running_and_pending_runs(own_server, own_client, beats, tmp_path):
     thread_id, run_id = start_steps(own_client, beats, seconds=0.8)
     queued = queue_steps(own_client, thread_id, tmp_path)
@@ -153,7 +156,7 @@ def test_a_restart_goes_on_with_running_and_pending_runs(own_server, own_client,
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGINT, signal.SIGKILL, long_case(signal.SIGTERM)],
+    [signal.SIGINT, long_case(signal.SIGKILL), long_case(signal.SIGTERM)],
 )
 def test_belay_dev_leaves_no_process_behind(own_server, own_client, beats, number):
     start_steps(own_client, beats, seconds=30, graph="steps")
@@ -165,6 +168,7 @@ def test_belay_dev_leaves_no_process_behind(own_server, own_client, beats, numbe
 
 
 # A wait whose server dies goes on at its Location, and the SDK warns that it does.
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Request failed, attempting reconnect")
 def test_belay_dev_restarts_what_dies_and_says_so(own_server, own_client):
     for name, words in {

@@ -11,7 +11,8 @@ import pytest
 import redis
 from langgraph_sdk import get_sync_client
 
-from tests.faults.conftest import Probe, long_case, pass_time, signal_tree
+from tests.faults.conftest import Probe, pass_time, signal_tree
+from tests.long_forms import long_case
 from tests.waiting import wait_until
 
 
@@ -55,7 +56,9 @@ def bus(cluster) -> redis.Redis:
     return redis.Redis.from_url(cluster.valkey.url, socket_timeout=5)
 
 
-@pytest.mark.parametrize("kind", ["killed", "emptied", "hangs", "full", long_case("read-only")])
+@pytest.mark.parametrize(
+    "kind", ["killed", *map(long_case, ("emptied", "hangs", "full", "read-only"))]
+)
 def test_runs_waits_and_streams_end_with_the_right_answer(cluster, probe, kind):
     """Accepted before: they go on and end. Accepted meanwhile: they start when Redis is back."""
     running = probe.start(seconds=0.6, stream_resumable=True)
@@ -134,6 +137,7 @@ def test_what_was_queued_starts_when_redis_is_back(cluster, probe, kind, seconds
         assert probe.starts(run[2]) == ["s1", "s2", "s3", "s4"]
 
 
+@pytest.mark.long
 def test_a_worker_stopped_while_redis_is_away_drains_and_ends(cluster, probe):
     thread_id, run_id, tag = probe.start(seconds=0.5)
     beat = probe.wait_for(tag, "s1")
@@ -147,6 +151,7 @@ def test_a_worker_stopped_while_redis_is_away_drains_and_ends(cluster, probe):
     assert other.is_running
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("away", [False, long_case(True)])
 def test_a_worker_that_has_stopped_consuming_ends_itself_to_be_started_anew(
     make_cluster, tmp_path, away

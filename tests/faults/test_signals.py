@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 
+from tests.long_forms import long_case
 from tests.waiting import wait_until
 
 
@@ -39,8 +40,15 @@ def in_flight(probe, count=2):
     return runs, beats
 
 
-@pytest.mark.parametrize("send", [to_the_group, to_each_child_first])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [
+        (to_the_group, signal.SIGTERM),
+        long_case(to_the_group, signal.SIGINT),
+        long_case(to_each_child_first, signal.SIGTERM),
+        long_case(to_each_child_first, signal.SIGINT),
+    ],
+)
 def test_a_signal_to_every_process_drains_the_worker(cluster, probe, send, number):
     runs, beats = in_flight(probe)
     worker, _ = probe.worker_of(beats[0].pid)
@@ -57,7 +65,9 @@ def test_a_signal_to_every_process_drains_the_worker(cluster, probe, send, numbe
         assert probe.starts(tag).count("s1") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *map(long_case, (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT))]
+)
 @pytest.mark.parametrize("graph", ["sync_probe", "probe"])
 def test_a_child_takes_no_notice_of_them(cluster, probe, number, graph):
     thread_id, run_id, tag = probe.start(seconds=0.4, graph=graph)

@@ -18,7 +18,8 @@ import pytest
 import redis
 
 from tests.acceptance.playing import frames_of
-from tests.faults.conftest import Probe, long_case
+from tests.faults.conftest import Probe
+from tests.long_forms import long_case
 from tests.waiting import wait_until
 
 STEPS = ["s1", "s2", "s3", "s4"]
@@ -137,7 +138,7 @@ BYTES_PER_SLOW_READER = 600_000
 
 
 @pytest.mark.parametrize(
-    ("readers", "megabytes"), [(60, 20), long_case(500, 100)], ids=["60", "500"]
+    ("readers", "megabytes"), [long_case(60, 20), long_case(500, 100)], ids=["60", "500"]
 )
 def test_slow_readers_slow_no_run_and_fill_no_memory(cluster, client, readers, megabytes):
     """All that there is to read would be more than the bound, were it held for each of them."""

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from tests.faults.conftest import mend
+from tests.long_forms import long_case
 from tests.waiting import wait_until
 
 DAEMONS = ("wait_for_subprocess", "leave_daemon")
@@ -94,7 +95,7 @@ def test_it_has_ended_when_the_cancel_of_a_killed_child_has(cluster, client, pro
     assert is_gone(daemon)
 
 
-@pytest.mark.parametrize("kind", [*DAEMONS, "use_pool"])
+@pytest.mark.parametrize("kind", [DAEMONS[0], *map(long_case, (*DAEMONS[1:], "use_pool"))])
 def test_it_ends_with_a_worker_that_was_killed_outright(cluster, client, beats, kind):
     thread_id, run_id = start(client, kind, beats)
     word = "pooled" if kind == "use_pool" else "beat"
@@ -132,6 +133,7 @@ def test_a_daemon_ends_with_a_run_that_succeeded(cluster, client, beats):
     assert all(map(is_gone, started_by_nodes(beats)))
 
 
+@pytest.mark.long
 def test_those_who_want_it_keep_it(make_cluster, tmp_path, beats):
     from langgraph_sdk import get_sync_client
 

@@ -21,6 +21,7 @@ def test_a_call_is_made_when_the_child_dies_at_the_end(cluster, probe, receiver,
     assert cluster.injected()
 
 
+@pytest.mark.long
 def test_a_call_outlives_every_worker(cluster, probe, client):
     port = free_port()
     thread_id, run_id, _ = probe.start(webhook=f"http://127.0.0.1:{port}/hook")
@@ -37,6 +38,7 @@ def test_a_call_outlives_every_worker(cluster, probe, client):
         late.close()
 
 
+@pytest.mark.long
 def test_a_call_outlives_postgres(cluster, probe, receiver):
     receiver.statuses = [500]
     _, run_id, _ = probe.start(webhook=f"{receiver.url}/hook")

@@ -127,6 +127,7 @@ def too_much_for_postgres(monkeypatch):
     return refused
 
 
+@pytest.mark.long
 def test_a_cron_whose_run_cannot_be_stored_is_put_off_then_disabled(
     conn, run_parts, too_much_for_postgres
 ):
