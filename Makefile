@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Three test files at a time, each process with servers of its own: half of the time a test waits.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-.PHONY: demo run test test-all test-full test-js faults attacks audit lint bench bench-cancel bench-backlog lock clean
+.PHONY: demo run test test-all test-full test-js faults attacks audit lint bench bench-cancel bench-backlog docs lock clean
 
 demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, stop everything.
 	$(BIN)/python -m belay_server.demo
@@ -57,6 +57,9 @@ bench-cancel: $(READY)  ## How fast each kind of node is stopped, measured at th
 bench-backlog: $(READY)  ## 100,000 pending runs: claims, ringing again, cancelling them all.
 	$(BIN)/python -m tests.bench.backlog
 
+docs: $(READY)  ## The documentation, built strictly into site/.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 $(READY): requirements.lock pyproject.toml
 	@if command -v uv >/dev/null 2>&1; then \
 		test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); \
@@ -75,4 +78,4 @@ lock:  ## Pin everything again (needs uv).
 		--no-header --extra test --no-annotate -o requirements.lock pyproject.toml
 
 clean:
-	rm -rf $(VENV) .belay .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) .belay site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
