@@ -43,7 +43,7 @@ def main() -> int:
         finally:
             server.send_signal(signal.SIGINT)
             server.wait(30)
-        print(f"\nStopped, exit code {server.returncode}. Next: `make run`, and the tour in README.md.")
+        print(f"\nStopped, exit code {server.returncode}. Next: `make run`, and the README's tour.")
         return server.returncode
 
 

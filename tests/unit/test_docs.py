@@ -1,0 +1,304 @@
+"""The documentation builds, has no dead links, and says what the code says."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import click
+import pytest
+from markdown.extensions.toc import slugify
+
+from belay_server import cli
+from belay_server.db.queues import QueueState
+from belay_server.graphs.project.http_section import NOUNS
+from belay_server.services import queue_metrics
+from belay_server.settings import Settings
+from belay_server.web_metrics import WebMetrics
+from belay_workers.background.metrics import _RunCollector
+from belay_workers.slots import SlotTable
+from tests.bare_api import bare_client
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PACKAGE = ROOT / "app" / "belay_server"
+#: Pages that are read on their own, not as a part of the site.
+OUTSIDE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md")
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of all table rows, without those of the heads and lines between them."""
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+# --- the site -------------------------------------------------------------------------------------
+
+
+def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d", str(site)],
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the sources, to break."""
+    shutil.copy(ROOT / "mkdocs.yml", tmp_path)
+    shutil.copytree(DOCS, tmp_path / "docs")
+    return tmp_path
+
+
+def test_the_site_builds_strictly(tmp_path):
+    built = build(ROOT / "mkdocs.yml", tmp_path / "site")
+    assert built.returncode == 0, built.stderr
+    assert 'class="mermaid"' in (tmp_path / "site/explanation/architecture.html").read_text()
+    assert "fonts.googleapis" not in (tmp_path / "site/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "words"),
+    [
+        ("index.md", "\n[dead](nowhere.md)\n", "nowhere.md"),
+        ("index.md", "\n[dead](reference/settings.md#nothing)\n", "#nothing"),
+        ("orphan.md", "# Orphan\n", "not included in the"),
+    ],
+    ids=["dead link", "dead anchor", "orphan page"],
+)
+def test_the_build_fails_on(copied, path, text, words):
+    with (copied / "docs" / path).open("a") as broken:
+        broken.write(text)
+    built = build(copied / "mkdocs.yml", copied / "site")
+    assert built.returncode != 0
+    assert words in built.stderr
+
+
+def headings(text: str) -> set[str]:
+    found = re.findall(r"^#+ (.+)$", _FENCE.sub("", text), re.MULTILINE)
+    return {slugify(heading.replace("`", ""), "-") for heading in found}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_links_from_outside_the_site_lead_somewhere(name):
+    source = ROOT / name
+    for link in _LINK.findall(_FENCE.sub("", source.read_text())):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (source.parent / path).resolve()
+        assert target.is_file(), f"{name}: {link}"
+        assert not anchor or anchor in headings(target.read_text()), f"{name}: {link}"
+
+
+def test_the_readme_is_an_overview():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 250
+    for path in sorted(DOCS.rglob("*.md")):
+        name = path.relative_to(ROOT).as_posix()
+        if name == "docs/index.md" or (path.parent.name == "decisions" and path.name[0] == "0"):
+            continue
+        assert f"({name}" in "\n".join(lines), f"the README has no link to {name}"
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+_OTHERS = "## Variables for graphs"
+_GUNICORN = "## The web server's own variables"
+
+
+def shown(value: Any) -> str:
+    """A default as the tables have it."""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if value is None or value == ():
+        return "–"
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def default_of(cell: str) -> str:
+    """What a cell says, its note in parentheses left out: `64 MiB` as a number of bytes."""
+    plain = cell.partition(" (")[0].replace("`", "")
+    size = re.fullmatch(r"(\d+) (KiB|MiB)", plain)
+    if size is None:
+        return plain
+    return str(int(size[1]) * {"KiB": 1024, "MiB": 1024**2}[size[2]])
+
+
+def documented(text: str) -> dict[str, str]:
+    return {row[0].strip("`"): default_of(row[1]) for row in rows(text)}
+
+
+def settings_of_the_code() -> dict[str, str]:
+    """Variables and defaults. Each is read by `read.<kind>(NAME, …)` in the value of its field."""
+    tree = ast.parse((PACKAGE / "settings.py").read_text())
+    [function] = [n for n in ast.walk(tree) if getattr(n, "name", "") == "from_environ"]
+    read = Settings.from_environ({"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"})
+    found = {"BELAY_CONFIG": "./langgraph.json, else the example project"}
+    for call in (n for n in ast.walk(function) if isinstance(n, ast.Call)):
+        if isinstance(call.func, ast.Name) and call.func.id == "cls":
+            for field in call.keywords:
+                for name in map(name_read, ast.walk(field.value)):
+                    if name is not None:
+                        found[name] = shown(getattr(read, cast(str, field.arg)))
+        elif (name := name_read(call)) is not None:
+            found.setdefault(name, "required")
+    found |= {"REDIS_URL": "required", "DATABASE_URL": "required", "BROKER_URL": "REDIS_URL"}
+    found["BELAY_REDIS_VERIFY_TLS"] = shown(read.redis_verify_tls)
+    return found
+
+
+def name_read(node: ast.AST) -> str | None:
+    """The variable of a call `read.<kind>(NAME, …)`."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return None
+    is_reader = isinstance(node.func.value, ast.Name) and node.func.value.id == "read"
+    return str(cast(ast.Constant, node.args[0]).value) if is_reader else None
+
+
+def test_the_settings_are_those_of_the_code():
+    text = page("reference/settings.md").partition(_GUNICORN)[0]
+    assert documented(text) == settings_of_the_code()
+
+
+def test_every_setting_has_a_unit_and_a_meaning_and_stands_once():
+    table = rows(page("reference/settings.md"))
+    assert all(len(row) == 4 and all(row) for row in table)
+    names = [row[0] for row in table]
+    assert len(names) == len(set(names))
+
+
+def test_the_web_servers_variables_are_those_of_its_configuration():
+    tree = ast.parse((PACKAGE / "gunicorn_conf.py").read_text())
+    found: dict[str, str] = {}
+    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        if ast.unparse(call.func) == "os.environ.get":
+            name, *default = [cast(ast.Constant, argument).value for argument in call.args]
+            found[str(name)] = shown(default[0] if default else None)
+    text = page("reference/settings.md").partition(_GUNICORN)[2].partition(_OTHERS)[0]
+    assert documented(text) == {k: v for k, v in found.items() if k not in settings_of_the_code()}
+
+
+# --- metrics --------------------------------------------------------------------------------------
+
+
+def exported() -> dict[str, dict[str, set[str]]]:
+    """By kind of process, the metrics with their labels."""
+    web = WebMetrics()
+    web.answered("GET", "/ok", 200, 0.1)
+    web.listeners_changed(True, 1)
+    web.ended_unstarted(None)
+
+    @contextmanager
+    def connection():
+        yield None
+
+    database = cast(Any, SimpleNamespace(connection=connection))
+    states = [QueueState("runs", 1, 1, 1, 1, 0.0, 0.0, 0.0)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue_metrics, "queue_states", lambda _conn: states)
+        queues = list(queue_metrics.QueueCollector(database, ["runs"]).collect())
+    return {
+        "web": labels_of([*web._own.collect(), *queues]),
+        "worker": labels_of(_RunCollector(SlotTable(4)).collect()),
+    }
+
+
+def labels_of(families: Any) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for family in families:
+        if not family.name.startswith("belay_"):
+            continue
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found[name] = {label for s in family.samples for label in s.labels} - {"le"}
+    return found
+
+
+def test_the_metrics_are_those_of_the_code():
+    web, _, worker = page("reference/metrics.md").partition("## Of a worker")
+    for kind, text in (("web", web), ("worker", worker.partition("## How they are")[0])):
+        named = [re.fullmatch(r"`(\w+)(?:\{(.*)\})?`", row[0]) for row in rows(text)]
+        table = {
+            found[1]: set(filter(None, (found[2] or "").split(","))) for found in named if found
+        }
+        assert table == exported()[kind]
+
+
+# --- routes, commands, langgraph.json -------------------------------------------------------------
+
+
+def test_the_routes_are_those_of_the_openapi_document():
+    document = bare_client().get("/openapi.json").get_json()
+    routes = {
+        f"{method.upper()} {path}"
+        for path, item in document["paths"].items()
+        for method in item
+        if method != "parameters"
+    }
+    table = [row[0].strip("`") for row in rows(page("reference/api.md"))]
+    named = [name for name in table if re.match(r"[A-Z]+ /", name)]
+    assert len(named) == len(set(named))
+    # A WebSocket, which the document cannot describe.
+    assert set(named) == routes | {"GET /threads/{thread_id}/stream/events"}
+
+
+def commands(group: click.Group, path: str) -> dict[str, click.Command]:
+    found: dict[str, click.Command] = {}
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            found |= commands(command, f"{path} {name}")
+        else:
+            found[f"{path} {name}"] = command
+    return found
+
+
+def test_the_commands_and_their_options_are_those_of_the_cli():
+    text = page("reference/cli.md")
+    for name, command in commands(cli.main, "belay").items():
+        assert name in text
+        for parameter in command.params:
+            for option in parameter.opts:
+                assert not option.startswith("--") or option in text, f"{name} {option}"
+
+
+def test_the_make_targets_are_those_of_the_makefile():
+    [phony] = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    named = set(re.findall(r"`make ([\w-]+)`", page("reference/cli.md")))
+    assert named == set(phony.split()) - {"test-all"}  # the same as test-full
+
+
+def test_every_switch_of_the_http_section_is_named():
+    named = set(re.findall(r"`disable_(\w+)`", page("reference/langgraph-json.md")))
+    assert named == set(NOUNS)
+
+
+def test_every_decision_has_its_three_parts_and_its_line_in_the_index():
+    index = page("decisions/index.md")
+    records = sorted((DOCS / "decisions").glob("0*.md"))
+    assert [int(path.name[:4]) for path in records] == list(range(1, len(records) + 1))
+    for path in records:
+        text = path.read_text()
+        for part in ("Context", "Decision", "Consequence"):
+            assert f"\n## {part}\n" in text, path.name
+        assert 10 <= len(text.splitlines()) <= 25
+        assert f"({path.name})" in index
