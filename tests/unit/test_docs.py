@@ -120,6 +120,20 @@ def test_the_readme_is_an_overview():
         assert f"({name}" in "\n".join(lines), f"the README has no link to {name}"
 
 
+def test_the_tests_and_files_that_a_page_names_exist():
+    tests = {path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("*.py")}
+    source = "".join((ROOT / "tests" / name).read_text() for name in sorted(tests))
+    defined = set(re.findall(r"def (test_\w+)", source))
+    for page_path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
+        text = page_path.read_text()
+        for named in re.findall(r"::(test_\w+)", text):
+            assert named in defined, f"{page_path.name}: {named}"
+        for named in re.findall(r"`(?:tests/)?((?:\w+/)*test_\w+\.py)", text):
+            assert any(f"/{name}".endswith(f"/{named}") for name in tests), named
+        for named in re.findall(r"`((?:app|workers|tests|deploy)/[\w./]*\w)", text):
+            assert (ROOT / named).exists() or page_path.name == "your-own-project.md", named
+
+
 # --- settings -------------------------------------------------------------------------------------
 
 _OTHERS = "## Variables for graphs"
