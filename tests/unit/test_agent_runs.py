@@ -112,7 +112,7 @@ def test_status_and_reason_follow_from_the_run(run, status, reason):
 
 
 def test_a_run_that_took_too_long_says_so():
-    error = {"error": "TimeoutError", "message": "The run took longer than it may."}
+    error = {"error": "TimeoutError", "message": "The run exceeded its time limit."}
     run = replace(ENDED, run_status="timeout", run_error=error)
     expected = {"type": "SERVER_ERROR", "code": "TIMEOUT", "message": error["message"]}
     assert run.document["error"] == expected

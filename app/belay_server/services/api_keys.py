@@ -1,4 +1,4 @@
-"""Telling whose key a request has."""
+"""Find the caller that an API key belongs to."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from belay_server.db.connection import Database
 from belay_server.domain.access import Caller
 from belay_server.domain.api_keys import ApiKey, is_same, prefix_of
 
-#: A key that was good stays so for this long without being asked for again: a revoked one is
-#: refused after that, by every web process.
+#: A valid key is cached for this long. After that, every web process refuses a revoked key.
 _REMEMBERED_SECONDS = 2.0
 _MOST_REMEMBERED = 10_000
 
@@ -23,14 +22,17 @@ class _Known:
 
 
 class ApiKeys:
-    """The keys of a web process: asked of Postgres, and remembered for a moment."""
+    """Looks API keys up in Postgres, with a short-lived cache in the web process."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._known: dict[str, _Known] = {}
 
     def caller_of(self, text: str) -> Caller | None:
-        """Who has this key; None when it is not, or not any more, a key. Raises Unavailable."""
+        """Return the caller with this key; None for an unknown, revoked or expired key.
+
+        Raises Unavailable.
+        """
         prefix = prefix_of(text)
         if prefix is None:
             return None

@@ -1,5 +1,7 @@
-"""The assistant that a run names, by id or by graph; and what a web process remembers of them, so
-that a create need not ask."""
+"""Resolve the assistant that a run names, by its id or by a graph's name.
+
+A web process caches assistants, so that most creates need no query for them.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,10 @@ from belay_server.graphs.registry import GraphRegistry
 
 
 class AssistantCache:
-    """Assistants that this process has seen, by what runs call them.
+    """A cache of assistants, by the id or graph name that runs use.
 
-    What is known here may have been changed elsewhere since: whoever uses it has the database check
-    that `updated_at` is still the same, in the statement that relies on it.
+    An entry may be stale. The SQL statement that relies on an entry must also check that the row's
+    `updated_at` is unchanged.
     """
 
     _MOST = 1_000
@@ -35,7 +37,10 @@ class AssistantCache:
 
 
 def resolve_assistant(conn: Connection, graphs: GraphRegistry, named: str) -> Assistant:
-    """The assistant with this id, or the system assistant of the graph with this name."""
+    """Return the assistant with this id, or the system assistant of the graph with this name.
+
+    Raises NotFound; InvalidRequest for what is neither a UUID nor a graph's name.
+    """
     if named in graphs:
         assistant = assistant_rows.get_assistant(conn, system_assistant_id(named))
     else:

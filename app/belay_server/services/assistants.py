@@ -1,4 +1,4 @@
-"""Assistants: creating and changing them, their versions, and what their graphs look like."""
+"""Create, change and delete assistants; manage their versions; load their graphs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _BATCH = 100
 
 
 def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
-    """Raises NotFound for an unknown graph, Conflict for a taken id."""
+    """Create an assistant. With `if_exists: do_nothing`, return the existing one with this id.
+
+    Raises NotFound for an unknown graph, Conflict for an id that is already in use, TooLarge.
+    """
     _refuse_unknown_graph(parts, body["graph_id"])
     config, context = _mirrored(body, {}, {})
     assistant_id = body.get("assistant_id") or uuid4()
@@ -44,7 +47,7 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
             return created
         takes_it = body.get("if_exists") == "do_nothing"
         existing = assistant_rows.get_assistant(conn, assistant_id) if takes_it else None
-        if existing is None:  # also one that is there, and not to be seen by whoever asks
+        if existing is None:  # also when it exists and the caller may not see it
             raise Conflict(f"Assistant {assistant_id} already exists")
         return existing
 
@@ -52,7 +55,7 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
 
 
 def _refuse_large(parts: Parts, content: AssistantContent) -> None:
-    """Raises TooLarge."""
+    """Raise TooLarge when the config, context or metadata exceed BELAY_MAX_METADATA_BYTES."""
     refuse_large(
         parts.settings.max_metadata_bytes,
         "BELAY_MAX_METADATA_BYTES",
@@ -71,7 +74,8 @@ def _refuse_unknown_graph(parts: Parts, graph_id: str) -> None:
 def _mirrored(
     body: dict[str, Any], config: dict[str, Any], context: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Config and context after a body: `config.configurable` and `context` are always the same."""
+    """Return the config and context that a request body results in. `config.configurable` and
+    `context` are always equal. Raises BadRequest when the body sets both."""
     asked_config, asked_context = body.get("config"), body.get("context")
     if asked_context and (asked_config or {}).get("configurable"):
         raise BadRequest("Cannot specify both configurable and context. Use only one.")
@@ -86,8 +90,11 @@ def _mirrored(
 
 
 def patch_assistant(parts: Parts, assistant_id: UUID, body: dict[str, Any]) -> Assistant:
-    """Metadata is merged, what else is given is replaced. A new version only if that changes
-    anything. Raises NotFound (assistant or graph)."""
+    """Change an assistant: merge its metadata, and replace the other fields that are given. Create
+    a new version only if this changes anything.
+
+    Raises NotFound (assistant or graph), BadRequest, TooLarge.
+    """
     if body.get("graph_id") is not None:
         _refuse_unknown_graph(parts, body["graph_id"])
 
@@ -116,7 +123,7 @@ def patch_assistant(parts: Parts, assistant_id: UUID, body: dict[str, Any]) -> A
 def list_versions(
     parts: Parts, assistant_id: UUID, *, metadata: dict[str, Any], limit: int, offset: int
 ) -> list[AssistantVersion]:
-    """Newest first. Raises NotFound."""
+    """Return a page of the assistant's versions, newest first. Raises NotFound."""
     with parts.database.connection() as conn:
         if assistant_rows.get_assistant(conn, assistant_id) is None:
             raise NotFound(f"Assistant {assistant_id} not found")
@@ -126,7 +133,10 @@ def list_versions(
 
 
 def set_latest(parts: Parts, assistant_id: UUID, version: int) -> Assistant:
-    """Make an older version the one that runs use: all of it, config and context too."""
+    """Make a version the latest: runs use its config, its context and all its other fields.
+
+    Raises NotFound (assistant or version).
+    """
     with parts.database.connection() as conn:
         assistant = assistant_rows.set_latest_version(conn, assistant_id, version)
         if assistant is not None:
@@ -137,8 +147,11 @@ def set_latest(parts: Parts, assistant_id: UUID, version: int) -> Assistant:
 
 
 def delete_assistant(parts: Parts, assistant_id: UUID, *, delete_threads: bool = False) -> None:
-    """Stop the assistant's runs, then delete it; with `delete_threads` the threads whose last run
-    was its own, too. A graph's own assistant stays with its graph."""
+    """Delete an assistant, then cancel its active runs and wait until they have ended. With
+    `delete_threads`, also delete the threads whose last run was the assistant's.
+
+    Raises NotFound; Conflict for the system assistant of a graph.
+    """
     if assistant_id in {system_assistant_id(graph_id) for graph_id in parts.graphs.project.graphs}:
         raise Conflict("The assistant of a graph of this project cannot be deleted")
     message = "interrupt requested via DELETE /assistants/{assistant_id}"
@@ -147,7 +160,7 @@ def delete_assistant(parts: Parts, assistant_id: UUID, *, delete_threads: bool =
         deleted = assistant_rows.delete_assistant(conn, assistant_id)
     if not deleted:
         raise NotFound(f"Assistant with ID {assistant_id} not found")
-    # No new run can name it now; what it has in flight is stopped before we answer.
+    # No new run can use it now. Its active runs are stopped before this function returns.
     stop_runs(parts, CancelFilter(assistant_id=assistant_id), reason)
     while delete_threads and (thread_ids := _threads_of(parts, assistant_id)):
         for thread_id in thread_ids:
@@ -163,10 +176,11 @@ def _delete_thread_if_there(parts: Parts, thread_id: UUID) -> None:
     try:
         delete_thread(parts, thread_id)
     except NotFound:
-        return  # somebody else has deleted it: that is all that was wanted
+        return  # another request has deleted it
 
 
 def get_assistant(conn: Connection, assistant_id: UUID) -> Assistant:
+    """Return an assistant. Raises NotFound."""
     assistant = assistant_rows.get_assistant(conn, assistant_id)
     if assistant is None:
         raise NotFound()
@@ -174,8 +188,11 @@ def get_assistant(conn: Connection, assistant_id: UUID) -> Assistant:
 
 
 def graph_of(parts: Parts, named: str) -> tuple[str, Graph]:
-    """The graph, and its id, of the assistant with this id, or with this name. Raises NotFound,
-    InvalidRequest, BadRequest (a factory of graphs that fails)."""
+    """Return the graph id and the graph of the assistant with this id, or of the graph with this
+    name.
+
+    Raises NotFound, InvalidRequest; BadRequest when the project's graph factory fails.
+    """
     with parts.database.connection() as conn:
         assistant = resolve_assistant(conn, parts.graphs, named)
     try:

@@ -1,10 +1,11 @@
-"""Crons that are due: each fires once for each time, whoever sweeps and however often.
+"""Fire the crons that are due. Each due time fires once, with any number of sweepers.
 
-The run and the next due time are written in one transaction. What was missed while nobody was there
-fires once; the next time is counted from now.
+The run and the next due time are written in one transaction. Due times that were missed while no
+sweeper ran fire once, and the next due time is computed from now.
 
-Each cron is handled by itself. One whose run cannot be stored is put off, longer each time, and
-disabled after `TRIES` failures in a row; its `last_error` says why, to its owner too.
+Crons are handled independently. A cron whose run cannot be stored is retried after a delay, which
+doubles each time, and disabled after `TRIES` failures in a row. Its `last_error` has the reason,
+which the API returns too.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from belay_server.services.runs.creation import Accepted, RunRequest, accept_run
 
 log = logging.getLogger(__name__)
 
-#: Failures in a row after which a cron is disabled, and how long the first one puts it off.
+#: Failures in a row after which a cron is disabled, and the delay after the first failure.
 TRIES = 5
 FIRST_SECONDS = 5.0
 
@@ -43,7 +44,7 @@ def fire_due_crons(parts: RunParts, conn: Connection, *, limit: int) -> None:
 
 
 def _put_off(conn: Connection, cron_id: UUID, error: Exception) -> None:
-    """Its transaction is undone: it is due again, and not at once."""
+    """Set a later due time for a cron whose transaction was rolled back, or disable it."""
 
     def put_off() -> int | None:
         cron = cron_rows.lock_due_cron(conn, cron_id)
@@ -64,10 +65,10 @@ def _put_off(conn: Connection, cron_id: UUID, error: Exception) -> None:
     if failures is None:
         return
     if failures < TRIES:
-        log.warning("cron %s could not store its run, put off", cron_id, exc_info=error)
+        log.warning("cron %s: cannot store its run, retrying later", cron_id, exc_info=error)
         return
     log.error(
-        "cron %s could not store its run %d times and is disabled; its last_error says why",
+        "cron %s: cannot store its run, disabling it after %d failures; see its last_error",
         cron_id,
         failures,
         exc_info=error,
@@ -83,10 +84,10 @@ def _fire(parts: RunParts, conn: Connection, cron_id: UUID) -> None:
         cron_rows.set_next_run_date(conn, cron_id, due)
         request = _request(cron)
         try:
-            with conn.transaction():  # what cannot be created does not stop the cron
+            with conn.transaction():  # the cron goes on when its run cannot be created
                 return request, accept_run(parts, conn, request, request.run_id)
         except BelayError as error:
-            log.warning("cron %s was due, and created no run: %s", cron_id, error.detail)
+            log.warning("cron %s: skipping a due time without a run: %s", cron_id, error.detail)
             cron_rows.set_last_error(conn, cron_id, error.detail)
             return None
 

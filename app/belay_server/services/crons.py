@@ -1,4 +1,4 @@
-"""Crons: making and changing them."""
+"""Create, read, change and delete crons."""
 
 from __future__ import annotations
 
@@ -22,17 +22,20 @@ from belay_server.services.parts import Parts
 from belay_server.services.runs.creation import new_id, refuse_unknown_nodes
 from belay_server.services.size_limits import refuse_large
 
-#: How many times of a schedule are looked at for the shortest wait between two.
-_TIMES_LOOKED_AT = 12
-#: Of a body, what is the cron's own; the rest is the body of the runs it creates.
+#: The number of intervals of a schedule among which the shortest is found.
+_TIMES_CHECKED = 12
+#: The fields of a body that are the cron's own. The others form the body of the runs it creates.
 _OF_THE_CRON = ("timezone", "end_time", "enabled", "on_run_completed")
 
 
 def create_cron(
     parts: Parts, body: dict[str, Any], thread_id: UUID | None, maker: dict[str, Any]
 ) -> Cron:
-    """`maker`: whose its runs are. Raises NotFound (assistant or thread), InvalidRequest (schedule,
-    timezone, end)."""
+    """Create a cron. `maker` has the caller and the user that its runs are created for.
+
+    Raises NotFound (assistant or thread), InvalidRequest (schedule, timezone, end, node),
+    BadRequest, TooLarge, TooMany.
+    """
     cron_id = new_id()
 
     def create(conn: Connection) -> Cron:
@@ -45,7 +48,7 @@ def create_cron(
         refuse_unknown_nodes(parts, assistant, RunOptions.from_document(body))
         content = _content(body, cron_id, assistant.assistant_id, has_thread=thread_id is not None)
         _refuse_large(parts, content)
-        _refuse_hasty(parts, content)
+        _refuse_frequent(parts, content)
         _refuse_too_many(parts, conn, maker.get("caller"))
         return cron_rows.insert_cron(
             conn,
@@ -60,17 +63,18 @@ def create_cron(
 
 
 def _refuse_too_many(parts: Parts, conn: Connection, caller: str | None) -> None:
-    """One caller's creates are counted one after the other. Raises TooMany."""
+    """Raise TooMany when the caller has reached BELAY_MAX_CRONS. The count takes a lock, so that
+    concurrent creates of one caller cannot exceed the limit."""
     most = parts.settings.max_crons
     if most and caller is not None and cron_rows.crons_of(conn, caller) >= most:
         raise TooMany(f"You have {most} crons already; delete one first (BELAY_MAX_CRONS)")
 
 
-def _refuse_hasty(parts: Parts, content: CronContent) -> None:
-    """Raises InvalidRequest for a schedule that is due more often than crons may be."""
+def _refuse_frequent(parts: Parts, content: CronContent) -> None:
+    """Raise InvalidRequest for a schedule with intervals below BELAY_CRON_SHORTEST_SECONDS."""
     shortest = parts.settings.cron_shortest_seconds
     times = [datetime.now(UTC)]
-    while len(times) <= _TIMES_LOOKED_AT:
+    while len(times) <= _TIMES_CHECKED:
         due = next_time(content.schedule, content.timezone, times[-1])
         if due is None:
             break
@@ -78,13 +82,13 @@ def _refuse_hasty(parts: Parts, content: CronContent) -> None:
     gaps = [(later - before).total_seconds() for before, later in pairwise(times[1:])]
     if gaps and min(gaps) < shortest:
         raise InvalidRequest(
-            f"schedule: due again after {min(gaps):.0f} s, and {shortest} s is the shortest "
+            f"schedule: has an interval of {min(gaps):.0f} s; the shortest allowed is {shortest} s "
             "(BELAY_CRON_SHORTEST_SECONDS)"
         )
 
 
 def _refuse_large(parts: Parts, content: CronContent) -> None:
-    """Raises TooLarge."""
+    """Raise TooLarge when the payload or the metadata exceed their limits."""
     settings = parts.settings
     refuse_large(settings.max_run_bytes, "BELAY_MAX_RUN_BYTES", payload=content.payload)
     refuse_large(settings.max_metadata_bytes, "BELAY_MAX_METADATA_BYTES", metadata=content.metadata)
@@ -138,12 +142,14 @@ def _first_time(schedule: str, timezone: str | None, end_time: datetime | None) 
 def time_after(
     schedule: str, timezone: str | None, end_time: datetime | None, after: datetime
 ) -> datetime | None:
-    """When a cron is next due; None when that would be after its end."""
+    """Return when a cron is next due; None when that would be after its end, or there is no next
+    due time."""
     due = next_time(schedule, timezone, after)
     return due if due is None or end_time is None or due <= end_time else None
 
 
 def get_cron(parts: Parts, cron_id: UUID) -> Cron:
+    """Return a cron. Raises NotFound."""
     with parts.database.connection() as conn:
         cron = cron_rows.get_cron(conn, cron_id)
     if cron is None:
@@ -152,7 +158,10 @@ def get_cron(parts: Parts, cron_id: UUID) -> Cron:
 
 
 def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
-    """What is given is replaced, metadata merged. Raises NotFound, BadRequest, InvalidRequest."""
+    """Change a cron: replace the fields that are given, and merge its metadata.
+
+    Raises NotFound, BadRequest, InvalidRequest, TooLarge.
+    """
     if not body:
         raise BadRequest("Request body cannot be empty")
 
@@ -172,7 +181,7 @@ def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
         merged = _merged(cron, content, body)
         _refuse_large(parts, merged)
         if "schedule" in body:
-            _refuse_hasty(parts, merged)
+            _refuse_frequent(parts, merged)
         updated = cron_rows.update_cron(conn, cron_id, merged)
         assert updated is not None
         return updated
@@ -186,13 +195,15 @@ def _merged(cron: Cron, content: CronContent, body: dict[str, Any]) -> CronConte
 
 
 def delete_cron(parts: Parts, cron_id: UUID) -> None:
+    """Delete a cron. Raises NotFound."""
     with parts.database.connection() as conn:
         if not cron_rows.delete_cron(conn, cron_id):
             raise NotFound()
 
 
 def assistant_id_of(parts: Parts, named: str | None) -> UUID | None:
-    """For a filter: an id, or a graph's name. An unknown one is no error, and matches nothing."""
+    """Return the assistant id for a filter, from an id or a graph's name; None without one. An
+    unknown id matches nothing. Raises InvalidRequest for an unknown name."""
     if named is None:
         return None
     try:

@@ -1,7 +1,7 @@
-"""Ends what an API key has open when the key is revoked or expires.
+"""Close the open streams and WebSockets of an API key when the key is revoked or expires.
 
 A request is authenticated when it begins, and a stream or a WebSocket may stay open for days. One
-thread in a web process looks at the keys of all that is open, with one statement a second.
+thread per web process checks the keys of all open requests, with one SQL statement a second.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from belay_server.domain.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 1.0
+_CHECK_SECONDS = 1.0
 Close = Callable[[], None]
 
 
 class OpenKeys:
-    """Starts its thread at the first request that stays open: importing an app starts nothing."""
+    """Checks the API keys of open requests. The thread starts at the first call of `watch`, so that
+    importing an app starts nothing."""
 
-    def __init__(self, database: Database, *, seconds: float = _LOOK_SECONDS) -> None:
+    def __init__(self, database: Database, *, seconds: float = _CHECK_SECONDS) -> None:
+        """`seconds` is the interval between two checks."""
         self._database = database
         self._seconds = seconds
         self._lock = threading.Lock()
@@ -33,8 +35,8 @@ class OpenKeys:
         self._thread: threading.Thread | None = None
 
     def watch(self, prefix: str, close: Close) -> Close:
-        """Have `close` called once, from another thread, when the key is no longer good. Returns
-        what ends the watch."""
+        """Call `close` once, from another thread, when the key is no longer valid. Return a
+        function that ends the watch."""
         with self._lock:
             self._open[prefix].add(close)
             if self._thread is None:
@@ -56,13 +58,13 @@ class OpenKeys:
     def _run(self) -> None:
         while not self._stopping.wait(self._seconds):
             try:
-                self._look()
+                self._check()
             except Unavailable as error:
-                log.warning("open requests' keys cannot be looked at: %s", error)
+                log.warning("cannot check the keys of open requests, retrying: %s", error)
             except Exception:
-                log.exception("open requests' keys cannot be looked at, going on")
+                log.exception("cannot check the keys of open requests, retrying")
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         with self._lock:
             prefixes = list(self._open)
         if not prefixes:
@@ -72,9 +74,9 @@ class OpenKeys:
         for prefix in set(prefixes) - good:
             with self._lock:
                 closes = self._open.pop(prefix, set())
-            log.info("key %s is no longer good: %d open requests end", prefix, len(closes))
+            log.info("key %s is no longer valid, closing %d requests", prefix, len(closes))
             for close in closes:
                 try:
                     close()
                 except Exception:
-                    log.exception("an open request of key %s cannot be ended", prefix)
+                    log.exception("cannot close an open request of key %s", prefix)

@@ -1,4 +1,4 @@
-"""The parts that services work with, joined once by `belay_server.factory`, or by a worker."""
+"""The components that services use. `belay_server.factory` or a worker creates them once."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Closeable(Protocol):
 
 
 class Authentication(Protocol):
-    """Says who asks, of the request that is being answered."""
+    """Authenticates the current request."""
 
     def caller(self) -> Caller:
-        """Raises Unauthorized, Refused."""
+        """Return the authenticated caller. Raises Unauthorized, Refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunParts:
-    """What it takes to create and cancel runs; a worker has it too, for its crons."""
+    """The components that create and cancel runs. A worker has them too, to fire crons."""
 
     settings: Settings
     graphs: GraphRegistry
@@ -49,12 +49,12 @@ class RunParts:
     cancel_flags: CancelFlags
     event_log: EventLog
     assistant_cache: AssistantCache
-    #: Told of each run that a cancel ends before it has started, by its status.
+    #: Called with the status of each run that a cancel ended before it started, for the metrics.
     count_unstarted: Callable[[str | None], None]
 
     @property
     def webhook_policy(self) -> WebhookPolicy:
-        """What the project allows, as far as the operator does."""
+        """Return the project's webhook policy, restricted by the operator's settings."""
         asked, settings = self.graphs.project.webhook_policy, self.settings
         return dataclasses.replace(
             asked,
@@ -66,35 +66,36 @@ class RunParts:
 
 @dataclass(frozen=True, slots=True)
 class Parts(RunParts):
-    """All of it, in a web process."""
+    """All components of a web process."""
 
     database: Database
-    #: Cancels have connections of their own: a flood of other requests does not hold them up.
+    #: Cancels have separate connections, so that a flood of other requests does not delay them.
     cancel_database: Database
     feed: RunFeed
     store: ApiStore
     metrics: WebMetrics
-    #: Reads and writes the states of threads, large ones in a process of their own.
+    #: Reads and writes the states of threads; large ones in separate processes.
     states: StateProcess
     output_schemas: OutputSchemaChecks
-    #: The project's own HTTP app, which only the API knows how to call.
+    #: The project's own HTTP app. Only the API calls it.
     project_app: Closeable | None = None
     stream_turns: StreamTurns = field(default_factory=StreamTurns)
-    #: Looks up where webhooks go.
+    #: Resolves the host names of webhooks.
     host_names: HostNames = field(default_factory=HostNames)
-    #: None: anybody may ask as often as they like.
+    #: None: no rate limit.
     rate_limits: RateLimits | None = None
-    #: None: anybody may have as many requests open as they like.
+    #: None: no limit on a caller's open requests.
     open_requests: OpenRequests | None = None
-    #: None: anybody may do anything.
+    #: None: requests are not authenticated, and everything is permitted.
     authentication: Authentication | None = None
-    #: Ends what a revoked key has open; None where there are no keys.
+    #: Ends the open requests of a revoked key. None without API keys.
     open_keys: OpenKeys | None = None
     #: Counts failed authentications by address.
     failed_logins: FailedLogins | None = None
 
     def close(self) -> None:
-        """While there is still an event loop to close connections with."""
+        """Close all components. Call it while the event loop still runs: closing connections needs
+        it."""
         self.states.close()
         if self.project_app is not None:
             self.project_app.close()

@@ -1,8 +1,8 @@
-"""Keeps one item's failure from stopping a background loop that serves everybody.
+"""Keep one failing item from stopping a background loop that serves all callers.
 
-A loop handles each of its items through a quarantine. An item that fails is put off, longer each
-time; after `TRIES` failures it is set aside for an hour, logged at level ERROR and counted. An
-outage is no item's failure and passes: the loop waits for the server.
+A loop handles each of its items through a quarantine. An item that fails is retried after a delay,
+which doubles each time. After `TRIES` failures it is set aside for an hour, logged at level ERROR
+and counted. An outage is not an item's failure; its error is raised, and the loop waits.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _ASIDE_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class _PutOff:
-    """An item that has failed, how often, and when it is tried again (monotonic seconds)."""
+    """How often an item has failed, and when it is retried (monotonic seconds)."""
 
     failures: int
     again_at: float
 
 
 class Quarantine:
-    """Of one loop, in one process: another process tries for itself."""
+    """The failed items of one loop in one process. Other processes retry them independently."""
 
     def __init__(
         self,
@@ -42,19 +42,22 @@ class Quarantine:
         on_set_aside: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`what` names an item in the log: "the lost run"."""
+        """`what` names an item in log messages, such as "the lost run". `on_set_aside` is called
+        when an item is set aside."""
         self._what = what
         self._on_set_aside = on_set_aside
         self._clock = clock
         self._items: dict[UUID, _PutOff] = {}
 
     def put_off(self) -> list[UUID]:
-        """The items not to be looked for now: they would take the place of others in a batch."""
+        """Return the items to leave out of the next query; they would displace others in its
+        batch."""
         now = self._clock()
         return [item for item, put_off in self._items.items() if put_off.again_at > now]
 
     def handle(self, item: UUID, work: Callable[[], _T]) -> _T | None:
-        """Do the work of one item. None when it is put off or has just failed; raises an outage."""
+        """Do the work of one item, and return its result. Return None when the item is put off or
+        has just failed. Raises only the error of an outage."""
         put_off = self._items.get(item)
         if put_off is not None and put_off.again_at > self._clock():
             return None
@@ -76,7 +79,7 @@ class Quarantine:
         self._items[item] = _PutOff(failures, self._clock() + seconds)
         if not aside:
             log.warning(
-                "%s %s failed, tried again in %.0f s: %s",
+                "%s %s failed, retrying in %.0f s: %s",
                 self._what,
                 item,
                 seconds,

@@ -1,6 +1,6 @@
-"""The runs that wait and the runs that run, as metrics: asked of Postgres when they are asked for.
+"""Export pending and running runs as metrics, read from Postgres at each scrape.
 
-Every web process answers the same, so a scrape may meet any of them; do not sum them.
+Every web process exports the same values, so a scrape may reach any of them. Do not sum them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class QueueCollector(Collector):
-    """One query for all of it. Without Postgres, `belay_database_up` is 0 and the rest is absent:
-    whoever watches must still be told what else there is."""
+    """Collects the metrics of all queues with one query. While Postgres is unavailable,
+    `belay_database_up` is 0 and the other metrics here are absent, so that the scrape still returns
+    the metrics of the process."""
 
     def __init__(self, database: Database, queues: Sequence[str]) -> None:
         self._database = database
@@ -34,7 +35,7 @@ class QueueCollector(Collector):
             with self._database.connection() as conn:
                 states = queue_states(conn)
         except Unavailable as error:
-            log.warning("metrics of the queues cannot be read: %s", error)
+            log.warning("cannot read the metrics of the queues, leaving them out: %s", error)
             up.add_metric([], 0)
             return [up]
         up.add_metric([], 1)
@@ -42,7 +43,7 @@ class QueueCollector(Collector):
 
 
 def _with_empty(states: Sequence[QueueState], queues: Sequence[str]) -> list[QueueState]:
-    """A queue with nothing in it is at 0, not unknown."""
+    """Return the states, with zeros for each queue that has no runs."""
     seen = {state.queue for state in states}
     empty = [QueueState(queue, 0, 0, 0, 0, 0.0, 0.0, 0.0) for queue in queues if queue not in seen]
     return [*states, *empty]
@@ -74,7 +75,10 @@ def _families(states: Sequence[QueueState]) -> Iterable[Metric]:
 
 
 def queue_summary(database: Database) -> dict[str, Any]:
-    """All queues together, in the words of LangGraph's own server. Raises Unavailable."""
+    """Return the totals of all queues, with the field names of LangGraph's own server.
+
+    Raises Unavailable.
+    """
     with database.connection() as conn:
         total = next(state for state in queue_states(conn) if state.queue is None)
     return {

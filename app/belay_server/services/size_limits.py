@@ -1,7 +1,7 @@
-"""Bounds on what one request may have stored, checked before anything is.
+"""Limit what one request may store. The limits are checked before anything is stored.
 
-Postgres itself ends at 268 MB for a JSONB value, and a row near that can be written and never be
-ended: a run's context stands in its kwargs twice, and its webhook's payload has both again.
+Postgres limits a JSONB value to 268 MB. A run whose row is near that limit could be inserted and
+never be ended: its kwargs contain its context twice, and its webhook's payload repeats both.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from belay_server.graphs.serde import to_json
 
 
 def refuse_large(limit: int, setting: str, **documents: Any) -> None:
-    """Raises TooLarge for a document whose JSON has more than `limit` bytes."""
+    """Raise TooLarge for a document whose JSON has more than `limit` bytes."""
     for name, document in documents.items():
         if document and (size := len(to_json(document))) > limit:
             raise TooLarge(
-                f"{name}: {size:,} bytes of JSON, and at most {limit:,} are kept ({setting})"
+                f"{name}: has {size:,} bytes of JSON; at most {limit:,} are allowed ({setting})"
             )

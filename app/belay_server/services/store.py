@@ -1,4 +1,4 @@
-"""Items of the store that clients and graphs share."""
+"""Read and write items of the store, which clients and graphs share."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from belay_server.graphs.store import as_filter
 from belay_server.services.parts import Parts
 
 Namespace = tuple[str, ...]
-#: Namespace and key are a row of an index together, which Postgres ends at 2,704 bytes; so are
-#: they and a path, of an item that is searched by meaning.
+#: An index row contains the namespace and the key, and for semantic search a path too. Postgres
+#: limits an index row to 2,704 bytes.
 LONGEST_LABEL = 256
 LONGEST_NAMESPACE = 1_000
 LONGEST_KEY = 1_000
 LONGEST_PATH = 400
 MOST_PATHS = 100
-#: Of one item, that are searched by meaning.
+#: The most texts of one item that are indexed for semantic search.
 MOST_TEXTS = 200
-#: Values that the paths of one item may look at, one path after the other.
+#: The most values that all paths of one item may visit together.
 MOST_LOOKED_AT = 20_000
-#: Items of a search that are read at once.
+#: The batch size of reading a search's items.
 _MOST_AT_ONCE = 50
-#: In minutes: a millisecond. Postgres takes no interval that is much shorter.
+#: In minutes: a millisecond. Postgres does not accept much shorter intervals.
 _SHORTEST_TTL = 1 / 60_000
 
 
 def checked_namespace(
     labels: list[str], *, may_be_empty: bool = True, wildcards: bool = False
 ) -> Namespace:
-    """Raises BadRequest, InvalidRequest for what the library would not keep, or not find again."""
+    """Return a namespace. Raises BadRequest or InvalidRequest for one that the library would not
+    store, or not find again."""
     if not labels and not may_be_empty:
         raise BadRequest("Namespace cannot be empty.")
     for label in labels:
@@ -42,7 +43,7 @@ def checked_namespace(
                 f"Namespace label '{label}' must be a non-empty string without periods"
             )
         if label == "*" and not wildcards:
-            raise InvalidRequest("Namespace label '*' stands for any label, and names none")
+            raise InvalidRequest("Namespace label '*' is a wildcard; give a label without '*'")
         if len(label) > LONGEST_LABEL:
             raise InvalidRequest(
                 f"Namespace label '{label[:20]}…' has more than {LONGEST_LABEL} characters"
@@ -55,14 +56,14 @@ def checked_namespace(
 
 
 def checked_key(key: str) -> str:
-    """Raises InvalidRequest."""
+    """Return a key. Raises InvalidRequest for one that is too long."""
     if len(key.encode()) > LONGEST_KEY:
         raise InvalidRequest(f"key: has more than {LONGEST_KEY} bytes")
     return key
 
 
 def checked_index(index: Any) -> Any:
-    """Paths into the value, each once. Raises InvalidRequest."""
+    """Return the paths into the value without duplicates. Raises InvalidRequest."""
     if not index:
         return index
     paths = list(dict.fromkeys(index))
@@ -74,6 +75,7 @@ def checked_index(index: Any) -> Any:
 
 
 def put_item(parts: Parts, body: dict[str, Any]) -> None:
+    """Store an item. Raises BadRequest, InvalidRequest."""
     namespace = checked_namespace(body["namespace"], may_be_empty=False)
     checked_key(body["key"])
     ttl = body.get("ttl", NOT_PROVIDED)
@@ -85,9 +87,9 @@ def put_item(parts: Parts, body: dict[str, Any]) -> None:
 
 
 def _refuse_many_texts(parts: Parts, value: dict[str, Any], paths: Any) -> None:
-    """Raise InvalidRequest for more texts than may be kept, each of which becomes a vector, and for
-    paths that would take long to find them. The library looks through the item once for each path,
-    and for each of the fields that a path lists in braces."""
+    """Raise InvalidRequest for more texts than MOST_TEXTS, as each becomes a vector; and for paths
+    that would take too long. The library visits the item's values once for each path, and for each
+    of the fields that a path lists in braces."""
     config = parts.graphs.store.index
     if config is None or paths is False:
         return
@@ -102,12 +104,12 @@ def _refuse_many_texts(parts: Parts, value: dict[str, Any], paths: Any) -> None:
     found = sum(len(get_text_at_path(value, tokenize_path(path))) for path in fields)
     if found > MOST_TEXTS:
         raise InvalidRequest(
-            f"index: the paths find {found} texts, and at most {MOST_TEXTS} can be kept"
+            f"index: the paths find {found} texts; at most {MOST_TEXTS} are allowed"
         )
 
 
 def _has_more_values(value: dict[str, Any], most: int) -> bool:
-    """Whether a document has more values than `most`, those in lists and objects included."""
+    """Return whether a document has more values than `most`, including nested values."""
     seen = 0
     left: list[Any] = [value]
     while left:
@@ -132,7 +134,10 @@ def delete_item(parts: Parts, namespace: Namespace, key: str) -> None:
 
 
 def search_items(parts: Parts, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """By namespace prefix, filter, and meaning where the project has an index. Raises TooMuch."""
+    """Search by namespace prefix and filter, and by similarity if the project has an index.
+
+    Raises BadRequest, InvalidRequest, TooMuch.
+    """
     namespace = checked_namespace(body.get("namespace_prefix") or [])
     most_bytes = parts.settings.max_answer_bytes
     found: list[dict[str, Any]] = []
@@ -158,7 +163,7 @@ def search_items(parts: Parts, body: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def list_namespaces(parts: Parts, body: dict[str, Any]) -> list[Namespace]:
-    """`*` in a prefix or a suffix stands for any one label."""
+    """Return a page of namespaces. `*` in a prefix or a suffix matches any one label."""
     prefix = checked_namespace(body.get("prefix") or [], wildcards=True)
     suffix = checked_namespace(body.get("suffix") or [], wildcards=True)
     return parts.store.list_namespaces(

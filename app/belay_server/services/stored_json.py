@@ -1,7 +1,7 @@
-"""JSON as Postgres returns it, passed on without being decoded.
+"""Pass JSON from Postgres on to clients without decoding it.
 
-Postgres writes 1e308 as an integer of 309 digits, which some clients would read as one. Documents
-that have such numbers are encoded again; large ones by a process of their own.
+Postgres writes 1e308 as an integer of 309 digits, which some clients would parse as an integer.
+Documents with such numbers are encoded again; large ones in a separate process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ _AT_ONCE = 256 * 1024
 
 
 def as_json(parts: Parts, stored: str, caller: str | None) -> bytes:
-    """Return the JSON of a column that was read as text. Raises TooMany, StateTooLarge."""
+    """Return the JSON of a column that was read as text. Encode it again if it has huge numbers.
+
+    Raises TooMany, StateTooLarge.
+    """
     document = stored.encode()
     if not _has_huge_numbers(document):
         return document
@@ -30,7 +33,8 @@ def as_json(parts: Parts, stored: str, caller: str | None) -> bytes:
 
 
 def _has_huge_numbers(document: bytes) -> bool:
-    """Search piece by piece, and let other requests be served between two."""
+    """Return whether there is an integer of 20 digits or more. Search piece by piece, and yield to
+    other requests between two pieces."""
     for at in range(0, len(document), _AT_ONCE):
         if at:
             time.sleep(0)

@@ -1,4 +1,4 @@
-"""The client of a streamed response: whether it is still there, and what it may have at once."""
+"""The client of a streamed response: whether it is connected, and how much memory it may use."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ from belay_server.bus.run_feed import Subscription
 
 log = logging.getLogger(__name__)
 
-#: A comment, and no blank line behind it: the JavaScript SDK would make an event of that.
+#: A comment without a blank line after it, from which the JavaScript SDK would make an event.
 HEARTBEAT = b": heartbeat\n"
-#: How often a client gets a heartbeat while it waits for its share.
+#: The interval of heartbeats while a client waits for its share.
 _WAIT_SECONDS = 1.0
-#: What is sent at once.
+#: Data is sent in pieces of at most this size.
 PIECE_BYTES = 256 * 1024
-#: What of a log is translated at once, into the events of a protocol.
+#: A log's events are translated into the protocol's in parts of at most about this size.
 PART_EVENTS = 64
 _PART_BYTES = 64 * 1024
-#: What is read of the log is copied into a frame.
+#: Data is held twice: as it was read from the log, and as a frame.
 _COPIES = 2
 
-#: Starts watching a client's socket; calls back when it closes. Returns a function that stops it
-#: and says whether the client has left.
+#: Starts watching a client's socket, and calls the given function when it closes. Returns a
+#: function that stops the watch and returns whether the client has disconnected.
 WatchClient = Callable[[Callable[[], None]], Callable[[], bool]]
 
 
 class Share(Protocol):
-    """What the large parts of one response may hold, with those of other responses."""
+    """The memory that the large parts of one response hold, out of a limit for all responses."""
 
     @property
     def caller(self) -> str | None:
-        """For whom it is."""
+        """The caller whose response it is."""
 
     def hold(self, size: int, *, seconds: float) -> bool:
-        """Hold so many bytes, waiting up to `seconds` for others to be sent. False on timeout."""
+        """Reserve `size` bytes. Wait up to `seconds` for other responses to be sent; return False
+        on timeout."""
 
     def shrink(self, size: int) -> None:
-        """Hold no more than `size` bytes any longer."""
+        """Release what is held beyond `size` bytes."""
 
     def release(self) -> None:
-        """Hold nothing any longer: it has been sent."""
+        """Release everything, when it has been sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,8 @@ class StreamClient:
     def wait_for_share(
         self, size: int, subscription: Subscription, beat: bytes
     ) -> Generator[bytes, None, bool]:
-        """Yield `beat` until the response may hold so many bytes. False: the client has left."""
+        """Yield `beat` until the response may hold `size` bytes. Return False when the client has
+        disconnected."""
         while not self.share.hold(size, seconds=_WAIT_SECONDS):
             if subscription.client_left:
                 return False
@@ -71,10 +73,11 @@ class StreamClient:
     def whole_event(
         self, event_log: EventLog, log_id: UUID, event: Event, subscription: Subscription
     ) -> Generator[bytes, None, Event | None]:
-        """Return the event with its data, read from the log when the client may have it; yield
-        heartbeats until then. None: the log does not have it any more, or the client has left.
+        """Return the event with its data. Yield heartbeats until the client's share has room for
+        it, then read it from the log. Return None when the log no longer has it, Redis fails, or
+        the client has disconnected.
 
-        Release the share when it has been sent.
+        The caller releases the share when the event has been sent.
         """
         size = event.left_in_log * _COPIES
         if size and not (yield from self.wait_for_share(size, subscription, HEARTBEAT)):
@@ -82,13 +85,13 @@ class StreamClient:
         try:
             return event_log.read_whole(log_id, event)
         except RedisError as error:
-            log.warning("an event of log %s not read: %s", log_id, error)
+            log.warning("cannot read an event of log %s, leaving it out: %s", log_id, error)
             return None
 
 
 def pieces(data: bytes) -> Iterator[bytes]:
-    """Yield data in pieces, and let other requests be served between them: a client on a fast
-    connection takes all of it without a pause."""
+    """Yield data in pieces, and yield to other requests between them: sending to a client on a fast
+    connection never waits."""
     for at in range(0, len(data), PIECE_BYTES):
         if at:
             time.sleep(0)
@@ -96,8 +99,8 @@ def pieces(data: bytes) -> Iterator[bytes]:
 
 
 def in_parts(events: Sequence[Event]) -> Iterator[list[Event]]:
-    """Split events: those without data, which was left in the log, are alone; others together, as
-    many as are translated within a few milliseconds."""
+    """Split events into parts. An event whose data was left in the log is a part alone. The others
+    are grouped into parts that are translated within a few milliseconds."""
     part: list[Event] = []
     size = 0
     for event in events:
@@ -114,10 +117,10 @@ def in_parts(events: Sequence[Event]) -> Iterator[list[Event]]:
 
 
 class StreamTurns:
-    """Lets the streams of a web process do their work one part after the other.
+    """Serializes the work of a web process's streams, one part at a time.
 
-    Each stream that replays a long log has work at any time. Without turns, every one of them would
-    do a part of it in each round of the event loop, and a new request takes several rounds.
+    A stream that replays a long log always has work to do. Without turns, each of them would do a
+    part in every iteration of the event loop, and a new request takes several iterations.
     """
 
     def __init__(self) -> None:
@@ -125,9 +128,9 @@ class StreamTurns:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for the next round of the event loop, and until no other stream works.
+        """Wait for the next iteration of the event loop, and until no other stream is working.
 
-        A stream that has just worked lets those that wait go first, by its first sleep.
+        The first sleep lets waiting streams go before the one that has just worked.
         """
         time.sleep(0)
         if not self._lock.acquire(blocking=False):

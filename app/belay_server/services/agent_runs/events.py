@@ -1,8 +1,8 @@
-"""What happens in the life of an agent run, as events: it is created, it starts, it ends.
+"""The events of an agent run: it is created, it starts, it ends.
 
-They are not stored: each follows from the run's row, and what has happened once keeps its number.
-The generators here yield bytes for the wire, as clients of Exa's API want them: line feeds only,
-one `data` line, of ASCII (U+2028 ends a line for some of them).
+Events are not stored: they are derived from the run's row, and an event keeps its number. The
+generators here yield server-sent events in the form that clients of Exa's API need: line feeds
+only, and one `data` line of ASCII (some of them treat U+2028 as the end of a line).
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from belay_server.services.stream_clients import HEARTBEAT, StreamClient
 
 @dataclass(frozen=True, slots=True)
 class AgentRunEvent:
-    #: Counted from 1, within the run.
+    """One event of an agent run."""
+
+    #: Starts at 1 within the run.
     number: int
     name: str
     data: dict[str, Any]
@@ -58,7 +60,7 @@ class AgentRunEvent:
 
     @property
     def _encoded_data(self) -> bytes:
-        """In ASCII: some clients take U+2028 for the end of a line."""
+        """Return the data as ASCII: some clients treat U+2028 as the end of a line."""
         output = self.data.get("output")
         if not isinstance(output, orjson.Fragment):
             return _ascii_json(self.data)
@@ -71,7 +73,7 @@ def _ascii_json(value: Any) -> bytes:
 
 
 def events_of(run: AgentRun) -> list[AgentRunEvent]:
-    """What has happened so far, in order."""
+    """Return the events so far, in order."""
     events = [_created(run)]
     if run.started_at is not None:
         events.append(_started(run, run.started_at))
@@ -106,13 +108,14 @@ def _terminal(run: AgentRun, number: int) -> AgentRunEvent:
 
 
 def replay(run: AgentRun, after: int) -> Iterator[bytes]:
-    """What has happened so far, behind a number; a run that goes on is not waited for."""
+    """Yield the frames of the events so far whose number is greater than `after`. Do not wait for
+    an active run."""
     return (event.frame for event in events_of(run) if event.number > after)
 
 
 def stream_new_agent_run(parts: Parts, asked: AgentRunRequest, client: StreamClient) -> Following:
-    """Accept an agent run, and follow it from before its start. A client that leaves does not end
-    it. Raises what `create_agent_run` raises."""
+    """Create an agent run, and follow it from before its start. The run continues when the client
+    disconnects. Raises what `create_agent_run` raises."""
     subscription = parts.feed.subscribe(asked.run.new_run_id, has_row=False)
     try:
         run = create_agent_run(parts, asked)
@@ -137,10 +140,10 @@ def _stream(
                 ask = partial(_now, parts, team, run)
                 now = yield from through_outages(HEARTBEAT, ask)
                 if not now.is_active:
-                    yield from _last_words(now, said)
+                    yield from _unsent(now, said)
                     return
-                subscription.rearm()  # whoever said it had ended was wrong
-            # The first thing that a run says, it says when it has been claimed.
+                subscription.rearm()  # the row is still active: the announced end was wrong
+            # A worker appends the first event to the run's log when it has claimed the run.
             has_said = subscription.take(beat_at)
             if has_said and said == 1:
                 said = 2
@@ -155,16 +158,17 @@ def _stream(
 
 
 def _now(parts: Parts, team: str, run: AgentRun) -> AgentRun:
-    """One that was deleted meanwhile was stopped before."""
+    """Return the run as it is now. A run that has been deleted meanwhile counts as cancelled: a
+    delete stops it first."""
     try:
         return get_agent_run(parts, team, run.id)
     except RunNotFound:
         return dataclasses.replace(run, run_status=None, ended_at=datetime.now(UTC))
 
 
-def _last_words(run: AgentRun, said: int) -> Iterator[bytes]:
-    """What has not been said yet, and in any case the end: the row of a run that was rolled back
-    does not tell any more that it had started."""
+def _unsent(run: AgentRun, said: int) -> Iterator[bytes]:
+    """Yield the events that have not been sent, and in any case the terminal event: the row of a
+    run that was rolled back no longer shows that it had started."""
     events = events_of(run)
     rest = events[said:] or [dataclasses.replace(events[-1], number=said + 1)]
     return (event.frame for event in rest)

@@ -1,7 +1,7 @@
-"""Agent runs: the second HTTP API's way to create, read, end and delete runs.
+"""Create, read, end and delete agent runs, the runs of the second HTTP API.
 
-Each has a thread of its own, which stays with its outcome until the agent run is deleted. Creating,
-cancelling and deleting are the ways of any run.
+Each agent run has its own thread, which is kept with its outcome until the agent run is deleted.
+Creating, cancelling and deleting use the same code as for any other run.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ from belay_server.services.runs.outcomes import NotEnded, end_of, large_answer
 from belay_server.services.threads.records import delete_thread
 from belay_server.states import jobs as state_jobs
 
-#: What of a request its graph gets, under the same names.
+#: The fields of a request that its graph gets as input, under the same names.
 GRAPH_INPUT = ("query", "systemPrompt", "input", "outputSchema", "effort", "previousRunId")
-#: An agent run may take an hour.
+#: The longest time limit of an agent run: an hour.
 _LONGEST_SECONDS = 3600.0
 _CANCELLED = user_cancel_reason(CancelAction.INTERRUPT, "POST /agent/runs/{id}/cancel")
 
 
 @dataclass(frozen=True, slots=True)
 class AgentRunRequest:
-    """A validated request of a team, and the run that it becomes."""
+    """A validated request of a team, and the run to create for it."""
 
     team: str
-    #: The request's fields, as they are kept and shown.
+    #: The request's fields, as they are stored and returned.
     fields: dict[str, Any]
     run: RunRequest
 
@@ -67,7 +67,7 @@ class AgentRunRequest:
 
 
 def options_of_run(parts: Parts, fields: dict[str, Any], run_id: UUID) -> RunOptions:
-    """Return the options of an agent run: those of a run on a thread that is created for it."""
+    """Return the options of an agent run: a run on a thread that is created for it."""
     graph_id = parts.graphs.project.agent_runs_graph
     assert graph_id is not None, "without a graph there are no routes"
     return RunOptions(
@@ -84,7 +84,7 @@ def create_agent_run(parts: Parts, asked: AgentRunRequest) -> AgentRun:
     """Accept an agent run. Raises PreviousRunNotFound, PreviousRunNotCompleted, TooManyRuns."""
 
     def create(conn: Connection) -> tuple[Accepted, AgentRun]:
-        # It is there when the connection broke during the commit of a first try.
+        # The row exists if the connection was lost during the commit of an earlier attempt.
         is_new = agent_run_rows.get_agent_run(conn, asked.team, asked.id) is None
         if is_new:
             _check_previous(conn, asked)
@@ -120,8 +120,8 @@ def _check_previous(conn: Connection, asked: AgentRunRequest) -> None:
 
 
 def _refuse_one_too_many(parts: Parts, conn: Connection, team: str) -> None:
-    """The lock goes first: the count is a statement of its own, and sees what was committed by
-    whoever had the lock before."""
+    """Raise TooManyRuns when the team has reached its limit. Lock the team first: the count is a
+    separate statement, so it sees what the previous holder of the lock has committed."""
     agent_run_rows.lock_team(conn, team)
     most = parts.settings.agent_runs_per_team
     if agent_run_rows.count_active_agent_runs(conn, team) >= most:
@@ -136,20 +136,23 @@ def _found(conn: Connection, team: str, agent_run_id: str) -> AgentRun:
 
 
 def get_agent_run(parts: Parts, team: str, agent_run_id: str) -> AgentRun:
-    """Raises RunNotFound, also for another team's."""
+    """Return an agent run with its outcome. Raises RunNotFound, also for another team's run."""
     with parts.database.connection() as conn:
         run = _found(conn, team, agent_run_id)
     return _with_outcome(parts, team, run)
 
 
 def _with_outcome(parts: Parts, team: str, run: AgentRun) -> AgentRun:
-    """Read an outcome that the row has not shown: a large one, or, after a stop that had to kill,
-    what the run had reached, which nobody has read yet. Raises TooMany, StateTooLarge."""
+    """Add an outcome that the row was read without: a large one; or, when the child process was
+    killed, the values that the run had reached, which have not been read from its checkpoint yet.
+
+    Raises TooMany, StateTooLarge.
+    """
     if run.status is not AgentRunStatus.COMPLETED or run.outcome is not None:
         return run
     try:
         answer = end_of(parts, run.thread_id, run.run_id, team).answer
-    except NotEnded:  # it has: a terminal status is final
+    except NotEnded:  # cannot happen: a terminal status is final
         return run
     if answer is None:
         answer = large_answer(parts, run.thread_id, run.run_id, team)
@@ -166,7 +169,8 @@ class AgentRunPage:
 
 
 def list_agent_runs(parts: Parts, team: str, *, after: str | None, limit: int) -> AgentRunPage:
-    """Newest first; `after` is the last one of the page before, and need not be there any more."""
+    """Return a page of agent runs, newest first. `after` is the last id of the previous page; it
+    need not exist any more. Raises TooMuch."""
     with parts.database.connection() as conn:
         found = agent_run_rows.list_agent_runs(conn, team, before=after, limit=limit + 1)
     page: list[AgentRun] = []
@@ -181,17 +185,17 @@ def list_agent_runs(parts: Parts, team: str, *, after: str | None, limit: int) -
 
 
 def cancel_agent_run(parts: Parts, team: str, agent_run_id: str) -> AgentRun:
-    """Stop the work, and say what has become of the run when nothing of it runs any more."""
+    """Cancel an agent run, wait until its work has stopped, and return the run."""
     return _interrupted(parts, team, agent_run_id, _CANCELLED)
 
 
 def stop_agent_run(parts: Parts, team: str, agent_run_id: str) -> AgentRun:
-    """The same, but the run has completed with what it had reached."""
+    """Do the same, but complete the run with the output it has reached."""
     return _interrupted(parts, team, agent_run_id, STOPPED)
 
 
 def _interrupted(parts: Parts, team: str, agent_run_id: str, reason: dict[str, str]) -> AgentRun:
-    """One that has ended stays as it is."""
+    """Interrupt an active run with this reason; return a run that has ended unchanged."""
     run = get_agent_run(parts, team, agent_run_id)
     if not run.is_active:
         return run
@@ -200,9 +204,12 @@ def _interrupted(parts: Parts, team: str, agent_run_id: str, reason: dict[str, s
 
 
 def delete_agent_run(parts: Parts, team: str, agent_run_id: str) -> None:
-    """Delete a run with its thread and all that it has written. An active one is stopped first."""
+    """Delete a run with its thread and everything it has written. Stop an active run first.
+
+    Raises RunNotFound.
+    """
     run = get_agent_run(parts, team, agent_run_id)
     try:
         delete_thread(parts, run.thread_id, route="DELETE /agent/runs/{id}")
-    except NotFound:  # somebody else was faster
+    except NotFound:  # another request has deleted it
         raise RunNotFound from None

@@ -1,4 +1,4 @@
-"""Validates clients' output schemas without blocking other requests."""
+"""Validate clients' output schemas without blocking other requests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _WAIT_SECONDS = 10.0
 
 class OutputSchemaChecks:
     """Validates one schema at a time in a web process, and yields to other requests between two
-    steps of it. Compiling a regular expression may take long and is one step, so schemas that have
-    any are validated by a process of their own."""
+    steps. Compiling a regular expression is one step and may take long, so schemas with regular
+    expressions are validated in a separate process."""
 
     def __init__(self, states: StateProcess) -> None:
         self._states = states
@@ -26,13 +26,14 @@ class OutputSchemaChecks:
     def check(self, schema: dict[str, Any]) -> None:
         """Validate a schema.
 
-        Raises InvalidOutputSchema; TooMany when other schemas take more than ten seconds.
+        Raises InvalidOutputSchema; TooMany after waiting ten seconds for other schemas; BadRequest
+        when the separate process takes too long.
         """
         if has_patterns(schema):
             self._check_aside(schema)
             return
         if not self._turn.acquire(timeout=_WAIT_SECONDS):
-            raise TooMany("Too many output schemas are being checked; try again")
+            raise TooMany("Too many output schemas are being validated; try again")
         try:
             for _ in check_output_schema(schema):
                 time.sleep(0)
@@ -43,4 +44,4 @@ class OutputSchemaChecks:
         try:
             self._states.run_aside(state_jobs.check_schema, schema)
         except StateTooLarge as error:
-            raise BadRequest("outputSchema: takes too long to be checked") from error
+            raise BadRequest("outputSchema: takes too long to validate; simplify it") from error

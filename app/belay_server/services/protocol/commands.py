@@ -1,5 +1,5 @@
-"""The commands of version 2 of the streaming protocol: start a run, answer interrupts, show what
-runs."""
+"""Implement the commands of version 2 of the streaming protocol: start a run, resume interrupts,
+return the run tree."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TREE_STATUS = {
 
 
 class NoSuchInterrupt(Exception):
-    """The thread does not ask this, or not any more."""
+    """The interrupt is not pending on the thread, or no longer."""
 
 
 class NoSuchRun(Exception):
@@ -38,7 +38,7 @@ class NoSuchRun(Exception):
 
 def options_of_start(parts: Parts, thread_id: UUID, params: Mapping[str, Any]) -> RunOptions:
     """Return the options of the run that `run.start` creates. On a thread with one pending
-    interrupt, `input` is the answer to it.
+    interrupt, `input` resumes it.
 
     Raises InvalidRequest when several interrupts are pending.
     """
@@ -58,7 +58,8 @@ def options_of_start(parts: Parts, thread_id: UUID, params: Mapping[str, Any]) -
         return options
     if len(pending) > 1:
         raise InvalidRequest(
-            f"The thread waits for {len(pending)} answers: give them by id, with input.respond."
+            f"The thread has {len(pending)} pending interrupts: resume them by id, with "
+            "input.respond."
         )
     return dataclasses.replace(options, input=None, command={"resume": {pending[0]: options.input}})
 
@@ -77,7 +78,7 @@ def options_of_answers(parts: Parts, thread_id: UUID, params: Mapping[str, Any])
             command=command,
             config=params.get("config"),
             metadata=params.get("metadata"),
-            # When two clients answer one interrupt at once, the later run fails.
+            # When two clients resume one interrupt at the same time, the later run fails.
             strict_resume=True,
         )
     )
@@ -99,7 +100,8 @@ def _pending_interrupts(parts: Parts, thread_id: UUID) -> list[str]:
 
 
 def _assistant_of(parts: Parts, thread_id: UUID) -> str:
-    """Of the run that asked: the thread's newest, or, where that is gone, whose thread it was."""
+    """Return the assistant of the thread's newest run, which raised the interrupt. When no run is
+    left, return the assistant or graph in the thread's metadata."""
     newest = _newest_run(parts, thread_id)
     if newest is not None:
         return str(newest.assistant_id)
@@ -115,7 +117,7 @@ def _newest_run(parts: Parts, thread_id: UUID) -> Run | None:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What runs on the thread, or has run last."""
+    """The run that is active on a thread, or the last one."""
 
     status: str
     graph_name: str
@@ -125,7 +127,7 @@ class Tree:
 
 
 def tree_of(parts: Parts, thread_id: UUID) -> Tree:
-    """Raises NoSuchRun."""
+    """Return the tree of the thread's newest run. Raises NoSuchRun."""
     try:
         thread: Thread | None = get_thread(parts, thread_id)
     except NotFound:

@@ -1,8 +1,8 @@
-"""Following a thread by version 2 of the streaming protocol (the SDK's `threads.stream`).
+"""Stream a thread with version 2 of the streaming protocol (the SDK's `threads.stream`).
 
-What the thread's runs have streamed is told from the start, whatever a client has seen: an event's
-`seq` is made of the moment its run began and of its number in it, so a client that comes again with
-`since`, to whichever web process, is given what is behind that and nothing twice.
+The events of the thread's runs are translated from the start for each client. An event's `seq` is
+made of the time when its run began and the event's number in the run. So a client that reconnects
+with `since`, to any web process, receives the events after it, and none twice.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from belay_server.services.threads.stream import RunEntry, ThreadPosition, walk_
 from belay_server.states import jobs as state_jobs
 from belay_server.states.jobs import with_fragments
 
-#: A run has room for so many events in a millisecond before it would meet the thread's next one;
-#: more would not leave JavaScript its integers.
+#: A run may have this many events per millisecond before its `seq` reaches that of the thread's
+#: next run. With a larger factor, `seq` would exceed JavaScript's safe integers.
 _EVENTS_PER_MS = 1000
-#: What a string takes besides its characters.
+#: The size of a string in memory, without its characters.
 _BYTES_PER_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
 class EventFilter:
-    """What a client subscribes to. `since`: only what has a greater `seq`."""
+    """The events that a client subscribes to. `since`: only events with a greater `seq`."""
 
     channels: tuple[str, ...]
     namespaces: tuple[tuple[str, ...], ...] | None = None
@@ -49,7 +49,7 @@ class EventFilter:
 
     @property
     def size(self) -> int:
-        """Return about how many bytes it takes in memory."""
+        """Return the approximate size of the filter in memory, in bytes."""
         names = itertools.chain(self.channels, *(self.namespaces or ()))
         return sum(len(name) + _BYTES_PER_NAME for name in names)
 
@@ -60,7 +60,7 @@ class EventFilter:
         return event["seq"] > self.since and matches_subscription(event, definition)  # type: ignore[arg-type]
 
 
-#: Puts one event on the wire: its method, its `seq` and its JSON.
+#: Encodes one event for the connection, from its method, its `seq` and its JSON.
 Frame = Callable[[str, int, bytes], bytes]
 
 
@@ -69,20 +69,22 @@ def sse_frame(method: str, seq: int, data: bytes) -> bytes:
 
 
 def line_frame(_method: str, _seq: int, data: bytes) -> bytes:
-    """For a WebSocket, where each line is a message of its own."""
+    """Return an event for a WebSocket, where each line is a separate message."""
     return data + b"\n"
 
 
 def stream_protocol(
     parts: Parts, thread_id: UUID, wanted: EventFilter, frame: Frame, client: StreamClient
 ) -> Following:
-    """All events of the thread that the filter lets pass, and those to come, until the thread is
-    deleted or the client leaves."""
+    """Stream the past and future events of the thread that pass the filter, until the thread is
+    deleted or the client disconnects."""
     telling = _ProtocolTelling(parts, thread_id, wanted, frame, client.share.caller)
     return walk_thread(parts, thread_id, ThreadPosition(START), telling, client)
 
 
 class _ProtocolTelling:
+    """Translates a thread's events into the protocol's, for one client."""
+
     def __init__(
         self,
         parts: Parts,
@@ -109,7 +111,7 @@ class _ProtocolTelling:
         return b""
 
     def wants_event(self, _event: Event) -> bool:
-        """What is filtered out is numbered all the same."""
+        """Return True: events that the filter drops are numbered too."""
         return True
 
     def run_begins(self, entry: RunEntry) -> bytes:
@@ -126,7 +128,7 @@ class _ProtocolTelling:
         )
 
     def _data_of(self, event: Event) -> Any:
-        """Return an event's data. Of large ones, except messages, the parts stay encoded."""
+        """Return an event's data. The parts of large data stay encoded, except messages."""
         small = self._parts.settings.large_state_bytes
         if len(event.data) <= small or event.name.startswith("messages"):
             return orjson.loads(event.data)
@@ -135,11 +137,12 @@ class _ProtocolTelling:
         )
 
     def gap(self) -> bytes:
-        """A WebSocket has no comments."""
+        """Return a comment for server-sent events; a WebSocket has no comments."""
         return GAP if self._frame is sse_frame else b""
 
     def run_is_over(self, entry: RunEntry, run: Subscription) -> Iterator[bytes]:
-        """A run may end with thousands of interrupts, each of which is an event."""
+        """Yield the last events in batches: a run may end with thousands of interrupts, each of
+        which is an event."""
         status, error, interrupts = self._end_of(entry.run_id, run.end_status)
         events = self._story.ends(status, error, interrupts)
         now = _now_ms()
@@ -156,7 +159,8 @@ class _ProtocolTelling:
     def _end_of(
         self, run_id: UUID, said: str | None
     ) -> tuple[str | None, Mapping[str, Any] | None, list[Any]]:
-        """How it ended: as its row says, and where that is gone or away, as its log does."""
+        """Return the run's status, error and interrupts from its row. When the row is deleted or
+        Postgres is unavailable, return the status from the run's log."""
         try:
             with self._parts.database.connection() as conn:
                 now = run_rows.run_end(conn, self._thread_id, run_id)

@@ -1,9 +1,9 @@
-"""Cancelling: the one path for every way a run is told to stop.
+"""Cancel runs. Every cancel in the server uses this code.
 
-A transaction raises the cancel on the rows (that is the promise), then the Redis flags are set and
-nudged (that is the speed). A run that never started ends here and now; a running one is left to its
-worker, and has ended when its row says so. A cancel that hits very many runs takes them in batches,
-each a transaction of its own.
+A transaction records the cancel in the runs' rows, which guarantees it. Then flags are set and
+published in Redis, which makes it fast. A run that has not started, or is pending again, ends in
+the transaction. A running one is stopped by its worker, and has ended when its row has a terminal
+status. A cancel of very many runs is done in batches, each in its own transaction.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from belay_server.domain.runs import CancelAction, RunStatus
 from belay_server.services.parts import Parts, RunParts
 from belay_server.services.runs.endings import Announcer, RunEnd
 
-#: Runs in one transaction of a bulk cancel: their threads' rows are locked together.
+#: Runs per transaction of a bulk cancel. The rows of their threads are locked together.
 _BATCH = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class Cancelled:
-    """What a cancel hit: runs that will stop, and runs that have ended by it."""
+    """The result of a cancel: running runs, which will stop; and runs that it has ended."""
 
     running: tuple[ActiveRun, ...]
     ended: tuple[RunEnd, ...]
@@ -43,16 +43,17 @@ def announcer(parts: RunParts) -> Announcer:
 def cancel_runs(
     parts: Parts, filter_: CancelFilter, action: CancelAction, reason: dict[str, str]
 ) -> list[ActiveRun]:
-    """Cancel every active run the filter matches; returns at once, with what it hit as it was.
+    """Cancel every active run that matches the filter, without waiting for running ones to stop.
+    Return the runs as they were before.
 
-    When Postgres fails half-way through a bulk, what was cancelled stays cancelled, and the caller
-    may ask again.
+    When Postgres fails during a bulk cancel, the runs cancelled so far stay cancelled; the client
+    may repeat the request.
     """
     hit: list[ActiveRun] = []
     page: list[ActiveRun] = []
 
     def cancel_page(conn: Connection) -> tuple[list[ActiveRun], list[ActiveRun], Cancelled]:
-        """A page, those of it that are still what was asked for once locked, and their cancel."""
+        """Return a page of runs, those of it that still match once locked, and their cancel."""
         seen = page[-1] if page else None
         found = cancel_rows.cancellable_runs(conn, filter_, after=seen, limit=_BATCH)
         runs = cancel_rows.lock_runs(conn, found, status=filter_.status)
@@ -69,7 +70,7 @@ def cancel_runs(
 def cancel_locked_runs(
     conn: Connection, runs: Sequence[ActiveRun], action: CancelAction, reason: dict[str, str]
 ) -> Cancelled:
-    """The part inside the transaction. The rows of `runs` and of their threads are locked."""
+    """Cancel runs within a transaction. The rows of `runs` and their threads must be locked."""
     running = [run for run in runs if run.status == RunStatus.RUNNING]
     unstarted = [run for run in runs if run.status == RunStatus.PENDING and run.claim_no == 0]
     put_back = [run for run in runs if run.status == RunStatus.PENDING and run.claim_no > 0]
@@ -107,7 +108,8 @@ def _end_unstarted(
 
 
 def announce_cancelled(parts: RunParts, cancelled: Cancelled, action: CancelAction) -> None:
-    """The part after the commit; losing any of it loses only speed."""
+    """Set the cancel flags, and announce the ended runs. Call it after the commit. If it is lost,
+    the cancel only takes longer."""
     parts.cancel_flags.raise_flags([run.run_id for run in cancelled.running], action)
     tell = announcer(parts)
     tell.announce(cancelled.ended)
@@ -119,7 +121,7 @@ def announce_cancelled(parts: RunParts, cancelled: Cancelled, action: CancelActi
 def wait_until_ended(
     parts: Parts, run_ids: Sequence[UUID], *, seconds: float | None = None
 ) -> bool:
-    """Wait until none of the runs is active any more; False when `seconds` passed first."""
+    """Wait until none of the runs is active. Return False when `seconds` have passed before."""
     deadline = None if seconds is None else time.monotonic() + seconds
     left = list(run_ids)
     subscriptions = {run_id: parts.feed.subscribe(run_id, events=False) for run_id in left}
@@ -140,6 +142,6 @@ def wait_until_ended(
 
 
 def stop_runs(parts: Parts, filter_: CancelFilter, reason: dict[str, str]) -> None:
-    """Cancel with interrupt and wait until the work has really stopped: before a delete."""
+    """Cancel the matching runs with `interrupt`, and wait until their work has stopped."""
     hit = cancel_runs(parts, filter_, CancelAction.INTERRUPT, reason)
     wait_until_ended(parts, [run.run_id for run in hit if run.status == RunStatus.RUNNING])

@@ -1,4 +1,4 @@
-"""Creating runs: what is decided, and what is written, before a create is answered."""
+"""Create runs: make the decisions and the writes before the client gets a response."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ from belay_server.services.size_limits import refuse_large
 
 log = logging.getLogger(__name__)
 
-#: Namespace and version of the run ids that Idempotency-Keys stand for.
+#: Namespace and UUID version of the run ids that are derived from Idempotency-Keys.
 _KEYS = "belay idempotency key"
 KEY_VERSION = 8
-#: A connection that broke during the commit does not tell whether the run is in. The create is done
-#: again with the same id, which finds the run or makes it.
+#: After a connection is lost during a commit, it is unknown whether the run was created. The create
+#: is repeated with the same id, and either finds the run or creates it.
 ASK_AGAIN = tenacity.Retrying(
     retry=tenacity.retry_if_exception_type(Interrupted),
     wait=tenacity.wait_random_exponential(multiplier=0.1, max=0.5),
@@ -64,13 +64,13 @@ THREAD_BUSY = (
 
 
 def new_id() -> UUID:
-    """A UUIDv7: ids sort by the time they were made."""
+    """Return a UUIDv7. These ids sort by creation time."""
     return UUID(str(uuid_utils.uuid7()))
 
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """A run to create, for whom, and where. Without a `thread_id` it is a stateless run."""
+    """A run to create, its caller and its thread. Without a `thread_id` it is a stateless run."""
 
     options: RunOptions
     thread_id: UUID | None
@@ -78,15 +78,15 @@ class RunRequest:
     idempotency_key: str | None = None
     #: The headers that the project copies into the graph's `configurable`.
     headers: dict[str, str] = field(default_factory=dict)
-    #: The name that limits are counted by, and the user as the graph sees them.
+    #: The caller's name, which limits count by, and the authenticated user, which the graph gets.
     caller: str | None = None
     user: Mapping[str, Any] | None = field(default=None, repr=False)
-    #: Whose Idempotency-Keys these are; and of several creates in one request, which one it is.
+    #: The caller whose Idempotency-Key it is, and the position among several creates of a request.
     key_scope: str = ""
     key_position: int = 0
-    #: Of a thread that is made for the run.
+    #: The metadata of a thread that is created for the run.
     thread_metadata: dict[str, Any] = field(default_factory=dict)
-    #: For a run whose id the client did not choose.
+    #: The id, unless the client has chosen one.
     new_run_id: UUID = field(default_factory=new_id)
 
     @property
@@ -99,7 +99,8 @@ class RunRequest:
 
     @property
     def chosen_id(self) -> UUID | None:
-        """The id the client chose, as such or by an Idempotency-Key: same key, same run."""
+        """Return the id that the client chose, itself or by an Idempotency-Key; None if it chose
+        none. The same key gives the same id."""
         if self.options.run_id is not None:
             return self.options.run_id
         if self.idempotency_key is None:
@@ -108,40 +109,41 @@ class RunRequest:
 
 
 def _id_of_key(scope: str, thread_id: UUID | None, key: str, position: int) -> UUID:
-    """A UUID of version 8, which no client may choose as a run's id: nobody can take, or find out
-    about, what another's key stands for."""
+    """Return the id that a key stands for: a UUID of version 8, which clients may not choose. So no
+    caller can use, or probe for, an id that another caller's key stands for."""
     named = "\n".join((_KEYS, scope, str(thread_id or ""), str(position), key))
     digest = int.from_bytes(hashlib.sha256(named.encode()).digest()[:16])
     return UUID(int=digest & ~(0xF << 76) & ~(0x3 << 62) | (KEY_VERSION << 76) | (0x2 << 62))
 
 
 def create_run(parts: Parts, request: RunRequest) -> Run:
-    """Accept a run: after the commit it will end exactly once, whatever dies.
+    """Create a run. After the commit it ends exactly once, even if processes die.
 
-    Raises NotFound (thread, assistant, or a rolled-back run's id), Conflict (busy and `reject`),
-    Unavailable (nothing was accepted, as far as can be known).
+    Raises NotFound (thread, assistant, checkpoint, or the id of a run that was rolled back),
+    Conflict (thread busy with `reject`, or id in use), InvalidRequest, TooLarge, TooMany;
+    Unavailable when no run was created, or that is unknown because the connection was lost.
     """
     run_id = request.run_id
     try:
         if (run := _create_at_once(parts, request, run_id)) is not None:
             return run
     except Interrupted:
-        log.warning("the create of run %s is asked for again", run_id)
+        log.warning("connection lost while creating run %s, retrying with the same id", run_id)
     try:
         return ASK_AGAIN(_create_run, parts, request, run_id)
     except _IdTaken:
-        # The same create, sent twice at once: the other one was first.
+        # The client has sent the same create twice at the same time; the other one was first.
         with parts.database.connection() as conn:
             existing = _accepted_before(conn, run_id, request.thread_id)
-        if existing is None:  # the id is of a run that whoever asks may not see
+        if existing is None:  # the id belongs to a run that the caller may not see
             raise Conflict(f"Run {run_id} already exists") from None
         return existing
 
 
 def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | None:
-    """Accept a run that leaves nothing to decide, in one statement.
+    """Create a run that needs no decisions, with one SQL statement.
 
-    None: something is to be decided, or looks different from what we know; nothing was done.
+    Return None, having changed nothing, when decisions are needed or the cached assistant is stale.
     """
     assistant = parts.assistant_cache.get(request.options.assistant_id)
     if assistant is None or not _leaves_nothing_to_decide(parts, request, assistant):
@@ -174,8 +176,8 @@ def _leaves_nothing_to_decide(parts: Parts, request: RunRequest, assistant: Assi
         return False
     if request.chosen_id is not None:
         return False
-    # What is pending is counted first; and of an assistant that may be somebody else's, nothing is
-    # said before it is known whose it is.
+    # A limit on pending runs needs a count first. An assistant that may be another caller's must be
+    # authorized first, before any other error can reveal that it exists.
     counted = parts.settings.max_pending_runs and request.caller is not None
     everybodys = parts.database.access is EVERYTHING or assistant.is_system
     return not counted and everybodys
@@ -189,7 +191,7 @@ def _ring_if_next(parts: RunParts, run_id: UUID, head: Sequence[Ringable]) -> No
 
 
 class _IdTaken(Exception):
-    """A run with this id was accepted while this create was at work; it undoes itself."""
+    """A run with this id was created meanwhile; this transaction is rolled back."""
 
 
 def _create_run(parts: Parts, request: RunRequest, run_id: UUID) -> Run:
@@ -198,7 +200,8 @@ def _create_run(parts: Parts, request: RunRequest, run_id: UUID) -> Run:
 
 
 def announce_accepted(parts: RunParts, request: RunRequest, accepted: Accepted) -> Run:
-    """After the commit: stop what the run superseded, and ring for it."""
+    """Announce a created run after the commit: set the cancel flags of the runs it superseded, and
+    ring the doorbell if it is the thread's next run. Return the run."""
     run_id = accepted.run.run_id
     action = _action_of(request.options.strategy)
     fault_points.reached(FaultPoint.COMMITTED, run_id)
@@ -209,13 +212,13 @@ def announce_accepted(parts: RunParts, request: RunRequest, accepted: Accepted) 
 
 
 def create_runs(parts: Parts, requests: Sequence[RunRequest]) -> list[Run]:
-    """Accept all of them, in their order, or none. Raises what `create_run` raises."""
+    """Create all runs in their order, or none. Raises what `create_run` raises, and TooMuch."""
 
     def accept_all(conn: Connection) -> list[Accepted]:
         accepted, size = [], 0
         for request in requests:
             accepted.append(accept_run(parts, conn, request, request.run_id))
-            # Each has what its assistant has, however small what asks for it is.
+            # Each run's kwargs include its assistant's config, so a small request may be large.
             size += len(to_json(accepted[-1].run.kwargs))
             if size > parts.settings.max_answer_bytes:
                 raise TooMuch(parts.settings.max_answer_bytes)
@@ -233,7 +236,7 @@ def create_runs(parts: Parts, requests: Sequence[RunRequest]) -> list[Run]:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A run that is in, what it superseded, and the head of its thread's queue."""
+    """A created run, the runs it superseded, and the head of its thread's queue."""
 
     run: Run
     cancelled: Cancelled | None
@@ -241,7 +244,7 @@ class Accepted:
 
 
 def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: UUID) -> Accepted:
-    """The transaction of a create. `announce_accepted` comes after its commit."""
+    """Create a run within a transaction. Call `announce_accepted` after the commit."""
     named = request.options.assistant_id
     assistant = resolve_assistant(conn, parts.graphs, named)
     parts.assistant_cache.keep(named, assistant)
@@ -265,7 +268,8 @@ def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: U
 
 
 def _refuse_too_many(parts: RunParts, conn: Connection, caller: str | None) -> None:
-    """One caller's creates are counted one after the other, so that none slips through."""
+    """Raise TooMany when the caller has reached BELAY_MAX_PENDING_RUNS. The count takes a lock, so
+    that concurrent creates of one caller cannot exceed the limit."""
     most = parts.settings.max_pending_runs
     if most and caller is not None and run_rows.pending_runs_of(conn, caller) >= most:
         raise TooMany(f"You have {most} pending runs already; try again when some have started")
@@ -280,7 +284,10 @@ def _action_of(strategy: MultitaskStrategy) -> CancelAction | None:
 
 
 def _thread_of(parts: RunParts, conn: Connection, request: RunRequest) -> UUID:
-    """The run's thread, locked; made here for a stateless run or `if_not_exists: create`."""
+    """Return the run's thread, locked. Create it for a stateless run or `if_not_exists: create`.
+
+    Raises NotFound.
+    """
     ttl = parts.graphs.project.thread_ttl
     if request.thread_id is None:
         thread_id = new_id()
@@ -297,7 +304,10 @@ def _thread_of(parts: RunParts, conn: Connection, request: RunRequest) -> UUID:
 
 
 def _accepted_before(conn: Connection, run_id: UUID, thread_id: UUID | None) -> Run | None:
-    """A retried create gets the run it made the first time; NotFound if that was rolled back."""
+    """Return the run that an earlier attempt of the same create has created; None if there is none.
+
+    Raises NotFound when that run was rolled back, Conflict when it is on another thread.
+    """
     if run_rows.run_is_buried(conn, run_id):
         raise NotFound("Run not found")
     run = run_rows.get_run(conn, run_id)
@@ -307,7 +317,7 @@ def _accepted_before(conn: Connection, run_id: UUID, thread_id: UUID | None) -> 
 
 
 def refuse_unknown_nodes(parts: RunParts, assistant: Assistant, options: RunOptions) -> None:
-    """Raise InvalidRequest for a node that the graph does not have; LangGraph would ignore it."""
+    """Raise InvalidRequest for a node that is not in the graph; LangGraph would ignore it."""
     nodes = parts.graphs.nodes_of(assistant.graph_id)
     if nodes is None:
         return
@@ -317,14 +327,15 @@ def refuse_unknown_nodes(parts: RunParts, assistant: Assistant, options: RunOpti
 
 
 def _refuse_unknown_checkpoint(conn: Connection, new: NewRun) -> None:
-    """From a checkpoint that is not there a graph would start from an empty state."""
+    """Raise NotFound for an unknown checkpoint, from which a graph would start with an empty state;
+    InvalidRequest for a subgraph's checkpoint without its checkpoint_map."""
     if not new.kwargs.starts_at_checkpoint:
         return
     configurable = new.kwargs.configurable
     checkpoint_id = configurable.get("checkpoint_id")
     namespace = configurable.get("checkpoint_ns", "")
     if namespace and not configurable.get("checkpoint_map"):
-        raise InvalidRequest("checkpoint: one of a subgraph must have its checkpoint_map")
+        raise InvalidRequest("checkpoint: a subgraph's checkpoint needs its checkpoint_map")
     if not run_rows.checkpoint_exists(conn, new.thread_id, namespace, checkpoint_id):
         raise NotFound(f"Checkpoint {checkpoint_id or namespace} not found")
 
@@ -332,7 +343,10 @@ def _refuse_unknown_checkpoint(conn: Connection, new: NewRun) -> None:
 def _make_room(
     conn: Connection, request: RunRequest, thread_id: UUID, run_id: UUID
 ) -> Cancelled | None:
-    """What the multitask strategy does to the runs the thread has already."""
+    """Apply the multitask strategy to the thread's active runs, and return what was cancelled.
+
+    Raises Conflict for `reject` on a busy thread.
+    """
     strategy = request.options.strategy
     action = _action_of(strategy)
     if strategy == MultitaskStrategy.REJECT and run_rows.thread_is_busy(conn, thread_id):

@@ -1,4 +1,4 @@
-"""Reading and deleting runs."""
+"""Read and delete runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from belay_server.services.runs.cancellation import stop_runs
 
 
 def get_run(conn: Connection, thread_id: UUID, run_id: UUID) -> Run:
-    """Raises NotFound, saying whether it is the thread or the run that is unknown."""
+    """Return a run. Raises NotFound, with a different message for an unknown thread."""
     run = run_rows.get_thread_run(conn, thread_id, run_id)
     if run is None:
         if thread_rows.get_thread(conn, thread_id) is None:
@@ -34,6 +34,7 @@ def list_runs(
     limit: int,
     offset: int,
 ) -> list[Run]:
+    """Return a page of the thread's runs, newest first. Raises NotFound for an unknown thread."""
     with parts.database.connection() as conn:
         if thread_rows.get_thread(conn, thread_id) is None:
             raise NotFound(f"Thread with ID {thread_id} not found")
@@ -43,7 +44,7 @@ def list_runs(
 
 
 def delete_run(parts: Parts, thread_id: UUID, run_id: UUID) -> None:
-    """Delete a run's record. One in flight is stopped first. Raises NotFound."""
+    """Delete a run's record. Stop an active run first. Raises NotFound."""
     with parts.database.connection() as conn:
         run = run_rows.get_thread_run(conn, thread_id, run_id)
     if run is None:

@@ -1,7 +1,9 @@
-"""How an attempt's end is written, by whoever writes it: child, supervisor, sweeper or API.
+"""Write the end of a run's attempt. The child process, the supervisor, the sweeper and the API use
+these functions.
 
-Every ending is guarded by the claim. What was committed first wins: a cancel that was accepted
-before the graph's own end turns that end into the cancel's, and a run that is over stays as it is.
+Every statement checks the claim number, the fencing token. What was committed first wins: a cancel
+that was accepted before the graph ended replaces the graph's end, and a run that has ended stays
+unchanged.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """An end that this process wrote. `status` is None for a run that was rolled back.
+    """The end of a run, to be announced. `status` is None for a run that was rolled back.
 
-    `error` is set where no child could put it on the run's stream.
+    `error` is set when no child process could write it to the run's event log.
     """
 
     run_id: UUID
@@ -41,20 +43,21 @@ class RunEnd:
     status: str | None
     next_runs: tuple[Ringable, ...] = ()
     error: dict[str, str] | None = None
-    #: From the accepted cancel to this end, when that was what ended it.
+    #: The time from the accepted cancel to this end; None when the run was not cancelled.
     cancel_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Announcer:
-    """Tells the world of what has been committed. All of it may be lost; none of it may raise."""
+    """Announces committed changes through Redis and the broker. Announcements may be lost, and the
+    methods never raise."""
 
     event_log: EventLog
     cancel_flags: CancelFlags
     doorbell: Doorbell
 
     def announce(self, ends: Sequence[RunEnd]) -> None:
-        """Release the waiters and streams of runs that have ended, and ring for what is next."""
+        """Ring the doorbell for the next runs, and end the waits and streams of the ended runs."""
         for end in ends:
             self.ring(end.next_runs)
         if not ends:
@@ -64,38 +67,44 @@ class Announcer:
                 [LogEnd(end.run_id, end.claim_no, end.status, end.error) for end in ends]
             )
         except RedisError as error:
-            log.warning("end of %d runs not published, readers will poll: %s", len(ends), error)
-        # Only a run that was cancelled has a flag; one whose cancel came too late expires.
+            log.warning(
+                "cannot publish the ends of %d runs, clients fall back to polling: %s",
+                len(ends),
+                error,
+            )
+        # Only a cancelled run has a flag. The flag of a cancel that came too late expires.
         cancelled = [end.run_id for end in ends if end.status in (None, RunStatus.INTERRUPTED)]
         if cancelled:
             self.cancel_flags.lower_flags(cancelled)
 
     def announce_deleted_threads(self, deleted: Iterable[DeletedThread]) -> None:
-        """Whoever follows them may stop; their logs go."""
+        """End the streams of deleted threads, and let their event logs expire."""
         try:
             for thread in deleted:
                 self.event_log.append_to_thread(thread.thread_id, THREAD_DELETED, b"{}")
                 self.event_log.forget([thread.thread_id, *thread.run_ids])
         except RedisError as error:
-            log.warning("followers of deleted threads not told: %s", error)
+            log.warning("cannot end the streams of deleted threads: %s", error)
 
     def forget_logs(self, run_ids: Sequence[UUID]) -> None:
-        """Of runs that nobody can ask for any more."""
+        """Let the event logs of deleted runs expire soon."""
         try:
             self.event_log.forget(run_ids)
         except RedisError as error:
-            log.warning("logs of deleted runs are left to expire: %s", error)
+            log.warning("cannot shorten the expiry of deleted runs' event logs: %s", error)
 
     def ring(self, runs: Iterable[Ringable]) -> list[UUID]:
-        """Ring for these runs; returns those whose message the broker did not take."""
+        """Ring the doorbell for these runs. Return the ids whose message the broker did not
+        accept."""
         return [run.run_id for run in runs if not self.doorbell.ring(run.run_id, run.queue)]
 
 
 def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> RunEnd | None:
-    """Write the end a graph reached, or the one an accepted cancel asks for.
+    """Write the end that the graph reached, or the end of an accepted cancel.
 
-    Doing it twice is doing it once: when the answer to the first was lost, the second finds the end
-    that this claim has. None: the claim is over, and whoever holds the run writes its end.
+    The call is idempotent: after a lost connection, a second call returns the end that this claim
+    has written. Return None when the claim is no longer valid; the current holder of the run then
+    writes its end.
     """
     after = claim_rows.finish_run(conn, thread_id, claim, ending)
     if after is None:
@@ -106,7 +115,10 @@ def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> 
 def end_cancelled_run(
     conn: Connection, thread_id: UUID, claim: Claim, ending: Ending
 ) -> RunEnd | None:
-    """Write the end that an accepted cancel asks for. `ending` has the values reached so far."""
+    """Write the end of an accepted cancel. `ending` has the values reached so far.
+
+    Return None when the claim is no longer valid, or no cancel was accepted.
+    """
 
     def end() -> RunEnd | None:
         thread_rows.lock_thread(conn, thread_id, ended_stateless=True)
@@ -119,7 +131,8 @@ def end_cancelled_run(
 
 
 def ended_before(conn: Connection, claim: Claim) -> RunEnd | None:
-    """The end that this claim has already: to be announced again, in case nobody could."""
+    """Return the end that this claim has already written, so that it is announced again in case the
+    announcement was lost. Return None when the claim has written no end."""
     run = run_rows.get_run(conn, claim.run_id)
     if run is None:
         thread_id = run_rows.thread_of_buried_run(conn, claim.run_id)
@@ -135,7 +148,7 @@ def ended_before(conn: Connection, claim: Claim) -> RunEnd | None:
 
 
 def _end_cancelled(conn: Connection, run: LockedRun, ending: Ending) -> RunEnd | None:
-    """The thread's and the run's rows are locked."""
+    """Write the end of an accepted cancel. The rows of the thread and the run must be locked."""
     claim = Claim(run.run_id, run.claim_no)
     if run.cancel_action == CancelAction.ROLLBACK:
         cancel_rows.undo_run(conn, run.thread_id, run.run_id)
@@ -153,31 +166,31 @@ def _cancelled(run: LockedRun, status: str | None, next_runs: tuple[Ringable, ..
 
 
 def end_for_dead(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> RunEnd | None:
-    """Write an end in place of a child that is dead, and could not put it on the stream."""
+    """Write an end for a dead child process, which could not write the error to the event log."""
     end = end_run(conn, thread_id, claim, ending)
     if end is None or end.status != ending.status:
         return end
     return dataclasses.replace(end, error=ending.error)
 
 
-#: The end of a run whose child was killed: nobody there could say what it had reached.
+#: The end of a run whose child process was killed, so that the values it had reached are unknown.
 STOPPED = Ending(RunStatus.INTERRUPTED, values_known=False, has_next=True)
 
 
 def timed_out(ending: Ending = STOPPED) -> Ending:
-    """The end of a run that took too long, with the values it had reached."""
+    """Return the end of a run that exceeded its time limit, with the values it had reached."""
     return Ending(
         RunStatus.TIMEOUT,
         values=ending.values,
         values_known=ending.values_known,
         has_next=True,
-        error={"error": "TimeoutError", "message": "The run took longer than it may."},
+        error={"error": "TimeoutError", "message": "The run exceeded its time limit."},
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """What became of a run whose worker went away: it ended, or it is pending again."""
+    """The outcome of recovering a lost run: it has ended, or it is pending and to be rung for."""
 
     end: RunEnd | None = None
     ring: Ringable | None = None
@@ -191,12 +204,13 @@ def recover_run(
     rering_seconds: float,
     only_if_expired: bool,
 ) -> Recovery:
-    """Take a run out of the hands of a worker that is gone.
+    """Recover a run whose worker or child process has died.
 
-    An accepted cancel is carried out, never retried. A run out of attempts ends `error`. Any other
-    is pending again and resumes from its last checkpoint. One that had ended is announced again, as
-    its worker may have died before it could. Nothing happens when somebody else has claimed the
-    run, or, for the sweeper (`only_if_expired`), when the owner renewed its lease after all.
+    A run with an accepted cancel ends; it is never retried. A run without attempts left ends as
+    `error`. Any other run becomes pending again and resumes from its last checkpoint. The end of a
+    run that has ended is announced again, as the worker may have died before it announced it.
+    Nothing is changed when the run has been claimed again, or, for the sweeper
+    (`only_if_expired`), when the lease has been renewed.
     """
     run = run_rows.get_run(conn, claim.run_id)
     if run is None or not run.is_active:
@@ -215,16 +229,16 @@ def recover_run(
         if locked.cancel_action is not None:
             return Recovery(end=_end_cancelled(conn, locked, STOPPED))
         if locked.attempts >= max_attempts:
-            return Recovery(end=end_for_dead(conn, locked.thread_id, claim, _given_up(locked)))
+            return Recovery(end=end_for_dead(conn, locked.thread_id, claim, _exhausted(locked)))
         ring = claim_rows.put_run_back(conn, claim, uncharge=False, rering_seconds=rering_seconds)
         return Recovery(ring=ring)
 
     return in_transaction(conn, recover)
 
 
-def _given_up(run: Run) -> Ending:
+def _exhausted(run: Run) -> Ending:
     times = "once" if run.attempts == 1 else f"{run.attempts} times"
-    message = f"The worker died {times} while executing this run; it will not be tried again."
+    message = f"The worker died {times} while executing this run; it will not be retried."
     return Ending(
         RunStatus.ERROR,
         values_known=False,

@@ -1,6 +1,6 @@
 """Merge the options of a run with its assistant's into the arguments of its attempts.
 
-Keys that only the server may set are taken out of what a client sent, and are set here.
+Keys that only the server may set are removed from the client's options and set here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from belay_server.domain.assistants import Assistant
 from belay_server.domain.errors import BadRequest
 from belay_server.domain.run_options import Durability, RunKwargs, RunOptions
 
-#: A client's metadata may not carry these; the server sets them.
+#: Keys of metadata that only the server sets.
 RESERVED_METADATA = frozenset({"assistant_id", "thread_id", "run_id", "cron_id"})
 _RESERVED_CONFIGURABLE = frozenset(
     {
@@ -33,7 +33,7 @@ _RESERVED_CONFIGURABLE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class MergedRun:
-    """What a new run's row holds of its options; `thread_config` is shown on its thread."""
+    """The merged options for a new run's row. `thread_config` becomes the config of its thread."""
 
     kwargs: RunKwargs
     metadata: dict[str, Any]
@@ -54,9 +54,10 @@ def build_run_kwargs(
 ) -> MergedRun:
     """Merge a run's options with its assistant's config and context.
 
-    The options win over the assistant's, and those over `defaults`: the `config` and `context` that
-    the project gives the graph. `headers` are those of the request that the project copies into
-    `configurable`; `user` is what the project's authentication says of the caller.
+    The run's options take precedence over the assistant's, and those over `defaults`: the `config`
+    and `context` that the project sets for the graph. `headers` are the request headers that the
+    project copies into `configurable`. `user` is the user that the project's authentication
+    returned.
 
     Raises BadRequest when the options have both a context and a `configurable`.
     """

@@ -1,4 +1,4 @@
-"""What `join` and `wait` answer: the run's own end, whenever it is read."""
+"""Read the outcome of a run for `join` and `wait`: the run's own end, whenever it is read."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from belay_server.states.jobs import ThreadGraph
 
 log = logging.getLogger(__name__)
 
-#: For a run that was deleted while somebody waited for it.
+#: The outcome of a run that was deleted while a client waited for it.
 _DELETED = {"error": "RunNotFound", "message": "404: Run not found"}
-#: Postgres compresses JSON to a hundredth at best.
+#: The highest ratio to which Postgres compresses JSON.
 _COMPRESSION = 100
 
 
@@ -34,10 +34,10 @@ class NotEnded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a run, for those who wait for it.
+    """The end of a run, for a client that waits for it.
 
-    `answer` is JSON: values, with `__interrupt__`, or `__error__`. None: it may have up to
-    `most_bytes`, and `large_answer` reads it.
+    `answer` is JSON: values, with `__interrupt__`, or `__error__`. None: the answer may have up to
+    `most_bytes` bytes, and `large_answer` reads it.
     """
 
     answer: bytes | None
@@ -46,7 +46,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class _Checkpoint:
-    """Where the values of a run are that did not end by itself."""
+    """The checkpoint with the values of a run whose row has none, as it did not end by itself."""
 
     thread: ThreadGraph
     checkpoint_id: str
@@ -78,8 +78,8 @@ def end_of(parts: Parts, thread_id: UUID, run_id: UUID, caller: str | None) -> E
 
 
 def large_answer(parts: Parts, thread_id: UUID, run_id: UUID, caller: str | None) -> bytes:
-    """Return an answer that `end_of` has not read. Raises TooMany, Unavailable; a state that is too
-    large to be read is an answer, too."""
+    """Return an answer that `end_of` has not read. For a state that is too large to read, the
+    answer is an error. Raises TooMany, Unavailable."""
     with parts.database.connection() as conn:
         answer = run_rows.run_answer(conn, run_id)
     if answer is not None:
@@ -95,13 +95,13 @@ def large_answer(parts: Parts, thread_id: UUID, run_id: UUID, caller: str | None
         said = {"error": type(error).__name__, "message": error.detail}
         return to_json({"__error__": said})
     except ProjectError as error:
-        log.warning("values of run %s not read: %s", run_id, error)
+        log.warning("cannot read the values of run %s, returning none: %s", run_id, error)
         return b"{}"
     return _kept(parts, run_id, values)
 
 
 def _last_checkpoint(parts: Parts, thread_id: UUID, run_id: UUID) -> _Checkpoint | None:
-    """Find the last checkpoint of a run itself."""
+    """Return the last checkpoint that the run itself has written; None if there is none."""
     with parts.database.connection() as conn:
         run = run_rows.get_thread_run(conn, thread_id, run_id, ended_stateless=True)
         if run is None or run.claim_no == 0:
@@ -119,12 +119,17 @@ def _values(parts: Parts, found: _Checkpoint) -> bytes:
     try:
         return state_jobs.read_values(parts.states.here, found.thread, found.checkpoint_id)
     except ProjectError as error:
-        log.warning("values of thread %s not read: %s", found.thread.thread_id, error)
+        log.warning(
+            "cannot read the values of thread %s, returning none: %s",
+            found.thread.thread_id,
+            error,
+        )
         return b"{}"
 
 
 def _kept(parts: Parts, run_id: UUID, values: bytes) -> bytes:
-    """Keep values for the next one who waits, unless they are too large; returns the answer."""
+    """Store values in the run's row for later requests, unless they are too large. Return the
+    answer."""
     if len(values) <= parts.settings.max_outcome_bytes:
         outcome = {"values": orjson.Fragment(values), "interrupts": []}
         with parts.database.connection() as conn:

@@ -1,7 +1,7 @@
-"""Following a run for a client: its events as they come, its end, and a client that leaves.
+"""Stream a run to a client: its events, its end, and the client's disconnect.
 
-The generators here yield bytes for the wire. They read from a subscription, never from Redis, and
-the end of a run is what Postgres says.
+The generators here yield bytes for the connection. They read events from a subscription, large
+events from Redis, and the end of a run from Postgres.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ from belay_server.services.stream_clients import HEARTBEAT, StreamClient, in_par
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-#: Has the web server send what stands before the body: which run it is, while it has not started.
+#: An empty chunk, at which the web server sends the response headers. They identify the run before
+#: its first event.
 HEADERS = b""
 KEEP_ALIVE = b"\n"
-#: A comment, too: events are missing here, because Redis was away or the log had grown too long.
+#: A comment: events are missing here, because Redis was unavailable or the log was truncated.
 GAP = b": gap\n"
-#: How often a Postgres that is away is asked again.
+#: The interval of queries while Postgres is unavailable.
 _OUTAGE_SECONDS = 1.0
-#: A client that left is gone, so nobody asks again for the cancel it is owed: we do, for so long.
-_OWED_SECONDS = 300.0
+#: A client that has disconnected cannot repeat the cancel, so the server retries it for this long.
+_CANCEL_SECONDS = 300.0
 #: Event names of the stream modes whose names differ from their events'.
 _MODE_EVENTS = {
     "messages": ("messages/partial", "messages/complete", "messages/metadata"),
@@ -51,18 +52,19 @@ _MODE_EVENTS = {
 
 @dataclass(frozen=True, slots=True)
 class Follow:
-    """How a client follows a run. There may be very many, each as long as its run: no rows here."""
+    """How a client follows a run. There may be very many of these, each for as long as its run, so
+    they hold no rows."""
 
     thread_id: UUID
     run_id: UUID
-    #: Events have ids, and can be asked for again.
+    #: Events have ids, and the stream can be resumed.
     resumable: bool
     cancel_on_disconnect: bool = False
     #: None: every event the run emits.
     stream_modes: tuple[str, ...] | None = None
-    #: Where to go on (exclusive).
+    #: The position to resume from (exclusive).
     after: Position = START
-    #: Made before the run could start, so that nothing of it can have been missed.
+    #: A subscription that was created before the run could start, so that it missed no event.
     subscription: Subscription | None = None
 
 
@@ -74,6 +76,7 @@ def follow_run(
     after: Position = START,
     subscription: Subscription | None = None,
 ) -> Follow:
+    """Return how a client follows an existing run."""
     return Follow(
         thread_id=run.thread_id,
         run_id=run.run_id,
@@ -88,8 +91,8 @@ def follow_run(
 def follow_new_run(
     parts: Parts, request: RunRequest, *, cancel_on_disconnect: bool, events: bool
 ) -> Follow:
-    """Accept a run and follow it from before its start. Raises what `create_run` raises."""
-    if request.chosen_id is not None:  # it may have been accepted before, and be over
+    """Create a run and follow it from before its start. Raises what `create_run` raises."""
+    if request.chosen_id is not None:  # it may have been created before, and may have ended
         run = create_run(parts, request)
         return follow_run(run, cancel_on_disconnect=cancel_on_disconnect)
     subscription = parts.feed.subscribe(request.run_id, events=events, has_row=False)
@@ -103,9 +106,10 @@ def follow_new_run(
 
 
 def position_to_join(parts: Parts, run: Run, last_event_id: str | None) -> Position:
-    """Where a client that joins starts: where it left off, or with what comes from now on.
+    """Return the position at which a joining client starts: that of its `Last-Event-ID`, or the
+    newest event, so that only new events follow.
 
-    Raises InvalidRequest for a Last-Event-ID that is no event id.
+    Raises InvalidRequest for an invalid `Last-Event-ID`.
     """
     if last_event_id is not None and run.is_resumable:
         if last_event_id in ("-1", "0", "-", ""):
@@ -117,13 +121,13 @@ def position_to_join(parts: Parts, run: Run, last_event_id: str | None) -> Posit
     try:
         return parts.event_log.last_position(run.run_id)
     except RedisError as error:
-        log.warning("event log of run %s not read: %s", run.run_id, error)
+        log.warning("cannot read the event log of run %s: %s", run.run_id, error)
         return START
 
 
 class Following:
-    """The body of a response that follows a run. Made in the view, so that what waits is shallow;
-    close it, read or not."""
+    """The body of a response that follows a run. It is created in the view, so that a waiting
+    response has a shallow stack. Close it even if it was not read."""
 
     def __init__(self, parts: Parts, subscription: Subscription, chunks: Generator[bytes]) -> None:
         self._parts = parts
@@ -139,7 +143,7 @@ class Following:
 
 
 def stream_events(parts: Parts, follow: Follow, client: StreamClient) -> Following:
-    """Server-sent events until the run has ended, and a heartbeat comment now and then."""
+    """Stream server-sent events until the run has ended, and heartbeat comments."""
     subscription = follow.subscription or parts.feed.subscribe(follow.run_id, after=follow.after)
     is_over: bool | None = False
     if follow.subscription is None:
@@ -157,7 +161,8 @@ def _stream(
     subscription: Subscription,
     is_over: bool | None,
 ) -> Generator[bytes]:
-    """`is_over`: the run had ended before we subscribed; None: nobody could say."""
+    """Yield the chunks of a stream. `is_over`: the run had ended before the subscription was
+    created; None: unknown, as Postgres was unavailable."""
     stop_watching = client.watch(subscription.leave)
     heartbeat = parts.settings.heartbeat_seconds
     ended = False
@@ -166,7 +171,7 @@ def _stream(
         if is_over is None:
             ask_again = partial(_end_if_over, parts, subscription)
             is_over = yield from through_outages(HEARTBEAT, ask_again)
-        # What a run failed of was said to those who followed it then.
+        # The error event of a run that had ended before is not repeated.
         said_error = is_over
         beat_at = time.monotonic() + heartbeat
         last = follow.after
@@ -182,7 +187,7 @@ def _stream(
                     yield HEARTBEAT
         ended = subscription.drained
         if ended:
-            ask = partial(_last_word, parts, follow, subscription.end_status, said_error)
+            ask = partial(_end_event, parts, follow, subscription.end_status, said_error)
             if marker := (yield from through_outages(HEARTBEAT, ask)):
                 yield marker
     finally:
@@ -202,7 +207,7 @@ def _sent(
     *,
     last: Position,
 ) -> Generator[bytes]:
-    """Yield the frames of small events, or of one large one, which is read now."""
+    """Yield the frames of small events, or of one large event, whose data is read now."""
     if not events[0].left_in_log or not is_wanted(events[0].name, follow.stream_modes):
         if frames := _frames(events, follow, last):
             yield frames
@@ -219,7 +224,8 @@ def _sent(
 
 
 def wait_for_outcome(parts: Parts, follow: Follow, client: StreamClient) -> Following:
-    """A newline now and then so that proxies do not cut, then the outcome as JSON."""
+    """Stream the outcome as JSON when the run has ended. Until then, send newlines, so that reverse
+    proxies keep the connection open."""
     subscription = follow.subscription or parts.feed.subscribe(follow.run_id, events=False)
     return Following(parts, subscription, _wait(parts, follow, client, subscription))
 
@@ -259,7 +265,7 @@ def _wait(
 def _answer(
     parts: Parts, follow: Follow, client: StreamClient, subscription: Subscription, end: End
 ) -> Generator[bytes]:
-    """Yield the answer; a large one is read when the client may have it."""
+    """Yield the answer. Read a large answer when the client's share has room for it."""
     answer = end.answer
     if answer is None:
         if not (yield from client.wait_for_share(end.most_bytes, subscription, KEEP_ALIVE)):
@@ -271,28 +277,29 @@ def _answer(
 
 
 def through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, None, _T]:
-    """Ask the database; while it is away, or others are served, keep the client with a beat now
-    and then."""
+    """Call `ask` until it succeeds, and return its result. Yield `beat` every second while Postgres
+    is unavailable or a limit is exceeded."""
     while True:
         try:
             return ask()
         except Unavailable as error:
-            log.warning("a client that follows a run waits for Postgres: %s", error)
+            log.warning("Postgres is unavailable, a client that follows a run waits: %s", error)
         except TooMany as error:
-            log.debug("a client that follows a run waits: %s", error)
+            log.debug("limit exceeded, a client that follows a run waits: %s", error)
         yield beat
         time.sleep(_OUTAGE_SECONDS)
 
 
-def _last_word(
+def _end_event(
     parts: Parts, follow: Follow, end_status: str | None, said_error: bool
 ) -> bytes | None:
-    """What a stream ends with, where the run's own events do not say how it ended."""
+    """Return the last event of a stream, if the run's own events do not include its end; otherwise
+    None."""
     if end_status not in (RunStatus.ERROR, RunStatus.TIMEOUT):
         return _cancelled_marker(parts, follow, end_status)
     if said_error:
         return None
-    # The row has ended, and who announces it has not come to its log yet, or could not.
+    # The row has ended, but the error was not written to the event log, or not yet.
     with parts.database.connection() as conn:
         now = run_rows.run_end(conn, follow.thread_id, follow.run_id)
     if now is None or now.error is None:
@@ -301,10 +308,10 @@ def _last_word(
 
 
 def _cancelled_marker(parts: Parts, follow: Follow, end_status: str | None) -> bytes | None:
-    """The last event of a run that was cancelled: `end`, with what it was cancelled by.
+    """Return the last event of a cancelled run: `end`, with the reason of the cancel.
 
-    Both SDKs pass over an event of this name: JavaScript's has no handler for it, Python's takes it
-    to say that the run has ended. Other runs' streams just end, as the reference's do.
+    Both SDKs ignore an event of this name: JavaScript's has no handler for it, Python's treats it
+    as the end of the run. The streams of other runs end without it, as in the reference.
     """
     if end_status not in (None, RunStatus.INTERRUPTED):
         return None
@@ -325,8 +332,8 @@ def _has_ended(parts: Parts, run_id: UUID) -> bool:
 
 
 def _end_if_over(parts: Parts, subscription: Subscription) -> bool:
-    """A run that had ended before we subscribed: what its log still has, then the end. False: it
-    had not."""
+    """Return whether the run had ended before the subscription was created. If so, deliver what its
+    event log still has, and end the subscription."""
     if not _has_ended(parts, subscription.run_id):
         return False
     try:
@@ -337,23 +344,25 @@ def _end_if_over(parts: Parts, subscription: Subscription) -> bool:
             )
             subscription.deliver(events)
     except RedisError as error:
-        log.warning("event log of run %s not read: %s", subscription.run_id, error)
+        log.warning("cannot read the event log of run %s: %s", subscription.run_id, error)
     if subscription.wants_more:
         subscription.end()
     return True
 
 
 def _cancel_if_asked(parts: Parts, follow: Follow) -> None:
-    """Cancel for a client that closed its socket. A server that stops is not a client that left."""
+    """Cancel the run of a client that has disconnected, if it asked for that. A server shutdown is
+    not a disconnect."""
     if not follow.cancel_on_disconnect:
         return
     filter_ = CancelFilter(thread_id=follow.thread_id, run_ids=[follow.run_id])
-    owed = while_unavailable(_OWED_SECONDS)
-    owed(cancel_runs, parts, filter_, CancelAction.INTERRUPT, disconnect_reason())
+    retrying = while_unavailable(_CANCEL_SECONDS)
+    retrying(cancel_runs, parts, filter_, CancelAction.INTERRUPT, disconnect_reason())
 
 
 def _frames(events: Iterable[Event], follow: Follow, last: Position) -> bytes:
-    """Events on the wire, those that the client wants; `last` is where the ones before ended."""
+    """Encode the events that the client subscribed to. `last` is the position of the last event
+    before them."""
     with_ids = follow.resumable
     modes = follow.stream_modes
     frames = []
@@ -367,14 +376,15 @@ def _frames(events: Iterable[Event], follow: Follow, last: Position) -> bytes:
 
 
 def follows_directly(last: Position, position: Position) -> bool:
-    """Whether nothing is missing between two events. Another attempt begins anew, and what others
-    than the run's own worker write stands at the end."""
+    """Return whether no event is missing between two positions. Each attempt starts at 1. Events
+    that another process than the run's worker has written are at the end of the log."""
     if position.seq >= END_SEQ - 1:
         return True
     return position.seq == (last.seq + 1 if position.claim_no == last.claim_no else 1)
 
 
 def is_wanted(event_name: str, modes: tuple[str, ...] | None) -> bool:
+    """Return whether an event belongs to one of the stream modes. An error always does."""
     if modes is None:
         return True
     base = event_name.partition("|")[0]
@@ -384,12 +394,12 @@ def is_wanted(event_name: str, modes: tuple[str, ...] | None) -> bool:
 
 
 def frame(event: Event, *, with_id: bool) -> bytes:
-    """Return an event as server-sent event. Names and ids hold no line break, data is JSON."""
+    """Return an event as a server-sent event. Names and ids have no line break; data is JSON."""
     head, tail = _around_data(event, with_id=with_id)
     return head + event.data + tail
 
 
 def _around_data(event: Event, *, with_id: bool) -> tuple[bytes, bytes]:
-    """Return what stands before and behind an event's data."""
+    """Return the bytes before and after an event's data."""
     tail = b"\nid: %d-%d\n\n" % event.position if with_id else b"\n\n"
     return b"event: %b\ndata: " % event.name.encode(), tail

@@ -1,4 +1,4 @@
-"""Threads that are in the way: pruning them when asked, and when they have expired."""
+"""Prune or delete threads, on request and when their TTL has expired."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def keep_latest(conn: Connection, thread_id: UUID) -> bool:
-    """Delete all of a thread's history but its latest state. False, and nothing is done, when there
-    is no such thread or when it is busy: what runs may go back to its history.
+    """Delete a thread's history except its latest state. Return False, and change nothing, when
+    the thread does not exist or is busy: an active run may use the history.
 
-    Raises BadRequest for a thread whose latest state is built from its history.
+    Raises BadRequest for a thread whose latest state depends on its history.
     """
 
     def prune() -> bool:
-        # The saver wants this isolation for its own part of the transaction.
+        # The saver needs this isolation level for its own part of the transaction.
         thread_rows.repeatable_read(conn)
         if not thread_rows.lock_thread(conn, thread_id):
             return False
@@ -42,7 +42,7 @@ def keep_latest(conn: Connection, thread_id: UUID) -> bool:
 
 
 def expire_threads(conn: Connection, quarantine: Quarantine, *, limit: int) -> list[DeletedThread]:
-    """Prune or delete what has expired; returns the threads that were deleted."""
+    """Prune or delete the threads that have expired. Return the deleted ones."""
     deleted = []
     for expired in thread_rows.expired_threads(conn, limit=limit, but=quarantine.put_off()):
         thread_id = expired.thread_id
@@ -70,7 +70,7 @@ def _prune_expired(conn: Connection, thread_id: UUID) -> None:
     try:
         pruned = keep_latest(conn, thread_id)
     except BadRequest as error:
-        log.warning("thread %s has expired and stays as it is: %s", thread_id, error)
+        log.warning("cannot prune the expired thread %s, keeping it: %s", thread_id, error)
         pruned = True
     if pruned:
         thread_rows.thread_has_been_pruned(conn, thread_id)

@@ -1,4 +1,4 @@
-"""Threads: their records, and their states read and written through their graph."""
+"""Create, read, change and delete threads; read and write their states through their graphs."""
 
 from __future__ import annotations
 
@@ -41,8 +41,12 @@ _AnyThread = TypeVar("_AnyThread", Thread, Thread | None)
 
 
 def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
-    """Raises Conflict when the id is taken and `if_exists` is not `do_nothing`; BadRequest for
-    `supersteps` that its graph does not take, and then there is no thread."""
+    """Create a thread, with the states of `supersteps` if there are any. With `if_exists:
+    do_nothing`, return the existing thread with this id.
+
+    Raises Conflict for an id in use; TooLarge; BadRequest for `supersteps` that the graph rejects,
+    in which case no thread is created.
+    """
     thread_id = body.get("thread_id") or new_id()
     metadata = dict(body.get("metadata") or {})
     if body.get("graph_id"):
@@ -50,7 +54,7 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
     ttl = body.get("ttl") or parts.graphs.project.thread_ttl
     supersteps = body.get("supersteps") or []
     if supersteps and str(metadata.get("graph_id")) not in parts.graphs:
-        raise BadRequest("supersteps: metadata.graph_id must name the graph they are of")
+        raise BadRequest("supersteps: set metadata.graph_id to the graph that they belong to")
 
     def create(conn: Connection) -> tuple[Thread, bool]:
         created = thread_rows.insert_thread(conn, thread_id, metadata, ttl)
@@ -60,7 +64,7 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
             _refuse_large(parts, thread)
             if "thread_id" in body:
                 drop_old_log(parts.event_log, thread_id)
-        if thread is None:  # also one that is there, and not to be seen by whoever asks
+        if thread is None:  # also when it exists and the caller may not see it
             raise Conflict(f"Thread with ID {thread_id} already exists")
         return thread, created
 
@@ -71,7 +75,7 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
 
 
 def _refuse_large(parts: Parts, thread: _AnyThread) -> _AnyThread:
-    """Metadata is merged, so what it has become is looked at. Raises TooLarge, which undoes it."""
+    """Return the thread; raise TooLarge for its merged metadata, which rolls the change back."""
     if thread is not None:
         limit = parts.settings.max_metadata_bytes
         refuse_large(limit, "BELAY_MAX_METADATA_BYTES", metadata=thread.metadata)
@@ -79,7 +83,8 @@ def _refuse_large(parts: Parts, thread: _AnyThread) -> _AnyThread:
 
 
 def _with_supersteps(parts: Parts, thread: Thread, supersteps: list[dict[str, Any]]) -> Thread:
-    """The new thread with the states that another one had, as another server may export them."""
+    """Write the states of `supersteps`, which another server may have exported, and return the new
+    thread. Raises BadRequest, after deleting the thread."""
     with parts.database.connection() as conn:
         its_graph = _graph_of(parts, conn, thread)
     updates = [[thread_state.state_update(u) for u in step["updates"]] for step in supersteps]
@@ -102,7 +107,7 @@ def _with_supersteps(parts: Parts, thread: Thread, supersteps: list[dict[str, An
 
 
 def get_thread(parts: Parts, thread_id: UUID, *, with_values: bool = False) -> Thread:
-    """Return a thread; its values, which may be large, only if they are asked for.
+    """Return a thread. Read its values, which may be large, only with `with_values`.
 
     Raises NotFound.
     """
@@ -121,6 +126,8 @@ def _found(conn: Connection, thread_id: UUID, *, with_values: bool = False) -> T
 def patch_thread(
     parts: Parts, thread_id: UUID, metadata: dict[str, Any], ttl: ThreadTtl | None
 ) -> Thread:
+    """Merge metadata into a thread's and set its TTL, if given. Raises NotFound, TooLarge."""
+
     def patch(conn: Connection) -> Thread:
         if not thread_rows.patch_thread(conn, thread_id, metadata, ttl):
             raise NotFound()
@@ -132,7 +139,8 @@ def patch_thread(
 def delete_thread(
     parts: Parts, thread_id: UUID, *, route: str = "DELETE /threads/{thread_id}"
 ) -> None:
-    """Stop what runs on it, then delete it with all its runs and checkpoints."""
+    """Cancel the thread's active runs, wait until they have ended, then delete the thread with its
+    runs and checkpoints. Raises NotFound."""
     reason = user_cancel_reason(CancelAction.INTERRUPT, route)
 
     def delete_if_idle(conn: Connection) -> DeletedThread | None:
@@ -148,11 +156,14 @@ def delete_thread(
 
 
 def copy_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thread:
-    """A new thread with the same state and history, and this in its metadata. Raises NotFound."""
+    """Copy a thread with its state and history; merge `metadata` into the copy's metadata.
+
+    Raises NotFound, TooLarge.
+    """
     copy_id = new_id()
 
     def copy(conn: Connection) -> Thread:
-        # The row and the checkpoints are of one moment, whatever runs on the thread meanwhile.
+        # Read the row and the checkpoints from one snapshot, while runs may write to the thread.
         thread_rows.repeatable_read(conn)
         if not thread_rows.copy_thread(conn, thread_id, copy_id, metadata):
             raise NotFound(f"Thread with ID {thread_id} not found")
@@ -162,9 +173,11 @@ def copy_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thre
 
 
 def prune_threads(parts: Parts, thread_ids: list[UUID], strategy: TtlStrategy) -> int:
-    """Delete threads, or all but their latest state; returns how many. Unknown ones do not count,
-    nor do busy ones that were to keep their latest state. Raises BadRequest for a thread whose
-    state cannot do without its history."""
+    """Delete threads, or everything but their latest states; return how many. Unknown threads are
+    not counted, nor are busy threads with the strategy `keep_latest`, which are left unchanged.
+
+    Raises BadRequest for a thread whose latest state depends on its history.
+    """
     pruned = 0
     for thread_id in dict.fromkeys(thread_ids):
         if strategy is TtlStrategy.KEEP_LATEST:
@@ -178,23 +191,24 @@ def prune_threads(parts: Parts, thread_ids: list[UUID], strategy: TtlStrategy) -
 
 
 def get_storage(parts: Parts, thread_id: UUID) -> ThreadStorage:
-    """Raises NotFound."""
+    """Return how much of the database the thread uses. Raises NotFound."""
     with parts.database.connection() as conn:
         _found(conn, thread_id)
         return thread_rows.thread_storage(conn, thread_id)
 
 
-def _tell_followers(parts: Parts, thread_id: UUID, name: str, data: Any) -> None:
-    """For those who follow the thread; it has happened, whether they hear of it or not."""
+def _notify_followers(parts: Parts, thread_id: UUID, name: str, data: Any) -> None:
+    """Append an event to the thread's log. The change is committed, so a Redis error is only
+    logged."""
     try:
         parts.event_log.append_to_thread(thread_id, name, to_json(data))
     except RedisError as error:
-        log.warning("followers of thread %s not told: %s", thread_id, error)
+        log.warning("cannot send an event to followers of thread %s: %s", thread_id, error)
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A page of a search, and how many there are in all."""
+    """A page of a search, and the total number of matches."""
 
     items: list[Any]
     total: int
@@ -230,7 +244,7 @@ def search_threads(
 
 
 def extracts_of(parts: Parts, thread: Thread, paths: dict[str, str]) -> dict[str, Any]:
-    """Return what is at paths into a thread, by name. Raises TooMany, StateTooLarge."""
+    """Return the values at `paths` in the thread, by name. Raises TooMany, StateTooLarge."""
     encoded = {name: getattr(thread, name) or "null" for name in ("values", "interrupts")}
     documents = {"config": thread.config, "metadata": thread.metadata}
     large = sum(map(len, encoded.values())) > parts.settings.large_state_bytes
@@ -249,7 +263,7 @@ def count_threads(parts: Parts, filter_: ThreadFilter) -> int:
 
 
 def _read_unknown_values(parts: Parts, filter_: ThreadFilter) -> None:
-    """A search by values must not miss, or find, threads whose values nobody has read yet."""
+    """Read the values of the threads whose rows are out of date, before a search by values."""
     unfiltered = dataclasses.replace(filter_, values=None, status=None)
     with parts.database.connection() as conn:
         threads = thread_rows.threads_with_unknown_values(conn, unfiltered)
@@ -258,7 +272,8 @@ def _read_unknown_values(parts: Parts, filter_: ThreadFilter) -> None:
 
 
 def _settled(parts: Parts, thread: Thread, *, with_values: bool) -> Thread:
-    """After a run was killed nobody has read the thread's values yet: read them now, and keep."""
+    """Return the thread with up-to-date values. After a run was killed, the row has not been
+    updated: read the values from the newest checkpoint now, and store them."""
     if thread.values_known or thread.status == ThreadStatus.BUSY:
         return thread
     try:
@@ -266,23 +281,25 @@ def _settled(parts: Parts, thread: Thread, *, with_values: bool) -> Thread:
             graph = _graph_of(parts, conn, thread)
         _rest(parts, graph, keep_error=True)
     except (BadRequest, ProjectError) as error:
-        log.warning("values of thread %s not read: %s", thread.thread_id, error)
+        log.warning("cannot read the values of thread %s: %s", thread.thread_id, error)
         return thread
     with parts.database.connection() as conn:
         return _found(conn, thread.thread_id, with_values=with_values)
 
 
 def _rest(parts: Parts, thread: ThreadGraph, *, keep_error: bool) -> None:
-    """Set the thread's row to what its newest checkpoint says."""
+    """Update the thread's row from its newest checkpoint. When the state is too large to read, the
+    row has no values."""
     try:
         parts.states.run(state_jobs.rest, thread, keep_error=keep_error)
     except StateTooLarge as error:
-        log.warning("values of thread %s not read: %s", thread.thread_id, error)
+        log.warning("cannot read the values of thread %s: %s", thread.thread_id, error)
         state_jobs.rest_unread(parts.states.here, thread.thread_id, keep_error=keep_error)
 
 
 def _graph_of(parts: Parts, conn: Connection, thread: Thread) -> ThreadGraph:
-    """The graph of the thread's last run. Raises BadRequest when it has none."""
+    """Return the graph in the thread's metadata, which is that of its last run; otherwise the graph
+    of an active or the oldest run. Raises BadRequest when there is none."""
     graph_id = thread.metadata.get("graph_id")
     if not isinstance(graph_id, str) or graph_id not in parts.graphs:
         graph_id = run_rows.oldest_active_graph_id(conn, thread.thread_id)
@@ -304,8 +321,11 @@ def get_state(
     *,
     subgraphs: bool,
 ) -> bytes:
-    """Return the JSON of the newest state, or of the one at `checkpoint`: its `fields`, None for
-    all. Raises NotFound for an unknown thread or checkpoint, TooMuch, StateTooLarge."""
+    """Return the JSON of the newest state, or of the state at `checkpoint`, with these `fields`
+    (None: all).
+
+    Raises NotFound for an unknown thread or checkpoint, TooMuch, StateTooLarge.
+    """
     with parts.database.connection() as conn:
         thread = _found(conn, thread_id)
         try:
@@ -316,8 +336,10 @@ def get_state(
 
 
 def get_history(parts: Parts, thread_id: UUID, page: HistoryPage) -> bytes:
-    """Return a JSON list of states, newest first. Raises NotFound for an unknown thread, TooMuch,
-    StateTooLarge."""
+    """Return a JSON list of states, newest first.
+
+    Raises NotFound for an unknown thread, TooMuch, StateTooLarge.
+    """
     with parts.database.connection() as conn:
         thread = _found(conn, thread_id)
         try:
@@ -328,8 +350,11 @@ def get_history(parts: Parts, thread_id: UUID, page: HistoryPage) -> bytes:
 
 
 def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[str, Any]:
-    """Write a state as a node would. Raises Conflict while runs are in flight, and BadRequest
-    for what the graph refuses; then nothing is written."""
+    """Write a state as a node would, and return the address of its checkpoint.
+
+    Raises NotFound, Conflict while runs are active, and BadRequest for an update that the graph
+    rejects. Nothing is written in these cases.
+    """
     with parts.database.connection() as conn:
         thread = _found(conn, thread_id)
         if thread.status == ThreadStatus.BUSY:
@@ -341,10 +366,10 @@ def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[st
     written = parts.states.run(state_jobs.update_state, graph, checkpoint, body)
     saved = written.configurable
     if written.state is not None:
-        _tell_followers(parts, thread_id, STATE_UPDATE, {"state": orjson.Fragment(written.state)})
+        _notify_followers(parts, thread_id, STATE_UPDATE, {"state": orjson.Fragment(written.state)})
     address = {key: saved.get(key) for key in ("thread_id", "checkpoint_ns", "checkpoint_id")}
     if saved.get("checkpoint_map"):
-        # A subgraph's checkpoint: only with the map a run goes on from there.
+        # A run can resume from a subgraph's checkpoint only with its checkpoint_map.
         address["checkpoint_map"] = saved["checkpoint_map"]
     return {
         "checkpoint": address,

@@ -1,8 +1,8 @@
-"""Following a thread for a client: what its runs stream, one after the other, and its own changes.
+"""Stream a thread to a client: the events of its runs, one after the other, and its own changes.
 
-A thread has a log of its own, of where its runs begin and of what else happens to it; the events of
-a run are in the run's log. A frame's id says where both stand: the entry of the thread's log, then
-the event of the run it names. The stream ends when the thread is deleted, or the client leaves.
+A thread's log records where its runs begin and its other changes. The events of a run are in the
+run's log. A frame's id has a position in both: an entry of the thread's log, then an event of the
+run that the entry names. The stream ends when the thread is deleted or the client disconnects.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ THREAD_STREAM_MODES = ("run_modes", "lifecycle", "state_update")
 
 @dataclass(frozen=True, slots=True)
 class ThreadPosition:
-    """A place in a thread's stream: an entry of its log, and a place in the run it names."""
+    """A position in a thread's stream: an entry of its log, and a position in the entry's run."""
 
     entry: Position
     in_run: Position = START
 
     @classmethod
     def parse(cls, text: str) -> ThreadPosition:
-        """Raises InvalidRequest."""
+        """Return the position that a `Last-Event-ID` names. Raises InvalidRequest."""
         numbers = text.split("-")
         try:
             entry, in_run = "-".join(numbers[:2]), "-".join(numbers[2:])
@@ -67,7 +67,7 @@ class ThreadPosition:
 
 @dataclass(frozen=True, slots=True)
 class ThreadFollow:
-    """How a client follows a thread. `after` None: what comes from now on."""
+    """How a client follows a thread. `after` None: only new events."""
 
     thread_id: UUID
     modes: frozenset[str]
@@ -77,7 +77,10 @@ class ThreadFollow:
 def follow_thread(
     parts: Parts, thread_id: UUID, modes: frozenset[str], last_event_id: str | None
 ) -> ThreadFollow:
-    """Raises NotFound for an unknown thread, InvalidRequest for an id that is none."""
+    """Return how a client follows a thread.
+
+    Raises NotFound for an unknown thread, InvalidRequest for an invalid `Last-Event-ID`.
+    """
     with parts.database.connection() as conn:
         if thread_rows.get_thread(conn, thread_id) is None:
             raise NotFound(f"Thread with ID {thread_id} not found")
@@ -89,7 +92,7 @@ def follow_thread(
 
 
 def stream_thread(parts: Parts, follow: ThreadFollow, client: StreamClient) -> Following:
-    """Server-sent events, each with an id, and a heartbeat comment now and then."""
+    """Stream server-sent events, each with an id, and heartbeat comments."""
     newest = _newest(parts, follow.thread_id)
     after = follow.after or _from_now_on(parts, newest)
     telling = _ThreadEvents(follow.modes, START if newest is None else newest.position)
@@ -98,7 +101,7 @@ def stream_thread(parts: Parts, follow: ThreadFollow, client: StreamClient) -> F
 
 @dataclass(frozen=True, slots=True)
 class RunEntry:
-    """Where in a thread's log an attempt of a run begins."""
+    """An entry of a thread's log: an attempt of a run begins."""
 
     position: Position
     run_id: UUID
@@ -107,28 +110,28 @@ class RunEntry:
 
 
 class Telling(Protocol):
-    """What a client is told of a thread, and in which form: chunks for its connection."""
+    """Selects the events of a thread that a client receives, and encodes them as chunks."""
 
     def wants_run(self, entry: RunEntry, /) -> bool:
-        """False: the client is not told of this run."""
+        """Return whether the client receives this run."""
 
     def wants_change(self, event: Event, /) -> bool:
-        """False: the client is not told of this change of the thread itself."""
+        """Return whether the client receives this change of the thread itself."""
 
     def of_thread(self, event: Event, /) -> bytes:
-        """What happened to the thread itself."""
+        """Encode a change of the thread itself."""
 
     def wants_event(self, event: Event, /) -> bool:
-        """False: nothing is told of this event of a run, whatever its data."""
+        """Return whether the client receives this event of a run, before its data is read."""
 
     def run_begins(self, entry: RunEntry, /) -> bytes:
-        """A run is followed from here on."""
+        """Return what precedes the events of a run."""
 
     def of_run(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
-        """The next events of the run that is followed."""
+        """Encode the next events of the run."""
 
     def gap(self) -> bytes:
-        """Events of the run that is followed are missing here."""
+        """Return a mark for missing events of the run."""
 
     def run_is_over(self, entry: RunEntry, run: Subscription) -> Iterator[bytes]:
         """Yield what follows the last event of a run that has ended, in parts."""
@@ -137,8 +140,8 @@ class Telling(Protocol):
 def walk_thread(
     parts: Parts, thread_id: UUID, after: ThreadPosition, telling: Telling, client: StreamClient
 ) -> Following:
-    """Follow a thread from a place in it. Chunks as `telling` has them, and heartbeats between."""
-    # The entry of the place where the client is, is read again: its run may not be over.
+    """Follow a thread from a position. Yield the chunks that `telling` encodes, and heartbeats."""
+    # The entry at the client's position is read again: its run may not have ended.
     subscription = parts.feed.subscribe(thread_id, after=just_before(after.entry), has_row=False)
     walk = _ThreadWalk(parts, thread_id, telling, client, subscription=subscription, after=after)
     return Following(parts, subscription, walk.chunks())
@@ -148,13 +151,13 @@ def _newest(parts: Parts, thread_id: UUID) -> Event | None:
     try:
         newest = parts.event_log.read_newest(thread_id, count=1)
     except RedisError as error:
-        log.warning("log of thread %s not read: %s", thread_id, error)
+        log.warning("cannot read the log of thread %s: %s", thread_id, error)
         return None
     return newest[-1] if newest else None
 
 
 def _from_now_on(parts: Parts, newest: Event | None) -> ThreadPosition:
-    """Where the thread is now: in the middle of a run, maybe."""
+    """Return the thread's current position, which may be in the middle of a run."""
     if newest is None:
         return ThreadPosition(START)
     in_run = Position(0, END_SEQ)
@@ -163,12 +166,12 @@ def _from_now_on(parts: Parts, newest: Event | None) -> ThreadPosition:
         try:
             in_run = parts.event_log.last_position(UUID(started["run_id"]))
         except RedisError as error:
-            log.warning("event log of run %s not read: %s", started["run_id"], error)
+            log.warning("cannot read the event log of run %s: %s", started["run_id"], error)
     return ThreadPosition(newest.position, in_run)
 
 
 class _ThreadWalk:
-    """One client's way along a thread: its log, and the log of each run that it names."""
+    """Follows a thread for one client: its log, and the log of each run that it names."""
 
     def __init__(
         self,
@@ -236,11 +239,11 @@ class _ThreadWalk:
         self._client.share.release()
 
     def _chunks_of_run(self, entry: RunEntry, heartbeat: float) -> Generator[bytes]:
-        """A run from its start, or from where the client was in it, to its end."""
+        """Yield a run from its start, or from the client's position in it, to its end."""
         is_here = entry.position == self._after.entry
         after = self._after.in_run if is_here else Position(entry.claim_no, 0)
         if entry.run_id == self._over or after.seq >= END_SEQ:
-            return  # it was followed to its end, of which this is an earlier or later attempt
+            return  # another attempt of this run, which was followed to its end
         if not is_here and not self._telling.wants_run(entry):
             return
         run = self._run = self._parts.feed.subscribe(entry.run_id, after=after)
@@ -268,7 +271,7 @@ class _ThreadWalk:
     def _chunks_of_events(
         self, entry: RunEntry, run: Subscription, events: list[Event]
     ) -> Generator[bytes]:
-        """Of small events, or of one large one, which is read now."""
+        """Yield the chunks of small events, or of one large event, whose data is read now."""
         if events[0].left_in_log and self._telling.wants_event(events[0]):
             whole = yield from self._client.whole_event(
                 self._parts.event_log, entry.run_id, events[0], run
@@ -278,7 +281,7 @@ class _ThreadWalk:
                     yield told
                 return
             events = [whole]
-        if len(events) == 1:  # a large one may take long, in another process
+        if len(events) == 1:  # a large event may take long, in another process
             told = self._telling.of_run(entry, events)
         else:
             with self._parts.stream_turns.turn():
@@ -297,7 +300,7 @@ class _ThreadWalk:
 
 
 def _without_gaps(events: Sequence[Event], last: Position) -> Iterator[tuple[list[Event], bool]]:
-    """The events in parts of which none is missing, and whether some are missing before a part."""
+    """Yield the events in parts without gaps, and whether there is a gap before each part."""
     part: list[Event] = []
     is_behind_gap = False
     for event in events:
@@ -318,10 +321,10 @@ def _run_entry(event: Event) -> RunEntry:
 
 @dataclass(frozen=True, slots=True)
 class _ThreadEvents:
-    """The events as the runs have said them, each with an id to resume by."""
+    """Encodes the events as the runs have emitted them, each with an id to resume from."""
 
     modes: frozenset[str]
-    #: Up to here it is a replay, of what can be replayed.
+    #: Runs up to this position are replayed, if they are resumable.
     old: Position
 
     def wants_run(self, entry: RunEntry) -> bool:

@@ -1,7 +1,7 @@
-"""Webhooks: which are accepted, and how a call is made.
+"""Validate webhook URLs, and make webhook calls.
 
-A call is a POST of JSON, signed as the Standard Webhooks specification says. Its receiver may get
-it more than once, always with the same id.
+A call is a POST request with a JSON body, signed according to the Standard Webhooks specification.
+A receiver may get duplicates of a call, always with the same id.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ from belay_server.graphs.serde import to_json
 from belay_server.services.webhooks.deadline_http import ERRORS, post
 from belay_server.services.webhooks.host_names import HostNames
 
-#: For the whole call, from connecting to the answer's headers.
+#: The time limit of a call, from connecting to the response headers.
 CALL_SECONDS = 10.0
-_SECRET_PREFIX = "whsec_"  # noqa: S105  (what the specification puts before a secret)
+_SECRET_PREFIX = "whsec_"  # noqa: S105  (the specification's prefix of a secret)
 
 
 class CallFailed(Exception):
-    """The call was not answered with 2xx; the message says what came instead."""
+    """The call did not get a 2xx response; the message has the reason."""
 
 
 def refuse_bad_webhook(
     policy: WebhookPolicy, url: str, names: HostNames, caller: str | None = None
 ) -> None:
-    """Raise InvalidRequest for a URL that may not be called. A name that is not known now may be
-    later: it is looked up again when the call is made. `caller` is whose look-up it is."""
+    """Raise InvalidRequest for a URL that may not be called. A name that cannot be resolved is
+    accepted: it is looked up again when the call is made. `caller` is whose limit of look-ups
+    applies."""
     try:
         target = parse_target(url, policy)
     except ValueError as error:
@@ -60,11 +61,12 @@ def refuse_bad_webhook(
 
 
 def _address_to_call(target: WebhookTarget, policy: WebhookPolicy, names: HostNames) -> Address:
-    """The address itself is connected to, so that nobody can answer the next look-up otherwise."""
+    """Return the address to connect to. The call connects to this address, not to the name, so that
+    a second look-up cannot return a blocked one. Raises CallFailed."""
     try:
         addresses = names.look_up(target.host, target.port)
     except OSError as error:
-        raise CallFailed(f"'{target.host}' was not found: {error}") from error
+        raise CallFailed(f"cannot resolve '{target.host}': {error}") from error
     blocked = [kind for address in addresses if (kind := blocked_range(address))]
     if blocked and not policy.allow_private:
         raise CallFailed(f"host blocked: {blocked[0]}")
@@ -79,7 +81,7 @@ def make_call(
     secret: str | None,
     headers: dict[str, str],
 ) -> None:
-    """Raises CallFailed."""
+    """Make a webhook call. Raises CallFailed."""
     try:
         target = parse_target(call.url, policy)
     except ValueError as error:
@@ -95,7 +97,7 @@ def make_call(
         **signed_headers(call.call_id, body, secret),
     }
     try:
-        # No proxy of the environment, no redirects: the call goes where it was checked to go.
+        # Proxies and redirects would send the call to an address that was not checked.
         status = post(
             f"{target.scheme}://{host}:{target.port}{target.path}",
             body=body,
@@ -106,11 +108,11 @@ def make_call(
     except ERRORS as error:
         raise CallFailed(f"{type(error).__name__}: {error}") from error
     if not 200 <= status < 300:
-        raise CallFailed(f"answered with {status}")
+        raise CallFailed(f"the receiver returned status {status}")
 
 
 def signed_headers(call_id: UUID, body: bytes, secret: str | None) -> dict[str, str]:
-    """`webhook-id`, `webhook-timestamp` and, with a secret, `webhook-signature`."""
+    """Return `webhook-id`, `webhook-timestamp` and, with a secret, `webhook-signature`."""
     timestamp = str(int(datetime.now(UTC).timestamp()))
     headers = {"webhook-id": str(call_id), "webhook-timestamp": timestamp}
     if secret is not None:
@@ -127,7 +129,7 @@ def _key(secret: str) -> bytes:
 
 
 def payload_of(run: dict[str, Any]) -> dict[str, Any]:
-    """The run, how it ended, and what it had reached."""
+    """Return the JSON payload of a run: its fields, its values and its error."""
     outcome = run.get("outcome") or {}
     payload = {name: run.get(name) for name in RUN_FIELDS}
     payload["kwargs"] = _without_user(run.get("kwargs") or {})
@@ -143,7 +145,7 @@ def payload_of(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_user(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What the project's authentication found out about its user stays here."""
+    """Return the kwargs without the user's data from the project's authentication."""
     config = dict(kwargs.get("config") or {})
     configurable = dict(config.get("configurable") or {})
     if configurable.pop("langgraph_auth_user", None) is None:

@@ -1,9 +1,9 @@
-"""Make an HTTP call that ends within so many seconds, whatever the other side does.
+"""Make an HTTP call with a time limit for the whole call.
 
-HTTP clients have a timeout for each read, and a receiver that sends a byte before each of them ends
-holds a call for ever. Here every wait of a connection is cut to what is left of the whole call. A
-receiver may also send intermediate answers (`100 Continue`) without an end: what it sends before
-its answer is limited.
+HTTP clients have a timeout for each read, so a receiver that sends one byte before each timeout
+could hold a call open for ever. Here the timeout of every operation is the time left for the whole
+call. A receiver could also send intermediate responses (`100 Continue`) without end, so the bytes
+before the final response are limited.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ import httpx
 def post(
     url: str, *, body: bytes, headers: dict[str, str], sni_hostname: str, seconds: float
 ) -> int:
-    """Send it, without proxies or redirects; returns the status of the answer, whose body is not
-    read. Raises httpcore's errors: its TimeoutException when the time is over."""
+    """Send a POST request without proxies or redirects, and return the status of the response. The
+    response body is not read.
+
+    Raises one of ERRORS; httpcore's TimeoutException after `seconds`.
+    """
     backend = _Backend(time.monotonic() + seconds)
     context = httpx.create_ssl_context(trust_env=False)
     with (
@@ -53,13 +56,13 @@ class _Stream(httpcore.NetworkStream):
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ARG002
         if self._read > _MOST_READ:
-            raise httpcore.RemoteProtocolError(f"no answer within {_MOST_READ} bytes")
+            raise httpcore.RemoteProtocolError(f"no response within {_MOST_READ} bytes")
         received = self._stream.read(max_bytes, _left(self._ends_at, httpcore.ReadTimeout))
         self._read += len(received)
         return received
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ARG002
-        # In pieces: each may wait, and what is left is looked at before each.
+        # Each write may wait, so the time left is computed before each piece.
         for start in range(0, len(buffer), _PIECE):
             left = _left(self._ends_at, httpcore.WriteTimeout)
             self._stream.write(buffer[start : start + _PIECE], left)
@@ -81,18 +84,18 @@ class _Stream(httpcore.NetworkStream):
 
 
 _PIECE = 64 * 1024
-#: Of an answer up to the end of its headers, in bytes.
+#: The most bytes read of a response up to the end of its headers.
 _MOST_READ = 64 * 1024
 
 
 def _left(ends_at: float, error: type[httpcore.TimeoutException]) -> float:
     left = ends_at - time.monotonic()
     if left <= 0:
-        raise error("the call took too long")
+        raise error("the call exceeded its time limit")
     return left
 
 
-#: What a call may end with, besides an answer.
+#: The errors that a call may raise.
 ERRORS: tuple[type[Exception], ...] = (
     httpcore.TimeoutException,
     httpcore.NetworkError,

@@ -1,8 +1,8 @@
-"""Look host names up, with a deadline, and only so many at once.
+"""Resolve host names, with a time limit and a limit on concurrent look-ups.
 
-A name comes from a client, and its name server may answer as slowly as it likes. The system's
-resolver cannot be interrupted, and under gevent all look-ups of a process share ten threads, those
-of its own servers' names among them. So look-ups are limited, and one caller has half of them.
+A client chooses the name, and its name server may be slow. The system's resolver cannot be
+interrupted, and under gevent all look-ups of a process share ten threads, which also resolve the
+names of Postgres and Redis. So look-ups are limited, and one caller may use half of the limit.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from belay_server.shares import Shares
 
 
 class HostNames:
-    """One for a process. The threads that it starts end with their look-up."""
+    """The resolver of one process. Each look-up has a thread, which ends with it."""
 
     def __init__(self, *, at_once: int = 6, seconds: float = 5.0) -> None:
         self._places = Shares(at_once)
         self._seconds = seconds
 
     def look_up(self, host: str, port: int, *, caller: str | None = None) -> list[Address]:
-        """Return the addresses of a name, or of a number in any spelling.
+        """Return the addresses of a host name, or of a numeric address in any notation.
 
-        Raises OSError, TimeoutError among them.
+        Raises OSError, and its subclass TimeoutError.
         """
         try:
             return _addresses(host, port, socket.AI_NUMERICHOST)
         except OSError:
             pass  # a name
         if not self._places.hold(caller, 1, seconds=self._seconds):
-            raise TimeoutError(f"too many names are being looked up to look up '{host}'")
+            raise TimeoutError(f"cannot look up '{host}': too many look-ups at once")
         found: queue.SimpleQueue[list[Address] | OSError] = queue.SimpleQueue()
 
         def look_up() -> None:
@@ -48,7 +48,7 @@ class HostNames:
         try:
             answer = found.get(timeout=self._seconds)
         except queue.Empty:
-            raise TimeoutError(f"'{host}' was not found within {self._seconds:.0f} s") from None
+            raise TimeoutError(f"cannot look up '{host}' within {self._seconds:.0f} s") from None
         if isinstance(answer, OSError):
             raise answer
         return answer
@@ -58,5 +58,5 @@ def _addresses(host: str, port: int, flags: int) -> list[Address]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
     except UnicodeError as error:
-        raise OSError(f"'{host}' is no host name") from error
+        raise OSError(f"'{host}' is not a host name") from error
     return [ipaddress.ip_address(str(entry[4][0]).split("%")[0]) for entry in found]
