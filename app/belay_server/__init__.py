@@ -2,6 +2,7 @@
 
 import os
 
-# Read by LangGraph when it is imported: without it, whoever can write to the database can have any
-# Python object made of what a checkpoint holds. The types of a graph's own state are let through.
+# LangGraph reads this at import. Without it, deserializing a checkpoint may create arbitrary Python
+# objects, so write access to the database is enough to run code. The types of a graph's own state
+# are still allowed.
 os.environ.setdefault("LANGGRAPH_STRICT_MSGPACK", "true")

@@ -1,4 +1,4 @@
-"""`python -m belay_server` is `belay`."""
+"""Run the `belay` command: `python -m belay_server`."""
 
 from belay_server.cli import main
 

@@ -1,16 +1,16 @@
-"""Settings of the C library's memory allocator; without effect where it is not glibc."""
+"""Set options of glibc's memory allocator. Other C libraries are left as they are."""
 
 from __future__ import annotations
 
 import ctypes
 
-#: Of glibc's malloc.h, and in bytes.
+#: The option's number in glibc's malloc.h, and its value in bytes.
 _M_MMAP_THRESHOLD = -3
 _LARGE_BLOCK = 256 * 1024
 
 
 def return_large_blocks() -> None:
-    """Have each large block returned to the system when it is freed.
+    """Make the allocator return each large block to the operating system when it is freed.
 
     By default glibc raises its threshold for that, up to 32 MiB, and keeps freed blocks: forty
     responses of 12 MB left half a gigabyte of unused memory.
@@ -21,7 +21,7 @@ def return_large_blocks() -> None:
 
 
 def return_free_memory() -> None:
-    """Return what is free to the system."""
+    """Return free memory to the operating system."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

@@ -1,4 +1,4 @@
-"""The `belay` command: `dev`, `web`, `worker`, `migrate` and `keys`."""
+"""Define the `belay` command: `dev`, `web`, `worker`, `migrate` and `keys`."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def main() -> None:
     default=".belay",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Where the embedded Postgres and Valkey keep their data.",
+    help="The folder for the data of the embedded Postgres and Valkey.",
 )
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1000),
     envvar="BELAY_CONCURRENCY",
-    help="Runs at once. [default: 16]",
+    help="How many runs to execute at once. [default: 16]",
 )
 def dev(config: Path | None, host: str, port: int, data_dir: Path, concurrency: int | None) -> None:
-    """Run API, worker, Postgres and Valkey on this machine, until Ctrl-C."""
+    """Run the API, a worker, Postgres and Valkey on this machine until Ctrl-C."""
     from belay_server.dev.embedded import EmbeddedUnavailable  # noqa: PLC0415
     from belay_server.dev.server import DevOptions, PortBusy, StartFailed, run_dev  # noqa: PLC0415
 
@@ -64,9 +64,9 @@ _PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 @main.command(context_settings=_PASSED_ON)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def web(options: tuple[str, ...]) -> None:
-    """Run a web process: the API. OPTIONS are gunicorn's, after `--`.
+    """Run the web process, which serves the API. OPTIONS after `--` are passed to gunicorn.
 
-    It listens on $PORT (2024), with $WEB_CONCURRENCY processes (1).
+    It listens on $PORT (default 2024) with $WEB_CONCURRENCY processes (default 1).
     """
     _become(web_command(options))
 
@@ -74,21 +74,21 @@ def web(options: tuple[str, ...]) -> None:
 @main.command(context_settings=_PASSED_ON)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def worker(options: tuple[str, ...]) -> None:
-    """Run a worker: it executes runs. OPTIONS are those of `celery worker`, after `--`.
+    """Run a worker, which executes runs. OPTIONS after `--` are passed to `celery worker`.
 
-    `-- -Q heavy` consumes another queue than the default one.
+    `-- -Q heavy` consumes the queue `heavy` instead of the default one.
     """
     _become(worker_command(options))
 
 
 def _become(command: list[str]) -> NoReturn:
-    """Replace this process with the program, which then gets signals and sets the exit code."""
+    """Replace this process with the program, which then receives signals and sets the exit code."""
     os.execv(command[0], command)  # noqa: S606
 
 
 @main.command()
 def migrate() -> None:
-    """Bring the database's schema up to this version (the release process)."""
+    """Apply the migrations that the database is missing. Run this before a new version starts."""
     import psycopg  # noqa: PLC0415
 
     from belay_server.db.migrate import VectorsUnavailable  # noqa: PLC0415
@@ -110,12 +110,12 @@ def migrate() -> None:
 
 @main.group()
 def keys() -> None:
-    """API keys: a server that runs with BELAY_AUTH=keys wants one with every request."""
+    """Manage API keys. With BELAY_AUTH=keys every request needs one."""
 
 
 @contextmanager
 def _database() -> Iterator[Connection]:
-    """The database that DATABASE_URL names; without it, or an answer from it, that is the end."""
+    """Connect to the database of DATABASE_URL. On an error, print it and exit with code 1."""
     import psycopg  # noqa: PLC0415
 
     from belay_server.db.connection import connect  # noqa: PLC0415
@@ -130,12 +130,12 @@ def _database() -> Iterator[Connection]:
 
 
 @keys.command("create")
-@click.option("--name", required=True, help="What it is for, to know it again.")
-@click.option("--team", default="default", show_default=True, help="Whose Agent runs it sees.")
+@click.option("--name", required=True, help="A label for the key.")
+@click.option("--team", default="default", show_default=True, help="The team of its Agent runs.")
 @click.option("--scope", type=click.Choice(["all", "agent_runs"]), default="all", show_default=True)
-@click.option("--days", type=click.FloatRange(min=0, min_open=True, max=36500), help="Expires.")
+@click.option("--days", type=click.FloatRange(min=0, min_open=True, max=36500), help="Lifetime.")
 def create_key(name: str, team: str, scope: str, days: float | None) -> None:
-    """Make a key and show it, this once."""
+    """Create a key and print it. It cannot be printed again."""
     from belay_server.db.api_keys import insert_api_key  # noqa: PLC0415
     from belay_server.domain.api_keys import make_key  # noqa: PLC0415
 
@@ -146,12 +146,12 @@ def create_key(name: str, team: str, scope: str, days: float | None) -> None:
     with _database() as conn:
         insert_api_key(conn, new, name=name, team=team, scope=scope, seconds=seconds)
     click.echo(new.text)
-    click.echo("Keep it: it is not shown again.", err=True)
+    click.echo("Store this key now: it is not shown again.", err=True)
 
 
 @keys.command("list")
 def list_keys() -> None:
-    """What keys there are, by their prefixes."""
+    """List all keys with their prefixes, names and states."""
     from belay_server.db.api_keys import list_api_keys  # noqa: PLC0415
 
     now = datetime.now(UTC)
@@ -170,7 +170,7 @@ def list_keys() -> None:
 @keys.command("revoke")
 @click.argument("named")
 def revoke_key(named: str) -> None:
-    """Revoke the key with this prefix, or all that have this name."""
+    """Revoke the key with the prefix NAMED, or all keys with the name NAMED."""
     from belay_server.db.api_keys import revoke_api_key  # noqa: PLC0415
 
     with _database() as conn:

@@ -1,7 +1,7 @@
-"""`make demo`: starts a whole server, plays the cancel guide against it, says what happened.
+"""Run `make demo`: start a whole server, run the steps of the cancel guide, print the results.
 
-Everything is real: embedded Postgres and Valkey, Celery worker processes, the LangGraph SDK over
-HTTP. Nothing is left behind.
+Nothing is mocked: it uses the embedded Postgres and Valkey, Celery worker processes, and the
+LangGraph SDK over HTTP. Its data is removed at the end.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _wait_until_up(server: subprocess.Popen[bytes], port: int, log: Path) -> Non
                 return
         except (OSError, urllib.error.URLError):
             time.sleep(0.05)
-    sys.exit(f"the server did not come up:\n{log.read_text()[-3000:]}")
+    sys.exit(f"the server did not start:\n{log.read_text()[-3000:]}")
 
 
 async def _play(url: str) -> None:
@@ -80,7 +80,7 @@ async def _play(url: str) -> None:
 async def _wait_for_an_answer(client: LangGraphClient) -> None:
     question: dict[str, Any] = {"messages": [{"role": "user", "content": "What is 20 + 22?"}]}
     values: Any = await client.runs.wait(None, "agent", input=question)
-    print(f"1. A run, waited for.      20 + 22: {values['messages'][-1]['content']}")
+    print(f"1. Wait for a run.         20 + 22: {values['messages'][-1]['content']}")
 
 
 async def _stream(client: LangGraphClient) -> None:
@@ -92,7 +92,7 @@ async def _stream(client: LangGraphClient) -> None:
     ):
         if part.event == "messages" and part.data[0]["type"] == "AIMessageChunk":
             words.append(part.data[0]["content"])
-    print(f"2. A run, streamed.        {'|'.join(w for w in words if w)}")
+    print(f"2. Stream a run.           {'|'.join(w for w in words if w)}")
 
 
 async def _running(client: LangGraphClient, thread_id: str, run_id: str) -> None:
@@ -152,7 +152,7 @@ async def _cancel_on_disconnect(client: LangGraphClient) -> None:
     thread_id = (await client.threads.create())["thread_id"]
     async for part in client.runs.stream(thread_id, "agent", input=_LONG, on_disconnect="cancel"):
         if part.event == "values":
-            break  # the client goes: its connection closes
+            break  # closes the client's connection
     run = (await client.runs.list(thread_id))[0]
     begun = time.monotonic()
     while run["status"] != "interrupted":

@@ -1,7 +1,8 @@
-"""The doorbell: a Celery message that says "run N may be claimable". It may be lost or doubled.
+"""Send doorbells: Celery messages that a run may be claimable. One may be lost or duplicated.
 
-Sent by task NAME, so that no web process imports the workers. No result backend, no late acks,
-JSON only: the row in Postgres decides everything, and the sweeper rings again.
+A message names its task, so the web process does not import the workers. There is no result backend
+and no late acknowledgement, and messages are JSON only: the run's row in Postgres decides, and the
+sweeper sends the doorbell again.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ log = logging.getLogger(__name__)
 
 RUN_TASK = "belay.run"
 PING_TASK = "belay.ping"
-#: The longest a ring waits for a broker that does not answer.
+#: How long sending waits for a broker that does not respond.
 _SEND_SECONDS = 2.0
-#: After a failed ring, do not try the broker again for this long: every create would wait for it.
+#: How long after a failure the broker is not tried again, because every create would wait for it.
 _PAUSE_SECONDS = 1.0
 
 
 def celery_config(settings: Settings) -> dict[str, Any]:
-    """Celery's settings, the same in the web processes, the workers and the sweeper."""
+    """Return Celery's settings, the same in the web processes, the workers and the sweeper."""
     config: dict[str, Any] = {
         "broker_url": settings.broker_url,
         "task_ignore_result": True,
@@ -57,10 +58,10 @@ def celery_config(settings: Settings) -> dict[str, Any]:
             "socket_timeout": 5.0,
             "socket_connect_timeout": 2.0,
             "socket_keepalive": True,
-            # A consumer whose connection is half-open drops it after twice this.
+            # In seconds. A consumer closes a half-open connection after twice this.
             "health_check_interval": 4,
-            # A doorbell is acknowledged before the run starts, so this only bounds how long one
-            # sits in a dead worker's hands.
+            # In seconds. A doorbell is acknowledged before the run starts, so this only bounds how
+            # long a message stays reserved by a dead worker.
             "visibility_timeout": 60,
             "global_keyprefix": settings.redis_prefix,
         }
@@ -71,13 +72,15 @@ def celery_config(settings: Settings) -> dict[str, Any]:
 
 
 class Doorbell:
-    """Rings for runs. A ring that fails is logged and left to the sweeper: the run's row is in, and
-    nothing that the broker or its library does may change the answer to a create."""
+    """Sends the doorbells of runs. A failure is logged and left to the sweeper.
+
+    The run's row is committed by then, so a failure must not change the response to a create.
+    """
 
     def __init__(
         self, celery: Celery, *, turn: AbstractContextManager[object] | None = None
     ) -> None:
-        """`turn` is held whenever the broker's library is at work."""
+        """Use a Celery app. `turn` is held during every call into the broker's library."""
         self._celery = celery
         self._turn = nullcontext() if turn is None else turn
         self._paused_until = 0.0
@@ -87,7 +90,7 @@ class Doorbell:
     def of(
         cls, settings: Settings, *, turn: AbstractContextManager[object] | None = None
     ) -> Doorbell:
-        """A doorbell with a Celery app of its own, which never waits long for the broker."""
+        """Make a doorbell with its own Celery app, whose waits for a Redis broker are short."""
         celery = Celery("belay", set_as_current=False)
         celery.conf.update(celery_config(settings))
         if "broker_transport_options" in celery.conf:
@@ -95,11 +98,11 @@ class Doorbell:
         return cls(celery, turn=turn)
 
     def ring(self, run_id: UUID, queue: str) -> bool:
-        """Send the message. False when the broker could not be reached."""
+        """Send a run's doorbell. Return False if it could not be sent."""
         return self._send(f"doorbell of run {run_id}", RUN_TASK, queue, args=(str(run_id),))
 
     def ping(self, ping_id: str, queue: Queue) -> bool:
-        """Send a worker a message of its own. False when the broker could not be reached."""
+        """Send a ping to a worker's own queue. Return False if it could not be sent."""
         return self._send("ping", PING_TASK, queue, task_id=ping_id)
 
     def _send(self, what: str, task: str, queue: str | Queue, **options: Any) -> bool:
@@ -109,24 +112,24 @@ class Doorbell:
             with self._turn:
                 send = self._celery.send_task
                 send(task, queue=queue, retry=False, ignore_result=True, **options)
-        except Exception as error:  # noqa: BLE001  (each broker's library has errors of its own)
-            log.warning("%s not sent, the broker is away: %s", what, error)
+        except Exception as error:  # noqa: BLE001  (each broker's library has its own errors)
+            log.warning("%s not sent, the broker is unavailable: %s", what, error)
             self._pause()
             return False
         return True
 
     def waiting(self, queue: str) -> int | None:
-        """How many messages wait in the broker's queue; None when it cannot be asked."""
+        """Return how many messages wait in a queue. Return None if the broker is unavailable."""
         if time.monotonic() < self._paused_until:
             return None
         try:
             with self._turn, self._celery.connection_for_write() as connection:
-                # Declared as Celery declares it, not passively: with a key prefix kombu then looks
-                # for the queue under the wrong name, and finds none.
+                # Declared as Celery declares it. With a key prefix, a passive declaration makes
+                # kombu look for the queue under the wrong name.
                 channel = connection.default_channel
                 return int(channel.queue_declare(queue, durable=True).message_count)
         except Exception as error:  # noqa: BLE001  (as above)
-            log.warning("queue %s not asked how long it is: %s", queue, error)
+            log.warning("length of queue %s unknown, the broker is unavailable: %s", queue, error)
             self._pause()
             return None
 

@@ -1,4 +1,4 @@
-"""A server that anybody may reach and nobody has to say who they are is not started by accident."""
+"""Refuse to start a server that other machines can reach without authentication."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ import orjson
 from belay_server.settings import SettingsError, config_path
 
 OPEN = (
-    "{address} can be reached from other machines, and nothing asks who calls. Set BELAY_AUTH=keys "
-    "(and make a key with `belay keys create --name me`), or give the project an `auth`, or, where "
-    "something in front of this server asks, set BELAY_AUTH=none"
+    "{address} can be reached from other machines, and authentication is off. Set BELAY_AUTH=keys "
+    "(and create a key with `belay keys create --name me`), or configure the project's `auth`, or, "
+    "if a reverse proxy authenticates the requests, set BELAY_AUTH=none"
 )
 
 
 def refuse_open_server(addresses: Iterable[str], environ: Mapping[str, str]) -> None:
-    """Raises SettingsError when one of the addresses is not loopback and nobody has said who may
-    call: BELAY_AUTH is not set, and the project has no `auth` of its own."""
+    """Raise SettingsError if a bind address is not loopback and authentication is not configured.
+
+    It is configured when BELAY_AUTH is set or the project's `langgraph.json` has an `auth`.
+    """
     if environ.get("BELAY_AUTH", "").strip() or _has_auth(config_path(environ)):
         return
     for address in addresses:
@@ -28,6 +30,7 @@ def refuse_open_server(addresses: Iterable[str], environ: Mapping[str, str]) -> 
 
 
 def is_loopback(host: str) -> bool:
+    """Return whether a bind address is reachable from this machine only. Unix sockets are."""
     if host == "localhost" or host.startswith(("/", "unix:")):
         return True
     try:
@@ -37,7 +40,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _has_auth(config: Path) -> bool:
-    """Whether the project has an `auth`; what is wrong with the file is said when it is loaded."""
+    """Return whether the project has an `auth`. Errors in the file are reported when it loads."""
     try:
         return bool(orjson.loads(config.read_bytes()).get("auth"))
     except (OSError, orjson.JSONDecodeError, AttributeError):

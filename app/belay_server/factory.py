@@ -1,4 +1,4 @@
-"""`create_app`: the one place where the parts of a web process are joined.
+"""Create the web process's application. `create_app` is the one place where its parts are joined.
 
 gunicorn -c python:belay_server.gunicorn_conf "belay_server.factory:create_app()"
 """
@@ -49,10 +49,10 @@ _CANCEL_CONNECTIONS = 2
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """The WSGI application. Raises SettingsError, ProjectError or SchemaNotReady.
+    """Return the WSGI application. Raises SettingsError, ProjectError or SchemaNotReady.
 
-    Without settings, as a web server calls it, those end the process with one line that says what
-    is wrong, and the exit code gunicorn takes for "this will never boot".
+    Without `settings`, as gunicorn calls it, these errors end the process: it prints one line with
+    the reason and exits with code 3, after which gunicorn does not start it again.
     """
     if settings is not None:
         return create_api(join_parts(settings))
@@ -66,6 +66,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def join_parts(settings: Settings) -> Parts:
+    """Open the connections and load the project. Raises ProjectError or SchemaNotReady."""
     graphs = _load_graphs(settings)
     pool = open_pool(
         settings.database_url,
@@ -77,7 +78,7 @@ def join_parts(settings: Settings) -> Parts:
         whose=connection_owner,
     )
     database = Database(pool)
-    # A Postgres that goes away while we start is waited for, like one that was away before.
+    # Wait for a Postgres that becomes unavailable here, as `_load_graphs` waits for one that was.
     while_unavailable(_SCHEMA_WAIT_SECONDS)(
         database.transaction,
         lambda conn: assistant_rows.put_system_assistants(conn, list(graphs.project.graphs)),
@@ -137,7 +138,7 @@ def _states(settings: Settings, graphs: GraphRegistry, database: Database) -> St
 
 
 def _load_graphs(settings: Settings) -> GraphRegistry:
-    """As soon as the database is ready for them."""
+    """Load the project's graphs, and wait until the database's schema is ready for them."""
     graphs = GraphRegistry.load(read_project(settings.config_path))
     wait_for_schema(
         settings.database_url,

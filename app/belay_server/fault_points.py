@@ -1,8 +1,8 @@
-"""Named moments of a run's life at which the fault suite makes something go wrong.
+"""Name the points of a run's life cycle at which the fault suite injects faults.
 
-`reached` does nothing, and costs one empty call. The fault suite starts the same processes with a
-`reached` of its own (`tests/faults/injection`), which kills, stops or cuts at the moment a test
-names. Call it as `fault_points.reached`, so that the replacement is what is called.
+`reached` does nothing and costs one empty call. The fault suite starts the same processes with its
+own `reached` (`tests/faults/injection`), which kills or stops a process, or cuts a connection, at
+the point that a test names. Call it as `fault_points.reached`, so that the replacement is called.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from uuid import UUID
 
 
 class FaultPoint(enum.StrEnum):
-    """In the order of a run's life."""
+    """The points, in the order of a run's life cycle."""
 
     BEFORE_COMMIT = "P0"
     COMMITTED = "P1"
@@ -20,16 +20,16 @@ class FaultPoint(enum.StrEnum):
     DELIVERED = "P3"
     CLAIMED = "P4"
     GRAPH_LOADED = "P5"
-    #: P6 is inside a node: the probe graph's own code.
+    #: Inside a node: the code of a test's graph fails there by itself, without `reached`.
     INSIDE_NODE = "P6"
     BEFORE_WRITES = "P7"
     BEFORE_CHECKPOINT = "P8"
     BEFORE_END = "P9"
     END_COMMITTED = "P10"
-    #: What follows an end (a webhook) goes out after this.
+    #: What follows the end of a run (a webhook) is sent after this.
     END_ANNOUNCED = "P11"
     ROLLING_BACK = "P12"
 
 
 def reached(point: FaultPoint, run_id: UUID) -> None:
-    """The process got to this point with this run."""
+    """Do nothing. The process has reached this point with this run."""

@@ -1,7 +1,9 @@
-"""gunicorn -c python:belay_server.gunicorn_conf "belay_server.factory:create_app()"
+"""Configure gunicorn, the server of the web process.
 
-gevent workers: one process holds thousands of open streams and waits. The patch comes first, before
-anything that opens sockets or makes locks is imported.
+gunicorn -c python:belay_server.gunicorn_conf "belay_server.factory:create_app()"
+
+gevent workers hold thousands of open streams and waiting requests in one process. The monkey patch
+comes before the import of anything that opens sockets or makes locks.
 """
 
 import gevent
@@ -19,7 +21,7 @@ import tempfile
 
 
 def _remove_if_master(folder, master):
-    """A forked worker inherits what is to be done at the exit, and must not do it."""
+    """Remove the folder when the master exits. Forked workers inherit this exit handler."""
     if os.getpid() == master:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -28,29 +30,29 @@ bind = os.environ.get("BELAY_BIND") or f"0.0.0.0:{os.environ.get('PORT', '2024')
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
 worker_class = "gevent"
 worker_connections = int(os.environ.get("BELAY_WEB_CONNECTIONS", "10000"))
-# Open streams are closed at a restart, and clients resume them; they must not hold it up.
+# In seconds. Open streams must not delay a restart: they are closed, and clients resume them.
 graceful_timeout = 2
 timeout = 60
-# Also how long the headers of a request may take.
+# In seconds. This is also the time limit for receiving a request's headers.
 keepalive = int(os.environ.get("BELAY_HEADER_SECONDS", "75"))
-# Ours: errors only. Requests are the proxy's to log.
+# gunicorn logs warnings and errors. The reverse proxy logs requests, or Belay (BELAY_ACCESS_LOG).
 accesslog = None
 loglevel = "warning"
 
 if workers > 1 and "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-    # A scrape meets one of them and is told what all have counted: they share files.
+    # A scrape reaches one process and must report the counts of all: they share files.
     metrics_folder = tempfile.mkdtemp(prefix="belay-metrics-")
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics_folder
     atexit.register(_remove_if_master, metrics_folder, os.getpid())
 
-# No header of a client's says where this application is mounted.
+# No request header may set the path at which this application is mounted.
 forwarder_headers = ""
 forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
 
 
 def post_fork(server, worker):
-    """A worker dies with its master, also when that was killed."""
-    from belay_server import startup_gc  # noqa: F401, PLC0415  (what it loads now, it keeps)
+    """Disable the garbage collector until the worker has loaded. Bind its life to the master's."""
+    from belay_server import startup_gc  # noqa: F401, PLC0415  (disables the garbage collector)
 
     if sys.platform == "linux":
         from belay_server import allocator  # noqa: PLC0415
@@ -66,20 +68,23 @@ def post_worker_init(worker):
 
 
 def pre_request(worker, req):
-    """Yield to other connections. One with its next request in the socket's buffer (pipelining)
-    would otherwise be served without interruption for as long as it sends."""
+    """Yield to other connections.
+
+    Otherwise a connection whose next request is already in the socket's buffer (pipelining) is
+    served without interruption for as long as the client sends.
+    """
     gevent.sleep(0)
 
 
 def worker_exit(server, worker):
-    """Close the connections while there is still an event loop to close them with."""
+    """Close the application's connections while the event loop still runs."""
     application = getattr(worker, "wsgi", None)
     if application is not None:
         application.extensions["belay"].close()
 
 
 def child_exit(server, worker):
-    """What the process that has ended counted stays; what it had open is gone."""
+    """Drop the ended worker's gauges of live state from the shared metrics. Its counts remain."""
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
 
@@ -87,7 +92,7 @@ def child_exit(server, worker):
 
 
 def on_starting(server):
-    """The log of gunicorn itself looks like ours."""
+    """Give gunicorn's own log Belay's filters and format. Check the bind addresses."""
     from belay_server.logs import (  # noqa: PLC0415
         formatter,
         without_failed_boots,
@@ -99,15 +104,15 @@ def on_starting(server):
     for handler in server.log.error_log.handlers:
         if os.environ.get("BELAY_LOG_FORMAT", "").strip().lower() == "json":
             handler.setFormatter(formatter("json"))
-    _refuse_to_be_open(server.cfg.address)
+    _check_exposure(server.cfg.address)
 
 
 def when_ready(server):
     server.log.warning("listening on %s", ", ".join(str(sock) for sock in server.LISTENERS))
 
 
-def _refuse_to_be_open(addresses):
-    """Addresses as gunicorn has them: of the command line, if it names any, else of this file."""
+def _check_exposure(addresses):
+    """Exit with code 3 if `refuse_open_server` refuses one of gunicorn's bind addresses."""
     from belay_server.exposure import refuse_open_server  # noqa: PLC0415
     from belay_server.settings import SettingsError  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
-"""Logs of web and worker processes: lines of text, or of JSON, each saying what it belongs to.
+"""Configure the logs of the web process and the worker: lines of text or of JSON.
 
-A record carries the fields of the request it was made in (`in_request`) or, in a worker's child,
-of the run it was made for (`about_run`). Headers and bodies are never among them.
+A record has the fields of its request (`in_request`) or, in a worker's child process, of its run
+(`about_run`). Headers and bodies are never logged.
 """
 
 from __future__ import annotations
@@ -15,37 +15,39 @@ from belay_server.settings import Settings
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _JSON = "%(levelname)s %(name)s %(message)s"
-#: The packages whose records `BELAY_LOG_LEVEL` is about. Libraries say no more than INFO: some of
-#: them log headers below that.
+#: The loggers that `BELAY_LOG_LEVEL` applies to. Libraries log at INFO or above, because some of
+#: them log headers at DEBUG.
 _OURS = ("belay_server", "belay_workers", "belay")
-#: What a line of text shows of a record's fields.
+#: The fields that a line of text shows.
 _SHOWN = ("request_id", "run_id", "attempt")
 
-#: Control characters, and what is taken for the end of a line, as text.
+#: Escapes for control characters and line separators.
 _VISIBLE = {
     code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
     for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
 }
 
 _request: ContextVar[Mapping[str, Any] | None] = ContextVar("belay_request", default=None)
-#: A child runs one run at a time, with several threads: what they all log belongs to it.
+#: The fields of a child process's run, for all of its threads. It executes one run at a time.
 _run: Mapping[str, Any] | None = None
 
 
 def in_request(fields: Mapping[str, Any]) -> None:
-    """What this greenlet or thread logs from now on belongs to this request. The mapping may still
-    change."""
+    """Add a request's fields to what this greenlet or thread logs from now on.
+
+    The mapping may still change: it is read when a record is made.
+    """
     _request.set(fields)
 
 
 def about_run(fields: Mapping[str, Any] | None) -> None:
-    """What this process logs from now on belongs to this run, or to none."""
-    global _run  # noqa: PLW0603  (logging is the process's own)
+    """Add a run's fields to what this process logs from now on. None ends that."""
+    global _run  # noqa: PLW0603  (logging is global to the process)
     _run = fields
 
 
 def configure(settings: Settings, level: int = logging.INFO) -> None:
-    """Log to standard error. `level` counts when the settings name none."""
+    """Log to standard error. `level` applies if the settings have no level."""
     if settings.log_level is not None:
         level = logging.getLevelNamesMapping()[settings.log_level.upper()]
     handler = logging.StreamHandler()
@@ -57,9 +59,10 @@ def configure(settings: Settings, level: int = logging.INFO) -> None:
 
 
 def formatter(log_format: str) -> logging.Formatter:
+    """Return the formatter for `text` or `json`."""
     if log_format == "text":
         return _TextFormatter(_TEXT)
-    from pythonjsonlogger.orjson import OrjsonFormatter  # noqa: PLC0415  (only for those who ask)
+    from pythonjsonlogger.orjson import OrjsonFormatter  # noqa: PLC0415  (only if it is used)
 
     return OrjsonFormatter(
         _JSON, rename_fields={"levelname": "level", "name": "logger"}, timestamp=True
@@ -69,7 +72,7 @@ def formatter(log_format: str) -> logging.Formatter:
 def _add_fields(record: logging.LogRecord) -> bool:
     for fields in (_request.get(), _run):
         for name, value in (fields or {}).items():
-            if name not in record.__dict__:  # what the record says itself wins
+            if name not in record.__dict__:  # the record's own fields take precedence
                 setattr(record, name, value)
     return True
 
@@ -84,7 +87,7 @@ def without_request_lines(record: logging.LogRecord) -> bool:
         record.msg = message.partition("'")[0].partition("?")[0].rstrip(": ")
         record.args = ()
     elif message.startswith("Socket error processing request"):
-        record.msg, record.args = "a client's connection ended before its answer was sent", ()
+        record.msg, record.args = "the client's connection closed before its response was sent", ()
         record.exc_info = record.exc_text = None
     return True
 
@@ -92,7 +95,7 @@ def without_request_lines(record: logging.LogRecord) -> bool:
 def without_failed_boots(record: logging.LogRecord) -> bool:
     """Drop gunicorn's log records about a process that could not start.
 
-    The process has logged the reason itself, and that line is to be the last. A logging filter.
+    A logging filter. The process has logged the reason itself, and that line must be the last.
     """
     message = record.getMessage()
     return not (
@@ -106,5 +109,5 @@ class _TextFormatter(logging.Formatter):
         shown = [f"{name}={record.__dict__[name]}" for name in _SHOWN if name in record.__dict__]
         line = super().formatMessage(record)
         line = f"{line} [{' '.join(shown)}]" if shown else line
-        # A message may quote a client. One record is one line, and colours no terminal.
+        # A message may quote a client. Escape line breaks and a terminal's control sequences.
         return line.translate(_VISIBLE)

@@ -1,7 +1,8 @@
-"""Every environment variable Belay reads, in one frozen object.
+"""Read Belay's settings from the environment into one frozen object.
 
-Read once at the start of a process by `Settings.from_environ`; nothing else reads the environment.
-A bad value stops the start with the variable's name.
+`Settings.from_environ` reads them once, when a process starts. An invalid value ends the start with
+an error that names the variable. A few variables are read elsewhere: gunicorn's by `gunicorn_conf`,
+LANGGRAPH_CONFIG by `graphs.project`, and some before there are settings, by `cli` and `exposure`.
 """
 
 from __future__ import annotations
@@ -25,141 +26,141 @@ EXAMPLE_CONFIG = Path(__file__).resolve().parent / "example" / "langgraph.json"
 
 
 class SettingsError(Exception):
-    """A setting has a value that cannot be used; the message names the variable."""
+    """A setting is missing or invalid. The message names the variable."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What an operator may set. Times are in seconds unless the name says otherwise."""
+    """The operator's settings. Times are in seconds unless a name has another unit."""
 
     #: Postgres 14+, `postgresql://…` (Heroku's `postgres://` is accepted).
     database_url: str
     #: Redis 6.2+ or Valkey 7.2+, `redis://…` or `rediss://…`.
     redis_url: str
-    #: Any broker kombu speaks; by default the Redis above.
+    #: Any broker that kombu supports. The default is the Redis of `redis_url`.
     broker_url: str
     #: The project's `langgraph.json`.
     config_path: Path
-    #: Child processes per worker; each runs one run at a time.
+    #: Child processes per worker. Each executes one run at a time.
     concurrency: int
-    #: By how much less CPU time children ask than what watches and serves them (0 to 19).
+    #: How much to raise the niceness of child processes (0 to 19): the others have precedence.
     child_nice: int
-    #: Let processes that a run has started go on when it has ended.
+    #: Whether processes that a run has started may outlive it.
     keep_subprocesses: bool
-    #: Import the graphs before forking the children (off for graphs that cannot be forked).
+    #: Import the graphs before forking the child processes. Off for graphs that are not fork-safe.
     preload_graphs: bool
-    #: How long a claim stands without being renewed.
+    #: How long a lease lasts without being renewed.
     lease_seconds: float
     #: How often the supervisor renews the leases of its runs.
     lease_renewal_seconds: float
-    #: From asking a run to stop until its child is killed.
+    #: How long a child process has to stop its run before it is killed, in milliseconds.
     cancel_grace_ms: int
-    #: How often the supervisor polls the cancel flags of its runs.
+    #: How often the supervisor polls the cancel flags of its runs, in milliseconds.
     cancel_poll_ms: int
-    #: What a worker gives its runs after SIGTERM before it puts them back.
+    #: The grace period of a worker's runs after SIGTERM. Then they are put back.
     drain_grace_seconds: float
-    #: Charged attempts of one run before it ends `error`.
+    #: How many counted attempts a run has before it ends with `error`.
     max_attempts: int
-    #: Longest time one run may take, unless the run says otherwise.
+    #: The time limit of a run that has none of its own.
     run_timeout_seconds: float
-    #: How often due runs, expired leases and lost doorbells are looked for.
+    #: How often the sweeper searches for due runs, expired leases and lost doorbells.
     sweep_seconds: float
-    #: A pending, claimable run not rung for this long is rung again.
+    #: After this time without a claim, a claimable run's doorbell is sent again.
     rering_seconds: float
-    #: How often a worker proves to itself that it consumes; 0 turns that off.
+    #: How often a worker sends a ping to itself to check that it consumes messages. 0: never.
     liveness_seconds: float
     #: How long a run's event log is kept in Redis after its last event.
     event_log_ttl_seconds: int
-    #: Most events kept of one run.
+    #: How many events of one run are kept at most.
     event_log_max_events: int
-    #: Most bytes of events kept of one attempt of a run.
+    #: How many bytes of events are kept of one attempt of a run at most.
     event_log_max_bytes: int
-    #: Connections to Postgres in one web process.
+    #: The size of a web process's pool of connections to Postgres. Cancels have a pool of two more.
     web_pool_size: int
     #: True behind PgBouncer in transaction mode: no prepared statements.
     pgbouncer: bool
-    #: After how long Postgres ends a statement of a request.
+    #: The time limit of a request's SQL statement, which Postgres enforces (not with `pgbouncer`).
     statement_seconds: float
-    #: Put "An internal error occurred" where a graph's exception message would stand.
+    #: Replace a graph's exception message by "An internal error occurred".
     redact_errors: bool
-    #: Largest request body, in bytes.
+    #: Size limit of one request body, in bytes.
     max_body_bytes: int
-    #: Of all large answers that a web process sends at once, in bytes.
+    #: Size limit of all large responses that a web process sends at once, in bytes.
     max_answers_bytes: int
-    #: Of all large bodies that a web process reads at once, in bytes.
+    #: Size limit of all large bodies that a web process reads at once, in bytes.
     max_bodies_bytes: int
-    #: Most values (and keys) in one request body.
+    #: How many values and keys one request body may have.
     max_body_values: int
-    #: Largest run, in bytes of JSON: its kwargs (with config and context) and its metadata.
+    #: Size limit of a run's kwargs (with config and context) and metadata, in bytes of JSON.
     max_run_bytes: int
-    #: Largest page of an answer, in bytes as the database has it; one row may always be had.
+    #: Size limit of a page of rows, in bytes as Postgres sends them. One row is always allowed.
     max_answer_bytes: int
-    #: Largest metadata, config or context of an assistant, thread or cron, in bytes of JSON.
+    #: Size limit of an assistant's, thread's or cron's metadata, config or context, in JSON bytes.
     max_metadata_bytes: int
-    #: Largest values of a run's end, in bytes of JSON; larger ones are in its checkpoint only.
+    #: Size limit of a run's final values, in bytes of JSON. Larger ones are in its checkpoint only.
     max_outcome_bytes: int
-    #: States of more bytes, as they are stored, are read by a process of their own.
+    #: States of more bytes, as they are stored, are read by a state process.
     large_state_bytes: int
-    #: How many such processes a web process may have.
+    #: How many state processes a web process may have.
     state_processes: int
     #: Prefix of every Redis key and channel.
     redis_prefix: str
     #: Verify the certificate of a `rediss://` server.
     redis_verify_tls: bool
-    #: Signs webhook calls (`whsec_…` or any text); None: they are not signed.
+    #: The key that signs webhook calls (`whsec_…` or any text). None: they are not signed.
     webhook_secret: str | None = field(repr=False)
-    #: Webhooks go to https only.
+    #: Allow only https URLs for webhooks.
     webhook_https_only: bool
-    #: Webhooks may go to loopback and private addresses: for development, and inside a network.
+    #: Allow webhooks to loopback and private addresses, for development or an internal network.
     webhook_allow_private: bool
-    #: Webhooks go to these domains only (`example.com`, `*.example.com`); empty: to any.
+    #: The domains that webhooks may call (`example.com`, `*.example.com`). Empty: any.
     webhook_domains: tuple[str, ...]
-    #: A webhook call that is not answered with 2xx is given up after so many attempts.
+    #: How many times a webhook call is attempted at most, until it gets a 2xx response.
     webhook_attempts: int
-    #: "keys": a request has an API key; "none": anybody may do anything. None when nobody has said
-    #: which; then it is "none", on loopback only. A project's own `auth` goes before either.
+    #: "keys": every request needs an API key. "none": no authentication. None: not set, which means
+    #: no authentication, on loopback only. A project's own `auth` takes precedence.
     auth: str | None
-    #: How often one caller may ask (`100/second`, `5000/hour`); None: as often as they like.
+    #: The rate limit of one caller (`100/second`, `5000/hour`). None: no limit.
     rate_limit: str | None
-    #: The same for cancels, which are counted apart.
+    #: The same for cancels, which are counted separately.
     cancel_rate_limit: str | None
-    #: Pending runs that one caller may have; 0: as many as they like.
+    #: How many pending runs one caller may have. 0: no limit.
     max_pending_runs: int
-    #: Crons that one caller may have; 0: as many as they like.
+    #: How many crons one caller may have. 0: no limit.
     max_crons: int
     #: The shortest time between two runs of a cron, in seconds.
     cron_shortest_seconds: int
-    #: Requests (streams and waits among them) that one caller may have open in one web process; 0:
-    #: as many as they like.
+    #: How many requests, streams and waits included, one caller may have open in all web processes
+    #: together. 0: no limit.
     max_open_requests: int
-    #: How long a request's body may take to come in.
+    #: The time limit for receiving a request's body.
     body_seconds: float
-    #: Agent runs of one team that may be queued or running at once.
+    #: How many Agent runs of one team may be queued or running at once.
     agent_runs_per_team: int
-    #: Agent runs want the Exa-Beta header, as Exa's documents have it.
+    #: Require the Exa-Beta header for Agent runs, as Exa's documentation does.
     exa_beta_required: bool
-    #: Send a stream heartbeat comment this often.
+    #: The interval of heartbeat comments in a stream.
     heartbeat_seconds: float
-    #: Origins of web pages that may call the API; `*` is all of them.
+    #: Origins of web pages that may call the API. `*` allows all.
     cors_origins: tuple[str, ...]
-    #: Pages of public networks may call a server on a private one (for `belay dev`).
+    #: Allow pages from public networks to call a server on a private one (for `belay dev`).
     cors_private_network: bool
-    #: Names, besides those of loopback, that a server without authentication answers to.
+    #: Host names, besides loopback's, under which a server without authentication may be called.
     hosts: tuple[str, ...]
     #: "text" or "json".
     log_format: str
-    #: Of Belay's own records; None when nobody has set it.
+    #: The level of Belay's own log records. None: not set.
     log_level: str | None
-    #: Log a line for every request, also when the level is not debug.
+    #: Log a line for every request even if the level is not debug.
     access_log: bool
-    #: Where a worker serves its metrics; 0 is nowhere.
+    #: The port on which a worker serves its metrics. 0: it does not.
     worker_metrics_port: int
-    #: Where the web processes of one gunicorn keep the metrics they share, if there are several.
+    #: The folder in which the web processes of one gunicorn share metrics, if there are several.
     web_metrics_dir: Path | None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read the settings; raises SettingsError naming the first variable that is wrong."""
+        """Read the settings. Raises SettingsError, which names the first invalid variable."""
         read = _Reader(environ)
         redis_verify_tls = read.boolean("BELAY_REDIS_VERIFY_TLS", "DYNO" not in environ)
         redis_url = _redis_url(_any_redis_url(read.required("REDIS_URL")), redis_verify_tls)
@@ -226,19 +227,22 @@ class Settings:
             log_level=read.one_of("BELAY_LOG_LEVEL", LOG_LEVELS),
             access_log=read.boolean("BELAY_ACCESS_LOG", False),
             worker_metrics_port=read.integer("BELAY_WORKER_METRICS_PORT", 0, minimum=0),
-            # The name is the client library's, which reads it too.
+            # Prometheus's client library reads this variable too.
             web_metrics_dir=read.folder("PROMETHEUS_MULTIPROC_DIR"),
         )
         if settings.lease_renewal_seconds * 2 > settings.lease_seconds:
             raise SettingsError(
-                "BELAY_LEASE_RENEWAL_SECONDS must be at most half of BELAY_LEASE_SECONDS, "
-                "or one slow renewal loses every lease"
+                "BELAY_LEASE_RENEWAL_SECONDS must be at most half of BELAY_LEASE_SECONDS: "
+                "otherwise one slow renewal loses every lease"
             )
         return settings
 
 
 def config_path(environ: Mapping[str, str]) -> Path:
-    """The `langgraph.json` to serve: BELAY_CONFIG, else one in this folder, else the example."""
+    """Return the `langgraph.json` to serve: BELAY_CONFIG's, the current folder's or the example's.
+
+    Raises SettingsError if BELAY_CONFIG names no file.
+    """
     named = environ.get("BELAY_CONFIG", "").strip()
     if named:
         path = Path(named).resolve()
@@ -250,13 +254,13 @@ def config_path(environ: Mapping[str, str]) -> Path:
 
 
 class _Reader:
-    """Reads one variable at a time and names it when it is wrong."""
+    """Reads one variable at a time. Its methods raise SettingsError, which names the variable."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
 
     def words(self, name: str, default: str) -> tuple[str, ...]:
-        """A list with commas between its words."""
+        """Return the words of a comma-separated list."""
         return tuple(word.strip() for word in self.text(name, default).split(",") if word.strip())
 
     def one_of(self, name: str, words: tuple[str, ...]) -> str | None:
@@ -337,7 +341,7 @@ def _any_redis_url(url: str) -> str:
 
 
 def _redis_url(url: str, verify_tls: bool) -> str:
-    """A `rediss://` URL says whether to verify, for redis-py and for kombu alike."""
+    """Add the certificate check to a `rediss://` URL, in the form that redis-py and kombu read."""
     parts = urlsplit(url)
     if parts.scheme != "rediss":
         return url

@@ -1,4 +1,4 @@
-"""Limit what requests hold of something, such as memory, and half of that for one caller."""
+"""Limit how much of a resource, such as memory, requests hold. One caller may hold half of that."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Shares:
-    """Counts units that callers hold, such as bytes. `most` is the limit of all callers together,
-    `largest` is what one request may always hold."""
+    """Counts the units, such as bytes, that callers hold.
+
+    `most` is the limit of all callers together. `largest` is what one request may always hold.
+    """
 
     most: int
     largest: int = 0
@@ -23,9 +25,9 @@ class Shares:
         return max(self.most // 2, self.largest)
 
     def hold(self, caller: str | None, size: int, *, seconds: float = 0.0) -> bool:
-        """Hold units, waiting up to `seconds` for others to be released. False on timeout.
+        """Hold units, waiting up to `seconds` for others to be released. Return False on timeout.
 
-        No caller (None) is the server itself, which may have everything.
+        The caller None is the server itself, which may hold everything.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._fits(caller, size), seconds):

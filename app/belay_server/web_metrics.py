@@ -1,8 +1,8 @@
-"""What a web process measures of itself, through Prometheus's client library.
+"""Measure a web process with Prometheus's client library.
 
-One process keeps it in memory. Several processes of one gunicorn answer on one port, and a scrape
-meets any of them, so they share files in a folder that gunicorn's configuration makes
-(`PROMETHEUS_MULTIPROC_DIR`, the library's own mechanism), and each answers for all.
+A single process keeps its metrics in memory. Several processes of one gunicorn serve one port, and
+a scrape reaches any of them. So they share files in a folder that gunicorn's configuration makes
+(`PROMETHEUS_MULTIPROC_DIR`, the library's own mechanism), and each reports the metrics of all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class WebMetrics:
-    """One per web process."""
+    """The metrics of one web process."""
 
     def __init__(self, shared_folder: Path | None = None) -> None:
         own = self._own = CollectorRegistry()
@@ -45,7 +45,7 @@ class WebMetrics:
         )
         self._latency = Histogram(
             "belay_http_request_seconds",
-            "From a request to the first byte of its answer, by method and route template.",
+            "Time from a request to its response's first byte, by method and route template.",
             ("method", "route"),
             buckets=_BUCKETS,
             registry=own,
@@ -74,10 +74,10 @@ class WebMetrics:
             GCCollector(registry=own)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """A request's answer has begun."""
+        """Count a request whose response has begun, `seconds` after the request."""
         method = method if method in _METHODS else "other"
         key = (method, route, status)
-        if key not in self._by_request:  # finding them by their labels takes the longest of it
+        if key not in self._by_request:  # the look-up by labels is the slowest part
             self._by_request[key] = (
                 self._requests.labels(method, route, str(status)),
                 self._latency.labels(method, route),
@@ -90,16 +90,19 @@ class WebMetrics:
         (self._of_events if wants_events else self._of_ends).inc(change)
 
     def ended_unstarted(self, status: str | None) -> None:
-        """A cancel ended a run that was not running: in the same transaction, so at once."""
+        """Count a run that a cancel ended before it started. None: it was rolled back.
+
+        The cancel's own transaction ended it, so the latency is 0.
+        """
         self._ended.labels(status or ROLLED_BACK).inc()
         self._cancel_latency.labels(PENDING).observe(0.0)
 
     def exposition(self, more: Collector) -> bytes:
-        """Everything in Prometheus's text format, with what `more` has to say."""
+        """Return these metrics and those of `more` in Prometheus's text format."""
         return generate_latest(_Together([self._registry(), more]))
 
     def requests(self) -> list[dict[str, object]]:
-        """How many requests were answered, by method, route and status."""
+        """Return how many requests were answered, by method, route and status."""
         return [
             {**sample.labels, "value": sample.value}
             for metric in self._registry().collect()
@@ -117,7 +120,7 @@ class WebMetrics:
 
 
 class _Together(CollectorRegistry):
-    """Several collectors as one registry."""
+    """Combines several collectors into one registry."""
 
     def __init__(self, collectors: Iterable[Collector]) -> None:
         super().__init__()
