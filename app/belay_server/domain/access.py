@@ -1,8 +1,8 @@
-"""Who asks, and what of the server's things they may see. No I/O.
+"""Describe the caller of a request and the resources that it may access. No I/O.
 
-A filter is what an authorization handler of `langgraph_sdk.Auth` returns: fields of the metadata
-with the values they must have. It becomes part of each SQL statement that finds something for a
-client, so what may not be seen is not found, and is answered like what is not there.
+A filter is what an authorization handler of `langgraph_sdk.Auth` returns: metadata fields with the
+values they must have. It becomes part of each SQL statement that reads a resource for a client. So
+a resource that the caller may not access is not found, and gets the same response as a missing one.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Filter = Mapping[str, Any]
-#: None of its alternatives holds: nothing may be seen.
+#: An `$or` without alternatives never matches: no resource may be accessed.
 NOTHING: Filter = {"$or": []}
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What may be seen, by kind; None: everything."""
+    """The filter of each kind of resource. None allows all of that kind."""
 
     threads: Filter | None = None
     assistants: Filter | None = None
@@ -26,17 +26,17 @@ class Access:
 
 
 EVERYTHING = Access()
-#: Of a request that nobody has authorized for anything yet.
+#: The access of a request before an authorization handler has allowed anything.
 NO_ACCESS = Access(NOTHING, NOTHING, NOTHING)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `name` is what limits count by; `team` is whose Agent runs they see."""
+    """The caller. Limits count by `name`; `team` owns the Agent runs that the caller may access."""
 
     name: str
     team: str
-    #: May use the whole API, not only the Agent runs.
+    #: Whether the caller may use the whole API, not only the Agent runs.
     everything: bool = True
-    #: As the project's own authentication describes them: goes into the graphs' config.
+    #: The user that the project's own authentication returned. It goes into the graphs' config.
     user: Mapping[str, Any] | None = field(default=None, repr=False)

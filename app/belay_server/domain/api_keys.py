@@ -1,7 +1,7 @@
-"""API keys: what they look like, and how one is told from another. No I/O.
+"""Make, hash and compare API keys. No I/O.
 
-A key is 192 random bits, so its hash needs no salt and no slowness: nobody can try them all. It
-begins with a prefix that is no secret, by which its row is found.
+A key's secret has 192 random bits. It cannot be guessed by trying, so its hash needs neither a salt
+nor a slow algorithm. The key has a public prefix by which its row is found.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-#: Of a key: the word by which scanners find keys that were published, a prefix, the secret.
+#: A key: a word by which scanners find published keys, the public prefix and the secret.
 _KEY = re.compile(r"belay_([a-z0-9]{12})_([A-Za-z0-9_-]{32})", re.ASCII)
 _PREFIX_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 _PREFIX_LENGTH = 12
@@ -24,7 +24,7 @@ SCOPES = ("all", "agent_runs")
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as it is kept: without its secret."""
+    """A stored key, without its secret."""
 
     key_id: UUID
     prefix: str
@@ -40,7 +40,7 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key as it is shown, once."""
+    """A new key. Its text is shown once and not stored."""
 
     text: str
     prefix: str
@@ -48,21 +48,23 @@ class NewKey:
 
 
 def make_key() -> NewKey:
+    """Return a new random key."""
     prefix = "".join(secrets.choice(_PREFIX_ALPHABET) for _ in range(_PREFIX_LENGTH))
     text = f"belay_{prefix}_{secrets.token_urlsafe(_SECRET_BYTES)}"
     return NewKey(text, prefix, hash_of(text))
 
 
 def prefix_of(text: str) -> str | None:
-    """By which to find its row; None for what is no key of ours."""
+    """Return a key's prefix, by which its row is found. Return None if the text is no key."""
     found = _KEY.fullmatch(text)
     return None if found is None else found[1]
 
 
 def hash_of(text: str) -> bytes:
+    """Return the SHA-256 hash of a key."""
     return hashlib.sha256(text.encode()).digest()
 
 
 def is_same(text: str, key_hash: bytes) -> bool:
-    """In a time that does not tell how much of it is right."""
+    """Return whether a key has this hash. Compare in constant time."""
     return hmac.compare_digest(hash_of(text), key_hash)

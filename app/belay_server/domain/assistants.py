@@ -1,4 +1,4 @@
-"""An assistant is a graph plus configuration, versioned. No I/O."""
+"""Describe assistants: a graph with configuration, in versions. No I/O."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid5
 
-#: The namespace LangGraph's own server derives its system assistants' ids from (the RFC 4122 URL
-#: namespace), so that an id written into a client stays right when the server is exchanged.
+#: LangGraph's server derives the ids of its system assistants from this namespace (the RFC 4122 URL
+#: namespace). With the same ids, a client that has one stored can use either server.
 _SYSTEM_NAMESPACE = UUID("6ba7b821-9dad-11d1-80b4-00c04fd430c8")
 
 
 def system_assistant_id(graph_id: str) -> UUID:
-    """The stable id of the assistant every graph has from the start."""
+    """Return the id of a graph's system assistant, which is the same in every installation."""
     return uuid5(_SYSTEM_NAMESPACE, graph_id)
 
 
 @dataclass(frozen=True, slots=True)
 class AssistantVersion:
-    """An assistant as it was; it never changes."""
+    """One version of an assistant. It never changes."""
 
     assistant_id: UUID
     graph_id: str
@@ -34,10 +34,10 @@ class AssistantVersion:
 
 @dataclass(frozen=True, slots=True)
 class Assistant(AssistantVersion):
-    """As it is now."""
+    """An assistant's current version."""
 
     updated_at: datetime
-    #: One of the server's own: whoever may call the API may read and run it.
+    #: Whether the server made it. Every caller of the API may read and run it.
     is_system: bool
 
 

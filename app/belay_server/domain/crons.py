@@ -1,4 +1,4 @@
-"""A cron creates runs on a schedule. No I/O."""
+"""Describe crons, which create runs on a schedule. No I/O."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid5
 
-#: Namespace of the ids of the runs that crons create: one for each time they are due.
+#: The namespace of the ids of runs that crons create. There is one id for each due time.
 _RUNS = UUID("2b7c7f6e-93a4-5b6f-8f1e-6f7b0c2d9a11")
 
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """`payload` is the body of the runs it creates; without a thread each has one of its own."""
+    """A cron. `payload` is the body of its runs. Without a thread, each run has its own."""
 
     cron_id: UUID
     assistant_id: UUID
@@ -28,26 +28,30 @@ class Cron:
     next_run_date: datetime | None
     created_at: datetime
     updated_at: datetime
-    #: How often in a row its run could not be stored, and why its last one was not created.
+    #: How many times in a row its run could not be stored, and why the last one was not created.
     failures: int
     last_error: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class DueCron(Cron):
-    """One that is to be fired, for whom, and what time the database has."""
+    """A cron that is due, with its creator and the database's time."""
 
     now: datetime
     maker: dict[str, Any]
 
     @property
     def run_id(self) -> UUID:
+        """The id of the run for the current due time."""
         assert self.next_run_date is not None
         return run_id_of(self.cron_id, self.next_run_date)
 
 
 def run_id_of(cron_id: UUID, due: datetime) -> UUID:
-    """The same whoever fires a cron: what was created for this time is not created again."""
+    """Return the id of a cron's run for a due time.
+
+    It is the same in every worker, so the run for one due time is created only once.
+    """
     return uuid5(_RUNS, f"{cron_id} {due.timestamp()}")
 
 

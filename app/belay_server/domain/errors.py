@@ -1,10 +1,12 @@
-"""The errors of requests, by kind. `belay_server.api.http.errors` gives each its HTTP status.
+"""Define the errors of requests. `belay_server.api.http.errors` gives each its HTTP status.
+
+A class's docstring is the message that clients get if the error has no other.
 
 BelayError
 ├── InvalidRequest        422
 │   ├── BadRequest        400
-│   ├── TooMuch           422: the answer would be too large
-│   └── StateTooLarge     422: a state that the API does not read
+│   ├── TooMuch           422: the response would be too large
+│   └── StateTooLarge     422: the API does not read a state of this size
 ├── Unauthorized          401
 ├── Forbidden             403
 ├── NotFound              404
@@ -12,9 +14,9 @@ BelayError
 ├── TooSlow               408
 ├── TooLarge              413
 ├── TooMany               429, with Retry-After
-├── Refused               as the project's own authentication says
+├── Refused               the status that the project's own authentication chose
 └── Unavailable           503, with Retry-After
-    └── Interrupted       503: went away in the middle of it
+    └── Interrupted       503: the database became unavailable during the request
 """
 
 from __future__ import annotations
@@ -47,11 +49,11 @@ class Conflict(BelayError):
 
 
 class TooMuch(InvalidRequest):
-    """The answer would be too large; ask for fewer at once (limit)."""
+    """The response would be too large; request fewer items at once (limit)."""
 
     def __init__(self, most_bytes: int) -> None:
         super().__init__(
-            f"The answer would have more than {most_bytes:,} bytes: ask for fewer at once "
+            f"The response would have more than {most_bytes:,} bytes: request fewer items at once "
             "(BELAY_MAX_ANSWER_BYTES)"
         )
         self._most_bytes = most_bytes
@@ -73,7 +75,7 @@ class Forbidden(BelayError):
 
 
 class Refused(BelayError):
-    """What the project's own authentication answers, with a status of its choice."""
+    """The response of the project's own authentication, with the status that it chose."""
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str]) -> None:
         super().__init__(detail)
@@ -86,7 +88,7 @@ class TooMany(BelayError):
 
     def __init__(self, detail: str | None = None, *, retry_after: float = 1.0) -> None:
         super().__init__(detail)
-        #: In seconds.
+        #: After how many seconds the client may try again.
         self.retry_after = retry_after
 
 
@@ -99,8 +101,8 @@ class TooLarge(BelayError):
 
 
 class Unavailable(BelayError):
-    """The database cannot be reached. Nothing was accepted; try again."""
+    """The database is unavailable. Nothing was accepted; try again."""
 
 
 class Interrupted(Unavailable):
-    """The database went away in the middle of it; try again."""
+    """The database became unavailable during the request; try again."""

@@ -1,4 +1,4 @@
-"""Which headers of a request a project wants to see in its graphs. No I/O."""
+"""Select the request headers that a project's graphs get. No I/O."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-#: Of these a pattern with a star does not speak; they go in only by their own names.
+#: A pattern with a star does not match these headers. They are included by full name only.
 _SECRET = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
 
 
 @dataclass(frozen=True, slots=True)
 class HeaderPatterns:
-    """Names of headers, `*` for any part of one. What is excluded stays out in any case."""
+    """Patterns of header names, where `*` matches any part. `excludes` takes precedence."""
 
     includes: tuple[str, ...] = ()
     excludes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, document: Any) -> HeaderPatterns:
-        """From `{"includes": [...], "excludes": [...]}`. Raises ValueError."""
+        """Read `{"includes": [...], "excludes": [...]}`. Raises ValueError."""
         if not isinstance(document, dict):
             raise ValueError("must be an object")
         return cls(_patterns(document, "includes"), _patterns(document, "excludes"))
 
     def pick(self, headers: Mapping[str, str]) -> dict[str, str]:
-        """The headers that are wanted, under their names in small letters."""
+        """Return the selected headers by their names in lower case."""
         if not self.includes:
             return {}
         named = {name.lower(): value for name, value in headers.items()}
-        return {name: value for name, value in named.items() if self._wants(name)}
+        return {name: value for name, value in named.items() if self._selects(name)}
 
-    def _wants(self, name: str) -> bool:
+    def _selects(self, name: str) -> bool:
         if any(fnmatchcase(name, pattern) for pattern in self.excludes):
             return False
         if name in _SECRET:

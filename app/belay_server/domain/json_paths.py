@@ -1,4 +1,4 @@
-"""Paths into a thread, for a search that wants a part of it: `values.messages[-1].content`."""
+"""Extract parts of a thread by paths like `values.messages[-1].content`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[(-?[0-9]{1,9})\]", re.ASCII)
 
 
 def check_path(path: str) -> None:
-    """Raises ValueError for what is no path."""
+    """Raise ValueError if the text is not a valid path."""
     root = re.match(r"[a-z]*", path)
     if root is None or root.group() not in _ROOTS:
         raise ValueError(f"{path!r} must start with one of {', '.join(_ROOTS)}")
@@ -20,7 +20,7 @@ def check_path(path: str) -> None:
 
 
 def extract(document: dict[str, Any], path: str) -> Any:
-    """What is at a path; None when nothing is."""
+    """Return the value at a path. Return None if there is none."""
     root = re.split(r"[.\[]", path, maxsplit=1)[0]
     found: Any = document.get(root)
     for key, index in _STEP.findall(path[len(root) :]):

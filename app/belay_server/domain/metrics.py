@@ -1,7 +1,7 @@
-"""The metrics by name: what is counted, in which words, in which buckets. No I/O.
+"""Define the metrics: their names, help texts, labels and buckets. No I/O.
 
-Both sides have some of them: a run that never started is cancelled by a web process, any other ends
-in a worker. They have the same names, to be summed.
+The web process and the worker share some of them: a run that never started is cancelled by a web
+process, any other run ends in a worker. These have the same names, so that they can be summed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from belay_server.domain.runs import RunStatus
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A counter: its name (without `_total`), what it says, its label and the label's values."""
+    """A counter: its name (without `_total`), help text (`says`), label and the label's values."""
 
     name: str
     says: str
@@ -32,7 +32,7 @@ class Timed:
     buckets: tuple[float, ...]
 
 
-#: What a run that was rolled back has for a status: its row is gone.
+#: The status label of a run that was rolled back. Its row is gone, so it has no status.
 ROLLED_BACK = "rolled_back"
 ENDED = (
     RunStatus.SUCCESS.value,
@@ -42,35 +42,35 @@ ENDED = (
     ROLLED_BACK,
 )
 
-#: How a cancel ended: the run had not started; it stopped when it was asked; its child was killed;
-#: its worker was gone, and another one wrote the end.
+#: How a cancel ended: the run had not started; it stopped on request; its child process was killed;
+#: its worker was lost, and another worker wrote the end.
 PENDING, ASKED, KILLED, RECOVERED = "pending", "asked", "killed", "recovered"
 
 RUNS_ENDED = Counted("belay_runs_ended", "Runs that have ended, by status.", "status", ENDED)
 CLAIM_LATENCY = Timed(
     "belay_claim_latency_seconds",
-    "From when a run could start until its first claim; waiting for its thread counts.",
+    "Time from when a run may start to its first claim, including the wait for its thread.",
     "",
     ("",),
     (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
 )
 RUN_DURATION = Timed(
     "belay_run_duration_seconds",
-    "From a run's claim to its end, by status; of the attempt that ended it.",
+    "Time from the claim of a run's last attempt to its end, by status.",
     "status",
     ENDED,
     (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 43200),
 )
 CANCEL_LATENCY = Timed(
     "belay_cancel_latency_seconds",
-    "From an accepted cancel to the end it asked for, by how it ended.",
+    "Time from an accepted cancel to the end of the run, by how it ended.",
     "how",
     (PENDING, ASKED, KILLED, RECOVERED),
     (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
 LEASE_LOSSES = Counted(
     "belay_lease_losses",
-    "Claims that ended without their worker: noticed by it, or taken from it by the sweeper.",
+    "Leases lost by their worker: detected by the worker itself, or by the sweeper.",
     "seen_by",
     ("owner", "sweeper"),
 )
@@ -78,13 +78,13 @@ LEASE_LOSSES = Counted(
 LOST_RUNS, HIDDEN_THREADS, EXPIRED_THREADS = "lost_runs", "hidden_threads", "expired_threads"
 SET_ASIDE = Counted(
     "belay_set_aside",
-    "What failed five times and is set aside for an hour; the log says why.",
+    "Items that failed five times and are skipped for an hour; the log has the reason.",
     "what",
     (LOST_RUNS, HIDDEN_THREADS, EXPIRED_THREADS),
 )
 CHILD_DEATHS = Counted(
     "belay_child_deaths",
-    "Children that ended with a run in hand: killed by the supervisor, or by themselves.",
+    "Child processes that ended during a run: killed by the supervisor, or for another reason.",
     "cause",
     ("killed", "died"),
 )

@@ -1,4 +1,4 @@
-"""The options of a run, as a client gives them, and the arguments that its attempts get. No I/O.
+"""Describe the options that a client sets for a run, and the arguments of its attempts. No I/O.
 
 Every way to create a run (the REST API, protocol commands, agent runs, crons) makes `RunOptions`.
 `services.run_kwargs` merges them with the assistant's into `RunKwargs`, which are stored with the
@@ -16,7 +16,7 @@ from uuid import UUID
 
 
 class MultitaskStrategy(enum.StrEnum):
-    """What a new run does when its thread already has one."""
+    """What happens to a new run if its thread already has an active run."""
 
     REJECT = "reject"
     INTERRUPT = "interrupt"
@@ -32,10 +32,10 @@ class Durability(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What a client sets when it creates a run.
+    """The options that a client sets when it creates a run.
 
-    The names are those of the create-run request of LangGraph's server. Fields that hold JSON
-    objects are never changed after they were validated.
+    The names are those of the create-run request of LangGraph's server. JSON objects in it are not
+    changed after they were validated.
     """
 
     #: An assistant's id, or the name of a graph.
@@ -43,7 +43,7 @@ class RunOptions:
     #: The id that the client chose for the run.
     run_id: UUID | None = None
     input: Any = None
-    #: `update`, `resume` and `goto`; None when it has none of them.
+    #: `update`, `resume` and `goto`. None if it has none of them.
     command: dict[str, Any] | None = None
     config: dict[str, Any] | None = None
     context: dict[str, Any] | None = None
@@ -58,11 +58,11 @@ class RunOptions:
     stream_subgraphs: bool | None = None
     stream_resumable: bool | None = None
     multitask_strategy: str = MultitaskStrategy.ENQUEUE
-    #: `create` or `reject`: of the thread.
+    #: `create` or `reject`: what to do if the thread does not exist.
     if_not_exists: str | None = None
-    #: `delete` or `keep`: of a stateless run and its thread.
+    #: `delete` or `keep`: what to do with a stateless run's thread.
     on_completion: str | None = None
-    #: `cancel` or `continue`
+    #: `cancel` or `continue`.
     on_disconnect: str | None = None
     #: Delays the start, in seconds.
     after_seconds: float | None = None
@@ -75,12 +75,12 @@ class RunOptions:
     #: Fail when `command.resume` answers an interrupt that is not pending.
     strict_resume: bool | None = None
     feedback_keys: list[str] | None = None
-    #: A JSON schema for `structured` in the graph's output. Only agent runs have one.
+    #: The JSON Schema of `structured` in the graph's output. Only agent runs have one.
     output_schema: dict[str, Any] | None = None
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """Make options of validated JSON. Other keys, and nulls, are left out."""
+        """Make options from validated JSON. Other keys and nulls are left out."""
         return cls(**{k: v for k, v in document.items() if k in _OPTIONS and v is not None})
 
     @property
@@ -89,7 +89,7 @@ class RunOptions:
 
     @property
     def resumes(self) -> bool:
-        """Whether the run answers an interrupt of its thread."""
+        """Whether the run resumes its thread after an interrupt."""
         return self.command is not None and self.command.get("resume") is not None
 
     @property
@@ -109,7 +109,7 @@ _OPTIONS = frozenset(option.name for option in dataclasses.fields(RunOptions))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunKwargs:
-    """What an attempt executes a graph with; `kwargs` of a run, as LangGraph's server shows it."""
+    """The arguments of an attempt: a run's `kwargs`, as LangGraph's server shows them."""
 
     config: dict[str, Any]
     context: dict[str, Any] = field(default_factory=dict)
@@ -120,11 +120,11 @@ class RunKwargs:
     interrupt_after: list[str] | None = None
     webhook: str | None = None
     feedback_keys: list[str] | None = None
-    #: The run has a thread of its own, which is deleted with it.
+    #: Whether the run has its own thread, which is deleted with it.
     temporary: bool = False
-    #: Stream what subgraphs do, too.
+    #: Whether the events of subgraphs are streamed too.
     subgraphs: bool = False
-    #: Clients may read the stream again from an event of it.
+    #: Whether clients may resume the stream after one of its events.
     resumable: bool = False
     checkpoint_during: bool = True
     durability: str = Durability.ASYNC
@@ -133,12 +133,14 @@ class RunKwargs:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Self:
-        """Read what `to_document` wrote. Keys of other versions of Belay are left out."""
+        """Read what `to_document` has written. Keys of other versions of Belay are left out."""
         return cls(**{k: v for k, v in document.items() if k in _KWARGS})
 
     def to_document(self) -> dict[str, Any]:
-        """Return the JSON that is stored and shown. The two keys that are not LangGraph's stand in
-        it only where they are set."""
+        """Return the JSON that is stored and shown.
+
+        The two keys that LangGraph's server does not have are included only if they are set.
+        """
         document = {name: getattr(self, name) for name in _SHOWN}
         if self.strict_resume:
             document["strict_resume"] = True
@@ -153,19 +155,19 @@ class RunKwargs:
 
     @property
     def starts_at_checkpoint(self) -> bool:
-        """Whether the run starts at a checkpoint that was named, not at the newest state."""
+        """Whether the run starts at a given checkpoint instead of the newest state."""
         return bool(
             self.configurable.get("checkpoint_id") or self.configurable.get("checkpoint_ns")
         )
 
     @property
     def writes_behind(self) -> bool:
-        """Whether checkpoints are stored while the next step already runs."""
+        """Whether a checkpoint may be stored while the next step already runs."""
         return self.durability == Durability.ASYNC
 
     @property
     def may_pause(self) -> bool:
-        """Whether the run was asked to stop before or after a node."""
+        """Whether the run has `interrupt_before` or `interrupt_after`."""
         return bool(self.interrupt_before or self.interrupt_after)
 
 

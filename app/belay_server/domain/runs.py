@@ -1,8 +1,8 @@
-"""The words of a run's life and the moves allowed in it. No I/O.
+"""Describe runs: their statuses, the transitions between them, claims and endings. No I/O.
 
     pending ──claim──▶ running ──▶ success | error | timeout | interrupted
        ▲                  │
-       └──── put back ────┘   (drain, lost lease, killed child)
+       └──── put back ────┘   (drain, lost lease, killed child process)
 
 A terminal status is final. A rolled-back run has no status: its row is gone, a tombstone remains.
 """
@@ -31,16 +31,17 @@ ACTIVE = (RunStatus.PENDING, RunStatus.RUNNING)
 
 
 class CancelAction(enum.StrEnum):
-    """`interrupt` stops and keeps the checkpoints; `rollback` stops, then removes run and traces.
+    """How a run is cancelled.
 
-    The stronger one wins until the end is written: rollback over interrupt, never the reverse.
+    `interrupt` stops it and keeps its checkpoints. `rollback` stops it, then removes the run and
+    what it wrote. Until the end is written, a rollback replaces an interrupt, never the reverse.
     """
 
     INTERRUPT = "interrupt"
     ROLLBACK = "rollback"
 
 
-#: Fields of a run as the API shows them, in the List Runs document's order.
+#: A run's fields in the API, in the order of LangGraph's documentation of List Runs.
 RUN_FIELDS = (
     "run_id",
     "thread_id",
@@ -85,13 +86,16 @@ class Run:
 
     @property
     def is_resumable(self) -> bool:
-        """Whether clients may read the run's stream again from an event of it."""
+        """Whether clients may resume the run's stream after one of its events."""
         return bool(self.kwargs.get("resumable"))
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to write for one run: valid while `claim_no` is the row's own."""
+    """The right to write for one run. `claim_no` is the fencing token.
+
+    The claim is valid while the run's row has the same number.
+    """
 
     run_id: UUID
     claim_no: int
@@ -99,7 +103,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRun:
-    """What an attempt needs to know, returned by the claim itself."""
+    """The data that an attempt needs. The statement that claims the run returns it."""
 
     run_id: UUID
     thread_id: UUID
@@ -111,9 +115,9 @@ class ClaimedRun:
     claim_no: int
     attempts: int
     timeout_seconds: float | None
-    #: False: nothing was ever written on the thread, so there is nothing to read.
+    #: False: the thread has no checkpoints, so there are none to read.
     has_checkpoints: bool
-    #: From when it could have started until this claim.
+    #: The time from when the run was allowed to start until this claim.
     waited_seconds: float
 
     @property
@@ -123,11 +127,11 @@ class ClaimedRun:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How an attempt ended and what it leaves on the run and its thread.
+    """How an attempt ended, and what is written to the run and its thread.
 
-    `values` is the graph's output as JSON. `values_known` is False when nobody could read it
-    (the child was killed): the API then reads it from the run's last checkpoint when asked.
-    `interrupts` maps a task id to the interrupts it raised.
+    `values` is the graph's output as JSON. `values_known` is False if it could not be read, because
+    the child process was killed: the API then reads it from the run's last checkpoint on demand.
+    `interrupts` maps a task id to the interrupts that the task raised.
     """
 
     status: RunStatus
@@ -139,24 +143,29 @@ class Ending:
 
     @property
     def resting_status(self) -> str:
-        """The thread's status once no run is pending or running."""
+        """The thread's status while none of its runs is pending or running."""
         if self.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
             return "error"
         return "interrupted" if self.has_next or self.interrupts else "idle"
 
 
 def user_cancel_reason(action: CancelAction, route: str) -> dict[str, str]:
-    """Who asked, as the reference words it: the route template, not its values."""
+    """Return the reason of a client's cancel, in the words of LangGraph's server.
+
+    `route` is the route's template, without its values.
+    """
     kind = "UserInterrupt" if action is CancelAction.INTERRUPT else "UserRollback"
     return {"error": kind, "message": f"{action} requested via {route}"}
 
 
 def superseded_reason(action: CancelAction, new_run_id: UUID) -> dict[str, str]:
+    """Return the reason of a cancel by a new run's multitask strategy."""
     kind = "UserInterrupt" if action is CancelAction.INTERRUPT else "UserRollback"
     message = f"superseded by run {new_run_id} (multitask_strategy={action})"
     return {"error": kind, "message": message}
 
 
 def disconnect_reason() -> dict[str, str]:
+    """Return the reason of a cancel by `on_disconnect`."""
     message = "client disconnected from the run stream (on_disconnect=cancel)"
     return {"error": "UserInterrupt", "message": message}

@@ -1,5 +1,8 @@
-"""When a cron is due. The arithmetic is cronsim's, which knows what to do when clocks change: what
-would be skipped comes right after, and what would come twice comes once."""
+"""Compute when a cron is due.
+
+The library is cronsim, which handles changes of the clock: a time that is skipped is due right
+after the change, and a time that occurs twice is due once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
 
-#: Names for schedules, as cron has them.
+#: The names for schedules that cron has.
 _ALIASES = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
@@ -21,18 +24,24 @@ _ALIASES = {
 
 
 def check_schedule(schedule: str) -> None:
-    """Five fields, six with the seconds last, or a name. Raises ValueError saying what is wrong."""
+    """Raise ValueError with the reason if a schedule is invalid.
+
+    A schedule has five fields, or six with the seconds last, or is a name such as `@daily`.
+    """
     if next_time(schedule, None, datetime(2026, 1, 1, tzinfo=UTC)) is None:
-        raise ValueError("it never comes")
+        raise ValueError("it is never due")
 
 
 def check_timezone(name: str) -> None:
-    """Raises ValueError."""
+    """Raise ValueError if there is no timezone of this name."""
     _zone(name)
 
 
 def next_time(schedule: str, timezone: str | None, after: datetime) -> datetime | None:
-    """The first time after `after`, in UTC; None when there is none. Raises ValueError."""
+    """Return the first due time after `after`, in UTC. Return None if there is none.
+
+    Raises ValueError for an invalid schedule or timezone.
+    """
     fields = _ALIASES.get(schedule.strip().lower(), schedule).split()
     if len(fields) == 6:
         # LangGraph's server has the seconds last, cronsim has them first.
@@ -52,4 +61,4 @@ def _zone(name: str | None) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ValueError(f"'{name}' is no timezone") from error
+        raise ValueError(f"'{name}' is not a known timezone") from error

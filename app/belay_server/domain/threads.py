@@ -1,7 +1,7 @@
-"""A thread holds a conversation's state between runs. No I/O.
+"""Describe threads, which hold a conversation's state between runs. No I/O.
 
-`busy` is not stored: a thread is busy exactly while it has a pending or running run. What is
-stored is its resting status, the one it has when nothing is in flight.
+`busy` is not stored: a thread is busy exactly while it has a pending or running run. Its resting
+status is stored, the one that it has while no run is active.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class ThreadStatus(enum.StrEnum):
 
 
 class TtlStrategy(enum.StrEnum):
-    """What becomes of a thread that has expired."""
+    """What happens to a thread that has expired."""
 
     DELETE = "delete"
     KEEP_LATEST = "keep_latest"
@@ -29,7 +29,7 @@ class TtlStrategy(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ThreadTtl:
-    """How long a thread stays without being used, and what becomes of it then."""
+    """How long an unused thread is kept, and what happens to it then."""
 
     minutes: float
     strategy: TtlStrategy = TtlStrategy.DELETE
@@ -37,7 +37,7 @@ class ThreadTtl:
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """One thread as read; `status` is derived from its runs by the query."""
+    """One thread. The query derives `status` from its runs."""
 
     thread_id: UUID
     created_at: datetime
@@ -46,20 +46,20 @@ class Thread:
     metadata: dict[str, Any]
     config: dict[str, Any]
     status: str
-    #: JSON, which may be large; None where the query has not read it.
+    #: JSON, which may be large. None if the query has not read it.
     values: str | None
-    #: JSON: by task id, the interrupts that wait for an answer.
+    #: JSON: the pending interrupts by task id.
     interrupts: str | None
     error: dict[str, str] | None
     values_known: bool
     ttl_minutes: float | None
     ttl_strategy: str | None
-    #: None with a ttl: it has expired, and was pruned.
+    #: None with a ttl: the thread has expired and was pruned.
     expires_at: datetime | None
 
     @property
     def asks(self) -> bool:
-        """Whether it waits for an answer."""
+        """Whether the thread has a pending interrupt."""
         return self.interrupts not in (None, "null", "{}")
 
 

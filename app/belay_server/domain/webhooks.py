@@ -1,8 +1,8 @@
-"""Where a webhook may go. No I/O: addresses are looked up elsewhere, and judged here.
+"""Decide which URLs and addresses a webhook may call. No I/O: names are resolved elsewhere.
 
-A webhook's URL comes from a client, and is called from inside the operator's network. What is only
-reachable from there (loopback, private and link-local ranges, the metadata services of clouds) is
-refused: when the run is created, and again of the very address that is connected to.
+A webhook's URL comes from a client and is called from inside the operator's network. Addresses that
+are reachable only from there (loopback, private and link-local ranges, the metadata services of
+clouds) are refused: when the run is created, and again when the call connects to its address.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-#: Ranges of IPv6 that carry an IPv4 address, and how many bits are behind it.
+#: Ranges of IPv6 that embed an IPv4 address, and how many bits follow it.
 _EMBEDDING = (
     (ipaddress.IPv6Network("::ffff:0:0:0/96"), 0),
     (ipaddress.IPv6Network("::/96"), 0),
@@ -21,12 +21,12 @@ _EMBEDDING = (
     (ipaddress.IPv6Network("64:ff9b:1::/48"), 0),
     (ipaddress.IPv6Network("2002::/16"), 80),
 )
-#: What `is_global` lets pass, or did in some versions of Python, and is not anybody's host.
+#: Ranges that hold no public hosts, and that `is_global` allows or did in some Python versions.
 _NOT_GLOBAL = tuple(
     map(
         ipaddress.ip_network,
         (
-            "168.63.129.16/32",  # Azure's own services, from within
+            "168.63.129.16/32",  # Azure's platform services
             "192.0.0.0/24",
             "192.88.99.0/24",
             "fec0::/10",
@@ -44,7 +44,7 @@ _PORTS = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class WebhookPolicy:
-    """What the operator and the project allow. No domains or ports: any."""
+    """The operator's and the project's rules. Without domains or ports, any are allowed."""
 
     https_only: bool = False
     allow_private: bool = False
@@ -55,7 +55,7 @@ class WebhookPolicy:
 
 @dataclass(frozen=True, slots=True)
 class WebhookTarget:
-    """A URL, taken apart."""
+    """A webhook's URL and its parts."""
 
     url: str
     scheme: str
@@ -65,13 +65,16 @@ class WebhookTarget:
 
     @property
     def authority(self) -> str:
-        """What the `Host` header says."""
+        """The value of the `Host` header."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 def parse_target(url: str, policy: WebhookPolicy) -> WebhookTarget:
-    """Raises ValueError for a URL that the policy does not allow, whatever its address."""
+    """Return the parts of a URL. Raises ValueError if the policy does not allow it.
+
+    The address of its host is not checked here.
+    """
     if len(url) > policy.longest_url:
         raise ValueError(f"Webhook URL must be at most {policy.longest_url} characters")
     if any(character <= " " or character == "\x7f" for character in url) or "\\" in url:
@@ -98,7 +101,7 @@ def parse_target(url: str, policy: WebhookPolicy) -> WebhookTarget:
 
 
 def _can_be_looked_up(host: str) -> bool:
-    """Whether the resolver takes it: labels of 1 to 63 characters, and what IDNA can encode."""
+    """Return whether a resolver accepts the host: labels of 1 to 63 characters, valid in IDNA."""
     try:
         return bool(host.encode("idna"))
     except UnicodeError:
@@ -106,12 +109,12 @@ def _can_be_looked_up(host: str) -> bool:
 
 
 def is_local_name(host: str) -> bool:
-    """Whether a name is of this machine, whatever a resolver says (RFC 6761, section 6.3)."""
+    """Return whether a name always means this machine (RFC 6761, section 6.3)."""
     return host == "localhost" or host.endswith(".localhost")
 
 
 def _is_within(host: str, domains: tuple[str, ...]) -> bool:
-    """`example.com` is itself, `*.example.com` what is below it."""
+    """Return whether a host is among the domains. `*.example.com` is any host below that domain."""
     return any(
         host.endswith(domain[1:]) if domain.startswith("*.") else host == domain
         for domain in (domain.lower() for domain in domains)
@@ -119,13 +122,16 @@ def _is_within(host: str, domains: tuple[str, ...]) -> bool:
 
 
 def blocked_range(address: Address) -> str | None:
-    """Why an address may not be called; None when it may. One that carries another is judged as
-    both: a translator may be on the way, or not."""
+    """Return the kind of range for which an address is refused. Return None if it is allowed.
+
+    An IPv6 address with an embedded IPv4 address is checked as both, because a translator may or
+    may not be on the path.
+    """
     inner = _embedded(address)
-    return _blocked(inner) or (_blocked(address) if _is_nobodys(address) else None)
+    return _blocked(inner) or (_blocked(address) if _is_not_global(address) else None)
 
 
-def _is_nobodys(address: Address) -> bool:
+def _is_not_global(address: Address) -> bool:
     return any(address.version == net.version and address in net for net in _NOT_GLOBAL)
 
 
@@ -135,17 +141,17 @@ def _blocked(address: Address) -> str | None:
         "link-local IP range": address.is_link_local,
         "unspecified address": address.is_unspecified,
         "multicast IP range": address.is_multicast,
-        "private IP range": not address.is_global or _is_nobodys(address),
+        "private IP range": not address.is_global or _is_not_global(address),
     }
     return next((kind for kind, applies in kinds.items() if applies), None)
 
 
 def _embedded(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for."""
+    """Return the IPv4 address that an IPv6 address embeds. Return any other address as it is."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address.is_loopback or address.is_unspecified:
-        return address  # two that the deprecated range of all zeros would take in
+        return address  # both are in the deprecated range ::/96
     if address.ipv4_mapped is not None:
         return address.ipv4_mapped
     for network, behind in _EMBEDDING:

@@ -1,16 +1,17 @@
-"""What may be wrong with a request of the agent runs API, in its own codes.
+"""Define the errors of the Agent runs API, with its own codes.
 
 AgentError
 ├── TeamNotFound                401
 ├── MissingBeta, InvalidBeta    400
-├── InvalidOutputSchema         400, with where and what
-├── PreviousRunNotFound         400: creating has no 404 in the documents
+├── InvalidOutputSchema         400, with the place and the keyword
+├── PreviousRunNotFound         400: Exa's documentation has no 404 for a create
 ├── PreviousRunNotCompleted     400
 ├── RunNotFound                 404
 └── TooManyRuns                 429
 
-`belay_server.api.agent_runs.errors` gives each its status and type. What is wrong with any request
-(a field, the database) has the errors of `belay_server.domain.errors`.
+A class's docstring is the message that clients get. `belay_server.api.agent_runs.errors` gives each
+class its status and type. Errors that any request may have (an invalid field, an unavailable
+database) are in `belay_server.domain.errors`.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from belay_server.domain.errors import BelayError
 
 
 class AgentError(BelayError):
-    """The agent run cannot be had."""
+    """The agent run is not available."""
 
     code: ClassVar[str]
 
     def __init__(self, detail: str | None = None, about: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
-        #: What else the answer says of it.
+        #: Further fields of the error in the response.
         self.about = dict(about or {})
 
 

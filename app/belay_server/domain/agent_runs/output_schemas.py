@@ -1,11 +1,12 @@
-"""JSON Schemas that callers ask an output to have. No I/O: what a schema refers to is in it, and
-nothing is ever fetched for it.
+"""Validate the JSON Schemas that clients set for an output. No I/O.
+
+References must be to the schema itself; nothing is fetched.
 
 A client's schema may cost far more to validate than its size suggests: a regular expression of
 6 KB took half a minute to compile, and the error report for 95 KB of nested lists a minute. So a
 schema is validated in bounded steps, between which a web process can serve other requests.
-Validating a value against a schema may take any time (`anyOf` of `anyOf` of …), so that is done in
-a run's own child process, which can be killed.
+Validating a value against a schema has no time limit (`anyOf` of `anyOf` of …), so that is done in
+the run's own child process, which can be killed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _Validator = (
     | jsonschema_rs.Draft202012Validator
 )
 _DEFAULT = "json-schema.org/draft/2020-12/schema"
-#: By `$schema`, without its scheme and its empty fragment.
+#: The canonical name and the validator of each `$schema`, without scheme and empty fragment.
 _DIALECTS: dict[str, tuple[str, type[_Validator]]] = {
     "json-schema.org/draft-07/schema": (
         "http://json-schema.org/draft-07/schema#",
@@ -43,13 +44,13 @@ _DIALECTS: dict[str, tuple[str, type[_Validator]]] = {
         jsonschema_rs.Draft202012Validator,
     ),
 }
-#: More than anybody needs to see of a value that is wrong.
+#: How many characters of an invalid value an error shows.
 _SHOWN = 200
 _MOST_BYTES = 64 * 1024
 _MOST_PATTERNS = 100
-#: Compiling `\S` this often takes a tenth of a second; the time grows with the square of it.
+#: In characters. Compiling `\S` this many times takes 0.1 s; the time grows with the square.
 _LONGEST_PATTERN = 300
-#: Not part of ECMA-262, the dialect of JSON Schema, and very slow with large character classes.
+#: Not part of ECMA-262, JSON Schema's dialect, and very slow with large character classes.
 _INLINE_FLAGS = re.compile(r"\(\?[a-zA-Z-]")
 #: Errors are located in schemas up to this size; the library's time grows with its square.
 _EXPLAINED_BYTES = 4 * 1024
@@ -61,7 +62,7 @@ _PATTERN_OPTIONS = jsonschema_rs.FancyRegexOptions(size_limit=1_000_000)
 def check_output_schema(schema: dict[str, Any]) -> Iterator[None]:
     """Check a schema in steps, each of which takes less than about a tenth of a second.
 
-    Raises InvalidOutputSchema, which says where it is wrong.
+    Raises InvalidOutputSchema, which names the place of the error.
     """
     size = len(orjson.dumps(schema))
     if size > _MOST_BYTES:
@@ -87,7 +88,7 @@ def has_patterns(schema: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Pattern:
-    """A regular expression of a schema, and where it stands."""
+    """A regular expression of a schema, and its place there."""
 
     text: str
     place: str
@@ -107,6 +108,7 @@ def _explain(schema: dict[str, Any], size: int) -> NoReturn:
 
 @contextmanager
 def _refused(place: str | None = None) -> Iterator[None]:
+    """Turn the library's ValidationError into InvalidOutputSchema."""
     try:
         yield
     except jsonschema_rs.ValidationError as error:
@@ -171,12 +173,12 @@ def _without_patterns(schema: Any) -> Any:
 
 
 def mismatch(schema: dict[str, Any], value: Any) -> dict[str, str] | None:
-    """The first thing of an output that is not as asked, as the error its run ends with."""
+    """Return the first mismatch of an output as its run's error. Return None if it is valid."""
     error = next(iter(_compiled(schema).iter_errors(value)), None)
     if error is None:
         return None
     about = _about(error, "structured", schema)
-    message = f"{about['path']} is not what outputSchema asks for: {_short(error.message)}"
+    message = f"{about['path']} does not match outputSchema: {_short(error.message)}"
     return {"error": "OutputSchemaMismatch", "message": message, **about}
 
 
@@ -186,7 +188,7 @@ def _compiled(schema: dict[str, Any]) -> _Validator:
 
 
 def _with_dialect(schema: dict[str, Any]) -> tuple[dict[str, Any], type[_Validator]]:
-    """The schema with its dialect under the canonical name, and what compiles that dialect."""
+    """Return the schema with its dialect's canonical name, and the dialect's validator."""
     named = schema.get("$schema", f"https://{_DEFAULT}")
     bare = named.partition("://")[2].removesuffix("#") if isinstance(named, str) else ""
     found = _DIALECTS.get(bare)
@@ -204,7 +206,7 @@ def _refuse(uri: str) -> NoReturn:
 
 
 def _about(error: Any, root: str, schema: dict[str, Any] | None) -> dict[str, str]:
-    """Where in `root`, and which keyword of the schema; in words, as the clients have them."""
+    """Return the error's path below `root`, its keyword and its values, as clients get them."""
     keywords = [step for step in error.schema_path if isinstance(step, str)]
     about = {
         "path": _path(root, error.instance_path),
@@ -216,12 +218,12 @@ def _about(error: Any, root: str, schema: dict[str, Any] | None) -> dict[str, st
 
 
 def _path(root: str, steps: Sequence[str | int]) -> str:
-    """`structured.companies[0].name`"""
+    """Return a path like `structured.companies[0].name`."""
     return root + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
 
 
 def _at(schema: Any, steps: Sequence[str | int]) -> Any:
-    """What the schema has there; None when the way leads through a reference."""
+    """Return the schema's value at a path. Return None if the path leads through a reference."""
     found = schema
     for step in steps:
         try:

@@ -1,7 +1,7 @@
-"""An agent run's output: `text`, `structured` and `grounding` of what its graph has left.
+"""Make an agent run's output from the `text`, `structured` and `grounding` of its graph's values.
 
-A graph may return anything there. What the API has no form for is left out, because its clients
-refuse a whole answer for one entry that is not as they expect it.
+A graph may return anything there. Entries that the API's schema does not allow are left out,
+because its clients reject the whole response for one unexpected entry.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ _CONFIDENCES = ("low", "medium", "high")
 
 
 def output_of(values: Any, *, structured: bool) -> dict[str, Any]:
-    """`structured`: the request has an `outputSchema`; without one there is no such output."""
+    """Return the output. `structured` is whether the request has an `outputSchema`.
+
+    Without one the output's `structured` is None.
+    """
     if not isinstance(values, Mapping):
         return NO_OUTPUT
     return {

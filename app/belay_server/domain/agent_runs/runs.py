@@ -1,9 +1,9 @@
-"""Agent runs: runs as the second HTTP API (Exa's) shows them. Ids, words and rules; no I/O.
+"""Describe agent runs: runs as the second HTTP API (Exa's) shows them. No I/O.
 
     queued ──▶ running ──▶ completed | failed | cancelled
 
-All of it follows from the row of the run itself, so there is nothing that could disagree. A
-terminal status is final.
+The status is derived from the run's own row, so the two cannot disagree. A terminal status is
+final.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from belay_server.domain.agent_runs.outputs import NO_OUTPUT, output_of
 from belay_server.domain.runs import ACTIVE, CancelAction, RunStatus, user_cancel_reason
 
 PREFIX = "agent_run_"
-#: What any id may look like; ours are narrower.
+#: The pattern that the API allows for ids. Belay's own ids are narrower.
 ID_PATTERN = "^[A-Za-z0-9_.:-]+$"
 LONGEST_ID = 200
 _ANY_ID = re.compile(r"[A-Za-z0-9_.:-]{1,200}", re.ASCII)
@@ -30,15 +30,18 @@ _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def agent_run_id(run_id: UUID) -> str:
-    """The run's own UUID, written as a ULID is. UUIDs of version 7 begin with the time, so these
-    ids sort by it, and a page can go on behind an id whose run is gone."""
+    """Return a run's UUID in the notation of a ULID.
+
+    UUIDs of version 7 begin with the time, so these ids sort by it, and a page can continue after
+    an id whose run was deleted.
+    """
     number = run_id.int
     digits = [_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5)]
     return PREFIX + "".join(digits)
 
 
 def run_id_of(agent_run_id: str) -> UUID | None:
-    """The run that an id stands for; None for what is no id of ours."""
+    """Return the UUID of an agent run's id. Return None for an id that Belay cannot have made."""
     if not is_our_id(agent_run_id):
         return None
     number = 0
@@ -48,12 +51,12 @@ def run_id_of(agent_run_id: str) -> UUID | None:
 
 
 def is_any_id(text: str) -> bool:
-    """Whether it has the shape that the API allows for ids."""
+    """Return whether the API's pattern for ids allows the text."""
     return _ANY_ID.fullmatch(text) is not None
 
 
 def is_our_id(text: str) -> bool:
-    """Whether it could be the id of an agent run of ours."""
+    """Return whether the text has the form of the ids that Belay makes."""
     return _OUR_ID.fullmatch(text) is not None
 
 
@@ -77,38 +80,38 @@ _STOP_REASONS = {
     AgentRunStatus.FAILED: StopReason.ERROR,
     AgentRunStatus.CANCELLED: StopReason.CANCELLED,
 }
-#: What a run is interrupted by that ends as completed. What was accepted first is kept, so a cancel
-#: that comes later changes nothing, nor does a stop that comes after a cancel.
+#: The cancel reason of a stop: a run interrupted with it is shown as completed. The reason that was
+#: accepted first is kept, so a cancel after a stop changes nothing, nor does a stop after a cancel.
 STOPPED = user_cancel_reason(CancelAction.INTERRUPT, "POST /agent/runs/{id}/stop")
-#: What an error says of an output that has another shape than was asked for.
+#: Further fields of the error of an output that does not match its schema.
 _OF_A_MISMATCH = ("path", "keyword", "expected", "actual")
-#: Nothing is bought here, so nothing is counted.
+#: A self-hosted run has no costs, so no usage is counted.
 _USAGE = {"agentComputeUnits": 0, "searches": 0, "emails": 0, "phoneNumbers": 0}
 _COST = {"total": 0, "agentCompute": 0, "search": 0, "emails": 0, "phoneNumbers": 0}
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedOutput:
-    """An output that is large, as JSON in ASCII."""
+    """A large output, as JSON in ASCII."""
 
     encoded: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class AgentRun:
-    """One row of `agent_run`, and what has become of its run."""
+    """One row of `agent_run`, with the state of its run."""
 
     id: str
     run_id: UUID
     thread_id: UUID
     request: dict[str, Any]
     created_at: datetime
-    #: None: the run was rolled back, which only the other API can do.
+    #: None: the run's row is gone. It was rolled back, which only the other API can do.
     run_status: str | None
     started_at: datetime | None
     ended_at: datetime | None
     run_error: dict[str, Any] | None
-    #: None also where it has not been read yet: it may be large, or in the checkpoints only.
+    #: None also if it has not been read yet: it may be large, or in the checkpoints only.
     outcome: dict[str, Any] | EncodedOutput | None
 
     @property
@@ -117,13 +120,13 @@ class AgentRun:
 
     @property
     def was_stopped(self) -> bool:
-        """Interrupted by a stop, which keeps what it had reached."""
+        """Whether a stop interrupted the run. Its output so far is kept."""
         return self.run_status == RunStatus.INTERRUPTED and self.run_error == STOPPED
 
     @property
     def status(self) -> AgentRunStatus:
         if self.is_active:
-            # One that lost its worker and waits for another has been running all the same.
+            # A run that lost its worker and is pending again is still shown as running.
             return AgentRunStatus.QUEUED if self.started_at is None else AgentRunStatus.RUNNING
         if self.run_status == RunStatus.SUCCESS or self.was_stopped:
             return AgentRunStatus.COMPLETED
@@ -137,7 +140,7 @@ class AgentRun:
 
     @property
     def output(self) -> dict[str, Any] | orjson.Fragment:
-        """Empty unless it completed: a failed or cancelled run has no results."""
+        """The output. It is empty unless the run completed."""
         if self.status is not AgentRunStatus.COMPLETED:
             return NO_OUTPUT
         if isinstance(self.outcome, EncodedOutput):
@@ -147,7 +150,7 @@ class AgentRun:
 
     @property
     def has_schema(self) -> bool:
-        """Whether a structured output was asked for."""
+        """Whether the request has an `outputSchema`."""
         return self.request.get("outputSchema") is not None
 
     @property
@@ -164,8 +167,11 @@ class AgentRun:
 
     @property
     def document(self) -> dict[str, Any]:
-        """On the wire. `error` is there only when there is one: the clients read it, and the
-        documents do not have it."""
+        """The agent run as JSON for clients.
+
+        It has an `error` only if the run failed: the clients read that field, and Exa's
+        documentation does not have it.
+        """
         document = {
             "id": self.id,
             "object": "agent_run",
@@ -183,5 +189,5 @@ class AgentRun:
 
 
 def written(moment: datetime) -> str:
-    """`2026-05-07T18:31:00.000Z`"""
+    """Return a time like `2026-05-07T18:31:00.000Z`."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
