@@ -56,7 +56,10 @@ def test_an_outage_in_a_request_is_a_503(error):
 
 @pytest.mark.parametrize(
     ("error", "words"),
-    [(E.OutOfMemory, "refused: no"), (E.QueryCanceled, "longer than BELAY_STATEMENT_SECONDS")],
+    [
+        (E.OutOfMemory, "refused a statement: no"),
+        (E.QueryCanceled, "longer than BELAY_STATEMENT_SECONDS"),
+    ],
 )
 def test_what_the_server_refuses_for_itself_is_a_503_that_says_what(error, words):
     with pytest.raises(Unavailable, match=words), unavailable_when_unreachable():

@@ -1,4 +1,4 @@
-"""Agent runs in Postgres. Each function runs the query of its own name in `sql/agent_runs.sql`."""
+"""Read and write agent runs. Each function runs the query of its name in `sql/agent_runs.sql`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ SQL = load_queries("agent_runs")
 
 
 def lock_team(conn: Connection, team: str) -> None:
-    """To the end of the transaction."""
+    """Lock a team's creates until the end of the transaction."""
     execute(conn, SQL.lock_team, {"team": team})
 
 
 def count_active_agent_runs(conn: Connection, team: str) -> int:
+    """Return how many agent runs of a team are pending or running."""
     return int(fetch_value(conn, SQL.count_active_agent_runs, {"team": team}))
 
 
@@ -51,6 +52,9 @@ def get_agent_run(conn: Connection, team: str, agent_run_id: str) -> AgentRun | 
 def list_agent_runs(
     conn: Connection, team: str, *, before: str | None, limit: int
 ) -> list[AgentRun]:
-    """Newest first, from behind `before`, whether that is still there or not."""
+    """Return a page of agent runs, newest first, of those older than the id `before`.
+
+    The run of `before` need not exist any more.
+    """
     params = {"team": team, "before": before, "limit": limit, "small": SMALL_OUTCOME}
     return fetch_page(conn, SQL.list_agent_runs, params, AgentRun)

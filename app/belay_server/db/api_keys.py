@@ -1,4 +1,4 @@
-"""API keys in Postgres. Each function runs the query of its own name in `sql/api_keys.sql`."""
+"""Read and write API keys. Each function runs the query of its name in `sql/api_keys.sql`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SQL = load_queries("api_keys")
 def insert_api_key(
     conn: Connection, new: NewKey, *, name: str, team: str, scope: str, seconds: float | None
 ) -> ApiKey:
-    """`seconds`: how long it is good for; None: until it is revoked."""
+    """Insert a key that expires after `seconds`. With None it is valid until it is revoked."""
     params = {
         "prefix": new.prefix,
         "key_hash": new.key_hash,
@@ -34,20 +34,21 @@ def list_api_keys(conn: Connection) -> list[ApiKey]:
 
 
 def revoke_api_key(conn: Connection, named: str) -> list[ApiKey]:
-    """Those that it names, by prefix or name."""
+    """Revoke the keys with this prefix or name, and return them."""
     return fetch_all(conn, SQL.revoke_api_key, {"named": named}, ApiKey)
 
 
 def good_api_key(conn: Connection, prefix: str) -> ApiKey | None:
-    """One that is neither revoked nor expired."""
+    """Return the key with this prefix if it is neither revoked nor expired, else None."""
     return fetch_one(conn, SQL.good_api_key, {"prefix": prefix}, ApiKey)
 
 
 def good_prefixes(conn: Connection, prefixes: Sequence[str]) -> set[str]:
-    """Those of these keys that are neither revoked nor expired."""
+    """Return the prefixes whose keys are neither revoked nor expired."""
     rows = fetch_dicts(conn, SQL.good_prefixes, {"prefixes": list(prefixes)})
     return {row["prefix"] for row in rows}
 
 
 def note_use(conn: Connection, key_id: UUID) -> None:
+    """Record that a key has been used now, to the minute."""
     execute(conn, SQL.note_use, {"key_id": key_id})

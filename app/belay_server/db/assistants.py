@@ -1,4 +1,4 @@
-"""Assistants in Postgres. Each function runs the query of its own name in `sql/assistants.sql`."""
+"""Read and write assistants. Each function runs the query of its name in `sql/assistants.sql`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SORT_COLUMNS = ("assistant_id", "graph_id", "name", "created_at", "updated_at")
 
 
 def put_system_assistants(conn: Connection, graph_ids: list[str]) -> None:
-    """One assistant per graph, with the id every installation derives from the graph's.
+    """Insert the system assistant of each graph. Its id is derived from the graph's id.
 
-    A client may have made an assistant with that id before there was the graph: it is taken over,
-    or everybody would run the client's.
+    A client may have created an assistant with that id before the graph existed. The server then
+    takes it over: otherwise every caller of the graph would run the client's assistant.
     """
     for graph_id in graph_ids:
         assistant_id = system_assistant_id(graph_id)
@@ -40,8 +40,8 @@ def put_system_assistants(conn: Connection, graph_ids: list[str]) -> None:
         version = fetch_value(conn, SQL.put_system_assistant, params)
         if version is not None and version > 1:
             log.warning(
-                "assistant %s of graph %s was somebody else's and is the server's own now; what it "
-                "was is its version %d",
+                "assistant %s of graph %s was created by a client; the server replaced it by the "
+                "system assistant and kept the client's content as version %d",
                 assistant_id,
                 graph_id,
                 version - 1,
@@ -51,7 +51,7 @@ def put_system_assistants(conn: Connection, graph_ids: list[str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AssistantContent:
-    """What a client may set of an assistant, and a version keeps."""
+    """The fields of an assistant that a client may set and a version keeps."""
 
     graph_id: str
     name: str
@@ -77,7 +77,7 @@ class AssistantContent:
 
 @dataclass(frozen=True, slots=True)
 class AssistantFilter:
-    """Which assistants a search or a count sees; None means any."""
+    """The conditions of a search or a count. None means any."""
 
     graph_id: str | None
     name: str | None
@@ -94,7 +94,7 @@ class AssistantFilter:
 def insert_assistant(
     conn: Connection, assistant_id: UUID, content: AssistantContent
 ) -> Assistant | None:
-    """None when the id is taken."""
+    """Insert an assistant. Return None if the id is taken."""
     params = {"assistant_id": assistant_id, **content.params()}
     return _with_version(conn, fetch_one(conn, SQL.insert_assistant, params, Assistant))
 
@@ -102,7 +102,7 @@ def insert_assistant(
 def update_assistant(
     conn: Connection, assistant_id: UUID, content: AssistantContent
 ) -> Assistant | None:
-    """Replace its content under a new version. The row is locked."""
+    """Replace an assistant's content and give it a new version. The caller has locked the row."""
     params = {"assistant_id": assistant_id, **content.params()}
     return _with_version(conn, fetch_one(conn, SQL.update_assistant, params, Assistant))
 
@@ -114,7 +114,7 @@ def _with_version(conn: Connection, assistant: Assistant | None) -> Assistant | 
 
 
 def set_latest_version(conn: Connection, assistant_id: UUID, version: int) -> Assistant | None:
-    """The assistant as it was at this version, whole. None when it never had it."""
+    """Restore an assistant's fields from a version. Return None if there is no such version."""
     params = {"assistant_id": assistant_id, "version": version}
     return fetch_one(conn, SQL.set_latest_version, params, Assistant)
 
@@ -122,7 +122,7 @@ def set_latest_version(conn: Connection, assistant_id: UUID, version: int) -> As
 def assistant_versions(
     conn: Connection, assistant_id: UUID, *, metadata: dict[str, Any], limit: int, offset: int
 ) -> list[AssistantVersion]:
-    """Newest first."""
+    """Return a page of an assistant's versions, newest first."""
     params = {
         "assistant_id": assistant_id,
         "metadata": Jsonb(metadata),
@@ -137,7 +137,7 @@ def lock_assistant(conn: Connection, assistant_id: UUID) -> Assistant | None:
 
 
 def threads_of_assistant(conn: Connection, assistant_id: UUID, *, limit: int) -> list[UUID]:
-    """Threads whose last run was this assistant's."""
+    """Return the ids of threads whose last run was this assistant's."""
     params = {"assistant_id": str(assistant_id), "limit": limit}
     return [row["thread_id"] for row in fetch_dicts(conn, SQL.threads_of_assistant, params)]
 

@@ -1,10 +1,10 @@
-"""Connections to Postgres: how one is opened, how a pool is, and how rows become dataclasses.
+"""Open connections and pools, run statements and transactions, and turn rows into dataclasses.
 
-Every connection is in autocommit mode: one statement is one transaction, and several take
-`in_transaction`. What loses a conflict with another transaction (a deadlock, a serialization
-failure, a lock not had in time) is done again here, a few times, by the statement or by the whole
-transaction; nobody above hears of it. JSON goes through orjson, so a value is the same on the wire,
-in a column and in an event.
+Every connection is in autocommit mode: one statement is one transaction, and several statements
+need `in_transaction`. After a conflict with another transaction (a deadlock, a serialization
+failure, a lock timeout) the statement or the whole transaction is retried here a few times; callers
+do not notice. JSON is encoded by orjson, so a value is the same in a response, a column and an
+event.
 """
 
 from __future__ import annotations
@@ -36,15 +36,18 @@ log = logging.getLogger(__name__)
 
 
 class Connection(psycopg.Connection[Any]):
-    """Knows what whoever asks may see: the statements that find something for a client take it as
-    `allowed_threads`, `allowed_assistants` and `allowed_crons`."""
+    """A connection with the filters of the caller's access.
 
-    allowed: dict[str, Any] = {  # noqa: RUF012  (nobody writes into it)
+    Statements that read resources for a client use them as the parameters `allowed_threads`,
+    `allowed_assistants` and `allowed_crons`.
+    """
+
+    allowed: dict[str, Any] = {  # noqa: RUF012  (it is never changed in place)
         "allowed_threads": None,
         "allowed_assistants": None,
         "allowed_crons": None,
     }
-    #: What a page of rows may have, in bytes; see `fetch_page`.
+    #: The size limit of a page of rows, in bytes; see `fetch_page`.
     most_bytes = 64 * 1024 * 1024
 
 
@@ -58,7 +61,7 @@ _AGAIN = tenacity.Retrying(
     stop=tenacity.stop_after_attempt(8),
     reraise=True,
 )
-#: A server that went away without a word (a machine that lost power, a cable) is noticed.
+#: These timeouts detect a connection that was lost silently, as when the server loses power.
 _NETWORK = {
     "connect_timeout": 5,
     "keepalives_idle": 5,
@@ -67,17 +70,17 @@ _NETWORK = {
     "tcp_user_timeout": 10_000,
 }
 
-#: How long a request waits for a connection, and how many per connection may wait.
+#: How many seconds a request waits for a connection, and how many requests per connection may wait.
 _POOL_SECONDS = 5.0
 _POOL_QUEUE = 100
-#: How long it waits for its caller's other requests first. Longer than it takes to see that the
-#: server hangs, which is said then.
+#: How long a request first waits for its caller's other requests. Longer than it takes to detect
+#: that the server hangs, which is then the error.
 _SHARE_SECONDS = 8.0
-#: Reading this much JSON takes about a millisecond.
+#: In bytes. Reading this much JSON takes about a millisecond.
 _LARGE_ROW = 64 * 1024
-#: How long a server that is asked whether it answers has for it; libpq takes no less.
+#: The connect timeout of the probe that detects a hanging server. This is libpq's minimum.
 _ANSWER_SECONDS = 2
-#: What a stalled writer may hold a row lock for before the server ends its transaction.
+#: How long a stalled writer may hold a row lock. Then Postgres ends its transaction.
 _IDLE_IN_TRANSACTION_MS = 5_000
 
 
@@ -86,12 +89,12 @@ def _dumps(value: Any) -> bytes:
 
 
 def dump_json(value: Any) -> str:
-    """JSON as text, as any column gets it."""
+    """Return a value as JSON text, encoded as for a column."""
     return _dumps(value).decode()
 
 
 def connect(database_url: str, *, pgbouncer: bool = False, name: str = "belay") -> Connection:
-    """One connection outside any pool."""
+    """Open one connection outside any pool. Raises OperationalError."""
     conn = Connection.connect(
         database_url, autocommit=True, application_name=name, **_network(database_url)
     )
@@ -100,7 +103,7 @@ def connect(database_url: str, *, pgbouncer: bool = False, name: str = "belay") 
 
 
 def _network(database_url: str) -> dict[str, Any]:
-    """Our network options, but for those the operator's URL sets."""
+    """Return Belay's network options, except those that the operator's URL sets."""
     set_there = conninfo_to_dict(database_url)
     return {name: value for name, value in _NETWORK.items() if name not in set_there}
 
@@ -115,10 +118,10 @@ def open_pool(
     statement_seconds: float | None = None,
     whose: Whose = lambda: None,
 ) -> ConnectionPool[Connection]:
-    """A pool that opens connections as they are needed, `size` at most.
+    """Open a pool of at most `size` connections, which are opened on demand.
 
-    A request that would have to wait behind too many others is refused at once, and one that waits
-    for a server that hangs is ended. The server ends a statement after `statement_seconds`.
+    A request is refused at once if too many others already wait, and ended if it waits for a server
+    that hangs. Postgres ends a statement after `statement_seconds` (not with `pgbouncer`).
     """
     return _Pool(
         database_url,
@@ -138,6 +141,8 @@ def open_pool(
 
 
 class _Pool(ConnectionPool[Connection]):
+    """A pool with shares per caller, whose waits and uses end when the server hangs."""
+
     def __init__(self, conninfo: str, *, shares: ConnectionShares, **kwargs: Any) -> None:
         self._shares = shares
         self._hangs = HangWatch(partial(_answers, conninfo))
@@ -154,7 +159,7 @@ class _Pool(ConnectionPool[Connection]):
 
 
 def _answers(database_url: str) -> bool:
-    """Whether the server says anything at all to somebody new, a refusal included."""
+    """Return whether the server responds to a new connection. A refusal is a response, too."""
     network = {**_network(database_url), "connect_timeout": _ANSWER_SECONDS}
     try:
         Connection.connect(database_url, application_name="belay probe", **network).close()
@@ -164,8 +169,11 @@ def _answers(database_url: str) -> bool:
 
 
 def _refuse_closed(conn: Connection) -> None:
-    """A server that ended a connection has said so by now: look at what has come, without a round
-    trip. What it said takes one look, that it closed takes the next. Raises OperationalError."""
+    """Raise OperationalError if the server has closed the connection.
+
+    This reads what has already been received, without a round trip. The first read gets the
+    server's message, the second one the end of the connection.
+    """
     conn.pgconn.consume_input()
     conn.pgconn.consume_input()
 
@@ -183,7 +191,7 @@ def _configure(
     if pgbouncer:
         conn.prepare_threshold = None
     else:
-        # The statements are few, and each comes back: prepared at its second use.
+        # There are few statements, and each is used again: prepare it at its second use.
         conn.prepare_threshold = 1
         conn.execute(f"SET idle_in_transaction_session_timeout = {_IDLE_IN_TRANSACTION_MS}")
         if statement_seconds is not None:
@@ -191,22 +199,22 @@ def _configure(
 
 
 class Database:
-    """The pool of a process that serves many requests; hands out one connection at a time."""
+    """Gives the requests of a process connections from its pool."""
 
     def __init__(self, pool: ConnectionPool[Connection]) -> None:
         self.pool = pool
-        #: What may be seen through it. A request that is confined has a Database of its own.
+        #: The access of its callers. A request with limited access has a Database of its own.
         self.access = EVERYTHING
 
     def confined(self, access: Access) -> Database:
-        """The same pool, for one request."""
+        """Return a Database with the same pool and one request's access."""
         mine = Database(self.pool)
         mine.access = access
         return mine
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A connection in autocommit mode. Raises Unavailable when none can be had."""
+        """Yield a connection in autocommit mode. Raises Unavailable if there is none."""
         with unavailable_when_unreachable(), self.pool.connection() as conn:
             if self.access is EVERYTHING:
                 yield conn
@@ -218,8 +226,10 @@ class Database:
                 conn.allowed = Connection.allowed
 
     def transaction(self, work: Callable[[Connection], _T]) -> _T:
-        """Run `work` in one transaction: committed at its return, or not at all. It is done again
-        from the start after a conflict, so it may do nothing that cannot be undone."""
+        """Run `work` in one transaction, which is committed when `work` returns.
+
+        After a conflict all of it runs again. So `work` must have no effects outside the database.
+        """
         with self.connection() as conn:
             return in_transaction(conn, lambda: work(conn))
 
@@ -239,7 +249,7 @@ def _allowed(access: Access) -> dict[str, Any]:
 
 
 def while_unavailable(seconds: float) -> tenacity.Retrying:
-    """Calls a function again for as long as it raises Unavailable, up to `seconds`."""
+    """Return a caller that retries a function while it raises Unavailable, for up to `seconds`."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(Unavailable),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=2.0),
@@ -250,11 +260,11 @@ def while_unavailable(seconds: float) -> tenacity.Retrying:
 
 @contextmanager
 def unavailable_when_unreachable() -> Iterator[None]:
-    """Turn the driver's errors into the API's, at this one border.
+    """Turn the driver's errors into those of requests. This is the only place that does.
 
-    Unavailable: no connection was to be had. Interrupted: there was one, and the database went away
-    or was in a conflict that lasted. InvalidRequest: Postgres cannot store these values, which are
-    the client's. Every other error is a defect of ours and passes.
+    Unavailable: there was no connection, or a statement timed out or failed. Interrupted: the
+    connection was lost, or a conflict persisted. InvalidRequest: Postgres cannot store the client's
+    values. Any other error is a defect of Belay and is raised as it is.
     """
     try:
         yield
@@ -267,18 +277,18 @@ def unavailable_when_unreachable() -> Iterator[None]:
             log.warning("a request's values cannot be stored: %s", error)
             raise InvalidRequest(f"Postgres cannot store this: {in_short(error)}") from error
         if isinstance(error, psycopg.errors.QueryCanceled):
-            log.warning("a statement took too long: %s", error)
+            log.warning("a statement exceeded its time limit: %s", error)
             raise Unavailable(
-                "The database took longer than BELAY_STATEMENT_SECONDS; ask for less at once"
+                "A statement took longer than BELAY_STATEMENT_SECONDS; request less at once"
             ) from error
         if isinstance(error, psycopg.OperationalError):
             log.exception("a statement failed")
-            raise Unavailable(f"The database refused: {in_short(error)}") from error
+            raise Unavailable(f"The database refused a statement: {in_short(error)}") from error
         raise
 
 
 def in_transaction(conn: Connection, work: Callable[[], _T]) -> _T:
-    """Run `work` in one transaction on this connection, again after a conflict."""
+    """Run `work` in one transaction on this connection. Retry it after a conflict."""
 
     def once() -> _T:
         with conn.transaction():
@@ -288,21 +298,24 @@ def in_transaction(conn: Connection, work: Callable[[], _T]) -> _T:
 
 
 def _again_on_conflict(conn: Connection, work: Callable[[], _T]) -> _T:
-    """Part of a transaction cannot be done again by itself: the whole of it will be."""
+    """Run `work`, and retry it after a conflict unless it is part of a transaction.
+
+    A part cannot be retried by itself: `in_transaction` retries the whole transaction.
+    """
     if conn.info.transaction_status is not TransactionStatus.IDLE:
         return work()
     return again_on_conflict(work)
 
 
 def again_on_conflict(work: Callable[[], _T]) -> _T:
-    """Do what may be done twice, again for as long as it loses conflicts, a few times."""
+    """Run idempotent `work`, and retry it after a conflict, a few times."""
     with suppress(*CONFLICT):
         return work()
     return _AGAIN(work)
 
 
 def _fields_of(row: type[Row]) -> Callable[[psycopg.Cursor[Any]], Callable[[Sequence[Any]], Row]]:
-    """A row factory that fills a dataclass by column name and ignores columns it does not have."""
+    """Return a row factory that fills a dataclass by column name. Further columns are ignored."""
     names = [field.name for field in dataclasses.fields(row)]  # type: ignore[arg-type]
 
     def factory(cursor: psycopg.Cursor[Any]) -> Callable[[Sequence[Any]], Row]:
@@ -316,6 +329,8 @@ def _fields_of(row: type[Row]) -> Callable[[psycopg.Cursor[Any]], Callable[[Sequ
 
 
 def fetch_one(conn: Connection, sql: str, params: Params, row: type[Row]) -> Row | None:
+    """Return the first row, or None."""
+
     def run() -> Row | None:
         with conn.cursor(row_factory=_fields_of(row)) as cursor:
             return cursor.execute(sql, conn.allowed | params).fetchone()
@@ -324,6 +339,8 @@ def fetch_one(conn: Connection, sql: str, params: Params, row: type[Row]) -> Row
 
 
 def fetch_all(conn: Connection, sql: str, params: Params, row: type[Row]) -> list[Row]:
+    """Return all rows."""
+
     def run() -> list[Row]:
         with conn.cursor(row_factory=_fields_of(row)) as cursor:
             return cursor.execute(sql, conn.allowed | params).fetchall()
@@ -332,10 +349,10 @@ def fetch_all(conn: Connection, sql: str, params: Params, row: type[Row]) -> lis
 
 
 def fetch_page(conn: Connection, sql: str, params: Params, row: type[Row]) -> list[Row]:
-    """The same for rows that clients have filled, and may ask for a thousand of: they come one by
-    one, and no more of them than `most_bytes` are ever held, the first in any case.
+    """Return all rows of a page whose content comes from clients.
 
-    Raises TooMuch.
+    The rows are read one by one. Raises TooMuch as soon as several have more than the connection's
+    `most_bytes` together; a single row is always returned.
     """
 
     def run() -> list[Row]:
@@ -350,7 +367,7 @@ def fetch_page(conn: Connection, sql: str, params: Params, row: type[Row]) -> li
                 row_bytes = _bytes_of_row(cursor)
                 size += row_bytes
                 if row_bytes > _LARGE_ROW:
-                    time.sleep(0)  # many of them: other requests have their turn
+                    time.sleep(0)  # let other requests run between large rows
                 if size > conn.most_bytes and len(found) > 1:
                     raise TooMuch(conn.most_bytes)
         return found
@@ -359,7 +376,7 @@ def fetch_page(conn: Connection, sql: str, params: Params, row: type[Row]) -> li
 
 
 def _bytes_of_row(cursor: psycopg.Cursor[Any]) -> int:
-    """Of the one row that has just come."""
+    """Return the size of the row that has just been read."""
     result = cursor.pgresult
     if result is None:
         return 0
@@ -367,6 +384,8 @@ def _bytes_of_row(cursor: psycopg.Cursor[Any]) -> int:
 
 
 def fetch_dicts(conn: Connection, sql: str, params: Params) -> list[dict[str, Any]]:
+    """Return all rows as dictionaries by column name."""
+
     def run() -> list[dict[str, Any]]:
         with conn.cursor(row_factory=dict_row) as cursor:
             return cursor.execute(sql, conn.allowed | params).fetchall()
@@ -375,6 +394,8 @@ def fetch_dicts(conn: Connection, sql: str, params: Params) -> list[dict[str, An
 
 
 def fetch_value(conn: Connection, sql: str, params: Params) -> Any:
+    """Return the first column of the first row. Return None if there is no row."""
+
     def run() -> Any:
         with conn.cursor(row_factory=scalar_row) as cursor:
             return cursor.execute(sql, conn.allowed | params).fetchone()
@@ -383,5 +404,5 @@ def fetch_value(conn: Connection, sql: str, params: Params) -> Any:
 
 
 def execute(conn: Connection, sql: str, params: Params) -> int:
-    """Run a statement; returns how many rows it touched."""
+    """Run a statement. Return how many rows it affected."""
     return _again_on_conflict(conn, lambda: conn.execute(sql, conn.allowed | params).rowcount)

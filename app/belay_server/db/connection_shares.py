@@ -1,4 +1,4 @@
-"""Limits how many connections of a pool one caller uses at a time.
+"""Limit how many connections of a pool one caller uses at a time.
 
 A caller may send many slow statements at once, such as searches through large rows. Further
 requests of that caller then wait for one of its own connections; the rest of the pool stays

@@ -1,4 +1,4 @@
-"""Crons in Postgres. Each function runs the query of its own name in `sql/crons.sql`."""
+"""Read and write crons. Each function runs the query of its name in `sql/crons.sql`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SORT_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class CronFilter:
-    """Which crons a search or a count sees; None means any."""
+    """The conditions of a search or a count. None means any."""
 
     assistant_id: UUID | None
     thread_id: UUID | None
@@ -52,7 +52,7 @@ class CronFilter:
 
 @dataclass(frozen=True, slots=True)
 class CronContent:
-    """What a client may set of a cron, and when that makes it due."""
+    """The fields of a cron that a client may set, and when it is next due."""
 
     schedule: str
     timezone: str | None
@@ -85,7 +85,7 @@ def insert_cron(
     thread_id: UUID | None,
     maker: dict[str, Any],
 ) -> Cron:
-    """`maker`: who made it, as JSON: its runs are theirs."""
+    """Insert a cron. `maker` is its creator as JSON, for whom its runs are created."""
     params = {
         "cron_id": cron_id,
         "maker": Jsonb(maker),
@@ -99,7 +99,7 @@ def insert_cron(
 
 
 def crons_of(conn: Connection, caller: str) -> int:
-    """How many a caller has; others who count for the same caller wait for this transaction."""
+    """Return how many crons a caller has. Lock that count until the end of the transaction."""
     execute(conn, SQL.lock_caller, {"caller": caller})
     return int(fetch_value(conn, SQL.count_crons_of, {"caller": caller}))
 
@@ -140,10 +140,12 @@ def count_crons(conn: Connection, filter_: CronFilter) -> int:
 
 
 def due_crons(conn: Connection, *, limit: int) -> list[UUID]:
+    """Return the ids of crons that are due, in turn for each caller."""
     return [row["cron_id"] for row in fetch_dicts(conn, SQL.due_crons, {"limit": limit})]
 
 
 def lock_due_cron(conn: Connection, cron_id: UUID) -> DueCron | None:
+    """Lock a cron. Return None if it is not due, or another worker has locked it."""
     return fetch_one(conn, SQL.lock_due_cron, {"cron_id": cron_id}, DueCron)
 
 
@@ -156,7 +158,7 @@ def put_off_cron(
     last_error: str,
     enabled: bool,
 ) -> None:
-    """Its run could not be stored. The row is locked."""
+    """Postpone a cron whose run could not be stored. The caller has locked the row."""
     params = {
         "cron_id": cron_id,
         "again_at": again_at,

@@ -1,11 +1,11 @@
-"""Ends what waits for a Postgres that hangs: a server that is there, and does not answer.
+"""End requests that wait for a Postgres that hangs: one that is reachable but does not respond.
 
-TCP detects a server whose machine is down, and the pool's timeout bounds the wait for a connection;
-a request that already holds one would wait for as long as the server hangs. A slow statement must
-not be ended, so once one has taken a while a new connection is opened to see whether the server
-answers at all.
+TCP detects a server whose machine is down, and the pool's timeout bounds the wait for a connection.
+But a request that already holds a connection would wait for as long as the server hangs. A slow
+statement must not be ended. So after a connection has been in use for a while, a new one is opened
+to find out whether the server responds at all.
 
-Only where the web server's greenlets can be woken (gunicorn's gevent workers); elsewhere nothing is
+This works only with gunicorn's gevent workers, whose greenlets can be woken. Elsewhere nothing is
 watched.
 """
 
@@ -24,25 +24,25 @@ import psycopg
 
 log = logging.getLogger(__name__)
 
-#: How long a connection is in use before the server is asked, and how often that is looked at.
+#: How long a connection is in use before the server is probed, and how often uses are checked.
 _PATIENCE_SECONDS = 3.0
 _LOOK_SECONDS = 0.5
 
 
 class Hung(psycopg.OperationalError):
-    """The server does not answer, neither this connection nor a new one."""
+    """The server does not respond, neither on this connection nor to a new one."""
 
 
 @dataclass(eq=False, slots=True)
 class _Use:
-    """A connection in use: by which greenlet, and since when."""
+    """A connection in use: the greenlet that uses it, and since when."""
 
     greenlet: Any
     began: float
 
 
 class HangWatch:
-    """Watches one pool. `answers` opens a new connection; False when that gets no answer."""
+    """Watches one pool. `answers` opens a new connection. It returns False without a response."""
 
     def __init__(
         self, answers: Callable[[], bool], *, patience_seconds: float = _PATIENCE_SECONDS
@@ -54,8 +54,10 @@ class HangWatch:
 
     @contextmanager
     def watched(self, conn: psycopg.Connection[Any] | None) -> Iterator[None]:
-        """Watch the use of a connection, or a wait for those who use theirs. Raises Hung, and
-        closes the connection, when the server hangs meanwhile."""
+        """Watch the use of a connection, or (with None) a wait for one.
+
+        If the server hangs meanwhile, close the connection and raise Hung.
+        """
         if "gevent.monkey" not in sys.modules:
             yield
             return
@@ -83,16 +85,16 @@ class HangWatch:
         while True:
             time.sleep(_LOOK_SECONDS)
             try:
-                self._look()
+                self._check_uses()
             except Exception:
-                log.exception("connections in use cannot be looked at, going on")
+                log.exception("checking the connections in use failed, trying again")
 
-    def _look(self) -> None:
+    def _check_uses(self) -> None:
         before = time.monotonic() - self._patience_seconds
         waiting = [use for use in self._uses if use.began <= before]
         if not waiting or self._answers():
             return
-        log.warning("Postgres hangs: %d requests that wait for it are ended", len(waiting))
+        log.warning("Postgres hangs: ending %d requests that wait for it", len(waiting))
         import gevent  # noqa: PLC0415
 
         hub = gevent.get_hub()
@@ -100,6 +102,6 @@ class HangWatch:
             hub.loop.run_callback(self._end, use)
 
     def _end(self, use: _Use) -> None:
-        """End a use, in gevent's hub, where nothing else runs, unless it has ended itself."""
+        """End a use that has not ended by itself. Runs in gevent's hub, where nothing else runs."""
         if use in self._uses:
-            use.greenlet.throw(Hung("the server does not answer"))
+            use.greenlet.throw(Hung("the server does not respond"))

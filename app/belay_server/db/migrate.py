@@ -1,8 +1,8 @@
-"""Forward-only migrations: numbered SQL files, then LangGraph's own checkpoint tables.
+"""Apply forward-only migrations: numbered SQL files, then LangGraph's own tables.
 
-Run by `belay migrate` (the release process). Each file is one transaction under one advisory
-lock, so two releases at once do no harm, and with timeouts, so a migration that cannot get its
-locks fails instead of stopping the traffic.
+`belay migrate` (the release process) runs them. All run under one advisory lock, so two releases at
+once are safe. Each file is one transaction with timeouts, so a migration that cannot get its locks
+fails instead of blocking the traffic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from belay_server.db.outages import is_outage
 log = logging.getLogger(__name__)
 
 _LOCK = 7_235_116
-#: A database that is started together with us needs a moment.
+#: How long to wait before logging it. A database that starts together with Belay needs a moment.
 _SILENT_SECONDS = 2.0
 _TABLE = """
 CREATE TABLE IF NOT EXISTS belay_migration (
@@ -48,19 +48,19 @@ class SchemaNotReady(Exception):
 
 
 def migrations() -> list[tuple[int, str, str]]:
-    """(number, file name, SQL) of every migration, in order."""
+    """Return the number, file name and SQL of every migration, in order."""
     folder = files("belay_server.db") / "migrations"
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".sql"))
     return [(int(name.split("_")[0]), name, (folder / name).read_text()) for name in names]
 
 
 def migrate(database_url: str, *, store_index: dict[str, Any] | None = None) -> list[str]:
-    """Apply what is missing; returns the names of the migrations applied.
+    """Apply the missing migrations. Return their names.
 
-    `store_index` is `store.index` of the project, which says whether the store has vectors. Raises
-    VectorsUnavailable where Postgres has no pgvector.
+    `store_index` is the project's `store.index`; with one, the store has vectors. Raises
+    VectorsUnavailable if Postgres has no pgvector.
     """
-    # Importing LangGraph's saver costs half a second, and only this function needs it.
+    # Importing LangGraph's saver takes half a second, and only this function needs it.
     from langgraph.checkpoint.postgres import PostgresSaver  # noqa: PLC0415
 
     applied = []
@@ -73,7 +73,7 @@ def migrate(database_url: str, *, store_index: dict[str, Any] | None = None) -> 
                 if number not in done:
                     _apply(conn, number, name, sql)
                     applied.append(name)
-            # LangGraph creates indexes CONCURRENTLY, which no transaction may hold.
+            # LangGraph creates indexes CONCURRENTLY, which Postgres does not allow in transactions.
             PostgresSaver(conn).setup()
             conn.execute(
                 "CREATE INDEX CONCURRENTLY IF NOT EXISTS belay_checkpoints_run"
@@ -88,7 +88,7 @@ def migrate(database_url: str, *, store_index: dict[str, Any] | None = None) -> 
 def _set_up_store(conn: Connection, index: dict[str, Any] | None) -> None:
     from langgraph.store.postgres import PostgresStore  # noqa: PLC0415
 
-    # The function that embeds is not asked anything here.
+    # The embedding function is not called here.
     prepared: Any = None if index is None else {**index, "embed": lambda texts: texts}
     try:
         PostgresStore(conn, index=prepared).setup()
@@ -107,8 +107,10 @@ def _apply(conn: Connection, number: int, name: str, sql: str) -> None:
 
 
 def schema_is_ready(conn: Connection, *, vectors: bool = False) -> bool:
-    """True when every migration of this code is applied and LangGraph's tables exist, those of the
-    store's `vectors` among them."""
+    """Return whether all of this code's migrations are applied and LangGraph's tables exist.
+
+    With `vectors`, this includes the store's table of vectors.
+    """
     last_of_all = "store_vectors" if vectors else "store"
     newest = migrations()[-1][0]
     try:
@@ -120,7 +122,7 @@ def schema_is_ready(conn: Connection, *, vectors: bool = False) -> bool:
 
 
 def wait_for_schema(database_url: str, *, seconds: float, vectors: bool = False) -> None:
-    """Wait until the schema is ready, and say so; raises SchemaNotReady with what to do."""
+    """Wait until the schema is ready, and log the wait. Raises SchemaNotReady after `seconds`."""
     began = time.monotonic()
     reason = "the migrations have not been applied"
     has_said_so = False

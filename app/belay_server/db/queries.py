@@ -1,4 +1,4 @@
-"""Named SQL queries, read from `app/belay_server/db/sql/<noun>.sql`.
+"""Read named SQL queries from `app/belay_server/db/sql/<noun>.sql`.
 
 A query starts at a line `-- name: <name>` and ends at the next one. Its name is the name of the
 Python function that runs it.
@@ -14,10 +14,10 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 
 
 def load_queries(noun: str) -> SimpleNamespace:
-    """All queries of one noun, as attributes. Raises ValueError if a name stands twice."""
+    """Return all queries of one noun as attributes. Raises ValueError for a duplicate name."""
     text = (files("belay_server.db") / "sql" / f"{noun}.sql").read_text()
     _, *parts = _NAME.split(text)
     names, bodies = parts[0::2], parts[1::2]
     if len(set(names)) != len(names):
-        raise ValueError(f"{noun}.sql: a query name stands twice")
+        raise ValueError(f"{noun}.sql: a query name occurs twice")
     return SimpleNamespace(**{name: body.strip() for name, body in zip(names, bodies, strict=True)})

@@ -1,4 +1,4 @@
-"""How long the queues are, from the rows of active runs. The query is in `sql/queues.sql`."""
+"""Measure the queues from the rows of active runs. The query is in `sql/queues.sql`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ SQL = load_queries("queues")
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """One queue; all of them together when it has no name. Times are in seconds."""
+    """The state of one queue. Times are in seconds."""
 
+    #: None: all queues together.
     queue: str | None
     running: int
     pending: int
-    #: Pending, and not scheduled for later.
+    #: Pending and not scheduled for later.
     due: int
-    #: Due, and not behind another run of the same thread.
+    #: Due and not blocked by another run of the same thread.
     claimable: int
     oldest_seconds: float
     oldest_claimable_seconds: float
@@ -27,4 +28,5 @@ class QueueState:
 
 
 def queue_states(conn: Connection) -> list[QueueState]:
+    """Return the state of each queue that has active runs, and of all queues together."""
     return fetch_all(conn, SQL.queue_states, {}, QueueState)

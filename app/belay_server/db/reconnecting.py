@@ -1,4 +1,4 @@
-"""A process's one connection, and the patience to wait until Postgres is there again."""
+"""Keep a process's single connection open, and retry its work while Postgres is unavailable."""
 
 from __future__ import annotations
 
@@ -20,49 +20,50 @@ _T = TypeVar("_T")
 
 
 class ReconnectingConnection:
-    """Opened when it is first needed, and again whenever it was lost."""
+    """A connection that is opened at its first use, and again after it was lost."""
 
     def __init__(self, connect: Callable[[], Connection]) -> None:
         self._connect = connect
         self._conn: Connection | None = None
 
     def get(self) -> Connection:
-        """Raises OperationalError when Postgres cannot be reached."""
+        """Return the open connection. Raises OperationalError if Postgres is unavailable."""
         if self._conn is None or self._conn.closed:
             self._conn = self._connect()
         return self._conn
 
     def run(self, work: Callable[[Connection], _T], *, keep_waiting: Callable[[], bool]) -> _T:
-        """Run `work` until Postgres lets it, with backoff, for as long as `keep_waiting` says.
+        """Run `work`, and retry it with backoff after an outage while `keep_waiting` returns True.
 
-        An answer that was lost does not tell whether the work was done, so `work` must be such that
-        doing it twice is doing it once. Raises the outage's error when there is no more waiting,
-        and at once what waiting does not help: an error of the statement itself.
+        If the connection is lost, the work may or may not have been done. So `work` must be
+        idempotent. Raises the outage's error when `keep_waiting` returns False, and any other error
+        at once.
         """
         try:
             return work(self.get())
         except psycopg.Error as error:
-            self._drop_if_spoilt()
+            self._drop_if_unusable()
             if not is_worth_waiting(error) or not keep_waiting():
                 raise
-            log.warning("Postgres is away, waiting for it: %s", error)
+            log.warning("Postgres is unavailable, retrying: %s", error)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_worth_waiting),
             wait=tenacity.wait_random_exponential(multiplier=0.05, max=1.0),
             stop=lambda _state: not keep_waiting(),
-            after=lambda _state: self._drop_if_spoilt(),
+            after=lambda _state: self._drop_if_unusable(),
             reraise=True,
         )
         return retrying(lambda: work(self.get()))
 
     def drop(self) -> None:
+        """Close the connection. The next use opens another one."""
         if self._conn is not None:
             with suppress(psycopg.Error):
                 self._conn.close()
             self._conn = None
 
-    def _drop_if_spoilt(self) -> None:
-        """After an error: a connection in the middle of something is of no use."""
+    def _drop_if_unusable(self) -> None:
+        """Close a connection that is broken or still in a transaction after an error."""
         conn = self._conn
         if conn is None:
             return

@@ -1,5 +1,8 @@
-"""What a cancel does to rows: each function runs the query of its own name in
-`sql/run_cancels.sql`, except `undo_run`, which takes several."""
+"""Carry out cancels and rollbacks in the database.
+
+Each function runs the query of its name in `sql/run_cancels.sql`. `undo_run` and `lock_runs` run
+several.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ SQL = load_queries("run_cancels")
 
 @dataclass(frozen=True, slots=True)
 class CancelFilter:
-    """Which active runs a cancel may hit; None means any."""
+    """The conditions for the active runs that a cancel applies to. None means any."""
 
     thread_id: UUID | None = None
     run_ids: Sequence[UUID] | None = None
@@ -44,7 +47,7 @@ class CancelFilter:
 
 @dataclass(frozen=True, slots=True)
 class ActiveRun:
-    """A pending or running run, as a cancel sees it."""
+    """The fields of a pending or running run that a cancel needs."""
 
     run_id: UUID
     thread_id: UUID
@@ -55,20 +58,20 @@ class ActiveRun:
 
 
 def rollback_reason(conn: Connection, run_id: UUID) -> dict[str, str] | None:
-    """Who asked for the rollback of a run that is gone."""
+    """Return the reason for the rollback of a run whose row is gone. Return None if unknown."""
     value: dict[str, str] | None = fetch_value(conn, SQL.rollback_reason, {"run_id": run_id})
     return value
 
 
 def active_runs_of_thread(conn: Connection, thread_id: UUID) -> list[ActiveRun]:
-    """Locked; the thread's row is locked before."""
+    """Lock and return a thread's active runs. The caller has locked the thread's row."""
     return fetch_all(conn, SQL.active_runs_of_thread, {"thread_id": thread_id}, ActiveRun)
 
 
 def cancellable_runs(
     conn: Connection, filter_: CancelFilter, *, after: ActiveRun | None, limit: int
 ) -> list[ActiveRun]:
-    """A page of what a cancel may hit, thread by thread, newest run first."""
+    """Return a page of the runs that a cancel applies to, by thread, newest run first."""
     params = filter_.params() | {
         "after_thread_id": None if after is None else after.thread_id,
         "after_seq": None if after is None else after.seq,
@@ -80,8 +83,10 @@ def cancellable_runs(
 def lock_runs(
     conn: Connection, runs: Sequence[ActiveRun], *, status: str | None = None
 ) -> list[ActiveRun]:
-    """Threads first, then their runs in run_id order: the lock order of every writer. Returns
-    those that are still active, or still of this status."""
+    """Lock the runs' threads, then the runs in run_id order, which is every writer's lock order.
+
+    Return those that are still active and, if a status is given, still have it.
+    """
     if not runs:
         return []
     execute(conn, SQL.lock_threads, {"thread_ids": list({run.thread_id for run in runs})})
@@ -90,6 +95,7 @@ def lock_runs(
 
 
 def count_known_runs(conn: Connection, thread_id: UUID | None, run_ids: Sequence[UUID]) -> int:
+    """Return how many of the runs exist, of one thread or (with None) of any."""
     params = {"thread_id": thread_id, "run_ids": list(run_ids)}
     return int(fetch_value(conn, SQL.count_known_runs, params))
 
@@ -128,7 +134,7 @@ def hide_temporary_threads(conn: Connection, thread_ids: Sequence[UUID]) -> None
 
 
 def undo_run(conn: Connection, thread_id: UUID, run_id: UUID) -> None:
-    """Everything a run wrote goes, and what it wrote over comes back. In one transaction."""
+    """Delete everything that a run wrote, and restore what it overwrote. Needs a transaction."""
     params = {"run_id": run_id}
     text = {"run_id": str(run_id), "thread_id": str(thread_id)}
     execute(conn, SQL.restore_before_images, params)

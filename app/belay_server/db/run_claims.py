@@ -1,5 +1,7 @@
-"""The claim of a run, from the lease to the end: each function runs the query of its own name in
-`sql/run_claims.sql`."""
+"""Claim runs, renew their leases, end them and put them back.
+
+Each function runs the query of its name in `sql/run_claims.sql`.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,14 @@ SQL = load_queries("run_claims")
 
 @dataclass(frozen=True, slots=True)
 class LockedRun(Run):
-    """A run about to be ended, and how long ago its cancel was asked for."""
+    """A locked run that is to be ended, and how many seconds ago its cancel was requested."""
 
     cancel_seconds: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimState:
-    """A running run as the supervisor sees it."""
+    """The fields of a running run that the supervisor needs."""
 
     run_id: UUID
     claim_no: int
@@ -50,8 +52,10 @@ def _json(value: Any) -> Jsonb | None:
 def claim_run(
     conn: Connection, run_id: UUID, *, owner: str, lease_seconds: float
 ) -> ClaimedRun | None:
-    """Take the lease. Returns None when the run cannot be claimed now; if that changes, another
-    message for it is sent."""
+    """Claim a run: take its lease. Return None if the run cannot be claimed now.
+
+    If that changes later, another doorbell is sent.
+    """
     params = {"run_id": run_id, "owner": owner, "lease_seconds": lease_seconds}
     try:
         return _claimed(fetch_dicts(conn, SQL.claim_run, params))
@@ -61,7 +65,10 @@ def claim_run(
 
 
 def held_run(conn: Connection, run_id: UUID, *, owner: str) -> ClaimedRun | None:
-    """Return the run if `owner` holds its lease, for a claim whose answer was lost."""
+    """Return the run if `owner` holds its lease, else None.
+
+    This finds a claim that was committed although the connection was lost.
+    """
     return _claimed(fetch_dicts(conn, SQL.held_run, {"run_id": run_id, "owner": owner}))
 
 
@@ -74,7 +81,7 @@ def _claimed(rows: list[dict[str, Any]]) -> ClaimedRun | None:
 def renew_leases(
     conn: Connection, claims: Sequence[Claim], *, lease_seconds: float
 ) -> list[ClaimState]:
-    """Those of the claims that still stand."""
+    """Renew the leases. Return the claims that are still valid."""
     params = {
         "run_ids": [c.run_id for c in claims],
         "claim_nos": [c.claim_no for c in claims],
@@ -84,11 +91,12 @@ def renew_leases(
 
 
 def cancel_actions(conn: Connection, run_ids: Sequence[UUID]) -> list[ClaimState]:
+    """Return the running ones of these runs, with the action of their cancel."""
     return fetch_all(conn, SQL.cancel_actions, {"run_ids": list(run_ids)}, ClaimState)
 
 
 def _ending_params(thread_id: UUID, claim: Claim, ending: Ending) -> dict[str, Any]:
-    # A list keeps the order of the questions; keys of an object would be sorted.
+    # A list keeps the order of the interrupts. JSONB would sort the keys of an object.
     raised = [i for of_task in (ending.interrupts or {}).values() for i in of_task]
     outcome = {"values": ending.values, "interrupts": raised}
     return {
@@ -106,7 +114,7 @@ def _ending_params(thread_id: UUID, claim: Claim, ending: Ending) -> dict[str, A
 
 
 def finish_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> NextRun | None:
-    """Write the end. None: the claim is over, or a cancel was accepted first."""
+    """Write a run's end. Return None if the lease is lost or a cancel was accepted first."""
     params = _ending_params(thread_id, claim, ending)
     return fetch_one(conn, SQL.finish_run, params, NextRun)
 
@@ -114,7 +122,7 @@ def finish_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) 
 def finish_interrupted_run(
     conn: Connection, thread_id: UUID, claim: Claim, ending: Ending
 ) -> NextRun | None:
-    """Write the end of a run whose accepted cancel says `interrupt`."""
+    """Write the end of a run with an accepted `interrupt`. Return None if the lease is lost."""
     params = _ending_params(thread_id, claim, ending)
     return fetch_one(conn, SQL.finish_interrupted_run, params, NextRun)
 
@@ -122,7 +130,10 @@ def finish_interrupted_run(
 def put_run_back(
     conn: Connection, claim: Claim, *, uncharge: bool, rering_seconds: float
 ) -> Ringable | None:
-    """Back to pending. None: the claim is over, or a cancel was accepted."""
+    """Set a run back to pending. Return None if the lease is lost or a cancel was accepted.
+
+    `uncharge`: do not count the attempt.
+    """
     params = {
         "run_id": claim.run_id,
         "claim_no": claim.claim_no,
@@ -133,6 +144,7 @@ def put_run_back(
 
 
 def lock_claimed_run(conn: Connection, claim: Claim) -> LockedRun | None:
+    """Lock a run. Return None if it has ended or was claimed again."""
     params = {"run_id": claim.run_id, "claim_no": claim.claim_no}
     return fetch_one(conn, SQL.lock_claimed_run, params, LockedRun)
 
@@ -140,7 +152,10 @@ def lock_claimed_run(conn: Connection, claim: Claim) -> LockedRun | None:
 def expired_leases(
     conn: Connection, *, sweeper: str, limit: int, but: Sequence[UUID] = ()
 ) -> list[Claim]:
-    """Claims to be judged lost: none while this sweeper may not judge. `but`: runs to pass over."""
+    """Return claims with an expired lease, except those of the runs in `but`.
+
+    There are none while this sweeper may not take runs from their workers.
+    """
     params = {"sweeper": sweeper, "limit": limit, "but": list(but)}
     return fetch_all(conn, SQL.expired_leases, params, Claim)
 
@@ -151,27 +166,28 @@ def lease_is_expired(conn: Connection, claim: Claim) -> bool:
 
 
 def was_not_rung(conn: Connection, run_ids: Sequence[UUID]) -> None:
-    """Take back what `ring_due_runs` counted: the broker did not take these messages."""
+    """Undo the count of `ring_due_runs` for runs whose doorbell could not be sent."""
     execute(conn, SQL.was_not_rung, {"run_ids": list(run_ids)})
 
 
 def queues_put_off(conn: Connection) -> list[str]:
-    """Queues with runs that were rung for and have not been claimed."""
+    """Return the queues with runs that wait for a claim after their doorbell was sent."""
     return [row["queue"] for row in fetch_dicts(conn, SQL.queues_put_off, {})]
 
 
 def ring_again_at_once(conn: Connection, queues: Sequence[str], *, limit: int) -> int:
-    """Make runs of these queues due for a ring that were to wait; returns how many."""
+    """Make postponed doorbells of these queues due at once. Return how many."""
     return execute(conn, SQL.ring_again_at_once, {"queues": list(queues), "limit": limit})
 
 
 def ring_due_runs(conn: Connection, *, limit: int, rering_seconds: float) -> list[Ringable]:
+    """Return the runs whose doorbell is due, and postpone their next one."""
     params = {"limit": limit, "rering_seconds": rering_seconds}
     return fetch_all(conn, SQL.ring_due_runs, params, Ringable)
 
 
 def next_runs_of_threads(conn: Connection, thread_ids: Sequence[UUID]) -> list[Ringable]:
-    """The head of each idle thread's queue."""
+    """Return the first due run in the queue of each thread that has no running run."""
     return fetch_all(conn, SQL.next_runs_of_threads, {"thread_ids": list(thread_ids)}, Ringable)
 
 
@@ -183,10 +199,10 @@ def take_sweeper_lease(
     tolerance_seconds: float,
     patience_seconds: float,
 ) -> bool:
-    """True while this owner is the one that sweeps.
+    """Take or renew the sweeper's lease. Return whether this owner holds it.
 
-    When nobody swept for longer than the lease and the tolerance, nobody could renew a run's lease
-    either: then nobody judges for as long as the patience.
+    If no sweeper held it for longer than the lease and the tolerance, no worker could renew a run's
+    lease either. Then no run is taken from its worker for `patience_seconds`.
     """
     params = {
         "owner": owner,
@@ -198,4 +214,5 @@ def take_sweeper_lease(
 
 
 def drop_sweeper_lease(conn: Connection, owner: str) -> None:
+    """End the sweeper's lease, so that another worker may take it at once."""
     execute(conn, SQL.drop_sweeper_lease, {"owner": owner})

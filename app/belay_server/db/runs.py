@@ -1,4 +1,4 @@
-"""Runs in Postgres. Each function runs the query of its own name in `sql/runs.sql`."""
+"""Read and write runs. Each function runs the query of its name in `sql/runs.sql`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from belay_server.domain.runs import Run, RunStatus
 from belay_server.domain.threads import ThreadTtl
 
 SQL = load_queries("runs")
-#: Outcomes of so many bytes, as Postgres stores them, are read with the run's status.
+#: Outcomes of up to so many bytes, as Postgres stores them, are read with the run's status.
 SMALL_OUTCOME = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
-    """A row to insert. `after_seconds` delays the first claim."""
+    """A run to insert. `after_seconds` delays its first claim."""
 
     run_id: UUID
     thread_id: UUID
@@ -45,9 +45,9 @@ class NewRun:
     temporary: bool
     timeout_seconds: float | None
     after_seconds: float
-    #: The client may send this create again with the same id.
+    #: Whether the client chose the id. It may then retry the create with the same id.
     id_chosen: bool = False
-    #: Whose it is, for limits.
+    #: The name of the caller, for limits.
     caller: str | None = None
 
 
@@ -61,7 +61,7 @@ class Ringable:
 
 @dataclass(frozen=True, slots=True)
 class NextRun:
-    """The head of a thread's queue, when the thread is idle and has one."""
+    """The first due run in a thread's queue, if the thread is idle and has one."""
 
     next_run_id: UUID | None
     next_queue: str | None
@@ -75,7 +75,7 @@ class NextRun:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedRun(NextRun):
-    """What the database adds to a new run, and what its thread has to run next."""
+    """The times that the database gave a new run, and the next run of its thread."""
 
     created_at: datetime
     updated_at: datetime
@@ -84,7 +84,7 @@ class AcceptedRun(NextRun):
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """How a run stands, and what it asks. `interrupts` is None when nobody has read it yet."""
+    """A run's status, error and interrupts. `interrupts` is None until the outcome is stored."""
 
     status: str
     error: dict[str, str] | None
@@ -93,10 +93,10 @@ class RunEnd:
 
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """How a run stands, and what its waiters are answered.
+    """A run's status and the response for clients that wait for it.
 
-    `stored_bytes` is None when nobody has read its outcome yet. `answer` is JSON, or None for one
-    that is not small; `run_answer` reads it.
+    `stored_bytes` is None until the outcome is stored. `answer` is JSON. It is None if the outcome
+    is not small: then `run_answer` reads it.
     """
 
     status: str
@@ -106,7 +106,7 @@ class RunOutcome:
 
 
 def insert_run(conn: Connection, new: NewRun, *, rering_seconds: float) -> Run | None:
-    """Insert as pending. None when the id is taken."""
+    """Insert a pending run. Return None if the id is taken."""
     params = {**_new_run_params(new), "id_chosen": new.id_chosen, "rering_seconds": rering_seconds}
     return fetch_one(conn, SQL.insert_run, params, Run)
 
@@ -139,8 +139,10 @@ def accept_run(
     ttl: ThreadTtl | None,
     rering_seconds: float,
 ) -> AcceptedRun | None:
-    """Insert as pending, in one statement. None, and nothing is done, when there is no such thread
-    or when the assistant has changed since."""
+    """Insert a pending run, and its thread if it is new, in one statement.
+
+    Return None and do nothing if the thread does not exist or the assistant has changed since.
+    """
     params = {
         **_new_run_params(new),
         "assistant_updated_at": assistant_updated_at,
@@ -153,7 +155,7 @@ def accept_run(
 
 
 def as_accepted(new: NewRun, accepted: AcceptedRun) -> Run:
-    """The row of a run that `accept_run` has just inserted."""
+    """Return the row of a run that `accept_run` has just inserted."""
     return Run(
         run_id=new.run_id,
         thread_id=new.thread_id,
@@ -184,25 +186,28 @@ def get_run(conn: Connection, run_id: UUID) -> Run | None:
 def get_thread_run(
     conn: Connection, thread_id: UUID, run_id: UUID, *, ended_stateless: bool = False
 ) -> Run | None:
-    """A run of this thread. `ended_stateless` also finds what only a waiter may still read."""
+    """Return a run of a thread. `ended_stateless` includes runs whose thread is already hidden."""
     params = {"thread_id": thread_id, "run_id": run_id, "ended_stateless": ended_stateless}
     return fetch_one(conn, SQL.get_thread_run, params, Run)
 
 
 def run_end(conn: Connection, thread_id: UUID, run_id: UUID) -> RunEnd | None:
-    """Return how a run stands. Also of an ended stateless run."""
+    """Return a run's status and interrupts. Ended stateless runs are included."""
     params = {"thread_id": thread_id, "run_id": run_id}
     return fetch_one(conn, SQL.run_end, params, RunEnd)
 
 
 def run_outcome(conn: Connection, thread_id: UUID, run_id: UUID) -> RunOutcome | None:
-    """Return how a run stands, and its waiters' answer. Also of an ended stateless run."""
+    """Return a run's status and response. Ended stateless runs are included."""
     params = {"thread_id": thread_id, "run_id": run_id, "small": SMALL_OUTCOME}
     return fetch_one(conn, SQL.run_outcome, params, RunOutcome)
 
 
 def run_answer(conn: Connection, run_id: UUID) -> str | None:
-    """Return the answer to a run's waiters, as JSON. None: nobody has read its outcome yet."""
+    """Return the response for clients that wait for a run, as JSON.
+
+    Return None if the outcome is not stored yet.
+    """
     answer: str | None = fetch_value(conn, SQL.run_answer, {"run_id": run_id})
     return answer
 
@@ -216,7 +221,7 @@ def list_runs(
     limit: int,
     offset: int,
 ) -> list[Run]:
-    """Newest first."""
+    """Return a page of a thread's runs, newest first."""
     params = {
         "thread_id": thread_id,
         "status": status,
@@ -228,7 +233,7 @@ def list_runs(
 
 
 def run_is_buried(conn: Connection, run_id: UUID) -> bool:
-    """Rolled back, or ended and swept: never to be executed again."""
+    """Return whether a run was rolled back, or ended and was deleted by the sweeper."""
     return bool(fetch_value(conn, SQL.run_is_buried, {"run_id": run_id}))
 
 
@@ -238,7 +243,7 @@ def thread_of_buried_run(conn: Connection, run_id: UUID) -> UUID | None:
 
 
 def pending_runs_of(conn: Connection, caller: str) -> int:
-    """How many a caller has. Whoever asks next waits until this transaction is over."""
+    """Return how many pending runs a caller has. Lock that count until the transaction ends."""
     execute(conn, SQL.lock_caller, {"caller": caller})
     return int(fetch_value(conn, SQL.count_pending_runs_of, {"caller": caller}))
 
@@ -248,6 +253,7 @@ def thread_is_busy(conn: Connection, thread_id: UUID) -> bool:
 
 
 def oldest_active_graph_id(conn: Connection, thread_id: UUID) -> str | None:
+    """Return the graph of a thread's oldest active run, or else of its oldest run."""
     value: str | None = fetch_value(conn, SQL.oldest_active_graph_id, {"thread_id": thread_id})
     return value
 
@@ -258,12 +264,13 @@ def delete_finished_run(conn: Connection, thread_id: UUID, run_id: UUID) -> bool
 
 
 def ended_runs(conn: Connection, run_ids: Sequence[UUID]) -> dict[UUID, str | None]:
-    """Those that have ended, with their status; None for a row that is gone."""
+    """Return the runs that have ended, with their status. It is None if the row is gone."""
     rows = fetch_dicts(conn, SQL.ended_runs, {"run_ids": list(run_ids)})
     return {row["run_id"]: row["status"] for row in rows}
 
 
 def set_outcome(conn: Connection, run_id: UUID, outcome: dict[str, Any]) -> None:
+    """Store the outcome of an ended run that has none yet."""
     execute(conn, SQL.set_outcome, {"run_id": run_id, "outcome": Jsonb(outcome)})
 
 
@@ -276,7 +283,7 @@ def last_checkpoint_of_run(conn: Connection, thread_id: UUID, run_id: UUID) -> s
 def checkpoint_exists(
     conn: Connection, thread_id: UUID, checkpoint_ns: str, checkpoint_id: str | None
 ) -> bool:
-    """Whether the thread has this checkpoint, or any of the namespace when no id is given."""
+    """Return whether the thread has this checkpoint. Without an id: any of the namespace."""
     params = {
         "thread_id": str(thread_id),
         "checkpoint_ns": checkpoint_ns,

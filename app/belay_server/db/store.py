@@ -1,4 +1,4 @@
-"""Items of LangGraph's store that nobody will read again. All else about them is the library's."""
+"""Delete expired items of LangGraph's store. The library does everything else with the store."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ SQL = load_queries("store")
 
 
 def delete_expired_items(conn: Connection, *, limit: int) -> int:
-    """Returns how many."""
+    """Delete up to `limit` expired items. Return how many."""
     return execute(conn, SQL.delete_expired_items, {"limit": limit})

@@ -1,4 +1,4 @@
-"""Threads in Postgres. Each function runs the query of its own name in `sql/threads.sql`."""
+"""Read and write threads. Each function runs the query of its name in `sql/threads.sql`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SORT_COLUMNS = ("thread_id", "created_at", "updated_at", "state_updated_at", "st
 
 @dataclass(frozen=True, slots=True)
 class ThreadFilter:
-    """Which threads a search or a count sees; None means any."""
+    """The conditions of a search or a count. None means any."""
 
     ids: Sequence[UUID] | None
     metadata: dict[str, Any]
@@ -58,7 +58,7 @@ class ExpiredThread:
 
 @dataclass(frozen=True, slots=True)
 class ThreadStorage:
-    """Counts, and bytes before Postgres compresses them."""
+    """The size of a thread's history: counts, and bytes before compression by Postgres."""
 
     checkpoint_count: int
     checkpoint_bytes: int
@@ -71,7 +71,7 @@ class ThreadStorage:
 
 @dataclass(frozen=True, slots=True)
 class DeletedThread:
-    """A thread that is gone, and the runs that went with it."""
+    """A deleted thread and the runs that were deleted with it."""
 
     thread_id: UUID
     run_ids: list[UUID]
@@ -80,26 +80,26 @@ class DeletedThread:
 def insert_thread(
     conn: Connection, thread_id: UUID, metadata: dict[str, Any], ttl: ThreadTtl | None = None
 ) -> bool:
-    """False when the id is taken."""
+    """Insert a thread. Return False if the id is taken."""
     execute(conn, SQL.replace_hidden_thread, {"thread_id": thread_id})
     params = {"thread_id": thread_id, "metadata": Jsonb(metadata), **ttl_params(ttl)}
     return fetch_value(conn, SQL.insert_thread, params) is not None
 
 
 def get_thread(conn: Connection, thread_id: UUID, *, with_values: bool = False) -> Thread | None:
-    """Return a thread. Its values are None unless they are asked for: they may be large."""
+    """Return a thread. Without `with_values` its values, which may be large, are None."""
     params = {"thread_id": thread_id, "with_values": with_values}
     return fetch_one(conn, SQL.get_thread, params, Thread)
 
 
 def questions_of_thread(conn: Connection, thread_id: UUID) -> list[str]:
-    """Return the ids of the interrupts that a thread waits for an answer to."""
+    """Return the ids of a thread's pending interrupts."""
     rows = fetch_dicts(conn, SQL.questions_of_thread, {"thread_id": thread_id})
     return [row["id"] for row in rows]
 
 
 def lock_thread(conn: Connection, thread_id: UUID, *, ended_stateless: bool = False) -> bool:
-    """Lock the thread's row to the end of the transaction. False: there is none."""
+    """Lock a thread's row until the end of the transaction. Return False if there is none."""
     params = {"thread_id": thread_id, "ended_stateless": ended_stateless}
     return fetch_value(conn, SQL.lock_thread, params) is not None
 
@@ -107,20 +107,25 @@ def lock_thread(conn: Connection, thread_id: UUID, *, ended_stateless: bool = Fa
 def patch_thread(
     conn: Connection, thread_id: UUID, metadata: dict[str, Any], ttl: ThreadTtl | None = None
 ) -> bool:
-    """Merge into the metadata, at the top level; a ttl replaces the one there is."""
+    """Merge into a thread's metadata, at the top level. A ttl replaces the current one.
+
+    Return False if there is no such thread.
+    """
     params = {"thread_id": thread_id, "metadata": Jsonb(metadata), **ttl_params(ttl)}
     return fetch_value(conn, SQL.patch_thread, params) is not None
 
 
 def delete_thread(conn: Connection, thread_id: UUID) -> DeletedThread | None:
-    """With its runs and checkpoints. None: there is none."""
+    """Delete a thread with its runs and checkpoints. Return None if there is no such thread."""
     execute(conn, SQL.delete_thread_checkpoints, {"thread_ids": [str(thread_id)]})
     return fetch_one(conn, SQL.delete_thread, {"thread_id": thread_id}, DeletedThread)
 
 
 def copy_thread(conn: Connection, thread_id: UUID, copy_id: UUID, metadata: dict[str, Any]) -> bool:
-    """A thread of its own with the same state and history, without the runs, and with this added
-    to its metadata. False: no such."""
+    """Copy a thread's state and history without its runs, and add to the copy's metadata.
+
+    Return False if there is no such thread.
+    """
     params = {"thread_id": thread_id, "copy_id": copy_id, "metadata": Jsonb(metadata)}
     if fetch_value(conn, SQL.copy_thread, params) is None:
         return False
@@ -129,37 +134,40 @@ def copy_thread(conn: Connection, thread_id: UUID, copy_id: UUID, metadata: dict
 
 
 def thread_storage(conn: Connection, thread_id: UUID) -> ThreadStorage:
-    """How much of the database a thread's history takes."""
+    """Return the size of a thread's history."""
     row = fetch_one(conn, SQL.thread_storage, {"thread_id": str(thread_id)}, ThreadStorage)
     assert row is not None
     return row
 
 
 def repeatable_read(conn: Connection) -> None:
-    """As the first thing in a transaction: all of it sees one state of the database."""
+    """Give the transaction a single snapshot. This must be its first statement."""
     execute(conn, SQL.repeatable_read, {})
 
 
 def expired_threads(
     conn: Connection, *, limit: int, but: Sequence[UUID] = ()
 ) -> list[ExpiredThread]:
-    """Idle ones, the longest expired first; `but`: those to pass over."""
+    """Return expired threads without active runs, longest expired first, except those in `but`."""
     params = {"limit": limit, "but": list(but)}
     return fetch_all(conn, SQL.expired_threads, params, ExpiredThread)
 
 
 def thread_is_expired(conn: Connection, thread_id: UUID) -> bool:
-    """Still, and idle. The thread's row is locked."""
+    """Return whether a thread is expired and not busy. The caller has locked the thread's row."""
     return bool(fetch_value(conn, SQL.thread_is_expired, {"thread_id": thread_id}))
 
 
 def thread_has_been_pruned(conn: Connection, thread_id: UUID) -> None:
-    """It does not expire again before it is used again."""
+    """Mark a thread as pruned. It does not expire again until it has been used again."""
     execute(conn, SQL.thread_has_been_pruned, {"thread_id": thread_id})
 
 
 def delete_hidden_thread(conn: Connection, thread_id: UUID) -> DeletedThread | None:
-    """The thread of a stateless run, once nobody waits for its outcome any more."""
+    """Delete the thread of a stateless run whose outcome is no longer needed.
+
+    Runs whose id the client chose leave a tombstone. Return None if there is no such thread.
+    """
     execute(conn, SQL.bury_chosen_runs, {"thread_id": thread_id})
     return delete_thread(conn, thread_id)
 
@@ -167,7 +175,7 @@ def delete_hidden_thread(conn: Connection, thread_id: UUID) -> DeletedThread | N
 def hidden_threads(
     conn: Connection, *, seconds: float, limit: int, but: Sequence[UUID] = ()
 ) -> list[UUID]:
-    """Threads of stateless runs that ended at least `seconds` ago; `but`: those to pass over."""
+    """Return threads of stateless runs that ended over `seconds` ago, except those in `but`."""
     params = {"seconds": seconds, "limit": limit, "but": list(but)}
     rows = fetch_dicts(conn, SQL.hidden_threads, params)
     return [row["thread_id"] for row in rows]
@@ -183,19 +191,23 @@ def search_threads(
     offset: int,
     with_values: bool,
 ) -> list[Thread]:
-    """Return a page of threads. Their values are None unless they are asked for."""
+    """Return a page of threads. Without `with_values` their values are None."""
     sql = _ordered(SQL.search_threads, sort_by, sort_order)
     page = {"limit": limit, "offset": offset, "with_values": with_values}
     return fetch_page(conn, sql, filter_.params() | page, Thread)
 
 
 def threads_with_unknown_values(conn: Connection, filter_: ThreadFilter) -> list[Thread]:
-    """Those of the filter whose last run was killed, and whose values nobody has asked for."""
+    """Return threads of the filter whose values have to be read from their checkpoint.
+
+    That is so after a killed run or an update, until the values are read. Busy threads are left
+    out. The filter's status and values are ignored.
+    """
     return fetch_all(conn, SQL.threads_with_unknown_values, filter_.params(), Thread)
 
 
 def _ordered(sql: str, sort_by: str, sort_order: str) -> str:
-    """The only identifiers that come from a request, and only from these two lists."""
+    """Return a query with its order. These are the only SQL identifiers taken from a request."""
     if sort_by not in SORT_COLUMNS or sort_order not in ("asc", "desc"):
         raise ValueError(f"cannot sort by {sort_by} {sort_order}")
     return sql.format(sort_by=sort_by, sort_order=sort_order)
@@ -215,10 +227,10 @@ def rest_thread(
     keep_error: bool,
     newest: str | None,
 ) -> None:
-    """Set the thread to what its newest checkpoint says. A status of None stays as it is.
+    """Update a thread's row from its newest checkpoint. A status of None is left as it is.
 
-    Nothing is done when a run is in flight, or when `newest` is not its newest checkpoint any more:
-    whoever has made another one says what the thread is. None is not looked at.
+    Do nothing if a run is active, or if `newest` is given and no longer the newest checkpoint: its
+    successor's writer then updates the row.
     """
     params = {
         "thread_id": thread_id,
@@ -232,7 +244,7 @@ def rest_thread(
 
 
 def forget_values(conn: Connection, thread_id: UUID) -> None:
-    """Have the thread's values read from its newest checkpoint, which has just been written."""
+    """Mark a thread's values as unknown, to be read from the checkpoint that was just written."""
     execute(conn, SQL.forget_values, {"thread_id": thread_id})
 
 

@@ -1,6 +1,6 @@
-"""Webhook calls in Postgres. Each function runs the query of its own name in `sql/webhooks.sql`.
+"""Read and write webhook calls. Each function runs the query of its name in `sql/webhooks.sql`.
 
-They are queued by triggers on `run`, in the transaction of its end.
+Triggers on `run` queue the calls in the transaction of the run's end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SQL = load_queries("webhooks")
 
 @dataclass(frozen=True, slots=True)
 class WebhookCall:
-    """`run` is the run's row as its end left it; `attempts` counts the one that begins."""
+    """A webhook call. `run` is the run's row at its end. `attempts` includes the current one."""
 
     call_id: UUID
     url: str
@@ -28,8 +28,11 @@ class WebhookCall:
 def take_calls(
     conn: Connection, *, limit: int, each: int, lease_seconds: float
 ) -> list[WebhookCall]:
-    """Take calls that are due: of one host and of one caller no more than `each` are under way, by
-    all workers together, so that slow receivers hold up nobody else's calls."""
+    """Take calls that are due, for `lease_seconds`.
+
+    All workers together have at most `each` calls in progress per host and per caller, so that slow
+    receivers do not delay the calls to others.
+    """
     params = {"limit": limit, "each": each, "lease_seconds": lease_seconds}
     return fetch_all(conn, SQL.take_calls, params, WebhookCall)
 

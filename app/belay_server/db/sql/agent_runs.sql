@@ -1,7 +1,7 @@
--- Who may see a thread is asked in every statement that finds an agent run for a client.
+-- Every statement that reads an agent run for a client checks access to its thread.
 
 -- name: lock_team
--- To the end of the transaction: one create of a team at a time, so that they are counted one by one.
+-- Until the end of the transaction. It serializes a team's creates, so that their count is exact.
 SELECT pg_advisory_xact_lock(hashtextextended('agent_run ' || %(team)s, 0))
 
 -- name: count_active_agent_runs

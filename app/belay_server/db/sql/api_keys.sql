@@ -8,7 +8,7 @@ RETURNING *
 SELECT * FROM api_key ORDER BY created_at
 
 -- name: revoke_api_key
--- By its prefix or its name; again is no error.
+-- By prefix or name. Revoking a key again is no error.
 UPDATE api_key SET revoked_at = coalesce(revoked_at, now())
 WHERE prefix = %(named)s OR name = %(named)s
 RETURNING *
@@ -23,7 +23,7 @@ WHERE prefix = ANY (%(prefixes)s::text[]) AND revoked_at IS NULL
   AND (expires_at IS NULL OR expires_at > now())
 
 -- name: note_use
--- To the minute: a key that is used all the time is not written all the time.
+-- At most once a minute, so that a busy key is not written with every request.
 UPDATE api_key SET last_used_at = now()
 WHERE key_id = %(key_id)s
   AND (last_used_at IS NULL OR last_used_at < now() - interval '1 minute')

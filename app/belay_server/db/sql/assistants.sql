@@ -1,9 +1,10 @@
--- Who may see an assistant is asked in every statement that finds one for a client. Those of the
--- server's own, one for each graph, are everybody's to read and to run, and nobody's to change.
+-- Every statement that reads an assistant for a client checks access. The server's own assistants,
+-- one for each graph, may be read and run by every caller. To change or delete one, the caller's
+-- filter must match it.
 
 -- name: put_system_assistant
--- A row that somebody else made with this id is taken over, as a new version. Nothing comes back
--- when the row is the server's own already.
+-- A row that a client made with this id is replaced, as a new version. No row is returned if the
+-- assistant is already the server's own.
 INSERT INTO assistant (assistant_id, graph_id, name, metadata, is_system)
 VALUES (%(assistant_id)s, %(graph_id)s, %(graph_id)s, '{"created_by": "system"}', true)
 ON CONFLICT (assistant_id) DO UPDATE SET
@@ -16,7 +17,8 @@ WHERE NOT assistant.is_system
 RETURNING version
 
 -- name: own_system_assistant
--- One that this server made before there was the column, whatever its operator has changed since.
+-- Mark an assistant that the server made before the column `is_system` existed, even if the
+-- operator has changed it since.
 UPDATE assistant a SET is_system = true
 WHERE a.assistant_id = %(assistant_id)s AND NOT a.is_system
   AND a.created_at < (SELECT applied_at FROM belay_migration WHERE number = 11)
@@ -27,7 +29,7 @@ WHERE a.assistant_id = %(assistant_id)s AND NOT a.is_system
         AND v.config = '{}' AND v.context = '{}')
 
 -- name: put_version
--- Keeps the assistant as it is now under its version.
+-- Store the assistant's current content under its version.
 INSERT INTO assistant_version
     (assistant_id, version, graph_id, name, description, config, context, metadata, created_at)
 SELECT assistant_id, version, graph_id, name, description, config, context, metadata, updated_at
@@ -54,7 +56,7 @@ WHERE assistant_id = %(assistant_id)s
 FOR UPDATE
 
 -- name: update_assistant
--- The versions of an assistant count on, also when an older one is the latest.
+-- The new version's number follows the highest one, even if an older version is the current one.
 UPDATE assistant SET
     graph_id = %(graph_id)s, name = %(name)s, description = %(description)s,
     config = %(config)s, context = %(context)s, metadata = %(metadata)s,

@@ -56,7 +56,8 @@ WHERE (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
   AND (%(allowed_crons)s::jsonb IS NULL OR belay_allows(%(allowed_crons)s, metadata))
 
 -- name: due_crons
--- Each caller's first, then each one's second, and so on: who has very many makes their own late.
+-- The first cron of each caller, then the second of each, and so on. A caller with very many crons
+-- delays only its own.
 SELECT cron_id FROM (
     SELECT cron_id, next_run_date,
         row_number() OVER (PARTITION BY maker ->> 'caller' ORDER BY next_run_date) AS place
@@ -66,7 +67,7 @@ ORDER BY place, next_run_date
 LIMIT %(limit)s
 
 -- name: lock_due_cron
--- Nothing comes back when somebody else is firing it, or has.
+-- No row is returned if another worker is firing the cron, or has fired it.
 SELECT *, clock_timestamp() AS now FROM cron
 WHERE cron_id = %(cron_id)s AND enabled AND next_run_date <= now()
 FOR UPDATE SKIP LOCKED

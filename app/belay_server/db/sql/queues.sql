@@ -1,4 +1,4 @@
--- What waits and what runs, read when somebody asks for metrics.
+-- Count pending and running runs, for the metrics.
 
 -- name: queue_states
 -- One row per queue, and one without a queue for all of them. Only the rows of active runs are

@@ -1,4 +1,4 @@
--- What a cancel does: to runs that have not started, to those that run, and all that a rollback undoes.
+-- Cancel runs that have not started, flag running ones, and undo what a rolled-back run wrote.
 
 -- name: rollback_reason
 SELECT reason FROM run_tombstone WHERE run_id = %(run_id)s
@@ -11,8 +11,8 @@ ORDER BY run_id
 FOR UPDATE
 
 -- name: cancellable_runs
--- What a cancel may hit, by any of the filters that are not null. A thread's newest run comes first:
--- when its queue is cancelled in more than one batch, nothing of it starts in between.
+-- The active runs that match all conditions that are not null. A thread's newest run comes first:
+-- if its queue is cancelled in several batches, none of the matching runs starts in between.
 SELECT run_id, thread_id, seq, status, claim_no, temporary FROM run
 WHERE status IN ('pending', 'running')
   AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
@@ -47,7 +47,7 @@ WHERE (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s) AND run_id = AN
       WHERE t.thread_id = run.thread_id AND belay_allows(%(allowed_threads)s, t.metadata)))
 
 -- name: flag_running_runs
--- The guarantee behind the Redis flag. Rollback wins until the end is written.
+-- Durable, unlike the flag in Redis. A rollback replaces an interrupt until the end is written.
 UPDATE run SET
     cancel_action = CASE WHEN cancel_action = 'rollback' THEN 'rollback' ELSE %(action)s END,
     cancel_reason = CASE
@@ -58,7 +58,7 @@ UPDATE run SET
 WHERE run_id = ANY(%(run_ids)s) AND status = 'running'
 
 -- name: interrupt_unstarted_runs
--- A run that never started ends at once and leaves its thread as it was.
+-- A run that never started ends at once. Its thread is left as it was.
 UPDATE run SET
     status = 'interrupted', cancel_action = 'interrupt', cancel_reason = %(reason)s,
     cancel_requested_at = now(), ended_at = now(), updated_at = now(), error = %(reason)s
@@ -76,7 +76,8 @@ SELECT run_id, thread_id, %(reason)s FROM gone
 UPDATE thread SET hidden_at = now() WHERE thread_id = ANY(%(thread_ids)s) AND hidden_at IS NULL
 
 -- name: restore_before_images
--- First what the run wrote on other runs' checkpoints, then their writes as they were.
+-- Delete the writes of other runs' checkpoints to which this run added. `reinsert_before_images`
+-- then restores them as they were before.
 DELETE FROM checkpoint_writes w USING run_before_image i
 WHERE i.run_id = %(run_id)s AND w.thread_id = i.thread_id AND w.checkpoint_ns = i.checkpoint_ns
   AND w.checkpoint_id = i.checkpoint_id
@@ -88,8 +89,8 @@ CROSS JOIN LATERAL jsonb_populate_recordset(NULL::checkpoint_writes, i.writes) A
 WHERE i.run_id = %(run_id)s
 
 -- name: delete_checkpoints_of_run
--- Root and subgraphs alike: the saver stamps every checkpoint with its run. Blobs go when no
--- checkpoint that stays refers to them.
+-- Of the root graph and its subgraphs: the saver adds the run's id to every checkpoint. A blob is
+-- deleted if no remaining checkpoint refers to it.
 WITH gone AS (
     DELETE FROM checkpoints
     WHERE thread_id = %(thread_id)s AND metadata ->> 'run_id' = %(run_id)s
@@ -111,7 +112,7 @@ WHERE b.thread_id = %(thread_id)s AND b.checkpoint_ns = o.checkpoint_ns
   AND b.channel = o.channel AND b.version = o.version
 
 -- name: restore_thread_marks
--- What the claim set on the thread goes back to what it was, unless somebody changed it since.
+-- Restore the thread's fields that the claim has set, except those that were changed since.
 UPDATE thread t SET
     config = CASE WHEN t.config = r.thread_config
         THEN r.thread_before -> 'config' ELSE t.config END,
@@ -139,8 +140,8 @@ INSERT INTO run_tombstone (run_id, thread_id, reason)
 SELECT run_id, thread_id, cancel_reason FROM gone
 
 -- name: end_put_back_run
--- An interrupt for a run that had started and was waiting to be continued: it ends at once, and
--- its thread rests where its last checkpoint left it.
+-- An interrupt of a run that had started and was put back: it ends at once, and its thread has the
+-- state of the last checkpoint.
 WITH ended AS (
     UPDATE run r SET
         status = 'interrupted', cancel_action = 'interrupt', cancel_reason = %(reason)s,

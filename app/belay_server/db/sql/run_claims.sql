@@ -1,8 +1,9 @@
--- From claim to end: every move is one guarded statement that returns the new row or nothing.
+-- Claim, renew, end and put back runs. Every status change is one guarded statement that returns
+-- the new row or nothing.
 
 -- name: claim_run
--- The compare-and-set at the heart of it: pending to running, for the head of its thread's queue
--- only, and only while the thread has no running run. Saves what it changes on the thread.
+-- Compare and set from pending to running: only for the head of the thread's queue, and only while
+-- the thread has no running run. Saves the thread's fields that it changes in `thread_before`.
 WITH locked AS (
     SELECT t.thread_id, t.config, t.metadata FROM thread t
     WHERE t.thread_id = (SELECT thread_id FROM run WHERE run_id = %(run_id)s AND status = 'pending')
@@ -60,9 +61,9 @@ FROM run
 WHERE run_id = %(run_id)s AND status = 'running' AND lease_owner = %(owner)s
 
 -- name: renew_leases
--- One round trip for all runs of a worker, which also answers which of them are to be cancelled.
--- A row whose lock is taken (a checkpoint being written) is renewed next time; a claim that is not
--- returned is lost. An owner may renew an expired lease that nobody has taken.
+-- One round trip for all runs of a worker, which also returns which of them are to be cancelled.
+-- A row that is locked (while a checkpoint is written) is renewed next time. A lease that is not
+-- returned is lost. An expired lease that no other worker has taken may be renewed.
 WITH mine AS (
     SELECT u.run_id, u.claim_no
     FROM unnest(%(run_ids)s::uuid[], %(claim_nos)s::int[]) AS u (run_id, claim_no)
@@ -84,10 +85,10 @@ SELECT run_id, claim_no, cancel_action FROM run
 WHERE run_id = ANY(%(run_ids)s) AND status = 'running'
 
 -- name: finish_run
--- The end a graph reached by itself. Nothing comes back when the claim is over, or when a cancel
--- was accepted first: then the cancel wins, and every answer says so. The thread's next run is asked
--- for by a function: this statement's own snapshot is older than its wait for the thread's row, and
--- would miss a run created meanwhile.
+-- The end that a graph reached by itself. No row is returned if the lease is lost or a cancel was
+-- accepted first: the cancel then takes precedence. A function reads the thread's next run, because
+-- this statement's own snapshot is older than its wait for the thread's row and would miss a run
+-- created meanwhile.
 WITH locked AS (
     SELECT thread_id FROM thread WHERE thread_id = %(thread_id)s FOR NO KEY UPDATE
 ), ended AS (
@@ -111,8 +112,7 @@ SELECT e.run_id, n.next_run_id, n.next_queue
 FROM ended e CROSS JOIN LATERAL belay_next_run(e.thread_id) n
 
 -- name: finish_interrupted_run
--- The end of a run whose cancel was accepted with `interrupt`. `pending` covers a run that had
--- started and was put back before the cancel came.
+-- The end of a running run whose cancel was accepted with `interrupt`.
 WITH locked AS (
     SELECT thread_id FROM thread WHERE thread_id = %(thread_id)s FOR NO KEY UPDATE
 ), ended AS (
@@ -136,7 +136,7 @@ SELECT e.run_id, n.next_run_id, n.next_queue
 FROM ended e CROSS JOIN LATERAL belay_next_run(e.thread_id) n
 
 -- name: put_run_back
--- Back to pending: a drain gives the attempt back, a lost worker does not.
+-- Back to pending. A drain does not count the attempt (`uncharge`); a lost worker's attempt counts.
 UPDATE run SET
     status = 'pending', lease_owner = NULL, lease_expires_at = NULL, updated_at = now(),
     attempts = attempts - %(uncharge)s,
@@ -146,7 +146,8 @@ WHERE run_id = %(run_id)s AND claim_no = %(claim_no)s AND status = 'running'
 RETURNING run_id, queue
 
 -- name: lock_claimed_run
--- For an ending that takes several statements. The thread's row is locked before.
+-- For an ending that needs several statements. The caller has locked the thread's row. `pending` is
+-- a run that was put back under the same claim.
 SELECT *,
        extract(epoch FROM clock_timestamp() - cancel_requested_at)::float8 AS cancel_seconds
 FROM run
@@ -154,8 +155,8 @@ WHERE run_id = %(run_id)s AND claim_no = %(claim_no)s AND status IN ('pending', 
 FOR UPDATE
 
 -- name: expired_leases
--- Only for the sweeper of this moment, and only while it may judge: one statement, so that a server
--- that hangs between the question and the answer cannot make healthy runs look lost.
+-- Only for the current holder of the sweeper's lease, and only after `judges_after`. The same
+-- statement checks this, so that a hang of the server in between does not make healthy runs lost.
 SELECT run_id, claim_no FROM run
 WHERE status = 'running' AND lease_expires_at < now()
   AND EXISTS (
@@ -173,8 +174,8 @@ SELECT EXISTS (
       AND lease_expires_at < now())
 
 -- name: ring_due_runs
--- Pending runs nobody has rung for a while, or that have just become due. All that were looked at
--- are postponed with backoff; only those at the head of an idle thread are returned for ringing.
+-- Pending runs whose doorbell was sent a while ago, or that have just become due. All of them are
+-- postponed with backoff. Only those at the head of an idle thread's queue are returned.
 WITH due AS (
     SELECT run_id, thread_id, queue, seq, claim_no FROM run
     WHERE status = 'pending' AND next_ring_at <= now()
@@ -203,8 +204,8 @@ WHERE run_id = ANY (%(run_ids)s::uuid[]) AND status = 'pending'
 SELECT DISTINCT queue FROM run WHERE status = 'pending' AND rings > 0 AND next_ring_at > now()
 
 -- name: ring_again_at_once
--- For queues that have no message left: whatever was rung for is lost, or was claimed in the moment
--- between. Counting starts over.
+-- For queues without messages: their doorbells are lost, or were received just now. The backoff
+-- starts again.
 UPDATE run SET rings = 0, next_ring_at = now()
 WHERE run_id IN (
     SELECT run_id FROM run
@@ -215,9 +216,9 @@ WHERE run_id IN (
     FOR UPDATE SKIP LOCKED)
 
 -- name: take_sweeper_lease
--- Every worker tries all the time, so a lease that stood expired for a while means that nobody could
--- reach this database: owners of runs then get time to renew before anyone judges them. A database
--- that nobody has swept before has no runs to judge.
+-- Every worker tries this repeatedly. So a lease that was expired for longer than the tolerance
+-- means that no worker could reach this database. The workers then have time to renew their runs'
+-- leases, until `judges_after`. A database without a row here has no runs to recover yet.
 INSERT INTO scheduler_lease AS held (name, owner, expires_at, judges_after)
 VALUES ('sweeper', %(owner)s, now() + make_interval(secs => %(seconds)s), now())
 ON CONFLICT (name) DO UPDATE SET
@@ -231,7 +232,7 @@ WHERE held.owner = EXCLUDED.owner OR held.expires_at < now()
 RETURNING owner
 
 -- name: drop_sweeper_lease
--- The next one may take it at once, and the row still says when it was last held.
+-- Another worker may take it at once. The row still has the time until which it was held.
 UPDATE scheduler_lease SET expires_at = now() WHERE name = 'sweeper' AND owner = %(owner)s
 
 -- name: next_runs_of_threads

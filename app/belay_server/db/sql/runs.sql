@@ -1,7 +1,7 @@
--- A run's row: how it is accepted, read, and deleted when it has ended.
+-- Insert and read runs, and delete ended ones.
 
 -- name: insert_run
--- `next_ring_at` is when the sweeper rings a run whose doorbell was lost, or that becomes due.
+-- `next_ring_at` is when the sweeper sends a doorbell: if the first was lost, or the run gets due.
 INSERT INTO run (
     run_id, thread_id, assistant_id, graph_id, queue, metadata, kwargs, thread_config,
     multitask_strategy, temporary, timeout_seconds, caller, id_chosen, scheduled_at, next_ring_at
@@ -19,16 +19,16 @@ RETURNING
     cancel_reason, error
 
 -- name: accept_run
--- A create that has nothing to decide: one statement, on a thread that is there or on one that is
--- made for the run. Nothing is done, and nothing comes back, when there is no such thread, or when
--- the assistant is not what it was when the run was made from it.
+-- A create in one statement, on an existing thread or one that is made for the run. No row is
+-- inserted or returned if there is no such thread, or if the assistant has changed since the run
+-- was made from it.
 WITH unchanged AS MATERIALIZED (
     SELECT assistant_id FROM assistant
     WHERE assistant_id = %(assistant_id)s AND updated_at = %(assistant_updated_at)s
       AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
            OR is_system)
 ), made_thread AS (
-    -- With what the claim would otherwise have to set.
+    -- With the fields that the claim would otherwise have to set.
     INSERT INTO thread (thread_id, config, metadata, ttl_minutes, ttl_strategy)
     SELECT %(thread_id)s, %(thread_config)s,
         %(thread_metadata)s || jsonb_build_object(
@@ -59,7 +59,7 @@ SELECT a.created_at, a.updated_at, a.scheduled_at, n.next_run_id, n.next_queue
 FROM accepted a CROSS JOIN LATERAL belay_next_run(a.thread_id) n
 
 -- name: get_run
--- Everything but its outcome, which may be large.
+-- All columns except the outcome, which may be large, and some that the API does not need.
 SELECT
     r.run_id, r.thread_id, r.assistant_id, r.graph_id, r.queue, r.status, r.metadata, r.kwargs,
     r.multitask_strategy, r.created_at, r.updated_at, r.scheduled_at, r.temporary, r.claim_no,
@@ -144,7 +144,7 @@ WHERE run_id = %(run_id)s AND thread_id = %(thread_id)s AND status NOT IN ('pend
 RETURNING run_id
 
 -- name: ended_runs
--- Which of these runs have ended: a row that is gone was rolled back or deleted.
+-- Those of these runs that have ended. A row that is gone was rolled back or deleted.
 SELECT u.run_id, r.status FROM unnest(%(run_ids)s::uuid[]) AS u (run_id)
 LEFT JOIN run r ON r.run_id = u.run_id
 WHERE r.run_id IS NULL OR r.status NOT IN ('pending', 'running')

@@ -1,5 +1,5 @@
 -- name: delete_expired_items
--- Of LangGraph's store, in batches.
+-- Delete expired items of LangGraph's store, in batches.
 DELETE FROM store WHERE (prefix, key) IN (
     SELECT prefix, key FROM store WHERE expires_at < now()
     ORDER BY expires_at

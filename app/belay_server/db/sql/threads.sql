@@ -1,5 +1,5 @@
--- Who may see a thread is asked in every statement that finds one for a client: `allowed_threads`
--- is the filter of the request's access, null where everything may be seen.
+-- Every statement that reads a thread for a client checks access: `allowed_threads` is the filter
+-- of the caller's access, null if the caller may access every thread.
 
 -- name: insert_thread
 INSERT INTO thread (thread_id, metadata, ttl_minutes, ttl_strategy)
@@ -8,8 +8,8 @@ ON CONFLICT (thread_id) DO NOTHING
 RETURNING thread_id
 
 -- name: replace_hidden_thread
--- The id of an ended stateless thread that has not been swept yet may be used again at once.
--- By whoever may see it: to everybody else it is taken.
+-- The id of an ended stateless thread that is not deleted yet may be used again at once, but only
+-- by a caller who may access that thread. For other callers the id is taken.
 DELETE FROM thread
 WHERE thread_id = %(thread_id)s AND hidden_at IS NOT NULL
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
@@ -23,7 +23,7 @@ WHERE thread_id = %(thread_id)s
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 
 -- name: questions_of_thread
--- The ids of the interrupts that it waits for an answer to.
+-- The ids of its pending interrupts.
 SELECT question ->> 'id' AS id
 FROM thread, jsonb_each(coalesce(interrupts, '{}')) AS of_task (task_id, questions),
     jsonb_array_elements(of_task.questions) WITH ORDINALITY AS asked (question, number)
@@ -46,7 +46,7 @@ WHERE thread_id = %(thread_id)s AND hidden_at IS NULL
 RETURNING thread_id
 
 -- name: delete_thread
--- With the runs that go with it: their logs are elsewhere.
+-- Also returns the ids of its runs, because their event logs are in Redis.
 WITH its AS (
     SELECT run_id FROM run WHERE thread_id = %(thread_id)s
 ), gone AS (
@@ -60,7 +60,7 @@ WITH a AS (DELETE FROM checkpoints WHERE thread_id = ANY(%(thread_ids)s)),
 DELETE FROM checkpoint_writes WHERE thread_id = ANY(%(thread_ids)s)
 
 -- name: bury_chosen_runs
--- A retried create with an id that its client chose must find that the run has been.
+-- A retried create with an id that the client chose must find that the run has already existed.
 INSERT INTO run_tombstone (run_id, thread_id)
 SELECT run_id, thread_id FROM run WHERE thread_id = %(thread_id)s AND id_chosen
 ON CONFLICT DO NOTHING
@@ -104,7 +104,7 @@ WHERE (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 
 -- name: rest_thread
--- The thread as its newest checkpoint has it, after the API wrote one or a killed run left one.
+-- Update a thread from its newest checkpoint, which the API has written or a killed run has left.
 UPDATE thread SET
     "values" = %(values)s, values_known = true, interrupts = %(interrupts)s,
     resting_status = CASE
@@ -121,7 +121,7 @@ WHERE thread_id = %(thread_id)s
       WHERE c.thread_id = thread.thread_id::text AND c.checkpoint_ns = ''))
 
 -- name: forget_values
--- What was wrong before is no more: the thread has another state.
+-- Also clear the error, because it does not apply to the thread's new state.
 UPDATE thread SET
     values_known = false, error = NULL, state_updated_at = now(), updated_at = now(),
     resting_status = CASE WHEN resting_status = 'error' THEN 'idle' ELSE resting_status END
@@ -137,7 +137,7 @@ ORDER BY number
 SET TRANSACTION ISOLATION LEVEL REPEATABLE READ
 
 -- name: copy_thread
--- Its values are read from the copied checkpoint: a busy thread's row is behind it.
+-- A busy thread's copy reads its values from the copied checkpoint, which is newer than the row.
 INSERT INTO thread (thread_id, metadata, config, resting_status, "values", values_known, interrupts,
                     error, ttl_minutes, ttl_strategy)
 SELECT %(copy_id)s, t.metadata || %(metadata)s, t.config, t.resting_status, t."values",
@@ -148,7 +148,7 @@ WHERE t.thread_id = %(thread_id)s
 RETURNING thread_id
 
 -- name: copy_checkpoints
--- All namespaces, as they are at one moment.
+-- All namespaces. One statement reads them in one snapshot.
 WITH copied AS (
     INSERT INTO checkpoints (thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type,
                              checkpoint, metadata)

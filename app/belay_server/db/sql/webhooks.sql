@@ -1,6 +1,6 @@
 -- name: take_calls
--- Each is made by whoever takes it; one whose taker died comes back when the lease is over. The hosts
--- are walked along the index, one step each, so a backlog of one of them costs nothing here.
+-- The worker that takes a call makes it. If that worker dies, the call is due again when its lease
+-- expires. A skip scan of the index reads the hosts, so one host's backlog costs nothing here.
 WITH RECURSIVE hosts AS (
     (SELECT host FROM webhook_call ORDER BY host LIMIT 1)
     UNION ALL
