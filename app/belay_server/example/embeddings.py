@@ -1,4 +1,4 @@
-"""Texts as counts of their words: enough to try a search by meaning, without any network."""
+"""Embed texts as counts of their words, to try the store's vector search without a network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DIMENSIONS = 64
 
 
 def embed(texts: list[str]) -> list[list[float]]:
-    """Near for texts that share words. A model's embeddings know synonyms, too."""
+    """Return one vector per text. Texts that share words have similar vectors."""
     return [_counts(text) for text in texts]
 
 

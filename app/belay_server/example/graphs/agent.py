@@ -1,7 +1,7 @@
 """A chat agent with a tool loop: model, tool, model, until the model has an answer.
 
-Two words in a message change what it does, to have something to cancel: "long" makes it think for a
-minute, in steps of a tenth of a second.
+A message that contains "long" makes it wait for a minute, in steps of 0.1 s. Such a run can be used
+to try a cancel.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def calculate(left: int, operator: str, right: int) -> int:
 
 
 async def think(state: MessagesState) -> dict:
-    """Takes a minute when asked for something long."""
+    """Wait for a minute if the last message contains "long"."""
     if "long" in str(state["messages"][-1].content).lower():
         for _ in range(_STEPS):
             await asyncio.sleep(_STEP_SECONDS)

@@ -1,4 +1,4 @@
-"""A human in the loop: the graph asks, waits for as long as it takes, and goes on with the answer.
+"""A graph with a human in the loop: it interrupts for an approval and resumes with the answer.
 
 Input: `{"request": "…"}`. Resume with `{"command": {"resume": true}}` or `false`.
 """

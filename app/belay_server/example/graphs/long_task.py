@@ -1,6 +1,6 @@
-"""A long task of several steps, each a checkpoint: what a cancel keeps, and what it can resume.
+"""A long task of four steps with a checkpoint after each, to cancel and resume.
 
-Input: `{"seconds": 1.0}`, how long each of the four steps takes.
+Input: `{"seconds": 1.0}`, the duration of each step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class State(TypedDict, total=False):
 
 def _step(name: str):
     def work(state: State) -> State:
-        """A synchronous node: a cancel raises in it, and its `finally` runs."""
+        """Run one step. In a synchronous node a cancel raises an exception, so `finally` runs."""
         get_stream_writer()({"started": name})
         try:
             time.sleep(state.get("seconds", 1.0))

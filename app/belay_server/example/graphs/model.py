@@ -1,7 +1,7 @@
-"""A chat model that needs no network and no key: the same question gets the same answer.
+"""A deterministic chat model that needs neither a network nor an API key.
 
-Exchange it for a real one (`from langchain.chat_models import init_chat_model`) and the graphs work
-as they are.
+Replace it by a real one (`from langchain.chat_models import init_chat_model`); the graphs need no
+other change.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _SUM = re.compile(r"(-?\d+)\s*([+*-])\s*(-?\d+)")
 
 
 class DeterministicModel(BaseChatModel):
-    """Calls the `calculate` tool when it sees a sum, else says back what it was told."""
+    """Calls the `calculate` tool if a message has an arithmetic expression, else repeats it."""
 
-    #: Seconds between two words when it streams.
+    #: The time between two streamed words, in seconds.
     pace: float = 0.02
 
     @property

@@ -1,8 +1,8 @@
-"""Research without a network: looks up on a shelf of its own what a question is about.
+"""A research graph without a network. It looks topics up in a small dictionary.
 
 It serves the example's Agent runs (`agent_runs` in `langgraph.json`), so its input is the fields of
-such a request, and its `text`, `structured` and `grounding` are the output. It has a subgraph: the
-outer graph plans and reports, the inner one looks each topic up. Input: `{"query": "…"}`.
+such a request, and its `text`, `structured` and `grounding` are the output. The outer graph plans
+and reports; a subgraph looks each topic up. Input: `{"query": "…"}`.
 """
 
 from __future__ import annotations
@@ -69,10 +69,10 @@ def report(state: State) -> State:
 
 
 def shaped(schema: dict[str, Any], text: str, notes: list[Note]) -> Any:
-    """The report in the shape that was asked for, as far as types say; a model would know better.
+    """Return the report in the schema's form, as far as its types determine it.
 
-    A string is the text (one that is called `topic` is the first topic), a number counts the notes,
-    a list has an item for each note, and what a schema does not say stays null.
+    A string is the text (a field named `topic` is the first topic), a number is the count of notes,
+    and a list has an item for each note. Anything else is null. A real model would do better.
     """
     kind = schema.get("type")
     if "enum" in schema:
