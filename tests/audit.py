@@ -1,7 +1,7 @@
-"""`make audit`: what is locked, against the advisories that are known today.
+"""Check the locked packages against today's security advisories (`make audit`).
 
-Asks the advisory service through pip-audit, which is installed for it. Where the service cannot be
-reached nothing is known, and that is said; with `--if-there` it is no failure.
+pip-audit queries the advisory service. If the service is unavailable, this is reported as a failure
+unless `--if-there` is given.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def main() -> int:
         found = json.loads(done.stdout)["dependencies"]
     except (json.JSONDecodeError, KeyError):
         last = (done.stderr.strip().splitlines() or ["pip-audit is not installed"])[-1]
-        print(f"NOT AUDITED: the advisory service did not answer: {last}")
+        print(f"NOT AUDITED: the advisory service is unavailable: {last}")
         return 0 if "--if-there" in sys.argv[1:] else 1
     skipped = [one["name"] for one in found if "vulns" not in one]
     if skipped or not found:
         of = f"{len(skipped)} of {len(found)} packages ({', '.join(skipped[:3])} …)"
-        print(f"NOT AUDITED: the advisory service said nothing about {of if found else 'anything'}")
+        print(f"NOT AUDITED: the advisory service has no data for {of if found else 'any package'}")
         return 0 if "--if-there" in sys.argv[1:] else 1
     bad = [(one["name"], one["version"], v["id"]) for one in found for v in one.get("vulns", [])]
     for name, version, advisory in bad:

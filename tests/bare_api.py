@@ -1,4 +1,4 @@
-"""The API with a project's graphs and without any server behind it."""
+"""Make a test client of the API with a project's graphs, without Postgres, Redis or a worker."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""A Belay installation as an operator runs it: web processes and workers of their own, against one
-Postgres and one Valkey, each a process that can be killed, stopped and started by itself."""
+"""Run a Belay installation as an operator does: several web processes and workers.
+
+They share one Postgres and one Valkey. Each process can be killed, stopped and started separately.
+"""
 
 from __future__ import annotations
 
@@ -70,13 +72,13 @@ class Member:
             return []
 
     def kill(self) -> None:
-        """SIGKILL, and reap."""
+        """Kill the process with SIGKILL and reap it."""
         self.send(signal.SIGKILL)
         assert self.process is not None
         self.process.wait(10)
 
     def stop(self, seconds: float = 30.0) -> int:
-        """SIGTERM, as a platform does, and SIGKILL after `seconds`; the exit code."""
+        """Send SIGTERM, and SIGKILL after `seconds`, as a platform does. Return the exit code."""
         assert self.process is not None
         self.send(signal.SIGTERM)
         try:
@@ -91,7 +93,8 @@ class Member:
 
 class Postgres(Member):
     def __init__(self, folder: Path) -> None:
-        # Without fsync a killed server loses nothing: the machine stays up. Commits do wait.
+        # Without fsync a killed server still loses nothing, because the machine keeps running.
+        # Commits are synchronous.
         self.server = EmbeddedPostgres(folder, durable=True, connections=300)
         self.server.initialise()
         spec = self.server.server()
@@ -110,11 +113,11 @@ class Postgres(Member):
         wait_until_ready(self.server, self.process)
 
     def shut_down(self, number: signal.Signals) -> None:
-        """SIGINT: fast. SIGQUIT: immediate. SIGKILL: a crash."""
+        """Shut down with SIGINT (fast), SIGQUIT (immediate) or SIGKILL (a crash)."""
         self.send(number)
         assert self.process is not None
         self.process.wait(20)
-        # A killed postmaster's backends end when they notice; only then can it start again.
+        # It can start again only after the killed postmaster's backends have ended.
         wait_until(lambda: not self._backends(), 20, "the backends to end")
 
     def _backends(self) -> list[psutil.Process]:
@@ -142,7 +145,7 @@ class Valkey(Member):
 
 
 class Cluster:
-    """Web processes and workers; `faults` gives them the injection of fault points."""
+    """Web processes and workers that inject the faults planned in the folder `faults`."""
 
     def __init__(
         self,
@@ -196,7 +199,7 @@ class Cluster:
         self.webs.append(Member(f"web{number}", command, env, log, cwd=ROOT))
 
     def add_worker(self, **env: str) -> Member:
-        """Another worker, not started yet."""
+        """Add another worker without starting it."""
         number = len(self.workers) + 1
         command = [sys.executable, "-m", "celery", "-A", "belay_workers", "--quiet", "worker"]
         command += ["-n", f"worker{number}@%h", "-Q", "runs,heavy,parents", "--loglevel=INFO"]
@@ -224,13 +227,13 @@ class Cluster:
         return self
 
     def wait_until_up(self, seconds: float = 60.0) -> None:
-        """Until every web process answers and every worker takes runs."""
+        """Wait until every web process responds and every worker accepts runs."""
         wait_until(lambda: all(map(self._answers, self.urls)), seconds, "the web processes")
         for worker in self.workers:
             wait_until(lambda w=worker: is_ready(w), seconds, f"{worker.name} to be ready")
 
     def is_ready(self, member: Member) -> bool:
-        """A worker that takes runs, a web process that answers."""
+        """Return whether a worker accepts runs, or a web process responds."""
         if member in self.webs:
             return self._answers(self.urls[self.webs.index(member)])
         return is_ready(member)
@@ -243,12 +246,12 @@ class Cluster:
             return False
 
     def restart(self, member: Member) -> None:
-        """Start one that has ended, and wait for it."""
+        """Start a process that has ended, and wait until all are ready."""
         member.start()
         self.wait_until_up()
 
     def plan(self, name: str, *faults: str) -> None:
-        """Plan faults at a fault point, or at a statement."""
+        """Plan faults at a fault point or a statement."""
         path = self.faults / f".{name}"
         path.write_text("\n".join(faults) + "\n")
         path.chmod(0o666)
@@ -259,7 +262,7 @@ class Cluster:
             path.unlink()
 
     def injected(self) -> list[list[str]]:
-        """The lines of the injection's log: point, run id, fault, pid, clock."""
+        """Return the lines of the injection's log: point, run id, fault, pid, clock."""
         log = self.faults / "log"
         return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
 
@@ -281,5 +284,5 @@ class Cluster:
 
 
 def is_ready(worker: Member) -> bool:
-    """The worker that was started last in this log has said that it is ready."""
+    """Return whether the worker has logged that it is ready since its last start."""
     return worker.text().count("this worker is ") >= worker.starts

@@ -1,7 +1,8 @@
-"""Every response is held against the OpenAPI document of the server that gave it.
+"""Check every response against the OpenAPI document of its server.
 
-`watched(client)` does it for one client, of httpx or of the SDK. Bodies are looked at as they pass,
-so that a stream stays a stream; what does not fit raises an AssertionError where the body is read.
+`watched(client)` does so for one client of httpx or the SDK. Bodies are collected as they pass and
+checked at their end, so that a stream stays a stream. A response that does not match raises
+AssertionError where its body is read.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ import httpx
 import jsonschema_rs
 
 _Client = TypeVar("_Client")
-#: Answered by the framework, without an operation in the document.
+#: The framework serves these paths. They have no operation in the document.
 _UNDOCUMENTED_PATHS = re.compile(r"/openapi\.json|/docs(/.*)?")
 _NOT_FOUND = {"detail": "Not Found"}
-#: The agent runs API has an envelope and statuses of its own, also for what is no route of it.
+#: The agent runs API has its own error envelope and statuses, even for unknown paths below it.
 _AGENT_PATHS = re.compile(r"/agent(/.*)?")
 _NO_AGENT_ROUTE = {404: "NOT_FOUND", 400: "INVALID_REQUEST"}
 
 
 def watched(client: _Client) -> _Client:
-    """The same client, of httpx or of the SDK, with its responses checked from now on."""
+    """Return the same client of httpx or the SDK, with its responses checked from now on."""
     http: Any = client
     while not isinstance(http, (httpx.Client, httpx.AsyncClient)):
         http = http.http.client if hasattr(http, "http") else http.client
-    # Before the first request, which must not be the one that waits for it.
+    # Load the document now, so that the first request does not wait for it.
     _document_of(str(http.base_url).rstrip("/"))
     hook = _watch_async if isinstance(http, httpx.AsyncClient) else _watch
     http.event_hooks = {**http.event_hooks, "response": [*http.event_hooks["response"], hook]}
@@ -82,7 +83,7 @@ class _WatchedAsync(httpx.AsyncByteStream):
 
 
 class _Body:
-    """A schema, compiled when the first body comes: most of a document's never do."""
+    """A schema, compiled at its first use: most of a document's schemas are never used."""
 
     def __init__(self, schema: dict[str, Any]) -> None:
         self._schema = schema
@@ -94,11 +95,11 @@ class _Body:
 
 @dataclass(frozen=True)
 class _Operation:
-    """A method and a path, with what each status answers, by media type."""
+    """A method and a path, with the bodies of each status by media type."""
 
     name: str
     path: re.Pattern[str]
-    #: None stands for an answer without a body.
+    #: None is a response without a body.
     answers: dict[int, dict[str, _Body] | None]
 
 
@@ -107,7 +108,7 @@ class _Document:
         self._components = document.get("components", {})
         self._operations = [
             self._operation(method.upper(), path, operation)
-            # What has fewer parameters goes first: /runs/crons before /runs/{run_id}.
+            # Paths with fewer parameters come first: /runs/crons before /runs/{run_id}.
             for path, methods in sorted(document["paths"].items(), key=lambda item: _order(item[0]))
             for method, operation in methods.items()
             if method != "parameters"
@@ -145,7 +146,7 @@ def _document_of(origin: str) -> _Document:
 
 
 def _head_checked(response: httpx.Response) -> Callable[[bytes], None] | None:
-    """Status and content type; what is left to do with the body, if anything is."""
+    """Check status and content type. Return the check of the body, or None if there is none."""
     request = response.request
     path = request.url.raw_path.decode().partition("?")[0]
     if request.method in ("HEAD", "OPTIONS") or _UNDOCUMENTED_PATHS.fullmatch(path):

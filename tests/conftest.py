@@ -1,5 +1,7 @@
-"""What the suites share. `unit` needs nothing, `integration` a Postgres or a Valkey, `acceptance`
-and `faults` a whole live server."""
+"""Fixtures that the suites share.
+
+`unit` needs no server, `integration` Postgres or Valkey, `acceptance` and `faults` a live server.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def scratch():
-    """A short path that any user can reach, for sockets and for a Postgres that is not root."""
+    """A folder with a short path, for sockets, that the embedded Postgres's user can reach."""
     with tempfile.TemporaryDirectory(prefix="belay-test-", dir="/tmp") as folder:
         path = Path(folder)
         path.chmod(0o755)
@@ -40,7 +42,7 @@ def scratch():
 
 @pytest.fixture(scope="session")
 def database_url(scratch):
-    """A migrated Postgres of the tests' own."""
+    """The URL of a migrated Postgres for the tests."""
     with running(EmbeddedPostgres(scratch / "pg", durable=False)) as url:
         migrate(url, store_index=STORE_INDEX)
         yield url
@@ -54,7 +56,7 @@ def valkey_url(scratch):
 
 @pytest.fixture(scope="session")
 def server(scratch):
-    """The live server of the acceptance tests, as a user starts it."""
+    """The live server of the acceptance tests, started as a user does."""
     live = LiveServer(scratch / "live", BELAY_HEARTBEAT_SECONDS="1").start()
     yield live
     live.stop()
@@ -74,7 +76,7 @@ def sync_client(server):
 
 @pytest.fixture
 def make_client(server):
-    """The async SDK client, to be made inside the event loop that uses it."""
+    """A function that makes an async SDK client. Call it in the event loop that uses the client."""
 
     def make():
         return watched(get_client(url=server.url))
@@ -88,7 +90,7 @@ def beats(tmp_path):
 
 
 class Beats:
-    """The lines that nodes wrote, and waiting for them."""
+    """Reads the lines that nodes have written to a file, and waits for them."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

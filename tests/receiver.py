@@ -1,4 +1,4 @@
-"""Somebody who takes webhook calls, on loopback."""
+"""Receive webhook calls on loopback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.waiting import wait_until
 
 
 class Receiver:
-    """Takes calls on loopback; answers with the statuses it is given, and then with 200."""
+    """A server for webhook calls. It responds with `statuses` in turn, and then with 200."""
 
     def __init__(self, port: int = 0) -> None:
         self.calls: list[tuple[str, dict, bytes]] = []

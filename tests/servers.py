@@ -1,4 +1,4 @@
-"""Servers for the tests: `belay dev` as a user starts it, and bare Postgres and Valkey."""
+"""Start servers for the tests: `belay dev` as a user runs it, and bare Postgres and Valkey."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROJECT = Path(__file__).parent / "project" / "langgraph.json"
 STORE_INDEX = read_project(PROJECT).store.index
 
 
-#: What tests could not wait for.
+#: Settings without which tests would have to wait too long.
 FOR_TESTS = {"BELAY_CRON_SHORTEST_SECONDS": "1"}
 
 
@@ -72,7 +72,7 @@ class LiveServer:
         return self
 
     def wait_until_up(self, seconds: float = 40.0) -> None:
-        """Until the API answers and a worker has taken its place."""
+        """Wait until the API responds."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self.process is not None
@@ -81,7 +81,7 @@ class LiveServer:
             with suppress(OSError), urllib.request.urlopen(f"{self.url}/ok", timeout=1):
                 return
             time.sleep(0.05)
-        raise RuntimeError(f"belay dev did not come up: {self.log.read_text()[-3000:]}")
+        raise RuntimeError(f"belay dev did not start: {self.log.read_text()[-3000:]}")
 
     def tree(self) -> list[psutil.Process]:
         assert self.process is not None
@@ -89,7 +89,7 @@ class LiveServer:
         return [parent, *parent.children(recursive=True)]
 
     def find(self, *words: str) -> list[psutil.Process]:
-        """Processes of the tree whose command line has all the words."""
+        """Return the processes of the tree whose command line contains all the words."""
         found = []
         for process in self.tree():
             with suppress(psutil.Error):
@@ -99,7 +99,7 @@ class LiveServer:
 
     @property
     def database_url(self) -> str:
-        """The embedded Postgres of this server, for looking behind the API."""
+        """The URL of the server's embedded Postgres, for tests that read the database."""
         for process in self.find("bin/postgres", "-D"):
             for word in process.cmdline():
                 if word.startswith("-cunix_socket_directories="):
@@ -107,7 +107,7 @@ class LiveServer:
         raise RuntimeError("this server has no embedded Postgres")
 
     def worker_parent(self) -> psutil.Process:
-        """The worker's own process: the one whose parent is `belay dev`."""
+        """Return the worker's parent process: the one whose own parent is `belay dev`."""
         assert self.process is not None
         return next(p for p in self.find("celery") if p.ppid() == self.process.pid)
 
@@ -120,7 +120,7 @@ class LiveServer:
 
 @contextmanager
 def running(server: EmbeddedPostgres | EmbeddedValkey):
-    """A bare server for as long as the block lasts."""
+    """Run a bare server during the block. Yield its URL."""
     if isinstance(server, EmbeddedPostgres):
         server.initialise()
     spec: Server = server.server()

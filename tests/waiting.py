@@ -1,4 +1,4 @@
-"""Waiting for something to become true, instead of sleeping in hope."""
+"""Wait until a condition is true, instead of sleeping for a fixed time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _T = TypeVar("_T")
 
 
 def wait_until(condition: Callable[[], _T], seconds: float = 20.0, what: str = "it") -> _T:
-    """Poll until the condition is true; returns what it returned. Fails after `seconds`.
+    """Poll until the condition is true. Return its result. Raises AssertionError after `seconds`.
 
-    The longer it has waited, the less often it looks (up to a tenth longer in all): looking takes
-    CPU from what is waited for.
+    The interval grows with the time waited (to a tenth of it, 50 ms at most), because polling takes
+    CPU time from the awaited work.
     """
     began = time.monotonic()
     while True:

@@ -1,4 +1,4 @@
-"""Agent runs are accepted once each, and never more of them than a team may have."""
+"""Test that a retried create makes one agent run, and that a team's limit holds."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def asked(parts: Parts, team: str, **fields: Any) -> AgentRunRequest:
 
 
 class AnswersLost:
-    """A database whose first commits are done, and whose answers to them never come."""
+    """A database that loses the connection after each of its first commits."""
 
     def __init__(self, database: Database, lost: int) -> None:
         self.database = database
@@ -100,7 +100,7 @@ def test_of_very_many_creates_at_once_as_many_as_may_be_are_in(parts, team):
         accepted = list(pool.map(create, range(40)))
     assert accepted.count(True) == 5
     assert len(list_agent_runs(parts, team, after=None, limit=40).runs) == 5
-    # Another team has its own.
+    # Another team has its own limit.
     create_agent_run(few, asked(few, uuid.uuid4().hex))
 
 

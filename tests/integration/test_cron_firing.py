@@ -1,4 +1,4 @@
-"""A due cron creates one run for each time, whoever fires it, and however late."""
+"""Test that a due cron creates one run per due time, in whichever worker and however late."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def conn(database_url):
 
 
 def new_cron(conn, *, due, schedule="0 0 * * *", end_time=None, caller=None, **payload):
-    """On a thread of its own."""
+    """Insert a cron on its own thread."""
     cron_id, thread_id = uuid.uuid4(), uuid.uuid4()
     thread_rows.insert_thread(conn, thread_id, {})
     content = CronContent(
@@ -108,14 +108,14 @@ def test_a_run_that_cannot_be_created_does_not_stop_its_cron_or_others(conn, run
         "UPDATE cron SET next_run_date = %s WHERE cron_id = %s", (past - timedelta(1), busy.cron_id)
     )
     fire_due_crons(run_parts, conn, limit=ALL)
-    assert len(runs_of(conn, refused)) == 1  # the other cron's
+    assert len(runs_of(conn, refused)) == 1  # the run of the other cron
     assert len(runs_of(conn, other)) == 1
     assert cron_rows.get_cron(conn, refused.cron_id).next_run_date > now()
 
 
 @pytest.fixture
 def too_much_for_postgres(monkeypatch):
-    """A create that Postgres refuses, of the crons in the list: really, with SQLSTATE 54000."""
+    """A list of crons whose creates Postgres refuses, with a real error of SQLSTATE 54000."""
     refused: list = []
 
     def accept_run(parts, conn, request, run_id):

@@ -1,4 +1,4 @@
-"""The doorbell on a real broker, whatever state that is in."""
+"""Test the doorbell on a real broker: available, full, read-only and unavailable."""
 
 from __future__ import annotations
 

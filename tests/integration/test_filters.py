@@ -1,4 +1,4 @@
-"""What a filter lets pass, as Postgres decides it."""
+"""Test which metadata a filter matches, as Postgres evaluates it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ REFUSES = [
     {"$or": {"owner": "me"}},
     {"$and": [{"owner": "me"}, {"owner": "you"}]},
     {"$and": "me"},
-    # What nobody knows the meaning of lets nothing pass.
+    # Unknown operators match nothing.
     {"owner": {}},
     {"owner": {"$ne": "you"}},
     {"owner": {"$eq": "me", "$ne": "you"}},

@@ -1,7 +1,7 @@
-"""Each background loop goes on when any of its statements fails, whatever the SQLSTATE.
+"""Test that each background loop continues after any of its statements fails with any SQLSTATE.
 
-A loop is played once to learn which statements it has, and once more for each of them, which then
-fails; everything that the loop looks after must be served all the same.
+A loop runs once to record its statements, and once more for each of them, which then fails. All of
+the loop's work must be done nevertheless.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tests.integration.test_run_moves import cancel
 from tests.integration.test_sweeper import Doorbell, Silent
 from tests.waiting import wait_until
 
-#: The quick form: a lost connection, and a statement that can never succeed.
+#: The errors of the short form: a lost connection, and a statement that can never succeed.
 KINDS = (None, "54000")
 OTHERS = (
     *("08006", "0A000", "21000", "22P05", "23505", "25006", "25P03", "40001", "40P01", "42601"),
@@ -60,7 +60,7 @@ def error_of(state: str | None) -> psycopg.Error:
 
 
 class Failures:
-    """Makes one statement of the connections of one name fail, the next time that it is run."""
+    """Makes a statement fail once, the next time that a connection of one name runs it."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -111,7 +111,10 @@ def failures(monkeypatch) -> Callable[[str], Failures]:
 
 
 def play_each(failures: Failures, state: str | None, play: Callable[[], None]) -> None:
-    """`play` makes work for the loop and waits until it has been done."""
+    """Run `play` once, and once more with each statement failing.
+
+    `play` makes work for the loop and waits until it is done.
+    """
     play()
     statements = list(failures.seen)
     assert statements
@@ -136,7 +139,7 @@ def played(loop: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]
 
 @pytest.fixture
 def quick(monkeypatch):
-    """What is put off, is for a moment."""
+    """Shorten all delays to fractions of a second."""
     monkeypatch.setattr(quarantine, "_FIRST_SECONDS", 0.02)
     monkeypatch.setattr(cron_firing, "FIRST_SECONDS", 0.02)
     monkeypatch.setattr(child_deaths, "_RETRY_SECONDS", 0.02)
@@ -157,7 +160,7 @@ def settings_of(parts):
 
 
 class Sweeping:
-    """Two of everything that a sweeper looks after."""
+    """Two of each kind of item that the sweeper handles."""
 
     def __init__(self, rows, doorbell: Doorbell) -> None:
         conn = rows.conn
@@ -186,7 +189,7 @@ class Sweeping:
             )
 
     def left(self) -> list[str]:
-        """What has not been served."""
+        """Return the kinds of items that are not handled yet."""
         rows, conn = self._rows, self._rows.conn
         gone = [*self.hidden, *self.deleted]
         [threads] = conn.execute(
@@ -239,7 +242,7 @@ def test_the_sweeper_goes_on(rows, run_parts, failures, quick, state):
 
 @every_state
 def test_the_webhook_caller_goes_on(rows, run_parts, failures, quick, monkeypatch, state):
-    """Of the calls, some are answered, some once in a while."""
+    """Some of the calls succeed at once, the others at the second attempt."""
     rows.conn.execute("DELETE FROM webhook_call")
     made: list[str] = []
 
@@ -295,7 +298,7 @@ def death(run, reason: StopReason, phase: Phase = Phase.RUNNING) -> Death:
 
 @every_state
 def test_the_ends_of_dead_runs_go_on_being_written(rows, run_parts, failures, quick, state):
-    """What cannot be written is the sweeper's, and it alone."""
+    """Only the run whose end cannot be written is left to the sweeper."""
     from belay_server.services.runs.cancellation import announcer
 
     parts = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The end of a run names the thread's next one, also one that was being created at that moment."""
+"""Test that the end of a run returns the thread's next run, even one created at the same moment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the metrics say of the queues, and what a sweeper counts."""
+"""Test the metrics of the queues and the counts of the sweeper."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def test_nothing_is_counted_as_nothing(empty):
 def test_queues_are_counted_by_themselves_and_together(empty):
     busy = empty.thread()
     empty.running(busy)
-    empty.pending(busy)  # behind the running one
+    empty.pending(busy)  # blocked by the running run
     idle = empty.thread()
-    empty.pending(idle, after_seconds=3600.0)  # later, and in nobody's way
+    empty.pending(idle, after_seconds=3600.0)  # scheduled for later: blocks no other run
     empty.pending(idle)
-    empty.pending(idle)  # behind the one before
+    empty.pending(idle)  # blocked by the run before it
     empty.pending(queue="heavy")
     found = states(empty)
     assert set(found) == {None, "runs", "heavy"}

@@ -1,4 +1,4 @@
-"""The moves of a run's life, each one guarded statement, against a real Postgres."""
+"""Test the status changes of a run, each one guarded statement, on a real Postgres."""
 
 from __future__ import annotations
 
@@ -319,11 +319,11 @@ def test_after_an_outage_nobody_is_judged_for_one_lease(unswept, rows):
 
     assert sweep(unswept, "one")
     assert judged("one")
-    expired_for(unswept, 0.5)  # the sweeper died, and the next one came at once
+    expired_for(unswept, 0.5)  # the sweeper died, and another one takes over at once
     assert not judged("one")
     assert sweep(unswept, "two")
     assert judged("two")
-    expired_for(unswept, 5)  # nobody swept for a while: nobody could
+    expired_for(unswept, 5)  # no sweeper for a while: Postgres was unavailable
     assert sweep(unswept, "two")
     assert not judged("two")
     unswept.execute("UPDATE scheduler_lease SET judges_after = now()")
@@ -356,7 +356,7 @@ def test_lock_order_lets_creates_claims_ends_and_cancels_meet_without_deadlock(r
 
 
 def race(rows, many, seed):
-    """A cancel against the end: both start at once, and everything must agree afterwards."""
+    """Start a cancel and the run's end at once. Check that all results agree afterwards."""
     chance = random.Random(seed)
     action = chance.choice([INTERRUPT, ROLLBACK])
     claimed = rows.running()
@@ -407,7 +407,7 @@ def test_a_bulk_cancel_pages_through_everything_once(rows):
         after = page[-1]
     assert len(found) == len(made)
     assert {run.run_id for run in found} == made
-    for thread_id in threads:  # the newest of a thread first: what is ahead of it goes last
+    for thread_id in threads:  # a thread's newest run first, the head of its queue last
         order = [run.seq for run in found if run.thread_id == thread_id]
         assert order == sorted(order, reverse=True)
 
@@ -461,8 +461,7 @@ def test_a_claim_whose_answer_was_lost_is_found_by_its_owner_alone(rows):
 
 
 def test_a_squatted_id_of_a_system_assistant_is_taken_over(rows):
-    """Made by a client before there was the graph; whoever named the graph would run the client's
-    assistant."""
+    """A client created it before the graph existed. Callers that name the graph must not run it."""
     graph_id = f"later-{uuid.uuid4().hex}"
     squat = assistants.AssistantContent(
         graph_id="counter",
@@ -497,7 +496,7 @@ def test_a_system_assistant_that_its_operator_changed_stays_changed(rows):
     assistants.put_system_assistants(rows.conn, [graph_id])
     after = assistants.get_assistant(rows.conn, assistant_id)
     assert (after.context, after.version) == ({"prompt": "be kind"}, 2)
-    # One that was made before there was the column is known by what it was at first.
+    # One from before the column `is_system` existed is recognized by its first version.
     rows.conn.execute(
         "UPDATE assistant SET is_system = false, created_at = '2020-01-01' WHERE assistant_id = %s",
         (assistant_id,),

@@ -1,4 +1,4 @@
-"""The fenced saver with LangGraph on top of it, on a real Postgres."""
+"""Test the fenced checkpoint saver with LangGraph on a real Postgres."""
 
 from __future__ import annotations
 
@@ -129,11 +129,11 @@ def test_a_string_with_nul_does_not_stop_a_checkpoint(rows, conn, graphs, thread
     assert found.checkpoint["channel_values"]["note"] == "a\ufffdb"
 
 
-# --- behind: writes that return before they are stored --------------------------------------------
+# --- write-behind: writes that return before they are stored --------------------------------------
 
 
 async def stream(conn, graphs, claimed, graph_id, given, pool, **options):
-    """Runs a graph on a saver that writes behind; the statements it took, and the saver."""
+    """Run a graph on a write-behind saver. Return the saver and the batches of rows it stored."""
     saver = RunSaver(
         ReconnectingConnection(lambda: conn),
         claimed.claim,

@@ -1,4 +1,4 @@
-"""What is ours of the store: its connection, its times to live, and sweeping them."""
+"""Test Belay's part of the store: the connection, the ttl and the deletion of expired items."""
 
 from __future__ import annotations
 

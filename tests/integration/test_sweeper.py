@@ -1,4 +1,4 @@
-"""What the sweeper does in one tick, on real rows, with an announcer that only listens."""
+"""Test one tick of the sweeper on real rows, with a doorbell and an event log that only record."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_queue_whose_workers_are_busy_is_not_rung_again(rows, overdue, waiting
     doorbell = Doorbell(waiting)
     sweeper(doorbell)._ring_due(rows.conn)
     assert len(doorbell.rung) == rings
-    # Rung or not, it is not looked at again at once.
+    # Whether or not a doorbell was sent, the next tick does not return the run again.
     sweeper(doorbell)._ring_due(rows.conn)
     assert len(doorbell.rung) == rings
 
@@ -87,7 +87,7 @@ def test_a_tick_takes_a_bounded_number_of_a_large_backlog(rows, overdue):
 
 
 class AwayDoorbell(Doorbell):
-    """A broker that takes nothing and answers nothing."""
+    """A doorbell whose broker is unavailable."""
 
     def __init__(self) -> None:
         super().__init__(0)
@@ -111,7 +111,7 @@ def test_what_was_not_sent_is_not_counted_and_is_due_at_once(rows, overdue):
 
 
 def test_a_queue_that_lost_its_messages_is_rung_for_again(rows, overdue):
-    """Rung for often, so put off for long; then the broker is flushed."""
+    """Doorbells that were sent often are postponed for long. Then the broker is flushed."""
     rows.conn.execute("UPDATE run SET rings = 9, next_ring_at = now() + interval '60 seconds'")
     busy = Doorbell(3)
     mine = sweeper(busy)
@@ -145,7 +145,7 @@ PARTS = (
     "_expire_threads",
     "delete_expired_items",
 )
-#: One of each class of errors that a statement may have, outages aside.
+#: One of each class of errors that a statement may raise, except outages.
 STATES = ("0A000", "21000", "22P05", "23505", "40001", "42601", "53200", "54000", "55P03", "57014")
 
 

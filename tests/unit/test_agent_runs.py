@@ -1,4 +1,4 @@
-"""Agent runs without a server: ids, what follows from a run's row, events, and the envelope."""
+"""Test agent runs without a server: ids, fields derived from the run's row, events, and errors."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_what_may_be_an_id(text, any_id, our_id):
     [
         (RUN_ROW, "queued", None),
         (STARTED, "running", None),
-        # Its worker died, and it waits for another one.
+        # Its worker died, and it is pending again.
         (replace(STARTED, run_status="pending"), "running", None),
         (replace(ENDED, run_status="success"), "completed", "schema_satisfied"),
         (replace(ENDED, run_status="interrupted"), "cancelled", "cancelled"),
@@ -200,7 +200,7 @@ def test_a_frame_is_ascii_with_one_line_of_data():
 
 
 # ---------------------------------------------------------------------------------------------
-# The envelope, where no live server can be brought to use it.
+# Error responses that a live server cannot be made to send.
 
 
 HEADERS = {"x-api-key": "k", "exa-beta": "agent-2026-05-07"}
@@ -222,7 +222,7 @@ def test_a_database_that_is_away_is_500_and_says_when_to_come_again(monkeypatch,
     assert response.status_code == 500
     assert response.headers["retry-after"] == "2"
     assert (found["type"], found["code"]) == ("SERVER_ERROR", "SERVER_ERROR")
-    # The other API has its own.
+    # The other API has its own error format.
     assert bare_client().get("/nothing").json == {"detail": "Not Found"}
 
 
@@ -252,7 +252,7 @@ def test_a_project_that_names_no_graph_has_no_agent_runs(without_agent_runs, pat
         response = served.get(path, headers=headers)
         found = answered(response, path)
         assert response.status_code == 404
-        # Not RUN_NOT_FOUND: nobody is to be told that a run is gone.
+        # Not RUN_NOT_FOUND, which would mean that a run was deleted.
         assert (found["type"], found["code"]) == ("NOT_FOUND", "INVALID_REQUEST")
         assert "langgraph.json" in found["message"]
     document = served.get("/openapi.json").json

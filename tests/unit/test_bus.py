@@ -1,4 +1,4 @@
-"""The Redis side, on fakeredis and on the real server alike, so that the fake cannot drift."""
+"""Test the Redis parts on both fakeredis and a real server, so that the fake cannot differ."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def soon(seconds=5.0):
 
 
 def read_on(subscription):
-    """The sequence numbers of everything up to the end."""
+    """Return the sequence numbers of all events up to the end."""
     seen = []
     while not subscription.drained:
         events = subscription.take(soon(10))
@@ -118,7 +118,7 @@ def test_the_log_keeps_about_the_newest_events(connect, keys):
     while more:
         found, more = log.read_after(run_id, position, count=100)
         kept, position = kept + len(found), found[-1].position
-    # Redis cuts whole nodes of a stream, which hold up to a hundred entries.
+    # Redis trims whole nodes of a stream, which hold up to a hundred entries.
     assert 1_000 <= kept <= 3_500
 
 
@@ -278,7 +278,7 @@ def test_a_client_that_left_is_released(feed):
 
 @pytest.fixture
 def new_process(connect, keys):
-    """Makes what a web process has to count with."""
+    """A function that makes the counter of another web process."""
     made = []
 
     def make(most=2, place_seconds=0.6):
@@ -352,7 +352,7 @@ def test_without_redis_each_process_counts_for_itself_until_it_is_back(keys, cap
 
 
 def sizes(log, run_id) -> int:
-    """Bytes of the events that are kept."""
+    """Return the size of the stored events in bytes."""
     total, position, more = 0, START, True
     while more:
         found, more = log.read_after(run_id, position, count=50)
@@ -369,7 +369,7 @@ def test_the_log_keeps_about_the_newest_bytes_of_an_attempt(connect, keys):
     assert sizes(log, run_id) <= 1_200_000
     newest = log.read_newest(run_id, count=1)
     assert ids(newest) == ["1-100"]
-    # Another attempt, and another run, count anew.
+    # Another attempt is counted separately.
     log.append(run_id, [event(2, 1, data=b'"' + b"x" * 900_000 + b'"')])
     assert log.last_position(run_id) == Position(2, 1)
     assert ids(log.read_after(run_id, Position(1, 95), count=10).events)[0] == "1-96"
@@ -424,12 +424,12 @@ def test_the_logs_of_what_is_deleted_go_soon(connect, keys):
     client = connect(5)
     assert 0 < client.ttl(keys.event_log(run_id)) <= 30
     assert client.ttl(keys.event_log(other)) > 3_000
-    # Who follows it still reads what there is.
+    # A client that follows the run can still read the events.
     assert ids(log.read_after(run_id, START, count=10).events) == ["1-1"]
 
 
 def test_who_comes_while_the_end_of_a_run_is_looked_up_misses_nothing(connect, keys, log):
-    """It was ended with the others, before it had been given anything: an empty stream."""
+    """Such a subscriber was once ended with the others before it got an event: an empty stream."""
     run_id = uuid.uuid4()
     log.append(run_id, [event(1, n) for n in range(1, 6)])
     late = []
@@ -443,7 +443,7 @@ def test_who_comes_while_the_end_of_a_run_is_looked_up_misses_nothing(connect, k
 
     slow = Log(connect(5), keys, ttl_seconds=60, max_events=10_000)
     feed = RunFeed(connect, keys, slow, lambda run_ids: dict.fromkeys(run_ids, "success"))
-    feed._threads = [threading.Thread()]  # none of its own: what they would do is done here
+    feed._threads = [threading.Thread()]  # no threads of its own: the test does their work
     early = feed.subscribe(run_id)
     feed._sweep_ends()
     assert read_on(early) == [1, 2, 3, 4, 5]
@@ -453,7 +453,7 @@ def test_who_comes_while_the_end_of_a_run_is_looked_up_misses_nothing(connect, k
 
 
 def test_after_a_failure_no_old_log_is_dropped_for_a_while(keys, monkeypatch):
-    """Who drops one holds a database connection meanwhile."""
+    """The caller of `drop` holds a database connection meanwhile."""
     tried = []
 
     class Away:

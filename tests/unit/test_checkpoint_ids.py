@@ -1,4 +1,4 @@
-"""Ids of checkpoints sort after what their writer has read."""
+"""Test that a new checkpoint's id sorts after the ids that its writer has read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def clock_of_the_library():
 
 
 def id_at(skew_seconds: float) -> str:
-    """An id as a machine with this skew makes it."""
+    """Return an id that a machine with this clock skew would make."""
     library._last_v6_timestamp = None
     now = library.uuid6(clock_seq=1)
     library._last_v6_timestamp = now.time + int(skew_seconds * 1e7)

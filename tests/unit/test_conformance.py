@@ -1,4 +1,4 @@
-"""The check of every response does refuse what a document does not say."""
+"""Test that the check of responses rejects what the OpenAPI document does not describe."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def document(monkeypatch):
 
 
 class Chunks(httpx.SyncByteStream, httpx.AsyncByteStream):
-    """A body that comes in pieces, as from a server."""
+    """A body that arrives in chunks, as from a server."""
 
     def __init__(self, body: bytes) -> None:
         self.pieces = [body[:5], body[5:]]
@@ -136,7 +136,7 @@ UNWATCHED = {"test_schemathesis.py", "test_project_routes.py"}
 
 
 def test_every_client_of_the_acceptance_tests_is_watched():
-    """But for those that look at the document itself, and those of a project's own routes."""
+    """Clients that read the document itself or call a project's own routes are excepted."""
     tests = Path(__file__).parents[1]
     files = [tests / "conftest.py", *(tests / "acceptance").glob("*.py")]
     makes_one = re.compile(r"(?<!watched\()(?:httpx\.(?:Async)?Client|get(?:_sync)?_client)\(")

@@ -1,4 +1,4 @@
-"""One caller has half of a pool's connections, and waits for them."""
+"""Test that one caller gets at most half of a pool's connections and waits for its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pages may open a WebSocket: those that may ask at all."""
+"""Test which pages may open a WebSocket: those whose origin CORS allows."""
 
 from __future__ import annotations
 

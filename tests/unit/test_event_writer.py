@@ -1,4 +1,4 @@
-"""Events on their way from a graph to Redis: in order, together, never holding up the graph."""
+"""Test that the event writer sends events to Redis in order, in batches, and blocks no graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from belay_workers.child.event_writer import EventWriter
 
 
 class Log:
-    """Takes what is appended; may be slow, or away."""
+    """An event log that records what is appended. It may be slow or unavailable."""
 
     def __init__(self) -> None:
         self.appends: list[tuple] = []
@@ -86,7 +86,7 @@ def test_flushes_and_emits_from_many_threads_lose_nothing(writer, log):
     def work():
         nonlocal emitted
         for n in range(300):
-            with lock:  # one loop thread emits, in truth
+            with lock:  # in production only the event loop's thread emits
                 writer.emit("e", b"{}")
                 emitted += 1
             if n % 7 == 0:
@@ -126,7 +126,7 @@ def test_events_are_dropped_while_redis_is_away_and_the_graph_goes_on(writer, lo
     writer.emit("lost", b"{}")
     assert writer.flush(10)
     log.is_away = False
-    writer.emit("lost too", b"{}")  # it is not tried again at once
+    writer.emit("lost too", b"{}")  # Redis is not tried again at once
     assert writer.flush(10)
     assert log.events == []
 

@@ -1,4 +1,4 @@
-"""The example's research, which serves its Agent runs: no network, and an output as asked."""
+"""Test the example's research graph, which serves its Agent runs, and the form of its output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which servers are refused: those that anybody may reach, when nobody has said who may call."""
+"""Test that a server that other machines can reach is refused without authentication."""
 
 from __future__ import annotations
 

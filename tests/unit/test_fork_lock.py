@@ -1,4 +1,4 @@
-"""A fork waits until no thread is at work with the broker's library."""
+"""Test that a fork waits until no thread is in the broker's library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import uuid
 
 from belay_server.doorbell import Doorbell
 
-#: In a process of its own: what is registered for forks stays registered.
+#: Run in a separate process, because fork handlers cannot be unregistered.
 FORKS = """
 import os, threading, time
 from belay_workers.supervision.fork_lock import never_while_forking
@@ -39,7 +39,7 @@ def test_a_fork_waits_for_its_turn_and_the_child_finds_the_lock_free():
 
 
 class Celery:
-    """Notes whether the lock was held when it was used."""
+    """Records whether the lock was held at each use."""
 
     def __init__(self, lock):
         self._lock = lock

@@ -1,5 +1,7 @@
-"""Who waits for a server that hangs is ended, and who waits for a slow statement is not: in a
-process of its own, where gevent has everything patched as under gunicorn."""
+"""Test that waits for a hanging server end, and that waits for a slow statement do not.
+
+The code runs in a separate process that gevent has patched, as under gunicorn.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which headers go into a graph's config."""
+"""Test which headers go into a graph's config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading JSON bodies: what cannot be kept exactly is refused, the rest is read as it stands."""
+"""Test that JSON bodies that cannot be stored exactly are refused and others are read unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def nested(levels: int, inner: bytes = b"") -> bytes:
 @pytest.mark.parametrize("inner", [b"", b"1", b'"x"', b"null"])
 @pytest.mark.parametrize("beside", [b"", b",[],{},[{}]"])
 def test_the_deepest_body_allowed_has_max_depth_levels(inner, beside):
-    """A value inside the innermost array is no level, and neighbours change nothing."""
+    """A value in the innermost array does not count as a level; its siblings change nothing."""
     body = b"[" + nested(MAX_DEPTH - 1, inner) + beside + b"]"
     assert read(body) == json.loads(body)
     with pytest.raises(InvalidRequest):
@@ -68,7 +68,7 @@ def test_what_can_be_kept_is_read_as_it_was_written(document, ascii_only):
 
 
 def marks_of(document) -> int:
-    """Commas, colons and brackets of a document, but for those in its texts."""
+    """Return the number of commas, colons and opening brackets outside a document's strings."""
     if isinstance(document, list):
         return 1 + max(0, len(document) - 1) + sum(map(marks_of, document))
     if isinstance(document, dict):

@@ -17,7 +17,7 @@ def settings(**environ: str) -> Settings:
 
 @pytest.fixture
 def logged(capsys):
-    """What is written after `configure`; the process's own logging is put back."""
+    """A function that returns what was logged. The process's logging is restored afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers = []

@@ -18,7 +18,7 @@ def executor():
 
 
 def serve_while(executor, work):
-    """Run `work(executor)` in another thread while this, the main one, serves."""
+    """Run `work(executor)` in another thread while the main thread serves calls."""
     with ThreadPoolExecutor(1) as other:
         return executor.serve(lambda: other.submit(work, executor)).result()
 

@@ -1,4 +1,4 @@
-"""Which pages may have a server do something, and by which names it is called."""
+"""Test which pages may change something on a server, and which host names it accepts."""
 
 from __future__ import annotations
 

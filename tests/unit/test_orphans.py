@@ -1,4 +1,4 @@
-"""Orphans are killed and their status taken; a pool's own children are neither."""
+"""Test that orphans are killed and reaped, and that a pool's own child processes are not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from belay_workers.supervision.orphans import Orphans
 
 processes.become_reaper()
 slots = []
-early = subprocess.Popen(["sleep", "60"], start_new_session=True)  # the parent's own, from before
+early = subprocess.Popen(["sleep", "60"], start_new_session=True)  # started by the parent before
 orphans = Orphans(lambda: slots)
 
 
@@ -59,7 +59,7 @@ slots.remove(first)
 print(state(its_daemon), state(other_daemon), state(early.pid))
 orphans.kill(third)
 slots.remove(third)
-# The pool takes the status of its children, whenever it looks.
+# The pool reaps its own child processes later.
 print(os.waitpid(first, 0)[1], os.waitpid(third, 0)[1])
 os.kill(second, signal.SIGKILL)
 while state(second) != "zombie":

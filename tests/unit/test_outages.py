@@ -1,4 +1,4 @@
-"""An outage is told by its SQLSTATE; everything else is the statement's own error."""
+"""Test that an outage is recognized by its SQLSTATE; any other error is the statement's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schemas that callers ask outputs to have: which are taken, and what they say is wrong."""
+"""Test which output schemas are accepted, and which errors in an output they report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIALECTS = (
 
 
 def check_output_schema(schema):
-    """The longest of its steps, in seconds of this thread's time."""
+    """Return the CPU time of the longest step, in seconds of this thread."""
     steps = output_schemas.check_output_schema(schema)
     longest, began = 0.0, time.thread_time()
     for _ in steps:
@@ -148,7 +148,7 @@ def nested(leaf, twice=0):
     ids=itertools.count(),
 )
 def test_no_step_of_a_check_takes_long(dialect, schema, is_taken):
-    """A tenth of a second each; the thread's own time, on a machine that may be slow."""
+    """A step takes 0.1 s. The test allows 1 s of this thread's CPU time, for slow machines."""
     schema = {"$schema": dialect, **schema}
     if is_taken:
         assert check_output_schema(schema) < 1.0

@@ -1,6 +1,6 @@
-"""What is installed is above every advisory that concerns it, and nothing unsafe is switched on.
+"""Test that the installed packages have no known vulnerability and that no unsafe option is on.
 
-The table is of advisories known when it was written; `make audit` asks for those since.
+The table has the advisories known when it was written. `make audit` checks for newer ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from belay_server.doorbell import celery_config
 from belay_server.graphs.checkpoints.thread_saver import ThreadSaver
 from belay_server.settings import Settings
 
-#: Package, first version without the fault, advisory.
+#: Package, first fixed version, advisories.
 SAFE_FROM = [
     ("langgraph-checkpoint", "4.0.0", "CVE-2025-64439, CVE-2026-27794"),
     ("langgraph", "1.0.10", "CVE-2026-28277"),
@@ -68,7 +68,7 @@ def test_checkpoints_make_no_objects_but_those_of_the_state():
 
 
 class _Evil:
-    """Any class that a checkpoint could name."""
+    """A class that a checkpoint could name."""
 
     def __reduce__(self):
         return (_Evil, ())

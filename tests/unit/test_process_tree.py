@@ -1,4 +1,4 @@
-"""What `belay dev` has started ends with it, also what took no notice of the request."""
+"""Test that the processes of `belay dev` end with it, even those that ignore the stop signal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 from belay_server.dev.process_tree import ProcessTree, Program
 from tests.waiting import wait_until
 
-#: Takes no notice of the signal, nor does its child, in a session of its own (as Postgres' are).
+#: Ignores the signal. So does its child, which has its own session (as Postgres' backends have).
 _STUBBORN = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

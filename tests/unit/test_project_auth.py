@@ -1,4 +1,4 @@
-"""The project's own auth, as `langgraph_sdk.Auth` documents it."""
+"""Test the project's own auth, as `langgraph_sdk.Auth` documents it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def ask(auth: ProjectAuth, **how) -> Caller:
         return auth.caller()
 
 
-# --- who asks -----------------------------------------------------------------------------------
+# --- authentication -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_what_is_no_auth_does_not_start(tmp_path):
         load(tmp_path, "other = 5", "other")
 
 
-# --- what they may do ---------------------------------------------------------------------------
+# --- authorization ------------------------------------------------------------------------------
 
 
 def deciding(auth: Auth) -> ProjectAuth:

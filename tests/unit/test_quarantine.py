@@ -1,4 +1,4 @@
-"""One item's failure is that item's alone."""
+"""Test that the failure of one item does not affect the others."""
 
 from __future__ import annotations
 

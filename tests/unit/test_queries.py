@@ -1,4 +1,4 @@
-"""SQL and Python say the same names."""
+"""Test that the names of the SQL queries match their use in Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A connection that waits for its server, for as long as it is told to."""
+"""Test a connection that retries its work while the server is unavailable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class FakeConnection:
 
 
 class Server:
-    """Fails for a while, at connecting and at work."""
+    """A server whose first connections and statements fail."""
 
     def __init__(self, refuse: int = 0, fail: int = 0, error=psycopg.OperationalError) -> None:
         self.refuse, self.fail, self.error = refuse, fail, error

@@ -1,4 +1,4 @@
-"""The merge of a run's options with its assistant's: which wins, and what no client sets."""
+"""Test the merge of a run's options with its assistant's, and the keys that clients cannot set."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ ADDRESS = {"checkpoint_id": "c", "checkpoint_ns": "sub:1", "checkpoint_map": {""
             {"checkpoint": {"checkpoint_id": "a"}, "checkpoint_id": RUN},
             {"checkpoint_id": "a"},
         ),
-        # Only `checkpoint` names a subgraph's; elsewhere it would start a run inside of one.
+        # Only `checkpoint` may have a subgraph's namespace. In the config it is ignored.
         ({"config": {"configurable": {"checkpoint_ns": "sub:1"}}}, {}),
         ({}, {}),
     ],

@@ -1,4 +1,4 @@
-"""When crons are due: fields, names, timezones, and days on which clocks change."""
+"""Test when crons are due: fields, names, timezones, and days on which clocks change."""
 
 from __future__ import annotations
 

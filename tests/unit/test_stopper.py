@@ -1,4 +1,4 @@
-"""The stopper, without a pool: what is asked to stop, and which children have died."""
+"""Test the stopper without a pool: requests to stop, and the detection of dead child processes."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_request_is_forgotten_when_its_run_has_left_its_slot():
 
 
 def test_a_death_is_seen_by_a_descriptor_of_any_number():
-    """A worker of many children has more descriptors than `select` knows."""
+    """A worker with many child processes has higher descriptors than `select` supports."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
     try:

@@ -1,4 +1,4 @@
-"""A stream whose end is seen in Postgres before the run's log has said how it ended."""
+"""Test streams whose end is found in Postgres before the event log has the run's last event."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OF_THE_LOG = Event(Position(1, 2), "error", b'{"error":"TimeoutError","message":
 
 
 class Ended:
-    """A subscription that has these events left and then the end, as the sweep tells it."""
+    """A subscription with these remaining events, followed by the end that the sweep found."""
 
     def __init__(self, *events: Event, status: str | None) -> None:
         self._events = list(events)
@@ -44,7 +44,7 @@ class Ended:
 
 @pytest.fixture
 def stream(monkeypatch):
-    """Everything that a client gets of a run that Postgres says has ended so."""
+    """A function that returns the whole stream of a run with this end in Postgres."""
 
     def whole(subscription: Ended, *, is_over: bool = False) -> bytes:
         end = RunEnd(status=subscription.end_status, error=ERROR, interrupts=None)

@@ -1,4 +1,4 @@
-"""A stream says where events are missing, in a comment that both SDKs pass over."""
+"""Test that a stream marks missing events with a comment, which both SDKs ignore."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a webhook may go, and how a call is signed."""
+"""Test which URLs a webhook may call, and how a call is signed."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_name_that_is_served_slowly_holds_up_nobody_for_long(monkeypatch):
     for words in ("within 0 s", "within 0 s", "too many look-ups"):
         with pytest.raises(TimeoutError, match=words):
             names.look_up("slow.example", 80)
-    # Not known now: it is looked up again when the call is made.
+    # A name that cannot be resolved now is resolved again when the call is made.
     refuse_bad_webhook(ANY, "http://slow.example/hook", names)
     let_go.set()
     patient = HostNames(seconds=30)
