@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Three test files at a time, each process with its own servers: a test spends half of its time waiting.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-.PHONY: demo run test test-all test-full test-js faults attacks audit lint bench bench-cancel bench-backlog docs lock clean
+.PHONY: demo run test test-all test-js flakes faults attacks audit lint bench bench-cancel bench-backlog docs lock clean
 
 demo: $(READY)  ## Start a whole server, run the cancel guide with the real SDK, and stop it.
 	$(BIN)/python -m belay_server.demo
@@ -20,12 +20,15 @@ demo: $(READY)  ## Start a whole server, run the cancel guide with the real SDK,
 run: $(READY)  ## Run the server with the example project until Ctrl-C. PORT=… sets the port.
 	$(BIN)/belay dev $(if $(PORT),--port $(PORT))
 
-test: lint  ## Run static checks and all tests, and the JavaScript SDK's if Node is installed.
+test: lint  ## Run static checks and the quick suite, which covers every promise once.
 	$(PYTEST)
+
+test-all: $(READY)  ## Run everything that `make test` leaves out: long forms, faults, JavaScript.
+	$(PYTEST) --long
 	$(BIN)/python -m tests.js.run --if-there
 
-test-all test-full: lint  ## Run the same with the long forms of the tests: thousands of seeded cases.
-	$(PYTEST) --long
+flakes: $(READY)  ## Run the quick suite TIMES (10) times, half of them on a busy machine.
+	$(BIN)/python -m tests.flakes $(if $(TIMES),--times $(TIMES)) -- --numprocesses 3
 
 faults: $(READY)  ## Inject random faults for SECONDS (1500) with SEED; writes fault-report.md.
 	$(BIN)/python -m tests.faults.monkey $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))

@@ -301,7 +301,7 @@ def test_the_commands_and_their_options_are_those_of_the_cli():
 def test_the_make_targets_are_those_of_the_makefile():
     [phony] = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = set(re.findall(r"`make ([\w-]+)`", page("reference/cli.md")))
-    assert named == set(phony.split()) - {"test-all"}  # the same as test-full
+    assert named == set(phony.split())
 
 
 def test_every_switch_of_the_http_section_is_named():
