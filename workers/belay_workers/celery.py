@@ -1,7 +1,8 @@
 """The Celery app: `celery -A belay_workers.celery worker`.
 
-The parent loads the graphs before the pool forks (warm children), then starts the supervisor and
-the sweeper; a child builds its `Child` when it is forked. The app is the only global.
+The worker's parent process loads the graphs before the pool forks, so children start warm. It then
+starts the supervisor, the sweeper and the other background threads. Each child process builds its
+`Child` after the fork. The app is the only global.
 """
 
 from __future__ import annotations
@@ -57,27 +58,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Slots beyond the pool's size: a dead child's is read before it is free again.
+#: Slots beyond twice the pool's size: a dead child's slot is freed only after it has been read.
 _SPARE_SLOTS = 64
-#: What a worker's own threads need, besides one connection per child.
+#: Postgres connections of the parent's own threads, besides one per child.
 _OWN_CONNECTIONS = 4
-#: Some are kept for the superuser.
+#: The connections that Postgres reserves for superusers are subtracted.
 _ALLOWED_CONNECTIONS = """
 SELECT current_setting('max_connections')::int
      - current_setting('superuser_reserved_connections')::int
 """
 _SCHEMA_WAIT_SECONDS = 60.0
-#: How often the main loop looks whether the guardian is alive.
+#: Seconds between two checks, in the main loop, that the guardian is alive.
 _GUARD_SECONDS = 1.0
-#: Exit code of a worker that has stopped consuming: to be started again.
+#: Exit code of a worker that has stopped consuming and is to be restarted.
 _STALLED = 75
 
 
 class PromptConnection(Connection):
-    """A consumer's connection that comes back soon after its broker does.
+    """A consumer's connection that is re-established soon after the broker is available again.
 
-    Celery would wait up to half a minute between two tries, and would end the worker when a Redis
-    refuses a command (because it is full, or has become a replica) instead of breaking off.
+    By default Celery waits up to half a minute between two tries. It also ends the worker when
+    Redis refuses a command (because it is full, or has become a replica) without closing the
+    connection.
     """
 
     @property
@@ -93,16 +95,18 @@ class PromptAMQP(AMQP):
     Connection = PromptConnection
 
     def TaskConsumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802  (Celery's name)
-        """On Redis a message is gone when it is taken: a doorbell that gets lost is rung again, and
-        keeping account of those that are not acknowledged costs two round trips each. Other brokers
-        limit what they send to a worker by the messages it has not acknowledged."""
+        """Consume without acknowledgements if the broker is Redis.
+
+        The sweeper rings a lost doorbell again, and tracking unacknowledged messages in Redis costs
+        two round trips each. Other brokers need acknowledgements to limit what they send.
+        """
         if self.app.conf.broker_url.startswith("redis"):
             kwargs["no_ack"] = True
         return super().TaskConsumer(*args, **kwargs)
 
 
 class Belay(Celery):
-    """A Celery app that carries what its worker's parts share."""
+    """A Celery app with the objects that the parts of its worker share."""
 
     amqp_cls = PromptAMQP
     settings: Settings
@@ -111,13 +115,13 @@ class Belay(Celery):
     owner: str
     guardian: Guardian
     orphans: Orphans
-    #: None when Postgres was not to be asked.
+    #: None when Postgres was unavailable at the start.
     allowed_connections: int | None = None
     child: Child | None = None
 
 
 def _refuse_to_start(error: Exception) -> NoReturn:
-    """One line that says what is wrong, and the exit code that says starting again won't help."""
+    """Print the error on one line and exit with 3, the code for "a restart does not help"."""
     print(f"belay worker: {error}", file=sys.stderr, flush=True)
     sys.exit(3)
 
@@ -139,7 +143,7 @@ def _make_app() -> Belay:
 
 
 app = _make_app()
-# Celery warns of root because of pickle; here messages are JSON and carry one run id.
+# Celery warns about running as root because of pickle; messages here are JSON with one run id.
 warnings.filterwarnings("ignore", category=SecurityWarning)
 
 
@@ -152,14 +156,14 @@ def _load_graphs() -> None:
 
 @signals.setup_logging.connect
 def _configure_logging(loglevel: Any = None, **_: Any) -> None:
-    """One line per record, to standard error, for Celery's records and ours alike."""
+    """Log Celery's records and Belay's to standard error, in the same format."""
     logs.configure(app.settings, loglevel if isinstance(loglevel, int) else logging.INFO)
-    # A killed child is our own doing, and the supervisor says why; Celery's tracebacks of lost
-    # messages say nothing more.
+    # The supervisor kills children on purpose and logs the reason; Celery's tracebacks of lost
+    # messages add no information.
     logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
-    # The pool's own logger shows its records to nobody's handlers but its own.
+    # By default the pool's logger does not propagate its records to the root logger.
     pool_logger = billiard_logger()
     pool_logger.setLevel(logging.ERROR)
     pool_logger.propagate = True
@@ -167,7 +171,10 @@ def _configure_logging(loglevel: Any = None, **_: Any) -> None:
 
 @signals.worker_init.connect
 def _prepare_parent(sender: Any = None, **_: Any) -> None:
-    """Before the pool forks: the schema, the graphs, the shared memory, a frozen heap."""
+    """Before the pool forks: wait for the schema, load the graphs, make the shared memory.
+
+    What was loaded is then excluded from garbage collection.
+    """
     settings = app.settings
     try:
         wait_for_schema(
@@ -180,11 +187,11 @@ def _prepare_parent(sender: Any = None, **_: Any) -> None:
     concurrency = sender.concurrency or settings.concurrency
     _refuse_too_many_connections(concurrency)
     app.slots = SlotTable(concurrency * 2 + _SPARE_SLOTS)
-    # Whatever a node starts is found, whoever dies first: the node's child, or this process.
+    # Processes that a node starts can be found when the node's child dies, and when this one does.
     ChildSignals()
     processes.become_reaper()
     app.guardian = Guardian(app.slots)
-    app.guardian.ensure()  # while this process is small
+    app.guardian.ensure()  # fork it while this process is small
     if settings.preload_graphs:
         _load_graphs()
     app.orphans = Orphans(app.slots.pids)
@@ -192,14 +199,17 @@ def _prepare_parent(sender: Any = None, **_: Any) -> None:
 
 
 def _keep_guarded() -> None:
-    """On the main thread, which forks the pool, too."""
+    """Restart the guardian if it has ended. Runs on the main thread, which also forks the pool."""
     if app.guardian.ensure() and app.guardian.pid is not None:
         app.orphans.keep(app.guardian.pid)
 
 
 def _refuse_too_many_connections(concurrency: int) -> None:
-    """What can never work is refused: the children would have all connections, and none would be
-    left to renew a lease or to hear of a cancel with."""
+    """Exit if Postgres allows fewer connections than the worker needs.
+
+    The children would otherwise take all connections, and none would be left to renew leases or to
+    read cancels with. There is no check behind PgBouncer, or while Postgres is unavailable.
+    """
     needed = concurrency + _OWN_CONNECTIONS
     limit = app.allowed_connections = _allowed_connections()
     if limit is not None and needed > limit and not app.settings.pgbouncer:
@@ -212,7 +222,7 @@ def _refuse_too_many_connections(concurrency: int) -> None:
 
 
 def _log_connections(concurrency: int) -> None:
-    """Connections are bounded; say so at the start, not when they run out."""
+    """Log at the start how many connections the worker uses and how many Postgres allows."""
     limit = app.allowed_connections
     log.info(
         "this worker is %s; it uses up to %d connections to Postgres (%d children, %d of its own), "
@@ -227,14 +237,16 @@ def _log_connections(concurrency: int) -> None:
 
 
 def _allowed_connections() -> int | None:
-    """None when the server was not to be asked."""
+    """Return how many connections Postgres allows; None while it is unavailable."""
     try:
         with connect(app.settings.database_url, name="belay start") as conn:
             return int(fetch_value(conn, _ALLOWED_CONNECTIONS, {}))
     except psycopg.Error as error:
         if not is_outage(error):
             raise
-        log.warning("the server was not asked how many connections it allows: %s", error)
+        log.warning(
+            "cannot read Postgres's connection limit; starting without the check: %s", error
+        )
         return None
 
 
@@ -250,13 +262,15 @@ def _prepare_child(**_: Any) -> None:
 
 @signals.worker_shutting_down.connect
 def _take_no_more(**_: Any) -> None:
-    """At the first SIGTERM, before Celery has closed anything."""
+    """Claim no more runs, from the first SIGTERM on, before Celery closes anything."""
     app.slots.start_draining()
 
 
 class SupervisorStep(bootsteps.StartStopStep):
-    """Supervisor, sweeper and liveness: started after the pool has forked, stopped before it is
-    joined."""
+    """Starts the background threads after the pool has forked; stops them before it is joined.
+
+    They are the supervisor, the sweeper, webhooks, the liveness check and the metrics.
+    """
 
     requires = ("celery.worker.components:Pool",)
 
@@ -270,7 +284,7 @@ class SupervisorStep(bootsteps.StartStopStep):
         self._deaths_read, self._deaths_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def start(self, worker: Any) -> None:
-        # Ctrl-C is a platform's SIGTERM, exit code and all: Celery's own would be a failure.
+        # Handle Ctrl-C like SIGTERM, exit code included; Celery's own exit code is a failure.
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
         settings = app.settings
         _log_connections(worker.concurrency)
@@ -331,7 +345,7 @@ class SupervisorStep(bootsteps.StartStopStep):
         liveness.start()
 
     def _end_stalled(self) -> None:
-        """The main loop may be what hangs, so it is not asked: put back what runs, and go."""
+        """Put the running runs back and exit. The main loop is not involved: it may be hung."""
         self.stop(None)
         os._exit(_STALLED)
 
@@ -340,11 +354,11 @@ class SupervisorStep(bootsteps.StartStopStep):
             os.write(self._deaths_write, b"!")
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
-        """Have Celery replace a dead child at once.
+        """Have Celery replace a dead child immediately.
 
-        Its own notice, a pipe that closes, comes before the child can be waited for; when it looks
-        too early it finds nothing, and looks again after five seconds. The supervisor's comes when
-        the child is really dead.
+        Celery's own notification, a closed pipe, arrives before the child can be waited for. When
+        Celery checks too early it finds no dead child, and checks again only after five seconds.
+        The supervisor's notification arrives once the child is dead.
         """
 
         def replace_the_dead() -> None:
@@ -354,8 +368,8 @@ class SupervisorStep(bootsteps.StartStopStep):
 
         hub.add_reader(self._deaths_read, replace_the_dead)
         hub.call_repeatedly(_GUARD_SECONDS, _keep_guarded)
-        # A child that died while the first connection to the broker was being made would make
-        # Celery believe that the pool cannot start at all.
+        # If a child died while the first connection to the broker was being made, Celery would
+        # conclude that the pool cannot start.
         worker.pool.maintain_pool()
 
     def stop(self, _worker: Any) -> None:
@@ -366,7 +380,7 @@ class SupervisorStep(bootsteps.StartStopStep):
         if self._webhooks is not None:
             self._webhooks.stop()
         if self._supervisor is not None:
-            # The drain ends the children by a signal, which is no news then.
+            # The drain ends the children by a signal; the pool's errors about it are expected.
             billiard_logger().setLevel(logging.CRITICAL)
             self._supervisor.drain()
             app.guardian.stop()

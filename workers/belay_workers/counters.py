@@ -1,9 +1,9 @@
-"""What the processes of a worker have counted, in memory they share.
+"""Metric counters of a worker's processes, in shared memory.
 
-Each child has a row of numbers that only it writes, so nothing waits for a lock; the parent has one
-for what its own threads see. Whoever asks adds the rows up. A row stays when its child dies and is
-gone on with by the child that takes its slot, so no count ever falls. A sum costs a run a few
-writes to memory, and no message to anybody.
+Each child has a row of numbers that no other process writes, so no process waits for another. The
+parent has a row for its own threads. A reader adds up the rows. A row stays when its child dies,
+and the next child that takes the slot continues it, so no count ever falls. Counting costs a run
+a few writes to memory and no message to another process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CELL = 8
 
 
 def _lay_out() -> tuple[dict[tuple[str, str], int], int]:
-    """Where in a row each series begins, and how long a row is."""
+    """Return the first cell of each series in a row, and the number of cells of a row."""
     starts: dict[tuple[str, str], int] = {}
     width = 0
     for counter in COUNTERS:
@@ -46,7 +46,7 @@ def _lay_out() -> tuple[dict[tuple[str, str], int], int]:
     for histogram in HISTOGRAMS:
         for value in histogram.values:
             starts[histogram.name, value] = width
-            width += len(histogram.buckets) + 2  # one for what is longer than all, and the sum
+            width += len(histogram.buckets) + 2  # the bucket without a bound, and the sum
     return starts, width
 
 
@@ -55,14 +55,14 @@ _STARTS, _WIDTH = _lay_out()
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """A histogram's numbers: how many in each bucket (the last has no bound), and their sum."""
+    """A histogram: the count of each bucket (the last has no bound), and the sum in seconds."""
 
     counts: Sequence[float]
     sum: float
 
 
 class Counters:
-    """One row, for one process to write."""
+    """One row of counters, written by one process."""
 
     def __init__(self, cells: memoryview[float]) -> None:
         self._cells = cells
@@ -72,9 +72,12 @@ class Counters:
         self._time(CLAIM_LATENCY, "", waited_seconds)
 
     def ended(self, end: RunEnd, how: str, seconds: float | None) -> None:
-        """An end that was written here, `seconds` after the claim. `how` is for a cancel's."""
+        """Count an end that this process wrote, `seconds` after the claim (None if unknown).
+
+        `how` is the label of the cancel latency; it is used only when a cancel ended the run.
+        """
         status = end.status or ROLLED_BACK
-        if status not in ENDED:  # it is active again, by somebody else's hand
+        if status not in ENDED:  # another process has made the run active again
             return
         self._count(RUNS_ENDED, status)
         if seconds is not None:
@@ -83,7 +86,7 @@ class Counters:
             self._time(CANCEL_LATENCY, how, end.cancel_seconds)
 
     def ended_unstarted(self, status: str | None) -> None:
-        """A cancel ended a run that was not running: in the same transaction, so at once."""
+        """Count a run that a cancel ended before it ran: in the same transaction, so after 0 s."""
         self._count(RUNS_ENDED, status or ROLLED_BACK)
         self._time(CANCEL_LATENCY, PENDING, 0.0)
 
@@ -108,7 +111,7 @@ class Counters:
 
 
 class CounterTable:
-    """All rows of a worker. Made in the parent before it forks."""
+    """All rows of a worker. Created in the parent process before it forks."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows

@@ -1,4 +1,4 @@
-"""Celery's prefork pool, with children that only the supervisor ends."""
+"""Celery's prefork pool, with child processes that only the supervisor ends."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from belay_workers.child import signals
 
 class _ChildMixin:
     def after_fork(self) -> None:
-        super().after_fork()  # type: ignore[misc]  # its handlers raise SystemExit within a node
+        super().after_fork()  # type: ignore[misc]  # its handlers raise SystemExit inside a node
         signals.do_nothing_at_ending_signals()
-        # The pool's children are daemonic, which would forbid a node to use `multiprocessing`. What
-        # it starts ends with its run all the same (`Child`).
+        # The pool's children are daemonic, which prevents a node from using `multiprocessing`.
+        # Processes that a node starts still end with its run (`Child.run`).
         current_process()._config["daemon"] = False
 
 
@@ -33,13 +33,13 @@ class _BlockingWorker(_ChildMixin, pool.Worker):
 
 
 class _BlockingPool(prefork.BlockingPool):
-    """For brokers that Celery cannot use from its event loop."""
+    """The pool for brokers that Celery cannot use from its event loop."""
 
     Worker = _BlockingWorker
 
 
 class ChildTaskPool(prefork.TaskPool):
-    """`worker_pool` of the Celery app."""
+    """The `worker_pool` of the Celery app."""
 
     Pool: Any = _ChildPool
     BlockingPool: Any = _BlockingPool

@@ -1,9 +1,10 @@
-"""Shared memory between a worker's supervisor and its children: who runs what.
+"""Memory shared by a worker's supervisor and its child processes: which child runs which run.
 
-One slot per child. The child writes what it is doing, the supervisor writes what it asks; neither
-waits for the other, and a slot can still be read when its child is dead. Every field is an aligned
-machine word (ids are two), and the phase is written last, so a reader that sees RUNNING sees the
-run it belongs to. To be sure of it before a kill, the supervisor stops the child and reads again.
+There is one slot per child. The child writes its state and the supervisor writes its stop requests.
+Neither waits for the other, and a slot can still be read when its child is dead. Every field is an
+aligned machine word (an id takes two). The phase is written last, so a reader that sees RUNNING
+also sees the run it belongs to. Before a kill, the supervisor stops the child (SIGSTOP) and reads
+the slot again.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from belay_workers.counters import Counters, CounterTable
 
 class Phase(enum.IntEnum):
     IDLE = 0
-    #: The claim may or may not have been committed.
+    #: The child is claiming a run; the claim may or may not have been committed.
     CLAIMING = 1
     RUNNING = 2
-    #: The graph has stopped; its end is being written.
+    #: The graph has stopped; the run's end is being written.
     FINISHING = 3
 
 
@@ -71,7 +72,7 @@ def _read_id(field: ctypes.Array[ctypes.c_uint64]) -> UUID:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A slot at one moment. Times are on the monotonic clock, 0 for none."""
+    """The content of a slot at one moment. Times are monotonic seconds, 0 for none."""
 
     index: int
     pid: int
@@ -82,7 +83,7 @@ class Reading:
     deadline: float
     claimed_at: float
     attempt: int
-    #: A descriptor of the child's that it keeps open, and what it is of; see `Stopper`.
+    #: A file descriptor that the child keeps open, and its inode; see `Stopper`. -1 for none.
     canary: int = -1
     canary_inode: int = 0
 
@@ -96,14 +97,14 @@ class Reading:
 
 
 class Slot:
-    """The child's own side of its slot."""
+    """The child's side of its slot."""
 
     def __init__(self, record: _Record, counters: Counters) -> None:
         self._record = record
         self.counters = counters
 
     def keeps_open(self, descriptor: int) -> None:
-        """A child that has lost it has lost its connections, too."""
+        """Record a descriptor that stays open for as long as the child's connections do."""
         self._record.canary_inode = os.fstat(descriptor).st_ino
         self._record.canary = descriptor
 
@@ -130,7 +131,7 @@ class Slot:
         self._record.phase = Phase.IDLE
 
     def asked(self, claim: Claim) -> StopReason:
-        """What the supervisor asks of this very run, if anything."""
+        """Return the reason why this claim was asked to stop; NONE if it was not."""
         if self._record.ask_claim_no != claim.claim_no:
             return StopReason.NONE
         if _read_id(self._record.ask_run_id) != claim.run_id:
@@ -139,16 +140,17 @@ class Slot:
 
 
 class SlotTable:
-    """All slots of a worker. Made in the parent before it forks."""
+    """All slots of a worker. Created in the parent process before it forks."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self.counter_table = CounterTable(size + 1)
-        #: What the parent itself counts.
+        #: The row of the parent process.
         self.counters = self.counter_table.row(size)
         self._header = ctypes.sizeof(ctypes.c_int64)
         length = self._header + size * ctypes.sizeof(_Record)
-        # A nameless file that lives as long as the worker: memory to share, and a lock on it.
+        # An unlinked file that exists for as long as the worker: it is the shared memory, and the
+        # lock is taken on it.
         self._fd, path = tempfile.mkstemp(prefix="belay-slots-")
         Path(path).unlink()
         os.truncate(self._fd, length)
@@ -161,16 +163,16 @@ class SlotTable:
 
     @property
     def draining(self) -> bool:
-        """True once the worker takes no new runs."""
+        """True once the worker claims no more runs."""
         return bool(self._draining.value)
 
     def start_draining(self) -> None:
         self._draining.value = 1
 
     def take(self) -> Slot:
-        """A free slot for this process. Raises RuntimeError when there is none.
+        """Return a free slot for this process. Raises RuntimeError when there is none.
 
-        The lock is per process and ends with it, so a child killed here leaves nothing locked.
+        The lock belongs to the process and ends with it, so a child killed here leaves no lock.
         """
         fcntl.lockf(self._fd, fcntl.LOCK_EX)
         try:
@@ -184,7 +186,7 @@ class SlotTable:
         raise RuntimeError("no free slot for this child process")
 
     def free(self, index: int) -> None:
-        """Give back the slot of a dead child, once what it says has been read."""
+        """Free the slot of a dead child. Call it after the slot has been read."""
         self._records[index].phase = Phase.IDLE
         self._records[index].pid = 0
 
@@ -208,15 +210,15 @@ class SlotTable:
         return self._fd
 
     def pids(self) -> list[int]:
-        """Of the children that have a slot."""
+        """Return the process ids of the children that have a slot."""
         return [record.pid for record in self._records if record.pid != 0]
 
     def read_all(self) -> list[Reading]:
-        """Every slot that a child has taken."""
+        """Return the content of every slot that a child has taken."""
         return [self.read(i) for i, record in enumerate(self._records) if record.pid != 0]
 
     def ask(self, index: int, claim: Claim, reason: StopReason) -> None:
-        """Write what is asked, of which run. The signal follows."""
+        """Write a stop request for a claim. The caller sends the signal afterwards."""
         record = self._records[index]
         record.ask_claim_no = 0
         record.ask_reason = reason

@@ -1,4 +1,4 @@
-"""The Celery tasks: entry points, and nothing else."""
+"""The Celery tasks: entry points without logic of their own."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from belay_workers.child.attempt import attempt_run
 
 @app.task(name=RUN_TASK)
 def run(run_id: str) -> None:
-    """The doorbell of a run."""
+    """Handle the doorbell of a run: attempt the run."""
     assert app.child is not None
     attempt_run(app.child, UUID(run_id))
 
 
 @app.task(name=PING_TASK)
 def ping() -> None:
-    """Nothing to do: that it was received is what counts (`belay_workers.background.liveness`)."""
+    """Do nothing: only its receipt is checked (`belay_workers.background.liveness`)."""

@@ -1,12 +1,12 @@
-"""Liveness: asserts that this worker really consumes, not only that its process is up.
+"""Liveness: check that this worker consumes messages, not only that its process is running.
 
-A consumer that lost its broker may come back without consuming, and look healthy for ever. So the
-worker sends itself a message, over the broker and through the consumer like any doorbell. While a
-child is idle it must arrive; when several in a row do not, the worker is of no use, and says so by
-ending itself: whoever runs it starts a new one.
+A consumer that has lost its connection to the broker may reconnect without consuming, while the
+process looks healthy. So the worker sends itself a message (a ping), which passes through the
+broker and the consumer like a doorbell. While a child is idle, the ping must arrive. When several
+in a row do not, the worker ends itself, for its process manager to start a new one.
 
-A broker that cannot be reached proves nothing about the consumer, and neither does a worker whose
-children are all busy: it takes no messages then.
+An unavailable broker proves nothing about the consumer. Neither does a worker whose children are
+all busy: it takes no messages then.
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from belay_workers.slots import Phase, SlotTable
 
 log = logging.getLogger(__name__)
 
-#: Unanswered pings in a row that mean that the consumer has stalled.
+#: Pings in a row that did not arrive, after which the consumer counts as stalled.
 _MISSES = 3
 
 
 class Liveness:
-    """One thread in the worker's parent. `received` is called for every ping that arrives, and
-    `on_stall` once, when the consumer has stalled."""
+    """A thread in the worker's parent process that sends a ping every `seconds`.
+
+    Call `received` for every ping that arrives. `on_stall` is called once, when the consumer has
+    stalled.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class Liveness:
         seconds: float,
         on_stall: Callable[[], None],
     ) -> None:
-        # The anonymous exchange: no binding of ours stays in the broker when we are gone.
+        # The default exchange: no binding stays in the broker after the worker has ended.
         name = f"belay.worker.{owner}"
         self.queue = Queue(  # type: ignore[no-untyped-call]
             name,
@@ -59,7 +62,7 @@ class Liveness:
         self._thread = threading.Thread(target=self._watch, name="belay-liveness", daemon=True)
 
     def consume_with(self, app: Celery) -> None:
-        """Have the worker consume our queue besides its own. Before the consumer starts."""
+        """Have the worker consume the queue of pings, too. Call it before the consumer starts."""
         app.amqp.queues.select_add(self.queue)
 
     def start(self) -> None:
@@ -70,7 +73,7 @@ class Liveness:
         self._arrived.set()
 
     def received(self, ping_id: str) -> None:
-        """A ping came through the consumer."""
+        """Record that the consumer has received a ping."""
         if ping_id == self._expected:
             self._arrived.set()
 
@@ -81,14 +84,17 @@ class Liveness:
                 missed = 0
                 continue
             missed += 1
-            log.warning("liveness: %d of our own messages did not arrive", missed)
+            log.warning("liveness: %d pings in a row did not arrive", missed)
             if missed == _MISSES:
-                log.error("this worker does not consume any more; ending it, to be started anew")
+                log.error("this worker does not consume any more; ending it for a restart")
                 self._on_stall()
                 return
 
     def _ping_arrives(self) -> bool:
-        """False only when it should have arrived and did not."""
+        """Send a ping and wait for it. Return False only if it had to arrive and did not.
+
+        It does not have to if the broker was unavailable or all children were busy.
+        """
         self._expected = str(uuid.uuid4())
         self._arrived.clear()
         if not self._has_idle_child() or not self._doorbell.ping(self._expected, self.queue):

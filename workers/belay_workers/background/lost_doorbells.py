@@ -1,8 +1,8 @@
-"""Finds doorbells that the broker has lost: runs wait, and their queue has no message.
+"""Find doorbells that the broker has lost: runs are pending, and their queue has no message.
 
-A run that was rung for is rung for again later and later, because usually its message waits behind
-busy workers. A broker that was flushed, or was away, has no such message; then an idle worker would
-stand beside a due run for up to a minute. So the queue itself is looked at.
+A pending run is rung for again at growing intervals, because its message is usually still in the
+queue behind busy workers. If the broker was flushed or unavailable there is no such message, and
+idle workers would leave a due run waiting for up to a minute. So the length of the queue is read.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from belay_server.db import run_claims as claim_rows
 from belay_server.db.connection import Connection
 from belay_server.doorbell import Doorbell
 
-#: How many runs are made due for a ring at once: more would flood a queue that is being drained.
+#: Runs made due for a ring at once; more would flood a queue that workers are emptying.
 _BATCH = 1_000
 
 
 class LostDoorbells:
-    """Looks at most every `seconds`, and again at once while it finds any."""
+    """Checks the queues at most every `seconds`, and again immediately after a full batch."""
 
     def __init__(
         self, doorbell: Doorbell, *, seconds: float, clock: Callable[[], float] = time.monotonic
@@ -30,7 +30,7 @@ class LostDoorbells:
         self._look_at = 0.0
 
     def find(self, conn: Connection) -> bool:
-        """Make what waits in vain due for a ring. False when the broker could not be asked."""
+        """Make runs whose doorbell is lost due for a ring. Return False if the broker failed."""
         if self._clock() < self._look_at:
             return True
         waiting = {

@@ -1,7 +1,7 @@
-"""A worker's own Prometheus port, served by its parent: what its processes have counted.
+"""The worker's Prometheus port, served by its parent process: the metrics of all its processes.
 
-Nothing here runs unless `BELAY_WORKER_METRICS_PORT` is set. The children know nothing of it: they
-write to `belay_workers.counters`.
+Nothing here runs unless `BELAY_WORKER_METRICS_PORT` is set. The children are not involved: they
+only write to `belay_workers.counters`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _RETRY_SECONDS = 2.0
 
 
 class WorkerMetrics:
-    """One thread until the port is ours (the worker before may still be ending), then a server."""
+    """Serves the metrics on a port.
+
+    A thread retries while the port is taken: the previous worker may still be shutting down.
+    """
 
     def __init__(self, slots: SlotTable, port: int) -> None:
         self._registry = CollectorRegistry()
@@ -49,18 +52,18 @@ class WorkerMetrics:
                 server, _ = start_http_server(self._port, registry=self._registry)
             except OSError as error:
                 if not complained:
-                    log.warning("metrics cannot be served on port %d yet: %s", self._port, error)
+                    log.warning("cannot serve metrics on port %d; retrying: %s", self._port, error)
                     complained = True
                 self._stopping.wait(_RETRY_SECONDS)
                 continue
-            log.info("metrics are served on port %d", self._port)
+            log.info("serving metrics on port %d", self._port)
             self._stopping.wait()
             server.shutdown()
             server.server_close()
 
 
 class _RunCollector(Collector):
-    """Adds the counter_table up when they are asked for."""
+    """Sums the counters of all processes at each scrape."""
 
     def __init__(self, slots: SlotTable) -> None:
         self._slots = slots
@@ -92,7 +95,7 @@ class _RunCollector(Collector):
         readings = self._slots.read_all()
         busy = sum(reading.is_busy for reading in readings)
         family = GaugeMetricFamily(
-            "belay_worker_children", "Children of this worker, by what they do.", labels=["state"]
+            "belay_worker_children", "Child processes of this worker, by state.", labels=["state"]
         )
         family.add_metric(["busy"], busy)
         family.add_metric(["idle"], len(readings) - busy)

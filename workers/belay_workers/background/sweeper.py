@@ -1,19 +1,20 @@
-"""The sweeper: what must happen even if nobody is there to do it. One worker at a time.
+"""The sweeper: periodic work that one worker at a time does for all of them.
 
     due and unrung runs   their doorbell is rung (again)
-    lost doorbells        of a broker that was flushed or away are found (`lost_doorbells.py`)
+    lost doorbells        are found after the broker was flushed or unavailable
+                          (`lost_doorbells.py`)
     due crons             create their runs
-    expired leases        their runs are taken from a worker that is gone
-    hidden threads        of stateless runs are deleted, once waiters had time to read the outcome
-    expired threads       are pruned or deleted, as their ttl says
+    expired leases        their runs are recovered from a lost worker
+    hidden threads        of stateless runs are deleted, after a time to read the outcome
+    expired threads       are pruned or deleted, according to their ttl
     expired store items   are deleted
 
-Which worker sweeps is decided by a lease row, like a run's: a holder that dies or hangs loses it.
-Every statement is guarded by itself, so two sweepers for a moment do no harm. A holder that cannot
-reach the broker gives the lease up after each tick, so that a worker which can takes it. None of
-this runs as a Celery task: with every slot busy on long runs it would starve.
+A lease row, like a run's lease, decides which worker sweeps: a holder that dies or hangs loses it.
+Every statement checks its own preconditions, so two sweepers at one moment do no harm. A holder
+that cannot reach the broker drops the lease after each tick, for a worker that can reach it. None
+of this is a Celery task: with all slots busy on long runs such a task would never start.
 
-What fails does so alone: each part of a tick is tried by itself, and within it each cron, run and
+Failures are isolated: each part of a tick is tried separately, and within a part each cron, run and
 thread (`app/belay_server/services/quarantine.py`). Only an outage of Postgres ends a tick.
 """
 
@@ -43,24 +44,24 @@ from belay_workers.counters import Counters
 
 log = logging.getLogger(__name__)
 
-#: The sweeper's own lease, as a part of a run's: it ends before a run's does, so an outage that was
-#: long enough for runs to look lost was long enough for the sweeper too.
+#: The sweeper's lease as a fraction of a run's. It is shorter, so an outage in which runs' leases
+#: expire also makes the sweeper's expire.
 _LEASE_PART = 0.6
 _RETRY_SECONDS = 1.0
 _BATCH = 200
 _BATCH_OF_ITEMS = 5_000
-#: Each creates a run, in a transaction of its own: about a second's worth of them.
+#: Each cron creates a run in its own transaction; a batch takes about a second.
 _BATCH_OF_CRONS = 50
-#: A queue with this many messages has not lost its doorbells; its workers are busy. Ringing again
-#: would only pile up more of them.
+#: A queue with this many messages has not lost its doorbells: its workers are busy, and ringing
+#: again would only lengthen it.
 _DEEP = 1_000
-#: How long the outcome of a stateless run can still be read by those who wait for it.
+#: Seconds after its end during which clients can still read the outcome of a stateless run.
 _HIDDEN_SECONDS = 60.0
 _TIDY_EVERY_SECONDS = 10.0
 
 
 class Sweeper:
-    """One thread in each worker's parent; only the one with the lease sweeps."""
+    """A thread in each worker's parent process; only the holder of the lease sweeps."""
 
     def __init__(self, parts: RunParts, owner: str, counters: Counters | None = None) -> None:
         self._parts = parts
@@ -90,9 +91,9 @@ class Sweeper:
                 self._sweep_while_connected()
             except Exception as error:
                 if is_outage(error):
-                    log.warning("sweeper lost Postgres: %s", error)
+                    log.warning("sweeper: lost the connection to Postgres; retrying: %s", error)
                 else:
-                    log.exception("sweeper failed, going on")
+                    log.exception("sweeper failed; retrying")
             self._stopping.wait(_RETRY_SECONDS)
 
     def _quarantine(self, what: str, counted: str) -> Quarantine:
@@ -113,7 +114,7 @@ class Sweeper:
             claim_rows.drop_sweeper_lease(conn, self._owner)
 
     def _sweep(self, conn: Connection) -> None:
-        """One tick. Raises only the error of an outage."""
+        """Do one tick. Raises only the error of an outage."""
         self._broker_is_away = False
         self._try("crons", lambda: fire_due_crons(self._parts, conn, limit=_BATCH_OF_CRONS))
         self._try("lost doorbells", lambda: self._find_lost_doorbells(conn))
@@ -125,7 +126,7 @@ class Sweeper:
             self._try("expired threads", lambda: self._expire_threads(conn))
             self._try("expired items", lambda: delete_expired_items(conn, limit=_BATCH_OF_ITEMS))
         if self._broker_is_away:
-            # Every other worker tries for the lease before this one does again.
+            # Every other worker tries to take the lease before this one does again.
             claim_rows.drop_sweeper_lease(conn, self._owner)
 
     def _try(self, what: str, part: Callable[[], object]) -> None:
@@ -134,7 +135,7 @@ class Sweeper:
         except Exception as error:
             if is_outage(error):
                 raise
-            log.exception("sweeper: %s failed, going on", what)
+            log.exception("sweeper: %s failed; continuing with the rest", what)
 
     def _holds_lease(self, conn: Connection) -> bool:
         lease = self._settings.lease_seconds
@@ -153,7 +154,7 @@ class Sweeper:
         deep = {queue for queue in queues if (self._parts.doorbell.waiting(queue) or 0) >= _DEEP}
         not_rung = self._announcer.ring([run for run in due if run.queue not in deep])
         if not_rung:
-            # What was not sent is not counted: it is due again as soon as somebody can ring.
+            # A ring that was not sent is not counted; the run stays due for the next sweep.
             self._broker_is_away = True
             claim_rows.was_not_rung(conn, not_rung)
 
@@ -180,7 +181,7 @@ class Sweeper:
         elif recovery.ring is not None:
             run_id = str(claim.run_id)
             log.warning(
-                "lease of run %s expired; it will be tried again",
+                "the lease of run %s expired; the run is pending again",
                 run_id,
                 extra={"run_id": run_id},
             )

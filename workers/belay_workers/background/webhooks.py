@@ -1,7 +1,7 @@
-"""Makes the webhook calls that are owed, beside the runs and never in their way.
+"""Make the queued webhook calls, independently of the runs.
 
-Every worker does; a call belongs to who took it, for as long as its lease. What is not answered
-with 2xx is tried again, later and later, until it has been tried often enough.
+Every worker does so. A call is leased to the worker that took it. A call that is not answered with
+2xx is retried with exponential backoff, up to `BELAY_WEBHOOK_ATTEMPTS` attempts.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ from belay_server.settings import Settings
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 16
-#: Of all workers, for one host and for one caller: who answers slowly holds up their own calls.
+#: Calls at once for one host, and for one caller, of all workers together: a slow receiver delays
+#: only calls of its own host and callers.
 _AT_ONCE_EACH = 2
 _POLL_SECONDS = 0.5
 _RETRY_SECONDS = 1.0
-#: Longer than a call can take, look-ups included.
+#: Longer than a call can take, DNS look-ups included.
 _LEASE_SECONDS = CALL_SECONDS * 4
 _FIRST_WAIT_SECONDS = 1.0
 _LONGEST_WAIT_SECONDS = 3600.0
 
 
 class Webhooks:
-    """One thread in each worker's parent, and a few that wait for answers."""
+    """A thread in each worker's parent process, and a thread pool that waits for the answers."""
 
     def __init__(self, settings: Settings, policy: WebhookPolicy, headers: dict[str, str]) -> None:
         self._settings = settings
@@ -48,7 +49,7 @@ class Webhooks:
         self._thread.start()
 
     def stop(self) -> None:
-        """What is on its way is made again by somebody else if its answer does not come in time."""
+        """Stop. A call whose outcome was not written is made again once its lease has expired."""
         self._stopping.set()
         self._thread.join(3.0)
         self._callers.shutdown(wait=False, cancel_futures=True)
@@ -59,9 +60,9 @@ class Webhooks:
                 self._make_calls_while_connected()
             except Exception as error:
                 if is_outage(error):
-                    log.warning("webhooks lost Postgres: %s", error)
+                    log.warning("webhooks: lost the connection to Postgres; retrying: %s", error)
                 else:
-                    log.exception("webhooks failed, going on")
+                    log.exception("webhooks failed; retrying")
             self._stopping.wait(_RETRY_SECONDS)
 
     def _make_calls_while_connected(self) -> None:
@@ -93,14 +94,19 @@ class Webhooks:
         )
 
     def _try_to_settle(self, conn: Connection, call: WebhookCall, future: Future[None]) -> None:
-        """Raises only the error of an outage. A call whose outcome cannot be written is made again
-        when its lease is over; the others are settled all the same."""
+        """Write the outcome of a call. Raises only the error of an outage.
+
+        If it cannot be written, the call is made again when its lease has expired.
+        """
         try:
             self._settle(conn, call, future)
         except Exception as error:
             if is_outage(error):
                 raise
-            log.exception("the outcome of webhook call %s cannot be written", call.call_id)
+            log.exception(
+                "cannot write the outcome of webhook call %s; it is made again after its lease",
+                call.call_id,
+            )
 
     def _settle(self, conn: Connection, call: WebhookCall, future: Future[None]) -> None:
         error = future.exception()
@@ -110,11 +116,19 @@ class Webhooks:
         if not isinstance(error, CallFailed):
             log.error("webhook of run %s failed", call.run.get("run_id"), exc_info=error)
         if call.attempts >= self._settings.webhook_attempts:
-            log.error("webhook of run %s given up: %s", call.run.get("run_id"), error)
+            log.error(
+                "webhook of run %s failed %d times; dropped it: %s",
+                call.run.get("run_id"),
+                call.attempts,
+                error,
+            )
             call_rows.delete_call(conn, call.call_id)
             return
         seconds = min(_FIRST_WAIT_SECONDS * 2.0 ** (call.attempts - 1), _LONGEST_WAIT_SECONDS)
         log.warning(
-            "webhook of run %s tried again in %.0f s: %s", call.run.get("run_id"), seconds, error
+            "webhook of run %s failed; retrying in %.0f s: %s",
+            call.run.get("run_id"),
+            seconds,
+            error,
         )
         call_rows.retry_call(conn, call.call_id, seconds=seconds)

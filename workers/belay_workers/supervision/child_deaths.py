@@ -1,4 +1,4 @@
-"""What becomes of runs whose child has died: their end is written, or they are tried again."""
+"""Recover the runs of dead children: write their end, or make them pending again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _RETRY_SECONDS = 0.5
 
 
 class ChildDeaths:
-    """`write_ends` is a thread's whole life: it waits for Postgres for as long as it takes."""
+    """A queue of dead children. `write_ends` is the body of a thread."""
 
     def __init__(
         self, settings: Settings, slots: SlotTable, owner: str, announcer: Announcer
@@ -54,7 +54,7 @@ class ChildDeaths:
         return self._deaths.unfinished_tasks > 0
 
     def stop(self) -> None:
-        """After what has been added."""
+        """End `write_ends` once it has handled what was added before."""
         self._deaths.put(None)
 
     def write_ends(self, stopping: threading.Event) -> None:
@@ -75,20 +75,23 @@ class ChildDeaths:
         except psycopg.Error as error:
             if not is_worth_waiting(error):
                 raise
-            log.warning("ends of runs whose child died cannot be written now: %s", error)
+            log.warning("cannot write the ends of runs whose child died; retrying: %s", error)
             stopping.wait(_RETRY_SECONDS)
 
     def _write(self, conn: Connection, death: Death) -> None:
-        """Raises only what is worth waiting for; the death is kept then."""
+        """Write the end of one run, or make it pending again.
+
+        Raises only errors after which a retry may succeed; the death is then queued again.
+        """
         try:
             self._end_for_dead(conn, death)
         except Exception as error:
             if is_worth_waiting(error):
                 self._deaths.put(death)
                 raise
-            # Its lease lapses: the sweeper tries again, later and later, and says so.
+            # Its lease lapses; then the sweeper retries with a growing delay and logs it.
             log.exception(
-                "the end of run %s cannot be written, left to the sweeper", death.reading.run_id
+                "cannot write the end of run %s; leaving it to the sweeper", death.reading.run_id
             )
 
     def _end_for_dead(self, conn: Connection, death: Death) -> None:
@@ -117,13 +120,16 @@ class ChildDeaths:
         self._slots.counters.ended(end, how, time.monotonic() - started if started else None)
 
     def _claim_of(self, conn: Connection, reading: Reading) -> Claim | None:
-        """The claim a dead child held; one that died while claiming may or may not have one."""
+        """Return the claim that a dead child held; None if it held none.
+
+        For a child that died while claiming, the run's row decides.
+        """
         if reading.phase is not Phase.CLAIMING:
             return reading.claim
         run = run_rows.get_run(conn, reading.run_id)
         if run is None:
             return None
-        if run.status == RunStatus.PENDING:  # its doorbell died with the child
+        if run.status == RunStatus.PENDING:  # its doorbell was lost with the child
             self._announcer.ring([Ringable(run.run_id, run.queue)])
         if run.lease_owner != f"{self._owner}/{reading.pid}":
             return None
@@ -151,7 +157,7 @@ class ChildDeaths:
             self._announce(recovery.end, death)
         elif recovery.ring is not None:
             log.warning(
-                "the child of run %s died; it will be tried again",
+                "the child process of run %s died; the run is pending again",
                 claim.run_id,
                 extra=about(death.reading),
             )

@@ -1,9 +1,9 @@
 """A lock that is free whenever this process forks.
 
-The parent of a pool has threads, and a fork copies the locks that they hold at that moment: in the
-child nobody ever lets go of them. The broker's library, which cleans up what it finds in a new
-child, would wait for its own for ever. So what the parent's threads do with it, they do under this
-lock, and a fork waits for its turn.
+The parent of a pool has threads, and a fork copies the locks that they hold at that moment. In the
+child no thread releases those copies. The broker's library closes its connections in a new child,
+and would wait for its own lock forever. So the parent's threads use that library only while they
+hold this lock, and a fork waits until the lock is free.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import threading
 
 
 def never_while_forking() -> threading.Lock:
-    """For the rest of the process: what it registers cannot be taken back."""
+    """Return a new lock that every later fork of this process waits for.
+
+    The registration with `os.register_at_fork` cannot be undone.
+    """
     lock = threading.Lock()
     os.register_at_fork(
         before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release

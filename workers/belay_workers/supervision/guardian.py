@@ -1,9 +1,9 @@
-"""Ends the children of a worker whose parent was killed outright, with all that they had started.
+"""Kill the children of a worker whose parent process was killed, and all that they started.
 
-When the parent dies, the kernel stops its children (`PR_SET_PDEATHSIG`) instead of killing them:
-what a killed child has started is nobody's child then, cannot be found, and works on. The guardian,
-a process of its own, sees the death, finds each stopped child's processes below it, and kills them
-all. The runs' leases lapse only after that.
+When the parent dies, the kernel stops its children (SIGSTOP, through `PR_SET_PDEATHSIG`) instead of
+killing them. The processes started by a killed child would lose their parent, could not be found,
+and would continue to run. The guardian, a separate process, detects the parent's death, finds the
+processes below each stopped child, and kills them all before the runs' leases lapse.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from belay_workers.supervision import processes
 
 log = logging.getLogger(__name__)
 
-#: How long children that are just being forked or stopped are looked for.
+#: Seconds during which children are searched for; some may be in the middle of a fork or a stop.
 _LOOK_SECONDS = 2.0
 _PAUSE_SECONDS = 0.05
 
 
 class Guardian:
-    """`ensure` and `stop` are the main thread's, which forks."""
+    """The guardian process. Call `ensure` and `stop` on the main thread, which forks."""
 
     def __init__(self, slots: SlotTable) -> None:
         self._slots = slots
         self.pid: int | None = None
 
     def ensure(self) -> bool:
-        """Start it, or start it again when somebody has killed it. True when it was started."""
+        """Start the guardian unless it is running. Return True when it was started."""
         if self.pid is not None and not _has_ended(self.pid):
             return False
         if self.pid is not None:
-            log.warning("the guardian of this worker's children was killed; it is started again")
+            log.warning("the guardian of this worker's children has ended; starting it again")
         parent = os.getpid()
         watched = os.pidfd_open(parent)
         pid = os.fork()
@@ -50,7 +50,7 @@ class Guardian:
         return True
 
     def stop(self) -> None:
-        """The parent has ended its children itself."""
+        """Kill the guardian. Call it after the parent has ended its children."""
         if self.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
@@ -67,7 +67,7 @@ def _has_ended(pid: int) -> bool:
 
 
 def _guard(watched: int, parent: int, slots: SlotTable) -> None:
-    """The whole life of the guardian; it never returns."""
+    """Run the guardian until the parent has died. Never returns: the process exits."""
     try:
         os.setsid()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
@@ -83,7 +83,7 @@ def _guard(watched: int, parent: int, slots: SlotTable) -> None:
 
 
 def _keep_only(descriptors: set[int]) -> None:
-    """It holds no socket, file or pipe of the parent's open; standard error is left to it."""
+    """Close all inherited descriptors but these and the standard streams 0 to 2."""
     edges = sorted({2, *descriptors})
     for low, high in zip(edges, [*edges[1:], 1 << 20], strict=True):
         os.closerange(low + 1, high)
@@ -100,10 +100,13 @@ def _end_children_of(parent: int, slots: SlotTable) -> None:
 
 
 def _was_left_by(parent: int, pid: int) -> bool:
-    """A child whose parent is gone: no other process that has its number since."""
+    """Return True for a live child of the dead parent.
+
+    It leads its process group and has another parent now, unlike most processes that reuse its id.
+    """
     with suppress(psutil.Error, ProcessLookupError):
         process = psutil.Process(pid)
-        # Not always stopped yet.
+        # Its status is not checked for "stopped": the stop may not have taken effect yet.
         is_child = os.getpgid(pid) == pid and process.ppid() != parent
         return is_child and process.status() != psutil.STATUS_ZOMBIE
     return False

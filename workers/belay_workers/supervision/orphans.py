@@ -1,8 +1,9 @@
-"""What is left of a child that somebody else has killed: the processes that its node had started.
+"""Kill orphans: the processes that the node of a dead child had started.
 
-The worker's parent is a subreaper, so they become its children when theirs dies. They must be dead
-before the run goes on or is ended: else a cancelled node works on in a subprocess, or beside the
-next attempt. `setsid`, process groups and double forks make no difference.
+The worker's parent process is a subreaper, so orphans become its children when the child dies. They
+must be dead before the run continues or is ended. Otherwise a cancelled node would continue in a
+subprocess, or run beside the next attempt. `setsid`, process groups and double forks make no
+difference.
 """
 
 from __future__ import annotations
@@ -19,29 +20,33 @@ from belay_workers.supervision import processes
 
 log = logging.getLogger(__name__)
 
-#: How long what starts others faster than it is killed is fought with.
+#: Seconds after which the killing ends, if orphans start new processes faster than they are killed.
 _KILL_SECONDS = 2.0
 _LOOK_SECONDS = 0.005
 
 
 class Orphans:
-    """Of one worker; made in its parent before the pool forks."""
+    """The orphans of one worker. Created in its parent process before the pool forks."""
 
     def __init__(self, children: Callable[[], Collection[int]]) -> None:
-        """`children`: the ids of the pool's own processes, each from before it is a group leader.
-        What the parent has started until now (a graph may have, at its import) stays."""
+        """`children` returns the ids of the pool's processes; each is included before it becomes a
+        group leader. Processes that the parent has started already (a graph may start some at its
+        import) are kept."""
         self._children = children
         self._kept = {process.pid for process in psutil.Process().children()}
-        #: Children that have died, until the pool has taken their status: it would wait for ever
-        #: for one that somebody else has taken.
+        #: Children that have died and that the pool has not waited for. They are not reaped here:
+        #: the pool would wait forever for their exit status.
         self._dead: set[int] = set()
 
     def keep(self, pid: int) -> None:
-        """A process of the parent's own."""
+        """Never kill this process: the parent has started it for itself."""
         self._kept.add(pid)
 
     def kill(self, dead: int) -> None:
-        """Kill what a dead child has left, its process group first."""
+        """Kill the processes that a dead child has left, its process group first.
+
+        Return after 2 s with an error in the log if some are still running.
+        """
         self._dead.add(dead)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(dead, processes.SIGKILL)
@@ -51,13 +56,20 @@ class Orphans:
                 processes.kill_tree(process.pid)
                 _reap(process.pid)
             if time.monotonic() > ends_at:
-                log.error("child %d left %d processes that do not end", dead, len(orphans))
+                log.error(
+                    "child %d left %d processes that could not be killed; leaving them running",
+                    dead,
+                    len(orphans),
+                )
                 return
             time.sleep(_LOOK_SECONDS)
 
     def _find(self) -> list[psutil.Process]:
-        """Children of the parent's that it has not made. A child that was just forked is still in
-        the parent's own group; one that has left it has its slot already."""
+        """Return the parent's child processes that it has not started itself.
+
+        A pool child that was just forked is still in the parent's process group. One that has left
+        the group already has its slot.
+        """
         ours = os.getpgid(0)
         found = []
         below = processes.children(os.getpid())
@@ -76,7 +88,7 @@ class Orphans:
 
 
 def _is_still_to_be_taken(pid: int) -> bool:
-    """Whether a child that has died is still there for the pool to take its status."""
+    """Return True if the pool has not yet waited for a dead child, or if it is still running."""
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -85,7 +97,7 @@ def _is_still_to_be_taken(pid: int) -> bool:
 
 
 def _reap(pid: int) -> bool:
-    """Take a dead process's status, which nobody else waits for. False: it is not dead yet."""
+    """Wait for a process without blocking. Return False if it has not ended yet."""
     with suppress(ChildProcessError):
         return os.waitpid(pid, os.WNOHANG)[0] == pid
     return True

@@ -1,4 +1,4 @@
-"""Processes: stopping and killing a child with everything it started, and noticing its death."""
+"""Stop and kill a child process with everything it started, and detect its death."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ import psutil
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 SIGKILL = signal.SIGKILL
-#: How long to wait for a SIGSTOP to have taken effect.
+#: Seconds to wait for a SIGSTOP to take effect.
 _STOP_SECONDS = 0.1
 _END_SECONDS = 2.0
 
 
 def become_reaper() -> None:
-    """Orphans of what this process starts stay below it, and can be found."""
+    """Make this process the parent of its orphaned descendants, so that they can be found.
+
+    Does nothing where the system is not Linux.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def become_session_and_reaper() -> None:
-    """In a new child: a session and group of its own, and orphans of what it starts stay below it.
+    """Give a new child its own session and process group, and make it a reaper.
 
-    So whatever a node starts can be found, and killed, with the child. A group alone would not do:
-    when its parent dies, the kernel hangs up and wakes a group of the same session that it has just
-    stopped, and a node would take its subprocess, ended by that, for one that is done.
+    Everything that a node starts can then be found, and killed, with the child. A process group
+    alone is not enough: when its parent dies, the kernel sends SIGHUP and SIGCONT to a stopped
+    group of the same session. A node would then treat a subprocess ended by SIGHUP as finished.
     """
     with suppress(PermissionError):  # already a group leader
         os.setsid()
@@ -39,14 +42,19 @@ def become_session_and_reaper() -> None:
 
 
 def stop_when_parent_dies() -> None:
-    """Rather than be killed, as Celery has it: what this process has started is then still below
-    it, where the guardian finds it."""
+    """Have the kernel stop this process when its parent dies; Celery has it killed.
+
+    The processes it has started stay below it, and the guardian finds them. Linux only.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGSTOP)
 
 
 def has_children() -> bool:
-    """Whether this process has any, dead ones included; costs no look at other processes."""
+    """Return True if this process has children, dead ones included.
+
+    One system call: other processes are not examined.
+    """
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -55,11 +63,11 @@ def has_children() -> bool:
 
 
 def children(pid: int) -> list[int]:
-    """The ids of the processes right below one, now.
+    """Return the ids of a process's direct children.
 
-    From the kernel's own lists where it has them (`CONFIG_PROC_CHILDREN`), a fraction of a
-    millisecond; a look at every process of the machine takes a hundred times that. While children
-    end, a list may lack some of the others: whoever must have all looks again.
+    They are read from the kernel's lists where it has them (`CONFIG_PROC_CHILDREN`), in a fraction
+    of a millisecond; a scan of all processes takes a hundred times as long. While children end, a
+    list may omit others: a caller that needs all of them has to read twice.
     """
     tasks = Path(f"/proc/{pid}/task")
     if not (tasks / str(pid) / "children").exists():
@@ -75,7 +83,7 @@ def children(pid: int) -> list[int]:
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """Everything below a process, now."""
+    """Return all processes below a process; an empty list if it does not exist."""
     try:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -83,8 +91,10 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def end_children() -> None:
-    """Kill every process below this one, orphans too, and take the status of those that nobody
-    else waits for."""
+    """Kill every process below this one, orphans included, and wait for them.
+
+    Return at the latest 2 s after a kill, even if a process has not ended.
+    """
     while has_children():
         below = descendants(os.getpid())
         for process in below:
@@ -95,7 +105,10 @@ def end_children() -> None:
 
 
 def stop(pid: int) -> bool:
-    """SIGSTOP, and wait until it has taken effect, so that memory can be read at rest."""
+    """Send SIGSTOP and wait until it has taken effect, so that shared memory does not change.
+
+    Return False if the process does not exist, or has not stopped within 0.1 s.
+    """
     try:
         os.kill(pid, signal.SIGSTOP)
         process = psutil.Process(pid)
@@ -115,9 +128,10 @@ def resume(pid: int) -> None:
 
 
 def kill_tree(pid: int) -> None:
-    """SIGKILL a process and everything it started, the children it is about to start included.
+    """Kill a process and everything below it with SIGKILL.
 
-    The process itself should be stopped first: then nothing new can appear while we look.
+    Stop the process first (`stop`): it then starts nothing new during the search. Processes that
+    its descendants start during the search are killed, too.
     """
     below = descendants(pid)
     with suppress(ProcessLookupError, PermissionError):
@@ -128,7 +142,7 @@ def kill_tree(pid: int) -> None:
     for process in below:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    # Whatever those had started in the moment between looking and killing.
+    # Processes that those started between the search and the kill.
     for process in below:
         for late in descendants(process.pid):
             with suppress(psutil.NoSuchProcess):
@@ -136,7 +150,7 @@ def kill_tree(pid: int) -> None:
 
 
 def open_pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process dies; None when it has already."""
+    """Return a descriptor that becomes readable when the process dies; None if it is dead."""
     try:
         return os.pidfd_open(pid)
     except ProcessLookupError:

@@ -1,10 +1,10 @@
-"""Stop runs in two steps, *ask* and *kill*, and notice children that have died.
+"""Stop runs in two steps, *ask* and *kill*, and detect children that have died.
 
-*Ask* is a signal that names the run; the child cancels its task and raises in a sync node. When the
-grace period is over, *kill*: the child is stopped (SIGSTOP), its slot is read once more, and if it
-still executes that run, the child is killed with every process it has started. Celery's pool
-replaces it by a fork of the warm parent. Nothing here does I/O, so an unavailable server cannot
-delay a stop.
+*Ask*: write the claim and the reason into the child's slot and send a signal. The child cancels its
+task and raises in a sync node. *Kill*, when the grace period is over: stop the child (SIGSTOP) and
+read its slot again; if it still executes that claim, kill it with every process it has started.
+Celery's pool replaces it by a fork of the warm parent. Nothing here does network I/O, so an
+unavailable server cannot delay a stop.
 """
 
 from __future__ import annotations
@@ -29,30 +29,33 @@ from belay_workers.supervision.orphans import Orphans
 
 log = logging.getLogger(__name__)
 
-#: How much longer than the grace a child that has stopped its graph may take to write the end.
+#: Seconds beyond the grace period that a child may take to write the end of a stopped graph.
 _FINISHING_SECONDS = 5.0
 _TICK_SECONDS = 0.02
-#: How often a busy child is looked at for whether it can still reach anything.
+#: Seconds between two checks that a busy child's descriptors, and so its connections, are open.
 _CANARY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A dead child's slot as it was, and why we killed it if we did."""
+    """The last content of a dead child's slot, and why it was stopped (NONE if it died itself)."""
 
     reading: Reading
     reason: StopReason
 
 
 class StopRequests:
-    """The claims to be stopped, and why. Adding one wakes the stopper."""
+    """The claims to be stopped, with the reasons. Adding one wakes the stopper."""
 
     def __init__(self) -> None:
         self._reasons: dict[Claim, StopReason] = {}
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def add(self, claim: Claim, reason: StopReason) -> bool:
-        """False where it is to be stopped already; a drain gives way to every other reason."""
+        """Request a stop. Return False if one is already requested.
+
+        Any reason replaces DRAIN.
+        """
         is_new = self._reasons.get(claim) in (None, StopReason.DRAIN)
         if is_new:
             self._reasons[claim] = reason
@@ -66,8 +69,11 @@ class StopRequests:
         return claim in self._reasons
 
     def forget_all_but(self, current: Callable[[], set[Claim]]) -> None:
-        """Drop requests whose run is no longer here. A claim is in its slot before anybody asks
-        for its stop, so the requests are listed first and the slots read after."""
+        """Drop the requests for claims that are not in `current()`.
+
+        A claim is in its slot before its stop is requested. So the requests are listed before the
+        slots are read.
+        """
         requested = list(self._reasons)
         still_here = current() if requested else set()
         for claim in requested:
@@ -79,7 +85,7 @@ class StopRequests:
             os.write(self._wake_write, b"!")
 
     def fileno(self) -> int:
-        """Readable when somebody has called `wake`."""
+        """Return a descriptor that is readable after a call of `wake`."""
         return self._wake_read
 
     def have_woken(self) -> None:
@@ -89,7 +95,7 @@ class StopRequests:
 
 @dataclass(slots=True)
 class _Watched:
-    """A child process and what has been asked of it."""
+    """A child process, and the stop that it was asked for. `kill_at` is in monotonic seconds."""
 
     pid: int
     pidfd: int | None
@@ -99,10 +105,11 @@ class _Watched:
 
 
 class Stopper:
-    """Stops claims of `requests`; `run` is the body of a thread.
+    """Stops the claims in `requests`; `run` is the body of a thread.
 
-    `on_death` is called with a child that died while it executed a run, before its slot is free;
-    `on_free` is called for every slot that becomes free.
+    `on_death` is called, before the slot is freed, for a child that died while it claimed or
+    executed a run.
+    `on_free` is called for every slot that is freed.
     """
 
     def __init__(
@@ -162,7 +169,7 @@ class Stopper:
         return {reading.claim for reading in self._slots.read_all() if reading.is_busy}
 
     def _stop_if_requested(self, child: _Watched, reading: Reading) -> None:
-        """One rung for one busy child."""
+        """Take the next step to stop a busy child, on a stop request or after its time limit."""
         now = time.monotonic()
         reason = self._requests.reason_for(reading.claim)
         if reason is StopReason.NONE and reading.deadline and now >= reading.deadline:
@@ -185,13 +192,13 @@ class Stopper:
             self._kill(child, reading, why)
 
     def _kill(self, child: _Watched, reading: Reading, why: str) -> None:
-        """Kill the child, unless it has moved on to another run since we read its slot."""
+        """Kill the child, unless it has started another run since `reading` was read."""
         if not processes.stop(child.pid):
             return
         again = self._slots.read(reading.index)
         if again.pid == child.pid and again.is_busy and again.claim == reading.claim:
             log.warning(
-                "run %s %s, killing its child %d",
+                "run %s %s; killing its child process %d",
                 reading.run_id,
                 why,
                 child.pid,
@@ -202,13 +209,14 @@ class Stopper:
             processes.resume(child.pid)
 
     def _bury(self, watched: dict[int, _Watched], poller: select.poll, index: int) -> None:
-        """A child has died: read what it was doing, free its slot, have the run's end written."""
+        """Handle a child's death: read its slot, hand over its run for recovery, free the slot."""
         child = watched.pop(index)
         reading = self._slots.read(index)
         if child.pidfd is not None:
             poller.unregister(child.pidfd)
             os.close(child.pidfd)
-        # Before anybody hears of it: what its node started must not work on beside what comes next.
+        # Before the run goes on: processes that its node started must not run beside the next
+        # attempt, or after the end.
         self._orphans.kill(child.pid)
         reason = child.reason if child.asked == reading.claim else StopReason.NONE
         if reading.phase is not Phase.IDLE:
@@ -219,7 +227,7 @@ class Stopper:
 
 
 def about(reading: Reading) -> dict[str, Any]:
-    """What a record of the supervisor says of the run it is about."""
+    """Return the fields that identify a run in the supervisor's log records."""
     return {
         "run_id": str(reading.run_id),
         "thread_id": str(reading.thread_id),
@@ -228,14 +236,17 @@ def about(reading: Reading) -> dict[str, Any]:
 
 
 def _has_lost_its_canary(reading: Reading) -> bool:
-    """A node that closes every descriptor takes the child's connections with it: nobody would ever
-    hear of its end."""
+    """Return True if the child's canary descriptor is closed or was opened again as another file.
+
+    A node that closes every descriptor also closes the child's connections. The child could then
+    never write the run's end. Always False where there is no `/proc`.
+    """
     if reading.canary < 0 or sys.platform != "linux":
         return False
     try:
         found = Path(f"/proc/{reading.pid}/fd/{reading.canary}").stat().st_ino
     except FileNotFoundError:
-        # The child itself may be what is not there any more.
+        # Either the descriptor or the whole process does not exist any more.
         return Path(f"/proc/{reading.pid}/fd").exists()
     except OSError:
         return False
@@ -245,7 +256,7 @@ def _has_lost_its_canary(reading: Reading) -> bool:
 def _is_dead(child: _Watched) -> bool:
     if child.pidfd is None:
         return True
-    # A poll of its own: `select` knows no descriptor beyond 1,023, and many children have many.
+    # Not `select.select`: it takes no descriptor above 1,023, which a large pool exceeds.
     poller = select.poll()
     poller.register(child.pidfd, select.POLLIN)
     return bool(poller.poll(0))

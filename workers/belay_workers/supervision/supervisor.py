@@ -1,11 +1,11 @@
-"""The supervisor: keeps the leases of a worker's runs, sees their cancels, and stops them.
+"""The supervisor: renews the leases of a worker's runs, detects cancels, and stops runs.
 
-It lives in the worker's parent process and never executes graph code, so nothing a graph does can
-stall it. Four threads, so that no trouble of one part reaches another:
+It runs in the worker's parent process and never executes graph code, so a graph cannot stall it.
+Four threads keep a failure of one part from affecting the others:
 
-    watch    flags and nudges in Redis: which runs may have been cancelled (a hint)
-    keep     Postgres: renews leases, and asks the rows whether a hint is true (the guarantee)
-    stop     no I/O at all: ask, then kill; timeouts; deaths of children (`stopper.py`)
+    watch    Redis: reads flags and nudges, hints that a run may have been cancelled
+    keep     Postgres: renews leases, and checks each hint against the run's row (the guarantee)
+    stop     no network I/O: ask, then kill; time limits; deaths of children (`stopper.py`)
     end      Postgres: writes the end of runs whose child is dead (`child_deaths.py`)
 """
 
@@ -39,12 +39,15 @@ log = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.02
 _RETRY_SECONDS = 0.5
-#: After the drain's grace, how long its own asks, kills and endings may take.
+#: Seconds that a drain may take, after its grace period, to stop the remaining runs.
 _DRAIN_END_SECONDS = 5.0
 
 
 class Supervisor:
-    """Start after the pool has forked; `drain` when the worker is told to stop."""
+    """The supervisor of one worker.
+
+    Call `start` after the pool has forked, and `drain` when the worker shuts down.
+    """
 
     def __init__(
         self,
@@ -61,7 +64,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._hints: queue.SimpleQueue[Claim | None] = queue.SimpleQueue()
         self._flags_lost = False
-        #: Claims that did not stand at the last renewal, with their end being written.
+        #: Claims that were over at the last renewal while their child was writing the end.
         self._ending: set[Claim] = set()
         self._requests = StopRequests()
         self._dead = ChildDeaths(settings, slots, owner, announcer)
@@ -90,7 +93,10 @@ class Supervisor:
             thread.start()
 
     def drain(self) -> None:
-        """Take no new runs, give the running ones the grace, put the rest back."""
+        """Claim no more runs, wait for the running ones, put the rest back, end the children.
+
+        The wait takes up to the drain grace period. Putting back takes up to 5 s more.
+        """
         self._slots.start_draining()
         self._wait_until_idle(self._settings.drain_grace_seconds)
         deadline = time.monotonic() + _DRAIN_END_SECONDS
@@ -108,16 +114,17 @@ class Supervisor:
         self._end_children()
 
     def _end_children(self) -> None:
-        """They have nothing left to do, and left to themselves they may take half a minute to end:
-        billiard's have their last results read, which no parent does any more.
+        """Kill all children.
 
-        What could not be put back (Postgres is away, say) is left to the sweeper of a worker that
-        goes on; its child must not go on without us.
+        Left alone they may take half a minute to end: a billiard child waits until its last results
+        are read, and the parent does not read them any more. A run that could not be put back (for
+        example while Postgres is unavailable) is left to another worker's sweeper; its child must
+        not outlive the supervisor.
         """
         for reading in self._slots.read_all():
             if reading.is_busy:
                 log.warning(
-                    "drain: run %s is left to another worker's sweeper",
+                    "drain: run %s could not be put back; leaving it to another worker's sweeper",
                     reading.run_id,
                     extra=about(reading),
                 )
@@ -137,18 +144,18 @@ class Supervisor:
         return [reading for reading in self._slots.read_all() if reading.is_busy]
 
     def _keep_going(self, name: str, loop: Callable[[], None]) -> None:
-        """A thread of the supervisor never ends because of an error; it says so and goes on."""
+        """Run the body of a thread until the supervisor stops; log an error and run it again."""
         while not self._stopping.is_set():
             try:
                 loop()
             except Exception:
-                log.exception("supervisor: %s failed, going on", name)
+                log.exception("supervisor: the thread %s failed; continuing", name)
                 self._stopping.wait(_RETRY_SECONDS)
 
     # -- watch: Redis ---------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Hints from Redis: one MGET for all runs every poll, and at once for a nudge."""
+        """Collect hints from Redis: one MGET for all runs at each poll, and after each nudge."""
         keys = Keys(self._settings.redis_prefix)
         client = connect_redis(self._settings, timeout=1.0)
         flags = CancelFlags(client, keys)
@@ -166,7 +173,9 @@ class Supervisor:
                         self._hints.put(running[run_id])
         except RedisError as error:
             if not self._flags_lost:
-                log.warning("cancel flags cannot be read, the rows still can: %s", error)
+                log.warning(
+                    "cannot read cancel flags; reading cancels with the lease renewal: %s", error
+                )
                 self._flags_lost = True
             self._stopping.wait(_RETRY_SECONDS)
         finally:
@@ -175,7 +184,7 @@ class Supervisor:
     # -- keep: Postgres -------------------------------------------------------------------------
 
     def _keep(self) -> None:
-        """Renew leases in time, and in between look at the rows that hints point to."""
+        """Renew leases in time; between renewals, check the rows of hinted runs."""
         try:
             with connect(
                 self._settings.database_url,
@@ -193,8 +202,9 @@ class Supervisor:
         except psycopg.Error as error:
             if not is_worth_waiting(error):
                 raise
-            # A lease that is still ours may be renewed late; nobody judges right after an outage.
-            log.warning("leases cannot be renewed now: %s", error)
+            # A lease may be renewed late while no process has taken it over. The sweeper judges no
+            # lease right after an outage.
+            log.warning("cannot renew leases; retrying: %s", error)
             self._stopping.wait(_RETRY_SECONDS)
 
     def _renew(self, conn: Connection) -> None:
@@ -210,8 +220,11 @@ class Supervisor:
             self._stop_later(claim, StopReason.LEASE_LOST)
 
     def _lost(self, missing: set[Claim]) -> set[Claim]:
-        """Of claims that do not stand any more, those that are lost. A child that was just writing
-        its end has ended its claim itself: it gets until the next renewal to be done with it."""
+        """Return those of the `missing` claims whose lease is lost.
+
+        A child that is writing the end may have ended its claim itself. It has until the next
+        renewal to finish.
+        """
         phases = {reading.claim: reading.phase for reading in self._busy()}
         ending = {claim for claim in missing if phases.get(claim) is Phase.FINISHING}
         lost = {claim for claim in missing if claim in phases} - (ending - self._ending)
@@ -219,7 +232,7 @@ class Supervisor:
         return lost
 
     def _look_at(self, conn: Connection, first: Claim | None) -> None:
-        """The row decides: a flag or nudge that it does not bear out is ignored."""
+        """Check hinted claims against their rows, and ignore hints that a row does not confirm."""
         hinted = [first]
         with suppress(queue.Empty):
             while True:
