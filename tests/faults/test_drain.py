@@ -13,7 +13,6 @@ def test_a_run_that_outlasts_the_grace_goes_on_elsewhere_uncharged(cluster, prob
     thread_id, run_id, tag = probe.start(seconds=1.0)
     worker, _ = probe.worker_of(probe.wait_for(tag, "s2").pid)
     assert worker.stop() == 0
-    assert probe.status(thread_id, run_id) in ("pending", "running")
     probe.assert_done_once(thread_id, run_id, tag)
     row = probe.row(run_id)
     assert (row["attempts"], row["claim_no"]) == (1, 2)

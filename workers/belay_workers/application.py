@@ -1,0 +1,67 @@
+"""The Celery application of a worker, made from its settings and its project."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import uuid
+from typing import NoReturn
+
+from celery import Celery
+
+from belay_server.doorbell import celery_config
+from belay_server.graphs.project.langgraph_json import read_project
+from belay_server.graphs.project.loading import ProjectError
+from belay_server.graphs.registry import GraphRegistry
+from belay_server.settings import Settings, SettingsError
+from belay_workers.broker import PromptAMQP
+from belay_workers.child.process import Child
+from belay_workers.slots import SlotTable
+from belay_workers.supervision.guardian import Guardian
+from belay_workers.supervision.orphans import Orphans
+
+
+class Belay(Celery):
+    """A Celery app with the objects that the parts of its worker share."""
+
+    amqp_cls = PromptAMQP
+    settings: Settings
+    graphs: GraphRegistry
+    slots: SlotTable
+    owner: str
+    guardian: Guardian
+    orphans: Orphans
+    #: None when Postgres was unavailable at the start.
+    allowed_connections: int | None = None
+    child: Child | None = None
+
+
+def make_app() -> Belay:
+    try:
+        settings = Settings.from_environ(os.environ)
+        project = read_project(settings.config_path)
+    except (SettingsError, ProjectError) as error:
+        refuse_to_start(error)
+    made = Belay("belay", include=["belay_workers.tasks"])
+    made.conf.update(celery_config(settings))
+    made.conf.worker_concurrency = settings.concurrency
+    made.conf.worker_pool = "belay_workers.pool:ChildTaskPool"
+    made.settings = settings
+    made.graphs = GraphRegistry(project)
+    made.owner = f"{socket.gethostname()}/{uuid.uuid4().hex[:8]}"
+    return made
+
+
+def load_graphs(app: Belay) -> None:
+    """Import the project's graphs. Exits when one of them cannot be loaded."""
+    try:
+        app.graphs = GraphRegistry.load(app.graphs.project)
+    except ProjectError as error:
+        refuse_to_start(error)
+
+
+def refuse_to_start(error: Exception) -> NoReturn:
+    """Print the error on one line and exit with 3, the code for "a restart does not help"."""
+    print(f"belay worker: {error}", file=sys.stderr, flush=True)
+    sys.exit(3)

@@ -1,0 +1,204 @@
+"""A worker's parent process: what it prepares before the pool forks, and its background threads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from billiard.util import get_logger as billiard_logger
+from celery import bootsteps, signals
+
+from belay_server import startup_gc
+from belay_server.bus.cancel_flag import CancelFlags
+from belay_server.bus.client import Keys, connect_redis
+from belay_server.bus.event_log import EventLog
+from belay_server.db.migrate import SchemaNotReady, wait_for_schema
+from belay_server.doorbell import PING_TASK, Doorbell
+from belay_server.services.assistant_cache import AssistantCache
+from belay_server.services.parts import RunParts
+from belay_server.services.runs.cancellation import announcer
+from belay_workers.application import Belay, load_graphs, refuse_to_start
+from belay_workers.background.liveness import Liveness
+from belay_workers.background.sweeper import Sweeper
+from belay_workers.background.webhooks import Webhooks
+from belay_workers.child.signals import ChildSignals
+from belay_workers.connection_budget import log_connections, refuse_too_many_connections
+from belay_workers.slots import SlotTable
+from belay_workers.supervision import processes
+from belay_workers.supervision.fork_lock import never_while_forking
+from belay_workers.supervision.guardian import Guardian
+from belay_workers.supervision.orphans import Orphans
+from belay_workers.supervision.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from belay_workers.background.metrics import WorkerMetrics
+
+#: Slots beyond twice the pool's size: a dead child's slot is freed only after it has been read.
+_SPARE_SLOTS = 64
+_SCHEMA_WAIT_SECONDS = 60.0
+#: Seconds between two checks, in the main loop, that the guardian is alive.
+_GUARD_SECONDS = 1.0
+#: Exit code of a worker that has stopped consuming and is to be restarted.
+_STALLED = 75
+
+
+def prepare(app: Belay, concurrency: int) -> None:
+    """Before the pool forks: wait for the schema, load the graphs, make the shared memory.
+
+    What was loaded is then excluded from garbage collection.
+    """
+    settings = app.settings
+    try:
+        wait_for_schema(
+            settings.database_url,
+            seconds=_SCHEMA_WAIT_SECONDS,
+            vectors=app.graphs.project.store.index is not None,
+        )
+    except SchemaNotReady as error:
+        refuse_to_start(error)
+    refuse_too_many_connections(app, concurrency)
+    app.slots = SlotTable(concurrency * 2 + _SPARE_SLOTS)
+    # Processes that a node starts can be found when the node's child dies, and when this one does.
+    ChildSignals()
+    processes.become_reaper()
+    app.guardian = Guardian(app.slots)
+    app.guardian.ensure()  # fork it while this process is small
+    if settings.preload_graphs:
+        load_graphs(app)
+    app.orphans = Orphans(app.slots.pids)
+    startup_gc.started()
+
+
+def _keep_guarded(app: Belay) -> None:
+    """Restart the guardian if it has ended. Runs on the main thread, which also forks the pool."""
+    if app.guardian.ensure() and app.guardian.pid is not None:
+        app.orphans.keep(app.guardian.pid)
+
+
+class BackgroundStep(bootsteps.StartStopStep):
+    """Starts the background threads after the pool has forked; stops them before it is joined.
+
+    They are the supervisor, the sweeper, webhooks, the liveness check and the metrics.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+
+    def __init__(self, worker: Any, **kwargs: Any) -> None:
+        super().__init__(worker, **kwargs)
+        self._app: Belay = worker.app
+        self._supervisor: Supervisor | None = None
+        self._sweeper: Sweeper | None = None
+        self._webhooks: Webhooks | None = None
+        self._liveness: Liveness | None = None
+        self._metrics: WorkerMetrics | None = None
+        self._deaths_read, self._deaths_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def start(self, worker: Any) -> None:
+        # Handle Ctrl-C like SIGTERM, exit code included; Celery's own exit code is a failure.
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+        app, settings = self._app, self._app.settings
+        log_connections(app, worker.concurrency)
+        keys = Keys(settings.redis_prefix)
+        client = connect_redis(settings)
+        event_log = EventLog(
+            client,
+            keys,
+            ttl_seconds=settings.event_log_ttl_seconds,
+            max_events=settings.event_log_max_events,
+            max_bytes=settings.event_log_max_bytes,
+        )
+        doorbell = Doorbell.of(settings, turn=never_while_forking())
+        parts = RunParts(
+            settings=settings,
+            graphs=app.graphs,
+            doorbell=doorbell,
+            cancel_flags=CancelFlags(client, keys),
+            event_log=event_log,
+            assistant_cache=AssistantCache(),
+            count_unstarted=app.slots.counters.ended_unstarted,
+        )
+        self._supervisor = Supervisor(
+            settings,
+            app.slots,
+            app.owner,
+            announcer(parts),
+            orphans=app.orphans,
+            on_death=self._tell_pool_of_death,
+        )
+        self._supervisor.start()
+        self._sweeper = Sweeper(parts, app.owner, app.slots.counters)
+        self._sweeper.start()
+        headers = dict(app.graphs.project.webhook_headers)
+        self._webhooks = Webhooks(settings, parts.webhook_policy, headers)
+        self._webhooks.start()
+        self._watch_liveness(doorbell)
+        if settings.worker_metrics_port:
+            from belay_workers.background.metrics import WorkerMetrics  # noqa: PLC0415  (most workers serve none)
+
+            self._metrics = WorkerMetrics(app.slots, settings.worker_metrics_port)
+            self._metrics.start()
+
+    def _watch_liveness(self, doorbell: Doorbell) -> None:
+        app = self._app
+        seconds = app.settings.liveness_seconds
+        if not seconds:
+            return
+        liveness = self._liveness = Liveness(
+            doorbell, app.slots, app.owner, seconds=seconds, on_stall=self._end_stalled
+        )
+        liveness.consume_with(app)
+
+        @signals.task_received.connect(weak=False)
+        def note(request: Any = None, **_: Any) -> None:
+            if request.name == PING_TASK:
+                liveness.received(request.id)
+
+        liveness.start()
+
+    def _end_stalled(self) -> None:
+        """Put the running runs back and exit. The main loop is not involved: it may be hung."""
+        self.stop(None)
+        os._exit(_STALLED)
+
+    def _tell_pool_of_death(self) -> None:
+        with suppress(BlockingIOError):
+            os.write(self._deaths_write, b"!")
+
+    def register_with_event_loop(self, worker: Any, hub: Any) -> None:
+        """Have Celery replace a dead child immediately.
+
+        Celery's own notification, a closed pipe, arrives before the child can be waited for. When
+        Celery checks too early it finds no dead child, and checks again only after five seconds.
+        The supervisor's notification arrives once the child is dead.
+        """
+
+        def replace_the_dead() -> None:
+            with suppress(BlockingIOError):
+                os.read(self._deaths_read, 4096)
+            worker.pool.maintain_pool()
+
+        hub.add_reader(self._deaths_read, replace_the_dead)
+        hub.call_repeatedly(_GUARD_SECONDS, _keep_guarded, self._app)
+        # If a child died while the first connection to the broker was being made, Celery would
+        # conclude that the pool cannot start.
+        worker.pool.maintain_pool()
+
+    def stop(self, _worker: Any) -> None:
+        if self._liveness is not None:
+            self._liveness.stop()
+        if self._sweeper is not None:
+            self._sweeper.stop()
+        if self._webhooks is not None:
+            self._webhooks.stop()
+        if self._supervisor is not None:
+            # The drain ends the children by a signal; the pool's errors about it are expected.
+            billiard_logger().setLevel(logging.CRITICAL)
+            self._supervisor.drain()
+            self._app.guardian.stop()
+        if self._metrics is not None:
+            self._metrics.stop()
+
+    terminate = stop
