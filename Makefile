@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Three test files at a time, each process with its own servers: a test spends half of its time waiting.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-.PHONY: demo run test test-all test-js flakes faults attacks audit lint bench bench-cancel bench-backlog docs lock clean
+.PHONY: demo run test test-all test-full test-js flakes faults attacks audit lint bench bench-cancel bench-backlog docs lock clean
 
 demo: $(READY)  ## Start a whole server, run the cancel guide with the real SDK, and stop it.
 	$(BIN)/python -m belay_server.demo
@@ -23,9 +23,12 @@ run: $(READY)  ## Run the server with the example project until Ctrl-C. PORT=…
 test: lint  ## Run static checks and the quick suite, which covers every promise once.
 	$(PYTEST)
 
-test-all: $(READY)  ## Run everything that `make test` leaves out: long forms, faults, JavaScript.
+test-all: $(READY)  ## Run what `make test` leaves out: further cases and faults, JavaScript.
 	$(PYTEST) --long
 	$(BIN)/python -m tests.js.run --if-there
+
+test-full: $(READY)  ## Run the longest forms: thousands of seeded cases. Takes hours.
+	$(PYTEST) --full
 
 flakes: $(READY)  ## Run the quick suite TIMES (10) times, half of them on a busy machine.
 	$(BIN)/python -m tests.flakes $(if $(TIMES),--times $(TIMES)) -- --numprocesses 3

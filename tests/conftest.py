@@ -19,16 +19,25 @@ from tests.servers import STORE_INDEX, LiveServer, running
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="run the long forms, and only those")
+    parser.addoption(
+        "--long", action="store_true", help="run the tests marked long, and only those"
+    )
+    parser.addoption(
+        "--full", action="store_true", help="run the tests marked full, and only those"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
-    """Select the quick suite (`make test`), or with `--long` everything else (`make test-all`)."""
-    is_long = [item.get_closest_marker("long") is not None for item in items]
-    selected = [item for item, its in zip(items, is_long, strict=True) if its == config.option.long]
+    """Select one of the three parts of the suite: each test belongs to one of them."""
+    wanted = "full" if config.option.full else "long" if config.option.long else "quick"
+    selected = [item for item in items if _part_of(item) == wanted]
     chosen = set(map(id, selected))
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
     items[:] = selected
+
+
+def _part_of(item):
+    return next((part for part in ("full", "long") if item.get_closest_marker(part)), "quick")
 
 
 @pytest.fixture(scope="session")

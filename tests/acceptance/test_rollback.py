@@ -295,7 +295,7 @@ def test_is_exact_after_any_history(
     check_rollback(sync_client, database, tmp_path, operations, last, durability, seed)
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.timeout(3600)
 @settings(
     max_examples=1000,

@@ -187,7 +187,7 @@ def test_nearly_every_operation_was_met_where_it_does_something(scene):
         assert len(in_vain) <= len(scene.statuses) / 8, in_vain
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.timeout(1800)
 @each_operation
 def test_every_answer_of_very_many_is_one_of_the_document(operation, scene):

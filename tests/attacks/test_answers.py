@@ -25,7 +25,7 @@ def crowded(open_server):
         yield threads[0]["thread_id"]
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [

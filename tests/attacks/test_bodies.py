@@ -119,7 +119,7 @@ def test_no_body_is_answered_with_a_500(open_server, shape, size):
     assert web_memory(open_server) - before < size * _TIMES + _ANYWAY
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [1_000_000, 4_000_000, 8_300_000, 30_000_000])
 def test_no_body_stalls_the_others(open_server, shape, size):
@@ -139,7 +139,7 @@ def test_no_body_stalls_the_others(open_server, shape, size):
     assert stalls.longest < _LONGEST_STALL_SECONDS + 2 * usual.longest
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_many_large_bodies_at_once_stall_nobody(open_server):
     """Worked on one at a time: what others wait for is one of them, not all."""
     context = b"[" + b'{"a":1,"b":"xxxxxxxxxxxxxxxx"},' * 39_000 + b"0]"

@@ -117,7 +117,7 @@ def test_what_one_walks_the_other_is_never_shown(shared_server):
     assert walk(shared_server, examples=4, steps=8) > 5
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_nor_on_very_many_ways(shared_server):
     assert walk(shared_server, examples=120, steps=20) > 500

@@ -238,7 +238,7 @@ def test_nobody_sees_what_is_not_theirs(shared_server, seed):
     play(shared_server, seed, 120)
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.parametrize("seed", range(100, 140))
 def test_nobody_ever_does(shared_server, seed):
     play(shared_server, seed, 1_000)

@@ -14,7 +14,7 @@ from langgraph_sdk import get_sync_client
 from belay_server.doorbell import Doorbell
 from belay_server.settings import Settings
 from tests.faults.conftest import Probe, signal_tree
-from tests.long_forms import long_case
+from tests.long_forms import full_case, long_case
 from tests.waiting import wait_until
 
 
@@ -65,7 +65,7 @@ def test_a_doorbell_for_nothing_does_nothing(cluster, probe, doorbell):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("skews", [(600, -600), long_case((-600, 600))])
+@pytest.mark.parametrize("skews", [(600, -600), full_case((-600, 600))])
 def test_clocks_that_are_wrong_by_minutes_change_nothing(make_cluster, tmp_path, skews):
     """A run is begun by a worker of one clock and ended by one of another; so is its thread."""
     cluster = make_cluster(workers=1, FAULT_CLOCK_SKEW=str(skews[0]))

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.long_forms import long_case
+from tests.long_forms import full_case
 
 
 def test_a_run_that_outlasts_the_grace_goes_on_elsewhere_uncharged(cluster, probe):
@@ -20,7 +20,7 @@ def test_a_run_that_outlasts_the_grace_goes_on_elsewhere_uncharged(cluster, prob
     assert [e.beats[0].attempt for e in probe.executions(tag)] == [1, 1]
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_a_run_that_ends_within_the_grace_is_left_to_end(cluster, probe):
     thread_id, run_id, tag = probe.start(seconds=0.1)
     worker, _ = probe.worker_of(probe.wait_for(tag, "s2").pid)
@@ -29,7 +29,7 @@ def test_a_run_that_ends_within_the_grace_is_left_to_end(cluster, probe):
     assert probe.row(run_id)["claim_no"] == 1
 
 
-@pytest.mark.parametrize("action", [long_case("interrupt"), "rollback"])
+@pytest.mark.parametrize("action", [full_case("interrupt"), "rollback"])
 def test_a_cancel_during_the_drain_wins(cluster, probe, action):
     thread_id, run_id, tag = probe.start(seconds=5.0, graph="probe")
     worker, _ = probe.worker_of(probe.wait_for(tag, "s1").pid)

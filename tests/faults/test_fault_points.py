@@ -21,7 +21,7 @@ from tests.faults.conftest import (
     pass_time,
     signal_tree,
 )
-from tests.long_forms import long_case
+from tests.long_forms import full_case
 from tests.waiting import wait_until
 
 #: From the doorbell's arrival to the announcement of the end, in a child.
@@ -92,7 +92,7 @@ def test_a_child_killed_three_times_ends_the_run_with_an_error_that_says_so(clus
     assert probe.client.threads.get(thread_id)["status"] == "error"
 
 
-@pytest.mark.parametrize("point", [long_case("P4"), "P7", long_case("P9")])
+@pytest.mark.parametrize("point", [full_case("P4"), "P7", full_case("P9")])
 def test_a_killed_worker_is_taken_over_by_another(cluster, probe, point):
     cluster.plan(point, "hold")
     thread_id, run_id, tag = probe.start()
@@ -122,7 +122,7 @@ def test_a_web_process_killed_before_the_commit_has_accepted_nothing(cluster, pr
 
 @pytest.mark.parametrize(
     ("point", "by"),
-    [("P1", "key"), ("P2", "run_id"), long_case("P1", "run_id"), long_case("P2", "key")],
+    [("P1", "key"), ("P2", "run_id"), full_case("P1", "run_id"), full_case("P2", "key")],
 )
 def test_a_create_whose_answer_was_lost_may_be_sent_again(cluster, probe, point, by):
     thread_id = probe.client.threads.create()["thread_id"]
@@ -208,7 +208,7 @@ def test_a_run_rolled_back_is_never_executed_by_a_create_sent_again(cluster, pro
     assert probe.starts("once") == ["s1"]
 
 
-@pytest.mark.parametrize("seconds", [0, long_case(60)])
+@pytest.mark.parametrize("seconds", [0, full_case(60)])
 def test_a_paused_worker_that_comes_back_is_told_that_its_run_is_not_its_own(
     cluster, probe, seconds
 ):

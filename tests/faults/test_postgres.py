@@ -16,7 +16,7 @@ import pytest
 from langgraph_sdk import get_sync_client
 
 from tests.faults.conftest import LEASE_SECONDS, Probe, pass_time, signal_tree
-from tests.long_forms import long_case
+from tests.long_forms import full_case, long_case
 from tests.waiting import wait_until
 
 CONFLICTS = ("40001", "40P01", "55P03")
@@ -110,12 +110,12 @@ def test_the_end_of_a_dead_child_is_written_whatever_its_connection_does(cluster
 @pytest.mark.parametrize(
     ("number", "away"),
     [
-        long_case(signal.SIGINT, 0.0, id="fast"),
+        full_case(signal.SIGINT, 0.0, id="fast"),
         pytest.param(signal.SIGQUIT, 0.0, id="immediate"),
-        long_case(signal.SIGQUIT, 2 * LEASE_SECONDS, id="immediate, longer than a lease"),
-        long_case(signal.SIGKILL, 0.0, id="crash"),
-        long_case(signal.SIGINT, 2 * LEASE_SECONDS, id="fast, longer than a lease"),
-        long_case(signal.SIGKILL, 2 * LEASE_SECONDS, id="crash, longer than a lease"),
+        full_case(signal.SIGQUIT, 2 * LEASE_SECONDS, id="immediate, longer than a lease"),
+        full_case(signal.SIGKILL, 0.0, id="crash"),
+        full_case(signal.SIGINT, 2 * LEASE_SECONDS, id="fast, longer than a lease"),
+        full_case(signal.SIGKILL, 2 * LEASE_SECONDS, id="crash, longer than a lease"),
     ],
 )
 def test_a_restart_in_the_middle_costs_a_run_nothing(cluster, probe, number, away):
@@ -201,7 +201,7 @@ def test_a_server_that_may_only_be_read_accepts_nothing_and_loses_nothing(cluste
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("requests", [100, long_case(500)])
+@pytest.mark.parametrize("requests", [100, full_case(500)])
 def test_a_flood_of_requests_takes_no_lease_and_gets_honest_answers(
     make_cluster, tmp_path, requests
 ):

@@ -16,7 +16,7 @@ from langgraph_sdk import get_sync_client
 from belay_server.dev.embedded import free_port
 from tests.conftest import Beats
 from tests.faults.conftest import signal_tree
-from tests.long_forms import long_case
+from tests.long_forms import full_case, long_case
 from tests.servers import PROJECT, LiveServer
 from tests.waiting import wait_until
 
@@ -64,7 +64,7 @@ def queue_steps(client, thread_id, tmp_path):
     return client.runs.create(thread_id, "sync_steps", input={"beats": str(tmp_path / "queued")})
 
 
-@pytest.mark.long
+@pytest.mark.full
 def test_a_killed_worker_loses_nothing(own_server, own_client, beats, tmp_path):
     """With the settings a new user has; `test_fault_points` has it with a shorter lease."""
     thread_id, run_id = start_steps(own_client, beats)
@@ -113,7 +113,7 @@ def test_the_server_has_a_limit_for_runs_that_set_none(scratch, tmp_path):
         live.stop()
 
 
-@pytest.mark.parametrize("number", [long_case(signal.SIGKILL), signal.SIGTERM])
+@pytest.mark.parametrize("number", [full_case(signal.SIGKILL), signal.SIGTERM])
 def test_a_web_process_that_goes_is_not_a_client_that_left(cluster, probe, number):
     thread_id = probe.client.threads.create()["thread_id"]
     body = {
@@ -199,7 +199,7 @@ def test_belay_dev_restarts_what_dies_and_says_so(own_server, own_client):
             "Graph 'broken' (./broken.py:graph): "
             "ModuleNotFoundError: No module named 'nothing_of_that_name'",
         ),
-        long_case('{"graphs": {"broken": "./broken.py:graph"}, "env": ".missing"}', ".missing"),
+        full_case('{"graphs": {"broken": "./broken.py:graph"}, "env": ".missing"}', ".missing"),
         ('{"graphs"', "langgraph.json"),
     ],
 )

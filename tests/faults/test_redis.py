@@ -12,7 +12,7 @@ import redis
 from langgraph_sdk import get_sync_client
 
 from tests.faults.conftest import Probe, pass_time, signal_tree
-from tests.long_forms import long_case
+from tests.long_forms import full_case, long_case
 from tests.waiting import wait_until
 
 
@@ -108,9 +108,9 @@ def test_runs_waits_and_streams_end_with_the_right_answer(cluster, probe, kind):
         ("killed", "interrupt"),
         ("hangs", "rollback"),
         ("full", "interrupt"),
-        long_case("killed", "rollback"),
-        long_case("hangs", "interrupt"),
-        long_case("full", "rollback"),
+        full_case("killed", "rollback"),
+        full_case("hangs", "interrupt"),
+        full_case("full", "rollback"),
     ],
 )
 def test_a_cancel_accepted_meanwhile_takes_effect(cluster, probe, kind, action):
@@ -125,8 +125,8 @@ def test_a_cancel_accepted_meanwhile_takes_effect(cluster, probe, kind, action):
     assert probe.starts(tag) == ["s1"]
 
 
-@pytest.mark.parametrize("kind", ["killed", long_case("full")])
-@pytest.mark.parametrize("seconds", [0, long_case(60)])
+@pytest.mark.parametrize("kind", ["killed", full_case("full")])
+@pytest.mark.parametrize("seconds", [0, full_case(60)])
 def test_what_was_queued_starts_when_redis_is_back(cluster, probe, kind, seconds):
     with trouble(cluster, kind):
         runs = [probe.start() for _ in range(20)]
@@ -152,7 +152,7 @@ def test_a_worker_stopped_while_redis_is_away_drains_and_ends(cluster, probe):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("away", [False, long_case(True)])
+@pytest.mark.parametrize("away", [False, full_case(True)])
 def test_a_worker_that_has_stopped_consuming_ends_itself_to_be_started_anew(
     make_cluster, tmp_path, away
 ):

@@ -19,7 +19,7 @@ import redis
 
 from tests.acceptance.playing import frames_of
 from tests.faults.conftest import Probe
-from tests.long_forms import long_case
+from tests.long_forms import full_case, long_case
 from tests.waiting import wait_until
 
 STEPS = ["s1", "s2", "s3", "s4"]
@@ -54,7 +54,7 @@ def two_webs(make_cluster):
     return make_cluster(webs=2, workers=2)
 
 
-@pytest.mark.parametrize("durability", ["async", long_case("sync")])
+@pytest.mark.parametrize("durability", ["async", full_case("sync")])
 def test_a_stream_goes_on_exactly_once_with_the_next_attempt_on_another_web_process(
     two_webs, tmp_path, durability
 ):

@@ -48,7 +48,7 @@ OTHERS = (
     *("53100", "53200", "53300", "55P03", "57014", "57P01", "58030", "XX000"),
 )
 every_state = pytest.mark.parametrize(
-    "state", [*KINDS, *(pytest.param(state, marks=pytest.mark.long) for state in OTHERS)]
+    "state", [*KINDS, *(pytest.param(state, marks=pytest.mark.full) for state in OTHERS)]
 )
 SECONDS = 60.0
 

@@ -386,7 +386,7 @@ def test_cancel_against_completion_agrees_in_every_race(rows, many):
     assert "success" in seen or "interrupted" in seen
 
 
-@pytest.mark.long
+@pytest.mark.full
 @pytest.mark.timeout(1800)
 def test_cancel_against_completion_agrees_in_ten_thousand_races(rows, many):
     for seed in range(10_000):
