@@ -1,4 +1,4 @@
-"""What the routes of the agent runs API have in common, in the document as on the wire."""
+"""The common parts of the agent runs API's routes: authentication, headers and error responses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BETA_HEADER = {
     "schema": {"type": "string", "enum": [BETA]},
 }
 _ID = {"in": "path", "name": "id", "required": True, "schema": ref("AgentRunId")}
-#: A caller's key, in either of two places.
+#: An API key is accepted in either of two headers.
 SECURITY_SCHEMES = {
     "apiKey": {"type": "apiKey", "name": "x-api-key", "in": "header"},
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -29,13 +29,13 @@ SECURITY_SCHEMES = {
 
 
 class AgentParser(BelayParser):
-    """What is wrong with a request is 400 here."""
+    """Reports invalid requests with status 400."""
 
     DEFAULT_VALIDATION_STATUS = 400
 
 
 class AgentBlueprint(flask_smorest.Blueprint):
-    """Every route wants a key and the beta header, before anything else is looked at."""
+    """Requires a key and the beta header on every route, before the request is validated."""
 
     ARGUMENTS_PARSER = AgentParser()
 
@@ -53,13 +53,16 @@ class AgentBlueprint(flask_smorest.Blueprint):
 
 
 def team() -> str:
-    """Whose request this is."""
+    """Return the team of the current request."""
     found: str = g.agent_team
     return found
 
 
 def _admit() -> None:
-    """Raises TeamNotFound, MissingBeta, InvalidBeta."""
+    """Set the team of the request, and check the beta header.
+
+    Raises TeamNotFound, MissingBeta, InvalidBeta.
+    """
     g.agent_team = team_of_request()
     if not parts().settings.exa_beta_required:
         return

@@ -1,7 +1,7 @@
-"""Every error of the agent runs API as `{"error": {"type", "code", "message"}}`, whoever raised it.
+"""Return every error of the agent runs API as `{"error": {"type", "code", "message"}}`.
 
-The statuses are those that Exa's documents have: 400, 401, 404, 429 and 500. So what is 405, 413 or
-422 elsewhere is 400 here, and a database that is away is 500 with a Retry-After.
+The statuses are those of Exa's documentation: 400, 401, 404, 429 and 500. So other client errors,
+such as 405, 413 or 422, have status 400, and an unavailable database has 500 with a Retry-After.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _ROOT = "/agent"
 _RETRY_AFTER_SECONDS = "2"
-#: Status and type; what is not here is an invalid request.
+#: Status and type of errors. All other errors are invalid requests.
 _KINDS: dict[type[AgentError], tuple[int, str]] = {
     agent_errors.TeamNotFound: (401, "AUTHENTICATION_ERROR"),
     agent_errors.RunNotFound: (404, "NOT_FOUND"),
@@ -43,11 +43,13 @@ _INVALID = (400, "INVALID_REQUEST")
 
 
 def is_agent_request() -> bool:
-    """Whether this request is answered in the words of the agent runs API, route or no route."""
+    """Return whether the current request's path belongs to the agent runs API, with a route or
+    not."""
     return request.path == _ROOT or request.path.startswith(f"{_ROOT}/")
 
 
 def agent_error(error: Exception) -> Response:
+    """Return the response for an error."""
     for kinds, answer in _ANSWERS:
         if isinstance(error, kinds):
             return answer(error)
@@ -75,7 +77,8 @@ def _invalid(error: BelayError) -> Response:
 
 
 def _no_team(error: BelayError) -> Response:
-    """Who is not let in, for whatever reason: the documents have one status and one code for it."""
+    """Return the response for every failed authentication and authorization: Exa's documentation
+    has one status and one code for them."""
     response = _envelope(401, "AUTHENTICATION_ERROR", "TEAM_NOT_FOUND", error.detail)
     if isinstance(error, Refused):
         response.headers.extend(dict(error.headers))
@@ -89,8 +92,8 @@ def _too_many(error: TooMany) -> Response:
 
 
 def _http_error(error: HTTPException) -> Response:
-    """What Flask itself refuses. RUN_NOT_FOUND is not for routes: who asks for a run must not be
-    told that it is gone by a server that has no agent runs at all."""
+    """Return the response for an error of Flask's. RUN_NOT_FOUND is not used for unknown routes: a
+    server without agent runs must not report that a run does not exist."""
     if isinstance(error, NoRoute):
         return _envelope(404, "NOT_FOUND", "INVALID_REQUEST", _no_route())
     message = error.description or error.name
@@ -101,8 +104,8 @@ def _http_error(error: HTTPException) -> Response:
 
 def _no_route() -> str:
     if parts().graphs.project.agent_runs_graph is None:
-        return "This server has no agent runs: langgraph.json names no graph (agent_runs)."
-    return f"There is no {request.method} {request.path}."
+        return "This server has no agent runs: set agent_runs in langgraph.json to a graph."
+    return f"There is no route {request.method} {request.path}."
 
 
 def _server_error(message: str) -> Response:
@@ -116,7 +119,7 @@ def _envelope(
     return json_response({"error": error}, status)
 
 
-#: The first that fits.
+#: The first matching entry is used.
 _ANSWERS: tuple[
     tuple[type[Exception] | tuple[type[Exception], ...], Callable[[Any], Response]], ...
 ]

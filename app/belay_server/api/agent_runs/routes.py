@@ -1,4 +1,4 @@
-"""Agent runs: the second HTTP API, as the clients of Exa speak it."""
+"""The routes of agent runs, the second HTTP API, compatible with Exa's clients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from belay_server.services.agent_runs.events import events_of, replay, stream_ne
 from belay_server.services.agent_runs.lifecycle import AgentRunRequest
 from belay_server.services.runs.creation import new_id
 
-blueprint = AgentBlueprint("agent runs", __name__, description="Agent runs, as Exa has them")
+blueprint = AgentBlueprint("agent runs", __name__, description="Agent runs, compatible with Exa's")
 
 _EVENT_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
 _OR_EVENTS = {200: {"content": {"text/event-stream": {"schema": EVENTS}}}}
@@ -38,8 +38,8 @@ def _wants_stream() -> bool:
 
 
 def _permitted(action: str, agent_run_id: str) -> str:
-    """An id, if it is one and if this may be done; the project's own authorization is asked about
-    the run's thread. Raises InvalidRequest, Forbidden, Refused."""
+    """Return a valid id for which the action is permitted. The project's authorization handler gets
+    the run's id as a value of `threads`. Raises InvalidRequest, Forbidden, Refused."""
     if not is_any_id(agent_run_id):
         raise InvalidRequest("id: is not an agent run ID")
     authorize("threads", action, {"run_id": run_id_of(agent_run_id)})
@@ -47,17 +47,18 @@ def _permitted(action: str, agent_run_id: str) -> str:
 
 
 def _asked(fields: dict[str, Any]) -> AgentRunRequest:
-    """Raises Forbidden, Refused."""
+    """Return the request with the run to create. Raises Forbidden, Refused."""
     run_id = new_id()
     options = agent_runs.options_of_run(parts(), fields, run_id)
     run = run_request(options, thread_id=new_id())
-    # The run's id is the agent run's, and its order in lists: no key chooses it.
+    # The agent run's id is derived from the run's id, and orders lists. So it must be a new UUIDv7,
+    # not one from an Idempotency-Key.
     run = dataclasses.replace(run, new_run_id=run_id, idempotency_key=None)
     return AgentRunRequest(team(), fields, run)
 
 
 def _page(items: list[dict[str, Any]], *, has_more: bool) -> Response:
-    """Behind the last item of a page the next one begins."""
+    """Return a page. The cursor of the next page is the last item's id."""
     cursor = items[-1]["id"] if has_more else None
     return json_response(
         {"object": "list", "data": items, "hasMore": has_more, "nextCursor": cursor}
@@ -70,7 +71,7 @@ def _page(items: list[dict[str, Any]], *, has_more: bool) -> Response:
 @blueprint.doc(operationId="createAgentRun", responses=_OR_EVENTS)
 @authorizes_itself
 def create_agent_run(body: dict[str, Any]) -> Response:
-    """Create a run. With `Accept: text/event-stream` it is followed to its end."""
+    """Create a run. With `Accept: text/event-stream`, stream its events until its end."""
     fields = {name: value for name, value in body.items() if value is not None}
     fields.setdefault("effort", "auto")
     if "outputSchema" in fields:
@@ -111,7 +112,7 @@ def get_agent_run(id: str) -> Response:
 @blueprint.doc(operationId="deleteAgentRun")
 @authorizes_itself
 def delete_agent_run(id: str) -> Response:
-    """Delete a stored Agent run. An active one is stopped first."""
+    """Delete a stored Agent run. An active run is stopped first."""
     agent_runs.delete_agent_run(parts(), team(), _permitted("delete", id))
     return json_response({"id": id, "object": "agent_run.deleted", "deleted": True})
 
@@ -122,8 +123,7 @@ def delete_agent_run(id: str) -> Response:
 @cancels
 @authorizes_itself
 def cancel_agent_run(id: str) -> Response:
-    """Cancel a run; the answer comes when its work has stopped. One that has ended stays as it
-    is."""
+    """Cancel a run, and respond when its work has stopped. A run that has ended is unchanged."""
     return json_response(
         agent_runs.cancel_agent_run(parts(), team(), _permitted("update", id)).document
     )
@@ -135,7 +135,7 @@ def cancel_agent_run(id: str) -> Response:
 @cancels
 @authorizes_itself
 def stop_agent_run(id: str) -> Response:
-    """End a run and keep what it has reached. One that has ended stays as it is."""
+    """End a run and keep the output it has reached. A run that has ended is unchanged."""
     return json_response(
         agent_runs.stop_agent_run(parts(), team(), _permitted("update", id)).document
     )
@@ -147,8 +147,8 @@ def stop_agent_run(id: str) -> Response:
 @blueprint.doc(operationId="listAgentRunEvents", responses=_OR_EVENTS)
 @authorizes_itself
 def list_agent_run_events(query: dict[str, Any], id: str) -> Response:
-    """What has happened so far. With `Accept: text/event-stream` as events, from behind
-    `Last-Event-ID`; a run that goes on is not waited for."""
+    """List the events so far. With `Accept: text/event-stream`, send the events after
+    `Last-Event-ID` as server-sent events, without waiting for an active run."""
     streams = _wants_stream()
     after = _event_number("cursor", query.get("cursor"))
     if streams:
@@ -163,7 +163,7 @@ def list_agent_run_events(query: dict[str, Any], id: str) -> Response:
 
 
 def _event_number(name: str, text: str | None) -> int:
-    """Raises InvalidRequest for what is no event's id."""
+    """Return the number in an event's id; 0 for None. Raises InvalidRequest for an invalid id."""
     if text is None:
         return 0
     if _EVENT_NUMBER.fullmatch(text) is None:

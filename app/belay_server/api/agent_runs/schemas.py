@@ -1,4 +1,4 @@
-"""Agent runs on the wire: what Exa's documents call the components, and what a request may hold."""
+"""The schemas of agent runs: the components of Exa's OpenAPI document, and request bodies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from belay_server.domain.agent_runs.runs import (
 )
 
 BETA = "agent-2026-05-07"
-#: The words of all the revisions of the documents, and of the clients.
+#: The values in all revisions of Exa's documentation, and in its clients.
 EFFORTS = ("minimal", "low", "medium", "high", "xhigh", "auto", "ultra", "max")
 _TYPES = ("INVALID_REQUEST", "AUTHENTICATION_ERROR", "RATE_LIMIT_ERROR", "NOT_FOUND")
 _CODES = (
@@ -75,7 +75,7 @@ AGENT_RUN_ID = {
     "description": "Agent run ID. New run IDs are returned with the `agent_run_` prefix.",
     "example": "agent_run_01j7x9v0m2n4p6q8r0s2t4v6w8",
 }
-#: Of the document that the server publishes.
+#: Schemas in the OpenAPI document that the server publishes.
 COMPONENTS: dict[str, dict[str, Any]] = {
     "AgentRunId": AGENT_RUN_ID,
     "JsonValue": {
@@ -176,11 +176,11 @@ def _is_id(text: str) -> None:
 
 def _is_user(text: str) -> None:
     if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text) is None:
-        raise ma.ValidationError("must be 1 to 64 letters, digits, _ and -")
+        raise ma.ValidationError("must be 1 to 64 letters, digits, '_' or '-'")
 
 
 class AgentRunInput(Body):
-    """What to work on, and what to leave out."""
+    """The data to work on, and the data to exclude."""
 
     data = ObjectList(allow_none=True)
     exclusion = ObjectList(allow_none=True)
@@ -191,14 +191,16 @@ class AgentDataSource(Body):
 
 
 class CreateAgentRun(Body):
-    """What is null is not there."""
+    """The body of a create. A null field is treated as missing."""
 
     query = ma.fields.String(required=True, validate=ma.validate.Length(min=1))
     systemPrompt = ma.fields.String(allow_none=True)  # noqa: N815
     input = ma.fields.Nested(AgentRunInput, allow_none=True)
     outputSchema = Object(  # noqa: N815
         allow_none=True,
-        metadata={"description": "JSON Schema: draft-07, 2019-09 or 2020-12, by its $schema."},
+        metadata={
+            "description": "JSON Schema: draft-07, 2019-09 or 2020-12, as its `$schema` names it."
+        },
     )
     effort = ma.fields.String(allow_none=True, validate=one_of(*EFFORTS))
     previousRunId = ma.fields.String(  # noqa: N815
@@ -207,12 +209,14 @@ class CreateAgentRun(Body):
         metadata={"pattern": ID_PATTERN, "minLength": 1, "maxLength": LONGEST_ID},
     )
     metadata = Object(allow_none=True)
-    budget = Object(allow_none=True, metadata={"description": "Kept; nothing is bought here."})
+    budget = Object(
+        allow_none=True, metadata={"description": "Stored and returned, but not enforced."}
+    )
     dataSources = List(  # noqa: N815
         ma.fields.Nested(AgentDataSource),
         allow_none=True,
         validate=ma.validate.Length(max=5),
-        metadata={"description": "Kept; there are none here."},
+        metadata={"description": "Stored and returned, but not used."},
     )
     userIdentifier = ma.fields.String(  # noqa: N815
         allow_none=True, validate=_is_user, metadata={"pattern": "^[A-Za-z0-9_-]{1,64}$"}
@@ -223,6 +227,4 @@ class AgentPageQuery(Body):
     limit = Integer(
         load_default=20, validate=ma.validate.Range(1, 100), metadata={"in_query": True}
     )
-    cursor = ma.fields.String(
-        metadata={"description": "The `nextCursor` of the page before; behind it this one begins."}
-    )
+    cursor = ma.fields.String(metadata={"description": "The `nextCursor` of the previous page."})

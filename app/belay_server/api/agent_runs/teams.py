@@ -1,4 +1,4 @@
-"""Whose agent runs a request may see: the team that its key stands for."""
+"""Determine the team of a request from its API key. A request sees its team's agent runs only."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from belay_server.domain.agent_runs.errors import TeamNotFound
 
 
 def team_of_request() -> str:
-    """The team of whoever asks. Where nobody is asked who they are, any key names a team of its
-    own, and is neither kept nor logged. Raises TeamNotFound."""
+    """Return the team of the authenticated caller. Without authentication, each key stands for a
+    separate team, named by the key's hash; the key is not stored or logged. Raises TeamNotFound."""
     if (known := caller()) is not None:
         return known.team
     key = key_of_request()

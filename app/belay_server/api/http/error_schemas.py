@@ -1,4 +1,4 @@
-"""The one shape of every error."""
+"""The schema of error responses."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import marshmallow as ma
 
 
 class Error(ma.Schema):
-    """What was wrong, in words."""
+    """An error response: `detail` describes the error."""
 
     detail = ma.fields.String(required=True)

@@ -1,5 +1,5 @@
-"""Every error as `{"detail": "..."}`, with the status of its class; but for those of the agent runs
-API, whose clients know another form."""
+"""Return every error as `{"detail": "..."}`, with the status of its class. The agent runs API
+returns its errors in another form."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def _belay_error(error: BelayError) -> Response:
 
 
 def _http_error(error: HTTPException) -> Response:
-    """What Flask itself refuses. An unknown method is an unknown route, as the reference has it."""
+    """Return the response for an error of Flask's. A method that is not allowed is a 404, as in the
+    reference."""
     if error.code in (404, 405):
         return json_response({"detail": "Not Found"}, 404)
     if error.code is not None and 300 <= error.code < 400:

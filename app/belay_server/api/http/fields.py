@@ -1,4 +1,4 @@
-"""Fields that mean what they say: marshmallow's own turn "5" into 5 and 1 into True."""
+"""Marshmallow fields without type coercion: marshmallow's own convert "5" to 5 and 1 to True."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from belay_server.api.http.json_documents import parse_document
 from belay_server.domain.errors import InvalidRequest
 from belay_server.domain.ids import parse_uuid
 
-#: Of a list in a body, and of values in a query string.
+#: The most elements of a list in a body, and the most values of a JSON document in a query string.
 _MOST = 10_000
 
 
 class Body(ma.Schema):
-    """A request: fields that it does not know are ignored, as the reference does."""
+    """The base of request schemas. Unknown fields are ignored, as in the reference."""
 
     class Meta:
         unknown = ma.EXCLUDE
 
 
 class Selected(ma.Schema):
-    """A mixin for a response of which a client may select fields: any of them may be missing."""
+    """A mixin for responses whose fields a client may select, so that any field may be missing."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(partial=True, **kwargs)
@@ -37,7 +37,7 @@ _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
 
 class Uuid(ma.fields.UUID):
-    """A UUID in any of the spellings the reference takes, and in no other."""
+    """A UUID in one of the notations that the reference accepts."""
 
     def _validated(self, value: Any) -> UUID:
         try:
@@ -47,7 +47,7 @@ class Uuid(ma.fields.UUID):
 
 
 class Integer(ma.fields.Integer):
-    """A JSON integer; in a query string (`metadata={"in_query": True}`), its ASCII digits."""
+    """A JSON integer; in a query string (`metadata={"in_query": True}`), ASCII digits."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if self.metadata.get("in_query"):
@@ -60,6 +60,8 @@ class Integer(ma.fields.Integer):
 
 
 class Number(ma.fields.Float):
+    """A JSON number."""
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ma.ValidationError(f'{value!r} is not of type "number"')
@@ -67,6 +69,8 @@ class Number(ma.fields.Float):
 
 
 class Boolean(ma.fields.Boolean):
+    """A JSON boolean."""
+
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if not isinstance(value, bool):
             raise ma.ValidationError(f'{value!r} is not of type "boolean"')
@@ -74,7 +78,7 @@ class Boolean(ma.fields.Boolean):
 
 
 class Object(ma.fields.Dict):
-    """Any JSON object. Its keys are strings already: nothing is done for each of them."""
+    """Any JSON object. Its keys are not validated, as JSON keys are always strings."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if not isinstance(value, dict):
@@ -82,7 +86,8 @@ class Object(ma.fields.Dict):
         return value
 
 
-#: Postgres compares each element of a filter's lists with each of a row's, and cannot be canceled.
+#: Postgres compares each element of a filter's lists with each of a row's, and cannot be cancelled
+#: while it does.
 _MOST_IN_LISTS = 50
 
 
@@ -105,7 +110,7 @@ def _count_in_lists(value: Any) -> int:
 
 
 class Filter(Object):
-    """A containment filter: an object that every found row contains."""
+    """A containment filter: an object that every matching row contains."""
 
     def __init__(self) -> None:
         super().__init__(allow_none=True, validate=is_filter)
@@ -130,7 +135,7 @@ class Map(ma.fields.Dict):
 
 
 def _refuse_long(field: ma.fields.Field[Any], value: Sized) -> None:
-    """Raises ValidationError for more elements than the field's own validators let pass."""
+    """Raise ValidationError for more elements than the field's own validators, or _MOST, allow."""
     for validator in field.validators:
         if isinstance(validator, ma.validate.Length):
             validator(value)
@@ -152,7 +157,7 @@ class ObjectList(ma.fields.Field[list[dict[str, Any]]]):
 
 
 class JsonObject(ma.fields.Field[dict[str, Any]]):
-    """Any JSON object, as JSON in a query string."""
+    """Any JSON object, encoded as JSON in a query string."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> dict[str, Any]:
         try:
@@ -165,7 +170,8 @@ class JsonObject(ma.fields.Field[dict[str, Any]]):
 
 
 class StringList(ma.fields.List):
-    """A list of strings, or one string. `choices` are for the document; `validate` checks."""
+    """A list of strings, or one string. `choices` are for the OpenAPI document only; `validate`
+    checks the values."""
 
     choices: Sequence[str] = ()
 
@@ -184,11 +190,12 @@ class StringList(ma.fields.List):
 
 
 def one_of(*choices: str) -> ma.validate.OneOf:
+    """Return a validator for these choices."""
     return ma.validate.OneOf(choices, error="{input!r} is not one of {choices}")
 
 
 def path_uuid(text: str, noun: str) -> UUID:
-    """An id from the path. Raises InvalidRequest: `Invalid run ID: must be a UUID`."""
+    """Return an id from the path. Raises InvalidRequest: `Invalid run ID: must be a UUID`."""
     try:
         return parse_uuid(text)
     except ValueError:
@@ -199,13 +206,15 @@ _TRUE = ("1", "true", "yes")
 
 
 def query_flag(name: str, *also: str) -> bool:
-    """A switch in the query string: 1, true or yes, whatever the case."""
+    """Return a switch in the query string: true for 1, true, yes or a value in `also`, in any
+    case."""
     value = request.args.get(name, "").strip().lower()
     return value in (*_TRUE, *also)
 
 
 def query_list(asked: list[str] | None) -> list[str]:
-    """The reference takes `mode=a&mode=b`, `mode=a,b` and a JSON list."""
+    """Return the values of a list in the query string: `mode=a&mode=b`, `mode=a,b` or a JSON list,
+    which the reference accepts."""
     return [
         item.strip(" \"'")
         for value in asked or []
@@ -215,7 +224,7 @@ def query_list(asked: list[str] | None) -> list[str]:
 
 
 def query_names(asked: list[str] | None) -> list[str]:
-    """`select=a&select=b`, and a JSON list of names, as the JavaScript SDK sends it."""
+    """Return the names in `select=a&select=b`, or in a JSON list as the JavaScript SDK sends it."""
     return [name for value in asked or [] for name in _names_of(value)]
 
 

@@ -1,8 +1,8 @@
-"""JSON in and out, and the parser that checks a request against its schema.
+"""Read and write JSON, and validate requests against their schemas.
 
-What cannot be kept exactly is refused, before anything is created: malformed JSON, bytes that are
-not UTF-8, lone surrogates, NaN, numbers beyond a double, NUL characters, nesting too deep for what
-stores and sends it, more values than a process should hold (`json_documents`).
+JSON that cannot be stored exactly is refused before anything is created: malformed JSON, bytes that
+are not UTF-8, lone surrogates, NaN, numbers beyond a double, NUL characters, too deep nesting, and
+too many values (`json_documents`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from belay_server.api.http.large_bodies import large_bodies
 from belay_server.domain.errors import InvalidRequest, TooLarge, TooSlow
 from belay_server.graphs.serde import to_json
 
-#: Of a body that is a list: before anything in it is looked at.
+#: The most elements of a body that is a list. It is checked before the elements are validated.
 MOST_OF_MANY = 1_000
 
 
-#: A request whose body takes longer is authenticated once more when it has come in.
+#: A request is authenticated again when receiving its body took longer than this.
 _SLOW_SECONDS = 1.0
-#: Encoding this much JSON takes about a millisecond.
+#: Encoding this much JSON, in bytes, takes about a millisecond.
 _AT_ONCE = 256 * 1024
 
 
@@ -51,7 +51,7 @@ def encoded_response(
 
 
 def _list_to_json(items: list[Any]) -> bytes:
-    """Encode a list item by item, and yield to other requests: a page may have 64 MiB."""
+    """Encode a list item by item, yielding to other requests: a page may have 64 MiB."""
     pieces: list[bytes] = []
     size = 0
     for item in items:
@@ -65,7 +65,10 @@ def _list_to_json(items: list[Any]) -> bytes:
 
 
 def read_body(request: Request, seconds: float | None) -> bytes:
-    """All bytes of the body, within so long. Raises InvalidRequest, TooLarge, TooSlow."""
+    """Return all bytes of the body, received within `seconds` (None: no time limit).
+
+    Raises InvalidRequest, TooLarge, TooSlow.
+    """
     most = request.max_content_length
     try:
         with _deadline(seconds):
@@ -76,17 +79,17 @@ def read_body(request: Request, seconds: float | None) -> bytes:
         raise TooLarge() from error
     except HTTPException:
         raise
-    except Exception as error:  # the web server's own errors, of a body that is badly chunked
+    except Exception as error:  # such as the web server's error for invalid chunked encoding
         raise InvalidRequest(f"{INVALID}: the body could not be read") from error
     if request.content_length is None and most is not None and len(raw) >= most:
-        raise TooLarge()  # it came in chunks, and Werkzeug has cut it off
+        raise TooLarge()  # a chunked body, which Werkzeug has truncated
     if request.content_length is not None and len(raw) < request.content_length:
         raise InvalidRequest(f"{INVALID}: the body ended before its Content-Length")
     return raw
 
 
 def read_json_of(request: Request) -> Any:
-    """The body as JSON, within the bounds of the settings and of all bodies that are large.
+    """Return the body as parsed JSON, within the limits of the settings and of all large bodies.
 
     Raises InvalidRequest, TooLarge, TooMany, TooSlow.
     """
@@ -96,7 +99,10 @@ def read_json_of(request: Request) -> Any:
 
 
 def read_body_of(request: Request) -> bytes:
-    """All bytes of the body, within the same bounds. Raises the same."""
+    """Return all bytes of the body, within the same limits.
+
+    Raises the same, and Unauthorized, Forbidden, Refused when the key has been revoked meanwhile.
+    """
     most = request.max_content_length
     if most is None or (request.content_length or 0) <= most:
         large_bodies().hold(request)
@@ -118,13 +124,15 @@ def _identify_again() -> None:
 
 
 class _OutOfTime(Exception):
-    """No OSError: Werkzeug would take it for a client that has gone."""
+    """The time limit is exceeded. Not an OSError, which Werkzeug treats as a client disconnect."""
 
 
 @contextmanager
 def _deadline(seconds: float | None) -> Iterator[None]:
-    """A client that sends a byte now and then must not hold a place for ever. Raises _OutOfTime
-    where the web server's greenlets can be woken; elsewhere its own timeouts are what there is."""
+    """Limit the time to receive a body, so that a slow client cannot occupy the server for ever.
+
+    Raises _OutOfTime under gevent. Other web servers have only their own timeouts.
+    """
     if "gevent.monkey" not in sys.modules:
         yield
         return
@@ -135,7 +143,8 @@ def _deadline(seconds: float | None) -> Iterator[None]:
 
 
 class BelayParser(FlaskParser):
-    """webargs, with our JSON and our errors; unknown fields are ignored, as the reference does."""
+    """A webargs parser with Belay's JSON reading and errors. Unknown fields are ignored, as in the
+    reference."""
 
     DEFAULT_UNKNOWN_BY_LOCATION = {  # noqa: RUF012
         "json": EXCLUDE,
@@ -149,7 +158,8 @@ class BelayParser(FlaskParser):
         self._schemas: dict[type[Schema], Schema] = {}
 
     def _get_schema(self, argmap: Any, req: Request) -> Schema:
-        """One instance of each schema class serves all requests: making one copies its fields."""
+        """Return a schema. One instance of each class serves all requests, as creating a schema
+        copies its fields."""
         if isinstance(argmap, type) and issubclass(argmap, Schema):
             if argmap not in self._schemas:
                 self._schemas[argmap] = super()._get_schema(argmap, req)
@@ -158,6 +168,7 @@ class BelayParser(FlaskParser):
         return schema
 
     def load_json(self, req: Request, schema: Schema) -> Any:
+        """Return the request's JSON body. Raises InvalidRequest, TooLarge, TooMany, TooSlow."""
         document = read_json_of(req)
         if not isinstance(document, dict) and not schema.many:
             raise InvalidRequest(f'{_shown(document)} is not of type "object"')
@@ -175,7 +186,7 @@ def _shown(value: Any) -> str:
 
 
 def describe(error: ValidationError) -> str:
-    """The first thing that is wrong, and where: `config.tags: Not a valid list.`"""
+    """Return the first validation error with its path: `config.tags: Not a valid list.`"""
     path: list[str] = []
     messages: Any = error.messages
     while isinstance(messages, dict):
@@ -189,12 +200,12 @@ def describe(error: ValidationError) -> str:
     return f"{'.'.join(path)}: {text}" if path else text
 
 
-#: An id in a route, but for those routes that also take a graph's name.
+#: An id in a route, except in the routes that also accept a graph's name.
 _PATH_ID = re.compile(r"<(\w+_id)>(?!/(?:graph|schemas|subgraphs))")
 
 
 class Blueprint(flask_smorest.Blueprint):
-    """Documents the errors that routes have in common: 413, 422 and 503 need no decorator."""
+    """Documents the errors that all routes may return, so that they need no decorators."""
 
     ARGUMENTS_PARSER = BelayParser()
 
@@ -203,7 +214,7 @@ class Blueprint(flask_smorest.Blueprint):
         self._prepare_doc_cbks.append(_with_common_errors)
 
     def add_url_rule(self, rule: str, *args: Any, **kwargs: Any) -> None:
-        """Ids in the path are UUIDs."""
+        """Add a route, and document the ids in its path as UUIDs."""
         kwargs["parameters"] = [
             {"in": "path", "name": name, "schema": {"type": "string", "format": "uuid"}}
             for name in _PATH_ID.findall(rule)
@@ -216,16 +227,16 @@ class Blueprint(flask_smorest.Blueprint):
 
 def _with_common_errors(doc: dict[str, Any], doc_info: dict[str, Any], **_: Any) -> dict[str, Any]:
     errors = {
-        401: "Nobody knows who asks",
-        403: "Who asks may not do this",
-        429: "Too much at once; try again after `Retry-After` seconds",
-        503: "The database or Redis is away; try again after `Retry-After` seconds",
+        401: "Authentication required or invalid",
+        403: "Not permitted",
+        429: "Rate or concurrency limit exceeded; retry after `Retry-After` seconds",
+        503: "Postgres or Redis is unavailable; retry after `Retry-After` seconds",
     }
     if doc_info["has_path_parameters"] or "parameters" in doc or "requestBody" in doc:
-        errors[422] = "What is asked is not well formed, and nothing was done"
+        errors[422] = "Validation error; nothing was changed"
     if "requestBody" in doc:
-        errors[408] = "The body took too long to come in"
-        errors[413] = "The body is larger than this server takes"
+        errors[408] = "The request body was not received within the time limit"
+        errors[413] = "The request body exceeds the size limit"
     common = {
         status: {"description": text, "content": {"application/json": {"schema": Error}}}
         for status, text in errors.items()

@@ -1,7 +1,7 @@
-"""Reads JSON from clients within bounds: of values, of depth, of characters that can be stored.
+"""Parse JSON from clients within limits: the number of values, the depth, storable characters.
 
-The bounds are checked before the document is built. A body of many small values costs a hundred
-times its size as Python objects, and stands in the way of every other request while it is read.
+The number of values is checked before the document is parsed. A body of many small values takes a
+hundred times its size as Python objects, and blocks all other requests while it is parsed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ INVALID = "Invalid JSON in request body"
 
 
 def parse_document(raw: bytes | str, *, most_values: int) -> Any:
-    """The document. Raises InvalidRequest for what is no JSON, or is beyond a bound."""
+    """Return the parsed document. Raises InvalidRequest for invalid JSON, or beyond a limit."""
     encoded = raw.encode("utf-8", "surrogatepass") if isinstance(raw, str) else raw
     _refuse_many_values(encoded, most_values)
     try:
@@ -30,19 +30,20 @@ def parse_document(raw: bytes | str, *, most_values: int) -> Any:
         if "depth limit" in str(error):
             raise InvalidRequest(_too_deep()) from error
         raise InvalidRequest(INVALID) from error
-    # Counting is cheap, walking is not; most bodies need no walk.
+    # Counting brackets is cheap, traversing the document is not. Most bodies need no traversal.
     if encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH or b"\\u0000" in encoded:
         check_document(document)
     return document
 
 
 def _refuse_many_values(encoded: bytes, most: int) -> None:
-    """Each value but a first one has a comma before it, and each list or object may have a first
-    one; the keys of objects have colons. Those in strings do not count."""
+    """Raise InvalidRequest for more values and keys than `most`. Count the marks outside strings:
+    each value but the first of a list or object follows a comma, each list or object has an opening
+    bracket, and each key has a colon."""
     if _marks(encoded) <= most:
         return
     without_escapes = encoded.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # What is left of the quotes are those around strings; every second part is outside of them.
+    # The remaining quotes delimit strings, so every second part is outside of strings.
     too_many = without_escapes.count(b'"') > 2 * most + 2
     if too_many or _marks(b"".join(without_escapes.split(b'"')[::2])) > most:
         raise InvalidRequest(
@@ -56,8 +57,8 @@ def _marks(encoded: bytes) -> int:
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Nothing of a document that is being built is garbage, and looking for some costs more than
-    building it. No other greenlet runs meanwhile."""
+    """Disable garbage collection while a document is built: it would find nothing, and take longer
+    than the parsing. No other greenlet runs meanwhile."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -72,7 +73,8 @@ def _too_deep() -> str:
 
 
 def check_document(document: Any) -> None:
-    """Refuse nesting beyond MAX_DEPTH and NUL characters, in keys as in values."""
+    """Raise InvalidRequest for nesting beyond MAX_DEPTH, and for NUL characters in keys or
+    values."""
     level = [document]
     depth = 0
     while level:

@@ -1,8 +1,8 @@
-"""Bounds the memory of large responses that are being sent.
+"""Limit the memory of large responses that are being sent.
 
-A response is held in memory until its client has read it, which may be never. All of them together
-may have `BELAY_MAX_ANSWERS_BYTES`, and those of one caller half of that. The kernel closes the
-connection of a client that reads nothing for too long.
+A response is held in memory until its client has read it, which may be never. All responses
+together may use `BELAY_MAX_ANSWERS_BYTES`, and those of one caller half of that. The kernel closes
+the connection of a client that reads nothing for too long.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from belay_server.domain.errors import TooMany
 from belay_server.services.stream_clients import pieces
 from belay_server.shares import Shares
 
-#: Smaller answers are not counted; most of them fit into the buffers of a socket.
+#: Smaller responses are not counted. Most of them fit into a socket's buffers.
 _COUNTED = 1024 * 1024
 LARGE_ANSWERS = "belay.large_answers"
 
 
 def large_answers() -> LargeAnswers:
-    """Return those of this web process."""
+    """Return the LargeAnswers of this web process."""
     found: LargeAnswers = current_app.extensions[LARGE_ANSWERS]
     return found
 
@@ -36,8 +36,8 @@ class LargeAnswers:
     def __init__(
         self, most: int, largest: int, *, seconds: float, whose: Callable[[], str]
     ) -> None:
-        """`most` and `largest` are in bytes, of all responses and of one. A client may read nothing
-        for `seconds`. `whose` returns the caller of the current request."""
+        """`most` limits all responses together and `largest` one response, in bytes. `seconds` is
+        how long a client may read nothing. `whose` returns the caller of the current request."""
         self._shares = Shares(most, largest)
         self._whose = whose
         self._milliseconds = int(seconds * 1000)
@@ -51,7 +51,7 @@ class LargeAnswers:
         if not self._shares.hold(caller, size):
             # The exception's traceback keeps the response, until the next garbage collection.
             response.response = []
-            raise TooMany("You have not read your other large answers; read them, then ask again")
+            raise TooMany("Too many large responses at once; read the others first, then retry")
         response.call_on_close(partial(self._shares.release, caller, size))
         body = response.get_data()
         response.response = pieces(body)
@@ -80,7 +80,8 @@ class StreamShare:
         self._held = 0
 
     def hold(self, size: int, *, seconds: float) -> bool:
-        """Hold so many bytes, waiting up to `seconds` for others to be sent. False on timeout."""
+        """Reserve `size` bytes. Wait up to `seconds` for other responses to be sent; return False
+        on timeout."""
         if size <= _COUNTED:
             return True
         size = min(size, self._shares.share)
@@ -92,13 +93,13 @@ class StreamShare:
         return True
 
     def shrink(self, size: int) -> None:
-        """Hold no more than `size` bytes any longer."""
+        """Release what is held beyond `size` bytes."""
         if size < self._held:
             self._shares.release(self.caller, self._held - size)
             self._held = size
 
     def release(self) -> None:
-        """Hold nothing any longer: it has been sent."""
+        """Release everything, when it has been sent."""
         if self._held:
             self.shrink(0)
             if self._socket is not None:
@@ -106,7 +107,7 @@ class StreamShare:
 
 
 def _set_patience(client_socket: Any, milliseconds: int) -> None:
-    """Set how long sent data may stay unacknowledged or unread; 0 is the system's default. A socket
-    that has been closed meanwhile is ignored."""
+    """Set how long sent data may stay unacknowledged or unread; 0 sets the system's default. A
+    closed socket is ignored."""
     with suppress(OSError):
         client_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)

@@ -1,9 +1,9 @@
-"""Bounds the memory and the processing time of large request bodies in a web process.
+"""Limit the memory and the processing time of large request bodies in a web process.
 
 A body is held in memory while it is received, and parsing and storing it blocks the process's one
-thread for up to a tenth of a second a step. All bodies together may have `BELAY_MAX_BODIES_BYTES`,
-and those of one caller half of that. They are processed one at a time, and after each of them the
-small requests that have come in meanwhile are served.
+thread for up to a tenth of a second per step. All bodies together may use `BELAY_MAX_BODIES_BYTES`,
+and those of one caller half of that. They are processed one at a time. After each of them, the
+small requests that have arrived meanwhile are served.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from belay_server.shares import Shares
 _COUNTED = 64 * 1024
 #: Smaller bodies are parsed in a few milliseconds, and do not wait for each other.
 _LARGE = 64 * 1024
-#: How long small requests have the process for themselves between two large bodies. A new request
-#: takes several rounds of the event loop, and a body that is processed in each of them would make
-#: it wait for as many bodies.
+#: The pause between two large bodies, in which small requests are served. A new request takes
+#: several iterations of the event loop, and would wait for a large body in each of them.
 _PAUSE_SECONDS = 0.02
-#: How long a request waits for the others of its caller, and for its turn.
+#: How long a request waits for its share of memory, and again for its turn.
 _WAIT_SECONDS = 10.0
 LARGE_BODIES = "belay.large_bodies"
 _HELD = "belay.large_body"
@@ -35,7 +34,7 @@ _HELD = "belay.large_body"
 
 @dataclass(slots=True)
 class _Held:
-    """What a request holds until its view has returned."""
+    """The memory and the turn that a request holds until its view has returned."""
 
     caller: str
     size: int
@@ -72,7 +71,8 @@ class LargeBodies:
 
     @contextmanager
     def turn(self, size: int) -> Iterator[None]:
-        """Wait for a turn for what is no request's body, such as the message of a WebSocket.
+        """Wait for a turn to process something else than a request body, such as the message of a
+        WebSocket.
 
         Raises TooMany.
         """
@@ -105,7 +105,7 @@ class LargeBodies:
         self._shares.release(held.caller, held.size)
 
     def _size_of(self, request: Request) -> int:
-        """Return the Content-Length; for a body in chunks, the largest that is allowed."""
+        """Return the Content-Length, or for a chunked body the largest allowed size, in bytes."""
         if request.content_length is None and "HTTP_TRANSFER_ENCODING" not in request.environ:
             return 0
         largest = request.max_content_length or self._shares.share
@@ -114,5 +114,6 @@ class LargeBodies:
 
 
 def large_bodies() -> LargeBodies:
+    """Return the LargeBodies of this web process."""
     found: LargeBodies = current_app.extensions[LARGE_BODIES]
     return found

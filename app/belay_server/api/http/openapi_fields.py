@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of fields whose meaning apispec cannot see from their class."""
+"""Describe fields in the OpenAPI document whose type apispec cannot derive from their class."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from belay_server.api.http.fields import JsonObject, ObjectList, StringList
 
 
 def describe_field(_converter: Any, field: ma.fields.Field, ret: dict[str, Any]) -> dict[str, Any]:
-    """Called by apispec with what it has so far, which is changed in place."""
+    """Return additional properties of a field's schema. apispec passes its own properties in `ret`,
+    which is changed in place."""
     if isinstance(field, StringList):
         _one_or_many(field, ret)
     if isinstance(field, JsonObject):
@@ -26,7 +27,7 @@ def describe_field(_converter: Any, field: ma.fields.Field, ret: dict[str, Any])
 
 
 def _one_or_many(field: StringList, ret: dict[str, Any]) -> None:
-    """A string stands for a list of one."""
+    """Describe a field that is a list of strings or one string."""
     item = {"type": "string", **({"enum": list(field.choices)} if field.choices else {})}
     ret.pop("type")
     ret["anyOf"] = [{"type": "array", "items": item}, item]

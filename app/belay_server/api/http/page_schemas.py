@@ -1,4 +1,4 @@
-"""How a search is asked for a part of what it finds."""
+"""The schemas of paging and sorting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Paged(ma.Schema):
 
 
 class Sorted(Paged):
-    """By the column that each search names in `sort_by`."""
+    """A page with a sort order. Each search defines its own `sort_by`."""
 
     sort_order = ma.fields.String(
         allow_none=True, load_default="desc", validate=one_of("asc", "desc")

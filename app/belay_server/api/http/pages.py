@@ -1,4 +1,4 @@
-"""What search endpoints share: paging headers with a real total, and `select`."""
+"""The common parts of search endpoints: paging headers with the exact total, and `select`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from flask import Response
 
 from belay_server.api.http.json_body import json_response
 
-#: What the count endpoints answer.
+#: The response schema of the count endpoints.
 COUNT = {"type": "integer"}
 
 
 def shown(row: Any, fields: Sequence[str]) -> dict[str, Any]:
-    """Some fields of a row, timestamps as the reference writes them."""
+    """Return these fields of a row, with timestamps in the reference's format."""
     document = {name: getattr(row, name) for name in fields}
     return {
         name: value.isoformat() if hasattr(value, "isoformat") else value
@@ -23,6 +23,7 @@ def shown(row: Any, fields: Sequence[str]) -> dict[str, Any]:
 
 
 def page_response(items: list[dict[str, Any]], *, total: int, limit: int, offset: int) -> Response:
+    """Return a page with the total, and the next offset if there is another page, in headers."""
     headers = {"x-pagination-total": str(total)}
     if offset + len(items) < total:
         headers["x-pagination-next"] = str(offset + limit)

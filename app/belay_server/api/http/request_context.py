@@ -1,5 +1,5 @@
-"""What holds for every request, Belay's own and the project's: its id, its log fields, its metrics,
-CORS, and who answers it."""
+"""Handle what is common to all requests, Belay's own and the project's: request ids, log fields,
+metrics, CORS, authentication, limits, and the choice of the app that responds."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ from belay_server.web_metrics import WebMetrics
 
 access_log = logging.getLogger("belay.access")
 
-#: Where in a request's environment its context is.
+#: The key of a request's context in its environment.
 _CONTEXT = "belay.context"
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-#: Answers are data, for whoever asked: not to be guessed at, framed or kept on the way.
+#: Responses are private data: no content sniffing, no framing, no referrer, no caching.
 _SECURITY = (
     ("X-Content-Type-Options", "nosniff"),
     ("X-Frame-Options", "DENY"),
     ("Referrer-Policy", "no-referrer"),
     ("Cache-Control", "no-store"),
 )
-#: What the metrics call a route that is not there, and one that is the project's.
+#: The route labels in the metrics of unknown routes, and of the project's routes.
 _NO_ROUTE, _PROJECT = "none", "http.app"
 
 
 @dataclass(slots=True)
 class _Context:
-    """A request, as far as it has come. `about` is what its log records say of it."""
+    """The state of a request. `about` has the fields of its log records."""
 
     request_id: str
     about: dict[str, Any]
@@ -58,12 +58,12 @@ class _Context:
     route: str | None = None
     #: The request's body, if it is large.
     body: CountedBody | None = None
-    #: Called when the request has ended, if anybody counts it.
+    #: Called when the request has ended; None when open requests are not counted.
     leave: Callable[[], None] | None = None
 
 
 def request_id() -> str:
-    """The id of the request being answered."""
+    """Return the id of the current request."""
     context: _Context = request.environ[_CONTEXT]
     return context.request_id
 
@@ -71,7 +71,8 @@ def request_id() -> str:
 def prepare_requests(
     app: Flask, settings: Settings, cors: CorsRules, *, authenticates: bool
 ) -> None:
-    """One function before a request and one after it: each costs every request something."""
+    """Register the handlers that run before and after every request. There is one of each, as each
+    handler adds to the cost of every request."""
     access = logging.INFO if settings.access_log else logging.DEBUG
     templates = {rule.rule: _template(rule.rule) for rule in app.url_map.iter_rules()}
     allow = cors_headers(settings, cors)
@@ -112,7 +113,7 @@ def _begin_request(origins: Origins) -> Response | None:
     environ["HTTP_X_REQUEST_ID"] = sane
     logs.in_request(about)
     host = environ.get("HTTP_HOST")
-    if host is not None:  # a browser always says it
+    if host is not None:  # a browser always sends it
         origins.refuse_foreign_host(host)
     origins.refuse_foreign_change(method, environ.get("HTTP_ORIGIN"), host or "")
     if method == "OPTIONS" and _is_preflight(environ):
@@ -131,7 +132,11 @@ def _begin_request(origins: Origins) -> Response | None:
 
 
 def _admit(found: Parts, view: Any) -> Callable[[], None] | None:
-    """Ask who asks, and whether it is too much. Raises Unauthorized, Refused, TooMany."""
+    """Authenticate a request and apply the limits. Return a function to call when the request has
+    ended; None when there is nothing to call.
+
+    Raises Unauthorized, Forbidden, Refused, TooMany.
+    """
     if getattr(view, "is_public", False):
         return None
     is_cancel = getattr(view, "is_cancel", False)
@@ -143,7 +148,8 @@ def _admit(found: Parts, view: Any) -> Callable[[], None] | None:
 
 
 def _authenticate(found: Parts) -> None:
-    """Raises Unauthorized, Refused, TooMany."""
+    """Set the request's caller. With the project's authentication, restrict the request's access
+    until a view authorizes it. Raises Unauthorized, Forbidden, Refused, TooMany."""
     who = identify(found)
     if who is None:
         return
@@ -153,7 +159,8 @@ def _authenticate(found: Parts) -> None:
 
 
 def _is_preflight(environ: Mapping[str, Any]) -> bool:
-    """A browser asks whether it may ask, at any path, before anybody's routes."""
+    """Return whether the request is a CORS preflight. Preflights are handled for every path, before
+    Belay's and the project's routes."""
     return "HTTP_ORIGIN" in environ and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
 
 
@@ -178,7 +185,7 @@ def _end_request(
         access_log.log(
             level, words, about["method"], about["path"], status, milliseconds, extra=extra
         )
-    # A thread that was started for this request has its fields too, and outlives it.
+    # A thread that was started for this request shares these log fields, and may outlive it.
     response.call_on_close(about.clear)
     if context.leave is not None:
         response.call_on_close(context.leave)
@@ -188,5 +195,5 @@ def _end_request(
 
 
 def _template(rule: str) -> str:
-    """`/threads/<thread_id>` as the document has it: `/threads/{thread_id}`."""
+    """Return a rule such as `/threads/<thread_id>` in OpenAPI's form: `/threads/{thread_id}`."""
     return re.sub(r"<(?:[^:<>]*:)?([^<>]*)>", r"{\1}", rule)

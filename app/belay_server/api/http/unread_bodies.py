@@ -1,9 +1,9 @@
-"""Gets rid of a large body that nobody has read, without holding up others.
+"""Discard large request bodies that the application has not read, without blocking other requests.
 
-A request may be refused by its headers. What it still sends has to be read, or the client would get
-a reset instead of the answer; and the web server reads it a kilobyte at a time, from a buffer that
-it copies each time: thirty megabytes stop all other requests for nine seconds. So it is done here,
-in large steps, with turns for others, and only so far: then the connection is closed.
+A request may be refused because of its headers. Its body must still be read, or the client would
+get a connection reset instead of the response. gunicorn reads it a kilobyte at a time, from a
+buffer that it copies each time: 30 MB block all other requests for nine seconds. So it is read
+here, in large steps, yielding to other requests, and up to a limit; then the connection is closed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 #: Smaller bodies are left to the web server.
 _SMALL = 64 * 1024
 _STEP = 1024 * 1024
-#: How much of a refused body is read for the sake of the answer, and for how long.
+#: The most bytes of a body that are discarded, and the time limit for it.
 _MOST = 64 * 1024 * 1024
 _SECONDS = 5.0
-#: Closing does not wait.
+#: The value of SO_LINGER for which closing the socket does not wait.
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -73,7 +73,7 @@ class _Chunks:
 
 
 class CountedBody:
-    """A request's body that knows how much of it has been read."""
+    """A request's body that counts how much of it has been read."""
 
     def __init__(self, body: Any, length: int | None) -> None:
         self._body = body
@@ -104,7 +104,7 @@ class CountedBody:
         return data
 
     def discard(self, client_socket: Any) -> None:
-        """Read what is left, or close the connection where that is too much, or too slow."""
+        """Read the rest of the body. Close the connection when that is too much or too slow."""
         if self._ended:
             return
         with _Deadline(_SECONDS), suppress(OSError, EOFError, ValueError):
@@ -114,7 +114,7 @@ class CountedBody:
                 self.read(_STEP)
                 time.sleep(0)
         if _is_sending(client_socket):
-            # Reset: it would otherwise wait for a window that never opens.
+            # Reset the connection: the client would otherwise wait for the window to open.
             with suppress(OSError):
                 client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 client_socket.shutdown(socket.SHUT_RD)
@@ -123,8 +123,8 @@ class CountedBody:
 
 
 def _is_sending(client_socket: Any) -> bool:
-    """Whether anything has come that nobody has read."""
-    # Of the socket below gevent's, which is told not to wait.
+    """Return whether the socket has unread data."""
+    # The underlying socket of gevent's, so that the call does not wait.
     below = getattr(client_socket, "_sock", client_socket)
     try:
         return bool(below.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
@@ -133,7 +133,8 @@ def _is_sending(client_socket: Any) -> bool:
 
 
 class _Deadline:
-    """Ends what is done within it after so long, where the web server's greenlets can be woken."""
+    """A context manager that ends its block after `seconds` under gevent; otherwise it does
+    nothing."""
 
     def __init__(self, seconds: float) -> None:
         self._timeout: Any = None
@@ -155,7 +156,7 @@ class _Deadline:
 
 
 def count_body(environ: MutableMapping[str, Any]) -> CountedBody | None:
-    """Have a large body counted; None for one that is small."""
+    """Wrap a large request body to count what is read of it. Return None for a small one."""
     if environ.get("HTTP_TRANSFER_ENCODING"):
         length = None
     else:

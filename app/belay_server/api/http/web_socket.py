@@ -1,8 +1,8 @@
-"""A WebSocket of ours: simple-websocket's server within bounds.
+"""A WebSocket server with limits, based on simple-websocket.
 
-A client may send what it likes, and need not read. So messages are not compressed (a kilobyte of
-deflate is a megabyte of text), have a largest size, and are read one at a time: while one waits or
-is being answered nothing more is taken from the socket, and TCP holds the client up.
+A client may send anything, and may not read. So messages are not compressed (a kilobyte of deflate
+may be a megabyte of text), have a size limit, and are read one at a time. While a message waits or
+is being processed, nothing is read from the socket, and TCP applies backpressure to the client.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 
 from simple_websocket import Server
 
-#: Of one message, in bytes. A command with more input than that is sent by HTTP.
+#: The size limit of a message, in bytes. Larger commands can be sent by HTTP.
 MOST_BYTES = 1024 * 1024
-#: A socket that nobody reads is found out by a ping without an answer.
+#: The interval of pings. A ping without a pong detects a client that does not read.
 _PING_SECONDS = 25
-#: How often a reader that is held up looks whether the socket has been closed.
-_LOOK_SECONDS = 1.0
+#: How often a paused reader checks whether the socket has been closed.
+_CHECK_SECONDS = 1.0
 
 
 class _Socket:
-    """Sends everything, as simple-websocket takes it to do, and receives when it may.
+    """A socket whose `send` sends all data, as simple-websocket expects, and whose `recv` waits.
 
-    Messages and pings come from different threads, and gevent allows one at a time to send.
+    Messages and pings are sent by different threads, and gevent allows only one at a time.
     """
 
     def __init__(self, wrapped: Any, until_calm: Callable[[], None]) -> None:
@@ -33,7 +33,7 @@ class _Socket:
         self._sending = threading.Lock()
 
     def send(self, data: bytes) -> None:
-        """Send all of it. Raises OSError when the client does not read what is sent before."""
+        """Send all data. Raises OSError when the client does not read the previous data."""
         if not self._sending.acquire(timeout=_PING_SECONDS):
             raise BrokenPipeError("the client does not read")
         try:
@@ -51,13 +51,14 @@ class _Socket:
 
 
 class BoundedServer(Server):
-    """`receive` gives one message, and says with its next call that it has been answered."""
+    """A WebSocket server that reads one message at a time. The next call of `receive` means that
+    the previous message has been processed."""
 
     def __init__(self, environ: Mapping[str, Any]) -> None:
         self._calm = threading.Condition()
         self._answering = False
         offered = {**environ, "gunicorn.socket": _Socket(environ["gunicorn.socket"], self._wait)}
-        # An extension that was not offered is not agreed to.
+        # Without an offered extension, compression is not negotiated.
         offered.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
         super().__init__(offered, ping_interval=_PING_SECONDS, max_message_size=MOST_BYTES)
 
@@ -70,7 +71,7 @@ class BoundedServer(Server):
         return message
 
     def _wait(self) -> None:
-        """Hold the reader up while a message waits or is being answered."""
+        """Pause the reader while a message waits or is being processed."""
         with self._calm:
             while self.connected and (self.input_buffer or self._answering):
-                self._calm.wait(_LOOK_SECONDS)
+                self._calm.wait(_CHECK_SECONDS)

@@ -1,6 +1,6 @@
-"""The commands of the streaming protocol's version 2: what each does, and its answer.
+"""Execute the commands of version 2 of the streaming protocol, and build their responses.
 
-A command that cannot be done is answered in the protocol's own envelope, an error in it.
+The response to a command that fails is the protocol's envelope with an error.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from belay_server.services.runs.creation import create_run
 Answer = dict[str, Any]
 SUBSCRIBE, UNSUBSCRIBE = "subscription.subscribe", "subscription.unsubscribe"
 _ON_A_SOCKET = (SUBSCRIBE, UNSUBSCRIBE, "subscription.reconnect")
-#: What a command fails with: the protocol's code for it, and what its message begins with.
+#: The protocol's error code for each exception, and the prefix of the message.
 _CODES: Mapping[type[Exception], tuple[str, str]] = {
     InvalidRequest: ("invalid_argument", ""),
     BadRequest: ("invalid_argument", ""),
@@ -45,7 +45,7 @@ _FAILURES = tuple(_CODES)
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A command as it came in: well-formed, and not yet looked at."""
+    """A received command whose parameters are not validated yet."""
 
     id: int
     method: str
@@ -53,7 +53,7 @@ class Frame:
 
 
 class NoCommand(Exception):
-    """What came in is no command; `answer` says why."""
+    """A received message is not a valid command. `answer` is the error response."""
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer["message"])
@@ -61,7 +61,7 @@ class NoCommand(Exception):
 
 
 def frame_of(document: Any) -> Frame:
-    """Raises NoCommand."""
+    """Return the command in a JSON document. Raises NoCommand."""
     if not isinstance(document, dict):
         message = "A command is an object with id and method."
         raise NoCommand(failure(None, "invalid_argument", message))
@@ -74,10 +74,13 @@ def frame_of(document: Any) -> Frame:
 
 
 def answer_of(thread_id: UUID, frame: Frame) -> Answer:
-    """Do what a command says. Raises Unavailable; every other failure is in the answer."""
+    """Execute a command and return its response, which also reports failures.
+
+    Raises the errors that have no protocol code, such as Unavailable, Forbidden and TooMany.
+    """
     if frame.method in _ON_A_SOCKET:
-        where = "POST /threads/{thread_id}/stream/events streams."
-        message = f"{frame.method} is for a WebSocket: {where}"
+        where = "use POST /threads/{thread_id}/stream/events to stream."
+        message = f"{frame.method} is only available on a WebSocket: {where}"
         return failure(frame.id, "not_supported", message)
     method = _METHODS.get(frame.method)
     if method is None:

@@ -1,7 +1,7 @@
-"""Version 2 of the streaming protocol (the SDK's `threads.stream`): its routes over HTTP.
+"""The HTTP routes of version 2 of the streaming protocol (the SDK's `threads.stream`).
 
-A command that cannot be done is answered with status 200 and an error in its envelope, as the
-reference does; only what is no command at all, and a server that is not well, have another status.
+The response to a command that fails has status 200 and an error in its envelope, as in the
+reference. Only an invalid command and the errors without a protocol code have another status.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _NO_COMMAND = {"anyOf": [CommandAnswer, Error]}
 
 
 @blueprint.post("/threads/<thread_id>/commands")
-@blueprint.response(200, CommandAnswer, description="What became of it, `error`s too")
-@blueprint.alt_response(400, schema=_NO_COMMAND, description="It is no command, or no JSON")
+@blueprint.response(200, CommandAnswer, description="The command's result or error")
+@blueprint.alt_response(400, schema=_NO_COMMAND, description="Not a valid command, or invalid JSON")
 @blueprint.doc(
     requestBody={
         "required": True,
@@ -40,7 +40,7 @@ _NO_COMMAND = {"anyOf": [CommandAnswer, Error]}
 )
 @authorizes_itself
 def command(thread_id: str) -> Response:
-    """Do a command of the streaming protocol: run.start, input.respond, agent.getTree."""
+    """Execute a command of the streaming protocol: run.start, input.respond or agent.getTree."""
     thread = path_uuid(thread_id, "thread")
     try:
         frame = frame_of(_json_of_request())
@@ -54,14 +54,14 @@ def command(thread_id: str) -> Response:
     200, EVENTS, description="The thread's events", content_type="text/event-stream"
 )
 @blueprint.alt_response(400, schema=Error)
-@blueprint.alt_response(404, schema=Error, description="It is not this caller's")
+@blueprint.alt_response(404, schema=Error, description="The caller may not see the thread")
 @blueprint.doc(
     requestBody={"required": True, "content": {"application/json": {"schema": EventStream}}}
 )
 @authorized("threads", "read")
 def events(thread_id: str) -> Response:
-    """Follow a thread by the streaming protocol: all that its runs have streamed, and what they
-    will. The thread may be one that is yet to be created."""
+    """Stream a thread with the streaming protocol: the past and future events of its runs. The
+    thread need not exist yet."""
     thread = path_uuid(thread_id, "thread")
     wanted = event_filter(_json_of_request())
     refuse_strange_thread(thread)
@@ -70,8 +70,8 @@ def events(thread_id: str) -> Response:
 
 
 def refuse_strange_thread(thread_id: UUID) -> None:
-    """A thread that is yet to be created may be anybody's: who may not see everything is told that
-    it is not there. Raises NotFound."""
+    """Raise NotFound when the caller's access is restricted and the thread does not exist, or the
+    caller may not see it. A thread that does not exist yet might become another caller's."""
     if is_confined():
         get_thread(parts(), thread_id)
 
@@ -85,7 +85,7 @@ def _json_of_request() -> Any:
 
 
 def event_filter(asked: Any) -> EventFilter:
-    """Raises BadRequest."""
+    """Return the filter that a subscription asks for. Raises BadRequest."""
     if not isinstance(asked, dict) or "channels" not in asked:
         raise BadRequest("channels is required and must be a non-empty array")
     try:

@@ -1,4 +1,4 @@
-"""Version 2 of the streaming protocol on the wire: commands, their answers, and what to stream."""
+"""The schemas of version 2 of the streaming protocol: commands, responses and subscriptions."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from belay_server.domain.run_options import MultitaskStrategy
 from belay_server.graphs.protocol.events import CHANNELS, is_channel
 
 _MOST_SAFE_INTEGER = 2**53 - 1
-#: Of one subscription: it is kept in memory for as long as it lasts, and compared with each event.
+#: Limits of one subscription, which is held in memory and compared with each event.
 _MOST_NAMES = 1_000
 _MOST_CHARACTERS = 32 * 1024
 _STRATEGY = one_of(*MultitaskStrategy)
 
 
 class CommandFrame(Body):
-    """A command: its id, which the answer has too, its method, and what the method takes."""
+    """A command: its id, which the response repeats, its method, and the method's parameters."""
 
     id = Integer(required=True)
     method = ma.fields.String(required=True)
@@ -48,7 +48,7 @@ class RunStart(Body):
     config = ma.fields.Nested(RunConfig, allow_none=True)
     metadata = Object(allow_none=True)
     multitask_strategy = ma.fields.String(validate=_STRATEGY)
-    multitaskStrategy = ma.fields.String(validate=_STRATEGY)  # noqa: N815  (so it is on the wire)
+    multitaskStrategy = ma.fields.String(validate=_STRATEGY)  # noqa: N815  (the protocol's name)
 
 
 class _Answer(Body):
@@ -57,7 +57,7 @@ class _Answer(Body):
 
 
 class InputRespond(Body):
-    """One answer, or several in `responses`; and what is to happen with them."""
+    """One response to an interrupt, or several in `responses`, and options of the resumed run."""
 
     interrupt_id = ma.fields.String()
     response = ma.fields.Raw(allow_none=True)
@@ -84,7 +84,7 @@ class InputRespond(Body):
 
 
 class Channels(ma.fields.Field[tuple[str, ...]]):
-    """Names of channels, each once."""
+    """A list of channel names; duplicates are removed."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> tuple[str, ...]:
         if not isinstance(value, list) or not value:
@@ -100,7 +100,7 @@ class Channels(ma.fields.Field[tuple[str, ...]]):
 
 
 class Namespaces(ma.fields.Field[tuple[tuple[str, ...], ...]]):
-    """Namespaces of subgraphs, each a list of names."""
+    """A list of subgraphs' namespaces, each a list of names; duplicates are removed."""
 
     def _deserialize(
         self, value: Any, attr: Any, data: Any, **kwargs: Any
@@ -121,16 +121,16 @@ class Namespaces(ma.fields.Field[tuple[tuple[str, ...], ...]]):
 def refuse_many_names(names: list[Any]) -> None:
     """Raise ValidationError for more names, or longer ones, than a subscription may have."""
     if len(names) > _MOST_NAMES:
-        raise ma.ValidationError(f"has {len(names):,} entries, and may have {_MOST_NAMES:,}")
+        raise ma.ValidationError(f"has {len(names):,} entries; at most {_MOST_NAMES:,} are allowed")
     characters = sum(len(name) for name in names if isinstance(name, str))
     if characters > _MOST_CHARACTERS:
         raise ma.ValidationError(
-            f"has {characters:,} characters in all, and may have {_MOST_CHARACTERS:,}"
+            f"has {characters:,} characters in all; at most {_MOST_CHARACTERS:,} are allowed"
         )
 
 
 class EventStream(Body):
-    """Which events of a thread to stream."""
+    """The events of a thread to stream."""
 
     channels = Channels(
         required=True,
@@ -138,7 +138,7 @@ class EventStream(Body):
             "type": "array",
             "items": {"type": "string"},
             "minItems": 1,
-            "description": f"Of {', '.join(CHANNELS)}, checkpoints, or `custom:<name>`.",
+            "description": f"Any of {', '.join(CHANNELS)}, checkpoints, or `custom:<name>`.",
         },
     )
     namespaces = Namespaces(

@@ -1,7 +1,8 @@
-"""Version 2 of the streaming protocol on a WebSocket: commands in, their answers and events out.
+"""The WebSocket route of version 2 of the streaming protocol.
 
-Each subscription follows the thread on its own, in a thread (under gunicorn: a greenlet) of its
-own; they take turns on the socket. A slow reader holds up its own subscriptions and nobody else.
+The client sends commands; the server sends responses and events. Each subscription follows the
+thread independently, in its own thread (under gunicorn: a greenlet), and a lock serializes their
+messages. The backpressure of a slow client delays only its own subscriptions.
 """
 
 from __future__ import annotations
@@ -54,22 +55,23 @@ from belay_server.services.protocol.stream import EventFilter, line_frame, strea
 from belay_server.services.runs.stream import Following
 from belay_server.services.stream_clients import StreamClient
 
-#: Not in the OpenAPI document, which has no words for it.
+#: Not in the OpenAPI document: OpenAPI cannot describe WebSockets.
 blueprint = flask.Blueprint("protocol socket", __name__)
 
 _MOST_SUBSCRIPTIONS = 32
-#: Of the filters of all subscriptions of one socket, in bytes.
+#: The size limit of the filters of all subscriptions of one socket, in bytes.
 _MOST_IN_FILTERS = 256 * 1024
-#: A command that is refused for being one too many is read for its id, if it is as short as this.
+#: A command that exceeds a rate limit is parsed for its id only up to this length.
 _SHORT = 4096
 _NO_COMMAND = "Protocol commands must be valid JSON."
-#: Of the WebSocket protocol; there is no other.
+#: The only version of the WebSocket protocol.
 _VERSION = "13"
 _GONE = (ConnectionClosed, OSError)
 
 
 class _Handled(Response):
-    """What had the socket to itself leaves nothing to answer; gunicorn takes that for its word."""
+    """The empty response after a view has used the socket itself. gunicorn accepts StopIteration as
+    the end of the response."""
 
     def __call__(self, *_args: Any, **_kwargs: Any) -> Any:
         self.close()
@@ -79,13 +81,13 @@ class _Handled(Response):
 @blueprint.route("/threads/<thread_id>/stream/events", methods=["GET"], websocket=True)
 @authorized("threads", "read")
 def events_socket(thread_id: str) -> Response:
-    """Subscribe with `subscription.subscribe`; all other commands are taken too."""
+    """Open a WebSocket for subscriptions (`subscription.subscribe`) and all other commands."""
     thread = path_uuid(thread_id, "thread")
     refuse_strange_thread(thread)
     if not origins().may_ask(request.headers.get("Origin"), request.host):
         return json_response({"detail": "This origin may not open a WebSocket here."}, 403)
     if request.environ.get("gunicorn.socket") is None:
-        return json_response({"detail": "This web server has no WebSockets."}, 501)
+        return json_response({"detail": "This web server does not support WebSockets."}, 501)
     try:
         server = BoundedServer(request.environ)
     except RemoteProtocolError as error:
@@ -95,7 +97,8 @@ def events_socket(thread_id: str) -> Response:
 
 
 def _refused_handshake(error: RemoteProtocolError) -> Response:
-    """Answer a handshake that RFC 6455 does not allow; section 4.4 has the header."""
+    """Return the response to a handshake that is invalid according to RFC 6455. The header is from
+    section 4.4."""
     is_other_version = request.headers.get("Sec-WebSocket-Version") != _VERSION
     status = 426 if is_other_version else 400
     answer = json_response({"detail": f"The WebSocket handshake is not valid: {error}"}, status)
@@ -104,7 +107,7 @@ def _refused_handshake(error: RemoteProtocolError) -> Response:
 
 
 class _Conversation:
-    """One client's socket, until one of us closes it."""
+    """The connection of one client, until either side closes it."""
 
     def __init__(self, server: BoundedServer, thread_id: UUID) -> None:
         self._server = server
@@ -113,15 +116,16 @@ class _Conversation:
         self._following: dict[str, _Followed] = {}
 
     def hold(self) -> None:
+        """Receive commands and send responses until the connection is closed."""
         forget_key = watch_key(parts(), caller(), self._close)
         try:
             while True:
                 received = self._server.receive()
                 if received is None:
                     break
-                self._say(to_json(self._answer(received)))
+                self._send(to_json(self._answer(received)))
         except (*_GONE, Unauthorized, Refused):
-            pass  # whoever is not, or is no longer, known gets no more answers
+            pass  # the connection is lost, or the caller is no longer authenticated
         finally:
             forget_key()
             for followed in list(self._following.values()):
@@ -133,13 +137,13 @@ class _Conversation:
         with suppress(*_GONE):
             self._server.close()
 
-    def _say(self, message: bytes) -> None:
+    def _send(self, message: bytes) -> None:
         with self._turn:
             self._server.send(message.decode())
 
     def _answer(self, received: str | bytes) -> Answer:
-        """Each command is a request of its own: counted before it is read, and of somebody who is
-        still known. Raises Unauthorized, Refused."""
+        """Execute a command and return its response. Each command is authenticated and counted like
+        a separate request. Raises Unauthorized, Refused."""
         identify(parts())
         try:
             frame = self._counted(received)
@@ -155,7 +159,7 @@ class _Conversation:
             return failure(frame.id, "unknown_error", error.detail)
 
     def _counted(self, received: str | bytes) -> Frame:
-        """Raises NoCommand, also for one command too many."""
+        """Count a command and return it. Raises NoCommand, also when a limit is exceeded."""
         try:
             count_request(parts())
             most_values = parts().settings.max_body_values
@@ -170,7 +174,7 @@ class _Conversation:
 
     def _subscribe(self, frame: Frame) -> Answer:
         if len(self._following) >= _MOST_SUBSCRIPTIONS:
-            message = f"At most {_MOST_SUBSCRIPTIONS} subscriptions on a socket."
+            message = f"A socket may have at most {_MOST_SUBSCRIPTIONS} subscriptions."
             return failure(frame.id, "invalid_argument", message)
         try:
             wanted = event_filter(frame.params)
@@ -178,7 +182,7 @@ class _Conversation:
             return failure(frame.id, "invalid_argument", error.detail)
         in_filters = wanted.size + sum(one.wanted.size for one in self._following.values())
         if in_filters > _MOST_IN_FILTERS:
-            message = "The channels and namespaces of this socket's subscriptions are too many."
+            message = "The channels and namespaces of this socket's subscriptions are too large."
             return failure(frame.id, "invalid_argument", message)
         name = str(uuid.uuid4())
         self._following[name] = followed = _Followed(self, self._thread_id, wanted)
@@ -195,20 +199,20 @@ class _Conversation:
         return success(frame.id, {})
 
     def tell(self, following: Following) -> None:
-        """Send what a subscription brings; heartbeats are the pings' business."""
-        begun: list[bytes] = []  # of a large message, which comes in pieces
+        """Send the messages of a subscription, except heartbeats; WebSocket pings replace them."""
+        begun: list[bytes] = []  # the pieces of a large message
         for chunk in following:
             begun.append(chunk)
             if not chunk.endswith(b"\n"):
                 continue
             for message in b"".join(begun).splitlines():
                 if message and not message.startswith(b":"):
-                    self._say(message)
+                    self._send(message)
             begun.clear()
 
 
 def _id_of(received: str | bytes) -> int | None:
-    """Of a command that is not looked at any further."""
+    """Return the id of a command that is not executed; None when it has none or is long."""
     if len(received) > _SHORT:
         return None
     try:
@@ -220,7 +224,8 @@ def _id_of(received: str | bytes) -> int | None:
 
 
 class _Followed:
-    """A subscription: what its thread does, told on the socket until somebody leaves."""
+    """A subscription: sends a thread's events on the socket until the client unsubscribes or
+    disconnects."""
 
     def __init__(self, talk: _Conversation, thread_id: UUID, wanted: EventFilter) -> None:
         self._talk = talk
