@@ -1,4 +1,4 @@
-"""The Flask application: its blueprints, its errors, and the OpenAPI document made from them."""
+"""Create the Flask application: its blueprints, its error handlers and its OpenAPI document."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from belay_server.services.parts import Parts
 VERSION = "0.1.0"
 
 
-#: Endpoints that show the OpenAPI document. They are everybody's.
+#: Endpoints that serve the OpenAPI document. They are public.
 _DOCUMENTS = ("api-docs", "swagger_ui")
 
 
 class _Api(flask_smorest.Api):
-    """Our errors and fields, in the document as on the wire."""
+    """A flask-smorest API with Belay's error schema, error handlers and fields."""
 
     ERROR_SCHEMA = Error
-    #: Each status is documented where it may come, so there is no default to hide behind.
+    #: Every error status is documented at its operations, so no default response is needed.
     DEFAULT_ERROR_RESPONSE_NAME = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -53,19 +53,20 @@ class _Api(flask_smorest.Api):
         self.ma_plugin.converter.add_attribute_function(describe_field)
 
     def _register_error_handlers(self) -> None:
-        """`register_error_handlers` does it, for all errors."""
+        """Do nothing: `register_error_handlers` handles all errors."""
 
     @cached_property
     def _encoded_document(self) -> bytes:
-        """Made once: it takes many times as long as a usual request, and anybody may ask for it."""
+        """The encoded OpenAPI document, created once: creating it takes many times as long as a
+        usual request, and the document is public."""
         return orjson.dumps(self.spec.to_dict(), option=orjson.OPT_INDENT_2)
 
     def _openapi_json(self) -> Response:
         return Response(self._encoded_document, content_type="application/json")
 
 
-#: By the noun that `http.disable_<noun>` of `langgraph.json` switches them off with. A run on a
-#: thread is a run. There are no routes yet for those that are not here.
+#: Blueprints by the noun of the option `http.disable_<noun>` in `langgraph.json` that disables
+#: them. Runs on threads belong to "runs".
 _BLUEPRINTS = {
     "meta": (system.blueprint,),
     "assistants": (assistants.blueprint,),
@@ -87,6 +88,7 @@ _BLUEPRINTS = {
 
 
 def create_api(parts: Parts) -> Flask:
+    """Return the Flask application."""
     http = parts.graphs.project.http
     app = Flask("belay", static_folder=None)
     app.config.update(
@@ -122,17 +124,17 @@ def create_api(parts: Parts) -> Flask:
 
 
 def _refuse_open_views(app: Flask) -> None:
-    """Every view says what it does, so that it can be asked whether that may be done. Raises
-    TypeError."""
+    """Raise TypeError for a view that is neither authorized nor public. Mark the views that serve
+    the OpenAPI document as public."""
     for endpoint, view in app.view_functions.items():
         if endpoint.partition(".")[0] in _DOCUMENTS:
             app.view_functions[endpoint] = public(partial(view))
         elif not getattr(view, "is_public", False) and not getattr(view, "is_authorized", False):
-            raise TypeError(f"{endpoint} says neither @authorized nor @public")
+            raise TypeError(f"{endpoint} needs a decorator: @authorized or @public")
 
 
 def _serve_agent_runs(api: _Api) -> None:
-    """The second API has the components that Exa's own documents have."""
+    """Register the agent runs API, with the components of Exa's OpenAPI document."""
     for name, schema in COMPONENTS.items():
         api.spec.components.schema(name, schema)
     for name, scheme in SECURITY_SCHEMES.items():

@@ -1,4 +1,4 @@
-"""How a view gets at the parts its application was made with."""
+"""Give views access to their application's components."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from belay_server.services.parts import Parts
 
 PARTS = "belay"
 ORIGINS = "belay.origins"
-#: Where in a request's environment its own parts are, if they are not those of all.
+#: The key in a request's environment of the request's own parts, if it has any.
 OWN_PARTS = "belay.parts"
 
 
 def origins() -> Origins:
+    """Return the rules for origins."""
     found: Origins = current_app.extensions[ORIGINS]
     return found
 
 
 def parts() -> Parts:
+    """Return the components for the current request."""
     found: Parts = request.environ.get(OWN_PARTS) or current_app.extensions[PARTS]
     return found

@@ -1,4 +1,4 @@
-"""Assistants."""
+"""The routes of assistants."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ blueprint = Blueprint("assistants", __name__, description="Graphs with configura
 @blueprint.response(200, Assistant)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error, description="Unknown graph")
-@blueprint.alt_response(409, schema=Error, description="The id is taken")
+@blueprint.alt_response(409, schema=Error, description="The id is already in use")
 @authorized("assistants", "create")
 def create_assistant(body: dict[str, Any]) -> Response:
     return json_response(shown(assistants.create_assistant(parts(), body), ASSISTANT_FIELDS))
@@ -68,16 +68,16 @@ def get_assistant(assistant_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("assistants", "update")
 def patch_assistant(body: dict[str, Any], assistant_id: str) -> Response:
-    """A new version, if that changes anything."""
+    """Update an assistant. A new version is created only if this changes anything."""
     patched = assistants.patch_assistant(parts(), path_uuid(assistant_id, "assistant"), body)
     return json_response(shown(patched, ASSISTANT_FIELDS))
 
 
 @blueprint.delete("/assistants/<assistant_id>")
 @blueprint.arguments(DeleteAssistantQuery, location="query")
-@blueprint.alt_response(204, description="Deleted; its runs in flight were stopped first")
+@blueprint.alt_response(204, description="Deleted; its active runs were stopped")
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(409, schema=Error, description="It is a graph's own assistant")
+@blueprint.alt_response(409, schema=Error, description="The system assistant of a graph")
 @authorized("assistants", "delete")
 def delete_assistant(_query: dict[str, Any], assistant_id: str) -> Response:
     authorize("threads", "delete", {"assistant_id": assistant_id})
@@ -95,7 +95,7 @@ def delete_assistant(_query: dict[str, Any], assistant_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("assistants", "read")
 def list_versions(body: dict[str, Any], assistant_id: str) -> Response:
-    """Newest first."""
+    """List an assistant's versions, newest first."""
     found = assistants.list_versions(
         parts(),
         path_uuid(assistant_id, "assistant"),
@@ -112,7 +112,7 @@ def list_versions(body: dict[str, Any], assistant_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("assistants", "update")
 def set_latest(body: dict[str, Any], assistant_id: str) -> Response:
-    """Make an older version the one that runs use."""
+    """Set the version that runs use."""
     latest = assistants.set_latest(parts(), path_uuid(assistant_id, "assistant"), body["version"])
     return json_response(shown(latest, ASSISTANT_FIELDS))
 
@@ -124,7 +124,7 @@ def set_latest(body: dict[str, Any], assistant_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("assistants", "read")
 def draw_graph(query: dict[str, Any], assistant_id: str) -> Response:
-    """By the assistant's id or the graph's name."""
+    """Draw a graph, by an assistant's id or a graph's name."""
     xray = _xray(query.get("xray", "false"))
     _, graph = assistants.graph_of(parts(), assistant_id)
     return json_response(graph_shapes.draw(graph, xray=xray))

@@ -1,4 +1,4 @@
-"""Assistants on the wire."""
+"""The schemas of assistants."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from belay_server.domain.assistants import ASSISTANT_FIELDS
 
 
 class AssistantVersion(ma.Schema):
-    """An assistant as it was."""
+    """A version of an assistant."""
 
     assistant_id = Uuid(required=True)
     graph_id = ma.fields.String(required=True)
@@ -35,17 +35,17 @@ class AssistantVersion(ma.Schema):
 
 
 class Assistant(AssistantVersion):
-    """As it is now."""
+    """An assistant with its latest version."""
 
     updated_at = ma.fields.DateTime(required=True)
 
 
 class SelectedAssistant(Selected, Assistant):
-    """The fields that were asked for; all, if none were."""
+    """An assistant with the selected fields; with all, if none are selected."""
 
 
 class CreateAssistant(Body):
-    """A graph with configuration of its own."""
+    """The body of a create: a graph and its configuration."""
 
     graph_id = ma.fields.String(required=True)
     assistant_id = Uuid()
@@ -58,7 +58,7 @@ class CreateAssistant(Body):
 
 
 class PatchAssistant(Body):
-    """Metadata is merged; whatever else is given is replaced."""
+    """A change: metadata is merged, the other given fields are replaced."""
 
     graph_id = ma.fields.String(allow_none=True)
     name = ma.fields.String(allow_none=True)
@@ -78,19 +78,19 @@ class SetLatest(Body):
 
 class DeleteAssistantQuery(ma.Schema):
     delete_threads = ma.fields.String(
-        metadata={"description": "true: also the threads whose last run was this assistant's."}
+        metadata={"description": "true: also delete the threads whose last run used the assistant."}
     )
 
 
 class GraphQuery(ma.Schema):
     xray = ma.fields.String(
-        metadata={"description": "true, or how many levels deep to draw subgraphs."}
+        metadata={"description": "true, or the number of levels of subgraphs to draw."}
     )
 
 
 class SubgraphsQuery(ma.Schema):
-    namespace = ma.fields.String(metadata={"description": "Only this one."})
-    recurse = ma.fields.String(metadata={"description": "true: subgraphs of subgraphs, too."})
+    namespace = ma.fields.String(metadata={"description": "Only the subgraph with this namespace."})
+    recurse = ma.fields.String(metadata={"description": "true: include nested subgraphs."})
 
 
 class Drawing(ma.Schema):
@@ -99,7 +99,7 @@ class Drawing(ma.Schema):
 
 
 class GraphSchemas(ma.Schema):
-    """JSON schemas; null where the graph's types cannot be described."""
+    """JSON schemas of a graph; null for types that cannot be described."""
 
     graph_id = ma.fields.String(required=True)
     input_schema = Object(required=True, allow_none=True)
@@ -110,7 +110,7 @@ class GraphSchemas(ma.Schema):
 
 
 _SCHEMAS = [name for name in GraphSchemas._declared_fields if name != "graph_id"]
-#: What the subgraphs endpoint answers.
+#: The response schema of the subgraphs endpoint.
 BY_NAMESPACE = {
     "type": "object",
     "additionalProperties": {

@@ -1,4 +1,4 @@
-"""Crons: runs that are created on a schedule."""
+"""The routes of crons, which create runs on a schedule."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def patch_cron(body: dict[str, Any], cron_id: str) -> Response:
 
 
 @blueprint.delete("/runs/crons/<cron_id>")
-@blueprint.alt_response(204, description="Deleted; the runs it created stay")
+@blueprint.alt_response(204, description="Deleted; the runs that it created are kept")
 @blueprint.alt_response(404, schema=Error)
 @authorized("crons", "delete")
 def delete_cron(cron_id: str) -> Response:

@@ -1,4 +1,4 @@
-"""Crons on the wire."""
+"""The schemas of crons."""
 
 from __future__ import annotations
 
@@ -37,43 +37,43 @@ class Cron(ma.Schema):
     updated_at = ma.fields.DateTime(required=True)
     payload = Object(required=True)
     next_run_date = ma.fields.DateTime(
-        allow_none=True, metadata={"description": "null: there will be no next one."}
+        allow_none=True, metadata={"description": "null: no further run is scheduled."}
     )
     metadata = Object(required=True)
     enabled = ma.fields.Boolean(required=True)
     last_error = ma.fields.String(
         metadata={
-            "description": "Why its last run was not created; missing when it was. A cron whose "
-            "run cannot be stored is disabled after five tries; a change enables it again."
+            "description": "Why the last run was not created; missing when it was created. A cron "
+            "whose run cannot be stored is disabled after five tries; a change enables it again."
         }
     )
 
 
 class SelectedCron(Selected, Cron):
-    """The fields that were asked for; all, if none were."""
+    """A cron with the selected fields; with all, if none are selected."""
 
 
 class _Moment(ma.fields.DateTime):
-    """A date and time; without a timezone it is in UTC."""
+    """A date and time; UTC without a timezone."""
 
     def __init__(self) -> None:
         super().__init__(format="iso", allow_none=True)
 
     def _deserialize(self, value: object, *args: object, **kwargs: object) -> datetime:
         if not isinstance(value, str):
-            raise ma.ValidationError("must be a date and time, as text")
+            raise ma.ValidationError("must be a date and time as a string")
         moment: datetime = super()._deserialize(value, *args, **kwargs)
-        if moment.year >= MAXYEAR:  # in UTC, or in another time zone, it may be a year later
+        if moment.year >= MAXYEAR:  # in another timezone it may be a year later
             raise ma.ValidationError(f"must be before the year {MAXYEAR}")
         return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 class PatchCron(Body):
-    """What is given is replaced; metadata is merged."""
+    """A change: the given fields are replaced, metadata is merged."""
 
     schedule = ma.fields.String(
         validate=ma.validate.Length(max=200),
-        metadata={"description": "Five fields, six with the seconds last, or @daily and the like."},
+        metadata={"description": "Five fields; six with seconds last; or an alias such as @daily."},
     )
     timezone = ma.fields.String(allow_none=True, validate=ma.validate.Length(max=100))
     end_time = _Moment()
@@ -100,7 +100,8 @@ class CreateThreadCron(PatchCron):
 
 
 class CreateCron(CreateThreadCron):
-    """Each run has a thread of its own, which goes with it unless `on_run_completed` is `keep`."""
+    """A cron without a thread. Each run has its own thread, which is deleted when the run has ended
+    unless `on_run_completed` is `keep`."""
 
 
 class CountCrons(Body):

@@ -1,9 +1,9 @@
-"""The project's own routes (`http.app` of `langgraph.json`), served beside Belay's.
+"""Serve the project's own routes (`http.app` of `langgraph.json`) beside Belay's.
 
-Which of the two answers is read from the app's own routing table: what it has a route for is its
-own, all else is Belay's. Where an app has no such table (a bare WSGI or ASGI callable), it gets
-what Belay has no route for. Either way its answer passes through Flask like any other, so it has a
-request id, CORS headers and its share of the metrics.
+The app's routing table decides: a request that matches one of its routes goes to the app, all
+others go to Belay. An app without a routing table (a bare WSGI or ASGI callable) gets the requests
+that match no route of Belay's. In both cases the response passes through Flask, so it has a request
+id and CORS headers, and is counted in the metrics.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ WsgiApp = Callable[..., Any]
 
 
 class Fit(enum.IntEnum):
-    """How a route table fits a request; the words and numbers are Starlette's."""
+    """How well a routing table matches a request. Names and numbers are those of Starlette."""
 
     NONE = 0
-    #: The path, but not the method.
+    #: The path matches, but not the method.
     PARTIAL = 1
     FULL = 2
 
 
 class ProjectApp:
-    """The loaded app. `close` ends its lifespan."""
+    """The project's app. `close` ends its lifespan."""
 
     def __init__(self, app: Any) -> None:
         self._bridge = AsgiBridge(app) if _is_asgi(app) else None
@@ -45,7 +45,7 @@ class ProjectApp:
 
     @classmethod
     def load(cls, project: Project) -> ProjectApp | None:
-        """None when the project has none. Raises ProjectError."""
+        """Load and start the project's app. Return None when it has none. Raises ProjectError."""
         target = project.http.app
         if target is None:
             return None
@@ -69,8 +69,9 @@ class ProjectApp:
             self._bridge.close()
 
     def answers(self, *, ours: bool) -> bool:
-        """Whether this request is the project's. `ours`: Belay has a route for it. ASGI has no form
-        for a path that is not UTF-8, so an ASGI app never gets one."""
+        """Return whether the current request goes to the project's app. `ours`: it matches a route
+        of Belay's. ASGI cannot represent a path that is not UTF-8, so an ASGI app never gets one.
+        """
         if self._bridge is not None and not _is_text(request.environ["PATH_INFO"]):
             return False
         if self._fit is None or request.path in self._documents:
@@ -79,11 +80,12 @@ class ProjectApp:
         return fit is Fit.FULL or (fit is Fit.PARTIAL and not ours)
 
     def respond(self) -> Response:
+        """Return the app's response to the current request."""
         return cast(Response, Response.from_app(self._wsgi, request.environ))
 
 
 def _is_text(path_info: str) -> bool:
-    """Whether a path is UTF-8; WSGI gives each of its bytes as a character."""
+    """Return whether a path is UTF-8. WSGI passes each of its bytes as a character."""
     if path_info.isascii():
         return True
     try:
@@ -103,17 +105,18 @@ def _is_asgi(app: Any) -> bool:
         for parameter in inspect.signature(app).parameters.values()
         if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
     ]
-    return len(required) == 3  # scope, receive, send; WSGI has two
+    return len(required) == 3  # scope, receive, send; a WSGI app has two parameters
 
 
 def _documents_of(app: Any) -> frozenset[str]:
-    """Where FastAPI serves its own documentation: pages nobody wrote, which would hide Belay's."""
+    """Return the paths of FastAPI's generated documentation, which would hide Belay's."""
     names = ("openapi_url", "docs_url", "redoc_url", "swagger_ui_oauth2_redirect_url")
     return frozenset(filter(None, (getattr(app, name, None) for name in names)))
 
 
 def _table_of(app: Any) -> Callable[[dict[str, Any]], Fit] | None:
-    """How the app's routing table, if it has one, fits a request's environment."""
+    """Return a function that matches a request's environment with the app's routing table; None
+    when the app has no table."""
     if hasattr(app, "url_map"):
         return lambda environ: _fit_of_flask(app, environ)
     if hasattr(app, "routes"):

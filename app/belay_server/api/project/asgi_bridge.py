@@ -1,8 +1,8 @@
-"""An ASGI app (FastAPI, Starlette) as a WSGI app, for our own server.
+"""Serve an ASGI app (FastAPI, Starlette) as a WSGI app.
 
-a2wsgi translates each request; here is what it needs around it: an event loop in a real thread
-(under gevent two greenlets cannot both have a running loop, and a slow handler must not hold up the
-others), the app's lifespan, and an end for a request whose client has left.
+a2wsgi translates each request. This module adds an event loop in a native thread (under gevent, two
+greenlets cannot both have a running event loop, and a slow handler must not block other requests),
+the app's lifespan, and the cancellation of a request whose client has disconnected.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AsgiApp = Callable[
     [Scope, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
 
-#: Of a body that comes in chunks, in bytes: at most, and kept in memory.
+#: Limits of a chunked body, in bytes: in total, and of the part that is held in memory.
 _LONGEST_IN_CHUNKS = 64 * 1024 * 1024
 _IN_MEMORY = 1024 * 1024
 _STEP = 64 * 1024
@@ -35,7 +35,8 @@ _ASGI = {"version": "3.0", "spec_version": "2.5"}
 
 
 class AsgiBridge:
-    """A WSGI app. Its loop starts with it; `start` and `close` are the app's lifespan."""
+    """A WSGI app around an ASGI app. It starts an event loop; `start` and `close` run the ASGI
+    app's lifespan."""
 
     def __init__(self, app: AsgiApp) -> None:
         self._app = app
@@ -44,15 +45,15 @@ class AsgiBridge:
         self._lifespan = _Lifespan(app, self._state)
 
     def start(self) -> None:
-        """Raises RuntimeError with what the app says when it cannot start."""
+        """Run the app's startup. Raises RuntimeError with the app's message when it fails."""
         self._call(self._lifespan.start(), _LIFESPAN_SECONDS)
 
     def close(self) -> None:
-        """End the lifespan; the process is about to end."""
+        """Run the app's shutdown and stop the event loop. Call it before the process ends."""
         try:
             self._call(self._lifespan.stop(), _CLOSE_SECONDS)
         except Exception:
-            log.exception("the project's app did not shut down")
+            log.exception("the project's app failed to shut down, stopping its event loop")
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _call(self, work: Any, seconds: float) -> None:
@@ -61,7 +62,7 @@ class AsgiBridge:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         if environ.get("HTTP_TRANSFER_ENCODING") and not _measure_body(environ):
             start_response("413 Request Entity Too Large", [("Content-Type", "text/plain")])
-            return [b"A body in chunks may have 64 MiB here"]
+            return [b"A chunked body may have at most 64 MiB"]
         return _Answer(_Responder(self._with_state, self._loop), environ, start_response)
 
     async def _with_state(self, scope: Any, receive: Any, send: Any) -> None:
@@ -70,8 +71,8 @@ class AsgiBridge:
 
 
 def _measure_body(environ: dict[str, Any]) -> bool:
-    """Read a body in chunked encoding into a file and set CONTENT_LENGTH, without which a2wsgi
-    passes an empty body on. Returns False when the body is too long."""
+    """Read a chunked body into a file and set CONTENT_LENGTH, without which a2wsgi would pass an
+    empty body on. Return False when the body is too long."""
     body = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  (the app reads it)
     length = 0
     while chunk := environ["wsgi.input"].read(_STEP):
@@ -88,7 +89,7 @@ def _measure_body(environ: dict[str, Any]) -> bool:
 
 
 class _Responder(ASGIResponder):
-    """Keeps the task, to end it, and says what went wrong in it."""
+    """An a2wsgi responder that can cancel the request's task, and logs the task's error."""
 
     task: asyncio.Task[None] | None = None
 
@@ -102,13 +103,13 @@ class _Responder(ASGIResponder):
         super().asgi_done_callback(future)
 
     def leave(self) -> None:
-        """The client has gone: nobody takes what the app sends any more."""
+        """Cancel the task: the client has disconnected, or the response is complete."""
         if self.task is not None:
             self.loop.call_soon_threadsafe(self.task.cancel)
 
 
 class _Answer:
-    """The body's chunks. A server closes it also when the client left in the middle."""
+    """The chunks of a response body. The server also closes it when the connection is lost."""
 
     def __init__(self, responder: _Responder, environ: Any, start_response: Any) -> None:
         self._responder = responder
@@ -123,7 +124,7 @@ class _Answer:
 
 
 class _Lifespan:
-    """The app's startup and shutdown, in one task as the protocol wants it."""
+    """Runs the app's startup and shutdown in one task, as ASGI's lifespan protocol requires."""
 
     def __init__(self, app: AsgiApp, state: dict[str, Any]) -> None:
         self._app = app
@@ -150,6 +151,6 @@ class _Lifespan:
         scope = {"type": "lifespan", "asgi": _ASGI, "state": self._state}
         try:
             await self._app(scope, self._events.get, self._answers.put)
-        except Exception as error:  # noqa: BLE001  (an app without a lifespan refuses it, somehow)
+        except Exception as error:  # noqa: BLE001  (an app without a lifespan raises any error)
             log.debug("the project's app has no lifespan: %s", error)
         await self._answers.put({"type": "the end"})

@@ -1,7 +1,7 @@
-"""The project's own authentication and authorization: its `langgraph_sdk.Auth`.
+"""Run the project's own authentication and authorization handlers, its `langgraph_sdk.Auth`.
 
-Its handlers are coroutines and run in an event loop in a thread of its own. What they may take,
-what they return and which of them is asked is as `langgraph_sdk.Auth` documents it.
+The handlers are coroutines and run in an event loop in a separate thread. Their parameters, their
+return values and the choice of the handler follow the documentation of `langgraph_sdk.Auth`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HANDLER_SECONDS = 30.0
 
 
 class ProjectUser:
-    """A user as handlers see them, whatever `authenticate` has returned."""
+    """The authenticated user that handlers get, for any return value of `authenticate`."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         self._fields = dict(fields)
@@ -80,17 +80,17 @@ class ProjectUser:
 
 
 class ProjectAuth:
-    """Asks the project's handlers."""
+    """Calls the project's handlers."""
 
     def __init__(self, auth: Auth, wants: Sequence[str]) -> None:
         self._auth = auth
-        #: What `authenticate` takes, by name.
+        #: The names of the parameters of `authenticate`.
         self._wants = wants
         self._loop = loop_in_a_real_thread()
 
     @classmethod
     def load(cls, project: Project) -> ProjectAuth:
-        """Raises ProjectError."""
+        """Load the project's Auth object. Raises ProjectError."""
         assert project.auth is not None
         auth = load_object(project.root, project.dependencies, project.auth, "auth.path")
         if not isinstance(auth, Auth) or auth._authenticate_handler is None:
@@ -99,11 +99,15 @@ class ProjectAuth:
             )
         wants = _wanted(auth._authenticate_handler, project.auth)
         if not auth._handlers and not auth._global_handlers:
-            log.warning("%s has no @auth.on: who is authenticated may do anything", project.auth)
+            log.warning(
+                "%s has no @auth.on handler: every authenticated user is permitted everything",
+                project.auth,
+            )
         return cls(auth, wants)
 
     def caller(self) -> Caller:
-        """Raises Refused, with what the project says."""
+        """Return the authenticated caller. Raises Refused with the project's status and message,
+        Unavailable."""
         handler = self._auth._authenticate_handler
         assert handler is not None
         found = self._call(handler(**{name: _INJECTED[name]() for name in self._wants}))
@@ -114,9 +118,10 @@ class ProjectAuth:
     def decide(
         self, caller: Caller, resource: str, action: str, value: MutableMapping[str, Any]
     ) -> Filter | None:
-        """Whether this may be done, and on what; the handler may change `value`. None: on anything.
+        """Call the authorization handler for an action, and return its filter of resources; None
+        means no restriction. The handler may change `value`.
 
-        Raises Forbidden, Refused.
+        Raises Forbidden, Refused, Unavailable.
         """
         handler = self._handler_of(resource, action)
         if handler is None:
@@ -138,7 +143,7 @@ class ProjectAuth:
         return dict(decided)
 
     def _handler_of(self, resource: str, action: str) -> Callable[..., Any] | None:
-        """The most specific one."""
+        """Return the most specific handler; None when there is none."""
         handlers = self._auth._handlers
         for key in ((resource, action), (resource, "*"), ("*", action), ("*", "*")):
             if found := handlers.get(key):
@@ -146,14 +151,15 @@ class ProjectAuth:
         return self._auth._global_handlers[-1] if self._auth._global_handlers else None
 
     def _call(self, answer: Any) -> Any:
-        """Raises Unavailable, Refused, and what the handler raises."""
+        """Return a handler's result. Raises Unavailable after the time limit, Refused, and what the
+        handler raises."""
         if not inspect.isawaitable(answer):
             return answer
         future = asyncio.run_coroutine_threadsafe(_awaited(answer), self._loop)
         try:
             return future.result()
         except TimeoutError as error:
-            raise Unavailable("The project's auth did not answer in time") from error
+            raise Unavailable("The project's auth handler exceeded its time limit") from error
         except Exception as error:
             if (refusal := _refusal(error)) is not None:
                 raise refusal from error
@@ -166,7 +172,8 @@ async def _awaited(answer: Any) -> Any:
 
 
 def _refusal(error: Exception) -> Refused | None:
-    """What a handler raises to refuse: the SDK's HTTPException, or Starlette's."""
+    """Return Refused for the SDK's HTTPException or Starlette's with a 4xx status; otherwise
+    None."""
     status, detail = getattr(error, "status_code", None), getattr(error, "detail", None)
     if not isinstance(status, int) or not 400 <= status < 500:
         return None
@@ -175,21 +182,25 @@ def _refusal(error: Exception) -> Refused | None:
 
 
 def _user_of(found: Any) -> ProjectUser:
-    """From what `authenticate` may return: an id, a mapping, or an object with an identity."""
+    """Return the user from the result of `authenticate`: an id, a mapping, or an object with an
+    identity. Raises TypeError for any other result."""
     if isinstance(found, str):
         return ProjectUser({"identity": found})
     if isinstance(found, Mapping) and found.get("identity"):
         return ProjectUser(found)
     identity = getattr(found, "identity", None)
     if identity is None:
-        raise TypeError("authenticate must return who asks: an id, or something with an identity")
+        raise TypeError(
+            "authenticate must return a user: an id, or a mapping or object with an identity"
+        )
     known = ("identity", "display_name", "is_authenticated", "permissions")
     fields = {name: getattr(found, name) for name in known if hasattr(found, name)}
     return ProjectUser({**getattr(found, "__dict__", {}), **fields})
 
 
 def _wanted(handler: Callable[..., Any], target: str) -> list[str]:
-    """The names of what `authenticate` takes. Raises ProjectError for what nobody can give it."""
+    """Return the parameter names of `authenticate`. Raises ProjectError for a required parameter
+    that is not supported."""
     wanted = []
     for parameter in inspect.signature(handler).parameters.values():
         if parameter.name in _INJECTED:
@@ -217,8 +228,8 @@ def _asgi_request() -> Any:
 
 
 def _json_body() -> Any:
-    """The body; None when there is none, or none that any route would take. It is read before
-    anybody is known, so within the bounds of every body. Raises TooLarge, TooMany, TooSlow."""
+    """Return the JSON body; None when there is none, or it is invalid. It is read before the caller
+    is authenticated, so the limits of all bodies apply. Raises TooLarge, TooMany, TooSlow."""
     raw = read_body_of(request)
     try:
         return parse_document(raw, most_values=parts().settings.max_body_values)

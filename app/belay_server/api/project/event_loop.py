@@ -1,7 +1,7 @@
-"""An event loop for what a project has written with `async`, beside a web server that is not.
+"""Start an event loop for a project's `async` code, in a web server that is not async.
 
-It runs in a real thread: under gevent two greenlets cannot both have a running loop, and what is
-slow there must not hold up the others.
+It runs in a native thread: under gevent, two greenlets cannot both have a running event loop, and
+slow code in it must not block other requests.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from concurrent.futures import Future
 
 
 def loop_in_a_real_thread() -> asyncio.AbstractEventLoop:
-    """Running, until somebody stops it."""
+    """Return an event loop that runs until it is stopped."""
     made: Future[asyncio.AbstractEventLoop] = Future()
 
     def run() -> None:

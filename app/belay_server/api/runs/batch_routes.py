@@ -1,4 +1,4 @@
-"""Creating many runs at once."""
+"""The route that creates a batch of runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from belay_server.api.security.authorization import authorizes_itself
 from belay_server.domain.errors import InvalidRequest
 from belay_server.services.runs.creation import create_runs
 
-blueprint = Blueprint("batch runs", __name__, description="Creating many runs at once")
+blueprint = Blueprint("batch runs", __name__, description="Batches of runs")
 _MOST = 1_000
 
 
@@ -28,10 +28,10 @@ _MOST = 1_000
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
 def create_batch(runs: list[BatchRun]) -> Response:
-    """All of them are created, or none."""
+    """Create a batch of runs: all of them, or none."""
     if not 1 <= len(runs) <= _MOST:
-        raise InvalidRequest(f"a batch is of 1 to {_MOST} runs, not {len(runs)}")
-    # One key for all of them: each has its position in it, or they would all be the same run.
+        raise InvalidRequest(f"a batch must have 1 to {_MOST} runs, not {len(runs)}")
+    # The runs share one Idempotency-Key. Without a position they would all have the same id.
     requests = [
         dataclasses.replace(run_request(run.options, run.thread_id), key_position=position)
         for position, run in enumerate(runs)

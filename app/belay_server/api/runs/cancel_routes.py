@@ -1,4 +1,4 @@
-"""Cancelling many runs at once."""
+"""The route that cancels many runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from belay_server.domain.errors import NotFound
 from belay_server.domain.runs import CancelAction, user_cancel_reason
 from belay_server.services.runs.cancellation import cancel_runs
 
-blueprint = Blueprint("bulk runs", __name__, description="Cancelling many runs at once")
+blueprint = Blueprint("bulk runs", __name__, description="Bulk cancels of runs")
 
 
 @blueprint.post("/runs/cancel")
@@ -44,7 +44,8 @@ def cancel_many_runs(query: dict[str, Any], body: dict[str, Any]) -> Response:
 
 
 def _why_nothing(filter_: CancelFilter) -> str:
-    """Known runs that have ended are told apart from unknown ones."""
+    """Return the message for a cancel without matches. It differs for known runs, which have
+    ended, and unknown ones."""
     if filter_.run_ids:
         with parts().database.connection() as conn:
             if cancel_rows.count_known_runs(conn, filter_.thread_id, filter_.run_ids):

@@ -1,4 +1,4 @@
-"""Commands to a graph on the wire."""
+"""The schema of commands to a graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MOST_TARGETS = 1_000
 
 
 class Command(ma.Schema):
-    """Steer a graph: answer an interrupt, update its state, go to a node."""
+    """A command to a graph: resume an interrupt, update the state, go to a node."""
 
     update = ma.fields.Raw(allow_none=True)
     resume = ma.fields.Raw(allow_none=True)

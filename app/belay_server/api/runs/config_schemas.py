@@ -1,4 +1,4 @@
-"""LangChain's RunnableConfig on the wire, of assistants and of runs."""
+"""The schema of LangChain's RunnableConfig, for assistants and runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from belay_server.api.http.fields import Integer, List, Object, Uuid
 
 
 class RunConfig(ma.Schema):
-    """As far as a client may set it."""
+    """The part of a RunnableConfig that a client may set."""
 
     class Meta:
         unknown = ma.EXCLUDE

@@ -1,4 +1,4 @@
-"""Authorize the creation of runs: of one, of many, and of those of a cron."""
+"""Authorize the creation of runs: a single run, a batch, and the runs of a cron."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _KWARGS = ("input", "command", "config", "context", "checkpoint", "webhook", "du
 
 
 def idempotency_key() -> str | None:
-    """The header that makes a create safe to send again. Raises InvalidRequest."""
+    """Return the Idempotency-Key header, which makes a create safe to retry; None without one.
+
+    Raises InvalidRequest.
+    """
     key = request.headers.get("idempotency-key", "").strip()
     if len(key) > _LONGEST_KEY:
         raise InvalidRequest(f"Idempotency-Key must be at most {_LONGEST_KEY} characters")
@@ -35,10 +38,10 @@ def idempotency_key() -> str | None:
 
 
 def run_request(options: RunOptions, thread_id: UUID | None) -> RunRequest:
-    """Authorize a run and add to its options what the server knows of the request.
+    """Authorize a run, and add to its options what the server derives from the request.
 
-    Raises BadRequest when a run without a thread answers an interrupt, InvalidRequest for its
-    webhook, Forbidden, Refused.
+    Raises BadRequest when a run without a thread resumes an interrupt, InvalidRequest for its
+    webhook or Idempotency-Key, Forbidden, Refused.
     """
     if thread_id is None and options.resumes:
         raise BadRequest("You must provide a thread_id when resuming.")
@@ -58,14 +61,16 @@ def run_request(options: RunOptions, thread_id: UUID | None) -> RunRequest:
 
 
 def _key_scope() -> str:
-    """Whose Idempotency-Keys they are: another's, of the same text, are other keys."""
+    """Return the scope of Idempotency-Keys, the caller's name: equal keys of two callers are
+    different keys."""
     who = caller()
     return "" if who is None else who.name
 
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """Who makes runs, and what the threads that are made for them are marked with."""
+    """The caller and the user that runs are created for, and the metadata of threads that are
+    created for them."""
 
     caller: str | None
     user: Mapping[str, Any] | None
@@ -76,8 +81,8 @@ class Maker:
 
 
 def authorize_runs(options: RunOptions, thread_id: UUID | None) -> tuple[RunOptions, Maker]:
-    """Authorize runs with these options on this thread. Returns the options as the project's
-    handlers have changed them.
+    """Authorize runs with these options on this thread. Return the options as the project's
+    handlers have changed them, and the Maker of the runs.
 
     Raises Forbidden, Refused.
     """
@@ -98,7 +103,7 @@ def authorize_runs(options: RunOptions, thread_id: UUID | None) -> tuple[RunOpti
 def _authorize_run(
     options: RunOptions, thread_id: UUID | None
 ) -> tuple[RunOptions, dict[str, Any]]:
-    """Return the options that the handler leaves, and what it has added to the metadata."""
+    """Return the options as the handler has changed them, and the metadata that it has added."""
     given = dict(options.metadata or {})
     kwargs = authorized_options(options)
     kwargs.pop("metadata", None)
@@ -139,5 +144,5 @@ def check_webhook(url: str | None) -> None:
     if not url:
         return
     if not parts().graphs.project.http.serves("webhooks"):
-        raise InvalidRequest("webhook: this server makes no calls (http.disable_webhooks)")
+        raise InvalidRequest("webhook: this server has webhooks disabled (http.disable_webhooks)")
     refuse_bad_webhook(parts().webhook_policy, url, parts().host_names, asker())

@@ -1,4 +1,4 @@
-"""How runs are answered: as JSON, as an event stream, as an outcome to wait for."""
+"""Build the responses for runs: JSON, an event stream, or an outcome to wait for."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from belay_server.domain.runs import RUN_FIELDS, Run
 from belay_server.services.runs.stream import Follow, stream_events, wait_for_outcome
 from belay_server.services.stream_clients import StreamClient, WatchClient
 
-#: What libev calls a socket that can be read.
+#: libev's flag for a readable socket.
 _READABLE = 1
 STREAM_TYPE = "text/event-stream; charset=utf-8"
-#: Documents of the answers that have no schema of their own.
+#: OpenAPI schemas of the responses without a marshmallow schema.
 EVENTS: dict[str, Any] = {
     "type": "object",
-    "description": "One of the server-sent events; `data` is JSON, `id` is there to resume by",
+    "description": "One server-sent event. `data` is JSON; `id` is the position to resume from.",
     "properties": {name: {"type": "string"} for name in ("event", "data", "id")},
     "required": ["event", "data"],
 }
-OUTCOME: dict[str, Any] = {"description": "Whatever the graph's output is; an error, if it failed"}
+OUTCOME: dict[str, Any] = {"description": "The graph's output, or an error if the run failed"}
 NOTHING: dict[str, Any] = {"type": "object", "maxProperties": 0}
 STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
@@ -47,7 +47,8 @@ def run_response(run: Run, location: str) -> Response:
 
 
 def stream_response(follow: Follow, location: str) -> Response:
-    """Server-sent events. `location` is the run's own; the stream can be joined again below it."""
+    """Return a stream of the run's events. `location` is the run's path, for `content-location`;
+    the `location` header is the path at which the stream can be joined again."""
     headers = {
         **STREAM_HEADERS,
         "location": f"{run_path(follow)}/stream",
@@ -58,6 +59,7 @@ def stream_response(follow: Follow, location: str) -> Response:
 
 
 def outcome_response(follow: Follow, location: str) -> Response:
+    """Return a response that waits for the run's outcome. `location` is the run's path."""
     headers = {
         **STREAM_HEADERS,
         "location": f"{run_path(follow)}/join",
@@ -68,10 +70,10 @@ def outcome_response(follow: Follow, location: str) -> Response:
 
 
 def cancels_on_disconnect(options: RunOptions | None = None) -> bool:
-    """Return whether the run is cancelled when this client disconnects: as its options say, or the
-    query, in any of the spellings of the SDKs and the cancel guide.
+    """Return whether to cancel the run when this client disconnects, from the run's options or the
+    query, in any notation of the SDKs and the cancel guide.
 
-    Raises Forbidden for a page of an origin that may not stop anything.
+    Raises Forbidden for a page of an origin that may not stop runs.
     """
     given = options.on_disconnect if options is not None else None
     cancels = (given or request.args.get("on_disconnect")) == "cancel" or query_flag(
@@ -88,11 +90,11 @@ def stream_client() -> StreamClient:
 
 
 def _watch_client() -> WatchClient:
-    """Watch this request's socket: it becomes readable, with nothing to read, when the client goes.
+    """Return a function that watches this request's socket. When the client disconnects, the socket
+    becomes readable without data.
 
-    Waiting for a write to fail would take until the next heartbeat, and then one more. A client
-    whose API key is revoked is taken for one that leaves, though not for one that disconnected: its
-    runs go on.
+    Waiting for a write to fail would take until the heartbeat after the next. When the client's API
+    key is revoked, the stream ends as after a disconnect, but the run is not cancelled.
     """
     client_socket = request.environ.get("gunicorn.socket")
     found, who = parts(), caller()
@@ -111,10 +113,10 @@ def _watch_client() -> WatchClient:
 
 
 def _watch(client_socket: Any, on_leave: Callable[[], None]) -> Callable[[], bool]:
-    # Only a process with gunicorn's gevent worker has such a socket.
+    # Only gunicorn's gevent worker provides this socket.
     import gevent  # noqa: PLC0415
 
-    # A watcher of the event loop is a tenth of what a greenlet that waits would be.
+    # A watcher of the event loop takes a tenth of the memory of a waiting greenlet.
     watcher = gevent.get_hub().loop.io(client_socket.fileno(), _READABLE)
 
     def look() -> None:
@@ -133,13 +135,14 @@ def _watch(client_socket: Any, on_leave: Callable[[], None]) -> Callable[[], boo
 
 
 def _has_left(client_socket: Any) -> bool:
-    """Peek: nothing to read means closed; something means the next request, from one who stays."""
+    """Return whether the client has closed the connection. Readable data is a next request on a
+    connection that is still open."""
     try:
-        # Of the socket below gevent's, which is told not to wait.
+        # The underlying socket of gevent's, so that the call does not wait.
         return bool(client_socket._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"")
     except ConnectionError:
         return True
     except (BlockingIOError, InterruptedError):
         return False
     except (OSError, ValueError):
-        return False  # we closed it ourselves: this server is stopping
+        return False  # the server has closed the socket, because it is shutting down

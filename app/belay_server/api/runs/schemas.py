@@ -1,4 +1,4 @@
-"""Runs on the wire."""
+"""The schemas of runs."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ STREAM_MODES = (
 
 
 class StreamModes(StringList):
-    """One mode or several."""
+    """One stream mode or several."""
 
     choices = STREAM_MODES
 
@@ -70,22 +70,22 @@ class Run(ma.Schema):
 
 
 class SelectedRun(Selected, Run):
-    """The fields that were asked for; all, if none were."""
+    """A run with the selected fields; with all, if none are selected."""
 
 
 def is_no_key_id(run_id: UUID) -> None:
-    """Ids of version 8 stand for Idempotency-Keys."""
+    """Raise ValidationError for a UUID of version 8, which stands for an Idempotency-Key."""
     if run_id.version == KEY_VERSION:
         raise ma.ValidationError("a UUID of version 8 cannot be chosen; use another version")
 
 
 class _RunCreate(Body):
-    """What every way to create a run has in common."""
+    """The common fields of all bodies that create a run."""
 
     assistant_id = ma.fields.String(required=True)
     run_id = Uuid(
         validate=is_no_key_id,
-        metadata={"description": "A retried create with the same id gets the same run."},
+        metadata={"description": "A retried create with the same id returns the same run."},
     )
     input = ma.fields.Raw(allow_none=True)
     command = ma.fields.Nested(Command, allow_none=True)
@@ -106,18 +106,18 @@ class _RunCreate(Body):
     timeout_seconds = Number(
         allow_none=True,
         validate=ma.validate.Range(min=0, min_inclusive=False, max=10 * 365 * 86400),
-        metadata={"description": "The run ends `timeout` when it takes longer than this."},
+        metadata={"description": "The run's time limit; then it ends with status `timeout`."},
     )
     durability = ma.fields.String(allow_none=True, validate=one_of(*Durability))
     checkpoint_during = Boolean(allow_none=True)
     webhook = ma.fields.String(
         allow_none=True,
         validate=ma.validate.Length(min=1),
-        metadata={"description": "Called with the run when it has ended."},
+        metadata={"description": "The URL to send the run to when it has ended."},
     )
     strict_resume = Boolean(
         allow_none=True,
-        metadata={"description": "The run fails when it answers an interrupt that is not waiting."},
+        metadata={"description": "Fail the run if it resumes an interrupt that is not pending."},
     )
     feedback_keys = List(ma.fields.String(), allow_none=True, validate=ma.validate.Length(max=1000))
     on_disconnect = ma.fields.String(allow_none=True, validate=one_of("cancel", "continue"))
@@ -137,14 +137,14 @@ class CreateStatelessRun(_RunCreate):
 
 @dataclass(frozen=True, slots=True)
 class BatchRun:
-    """One of the runs of a batch; without a `thread_id` it is a stateless one."""
+    """A run of a batch; without a `thread_id`, a stateless run."""
 
     options: RunOptions
     thread_id: UUID | None
 
 
 class CreateBatchRun(CreateStatelessRun, CreateThreadRun):
-    """Of many that are created together: with a `thread_id`, or without."""
+    """The body of a run in a batch, with or without a `thread_id`."""
 
     thread_id = Uuid(allow_none=True)
 
@@ -194,7 +194,7 @@ class CancelQuery(ma.Schema):
 class CancelRunQuery(CancelQuery):
     wait = ma.fields.String(
         load_default="0",
-        metadata={"description": "1 or true: answer only when the work has stopped."},
+        metadata={"description": "1, true or yes: respond when the work has stopped."},
     )
 
 
@@ -209,7 +209,7 @@ class ListRunsQuery(ma.Schema):
     metadata = JsonObject(
         load_default=dict,
         validate=is_filter,
-        metadata={"description": "Only runs that have all of this, as JSON."},
+        metadata={"description": "Return only runs whose metadata contains this JSON object."},
     )
     select = ma.fields.List(
         ma.fields.String(),
@@ -226,19 +226,21 @@ class DisconnectQuery(ma.Schema):
 
 class JoinQuery(DisconnectQuery):
     cancel_on_disconnect = ma.fields.String(
-        metadata={"description": "1, true or cancel: cancel the run if this client disconnects."}
+        metadata={
+            "description": "1, true, yes or cancel: cancel the run if this client disconnects."
+        }
     )
 
 
 class JoinStreamQuery(JoinQuery):
     stream_mode = ma.fields.List(
         ma.fields.String(),
-        metadata={"description": "Only these modes; by default everything the run streams."},
+        metadata={"description": "Only these modes; by default, all that the run streams."},
     )
 
 
 def stream_modes(asked: list[str] | None) -> tuple[str, ...] | None:
-    """The modes that a join asks for; None for all. Raises InvalidRequest."""
+    """Return the stream modes in the query of a join; None for all. Raises InvalidRequest."""
     modes = query_list(asked)
     if unknown := [mode for mode in modes if mode not in STREAM_MODES]:
         raise InvalidRequest(f"Invalid stream mode: {unknown[0]}")

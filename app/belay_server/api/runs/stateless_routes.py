@@ -1,4 +1,5 @@
-"""Runs without a thread of the client's: one is made for the run, and goes when it has ended."""
+"""The routes of stateless runs. A thread is created for the run, and by default deleted when the
+run has ended."""
 
 from __future__ import annotations
 
@@ -88,7 +89,8 @@ def stream_stateless_run(_query: dict[str, Any], options: RunOptions) -> Respons
 
 
 def _found(run_id: str) -> RunRow:
-    """A stateless run, by its own id: it has no thread that a client would know."""
+    """Return a stateless run by its id only, as its thread is not visible to clients. Raises
+    NotFound."""
     found: UUID = path_uuid(run_id, "run")
     with parts().database.connection() as conn:
         run = run_rows.get_run(conn, found)
@@ -114,7 +116,7 @@ def join_stateless_run(_query: dict[str, Any], run_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def join_stateless_stream(query: dict[str, Any], run_id: str) -> Response:
-    """Join a run's stream. `Last-Event-ID` resumes one that was made with `stream_resumable`."""
+    """Join a run's stream. `Last-Event-ID` resumes it if the run has `stream_resumable`."""
     run = _found(run_id)
     follow = follow_run(
         run,

@@ -1,4 +1,4 @@
-"""Runs on a thread."""
+"""The routes of runs on a thread."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _thread_id_of_create(text: str) -> UUID:
 @blueprint.response(200, Run)
 @blueprint.alt_response(400, schema=Error)
 @blueprint.alt_response(404, schema=Error)
-@blueprint.alt_response(409, schema=Error, description="The thread is busy, and `reject`")
+@blueprint.alt_response(409, schema=Error, description="The thread is busy (`reject`)")
 @authorizes_itself
 def create_run(options: RunOptions, thread_id: str) -> Response:
     run = run_creates.create_run(parts(), _asked(thread_id, options))
@@ -151,7 +151,7 @@ def get_run(thread_id: str, run_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "delete")
 def delete_run(thread_id: str, run_id: str) -> Response:
-    """Delete a run by ID. One in flight is stopped first."""
+    """Delete a run by ID. An active run is stopped first."""
     runs.delete_run(parts(), path_uuid(thread_id, "thread"), path_uuid(run_id, "run"))
     return json_response({})
 
@@ -159,7 +159,7 @@ def delete_run(thread_id: str, run_id: str) -> Response:
 @blueprint.post("/threads/<thread_id>/runs/<run_id>/cancel")
 @blueprint.arguments(CancelRunQuery, location="query")
 @blueprint.response(200, NOTHING, description="With wait: the work has stopped")
-@blueprint.alt_response(202, description="Without wait: the cancel is accepted, and is kept")
+@blueprint.alt_response(202, description="Without wait: the cancel is accepted and stored")
 @blueprint.alt_response(404, schema=Error)
 @cancels
 @authorized("threads", "update")
@@ -197,8 +197,8 @@ def join_run(_query: dict[str, Any], thread_id: str, run_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def join_stream(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
-    """Join a run's stream. `Last-Event-ID` (exclusive; -1 or 0 from the start) resumes one that
-    was made with `stream_resumable`."""
+    """Join a run's stream. `Last-Event-ID` (exclusive; -1 or 0 from the start) resumes it if
+    the run has `stream_resumable`."""
     run = _followed(thread_id, run_id)
     follow = follow_run(
         run,
@@ -210,7 +210,10 @@ def join_stream(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
 
 
 def _followed(thread_id: str, run_id: str) -> RunRow:
-    """A run to wait for; a stateless one may be read for a little while after its end."""
+    """Return a run to follow. A stateless run can be read for a short time after its end.
+
+    Raises NotFound.
+    """
     ids = path_uuid(thread_id, "thread"), path_uuid(run_id, "run")
     with parts().database.connection() as conn:
         run = run_rows.get_thread_run(conn, *ids, ended_stateless=True)

@@ -1,4 +1,4 @@
-"""Who asks: by an API key, or as the project's own `auth` says."""
+"""Authenticate callers by an API key or the project's own `auth`."""
 
 from __future__ import annotations
 
@@ -17,30 +17,34 @@ from belay_server.services.parts import Authentication, Parts
 from belay_server.settings import Settings
 
 _View = TypeVar("_View", bound=Callable[..., object])
-#: Where in a request's environment the one who asks is.
+#: The key of the authenticated caller in a request's environment.
 CALLER = "belay.caller"
-#: What the names of callers with API keys begin with.
+#: The prefix of the names of callers with API keys.
 _KEY = "key:"
-#: What a key of the scope `agent_runs` opens.
+#: The prefix of the paths that a key of the scope `agent_runs` may use.
 AGENT_RUNS = "/agent/"
 
 
 def authentication_of(
     settings: Settings, project: Project, database: Database
 ) -> Authentication | None:
-    """None: anybody may do anything. Raises ProjectError."""
+    """Return how requests are authenticated. None: they are not, and everything is permitted.
+
+    Raises ProjectError.
+    """
     if project.auth is not None:
         return ProjectAuth.load(project)
     return KeyAuthentication(ApiKeys(database)) if settings.auth == "keys" else None
 
 
 class KeyAuthentication:
-    """Requests have `x-api-key`, or `Authorization: Bearer`."""
+    """Authenticates requests by an API key, in `x-api-key` or `Authorization: Bearer`."""
 
     def __init__(self, keys: ApiKeys) -> None:
         self._keys = keys
 
     def caller(self) -> Caller:
+        """Return the caller. Raises Unauthorized, Forbidden, Unavailable."""
         key = key_of_request()
         if not key:
             raise Unauthorized("An API key is required: x-api-key, or Authorization: Bearer")
@@ -53,7 +57,7 @@ class KeyAuthentication:
 
 
 def key_of_request() -> str:
-    """As the two headers say; `x-api-key` goes before the other."""
+    """Return the API key in the request's headers; "" without one. `x-api-key` has precedence."""
     if key := request.headers.get("x-api-key", "").strip():
         return key
     scheme, _, key = request.headers.get("Authorization", "").strip().partition(" ")
@@ -63,7 +67,7 @@ def key_of_request() -> str:
 def identify(found: Parts) -> Caller | None:
     """Return the caller that the request's headers authenticate; None without authentication.
 
-    Raises Unauthorized, Refused; TooMany for an address that has failed too often.
+    Raises Unauthorized, Forbidden, Refused; TooMany for an address that has failed too often.
     """
     if found.authentication is None:
         return None
@@ -81,19 +85,20 @@ def identify(found: Parts) -> Caller | None:
 
 
 def watch_key(found: Parts, who: Caller | None, close: Callable[[], None]) -> Callable[[], None]:
-    """Have `close` called when the caller's API key is revoked. Returns what ends the watch."""
+    """Call `close` when the caller's API key is revoked or expires. Return a function that ends the
+    watch."""
     if found.open_keys is None or who is None or not who.name.startswith(_KEY):
         return lambda: None
     return found.open_keys.watch(who.name.removeprefix(_KEY), close)
 
 
 def caller() -> Caller | None:
-    """Who asks; None when nobody is asked who they are."""
+    """Return the authenticated caller of the request; None without authentication."""
     found: Caller | None = request.environ.get(CALLER)
     return found
 
 
 def public(view: _View) -> _View:
-    """Marks a view that anybody may see, whoever they are."""
+    """Mark a view as public: it needs no authentication."""
     view.is_public = True  # type: ignore[attr-defined]
     return view

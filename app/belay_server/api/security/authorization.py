@@ -1,8 +1,9 @@
-"""What may be done: each view says what it does to what, and the project's handlers are asked.
+"""Authorize requests: each view declares a resource and an action, which the project's handlers
+permit or refuse.
 
-A handler's filter confines what the request's SQL statements find (`belay_server.domain.access`).
-Until a view has asked, they find nothing; and an application has no view that does not say what it
-does.
+A handler's filter restricts what the request's SQL statements find (`belay_server.domain.access`).
+Until the view is authorized, they find nothing. An application does not start with a view that
+declares nothing.
 """
 
 from __future__ import annotations
@@ -27,35 +28,37 @@ from belay_server.domain.ids import parse_uuid
 __all__ = ["authorize", "authorized", "authorizes_itself", "cancels", "is_confined", "public"]
 
 _View = TypeVar("_View", bound=Callable[..., ResponseReturnValue])
-#: Of a cron's body, what its runs are made of: a handler is shown it as `payload`.
+#: The fields of a cron's body that its runs are created from. A handler gets them as `payload`.
 _PAYLOAD = ("input", "config", "context", "interrupt_before", "interrupt_after", "webhook")
 _WITH_ACCESS = ("threads", "assistants", "crons")
 
 
 def use_database(database: Database) -> None:
-    """For the rest of this request."""
+    """Use this database for the rest of the current request."""
     request.environ[OWN_PARTS] = dataclasses.replace(parts(), database=database)
 
 
 def confine_request() -> None:
-    """From now on this request finds only what it is authorized for."""
+    """Restrict the current request to the resources that it is authorized for, at first none."""
     use_database(parts().database.confined(NO_ACCESS))
 
 
 def is_confined() -> bool:
+    """Return whether the current request's access is restricted."""
     return parts().database.access is not EVERYTHING
 
 
 def cancels(view: _View) -> _View:
-    """Marks a view that stops what runs: it has its own way past what floods the server."""
+    """Mark a view that cancels runs. It has its own database connections and limits, so that other
+    requests cannot block it."""
     view.is_cancel = True  # type: ignore[attr-defined]
     return view
 
 
 def authorize(resource: str, action: str, value: MutableMapping[str, Any]) -> None:
-    """Ask the project whether this may be done; its handler may change `value`.
+    """Call the project's authorization handler for an action. The handler may change `value`.
 
-    Raises Forbidden, Refused. Without handlers of the project's, everything may be done.
+    Without such handlers, everything is permitted. Raises Forbidden, Refused, Unavailable.
     """
     authentication = parts().authentication
     who = caller()
@@ -65,11 +68,12 @@ def authorize(resource: str, action: str, value: MutableMapping[str, Any]) -> No
     if resource in _WITH_ACCESS:
         _add_access(resource, filter_)
     elif filter_ is not None:
-        raise Forbidden(f"A filter cannot confine {resource}: change value['namespace'] instead.")
+        raise Forbidden(f"A filter cannot restrict {resource}: change value['namespace'] instead.")
 
 
 def _add_access(resource: str, filter_: Filter | None) -> None:
-    """What is authorized twice is confined by both filters."""
+    """Add a filter to the request's access. A resource that is authorized twice must match both
+    filters."""
     database = parts().database
     before: Filter | None = getattr(database.access, resource)
     if before is NOTHING or before is None or before == filter_:
@@ -82,9 +86,9 @@ def _add_access(resource: str, filter_: Filter | None) -> None:
 def authorized(
     resource: str, action: str, *, changes_body: bool = True
 ) -> Callable[[_View], _View]:
-    """A view that does one thing to one kind of thing. What it takes (ids, query and body, checked
-    already) is what the handler is shown; what the handler changes of the body is what it gets,
-    with `changes_body`."""
+    """Return a decorator that authorizes a view for one action on one resource. The handler gets
+    the view's validated arguments: ids, query and body. With `changes_body`, the view gets the body
+    as the handler has changed it."""
 
     def decorate(view: _View) -> _View:
         @wraps(view)
@@ -114,7 +118,7 @@ def authorized(
 
 
 def authorizes_itself(view: _View) -> _View:
-    """Marks a view that asks by `authorize`, because what it does depends on what it is given."""
+    """Mark a view that calls `authorize` itself, because its action depends on its arguments."""
     view.is_authorized = True  # type: ignore[attr-defined]
     return view
 

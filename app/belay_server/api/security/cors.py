@@ -1,4 +1,4 @@
-"""Which pages in a browser may ask, by CORS; and by the same rules, which may open a WebSocket."""
+"""Decide by CORS which origins may call the server and, by the same rules, open a WebSocket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from belay_server.graphs.project.http_section import CorsRules
 from belay_server.settings import Settings
 
 REQUEST_ID = "x-request-id"
-#: What a page in a browser may read of an answer, besides what it may read of any.
+#: The response headers that a page may read, besides those that are always readable.
 _EXPOSED = (
     "x-pagination-total",
     "x-pagination-next",
@@ -25,13 +25,13 @@ _METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 
 
 def _allowed_origins(settings: Settings, cors: CorsRules) -> list[str | re.Pattern[str]]:
-    """By the project's rules, and where it has none by the settings'."""
+    """Return the allowed origins of the project, or those of the settings if it has none."""
     origins = settings.cors_origins
     if cors.allow_origins is not None or cors.allow_origin_regex is not None:
         origins = cors.allow_origins or ()
     allowed: list[str | re.Pattern[str]] = ["*"] if "*" in origins else []
     if not allowed:
-        # As patterns of our own: what looks like one would be taken for one.
+        # flask-cors would treat an origin that looks like a pattern as one, so all are escaped.
         allowed = [re.compile(re.escape(origin) + r"\Z", re.IGNORECASE) for origin in origins]
     if cors.allow_origin_regex is not None:
         allowed.append(re.compile(f"(?:{cors.allow_origin_regex})\\Z"))
@@ -39,6 +39,7 @@ def _allowed_origins(settings: Settings, cors: CorsRules) -> list[str | re.Patte
 
 
 def origin_may_ask(settings: Settings, cors: CorsRules, origin: str) -> bool:
+    """Return whether an origin may call the server."""
     return any(
         allowed == "*" if isinstance(allowed, str) else bool(allowed.match(origin))
         for allowed in _allowed_origins(settings, cors)
@@ -46,7 +47,7 @@ def origin_may_ask(settings: Settings, cors: CorsRules, origin: str) -> bool:
 
 
 def cors_headers(settings: Settings, cors: CorsRules) -> Callable[[Response], Response] | None:
-    """What puts CORS headers on an answer. None when no page may ask."""
+    """Return a function that adds CORS headers to a response; None when no origin is allowed."""
     allowed = _allowed_origins(settings, cors)
     if not allowed:
         return None
@@ -60,7 +61,7 @@ def cors_headers(settings: Settings, cors: CorsRules) -> Callable[[Response], Re
         expose_headers=exposed,
         supports_credentials=cors.allow_credentials,
         max_age=cors.max_age,
-        # With credentials a browser takes no wildcard: then it is told its own origin.
+        # Browsers accept no wildcard with credentials; the header then has the request's origin.
         send_wildcard=not cors.allow_credentials,
         automatic_options=False,
         allow_private_network=settings.cors_private_network,

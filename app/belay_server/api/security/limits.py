@@ -1,7 +1,6 @@
-"""What one caller may ask of the server: how often, and how much at once.
+"""Limit the rate and the number of open requests of each caller.
 
-Cancels are counted apart and have places of their own: whoever has used up everything else can
-still stop what they have started.
+Cancels have separate limits, so that a caller who has reached the others can still cancel runs.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from belay_server.services.parts import Parts
 
 
 def count_request(found: Parts, *, is_cancel: bool = False) -> None:
-    """One more request of the one who asks. Raises TooMany."""
+    """Count a request of the caller. Raises TooMany."""
     if found.rate_limits is None:
         return
     lane = CANCELS if is_cancel else REQUESTS
@@ -27,16 +26,16 @@ def count_request(found: Parts, *, is_cancel: bool = False) -> None:
 
 
 def take_place(found: Parts, *, is_cancel: bool = False) -> Callable[[], None] | None:
-    """One more open request of the one who asks; what is returned is to be called when it has
-    ended. Raises TooMany."""
+    """Count an open request of the caller. Return a function to call when it has ended; None
+    without a limit. Raises TooMany."""
     if found.open_requests is None:
         return None
     return found.open_requests.enter(f"{CANCELS} of {asker()}" if is_cancel else asker())
 
 
 def connection_owner() -> str | None:
-    """Return for whom a database connection is wanted. None outside of a request, and before it
-    is known who sent it."""
+    """Return the caller that a database connection is used for; None outside of a request, and
+    before the request is authenticated."""
     if not has_request_context():
         return None
     if parts().authentication is not None and CALLER not in request.environ:
@@ -45,6 +44,6 @@ def connection_owner() -> str | None:
 
 
 def asker() -> str:
-    """Return what limits count by: the caller's name, or the address without authentication."""
+    """Return the name that limits count by: the caller's, or without authentication the address."""
     who = caller()
     return f"address:{request.remote_addr}" if who is None else who.name

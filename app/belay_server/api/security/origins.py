@@ -1,9 +1,9 @@
-"""Which pages in a browser may have this server do something.
+"""Refuse requests from pages of foreign origins, and requests for foreign host names.
 
-CORS keeps a page from reading an answer, not from sending the request: a form's POST needs no
-permission, and neither does a WebSocket. So a foreign `Origin` is refused here on everything that
-changes something. And a page of any name can have its name resolve to 127.0.0.1 (DNS rebinding);
-a server without authentication therefore answers to loopback names only.
+CORS prevents a page from reading a response, not from sending the request: a form's POST needs no
+permission, nor does a WebSocket. So a request with a foreign `Origin` that would change something
+is refused here. A page's host name can also resolve to 127.0.0.1 (DNS rebinding), so a server
+without authentication accepts only loopback names.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ class Origins:
     """The rules of one application."""
 
     def __init__(self, settings: Settings, cors: CorsRules, *, is_open: bool) -> None:
-        """`is_open`: there is no authentication, and BELAY_AUTH does not say that this is meant."""
+        """`is_open`: there is no authentication, and BELAY_AUTH is not set."""
         self._settings = settings
         self._cors = cors
         self._is_open = is_open
 
     def refuse_foreign_host(self, host: str) -> None:
-        """`host` is the Host header. Raises Forbidden."""
+        """Raise Forbidden, on an open server, for a Host header that is neither a loopback name
+        nor in BELAY_HOSTS."""
         if not self._is_open:
             return
         found = _HOST.fullmatch(host.lower())
@@ -42,28 +43,27 @@ class Origins:
         if is_loopback(name) or name.endswith(".localhost") or name in self._settings.hosts:
             return
         raise Forbidden(
-            f"This server answers to loopback names, not to {name!r}: set BELAY_HOSTS to allow it, "
-            "or BELAY_AUTH to have callers say who they are"
+            f"This server accepts only loopback names, not {name!r}: set BELAY_HOSTS to allow it, "
+            "or BELAY_AUTH to authenticate callers"
         )
 
     def refuse_foreign_change(self, method: str, origin: str | None, host: str) -> None:
-        """Raises Forbidden for a request that would change something for a foreign page."""
+        """Raise Forbidden for a request of a foreign page that would change something."""
         if method not in _CHANGES_NOTHING and not self.may_ask(origin, host):
             raise Forbidden(f"Pages of {origin} may not call this server (BELAY_CORS_ORIGINS)")
 
     def refuse_foreign_stop(self, headers: Headers) -> None:
-        """The same for a GET whose end may stop a run. A page that does not ask to read the answer
-        (an image, say) sends no `Origin`; a browser then says that it comes from another site.
-
-        Raises Forbidden.
-        """
+        """Raise Forbidden for a GET of a foreign page that may stop a run when it ends. A request
+        whose response the page cannot read (such as an image) has no `Origin`, but the browser
+        sends `Sec-Fetch-Site: cross-site`."""
         origin = headers.get("Origin")
         if origin is None and headers.get("Sec-Fetch-Site") == "cross-site":
             origin = "another site"
         self.refuse_foreign_change("POST", origin, headers.get("Host", ""))
 
     def may_ask(self, origin: str | None, host: str) -> bool:
-        """A page of this server, or of an origin that CORS allows; or no page."""
+        """Return whether a request is from a page of this server, from an origin that CORS allows,
+        or not from a page."""
         if origin is None or urlsplit(origin).netloc == host:
             return True
         return origin_may_ask(self._settings, self._cors, origin)

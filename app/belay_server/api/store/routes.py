@@ -1,4 +1,4 @@
-"""The store: items that threads and graphs share."""
+"""The routes of the store, whose items are shared by threads and graphs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def get_item(query: dict[str, Any]) -> Response:
 
 @blueprint.delete("/store/items")
 @blueprint.arguments(DeleteItem)
-@blueprint.alt_response(204, description="Deleted, or not there")
+@blueprint.alt_response(204, description="Deleted, or it did not exist")
 @blueprint.alt_response(400, schema=Error)
 @authorizes_itself
 def delete_item(body: dict[str, Any]) -> Response:
@@ -87,7 +87,10 @@ def list_namespaces(body: dict[str, Any]) -> Response:
 
 
 def _allowed(action: str, namespace: list[str], body: dict[str, Any]) -> list[str]:
-    """The namespace, as the project's handler leaves it. Raises Forbidden, Refused."""
+    """Authorize an action, and return the namespace as the project's handler has changed it.
+
+    Raises BadRequest, InvalidRequest, Forbidden, Refused.
+    """
     lists = action == "list_namespaces"
     store.checked_namespace(namespace, wildcards=lists)
     value = {**body, "namespace": tuple(namespace)}
@@ -96,6 +99,6 @@ def _allowed(action: str, namespace: list[str], body: dict[str, Any]) -> list[st
     authorize("store", action, value)
     allowed = [str(label) for label in value["namespace"] or ()]
     if lists and is_confined() and allowed[:1] == ["*"]:
-        # Whoever is called that would be shown everybody's.
-        raise Forbidden("The first label of a prefix must name somebody")
+        # The wildcard would list the namespaces of all users.
+        raise Forbidden("The first label of a prefix must not be a wildcard")
     return allowed

@@ -1,4 +1,4 @@
-"""Items of the store on the wire."""
+"""The schemas of the store's items."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from belay_server.api.http.page_schemas import Paged
 
 
 class Labels(List):
-    """A namespace: labels from the root down."""
+    """A namespace: a list of labels, from the root down."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(ma.fields.String(), validate=ma.validate.Length(max=100), **kwargs)
 
 
 def is_index(value: Any) -> None:
-    """False, or a list of paths into the value."""
+    """Validate an index: False, or a list of paths into the value. Raises ValidationError."""
     if value is not False and not (
         isinstance(value, list) and all(isinstance(path, str) for path in value)
     ):
@@ -56,7 +56,7 @@ class PutItem(Body):
         allow_none=True,
         validate=is_index,
         metadata={
-            "description": "Which paths of the value are searched by meaning; false: none.",
+            "description": "The paths of the value to index for semantic search; false: none.",
             "anyOf": [
                 {"type": "array", "items": {"type": "string"}},
                 {"const": False},
@@ -67,7 +67,7 @@ class PutItem(Body):
     ttl = Number(
         allow_none=True,
         validate=ma.validate.Range(min=0, min_inclusive=False, max=100 * 365 * 24 * 60),
-        metadata={"description": "In minutes; null for none, where the project has a default."},
+        metadata={"description": "In minutes; null: none, also if the project has a default."},
     )
 
 
@@ -80,10 +80,11 @@ class SearchItems(Body, Paged):
     namespace_prefix = Labels(allow_none=True)
     filter = Object(
         allow_none=True,
-        metadata={"description": "Values to be equal to, or $eq $ne $gt $gte $lt $lte."},
+        metadata={"description": "Values to compare with: equal, or by $eq $ne $gt $gte $lt $lte."},
     )
     query = ma.fields.String(
-        allow_none=True, metadata={"description": "By meaning, where the project has an index."}
+        allow_none=True,
+        metadata={"description": "Text for semantic search, if the project has an index."},
     )
     refresh_ttl = Boolean(allow_none=True)
 
@@ -97,7 +98,8 @@ class ListNamespaces(Body):
 
 
 def is_storable(text: str) -> None:
-    """Bodies are checked for it as a whole, query strings are not."""
+    """Raise ValidationError for NUL characters. Bodies are checked as a whole, query strings are
+    not."""
     if "\0" in text:
         raise ma.ValidationError("NUL characters cannot be stored")
 
@@ -105,7 +107,7 @@ def is_storable(text: str) -> None:
 class GetItemQuery(ma.Schema):
     namespace = ma.fields.List(
         ma.fields.String(validate=is_storable),
-        metadata={"description": "Labels joined by dots, or one at a time."},
+        metadata={"description": "Labels joined by dots, or one label per parameter."},
     )
     key = ma.fields.String(validate=is_storable)
     refresh_ttl = ma.fields.String()

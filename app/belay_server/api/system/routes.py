@@ -1,4 +1,4 @@
-"""Is it up, and what is it."""
+"""The routes for health, versions and metrics."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from belay_server.db.connection import fetch_value
 from belay_server.services.parts import Parts
 from belay_server.services.queue_metrics import QueueCollector, queue_summary
 
-#: Switched off by `http.disable_meta`; `health` never is.
-blueprint = Blueprint("system", __name__, description="What it is, and how it does")
-health = Blueprint("health", __name__, description="Is it up")
+#: `http.disable_meta` disables this blueprint, but not `health`.
+blueprint = Blueprint("system", __name__, description="Versions and metrics")
+health = Blueprint("health", __name__, description="Health check")
 
 
 @health.get("/ok")
-@health.response(200, Ok, description="The server answers. `check_db=1` asks Postgres too.")
+@health.response(200, Ok, description="The server is up. `check_db=1` also queries Postgres.")
 @public
 def ok() -> Response:
     asked = request.args.get("check_db", "").lower() in ("1", "true")
@@ -33,7 +33,7 @@ def ok() -> Response:
 
 
 @blueprint.get("/info")
-@blueprint.response(200, Info, description="Versions and what this server can do.")
+@blueprint.response(200, Info, description="The server's versions and features.")
 @public
 def info() -> Response:
     flags: dict[str, Any] = {
@@ -65,7 +65,9 @@ _METRICS = {
 
 
 @blueprint.get("/metrics")
-@blueprint.response(200, description="For Prometheus; `format=json` for a summary of the queues.")
+@blueprint.response(
+    200, description="Metrics for Prometheus; with `format=json`, a summary of the queues."
+)
 @blueprint.doc(responses={"200": {"content": _METRICS}})
 @authorizes_itself
 def metrics() -> Response:
@@ -77,8 +79,8 @@ def metrics() -> Response:
 
 
 def _summary(found: Parts) -> dict[str, Any]:
-    """In the shape of LangGraph's own server. Which workers there are, and how many runs they
-    could take, nobody here knows: they come and go, and each tells its own port."""
+    """Return a summary in the format of LangGraph's own server. The number and the capacity of the
+    workers are unknown to the web process: each worker exports its metrics on its own port."""
     queue = queue_summary(found.database)
     return {
         "queue": queue,

@@ -1,4 +1,4 @@
-"""What the server says of itself, on the wire."""
+"""The schemas of the health check and the server's information."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads: records. Their states are in `thread_states`, their runs in `thread_runs`."""
+"""The routes of threads. Their states are in `state_routes`, their runs in `runs.thread_routes`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ blueprint = Blueprint("threads", __name__, description="Conversations and their 
 
 
 def _shown(thread: ThreadRow, fields: list[str] | None = None) -> dict[str, Any]:
-    """A new thread has no `interrupts` and no `error` yet, as the reference has it."""
+    """Return a thread's document. A new thread has no `interrupts` and no `error`, as in the
+    reference."""
     columns = [name for name in fields or THREAD_FIELDS if name != "context"]
     document = shown(thread, columns)
     for name in ("values", "interrupts"):
@@ -55,8 +56,8 @@ def _shown(thread: ThreadRow, fields: list[str] | None = None) -> dict[str, Any]
 @blueprint.post("/threads")
 @blueprint.arguments(CreateThread)
 @blueprint.response(200, Thread)
-@blueprint.alt_response(400, schema=Error, description="What the graph refuses of `supersteps`")
-@blueprint.alt_response(409, schema=Error, description="The id is taken")
+@blueprint.alt_response(400, schema=Error, description="The graph rejects the `supersteps`")
+@blueprint.alt_response(409, schema=Error, description="The id is already in use")
 @authorized("threads", "create")
 def create_thread(body: dict[str, Any]) -> Response:
     return json_response(_shown(threads.create_thread(parts(), body)))
@@ -102,7 +103,7 @@ def patch_thread(body: dict[str, Any], thread_id: str) -> Response:
 
 
 @blueprint.delete("/threads/<thread_id>")
-@blueprint.alt_response(204, description="Deleted; what ran on it was stopped first")
+@blueprint.alt_response(204, description="Deleted; its active runs were stopped first")
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "delete")
 def delete_thread(thread_id: str) -> Response:
@@ -115,7 +116,7 @@ def delete_thread(thread_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def copy_thread(thread_id: str) -> Response:
-    """A new thread with the same state and history, without the runs."""
+    """Copy a thread with its state and history, without its runs."""
     copied: dict[str, Any] = {"thread_id": None, "metadata": {}}
     authorize("threads", "create", copied)
     stamped = dict(copied.get("metadata") or {})
@@ -128,7 +129,7 @@ def copy_thread(thread_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def get_storage(thread_id: str) -> Response:
-    """How much of the database the thread's history takes."""
+    """Get the size of a thread's history in the database."""
     found = path_uuid(thread_id, "thread")
     stored = threads.get_storage(parts(), found)
     return json_response(
@@ -149,10 +150,10 @@ def get_storage(thread_id: str) -> Response:
 @blueprint.post("/threads/prune")
 @blueprint.arguments(PruneThreads)
 @blueprint.response(200, PrunedThreads)
-@blueprint.alt_response(400, schema=Error, description="A state cannot do without its history")
+@blueprint.alt_response(400, schema=Error, description="A latest state depends on its history")
 @authorized("threads", "delete")
 def prune_threads(body: dict[str, Any]) -> Response:
-    """Delete threads, or all but their latest state. Busy threads keep their history."""
+    """Delete threads, or everything but their latest states. Busy threads keep their history."""
     strategy = TtlStrategy(body["strategy"])
     return json_response(
         {"pruned_count": threads.prune_threads(parts(), body["thread_ids"], strategy)}

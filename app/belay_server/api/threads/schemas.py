@@ -1,4 +1,4 @@
-"""Threads and their states on the wire."""
+"""The schemas of threads and their states."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ STATE_FIELDS = (
 
 
 def is_extract_path(path: str) -> None:
-    """Raises ValidationError."""
+    """Validate a path for `extract`. Raises ValidationError."""
     try:
         check_path(path)
     except ValueError as error:
@@ -59,20 +59,20 @@ class Thread(ma.Schema):
     values = ma.fields.Raw(allow_none=True)
     interrupts = Object()
     error = Object(allow_none=True)
-    extracted = Object(metadata={"description": "What a search was asked to `extract`."})
+    extracted = Object(metadata={"description": "The values at the paths in `extract`, by name."})
     ttl = Object(
         allow_none=True, metadata={"description": "With `include=ttl`: when the thread expires."}
     )
 
 
 class FoundThread(Selected, Thread):
-    """The fields that were asked for; all, if none were."""
+    """A thread with the selected fields; with all, if none are selected."""
 
     context = Object(metadata={"description": "The `configurable` of the thread's config."})
 
 
 class Ttl(ma.Schema):
-    """How long a thread stays without being used."""
+    """How long an unused thread is kept."""
 
     ttl = Number(
         required=True,
@@ -87,7 +87,7 @@ class Ttl(ma.Schema):
 
 
 class Update(ma.Schema):
-    """What a node wrote."""
+    """The update that a node wrote."""
 
     values = ma.fields.Raw(allow_none=True)
     command = ma.fields.Nested(Command, allow_none=True)
@@ -113,7 +113,7 @@ class CreateThread(Body):
 
 class GetThreadQuery(ma.Schema):
     include = ma.fields.List(
-        ma.fields.String(), metadata={"description": "ttl: also when the thread expires."}
+        ma.fields.String(), metadata={"description": "ttl: include when the thread expires."}
     )
 
 
@@ -147,7 +147,7 @@ class ChannelAmount(Amount):
 
 
 class Storage(ma.Schema):
-    """How much of the database a thread's history takes."""
+    """The size of a thread's history in the database."""
 
     thread_id = Uuid(required=True)
     total_bytes = ma.fields.Integer(required=True)
@@ -167,12 +167,15 @@ class SearchThreads(CountThreads, Sorted):
         values=ma.fields.String(validate=is_extract_path),
         allow_none=True,
         validate=ma.validate.Length(max=10),
-        metadata={"description": "Names and paths: `values.messages[-1].content`."},
+        metadata={"description": "Paths by name, such as `values.messages[-1].content`."},
     )
 
 
 def is_state_field(name: str) -> None:
-    """A field of a state, or one key of its values: `values.messages`."""
+    """Validate a field of a state, or a key of its values such as `values.messages`.
+
+    Raises ValidationError.
+    """
     if name not in STATE_FIELDS and not (name.startswith("values.") and len(name) > 7):
         raise ma.ValidationError(f"{name!r} is not one of {', '.join(STATE_FIELDS)}, values.<key>")
 
@@ -180,16 +183,16 @@ def is_state_field(name: str) -> None:
 class SelectState(ma.Schema):
     select = List(
         ma.fields.String(validate=is_state_field),
-        metadata={"description": "Only these fields; `values.<key>` for one of the values."},
+        metadata={"description": "Return only these fields; `values.<key>` for one value."},
     )
 
 
 class StateQuery(SelectState):
-    subgraphs = ma.fields.String(metadata={"description": "true: with the states of subgraphs."})
+    subgraphs = ma.fields.String(metadata={"description": "true: include the states of subgraphs."})
 
 
 class Checkpoint(ma.Schema):
-    """Where in a thread's history: a checkpoint of the root graph or of a subgraph."""
+    """A checkpoint in a thread's history, of the root graph or of a subgraph."""
 
     class Meta:
         unknown = ma.EXCLUDE
@@ -207,7 +210,7 @@ class Checkpoint(ma.Schema):
 
 
 class ThreadState(ma.Schema):
-    """All of it, but for a `select`."""
+    """A state. Without a `select`, it has all fields."""
 
     values = ma.fields.Raw()
     next = ma.fields.List(ma.fields.String())
@@ -251,7 +254,8 @@ class StateAtCheckpoint(SelectState, Body):
 
 
 class History(SelectState, Body):
-    """`before` is a checkpoint, as the SDK sends it, a config, or a checkpoint id."""
+    """The body of a history search. `before` is a checkpoint as the SDK sends it, a config, or a
+    checkpoint id."""
 
     limit = Integer(load_default=1, validate=ma.validate.Range(1, 1000))
     before = ma.fields.Raw(allow_none=True)

@@ -1,4 +1,4 @@
-"""States of threads: now, at a checkpoint, their history, and writing one."""
+"""The routes of threads' states: read the newest, one at a checkpoint or the history; update."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ blueprint = Blueprint("thread states", __name__, description="States of threads"
 @blueprint.get("/threads/<thread_id>/state")
 @blueprint.arguments(StateQuery, location="query")
 @blueprint.response(200, ThreadState)
-@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(400, schema=Error, description="The graph rejects the request")
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def get_state(query: dict[str, Any], thread_id: str) -> Response:
@@ -42,7 +42,7 @@ def get_state(query: dict[str, Any], thread_id: str) -> Response:
 @blueprint.get("/threads/<thread_id>/state/<checkpoint_id>")
 @blueprint.arguments(StateQuery, location="query")
 @blueprint.response(200, ThreadState)
-@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(400, schema=Error, description="The graph rejects the request")
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def get_state_at_checkpoint_id(
@@ -55,7 +55,7 @@ def get_state_at_checkpoint_id(
 @blueprint.post("/threads/<thread_id>/state/checkpoint")
 @blueprint.arguments(StateAtCheckpoint)
 @blueprint.response(200, ThreadState)
-@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(400, schema=Error, description="The graph rejects the request")
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def get_state_at_checkpoint(body: dict[str, Any], thread_id: str) -> Response:
@@ -79,7 +79,7 @@ def _state(
 @blueprint.post("/threads/<thread_id>/state")
 @blueprint.arguments(UpdateState)
 @blueprint.response(200, UpdatedState)
-@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(400, schema=Error, description="The graph rejects the request")
 @blueprint.alt_response(404, schema=Error)
 @blueprint.alt_response(409, schema=Error, description="Runs are in flight")
 @authorized("threads", "update")
@@ -93,7 +93,7 @@ def update_state(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "update")
 def patch_state(body: dict[str, Any], thread_id: str) -> Response:
-    """Metadata of the thread, as the JavaScript SDK's `patchState` sends it."""
+    """Merge metadata into the thread's, as the JavaScript SDK's `patchState` does."""
     threads.patch_thread(parts(), path_uuid(thread_id, "thread"), body.get("metadata") or {}, None)
     return Response(status=204)
 
@@ -101,7 +101,7 @@ def patch_state(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.get("/threads/<thread_id>/history")
 @blueprint.arguments(HistoryQuery, location="query")
 @blueprint.response(200, ThreadState(many=True))
-@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(400, schema=Error, description="The graph rejects the request")
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read", changes_body=False)
 def get_history(query: dict[str, Any], thread_id: str) -> Response:
@@ -111,7 +111,7 @@ def get_history(query: dict[str, Any], thread_id: str) -> Response:
 @blueprint.post("/threads/<thread_id>/history")
 @blueprint.arguments(History)
 @blueprint.response(200, ThreadState(many=True))
-@blueprint.alt_response(400, schema=Error, description="What the graph refuses")
+@blueprint.alt_response(400, schema=Error, description="The graph rejects the request")
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read", changes_body=False)
 def search_history(body: dict[str, Any], thread_id: str) -> Response:
@@ -130,7 +130,10 @@ def _history(thread_id: str, asked: dict[str, Any]) -> Response:
 
 
 def _before(value: Any) -> str | None:
-    """A checkpoint id, out of a Checkpoint, a config, or a string."""
+    """Return the checkpoint id in a Checkpoint, a config, or a string; None without one.
+
+    Raises InvalidRequest.
+    """
     if isinstance(value, dict):
         value = value.get("configurable", value)
         value = value.get("checkpoint_id") if isinstance(value, dict) else value

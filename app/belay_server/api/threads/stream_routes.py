@@ -1,4 +1,4 @@
-"""Following a thread: everything its runs stream, and what else happens to it."""
+"""The route that streams a thread: the events of its runs, and its own changes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from belay_server.api.security.authorization import authorized
 from belay_server.domain.errors import InvalidRequest
 from belay_server.services.threads.stream import THREAD_STREAM_MODES, follow_thread, stream_thread
 
-blueprint = Blueprint("thread streams", __name__, description="Following a thread")
+blueprint = Blueprint("thread streams", __name__, description="Streams of threads")
 
 
 class ThreadStreamQuery(ma.Schema):
     #: The Python SDK sends the second name.
     stream_modes = ma.fields.List(
-        ma.fields.String(), metadata={"description": f"Of {', '.join(THREAD_STREAM_MODES)}."}
+        ma.fields.String(), metadata={"description": f"Any of {', '.join(THREAD_STREAM_MODES)}."}
     )
-    stream_mode = ma.fields.List(ma.fields.String(), metadata={"description": "The same."})
+    stream_mode = ma.fields.List(
+        ma.fields.String(), metadata={"description": "An alias of `stream_modes`."}
+    )
 
 
 @blueprint.get("/threads/<thread_id>/stream")
@@ -35,7 +37,7 @@ class ThreadStreamQuery(ma.Schema):
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def stream(query: dict[str, Any], thread_id: str) -> Response:
-    """Follow a thread. `Last-Event-ID` (exclusive; `-` from the start) resumes."""
+    """Stream a thread. `Last-Event-ID` (exclusive; `-` from the start) resumes the stream."""
     asked = query_list(query.get("stream_modes")) or query_list(query.get("stream_mode"))
     modes = frozenset(asked or ["run_modes"])
     if unknown := sorted(modes - set(THREAD_STREAM_MODES)):
