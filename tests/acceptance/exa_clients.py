@@ -77,7 +77,7 @@ def raw_client(url: str, key: str | None, **headers: str) -> httpx.Client:
 
 
 def asking(**what: Any) -> dict[str, Any]:
-    """What the graph of the tests is told."""
+    """Return a request whose input tells the tests' graph what to do."""
     return {"query": "q", "input": {"data": [what]}}
 
 

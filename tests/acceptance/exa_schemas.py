@@ -115,7 +115,7 @@ _BODIES = {
     "POST /agent/runs/[^/]+/(?:cancel|stop)": RUN,
     "GET /agent/runs/[^/]+/events": _validator(_list_of(_EVENT)),
 }
-#: Of all routes. Only who asks for one run, or for no route at all, is told that it is not there.
+#: The statuses of all routes. Only requests for a single run, or without a route, may be a 404.
 STATUSES = (200, 400, 401, 404, 429, 500)
 
 

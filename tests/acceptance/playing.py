@@ -1,4 +1,4 @@
-"""What the acceptance tests share: scenes for the async client, and raw server-sent events."""
+"""Helpers of the acceptance tests: scenes for the async client, and raw server-sent events."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ __all__ = ["clients_watched"]
 
 
 class Locked:
-    """A server that wants API keys, with one child, small limits and no beta header."""
+    """A server that requires API keys, with one child process, small limits, and no beta header."""
 
     def __init__(self, live: LiveServer) -> None:
         self.live = live

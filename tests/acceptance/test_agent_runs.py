@@ -308,7 +308,7 @@ def test_nothing_is_fetched_for_a_schema(raw):
         ):
             body = {"query": "q", "outputSchema": schema}
             assert_invalid(raw.post("/agent/runs", json=body), "INVALID_OUTPUT_SCHEMA")
-        with pytest.raises(BlockingIOError):  # nobody has come
+        with pytest.raises(BlockingIOError):  # there was no connection
             listener.accept()
 
 

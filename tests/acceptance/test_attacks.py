@@ -1,4 +1,4 @@
-"""What a hostile tenant has tried, request by request. Each was seen to work once."""
+"""Attacks of a hostile tenant, each by its requests. Each of them worked once."""
 
 from __future__ import annotations
 
@@ -419,7 +419,7 @@ def test_many_paths_into_a_large_item_are_refused(api):
 
 
 def test_searches_that_refresh_the_same_items_do_not_fail_each_other(api):
-    """They deadlock in Postgres, which was answered as if the database were away."""
+    """They deadlock in Postgres, for which the API once returned 503, as in an outage."""
     for n in range(200):
         api.put("/store/items", json={"namespace": ["ttl"], "key": str(n), "value": {}, "ttl": 60})
     body = {"namespace_prefix": ["ttl"], "limit": 200, "refresh_ttl": True}
@@ -490,7 +490,7 @@ def test_a_moment_near_the_end_of_time_is_refused(api):
 
 @pytest.mark.long
 def test_one_caller_does_not_hold_all_connections(guarded, ann, bob):
-    """What keeps Postgres busy for somebody, here a lock, keeps nobody else from it."""
+    """Statements of one caller that wait, here for a lock, do not block other callers."""
     search = {"limit": 1}
     assert ann.post("/assistants/search", json=search).status_code == 200
     with psycopg.connect(guarded.database_url) as blocker:

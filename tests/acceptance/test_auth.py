@@ -58,7 +58,7 @@ def bob(guarded):
         yield client
 
 
-# --- who asks -----------------------------------------------------------------------------------
+# --- authentication -----------------------------------------------------------------------------
 
 
 def test_who_does_not_say_who_they_are_is_refused_in_the_projects_words(guarded):
@@ -397,7 +397,7 @@ def test_searches_and_counts_find_ones_own(ann, bob):
     assert bob.post("/runs/crons/count", json={"metadata": {"owner": "ann"}}).json() == 0
     assert bob.post("/threads/search", json={"values": {"note": SECRET}}).json() == []
     assert bob.post("/threads/count", json={"values": {"note": SECRET}}).json() == 0
-    # The graphs' own assistants are everybody's to use and nobody's to change.
+    # Every user may use the graphs' system assistants, and no user may change them.
     everybodys = bob.post("/assistants/search", json={"graph_id": "counter"}).json()
     system = next(one for one in everybodys if one["metadata"].get("created_by") == "system")
     patched = bob.patch(f"/assistants/{system['assistant_id']}", json={"name": "mine"})
@@ -543,7 +543,7 @@ def test_a_stranger_opens_no_socket(guarded, ann):
         assert json.loads(socket.recv(20))["type"] == "success"
 
 
-# --- what nobody else is told -------------------------------------------------------------------
+# --- secrets ------------------------------------------------------------------------------------
 
 
 def test_a_callers_secret_stands_in_no_log_no_answer_and_no_row(guarded, ann):

@@ -1,4 +1,4 @@
-"""Many runs in one request, found by metadata, joined without a thread; headers in graphs."""
+"""Batches of runs, search by metadata, joins without a thread, and request headers in graphs."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_runs_of_a_thread_are_found_by_metadata(http, sync_client):
         assert "metadata" in refused(http.get(path, params={"metadata": bad}), 422)
 
 
-# -- stateless runs, by the location that their creation told
+# -- stateless runs, by the location in the response to their creation
 
 
 def test_a_stateless_run_is_joined_and_streamed_where_its_location_says(http):

@@ -1,4 +1,4 @@
-"""What a cancel answers, and that every answer agrees: row, thread, state, waiters and streams."""
+"""The responses to a cancel agree with the run's row, thread and state, with waits and streams."""
 
 from __future__ import annotations
 

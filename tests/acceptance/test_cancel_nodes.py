@@ -1,4 +1,4 @@
-"""Cancelled means stopped, for every kind of node: proven at the node, not at the API."""
+"""A cancel stops every kind of node, which is verified in the node, not by the API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crons: made, changed, found, and fired on time, once, by whoever is there."""
+"""Crons are created, changed, found, and fired on time, once, by any sweeper."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def runs_of(client, thread_id):
 
 
 def due_time(cron, run):
-    """Which second a run was created for: its id says so."""
+    """Return the due time that a run was created for, which its id is derived from."""
     created = moment(run["created_at"]).replace(microsecond=0)
     for back in range(5):
         at = created - timedelta(seconds=back)

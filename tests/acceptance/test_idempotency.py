@@ -1,4 +1,4 @@
-"""A create may be sent again: with the same `run_id`, or with the same Idempotency-Key."""
+"""A create can be retried with the same `run_id` or the same Idempotency-Key."""
 
 from __future__ import annotations
 

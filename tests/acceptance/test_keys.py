@@ -1,4 +1,4 @@
-"""API keys: made, listed and revoked on the command line, asked for by the server."""
+"""API keys are created, listed and revoked on the command line, and required by the server."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-# --- a server that anybody could reach ----------------------------------------------------------
+# --- a server that is reachable from the network ------------------------------------------------
 
 
 def dev(*words: str, **env: str) -> subprocess.CompletedProcess:

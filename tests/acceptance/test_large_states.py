@@ -209,7 +209,7 @@ def test_a_process_that_is_killed_is_made_again(api, large, thread_id):
 
 @pytest.mark.long
 def test_an_update_whose_process_is_killed_is_written_once_or_not(api, large, thread_id):
-    """And what is answered says so: 200, or a 503 that says that nobody knows."""
+    """The response is 200, or a 503 whose message says that the outcome is unknown."""
     accepted, unknown = set(), set()
     with ThreadPoolExecutor(1) as one:
         for number in range(12):
@@ -297,7 +297,7 @@ def test_an_update_loses_nothing_of_a_run(api, large):
 
 
 def test_a_thread_that_rests_after_a_kill_has_large_values(api, large):
-    """Nobody has read them: whoever looks first has them read by the process."""
+    """The first request for the values has them read by the separate process."""
     thread_id = new_thread(api, graph_id="hostile")
     update(api, thread_id, data=LARGE)
     run_id = run_of(api, thread_id, "hostile", {"seconds": 60})

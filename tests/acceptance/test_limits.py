@@ -1,4 +1,4 @@
-"""Limits: how often, how much, how slow; and that a flooded server can still be stopped."""
+"""Limits of rate, size and time; and cancels on a flooded server."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_answers_are_not_to_be_guessed_at_framed_or_kept(limited):
 
 
 def test_a_cancel_passes_a_flood_that_has_every_connection(limited):
-    """All connections to Postgres wait for one lock, and so does whoever asks next."""
+    """All connections to Postgres wait for one lock, and so do further requests."""
     import psycopg
 
     with new_client(limited, "flooded") as client:

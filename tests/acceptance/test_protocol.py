@@ -99,7 +99,7 @@ def thread_id(http):
     return new_thread(http)
 
 
-# --- what is told ---------------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------------
 
 
 def test_a_run_is_told_from_its_start_to_its_end(http):
@@ -575,7 +575,7 @@ def ask(socket, method, params=None, command_id=1):
 
 
 def heard(socket, wanted, timeout=20):
-    """Messages up to one that `wanted` says is it."""
+    """Return the messages up to the first that satisfies `wanted`."""
     messages = []
     while True:
         messages.append(json.loads(socket.recv(timeout)))

@@ -136,7 +136,7 @@ def test_a_queue_without_a_worker_waits_and_holds_up_no_other(deployment, web):
     for _ in range(4):
         assert wait_for(web, new_thread(web), "counter", {"count": 1}) == {"count": 2}
     assert status_of(web, thread_id, run_id) == "pending"
-    # The message is lost; the row knows where to ring again.
+    # The message is lost. The row has the queue to ring the doorbell in again.
     with redis.Redis.from_url(deployment.redis_url) as client:
         client.flushdb()
     assert wait_for(web, new_thread(web), "counter", {"count": 1}) == {"count": 2}

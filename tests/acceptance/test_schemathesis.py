@@ -191,7 +191,7 @@ def test_nearly_every_operation_was_met_where_it_does_something(scene):
 @pytest.mark.timeout(1800)
 @each_operation
 def test_every_answer_of_very_many_is_one_of_the_document(operation, scene):
-    """And with each value that is at the edge of what a schema says."""
+    """Also send each value at the boundaries of a schema."""
     attack(operation, scene, max_examples=300)
     how = API.config.generation_for(operation=operation, phase="coverage")
     edges = API.iter_coverage_cases(operation, generation_modes=MODES, generation_config=how)

@@ -977,7 +977,7 @@ def is_deleted(sdk):
 
 # --- crons ------------------------------------------------------------------------------------
 
-#: Options that a cron hands on to its runs, with what its payload says of them.
+#: Options that a cron passes on to its runs, with their values in its payload.
 HANDED_ON = {
     "input": {"count": 1},
     "context": {"by": 4},

@@ -71,7 +71,7 @@ def test_stateless_stream_streams(http, make_client):
     ]
     assert response.headers["content-location"] == f"/runs/{run_id}"
     assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
-    # Where it says the stream can be joined, there is a route.
+    # The `location` header is a route at which the stream can be joined.
     thread_id = response.headers["location"].split("/")[2]
     assert response.headers["location"] == f"/threads/{thread_id}/runs/{run_id}/stream"
     assert is_gone(http, thread_id, run_id)

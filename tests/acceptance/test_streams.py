@@ -1,4 +1,4 @@
-"""Streams of runs on the wire: headers, events and their payloads, and resuming where one left."""
+"""Streams of runs: headers, events and their payloads, and resuming after a disconnect."""
 
 from __future__ import annotations
 

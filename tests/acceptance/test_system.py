@@ -43,7 +43,7 @@ def test_every_error_in_the_document_has_the_one_shape_of_its_api(http):
                 continue
             for status, response in operation["responses"].items():
                 if path.endswith("/commands") and status == "400":
-                    continue  # what is no command is told in an envelope of the protocol's
+                    continue  # the error for an invalid command is in the protocol's envelope
                 if status.startswith("4"):
                     schema = response["content"]["application/json"]["schema"]
                     shape = {"$ref": f"#/components/schemas/{name}"}

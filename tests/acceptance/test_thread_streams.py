@@ -1,4 +1,4 @@
-"""Following a thread: run after run, resumed where one left, until it is deleted."""
+"""Streams of threads: one run after the other, resumed after a disconnect, until the deletion."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def said(frames):
 
 
 def test_a_thread_stream_has_what_every_run_streams_and_their_ends(server, http, thread_id):
-    run(http, thread_id)  # before anybody listened
+    run(http, thread_id)  # before a client follows the thread
     with listening(server, thread_id) as listener:
         headers = listener.response.headers
         assert headers["content-type"] == "text/event-stream; charset=utf-8"

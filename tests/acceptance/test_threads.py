@@ -1,4 +1,4 @@
-"""Threads as records: made, read, changed, found, and deleted with everything on them."""
+"""Threads' records: create, read, change, search, and delete with runs and checkpoints."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_search_finds_by_the_values_a_killed_run_left(http, sync_client, tag, be
     run_id = run_of(http, thread_id, "nodes", {**kind, "beats": str(beats)}, durability="sync")
     beats.wait_for("beat")
     sync_client.runs.cancel(thread_id, run_id, wait=True)
-    # The search comes before anybody has read the thread.
+    # The search is the first request that reads the thread's values.
     assert ids(search(http, metadata=tag, values=kind)) == [thread_id]
     assert sync_client.threads.get(thread_id)["values"]["kind"] == "swallow_sync"
 

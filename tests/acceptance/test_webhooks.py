@@ -1,4 +1,4 @@
-"""Webhooks: called when a run has ended, however that was; signed, tried again, never inward."""
+"""Webhooks are called after every end of a run, signed, retried, and never to private addresses."""
 
 from __future__ import annotations
 
