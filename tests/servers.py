@@ -60,6 +60,10 @@ class LiveServer:
         command += ["--data-dir", str(self.data_dir), "--concurrency", "8", *extra]
         if self.config is not None:
             command += ["--config", str(self.config)]
+        # As root, Postgres runs as `nobody`. If it cannot reach this folder, its data is stored
+        # elsewhere and would outlive the test.
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self.data_dir.chmod(0o711)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
