@@ -215,6 +215,15 @@ def test_a_body_of_very_many_values_is_refused(api, body):
         assert "BELAY_MAX_BODY_VALUES" in refused(answer, 422), path
 
 
+@pytest.mark.parametrize("path", ["/runs", "/threads", "/agent/runs", "/nowhere", "/ok"])
+def test_a_body_of_bad_chunks_is_refused_without_a_traceback(attacked, path):
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", attacked.port), timeout=20) as connection:
+        connection.sendall(head.encode() + b"zz\r\n{}\r\n0\r\n\r\n")
+        assert connection.recv(4096).split(b" ")[1][:1] == b"4"
+    assert "InvalidChunkSize" not in attacked.log.read_text()
+
+
 def test_a_query_nested_very_deep_is_refused(api):
     thread = api.post("/threads", json={}).json()["thread_id"]
     deep = '{"a":' + "[" * 300 + "]" * 300 + "}"

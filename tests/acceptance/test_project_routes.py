@@ -4,6 +4,7 @@ routes that are switched off, and CORS."""
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 import uuid
 
@@ -63,6 +64,16 @@ def bare(with_bare_asgi):
 
 
 # -- an ASGI app ----------
+
+
+@pytest.mark.parametrize("chunks", [b"zz\r\n", b"5\r\nabcdefgh\r\n", b"-1\r\n\r\n"])
+def test_a_body_of_bad_chunks_is_refused(with_starlette, chunks):
+    """It was a 500: the web server's own error came through the bridge."""
+    head = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", with_starlette.port), timeout=20) as connection:
+        connection.sendall(head + chunks)
+        assert connection.recv(4096).split(b" ")[1] == b"422"
+    assert "Traceback" not in with_starlette.log.read_text()
 
 
 @pytest.mark.parametrize("path", ["/threads/%ff%fe", "/hello/%ff", "/%ff"])

@@ -16,6 +16,8 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from typing import Any
 
+from gunicorn.http.errors import ParseException
+
 #: Smaller bodies are left to the web server.
 _SMALL = 64 * 1024
 _STEP = 1024 * 1024
@@ -56,8 +58,12 @@ class _Chunks:
         return self._take(end + 1 if size < 0 else min(end + 1, size))
 
     def _parse(self) -> bool:
-        """Parse one more chunk. Returns False at the end of the body."""
-        chunk = next(self._parser, None)
+        """Parse one more chunk. Returns False at the end of the body. Raises ValueError for
+        invalid encoding, also from `read` and `readline`."""
+        try:
+            chunk = next(self._parser, None)
+        except ParseException as error:
+            raise ValueError("invalid chunked encoding") from error
         if chunk is None:
             return False
         self._buffer += chunk

@@ -16,6 +16,7 @@ from typing import Any
 from a2wsgi.asgi import ASGIResponder
 
 from belay_server.api.project.event_loop import loop_in_a_real_thread
+from belay_server.domain.errors import InvalidRequest
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +73,10 @@ class AsgiBridge:
 
 def _measure_body(environ: dict[str, Any]) -> bool:
     """Read a chunked body into a file and set CONTENT_LENGTH, without which a2wsgi would pass an
-    empty body on. Return False when the body is too long."""
+    empty body on. Return False when the body is too long. Raises InvalidRequest."""
     body = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  (the app reads it)
     length = 0
-    while chunk := environ["wsgi.input"].read(_STEP):
+    while chunk := _read(environ["wsgi.input"]):
         length += len(chunk)
         if length > _LONGEST_IN_CHUNKS:
             body.close()
@@ -86,6 +87,14 @@ def _measure_body(environ: dict[str, Any]) -> bool:
     environ["CONTENT_LENGTH"] = str(length)
     environ["wsgi.input"] = body
     return True
+
+
+def _read(body: Any) -> bytes:
+    try:
+        chunk: bytes = body.read(_STEP)
+    except Exception as error:  # the web server's, for invalid chunks or a lost connection
+        raise InvalidRequest("The request body could not be read") from error
+    return chunk
 
 
 class _Responder(ASGIResponder):
