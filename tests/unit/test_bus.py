@@ -344,7 +344,7 @@ def test_without_redis_each_process_counts_for_itself_until_it_is_back(keys, cap
         assert not _enters(process)
         leave()
         assert _enters(process)
-        warnings = [r for r in caplog.records if "counted by each process" in r.message]
+        warnings = [r for r in caplog.records if "counting those of this process" in r.message]
         assert len(warnings) == 1
         server.connected = True
         wait_until(lambda: client.zcard(keys.open_requests("ann")) >= 2, 10, "both places")

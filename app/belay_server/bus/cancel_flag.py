@@ -1,7 +1,8 @@
-"""The cancel flag: what makes a cancel fast. The column on the run row is what makes it sure.
+"""Set and poll the cancel flags, which make a cancel fast. The run's row makes it certain.
 
-`raise_flags` is called after the cancel has committed; `raised_flags` is the poll of a worker's
-supervisor, one MGET for all its runs; `CancelNudges` hears the pub/sub nudge in between.
+`raise_flags` is called after the cancel has been committed. The supervisor of a worker polls with
+`raised_flags`, one MGET for all its runs, and receives pub/sub notifications from `CancelNudges`
+between two polls.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ from belay_server.bus.client import Keys
 
 log = logging.getLogger(__name__)
 
-#: A flag outlives any poll; the lease renewal reads the column, so it need not live longer.
+#: Expiry of a flag. It exceeds any poll interval; after it, the lease renewal reads the row.
 _FLAG_SECONDS = 600
 
 
 class CancelFlags:
-    """Raise, poll and lower flags. Losing Redis loses only speed."""
+    """Raises, polls and lowers flags. Without Redis, cancels are slower but not lost."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client = client
         self._keys = keys
 
     def raise_flags(self, run_ids: Iterable[UUID], action: str) -> None:
-        """Flag running runs and nudge their workers. Never raises: the row already says it."""
+        """Set the flags of running runs and notify their workers. Redis errors are logged: the
+        cancel is already in the row."""
         run_ids = list(run_ids)
         if not run_ids:
             return
@@ -39,32 +41,38 @@ class CancelFlags:
                     pipe.publish(self._keys.cancels, str(run_id))
                 pipe.execute()
         except redis.RedisError as error:
-            log.warning("cancel flags not raised, the lease renewal will see the rows: %s", error)
+            log.warning("cannot raise cancel flags, workers will read the rows: %s", error)
 
     def raised_flags(self, run_ids: Sequence[UUID]) -> set[UUID]:
-        """Those of the runs whose flag is up. Raises redis.RedisError."""
+        """Return those of the runs whose flag is set. Raises redis.RedisError."""
         if not run_ids:
             return set()
         values = self._client.mget([self._keys.cancel_flag(run_id) for run_id in run_ids])
         return {run_id for run_id, value in zip(run_ids, values, strict=True) if value is not None}
 
     def lower_flags(self, run_ids: Sequence[UUID]) -> None:
-        """Tidy up after the end; a flag would expire anyway."""
+        """Delete the flags of ended runs; they would expire otherwise."""
         try:
             self._client.delete(*[self._keys.cancel_flag(run_id) for run_id in run_ids])
         except redis.RedisError as error:
-            log.debug("cancel flags of %d runs left to expire: %s", len(run_ids), error)
+            log.debug(
+                "cannot delete the cancel flags of %d runs, they will expire: %s",
+                len(run_ids),
+                error,
+            )
 
 
 class CancelNudges:
-    """A subscription to the nudge channel. A nudge is a hint: anyone may have published it."""
+    """A subscription to the channel of cancels. A message is only a hint: any client of Redis may
+    have published it."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._pubsub = client.pubsub(ignore_subscribe_messages=True)
         self._pubsub.subscribe(keys.cancels)
 
     def wait(self, seconds: float) -> set[UUID]:
-        """Run ids nudged within `seconds`, returning at the first. Raises redis.RedisError."""
+        """Return the run ids received within `seconds`, as soon as there is one. Raises
+        redis.RedisError."""
         nudged = set()
         message = self._pubsub.get_message(timeout=seconds)
         while message is not None:

@@ -1,14 +1,15 @@
-"""The Redis client, and the catalogue of every key and channel Belay uses.
+"""Connect to Redis, and name every key and channel that Belay uses.
 
     {prefix}cancel:{run_id}    string   cancel flag of a running run: the action. Expires.
     {prefix}events:{run_id}    stream   the run's event log, ids `<claim_no>-<seq>`. Expires.
     {prefix}events:{thread_id} stream   the thread's own log: where its runs begin. Expires.
-    {prefix}open:{caller}      zset     a caller's open requests, by when they lapse. Expires.
-    {prefix}cancels            channel  a nudge: "look at the flag of this run_id"
-    {prefix}dirty              channel  a nudge: "the event log of this run_id has grown"
+    {prefix}large:{run_id}     hash     the data of the log's large events, in parts. Expires.
+    {prefix}open:{caller}      zset     a caller's open requests, by expiry. Expires.
+    {prefix}cancels            channel  the run_id whose cancel flag was set
+    {prefix}dirty              channel  the run_id whose event log has grown
 
-Nothing here is the truth: all of it may be lost at any moment, and Postgres decides. (Celery's
-queues live in the same Redis under Celery's own names, unless BROKER_URL says otherwise.)
+All of it may be lost at any moment: Postgres is the source of truth. Celery's queues are in the
+same Redis under Celery's own names, unless BROKER_URL is set.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from redis.retry import Retry
 from belay_server.settings import Settings
 
 RedisError = redis.RedisError
-#: Each is busy for a fraction of a millisecond, however many clients a process has; who would wait
-#: longer for one than for Redis itself gets the same error.
+#: Each is in use for a fraction of a millisecond, however many clients a process has. Waiting
+#: longer for one than for Redis itself raises the same error.
 _MOST_CONNECTIONS = 16
 _POOL_SECONDS = 2.0
 
@@ -55,9 +56,9 @@ class Keys:
 
 
 def connect_redis(settings: Settings, *, timeout: float | None = 2.0) -> redis.Redis:
-    """A client that fails fast: what it carries may be lost, so nobody waits for it.
+    """Return a client that fails fast, since everything in Redis may be lost.
 
-    `timeout=None` is for a subscriber, which waits for as long as nothing happens.
+    `timeout` is in seconds; None is for a subscriber, which waits for messages indefinitely.
     """
     pool = redis.BlockingConnectionPool.from_url(
         settings.redis_url,

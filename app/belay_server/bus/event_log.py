@@ -1,14 +1,14 @@
-"""A run's event log: one Redis stream per run, written by its worker, read by every web process.
+"""The event log of a run: one Redis stream, written by its worker, read by the web processes.
 
-Events have explicit ids, `<claim_no>-<seq>`, so they are unique, strictly increasing, good as SSE
-ids, and Redis itself refuses what a worker writes after another has claimed the run. Events that
-were emitted together share one entry of the stream, which has the last one's id: one entry of many
-costs little more than one of one, for the writer, for Redis and for every reader. The data of a
-large event is in a hash beside the stream: following a log costs little, and whoever sends the
-event to a client reads its data when the client is ready for it. The last event is the end marker.
-A log may be lost; the end of a run is always read again from Postgres.
+Events have explicit ids, `<claim_no>-<seq>`. So they are unique and strictly increasing, serve as
+SSE ids, and Redis refuses what a worker writes after another one has claimed the run. Events that
+were emitted together share one entry of the stream, which has the id of the last one: an entry of
+many events costs the writer, Redis and every reader little more than an entry of one. The data of a
+large event is in a hash beside the stream. Following a log therefore stays cheap, and a web process
+reads the data when the client is ready to receive it. The last event is the end marker. A log may
+be lost; the end of a run is always read from Postgres.
 
-A thread has such a log too, of where its runs begin.
+A thread has a log too, which names its runs.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ import redis
 
 from belay_server.bus.client import Keys
 
-#: Name of the event that says a run has ended; its data is {"status": …}. Never sent to a client.
+#: Name of the event that marks the end; its data is {"status": …}. It is never sent to clients.
 END = "__end__"
 END_SEQ = 2**62
-#: Events of a thread's own log: where its runs begin, and what else happens to it.
+#: Events of a thread's log: the start of a run, and changes of the thread itself.
 RUN_STARTED = "run_started"
 STATE_UPDATE = "state_update"
 THREAD_DELETED = "thread_deleted"
-#: Redis takes 64 bits; a claim counts from 1, and no log has 10^18 events.
+#: Redis allows 64 bits. Claims count from 1, and no log has 10^18 events.
 _ID = re.compile(r"([0-9]{1,18})-([0-9]{1,19})", re.ASCII)
-#: What one entry holds at most, unless a single event is larger.
+#: The most events and bytes of one entry, unless a single event is larger.
 _ENTRY_EVENTS = 500
 _ENTRY_BYTES = 256 * 1024
-#: The data of larger events stands apart.
+#: The data of events above this size, in bytes, is stored in the hash.
 LARGE_EVENT = _ENTRY_BYTES
-#: It is read part by part.
+#: The size of the parts in which it is stored and read.
 _PART_BYTES = 256 * 1024
-#: Large events of a thread itself that are kept.
+#: The number of large events of a thread's log whose data is kept.
 _THREAD_PLACES = 4
-#: How long the log of a thread or run that is gone can still be read.
+#: Seconds for which the log of a deleted thread or run can still be read.
 _FORGET_SECONDS = 30
-#: How long no old log is deleted after one could not be.
+#: Seconds without a further attempt after deleting an old log has failed.
 _NO_DROP_SECONDS = 5.0
 
 
 class Position(NamedTuple):
-    """A place in a log, between two events. Positions compare as the events are ordered."""
+    """The position of an event in a log. Positions compare in the order of the events."""
 
     claim_no: int
     seq: int
 
     @classmethod
     def parse(cls, event_id: str) -> Position:
-        """Raises ValueError when it is not an id."""
+        """Parse an event id. Raises ValueError when it is not one."""
         found = _ID.fullmatch(event_id)
         if found is None:
             raise ValueError(f"not an event id: {event_id!r}")
@@ -73,20 +73,20 @@ START = Position(0, 0)
 
 
 class Event(NamedTuple):
-    """One event. `data` is JSON as bytes, `name` and `data` hold no line break."""
+    """An event. `data` is JSON as bytes; `name` and `data` have no line breaks."""
 
     position: Position
     name: str
     data: bytes
-    #: The size of data that stands apart, to be read by `EventLog.read_whole`, and where it stands.
+    #: The size of data in the hash, which `EventLog.read_whole` reads, and its token there.
     left_in_log: int = 0
     token: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class LogEnd:
-    """How a run ended. `status` is None for one that was rolled back; `error` is for an end that
-    the run's own worker could not say."""
+    """The end of a run. `status` is None for one that was rolled back. `error` is set when the
+    run's worker could not write it to the log."""
 
     run_id: UUID
     claim_no: int
@@ -95,7 +95,7 @@ class LogEnd:
 
 
 def just_before(position: Position) -> Position:
-    """Of all places before this one, the last."""
+    """Return the last position before this one."""
     if position.seq > 0:
         return Position(position.claim_no, position.seq - 1)
     return Position(position.claim_no - 1, END_SEQ) if position.claim_no > 0 else START
@@ -103,24 +103,24 @@ def just_before(position: Position) -> Position:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """An attempt has begun, on a thread that clients may follow."""
+    """The start of an attempt on a thread that clients may follow."""
 
     thread_id: UUID
     resumable: bool
 
 
 class Chunk(NamedTuple):
-    """What was read of a log in one go. `more`: there may be more behind it already."""
+    """The result of one read. `more` is set when there may be further events already."""
 
     events: list[Event]
     more: bool
 
 
 class EventLog:
-    """Append to, read and expire event logs. Every method may raise redis.RedisError.
+    """Appends to, reads and expires event logs. Every method may raise redis.RedisError.
 
-    Of one run's events, about the newest `max_events` are kept, and of each of its attempts about
-    the newest `max_bytes`, for `ttl_seconds`.
+    For `ttl_seconds` it keeps about the newest `max_events` events of a run, and of each of its
+    attempts about the newest `max_bytes`.
     """
 
     def __init__(
@@ -143,8 +143,8 @@ class EventLog:
     def append(
         self, run_id: UUID, events: Sequence[Event], *, started: Started | None = None
     ) -> None:
-        """Add events in one round trip and tell the readers. `started`: they are the first of an
-        attempt, and its thread's log says so."""
+        """Append events and notify the readers, in one round trip. With `started`, they are the
+        first of an attempt, and the thread's log gets an entry of it."""
         with self._client.pipeline(transaction=False) as pipe:
             if started is not None:
                 said = {
@@ -157,7 +157,7 @@ class EventLog:
             _refuse_all_but_stale(pipe.execute(raise_on_error=False))
 
     def append_ends(self, ends: Sequence[LogEnd]) -> None:
-        """Mark the ends of runs, in one round trip."""
+        """Append the end markers of runs, in one round trip."""
         with self._client.pipeline(transaction=False) as pipe:
             for end in ends:
                 self._add(pipe, end.run_id, _end_events(end), nudge=f"{end.run_id}!")
@@ -179,13 +179,13 @@ class EventLog:
                 token = str(last).encode()
                 fields = _apart(names, data, token)
                 self._put_apart(pipe, large_key, token, data)
-            # redis-py's own xadd takes longer to put the command together than Redis to do it.
+            # redis-py's own xadd takes longer to build the command than Redis to execute it.
             pipe.execute_command("XADD", key, *self._trim(last, oldest), str(last), *fields)
         pipe.execute_command("EXPIRE", key, self._ttl_seconds)
         pipe.execute_command("PUBLISH", self._keys.dirty, nudge)
 
     def append_to_thread(self, thread_id: UUID, name: str, data: bytes) -> None:
-        """Add to the log of a thread. Its entries have ids of Redis' own making."""
+        """Append to the log of a thread. Redis generates the ids of its entries."""
         with self._client.pipeline(transaction=False) as pipe:
             self._note(pipe, thread_id, name, data)
             pipe.execute()
@@ -194,7 +194,7 @@ class EventLog:
         key = self._keys.event_log(thread_id)
         fields: tuple[bytes, ...] = (b"e", name.encode(), b"d", data)
         if len(data) > LARGE_EVENT:
-            # The newest few are kept; an older one finds another token than its own.
+            # The data of the newest few is kept: an older event finds a token that is not its own.
             token = secrets.token_hex(8).encode()
             fields = _apart(name.encode(), data, token)
             self._put_apart(pipe, self._keys.large_events(thread_id), token, data)
@@ -213,14 +213,15 @@ class EventLog:
         pipe.execute_command("EXPIRE", key, self._ttl_seconds)
 
     def _trim(self, last: Position, oldest: int) -> tuple[str, ...]:
-        """Entries hold different numbers of events: the log is cut by sequence, not by length."""
+        """Return the arguments that trim the log, by sequence number: entries have different
+        numbers of events."""
         if last.seq >= END_SEQ - 1:
             return ()
         oldest = max(oldest, last.seq - self._max_events)
         return ("MINID", "~", f"{last.claim_no}-{oldest}") if oldest > 0 else ()
 
     def forget(self, ids: Sequence[UUID]) -> None:
-        """Drop the logs of these runs and threads, once those who follow them have read the end."""
+        """Let the logs of these runs and threads expire soon, after followers have read the end."""
         if not ids:
             return
         with self._client.pipeline(transaction=False) as pipe:
@@ -230,9 +231,9 @@ class EventLog:
             pipe.execute()
 
     def drop(self, log_id: UUID) -> None:
-        """Delete the log of a run or thread that had this id before, and is gone.
+        """Delete the log of a deleted run or thread that had this id before.
 
-        After a failure nothing is tried for some seconds: whoever calls this holds a database
+        After a failure, nothing is attempted for some seconds: the caller holds a database
         connection, and a Redis that hangs takes seconds to fail.
         """
         if time.monotonic() < self._no_drop_before:
@@ -244,11 +245,11 @@ class EventLog:
             raise
 
     def read_after(self, run_id: UUID, last: Position, *, count: int) -> Chunk:
-        """The events of up to `count` entries after `last` (exclusive)."""
+        """Return the events of up to `count` entries after `last` (exclusive)."""
         return self.read_many({run_id: last}, count=count)[run_id]
 
     def read_many(self, positions: dict[UUID, Position], *, count: int) -> dict[UUID, Chunk]:
-        """The same for many runs, in one round trip."""
+        """Do the same for many runs, in one round trip."""
         with self._client.pipeline(transaction=False) as pipe:
             for run_id, last in positions.items():
                 pipe.xrange(self._keys.event_log(run_id), f"({last}", count=count)
@@ -259,7 +260,7 @@ class EventLog:
         }
 
     def read_whole(self, run_id: UUID, event: Event) -> Event | None:
-        """Return the event with its data; None: the log does not have it any more."""
+        """Return the event with its data, or None when the log no longer has it."""
         if not event.left_in_log:
             return event
         key = self._keys.large_events(run_id)
@@ -269,22 +270,22 @@ class EventLog:
             if found is None or not found.startswith(event.token):
                 return None
             parts.append(found[len(event.token) :])
-            time.sleep(0)  # in a web process, others have their turn
+            time.sleep(0)  # in a web process, yield to other requests
         return Event(event.position, event.name, b"".join(parts))
 
     def read_newest(self, run_id: UUID, *, count: int) -> list[Event]:
-        """The events of the newest `count` entries, oldest first."""
+        """Return the events of the newest `count` entries, oldest first."""
         entries: Any = self._client.xrevrange(self._keys.event_log(run_id), count=count)
         return list(_after(START, reversed(entries)))
 
     def last_position(self, run_id: UUID) -> Position:
-        """Where the newest event is; START when there is none."""
+        """Return the position of the newest event, START when there is none."""
         newest: Any = self._client.xrevrange(self._keys.event_log(run_id), count=1)
         return Position.parse(newest[0][0].decode()) if newest else START
 
 
 class _Written:
-    """How much of one run's log has been written here. A worker's child writes one at a time."""
+    """Counts what this process has written to the log of one run. A child writes one at a time."""
 
     def __init__(self) -> None:
         self._of: tuple[UUID, int] | None = None
@@ -296,13 +297,13 @@ class _Written:
         self._dropped_large: list[bytes] = []
 
     def dropped_large(self) -> list[bytes]:
-        """Return where the data of large events is that have been dropped since the last call."""
+        """Return the places of the data of large events that were dropped since the last call."""
         dropped, self._dropped_large = self._dropped_large, []
         return dropped
 
     def oldest_to_keep(self, run_id: UUID, last: Position, size: int, most: int) -> int:
-        """Note an entry; returns the sequence number from which entries fit into `most` bytes, the
-        newest in any case, and 0 while all do."""
+        """Count an entry. Return the sequence number from which on the entries fit into `most`
+        bytes, the newest entry in any case; 0 while all of them fit."""
         if last.seq >= END_SEQ - 1:
             return 0
         if self._of != (run_id, last.claim_no):
@@ -321,7 +322,7 @@ class _Written:
 
 
 def _entries(events: Iterable[Event]) -> Iterator[list[Event]]:
-    """Events in a row, as many as one entry may hold."""
+    """Group consecutive events into entries."""
     entry: list[Event] = []
     size = 0
     for event in events:
@@ -337,7 +338,7 @@ def _entries(events: Iterable[Event]) -> Iterator[list[Event]]:
 
 
 def _after(last: Position, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) -> Iterator[Event]:
-    """An entry may begin before the position: what is not after it was asked for is left out."""
+    """Yield the events of entries that are after a position. The first entry may begin before."""
     for entry_id, fields in entries:
         claim_no, newest = map(int, entry_id.split(b"-"))
         names = fields[b"e"].decode().split("\n")
@@ -354,13 +355,13 @@ def _after(last: Position, entries: Iterable[tuple[bytes, dict[bytes, bytes]]]) 
 
 
 def _apart(names: bytes, data: bytes, token: bytes) -> tuple[bytes, ...]:
-    """The fields of an entry whose data stands in the hash."""
+    """Return the fields of an entry whose data is in the hash."""
     return (b"e", names, b"s", b"%d" % len(data), b"t", token)
 
 
 def _places(token: bytes, size: int) -> list[bytes]:
-    """Where the parts of data with a token stand: each event of a run has places of its own, those
-    of a thread share a few."""
+    """Return the names of the parts of data in the hash. Each event of a run has its own, those of
+    a thread share a few."""
     name = token if b"-" in token else b"%d" % (int(token, 16) % _THREAD_PLACES)
     return [b"%b:%d" % (name, number) for number in range(-(-size // _PART_BYTES))]
 
@@ -374,7 +375,8 @@ def _end_events(end: LogEnd) -> list[Event]:
 
 
 def _refuse_all_but_stale(answers: Sequence[Any]) -> None:
-    """A zombie's event, or one written twice, is refused by Redis, as it should be."""
+    """Raise the first error of a pipeline, except the refusal of stale events: those of a worker
+    that has lost its lease, or written twice."""
     for answer in answers:
         if isinstance(answer, Exception) and not _is_stale(answer):
             raise answer

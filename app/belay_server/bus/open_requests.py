@@ -1,9 +1,9 @@
-"""How many requests one caller has open at once, counted in Redis by all web processes together.
+"""Limit the open requests of each caller, counted in Redis over all web processes.
 
-Streams and waits stay open for as long as their run. Each open request holds a place that lapses
-unless the process that answers it renews it, so a process that was killed leaves nothing behind
-for long; a Redis that was flushed is filled again by the next renewals. While Redis is away each
-process counts for itself.
+Streams and waits stay open for as long as their run. Each open request holds a place, which expires
+unless the process that serves the request renews it. So the places of a killed process are soon
+free, and after a flush of Redis the next renewals restore all places. While Redis is unavailable,
+each process counts its own requests.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from belay_server.domain.errors import TooMany
 
 log = logging.getLogger(__name__)
 
-#: How long a place outlives the process that held it.
+#: Seconds after which the place of a killed process expires.
 _PLACE_SECONDS = 30.0
 _RENEWALS_PER_PLACE = 3
 
-# The time is Redis's own: clocks of web processes may differ by more than a place lasts.
+# Use Redis's clock: those of web processes may differ by more than the expiry of a place.
 _NOW = """
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -54,17 +54,18 @@ end
 redis.call('PEXPIRE', KEYS[1], lasts)
 """
 )
-#: Places that are renewed at once: a script's arguments have an end.
+#: Places that are renewed at once: the number of a script's arguments is limited.
 _BATCH = 1_000
 
 
 class OpenRequests:
-    """Starts its thread at the first request, so that importing an app starts nothing."""
+    """Counts the open requests of callers. Its thread starts with the first request, not when the
+    application is made."""
 
     def __init__(
         self, client: redis.Redis, keys: Keys, most: int, *, place_seconds: float = _PLACE_SECONDS
     ) -> None:
-        """At most so many for each caller."""
+        """`most` is the limit of each caller; `place_seconds` is the expiry of a place."""
         self._client = client
         self._keys = keys
         self._most = most
@@ -81,11 +82,11 @@ class OpenRequests:
 
     @classmethod
     def of(cls, client: redis.Redis, keys: Keys, most: int) -> OpenRequests | None:
-        """None where `most` is 0: as many as they like."""
+        """Return None if `most` is 0, which means no limit."""
         return cls(client, keys, most) if most else None
 
     def enter(self, caller: str) -> Callable[[], None]:
-        """One more; what is returned is to be called when it has ended. Raises TooMany."""
+        """Count one more request. Returns a function to call when it has ended. Raises TooMany."""
         place = uuid.uuid4().hex
         with self._lock:
             if len(self._held.get(caller, ())) >= self._most:
@@ -93,12 +94,12 @@ class OpenRequests:
             self._held[caller].add(place)
             self._start_renewing()
         if not self._may_take(caller, place):
-            self._leave(caller, place)  # a renewal may have put it in meanwhile
+            self._leave(caller, place)  # a renewal may have added it meanwhile
             raise self._too_many()
         return partial(self._leave, caller, place)
 
     def close(self) -> None:
-        """Stop renewing; what is still open lapses."""
+        """Stop renewing: the places of open requests expire."""
         self._closed.set()
         if self._renewing is not None:
             self._renewing.join(5.0)
@@ -128,7 +129,7 @@ class OpenRequests:
                 del self._held[caller]
 
     def _give_back(self, caller: str, places: set[str]) -> None:
-        """What cannot be given back lapses."""
+        """Free places in Redis. If Redis is unavailable, they expire."""
         if self._is_away:
             return
         try:
@@ -137,9 +138,11 @@ class OpenRequests:
             self._note_outage(error)
 
     def _note_outage(self, error: redis.RedisError) -> None:
-        """From now on nobody waits for Redis, until a renewal finds it well again."""
+        """Count without Redis until a renewal reaches it again."""
         if not self._is_away:
-            log.warning("open requests are counted by each process for itself: %s", error)
+            log.warning(
+                "cannot count open requests in Redis, counting those of this process: %s", error
+            )
         self._is_away = True
 
     def _start_renewing(self) -> None:
@@ -156,7 +159,7 @@ class OpenRequests:
             try:
                 self._client.ping()
                 if self._is_away:
-                    log.warning("open requests are counted in Redis again")
+                    log.warning("counting open requests in Redis again")
                     self._is_away = False
                 for caller, places in held.items():
                     self._renew_places(caller, places)
@@ -164,11 +167,11 @@ class OpenRequests:
                 self._note_outage(error)
 
     def _renew_places(self, caller: str, places: list[str]) -> None:
-        """Raises redis.RedisError."""
+        """Renew the places of one caller. Raises redis.RedisError."""
         key = self._keys.open_requests(caller)
         for start in range(0, len(places), _BATCH):
             self._renew([key], (self._lasts, *places[start : start + _BATCH]))
         with self._lock:
             left = set(places) - self._held.get(caller, set())
-        if left:  # requests that ended meanwhile have been given a place again
+        if left:  # the renewal has added places of requests that ended meanwhile
             self._give_back(caller, left)

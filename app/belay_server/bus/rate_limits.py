@@ -1,7 +1,7 @@
-"""How often a caller may ask, counted in Redis by all web processes together.
+"""Limit the rate of each caller's requests, counted in Redis over all web processes.
 
-Cancels are counted apart: a caller who has used up everything else can still stop what they have
-started. A Redis that is away limits nobody.
+Cancels are counted separately, so a caller that has reached its limit can still stop its runs.
+While Redis is unavailable, there is no limit.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 REQUESTS, CANCELS = "requests", "cancels"
 
 
-#: Failed authentications of one address: what a script with a wrong key makes is let pass, what a
-#: search for keys needs is not, and the longer it goes on the longer it waits.
+#: Failed authentications of one address. A script with a wrong key stays below them; a search for
+#: keys does not, and waits longer the longer it goes on.
 _FAILURES = ("300/minute", "2000/hour", "10000/day")
 
 
 class FailedLogins:
-    """Failed authentications by address, over all web processes. A right key is never counted, so
-    nobody is locked out by others behind the same address."""
+    """Counts failed authentications by address, over all web processes. Valid keys are never
+    counted, so clients behind the same address do not lock each other out."""
 
     def __init__(self, redis_url: str, prefix: str, rates: Sequence[str] = _FAILURES) -> None:
         storage = RedisStorage(redis_url, key_prefix=f"{prefix}failures", wrap_exceptions=True)
@@ -37,7 +37,7 @@ class FailedLogins:
         self._items = [parse(rate) for rate in rates]
 
     def seconds_to_wait(self, address: str) -> float:
-        """Count one more; how long they have to wait where that is one too many, else 0."""
+        """Count one more. Return the seconds to wait if the limit is exceeded, else 0."""
         waits = [0.0]
         try:
             for item in self._items:
@@ -45,13 +45,13 @@ class FailedLogins:
                     reset = self._limiter.get_window_stats(item, "failures", address).reset_time
                     waits.append(max(1.0, reset - time.time()))
         except (StorageError, redis.RedisError) as error:
-            log.warning("failed authentications are not counted: %s", error)
+            log.warning("cannot count failed authentications, allowing the request: %s", error)
         return max(waits)
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimits:
-    """The limits of the settings. `None`: that is not limited."""
+    """The rate limits of the settings, by kind of request; a kind that is missing has none."""
 
     limiter: SlidingWindowCounterRateLimiter
     items: dict[str, RateLimitItem]
@@ -60,7 +60,8 @@ class RateLimits:
     def of(
         cls, redis_url: str, prefix: str, *, requests: str | None, cancels: str | None
     ) -> RateLimits | None:
-        """`requests`, `cancels`: such as `100/second` or `5000 per hour`, checked already."""
+        """Make them of validated rates such as `100/second` or `5000 per hour`. Return None when
+        neither is limited."""
         named = {REQUESTS: requests, CANCELS: cancels}
         items = {lane: parse(text) for lane, text in named.items() if text}
         if not items:
@@ -69,7 +70,7 @@ class RateLimits:
         return cls(SlidingWindowCounterRateLimiter(storage), items)
 
     def seconds_to_wait(self, lane: str, caller: str) -> float:
-        """Count one more; how long they have to wait where that is one too many, else 0."""
+        """Count one more. Return the seconds to wait if the limit is exceeded, else 0."""
         item = self.items.get(lane)
         if item is None:
             return 0.0
@@ -78,6 +79,6 @@ class RateLimits:
                 return 0.0
             stats = self.limiter.get_window_stats(item, lane, caller)
         except (StorageError, redis.RedisError) as error:
-            log.warning("requests are not counted: %s", error)
+            log.warning("cannot count requests, allowing the request: %s", error)
             return 0.0
         return max(1.0, stats.reset_time - time.time())
