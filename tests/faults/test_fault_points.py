@@ -225,7 +225,7 @@ def test_a_paused_worker_that_comes_back_is_told_that_its_run_is_not_its_own(
     zombie = next(e for e in probe.executions(tag) if e.pid == beat.pid)
     seen = len(zombie.beats)
     # It may end what it was in the middle of; it finds out, and does no more.
-    told = (f"run {run_id} is somebody else's now", f"attempt of run {run_id} given up")
+    told = (f"lost the lease on run {run_id}", f"abandoned the attempt of run {run_id}")
     wait_until(
         lambda: any(line in worker.text() for line in told), 5 * LEASE_SECONDS, "it to notice"
     )

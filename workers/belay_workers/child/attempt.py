@@ -1,11 +1,11 @@
 """One attempt of one run, from claim to outcome, as named steps. Runs in a child process.
 
 claim ▸ execute ▸ end          the graph reached its end
-                ▸ stop         the supervisor asked: cancel, timeout or drain
-                ▸ give up      the claim is lost: whoever holds the run goes on
+                ▸ stop         the supervisor requested it: cancel, timeout or drain
+                ▸ abandon      the lease is lost: another worker has the run
 
-While Postgres is away every step waits for it. The lease stays with us as long as nobody can judge
-it, and the supervisor says when somebody has.
+While Postgres is unavailable, every step waits for it. Meanwhile no sweeper can take the lease
+away; the supervisor notices when one has done so afterwards.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _FLUSH_SECONDS = 2.0
-#: Of an end's JSON. A server process of Postgres keeps up to 50 times as much memory after it has
-#: stored one of 16 MiB, for as long as its connection lasts.
+#: Bytes of an end's JSON above which the connection is replaced. A server process of Postgres keeps
+#: up to 50 times the memory of an end of 16 MiB until its connection is closed.
 _LARGE_END = 1024 * 1024
-#: Of what an earlier attempt has said, enough to have what its last steps did.
+#: Entries that are read of an earlier attempt's log, enough to contain its last steps.
 _NEWEST_ENTRIES = 1_000
 
 
 def attempt_run(child: Child, run_id: UUID) -> None:
-    """Answer a doorbell: run it if it can be claimed, else do nothing."""
+    """Execute a run if it can be claimed, else do nothing. Called for a doorbell message."""
     if child.slots.draining:
         return
     child.slot.claiming(run_id)
@@ -72,8 +72,8 @@ def attempt_run(child: Child, run_id: UUID) -> None:
     except (ClaimLost, CheckpointsUnavailable, psycopg.Error) as error:
         if isinstance(error, psycopg.Error) and not is_worth_waiting(error):
             raise
-        # The row is untouched: its lease lapses and another attempt goes on from the checkpoint.
-        log.warning("attempt of run %s given up: %s", run_id, error)
+        # The row is unchanged: its lease expires, and another attempt resumes from the checkpoint.
+        log.warning("abandoned the attempt of run %s: %s", run_id, error)
         child.database.drop()
     finally:
         child.slot.idle()
@@ -81,7 +81,8 @@ def attempt_run(child: Child, run_id: UUID) -> None:
 
 
 def _claim(child: Child, run_id: UUID) -> ClaimedRun | None:
-    """Claim, or find that we have: when the answer to a claim was lost it may have committed."""
+    """Claim the run. A claim whose response was lost may have been committed: then return the run
+    if this child holds its lease."""
     asked_before = False
 
     def claim(conn: Connection) -> ClaimedRun | None:
@@ -123,20 +124,21 @@ def _attempt(child: Child, claimed: ClaimedRun) -> None:
 
 
 def _started(claimed: ClaimedRun) -> Started | None:
-    """What the thread's log says; nobody can follow the thread of a stateless run."""
+    """Return the entry for the thread's log, None for a stateless run, whose thread has no
+    followers."""
     if claimed.temporary:
         return None
     return Started(claimed.thread_id, claimed.kwargs.resumable)
 
 
 def _unasked(child: Child, claim: Claim) -> Callable[[], bool]:
-    """Wait for Postgres until the supervisor asks anything of this run."""
+    """Return a condition for waiting for Postgres: no stop of this run has been requested."""
     return lambda: child.asked_of(claim) is StopReason.NONE
 
 
 def _on_the_row(child: Child, claim: Claim, write: Callable[[Connection], _T]) -> _T:
-    """Write what became of the run, however long that takes: unless it is not ours any more, or
-    the supervisor, who has its own connection, loses patience and kills us."""
+    """Write the result of the attempt, waiting for Postgres without a limit: until the lease is
+    lost, or the supervisor, which has a connection of its own, kills this child."""
     written = child.database.run(
         write, keep_waiting=lambda: child.asked_of(claim) is not StopReason.LEASE_LOST
     )
@@ -147,7 +149,7 @@ def _on_the_row(child: Child, claim: Claim, write: Callable[[Connection], _T]) -
 
 
 class _Prepared:
-    """An attempt's saver, and its graph once `execute` has opened it."""
+    """The saver of an attempt, and its graph once `_open_and_execute` has opened it."""
 
     def __init__(
         self,
@@ -172,8 +174,8 @@ def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
         unasked,
         behind=claimed.kwargs.writes_behind,
         is_new=not claimed.has_checkpoints,
-        # What a client can ask for again is in the log before the step it belongs to is kept: when
-        # this process dies in between, the step is done again, and its events are not missing.
+        # Events that clients can read again are in the log before the checkpoint of their step is
+        # stored. If this process dies in between, the step is repeated, and no event is missing.
         before_checkpoint=(lambda: child.events.flush(_FLUSH_SECONDS)) if resumable else None,
     )
     if claimed.claim_no == 1:
@@ -190,42 +192,48 @@ def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
 
 
 def _said_before(child: Child, claimed: ClaimedRun) -> frozenset[tuple[str, bytes]]:
-    """The values and updates that earlier attempts have said, of a run whose stream can be asked
-    for again."""
+    """Return the values and updates in the log of earlier attempts, as (name, data). Used for runs
+    whose stream can be resumed."""
     try:
         newest = child.event_log.read_newest(claimed.run_id, count=_NEWEST_ENTRIES)
         said = [event for event in newest if event.name.partition("|")[0] in ("values", "updates")]
         whole = [child.event_log.read_whole(claimed.run_id, event) for event in said]
     except RedisError as error:
-        log.warning("events of run %s may be said twice: %s", claimed.run_id, error)
+        log.warning(
+            "cannot read the events of earlier attempts of run %s, some may be sent twice: %s",
+            claimed.run_id,
+            error,
+        )
         return frozenset()
     return frozenset((event.name, event.data) for event in whole if event is not None)
 
 
 def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending | None:
-    """The graph's ending, or None when it was stopped before it reached one."""
+    """Return the graph's ending, or None when it was stopped before it reached one."""
     try:
         ending: Ending = child.run(claimed.claim, _open_and_execute(child, claimed, prepared))
     except (asyncio.CancelledError, CancelledError, RunCancelled):
         if child.asked is not StopReason.NONE:
             return None
-        # A graph that cancels itself without having been asked to stop has failed.
+        # A graph that cancels itself without a requested stop has failed.
         return _failed(child, "CancelledError", "The graph cancelled itself.")
     except ClaimLost:
         raise
     except CheckpointsUnavailable:
-        return None  # it was asked to stop, or it would still be waiting
+        return None  # a stop was requested, or it would still be waiting
     except Exception as error:  # noqa: BLE001  (a graph's factory may raise anything)
         return _failed(child, type(error).__name__, str(error))
     if ending.status is RunStatus.ERROR and child.asked is not StopReason.NONE:
-        # A node turned our asking into an error of its own; it was stopped all the same.
+        # A node raised its own error because of the stop; it was stopped all the same.
         return None
     return ending
 
 
 def _checked(child: Child, claimed: ClaimedRun, ending: Ending | None) -> Ending | None:
-    """A run that was asked for an output of a certain shape has failed when it has another. Looking
-    may take long, whoever wrote the schema: the supervisor may stop it as it may stop a node."""
+    """Return an error ending when the output does not match the run's output schema.
+
+    Validation may take long for some schemas; the supervisor can stop it like a node.
+    """
     schema = claimed.kwargs.output_schema
     if ending is None or schema is None or ending.status is not RunStatus.SUCCESS:
         return ending
@@ -246,7 +254,7 @@ def _failed(child: Child, kind: str, message: str) -> Ending:
 
 async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending:
     def emit(name: str, data: bytes) -> None:
-        # What a node makes of being asked to stop is not the run's error.
+        # An error that a node raises because of a stop is not the run's error.
         if name != "error" or child.asked is StopReason.NONE:
             child.events.emit(name, data)
 
@@ -268,7 +276,7 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
 def _write_some_end(
     child: Child, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
 ) -> RunEnd | None:
-    """Write the end; when Postgres refuses its values, an end without any, and the refusal."""
+    """Write the end. If Postgres refuses its values, write an error end without values."""
     try:
         return _write_end(child, claimed, prepared, ending)
     except psycopg.Error as error:
@@ -284,7 +292,8 @@ def _write_some_end(
 
 
 def _kept(child: Child, ending: Ending) -> Ending:
-    """An end as its row keeps it: large values are in its checkpoint only, and read from there."""
+    """Return an end as its row stores it. Large values stay in the checkpoint and are read from
+    there."""
     size = len(to_json([ending.values, ending.interrupts]))
     if size <= child.settings.max_outcome_bytes:
         child.reconnects = size > _LARGE_END
@@ -301,11 +310,11 @@ def _kept(child: Child, ending: Ending) -> Ending:
 def _write_end(
     child: Child, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
 ) -> RunEnd | None:
-    """Write the end; None when the run is pending again or somebody else's."""
+    """Write the end. Return None when the run is pending again, or when the lease is lost."""
     claim, thread_id = claimed.claim, claimed.thread_id
     asked = child.asked_of(claim) if ending is None else StopReason.NONE
     if asked is StopReason.LEASE_LOST:
-        log.warning("run %s is somebody else's now; stopped it here", claim.run_id)
+        log.warning("lost the lease on run %s; stopped the local attempt", claim.run_id)
         return None
     if asked is StopReason.DRAIN:
         return _put_back(child, claimed, prepared)
@@ -324,13 +333,14 @@ def _write_end(
 
 
 def _flush(child: Child, claimed: ClaimedRun) -> None:
-    """Events go before the end: who learns of the end may rely on the log being complete."""
+    """Write the events before the end, so that the log is complete when the end is announced."""
     if not child.events.flush(_FLUSH_SECONDS):
-        log.warning("events of run %s are late", claimed.run_id)
+        log.warning("events of run %s are not written yet; writing its end first", claimed.run_id)
 
 
 def _put_back(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd | None:
-    """A drain: pending again, no attempt charged. A cancel accepted meanwhile still wins."""
+    """Make a drained run pending again, without counting the attempt. A cancel that was accepted
+    meanwhile takes precedence."""
 
     def put_back(conn: Connection) -> RunEnd | None:
         ring = claim_rows.put_run_back(
@@ -349,7 +359,7 @@ def _put_back(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd 
 
 
 def _reached(child: Child, prepared: _Prepared) -> Ending:
-    """What the stopped run's last checkpoint says."""
+    """Return the state of a stopped run, from its last checkpoint."""
     if prepared.execution is None:
         return STOPPED
     try:
@@ -357,8 +367,8 @@ def _reached(child: Child, prepared: _Prepared) -> Ending:
     except ClaimLost:
         raise
     except CheckpointsUnavailable:
-        return STOPPED  # whoever asks for the values first reads them
-    except Exception:  # its state cannot be read; that must not hold up its end
+        return STOPPED  # the first request for the values reads them
+    except Exception:  # its state cannot be read; that must not prevent its end
         log.exception("the state of a stopped run could not be read")
         return STOPPED
     return ending
