@@ -1,7 +1,7 @@
-"""Runs a graph and turns what it streams into the run's events and its ending.
+"""Execute a graph, and translate its stream into the events of the run and its ending.
 
-Nothing here knows Postgres, Redis or Celery: a graph, a saver and an `emit` go in, events come out
-by `emit(name, data)`, and `execute` returns the Ending. It stops by being cancelled.
+This module does not use Postgres, Redis or Celery. `execute` gets a graph, a saver and an `emit`,
+calls `emit(name, data)` for each event and returns the Ending. It is stopped by cancelling it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from belay_server.graphs.thread_state import (
 
 Emit = Callable[[str, bytes], None]
 
-#: What the API calls a stream mode, and what LangGraph calls the mode it is made from.
+#: The stream modes of the API, and the modes of LangGraph that they are made from.
 _LANGGRAPH_MODES = {
     "values": "values",
     "updates": "updates",
@@ -49,27 +49,27 @@ _LANGGRAPH_MODES = {
     "checkpoints": "checkpoints",
     "tools": "tools",
 }
-#: Made from LangChain's own events, around everything else.
-#: LangGraph's own key: refuse an answer to a question that is not waiting.
+#: LangGraph's key that refuses to resume an interrupt which is not pending.
 _STRICT_RESUME = "__pregel_strict_resume"
+#: The mode that is made from LangChain's events; all other modes are streamed within it.
 _EVENTS = "events"
-#: Checkpoints of a thread that nobody can ask for are nobody's business.
+#: Modes without the checkpoints of a stateless run, whose thread clients cannot read.
 _CHECKPOINT_MODES = ("checkpoints", "debug")
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One attempt's graph, ready to run."""
+    """The graph of an attempt, ready to be executed."""
 
     graph: Graph
     saver: RunSaver
     store: RunStore
     kwargs: RunKwargs
-    #: An earlier attempt of this run left a checkpoint: go on from there.
+    #: Whether to resume from the checkpoint of an earlier attempt of this run.
     resumes: bool
     attempt: int
     redact_errors: bool
-    #: Events of earlier attempts, of a run that can be streamed again.
+    #: Events of earlier attempts, for a run whose stream can be resumed.
     said_before: frozenset[tuple[str, bytes]] = frozenset()
 
     @property
@@ -100,7 +100,7 @@ class Execution:
 
     @property
     def context(self) -> dict[str, Any] | None:
-        """Passed only to graphs that declare one; others see it as `configurable`."""
+        """Return the context for graphs that declare one; others read it from `configurable`."""
         if self.graph.context_schema is None:
             return None
         return self.kwargs.context or None
@@ -108,7 +108,7 @@ class Execution:
 
 @dataclass(slots=True)
 class _Stream:
-    """What has been seen of a graph's stream."""
+    """The state of translating a graph's stream."""
 
     emit: Emit
     modes: tuple[str, ...]
@@ -117,9 +117,9 @@ class _Stream:
     saw_values: bool = False
     interrupted: bool = False
     messages: dict[str, BaseMessageChunk] = field(default_factory=dict)
-    #: The thread ends with the run.
+    #: Whether the thread is deleted with the run.
     temporary: bool = False
-    #: What an earlier attempt has put on the stream already, as (name, data).
+    #: The events that an earlier attempt has emitted already, as (name, data).
     said_before: frozenset[tuple[str, bytes]] = frozenset()
     redact_errors: bool = False
     has_values: set[str] = field(default_factory=set)
@@ -147,9 +147,11 @@ class _Stream:
                 self.emit(name, encoded)
 
     def _was_said(self, mode: str, name: str, data: Any, encoded: bytes) -> bool:
-        """A run that goes on after its worker was lost begins with where it is: the values so far,
-        and the updates of tasks whose step had not ended. What an earlier attempt has said of that
-        is not said again."""
+        """Return whether an earlier attempt has emitted this event.
+
+        A run that resumes after its worker was lost first streams its present state: the values so
+        far, and the updates of tasks whose step had not ended.
+        """
         if not self.said_before:
             return False
         if mode == "values":
@@ -159,19 +161,19 @@ class _Stream:
         if mode != "updates":
             return False
         if not isinstance(data, dict) or not data.get("__metadata__", {}).get("cached"):
-            self.said_before = frozenset()  # it has begun to do something new
+            self.said_before = frozenset()  # from here on, all events are new
             return False
         update = {key: value for key, value in data.items() if key != "__metadata__"}
         return (name, to_json(update)) in self.said_before
 
     def take_event(self, event: Mapping[str, Any]) -> None:
-        """One of LangChain's events."""
+        """Emit one of LangChain's events."""
         if self.redact_errors and "error" in event["data"]:
             event = {**event, "data": {**event["data"], "error": REDACTED}}
         self.emit(_EVENTS, to_json(event))
 
     def _output(self, namespace: tuple[str, ...], data: Any) -> Any:
-        """A root graph shows its output schema, in values as in what `wait` answers."""
+        """Return values as clients get them: those of a root graph by its output schema."""
         if namespace:
             return _with_interrupts(data, data)
         output = output_values(self.graph, data)
@@ -188,7 +190,7 @@ class _Stream:
     def _emit_accumulated(
         self, namespace: tuple[str, ...], message: BaseMessage, metadata: dict[str, Any]
     ) -> None:
-        """`messages/partial` carries the message as it stands so far, `complete` a whole one."""
+        """Emit `messages/partial` with the message so far, or `messages/complete`."""
         message_id = message.id or ""
         seen = self.messages.get(message_id)
         if seen is None:
@@ -209,7 +211,7 @@ def _is_checkpoint(mode: str, data: Any) -> bool:
 
 
 def _without_errors(mode: str, data: Any) -> Any:
-    """Of a stream of tasks or checkpoints, without the messages of exceptions that ended tasks."""
+    """Redact the error messages of tasks in a stream of tasks or checkpoints."""
     if mode == "debug":
         return {**data, "payload": _redacted(data["payload"])}
     return _redacted(data) if mode in ("tasks", "checkpoints") else data
@@ -224,7 +226,7 @@ def _redacted(payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_addresses(data: dict[str, Any]) -> dict[str, Any]:
-    """A debug event, with the addresses of checkpoints as the API writes them."""
+    """Return a debug event with the addresses of checkpoints in the API's form."""
     payload = data["payload"]
     if data["type"] != "checkpoint":
         return data
@@ -237,7 +239,7 @@ def _with_addresses(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_address(task: dict[str, Any]) -> dict[str, Any]:
-    """A task that is a subgraph has the address of the subgraph's checkpoints for its state."""
+    """Return a task; one that is a subgraph gets the address of the subgraph's checkpoints."""
     state = task.get("state")
     if not isinstance(state, dict) or "configurable" not in state:
         return task
@@ -253,13 +255,13 @@ def _with_interrupts(shown: Any, data: Any) -> Any:
 
 
 def _event_name(mode: str, namespace: tuple[str, ...]) -> str:
-    """A name is one line, whatever a node is called."""
+    """Return the name of an event as one line, also for nodes with line breaks in their names."""
     return " ".join("|".join([mode, *namespace]).splitlines())
 
 
 async def execute(execution: Execution, emit: Emit) -> Ending:
-    """Run the graph to its end. Raises asyncio.CancelledError when told to stop, ClaimLost and
-    CheckpointsUnavailable when the attempt must end without an ending of its own."""
+    """Execute the graph to its end. Raises asyncio.CancelledError when it is stopped, ClaimLost and
+    CheckpointsUnavailable when the attempt has to end without an ending."""
     graph = bound(execution.graph, execution.saver, execution.store)
     modes = tuple(execution.kwargs.stream_mode)
     stream = _Stream(
@@ -310,7 +312,7 @@ async def _stream(
 async def _stream_events(
     graph: Graph, execution: Execution, stream: _Stream, modes: Sequence[str]
 ) -> None:
-    """Everything that runs says when it starts and ends, with the graph's own stream in between."""
+    """Stream the start and end of everything that runs, with the graph's own stream in between."""
     run_id = UUID(execution.kwargs.configurable["run_id"])
     config = {**execution.config, "run_id": run_id}
     options = _options(execution, modes)
@@ -332,10 +334,10 @@ def _nodes(names: Any) -> Any:
 
 
 async def _finished(graph: Graph, execution: Execution, stream: _Stream) -> Ending:
-    """Ended by itself: the last values are the outcome, and what is left is asked only if need be.
+    """Return the ending of a graph that has ended by itself.
 
-    Reading the state costs a round trip and the preparation of the next tasks; a graph that ran
-    through has neither interrupts nor anything next.
+    Its last values are the outcome. The state is read only if the graph may have paused: reading
+    costs a round trip and prepares the next tasks.
     """
     may_pause = (
         stream.interrupted
@@ -360,7 +362,7 @@ async def _failed(graph: Graph, execution: Execution, error: dict[str, str]) -> 
         resting = await read_now(graph, execution)
     except (ClaimLost, CheckpointsUnavailable):
         raise
-    except Exception:  # noqa: BLE001  (the error to tell is the graph's own)
+    except Exception:  # noqa: BLE001  (the graph's error takes precedence)
         return Ending(RunStatus.ERROR, values_known=False, has_next=True, error=error)
     return Ending(
         RunStatus.ERROR,
@@ -372,7 +374,7 @@ async def _failed(graph: Graph, execution: Execution, error: dict[str, str]) -> 
 
 
 async def stopped(execution: Execution) -> Ending:
-    """What a run that was stopped has reached: its last checkpoint."""
+    """Return the ending of a run that was stopped, from its last checkpoint."""
     resting = await read_now(bound(execution.graph, execution.saver), execution)
     return Ending(
         RunStatus.INTERRUPTED,
@@ -392,11 +394,11 @@ def _describe(error: Exception, *, redact: bool) -> dict[str, str]:
     return {"error": type(error).__name__, "message": message}
 
 
-#: Of an error's message, in characters: it is kept in a row, an event and a webhook's payload.
+#: Characters of an error message that are stored in the row, the event and the webhook's payload.
 _LONGEST_MESSAGE = 20_000
 
 
 def shortened(message: str) -> str:
-    """An error's message as it is kept; what is cut off is counted."""
+    """Return an error message as it is stored. The number of characters cut off is added."""
     over = len(message) - _LONGEST_MESSAGE
     return message if over <= 0 else f"{message[:_LONGEST_MESSAGE]}… ({over} characters cut off)"
