@@ -1,8 +1,8 @@
-"""Carries a run's events from its graph to Redis, in batches, without ever slowing the graph.
+"""Write a run's events from its graph to Redis, in batches, without slowing the graph.
 
-A thread of its own drains a queue and appends whatever has gathered in one round trip: the first
-event at once, those that follow it closely a few milliseconds later, together. When Redis is away
-events are dropped, not the run: readers still learn the end from Postgres.
+A separate thread drains a queue and appends the gathered events in one round trip: the first event
+immediately, those that closely follow it together, some milliseconds later. While Redis is
+unavailable, events are dropped and the run continues: readers get its end from Postgres.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from belay_server.domain.runs import Claim
 
 log = logging.getLogger(__name__)
 
-#: What may wait to be written: beyond either, events are dropped. Redis would have to be away, or
-#: seconds behind.
+#: The events and bytes that may wait to be written; beyond either, events are dropped. That happens
+#: only when Redis is unavailable or seconds behind.
 _MOST_EVENTS = 100_000
 _MOST_BYTES = 64 * 1024 * 1024
 _BATCH = 2_000
-#: The least time between two appends, so that a chatty run costs few of them.
+#: The shortest time between two appends, in seconds, so that runs with many events need few.
 _GATHER_SECONDS = 0.015
-#: After a failure, drop for this long before trying Redis again.
+#: Seconds for which events are dropped after a failure, before the next attempt.
 _PAUSE_SECONDS = 1.0
 
 
 class EventWriter:
-    """One per child; `begin` at each run. `emit` and `flush` are for the child's own threads."""
+    """The event writer of a child. Call `begin` for each attempt; `emit` and `flush` may be called
+    from all threads of the child."""
 
     def __init__(self, event_log: EventLog) -> None:
         self._event_log = event_log
@@ -41,25 +42,30 @@ class EventWriter:
         self._started: Started | None = None
         self._written = threading.Condition()
         self._wake = threading.Event()
-        #: Set while somebody waits for everything to be written.
+        #: Set while a `flush` waits.
         self._hurry = threading.Event()
         self._paused_until = 0.0
         self._thread = threading.Thread(target=self._write, name="belay-events", daemon=True)
         self._thread.start()
 
     def begin(self, claim: Claim, started: Started | None = None) -> None:
-        """The events that follow are this attempt's. `started` goes out with the first of them."""
+        """Start an attempt, to which the following events belong. `started` is written with the
+        first of them."""
         self._claim = claim
         self._seq = 0
         self._started = started
 
     def emit(self, name: str, data: bytes) -> None:
-        """Queue one event of the current run; dropped when Redis is far behind."""
+        """Queue one event of the current run. It is dropped when too many are waiting."""
         assert self._claim is not None
         self._seq += 1
         event = Event(Position(self._claim.claim_no, self._seq), name, data)
         if len(self._events) >= _MOST_EVENTS or self._waiting_bytes >= _MOST_BYTES:
-            log.warning("event %s of run %s dropped", event.position, self._claim.run_id)
+            log.warning(
+                "too many events waiting for Redis, dropped event %s of run %s",
+                event.position,
+                self._claim.run_id,
+            )
             return
         self._waiting_bytes += len(data)
         self._events.append((self._claim, event))
@@ -67,7 +73,7 @@ class EventWriter:
             self._wake.set()
 
     def flush(self, seconds: float) -> bool:
-        """Wait until everything emitted so far is in Redis, or given up; False after `seconds`."""
+        """Wait until all events emitted so far are written or dropped. False after `seconds`."""
         if not self._events and not self._wake.is_set():
             return True
         self._hurry.set()
@@ -86,7 +92,7 @@ class EventWriter:
                     self._hurry.wait(_GATHER_SECONDS)
             self._hurry.clear()
             self._wake.clear()
-            # One that came in between has set nothing, or what was just cleared.
+            # An event emitted in between may have set nothing, or what was just cleared.
             if self._events:
                 self._wake.set()
                 continue
@@ -95,7 +101,7 @@ class EventWriter:
             self._hurry.wait(_GATHER_SECONDS)
 
     def _gathered(self) -> list[tuple[Claim, Event]]:
-        """What has gathered of one run."""
+        """Return the gathered events of one run."""
         batch: list[tuple[Claim, Event]] = []
         while self._events and len(batch) < _BATCH:
             if batch and self._events[0][0] != batch[0][0]:
@@ -113,5 +119,7 @@ class EventWriter:
         try:
             self._event_log.append(run_id, events, started=started)
         except RedisError as error:
-            log.warning("%d events of run %s not written: %s", len(batch), run_id, error)
+            log.warning(
+                "dropped %d events of run %s, cannot write to Redis: %s", len(batch), run_id, error
+            )
             self._paused_until = time.monotonic() + _PAUSE_SECONDS

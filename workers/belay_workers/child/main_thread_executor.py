@@ -1,11 +1,11 @@
-"""Runs one synchronous node at a time on the child's main thread, where a signal can stop it.
+"""Run synchronous nodes on the child's main thread, one at a time, where a signal can stop them.
 
-A signal handler runs on the main thread and may raise there: a node that sleeps, computes or waits
-for a subprocess gets the exception, and its `finally`, within a millisecond. No other thread can be
-stopped that way. What comes while the main thread is taken (fan-out of several sync nodes) goes to
-ordinary pool threads, which only the kill reaches.
+A signal handler runs on the main thread and can raise there: a node that sleeps, computes or waits
+for a subprocess gets the exception within a millisecond, and its `finally` blocks run. No other
+thread can be stopped like that. While the main thread is in use (fan-out of several synchronous
+nodes), further nodes run on ordinary pool threads, which only killing the process stops.
 
-It is the event loop's default executor, which is where LangChain runs synchronous nodes.
+The executor is the default one of the event loop, on which LangChain runs synchronous nodes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RunCancelled(BaseException):
 
 
 def _for_the_loop(raised: BaseException) -> BaseException:
-    """A node's `sys.exit` is its failure: handed on as it is, it would end the event loop."""
+    """Turn a node's `sys.exit` into an error of the node: SystemExit would end the event loop."""
     if isinstance(raised, (SystemExit, KeyboardInterrupt)):
         described = RuntimeError(f"The node raised {type(raised).__name__}: {raised}")
         described.__cause__ = raised
@@ -38,7 +38,7 @@ def _for_the_loop(raised: BaseException) -> BaseException:
 
 
 class _Work:
-    """One call handed to the main thread; None in the inbox means "look up"."""
+    """A call for the main thread. None in the inbox only wakes it."""
 
     def __init__(self, future: Future[Any], call: Callable[[], Any]) -> None:
         self.future = future
@@ -46,7 +46,7 @@ class _Work:
 
 
 class MainThreadExecutor(ThreadPoolExecutor):
-    """`serve` is the main thread's side; `submit` may be called from any thread."""
+    """An executor whose `serve` runs on the main thread; `submit` may be called from any thread."""
 
     def __init__(self) -> None:
         super().__init__(max_workers=_WORKERS, thread_name_prefix="belay-node")
@@ -74,14 +74,14 @@ class MainThreadExecutor(ThreadPoolExecutor):
 
     @property
     def pool_is_busy(self) -> bool:
-        """True while a call that did not fit on the main thread is still running."""
+        """Return whether a call is still running on a pool thread."""
         return self._pooled > 0
 
     def serve(self, start: Callable[[], Future[_T]]) -> Future[_T]:
-        """Start something, run on this thread what it hands over, return its future when done.
+        """Call `start`, run submitted calls on this thread, and return the future when it is done.
 
-        `start` is called when this thread is already open for work, so that not even the first
-        call can slip by to the pool.
+        This thread accepts calls before `start` is called, so the first one does not go to the
+        pool.
         """
         self._set_free(True)
         try:
@@ -101,7 +101,7 @@ class MainThreadExecutor(ThreadPoolExecutor):
             self._main_is_free = free
 
     def _refuse_leftovers(self) -> None:
-        """Work handed over just before the run was done: its waiter has gone."""
+        """Cancel calls that were submitted just before the run was done: nothing waits for them."""
         while True:
             try:
                 work = self._inbox.get_nowait()
@@ -120,10 +120,10 @@ class MainThreadExecutor(ThreadPoolExecutor):
             self._in_node = True
             result = work.call()
             self._in_node = False
-        except BaseException as raised:  # noqa: BLE001  (handed to whoever waits for the node)
+        except BaseException as raised:  # noqa: BLE001  (passed to the future)
             self._in_node = False
             error = _for_the_loop(raised)
-        # Free before the waiter hears of it: it may hand over the next node at once.
+        # Accept calls before the result is set: the next node may be submitted immediately.
         self._set_free(True)
         if error is not None:
             work.future.set_exception(error)
@@ -131,7 +131,7 @@ class MainThreadExecutor(ThreadPoolExecutor):
             work.future.set_result(result)
 
     def raise_in_node(self) -> None:
-        """Called by the signal handler, on the main thread: raises if a node is running there."""
+        """Raise RunCancelled if a node is running. Called by the signal handler (main thread)."""
         if self._in_node:
             self._in_node = False
             raise RunCancelled

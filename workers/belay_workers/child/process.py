@@ -1,6 +1,6 @@
-"""What one child process keeps between runs: a connection, an event loop, the warm graphs.
+"""Hold what a child process keeps between runs: a connection, an event loop, the loaded graphs.
 
-All of it is opened after the fork, at the first run. The main thread serves synchronous nodes; the
+The parts are made after the fork. The main thread serves synchronous nodes; the
 event loop runs in a side thread, and database writes in another, in order.
 """
 
@@ -39,13 +39,13 @@ from belay_workers.supervision.processes import (
 
 log = logging.getLogger(__name__)
 
-#: Urgent data: ignored by default, so one that comes late does no harm. Nobody else uses it here.
+#: It is ignored by default, so a late signal does no harm, and nothing else here uses it.
 ASK_SIGNAL = signal.SIGURG
 _LEFTOVER_SECONDS = 0.05
 
 
 class Child:
-    """One per process; `task` bodies get it from `belay_workers.celery`."""
+    """The parts of a child process. There is one; the Celery tasks get it from the app."""
 
     def __init__(
         self,
@@ -63,14 +63,14 @@ class Child:
         stop_when_parent_dies()
         self._canary, _ = os.pipe2(os.O_CLOEXEC)
         self.slot.keeps_open(self._canary)
-        # What watches runs and stops them must get the CPU when the runs would take all of it.
+        # The processes that supervise runs must get the CPU also while runs use all of it.
         os.nice(settings.child_nice)
         self.graphs = graphs
         self.owner = f"{owner}/{os.getpid()}"
         self.database = ReconnectingConnection(
             lambda: connect(settings.database_url, pgbouncer=settings.pgbouncer, name="belay child")
         )
-        #: The connection is closed after the next end is written: the server's memory has grown.
+        #: Whether to close the connection after the next end: Postgres's process has grown.
         self.reconnects = False
         keys = Keys(settings.redis_prefix)
         client = connect_redis(settings)
@@ -97,20 +97,20 @@ class Child:
         signal.signal(ASK_SIGNAL, self._on_ask)
 
     def asked_of(self, claim: Claim) -> StopReason:
-        """What the supervisor asks of this run, noticed or not."""
+        """Return the stop requested for this run, whether or not its signal has been handled."""
         return self.slot.asked(claim)
 
     @property
     def asked(self) -> StopReason:
-        """Why the current run was asked to stop; NONE while it was not."""
+        """Return why a stop of the current run was requested, NONE if none was."""
         return self._asked
 
     def run(self, claim: Claim, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the loop while this, the main thread, serves its sync nodes.
 
-        Returns its result or raises its exception. When it was asked to stop, returns only when
-        nothing of it is left: no node on the main thread, no pool thread, no subprocess. If that
-        never comes, the supervisor kills this process. Processes that a run leaves are killed,
+        Returns its result or raises its exception. After a stop it returns only when nothing of
+        the run is left: no node on the main thread, no pool thread, no subprocess. If that never
+        happens, the supervisor kills this process. Processes that a run leaves behind are killed,
         unless the settings keep them.
         """
         self._claim, self._asked, self._task = claim, StopReason.NONE, None
@@ -127,11 +127,12 @@ class Child:
         return future.result()
 
     def finish(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run a short coroutine of our own: no node, not to be asked to stop."""
+        """Run a short coroutine of Belay's own, which has no nodes and is not stopped."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _run_loop(self) -> None:
-        """The loop ends only when an async node raises SystemExit; then this child does too."""
+        """Run the event loop. It ends only when an async node raises SystemExit, which then ends
+        this child."""
         try:
             self._loop.run_forever()
         except BaseException:
@@ -146,7 +147,10 @@ class Child:
         return await work
 
     def _on_ask(self, _signal: int, _frame: FrameType | None) -> None:
-        """The supervisor asks. What it asks of another run than this one is not for us."""
+        """Handle the supervisor's signal: cancel the task, and raise in a synchronous node.
+
+        A request for another run than the current one is ignored.
+        """
         if self._claim is None or self._asked is not StopReason.NONE:
             return
         asked = self.slot.asked(self._claim)
@@ -158,7 +162,7 @@ class Child:
         self._nodes.raise_in_node()
 
     def _wait_for_leftovers(self) -> None:
-        """Wait until what the run started is gone, for as long as the supervisor lets us."""
+        """Wait until everything that the run started has ended. The supervisor limits the time."""
         self._cancel_stray_tasks()
         idle = threading.Event()
         while self._has_leftovers():
@@ -174,7 +178,7 @@ class Child:
         )
 
     def _cancel_stray_tasks(self) -> None:
-        """Tasks that a node started and nobody awaited."""
+        """Cancel the tasks that a node started and did not await."""
 
         async def cancel_all() -> None:
             strays = asyncio.all_tasks() - {asyncio.current_task()}

@@ -1,11 +1,11 @@
-"""The signals that end programs, as a worker's children take them: not at all.
+"""Make a worker's children ignore the signals that end programs.
 
-A platform that stops a worker may signal every process of it: Heroku and systemd do by default, and
-so does Ctrl-C. Only the supervisor ends children, once their runs are put back or ended; so from
-the first instruction after the fork these signals do nothing to a child.
+A platform that stops a worker may signal all of its processes: Heroku and systemd do so by default,
+and so does Ctrl-C. Only the supervisor ends children, after their runs have been put back or ended.
+So these signals have no effect on a child, from the first instruction after the fork.
 
-The handler is a function, and not SIG_IGN, which programs started by a node would inherit: they
-have the defaults, and so has what a node forks (`multiprocessing`).
+The handler is a function and not SIG_IGN, which programs started by a node would inherit. Those
+have the default handlers, and so have processes that a node forks (`multiprocessing`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 class ChildSignals:
-    """Made once in the parent, before its pool forks."""
+    """Sets the handlers around each fork. Make it once in the parent, before the pool forks."""
 
     def __init__(self) -> None:
         self._parent = os.getpid()
@@ -27,7 +27,7 @@ class ChildSignals:
         )
 
     def _block(self) -> None:
-        """What comes during a fork waits: in the child the parent's handlers would take it."""
+        """Delay signals during a fork: in the child, the parent's handlers would receive them."""
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
 
     def _unblock(self) -> None:
@@ -42,13 +42,14 @@ class ChildSignals:
 
 
 def do_nothing_at_ending_signals() -> None:
-    """In a child; again after Celery's pool has set its own handlers. On the main thread."""
+    """Ignore the signals in a child. Call it on the main thread, also after Celery's pool has set
+    its handlers."""
     for number in _ENDING:
         signal.signal(number, _do_nothing)
 
 
 def have_the_defaults() -> None:
-    """In what a node has forked: whoever made it may end it."""
+    """Restore the default handlers in a process that a node has forked."""
     for number in _ENDING:
         if signal.getsignal(number) is _do_nothing:
             signal.signal(number, signal.SIG_DFL)

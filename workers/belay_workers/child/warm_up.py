@@ -1,7 +1,7 @@
-"""What a child does before its first run, so that the run does not wait for it.
+"""Prepare a child before its first run, so that the run does not wait for it.
 
-Connections are opened, and a graph of our own runs once through LangGraph, asyncio and the event
-log's client: the memory that a forked process copies when it first touches it is copied here.
+It opens the connections and executes a small graph through LangGraph, asyncio and the event log's
+client. That also copies the memory pages that a forked process copies when it first writes them.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _GRAPH = StateGraph(_State).add_node("work", _work).add_edge(START, "work").comp
 
 
 def warm_up(child: Child) -> None:
-    """Servers that are away now are waited for by the first run."""
+    """Open connections and execute a graph. If a server is unavailable, the first run waits."""
     try:
         _ask_for_a_run_that_is_not_there(child)
         child.event_log.last_position(_NOBODY.run_id)
     except (RedisError, psycopg.Error) as error:
         if isinstance(error, psycopg.Error) and not is_outage(error):
             raise
-        log.info("a child was not warmed up: %s", error)
+        log.info("cannot warm up a child, its first run will connect: %s", error)
     child.finish(_run())
 
 
 def _ask_for_a_run_that_is_not_there(child: Child) -> None:
-    """The server plans the statements of a run's life; they are prepared at their second use."""
+    """Let Postgres plan the statements of a run. psycopg prepares them at their second use."""
     conn = child.database.get()
     for _ in range(2):
         claim_rows.claim_run(conn, _NOBODY.run_id, owner=child.owner, lease_seconds=0.0)
