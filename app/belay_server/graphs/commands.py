@@ -9,7 +9,7 @@ from langgraph.types import Command, Send
 
 
 def to_command(command: Mapping[str, Any]) -> Command[Any]:
-    """A command as JSON carries it: pairs are lists there, a Send is {node, input}."""
+    """Return the Command of a JSON object, in which pairs are lists and a Send is {node, input}."""
     update = command.get("update")
     if isinstance(update, list):
         update = [tuple(pair) if isinstance(pair, list) else pair for pair in update]

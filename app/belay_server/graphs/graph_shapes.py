@@ -1,6 +1,6 @@
-"""What a graph looks like from outside: its drawing, its schemas, its subgraphs.
+"""Descriptions of a graph: its drawing, its schemas, its subgraphs.
 
-Asked of the loaded graph, never of a running one.
+They are read from the loaded graph, never from a running one.
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ JsonSchema = dict[str, Any]
 
 
 def draw(graph: Graph, *, xray: int | bool) -> dict[str, Any]:
-    """Nodes and edges. `xray`: subgraphs in their nodes' place, all or so many levels deep."""
+    """Return nodes and edges. `xray` shows subgraphs in place of their nodes: all of them, or down
+    to that many levels."""
     return graph.get_graph(xray=xray).to_json()
 
 
 def schemas_of(graph: Graph) -> dict[str, JsonSchema | None]:
-    """JSON schemas of what goes in, what comes out and what is kept. None where the graph's types
-    cannot be described; a schema is help, and must not be what fails."""
+    """Return JSON schemas of a graph's input, output, state and context.
+
+    A schema is None (`config_schema`: {}) if the types have no description: it is optional, and
+    must not fail the request.
+    """
     builder = getattr(graph, "builder", None)
     return {
         "input_schema": _first_of(
@@ -48,7 +52,7 @@ def schemas_of(graph: Graph) -> dict[str, JsonSchema | None]:
 def subgraphs_of(
     graph: Graph, *, namespace: str | None, recurse: bool
 ) -> dict[str, dict[str, JsonSchema | None]]:
-    """Schemas of the subgraphs by namespace; those of one namespace, if it is named."""
+    """Return the schemas of the subgraphs by namespace, or those of the given namespace only."""
     found = graph.get_subgraphs(namespace=namespace, recurse=recurse)
     return {name: schemas_of(subgraph) for name, subgraph in found if isinstance(subgraph, Pregel)}
 
@@ -57,13 +61,13 @@ def _first_of(*ways: Callable[[], JsonSchema | None]) -> JsonSchema | None:
     for way in ways:
         try:
             return way()
-        except Exception as error:  # noqa: BLE001  (types of a project may be anything at all)
-            log.debug("a schema cannot be made: %s", error)
+        except Exception as error:  # noqa: BLE001  (types of a project may be anything)
+            log.debug("cannot make a schema, trying the next way or leaving it out: %s", error)
     return None
 
 
 def _context_schema(graph: Graph) -> JsonSchema | None:
-    """What the context takes, and with it `config.configurable`: they are one."""
+    """Return the schema of the context, which is also that of `config.configurable`."""
     return _first_of(
         graph.get_context_jsonschema,
         lambda: _schema_of_typed_dict(graph.context_schema),
@@ -71,7 +75,8 @@ def _context_schema(graph: Graph) -> JsonSchema | None:
 
 
 def _schema_of_typed_dict(kind: Any) -> JsonSchema:
-    """Before Python 3.12, pydantic refuses `typing.TypedDict`: make a model of its keys."""
+    """Return the schema of a model with the keys of a TypedDict. Before Python 3.12, pydantic does
+    not accept `typing.TypedDict`."""
     hints = get_type_hints(kind, include_extras=True)
     required = getattr(kind, "__required_keys__", frozenset(hints))
     fields: dict[str, Any] = {

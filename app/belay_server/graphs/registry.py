@@ -1,7 +1,7 @@
 """The loaded graphs of a project.
 
-A graph may be compiled, a `StateGraph` still to compile, or a factory of either: sync, async, a
-context manager, with or without the run's config.
+A graph may be compiled, a `StateGraph` that is not compiled yet, or a factory of either: sync,
+async, a context manager, with or without the run's config.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class GraphRegistry:
 
     @classmethod
     def load(cls, project: Project) -> GraphRegistry:
-        """Import every graph. Raises ProjectError with the graph's name and the cause."""
+        """Import every graph. Raise ProjectError with the name of what failed and the cause."""
         project.apply_environment()
         registry = cls(project)
         for spec in project.graphs.values():
             registry._loaded[spec.graph_id] = _load(project, spec)
-        _ = registry.store  # what cannot be loaded stops the start, not the first item
+        _ = registry.store  # an error fails the start, not the first item
         return registry
 
     @cached_property
     def store(self) -> StoreConfig:
-        """The project's store, with its embedding function. Raises ProjectError."""
+        """The store's configuration with its embedding function. Raises ProjectError."""
         config = self.project.store
         if config.index is None:
             return config
@@ -63,13 +63,16 @@ class GraphRegistry:
         return spec.queue if spec else DEFAULT_QUEUE
 
     def nodes_of(self, graph_id: str) -> frozenset[str] | None:
-        """The names of a graph's nodes; None when a factory makes it anew for each run."""
+        """Return the names of a graph's nodes. None if a factory makes the graph for each run."""
         made = self._loaded.get(graph_id)
         return frozenset(made.nodes) if isinstance(made, Pregel) else None
 
     @asynccontextmanager
     async def open(self, graph_id: str, config: dict[str, Any]) -> AsyncIterator[Graph]:
-        """The compiled graph, built for this config when it is a factory."""
+        """Yield the compiled graph. A factory makes it for this config.
+
+        Raise ProjectError for an unknown graph, ValueError if a factory returns another object.
+        """
         if graph_id not in self._loaded:
             raise ProjectError(f"Graph '{graph_id}' is not in this project")
         made = self._loaded[graph_id]
@@ -85,7 +88,7 @@ class GraphRegistry:
             yield _compiled(graph_id, made)
 
     def read(self, graph_id: str, config: dict[str, Any]) -> Graph:
-        """The compiled graph for reading state, never for running nodes."""
+        """Return the compiled graph for reading state, never for running nodes. Raise as `open`."""
         if graph_id not in self._loaded:
             raise ProjectError(f"Graph '{graph_id}' is not in this project")
         made = self._loaded[graph_id]
@@ -99,8 +102,8 @@ class GraphRegistry:
 
 
 def _load_embed(project: Project, target: str) -> Any:
-    """A function of a list of texts, sync or async, an `Embeddings`, or a model that LangChain
-    knows by name (`openai:text-embedding-3-small`)."""
+    """Return the embedding function. `target` names a function of a list of texts, sync or async,
+    an `Embeddings`, or a model that LangChain finds by name (`openai:text-embedding-3-small`)."""
     who = "'store.index.embed'"
     location = target.rpartition(":")[0]
     if not location.endswith(".py") and "." not in location:
@@ -121,7 +124,7 @@ def _run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """
     patched = sys.modules.get("gevent.monkey")
     if patched is not None and patched.is_module_patched("threading"):
-        import gevent  # noqa: PLC0415  (only where the web process has it already)
+        import gevent  # noqa: PLC0415  (only where the web process has loaded it)
 
         made: _T = gevent.get_hub().threadpool.apply(asyncio.run, (coroutine,))
         return made

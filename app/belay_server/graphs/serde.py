@@ -1,7 +1,7 @@
-"""Turn what graphs produce into JSON: messages, pydantic models, dataclasses, tuples, bytes.
+"""Encoding of graph values as JSON: messages, pydantic models, dataclasses, tuples, bytes.
 
-`to_json` is the only door out: for the wire, for columns and for events alike, so a value looks
-the same wherever it is read.
+`to_json` encodes them for responses, columns and events alike, so a value has the same form
+wherever it is read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _REPLACEMENT = b"\\ufffd"
 
 
 def to_json(value: Any) -> bytes:
-    """JSON of anything a graph may return; what has no JSON form becomes its `repr`."""
+    """Return the JSON of any value of a graph. A value that has no JSON form becomes its `repr`."""
     try:
         encoded = orjson.dumps(value, default=_default, option=_OPTIONS)
     except (orjson.JSONEncodeError, TypeError):
@@ -34,7 +34,7 @@ def to_json(value: Any) -> bytes:
 
 
 def to_plain(value: Any) -> Any:
-    """The same, as dicts, lists, strings and numbers."""
+    """Return the same as dicts, lists, strings and numbers."""
     return orjson.loads(to_json(value))
 
 
@@ -68,7 +68,7 @@ _MAX_DEPTH = 200
 
 
 def _plain(value: Any, depth: int) -> Any:  # noqa: PLR0911
-    """The slow way, for what orjson refuses: lone surrogates, huge integers, endless nesting."""
+    """Convert, slowly, what orjson rejects: lone surrogates, huge integers, endless nesting."""
     if depth > _MAX_DEPTH:
         return "…"
     if isinstance(value, str):
@@ -86,6 +86,6 @@ def _plain(value: Any, depth: int) -> Any:  # noqa: PLR0911
 
 
 def _without_nul(encoded: bytes) -> bytes:
-    """Replace NUL escapes, leaving alone a backslash that is itself escaped."""
+    """Replace NUL escapes. A backslash that is itself escaped does not start one."""
     parts = encoded.split(b"\\\\")
     return b"\\\\".join(part.replace(_NUL, _REPLACEMENT) for part in parts)

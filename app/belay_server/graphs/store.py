@@ -1,7 +1,7 @@
 """LangGraph's Postgres store: the same table for the API and for graphs.
 
-LangGraph's own library does the work; what is here gives it the project's embeddings, a connection
-to work on, and comparisons that know numbers from text.
+LangGraph's own library does the work. This module gives it the project's embeddings, a connection,
+and comparisons that distinguish numbers from text.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from belay_server.domain.errors import BadRequest
 
 _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
-#: Of a filter.
+#: Conditions in one filter.
 _MOST_CONDITIONS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class StoreConfig:
-    """`store` of `langgraph.json`. `index` has the embedding function, once it is loaded."""
+    """`store` of `langgraph.json`. After loading, `index` has the embedding function."""
 
     index: dict[str, Any] | None = None
     ttl: dict[str, Any] = field(default_factory=dict)
@@ -41,12 +41,12 @@ class ProjectStore(PostgresStore):
     """The library's store, as a project configures it."""
 
     def __init__(self, conn: Any, config: StoreConfig) -> None:
-        # What has expired is not shown, also while nobody has swept it yet.
+        # An expired item is never returned, even before a sweep has deleted it.
         ttl = {"omit_expired": True, **config.ttl}
         super().__init__(conn, index=config.index, ttl=ttl)  # type: ignore[arg-type]
 
     def _get_filter_condition(self, key: str, op: str, value: Any) -> tuple[str, list[Any]]:
-        """Numbers compare as numbers and text as text; an item without the field is not found."""
+        """Compare numbers as numbers and text as text. An item without the field does not match."""
         comparison = _COMPARISONS.get(op)
         if comparison is None:
             return super()._get_filter_condition(key, op, value)
@@ -60,14 +60,14 @@ class ProjectStore(PostgresStore):
 
 
 class ApiStore(ProjectStore):
-    """For the API, over the web process's pool."""
+    """The store of the API, on the web process's pool."""
 
     def __init__(self, pool: ConnectionPool[Connection], config: StoreConfig) -> None:
         super().__init__(pool, config)
         self._pool = pool
 
     def batch(self, ops: Iterable[Any]) -> list[Any]:
-        """Do operations, again when they lose a conflict: two searches that refresh the TTL of the
+        """Do operations, and retry them after a conflict: two searches that refresh the TTL of the
         same items lock them in different orders."""
         ops = list(ops)
         with unavailable_when_unreachable():
@@ -83,7 +83,7 @@ class ApiStore(ProjectStore):
 
 
 class RunStore(ProjectStore):
-    """For graphs, on a child's one connection: all of it happens on the thread that owns it."""
+    """The store of graphs, on a child process's connection and the thread that owns it."""
 
     def __init__(
         self, connection: ReconnectingConnection, database_thread: Executor, config: StoreConfig
@@ -95,19 +95,20 @@ class RunStore(ProjectStore):
         self._used = [False]
 
     def of_run(self, keep_waiting: Callable[[], bool]) -> RunStore:
-        """The store as one attempt has it: it waits for a Postgres that is away, until told."""
+        """Return the store of one attempt. It waits for an unavailable Postgres while
+        `keep_waiting` returns True."""
         store = copy.copy(self)
         store._keep_waiting = keep_waiting
         return store
 
     def settle(self) -> None:
-        """Wait until nothing is on its way: a node that was stopped did not."""
+        """Wait until all operations are done. A node that was stopped did not wait for its own."""
         if self._used[0]:
             self._used[0] = False
             self._database_thread.submit(lambda: None).result()
 
     def _on_the_connection(self, ops: list[Any]) -> list[Any]:
-        """Doing it twice is doing it once: items are put, not added to."""
+        """Do operations, again after an outage. They are idempotent: items are replaced."""
 
         def work(conn: Connection) -> list[Any]:
             return super(RunStore, _on(self, conn)).batch(ops)
@@ -125,7 +126,7 @@ class RunStore(ProjectStore):
 
 
 def _on(store: ProjectStore, conn: Connection) -> Any:
-    """The same store on this connection, which nobody else uses: its lock is its own, too."""
+    """Return a copy of the store on this connection, with a new lock: only the copy uses it."""
     store = copy.copy(store)
     store.conn = conn
     store.lock = threading.Lock()
@@ -133,17 +134,18 @@ def _on(store: ProjectStore, conn: Connection) -> Any:
 
 
 def as_filter(asked: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A filter as the library takes it: an object without operators is a value to be equal to.
+    """Return a filter for the library, None if it is empty. An object without operators is compared
+    for equality.
 
-    Raises BadRequest for an operator that there is not, and for more conditions than Postgres can
-    plan: the time that takes grows with the square of their number, and nothing ends it.
+    Raise BadRequest for an unsupported operator, for a comparison with neither number nor text, and
+    for too many conditions: Postgres plans them in quadratic time, which no time limit ends.
     """
     if not asked:
         return None
     found = {key: _condition(value) for key, value in asked.items()}
     conditions = sum(len(one) if isinstance(one, dict) else 1 for one in found.values())
     if max(len(found), conditions) > _MOST_CONDITIONS:
-        raise BadRequest(f"a filter may have at most {_MOST_CONDITIONS} conditions, all together")
+        raise BadRequest(f"a filter may have at most {_MOST_CONDITIONS} conditions in total")
     return found
 
 

@@ -1,6 +1,6 @@
-"""States of threads, read and written through a graph without running its nodes.
+"""Reading and writing the states of threads through a graph without running its nodes.
 
-The shapes are ThreadState and its parts, as the SDK's schema names them.
+The dicts are ThreadState and its parts in the SDK's schema.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from belay_server.graphs.commands import to_command
 from belay_server.graphs.registry import Graph
 from belay_server.graphs.serde import to_json, to_plain
 
-#: What stands for the message of a graph's exception where it is hidden.
+#: Replaces the message of a graph's exception where it is hidden.
 REDACTED = "An internal error occurred"
-#: What a thread without any checkpoint shows.
+#: The state of a thread without any checkpoint.
 EMPTY_STATE: dict[str, Any] = {
     "values": {},
     "next": [],
@@ -41,12 +41,12 @@ EMPTY_STATE: dict[str, Any] = {
 
 
 class StateRefused(Exception):
-    """The graph does not take the state; nothing was written."""
+    """The graph did not accept the state. Nothing was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resting:
-    """What a thread's row takes from its newest checkpoint."""
+    """The fields that a thread's row takes from its newest checkpoint."""
 
     values: Any
     interrupts: dict[str, list[dict[str, Any]]]
@@ -58,7 +58,8 @@ class Resting:
 
 
 def bound(graph: Graph, saver: Any, store: Any = None) -> Graph:
-    """The graph with this checkpointer and store; the registered graph itself stays as it is."""
+    """Return a copy of the graph with this checkpointer and store. The registered graph is not
+    changed."""
     graph = copy.copy(graph)
     graph.checkpointer = saver
     if store is not None:
@@ -66,13 +67,13 @@ def bound(graph: Graph, saver: Any, store: Any = None) -> Graph:
     return graph
 
 
-#: States of a history that are read at once, and about how many bytes of them.
+#: Limits on the states of a history that are read at once: their number, about how many bytes.
 _MOST_AT_ONCE = 50
 _BYTES_AT_ONCE = 4 * 1024 * 1024
 
 
 def thread_config(thread_id: str, checkpoint: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The config that addresses a thread's newest checkpoint, or the one given."""
+    """Return the config that addresses a thread's newest checkpoint, or the given one."""
     configurable: dict[str, Any] = {"thread_id": thread_id, "checkpoint_ns": ""}
     for key in ("checkpoint_ns", "checkpoint_id", "checkpoint_map"):
         if checkpoint and checkpoint.get(key) is not None:
@@ -88,7 +89,7 @@ def read_state(
     subgraphs: bool,
     redact_errors: bool,
 ) -> dict[str, Any]:
-    """Read one state, as `state_of` returns it. Raises LargeState."""
+    """Read one state, in the form that `state_of` returns. Raise LargeState if it is too large."""
     snapshot = bound(graph, saver).get_state(config, subgraphs=subgraphs)  # type: ignore[arg-type]
     return state_of(snapshot, redact_errors=redact_errors)
 
@@ -106,13 +107,13 @@ def read_history(
     redact_errors: bool,
     turn: AbstractContextManager[object],
 ) -> bytes:
-    """Read states, newest first; returns a JSON list of their `fields`.
+    """Read states, newest first, and return a JSON list of their `fields`.
 
-    A few are read at a time, as large as they have turned out to be. Encoding a large state blocks
-    the process, so it is done while holding `turn`, one state at a time in a process, and other
-    requests are served between.
+    How many are read at a time depends on the size of those already read. Encoding a large state
+    blocks the process. So it is done while holding `turn`, one state at a time in a process, and
+    other requests are served in between.
 
-    Raises LargeState, and TooMuch for a list of more than `most_bytes`.
+    Raise LargeState for a state that is too large, TooMuch for a list of more than `most_bytes`.
     """
     found: list[bytes] = []
     size = largest = 0
@@ -125,13 +126,13 @@ def read_history(
             before=before,  # type: ignore[arg-type]
             limit=at_once,
         )
-        # This waits for Postgres, so without holding `turn`.
+        # This waits for Postgres, so it does not hold `turn`.
         try:
             snapshot = next(snapshots, None)
         except LargeState:
             if at_once == 1:
                 raise
-            at_once = 1  # the next ones are larger than those before; each by itself may do
+            at_once = 1  # they are larger than those before; each alone may be read
             continue
         read = 0
         while snapshot is not None:
@@ -153,7 +154,7 @@ def read_history(
 
 
 def selected(state: dict[str, Any], fields: Sequence[str] | None) -> dict[str, Any]:
-    """Return the named fields of a state; `values.<key>` names one of its values."""
+    """Return the named fields of a state. `values.<key>` names one of its values."""
     if not fields:
         return state
     chosen = {name: state[name] for name in fields if name in state}
@@ -170,10 +171,10 @@ def write_state(
     config: dict[str, Any],
     supersteps: Sequence[Sequence[StateUpdate]],
 ) -> dict[str, Any]:
-    """Write states as if nodes had; returns the last checkpoint's configurable.
+    """Write states as if nodes had written them. Return the last checkpoint's configurable.
 
-    Raises StateRefused for whatever the graph's own code makes of the values: a reducer may raise
-    anything.
+    Raise StateRefused for any exception that the graph's own code, such as a reducer, raises on the
+    values. Raise LargeState if a state is too large.
     """
     try:
         saved = bound(graph, saver).bulk_update_state(config, supersteps)  # type: ignore[arg-type]
@@ -187,14 +188,14 @@ def write_state(
 
 
 def state_update(update: dict[str, Any]) -> StateUpdate:
-    """What a node wrote: `values`, or the `command` it returned."""
+    """Return the update of a node: the `command` that it returned, or its `values`."""
     if update.get("command") is not None:
         return StateUpdate(to_command(update["command"]), update.get("as_node"))  # type: ignore[arg-type]
     return StateUpdate(update.get("values"), update.get("as_node"))
 
 
 def read_resting(graph: Graph, snapshot: StateSnapshot) -> Resting:
-    """Output values, interrupts by task, and whether anything is left to run."""
+    """Return the output values, the interrupts by task, and whether a node is left to run."""
     return Resting(
         values=to_plain(output_values(graph, snapshot.values)),
         interrupts=interrupts_by_task(snapshot.tasks),
@@ -203,7 +204,7 @@ def read_resting(graph: Graph, snapshot: StateSnapshot) -> Resting:
 
 
 def output_values(graph: Graph, values: Any) -> Any:
-    """Of a state's values, those the graph's output schema has."""
+    """Return those of a state's values that are in the graph's output schema."""
     keys = graph.output_channels
     if isinstance(values, dict) and not isinstance(keys, str):
         return {key: values[key] for key in keys if key in values}
@@ -211,7 +212,7 @@ def output_values(graph: Graph, values: Any) -> Any:
 
 
 def interrupts_by_task(tasks: Sequence[PregelTask]) -> dict[str, list[dict[str, Any]]]:
-    """The interrupts still waiting for an answer."""
+    """Return the pending interrupts by task id."""
     return {
         task.id: [stored_interrupt(i) for i in task.interrupts]
         for task in tasks
@@ -220,19 +221,19 @@ def interrupts_by_task(tasks: Sequence[PregelTask]) -> dict[str, list[dict[str, 
 
 
 def stored_interrupt(interrupt: Any) -> dict[str, Any]:
-    """The form of an interrupt in states and on threads."""
+    """Return an interrupt in its form in states and on threads."""
     return {"id": interrupt.id, "value": to_plain(interrupt.value)}
 
 
 def streamed_interrupt(interrupt: Any) -> dict[str, Any]:
-    """The form of an interrupt in streams and in what `wait` answers."""
+    """Return an interrupt in its form in streams and in the response of `wait`."""
     return {"value": to_plain(interrupt.value), "id": interrupt.id, "response_schema": None}
 
 
 def state_of(snapshot: StateSnapshot, *, redact_errors: bool) -> dict[str, Any]:
-    """Return a snapshot as the API's ThreadState, for `to_json`: its values are encoded already.
+    """Return a snapshot as the API's ThreadState, for `to_json`: its values are already encoded.
 
-    With `redact_errors`, the messages of exceptions that ended its tasks are left out.
+    With `redact_errors`, REDACTED replaces the exceptions that ended its tasks.
     """
     checkpoint = checkpoint_address(snapshot.config)
     parent = checkpoint_address(snapshot.parent_config)
@@ -264,7 +265,7 @@ def _encoded(values: Any) -> Any:
 
 
 def checkpoint_address(config: Any) -> dict[str, Any] | None:
-    """Of a checkpoint's config, what addresses it."""
+    """Return the address of a checkpoint, from its config. None without a config."""
     if not config:
         return None
     configurable = config["configurable"]
@@ -302,7 +303,10 @@ def _task(task: PregelTask, *, redact_errors: bool) -> dict[str, Any]:
 
 
 def _error_of(task: PregelTask, *, redact: bool) -> str | None:
-    """The exception that ended a task. Read back from a checkpoint, it is its repr already."""
+    """Return the repr of the exception that ended a task, or REDACTED; None without one.
+
+    Read from a checkpoint, it is already the repr.
+    """
     if task.error is None or not redact:
         return task.error if isinstance(task.error, str | None) else repr(task.error)
     return REDACTED

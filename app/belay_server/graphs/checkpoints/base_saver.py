@@ -1,7 +1,7 @@
-"""LangGraph's Postgres saver, as far as both of ours share it.
+"""The part of LangGraph's Postgres saver that both of Belay's savers share.
 
-Same tables, same format; LangGraph's own tools read them. `run_saver.RunSaver` serves one run in a
-worker's child and is fenced; `thread_saver.ThreadSaver` serves the API, which reads states and
+Tables and format are LangGraph's, so its own tools read them. `run_saver.RunSaver` serves one run
+in a child process and is fenced. `thread_saver.ThreadSaver` serves the API, which reads states and
 writes them on idle threads.
 """
 
@@ -22,7 +22,7 @@ WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
 
 
 class FormatSaver(PostgresSaver):
-    """LangGraph's tables and format, and ids that sort after what was read."""
+    """Uses LangGraph's tables and format, and makes ids that sort after the checkpoints read."""
 
     def get_tuple(self, config: Any) -> CheckpointTuple | None:
         found = super().get_tuple(config)
@@ -33,7 +33,7 @@ class FormatSaver(PostgresSaver):
         return found
 
     def _go_on_after_the_latest(self, config: Any) -> None:
-        """A run that continues an older checkpoint still makes the thread's newest one."""
+        """Let a run that continues an older checkpoint still create the thread's newest one."""
         where = {
             "thread_id": config["configurable"]["thread_id"],
             "checkpoint_ns": config["configurable"].get("checkpoint_ns", ""),
@@ -44,8 +44,8 @@ class FormatSaver(PostgresSaver):
             go_on_after(row["max"])
 
     def with_allowlist(self, extra_allowlist: Collection[tuple[str, ...]]) -> FormatSaver:
-        """Also read these types: those of a graph's state. A saver serves one run, or one request,
-        so it is changed where it stands: what a copy had to store, nobody would wait for."""
+        """Also read these types, those of a graph's state, and return this saver. It serves one
+        run or one request, so it is changed in place: nothing would wait for a copy's writes."""
         self.serde = super().with_allowlist(extra_allowlist).serde
         return self
 
@@ -54,7 +54,7 @@ class FormatSaver(PostgresSaver):
 
 
 def without_inline_nul(checkpoint: Any) -> Any:
-    """The saver inlines strings in a jsonb column, which holds no NUL: U+FFFD stands for it."""
+    """Replace NUL by U+FFFD in strings, which the saver inlines in a jsonb column without NUL."""
     values = checkpoint["channel_values"]
     bad = [key for key, value in values.items() if isinstance(value, str) and "\0" in value]
     if not bad:

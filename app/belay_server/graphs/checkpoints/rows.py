@@ -1,9 +1,9 @@
 """Rows of LangGraph's checkpoint tables, gathered from several puts, stored by one statement.
 
-One statement is one message: a writer that stalls (a node that holds the GIL, a worker that is
-stopped) has either not asked yet or is done, and never sits on the run's row lock half-way, where
-it would hold up a cancel or a takeover. It carries the run's claim, so it is stored whole or not at
-all.
+One statement is one message. A writer that stalls (a node that holds the GIL, a stopped worker) has
+either not sent it or has completed it. It never holds the run's row lock in between, which would
+block a cancel or a takeover. The statement checks the run's claim, so its rows are stored all or
+none.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _CHECKPOINTS = """made AS (
     ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id)
     DO UPDATE SET checkpoint = EXCLUDED.checkpoint, metadata = EXCLUDED.metadata
 )"""
-#: The before-image of another run's checkpoint is kept once, by the statement that changes it; a
-#: checkpoint of this very run needs none, it will be deleted.
+#: The before-image of another run's checkpoint is stored once, by the statement that changes it. A
+#: checkpoint of the run itself needs none: a rollback deletes it.
 _IMAGES = """image AS (
     INSERT INTO run_before_image (run_id, thread_id, checkpoint_ns, checkpoint_id, writes)
     SELECT %(run_id)s, r.thread_id, r.ns, r.id,
@@ -56,7 +56,7 @@ _WRITES = """{name} AS (
     ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) {on_conflict}
 )"""
 _KEPT = _WRITES.format(name="kept", p="w", on_conflict="DO NOTHING")
-#: Errors, interrupts and resumes have one row each, which the newest one takes.
+#: Errors, interrupts and resumes have one row each. A newer one replaces it.
 _REPLACED = _WRITES.format(
     name="replaced",
     p="s",
@@ -69,13 +69,13 @@ Row = Sequence[Any]
 
 @dataclass(slots=True)
 class CheckpointRows:
-    """Rows in the column order of their tables; those that may be replaced by their keys."""
+    """Rows in the column order of their tables. Those that may be replaced have keys."""
 
     checkpoints: dict[Row, Row] = field(default_factory=dict)
     blobs: list[Row] = field(default_factory=list)
     writes: list[Row] = field(default_factory=list)
     special_writes: dict[Row, Row] = field(default_factory=dict)
-    #: Checkpoints of other runs that are written to.
+    #: Checkpoints of other runs that get writes.
     foreign: set[Row] = field(default_factory=set)
 
     def add_checkpoint(self, row: Row, blobs: Sequence[Row]) -> None:
@@ -91,7 +91,7 @@ class CheckpointRows:
             self.writes += rows
 
     def collides(self, other: CheckpointRows) -> bool:
-        """True when one statement would write a row of both twice, which Postgres does not do."""
+        """Return True if both have the same row: Postgres cannot write it twice in a statement."""
         ours = {(*row[:4], row[5]) for row in self.writes} | self.special_writes.keys()
         theirs = {(*row[:4], row[5]) for row in other.writes} | other.special_writes.keys()
         return not ours.isdisjoint(theirs)
@@ -107,7 +107,7 @@ class CheckpointRows:
         return bool(self.checkpoints or self.blobs or self.writes or self.special_writes)
 
     def statement(self, claim: Claim) -> tuple[str, dict[str, Any]]:
-        """The SQL that stores these rows for this claim, and its parameters."""
+        """Return the SQL that stores these rows for this claim, and its parameters."""
         params: dict[str, Any] = {
             "run_id": claim.run_id,
             "run_text": str(claim.run_id),

@@ -1,12 +1,12 @@
-"""The saver of a run, fenced: what a run writes is checked against its claim.
+"""The fenced saver of a run: every write is checked against the run's claim.
 
-Every write carries the claim, stamps its checkpoints with the run, and keeps what it is about to
-change on another run's checkpoint, so that a rollback is exact.
+Every write carries the claim and stamps its checkpoints with the run. It keeps a before-image of
+what it changes on another run's checkpoint, so that a rollback is exact.
 
-It is synchronous underneath. The async methods a graph calls run on one thread that owns the
-connection, in order, so a step's writes are in before the checkpoint that follows them. While
-Postgres is away a run's reads and writes wait for it, and with them the run: every write may be
-done twice, because an answer that was lost does not tell whether it was done.
+All methods are synchronous inside. Those that a graph calls run on one thread that owns the
+connection, in order, so a step's writes are stored before the checkpoint that follows them. While
+Postgres is unavailable, a run's reads and writes wait, and with them the run. Writes are
+idempotent: after a lost response, a write that may have been done is done again.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ from belay_server.graphs.checkpoints.rows import CheckpointRows
 
 _T = TypeVar("_T")
 _CLAIM_OVER = "BL001"
-#: How long a write that nobody waits for is held back, for others to go with it.
+#: Seconds that a write is delayed when nothing waits for it, so that others join its statement.
 _GATHER_SECONDS = 0.005
 
 
 class ClaimLost(Exception):
-    """The run belongs to somebody else now, or has ended: this attempt may write no more."""
+    """The run has been claimed again or has ended. This attempt can no longer write."""
 
 
 class CheckpointsUnavailable(Exception):
-    """Postgres is away and the run was told to stop meanwhile; the attempt ends."""
+    """The wait for an unavailable Postgres was ended, such as by a stop. The attempt ends."""
 
 
 class RunSaver(FormatSaver):
-    """For one attempt of one run. `database_thread` must be a single thread: all reads and writes
-    happen there, in the order in which they were asked for.
+    """The saver of one attempt of one run. `database_thread` must be a single thread: all reads
+    and writes are done there, in the order of the calls.
 
-    `keep_waiting` says whether to wait on for a Postgres that is away. With `behind`, the async
-    writes return before they are stored, and what comes in while one statement is on its way goes
-    with the next; `flush` waits for all of them, and so does every read. A write that failed is
-    raised by whatever is asked next. `is_new`: nothing was ever written on this thread.
-    `before_checkpoint` is called before checkpoints are stored, on the database thread.
+    `keep_waiting` returns False to end the wait for an unavailable Postgres. With `behind`, async
+    writes return before they are stored, and those made during one statement go with the next.
+    `flush` and every read wait for all of them. The error of a failed write is raised by the next
+    call. `is_new` means that nothing was ever written on this LangGraph thread.
+    `before_checkpoint` is called on the database thread before checkpoints are stored.
     """
 
     def __init__(
@@ -80,18 +80,19 @@ class RunSaver(FormatSaver):
         self._behind = behind
         self._is_new = is_new
         self._before_checkpoint = before_checkpoint
-        #: Checkpoints that this attempt has made.
+        #: Namespaces and ids of the checkpoints that this attempt has written.
         self._own: set[tuple[str, str]] = set()
         self._to_store: deque[Callable[[], CheckpointRows]] = deque()
         self._storing_is_due = False
-        #: Set by whoever waits for what is to be stored.
+        #: Set by a call that waits until the queued writes are stored.
         self._hurry = threading.Event()
         self._failure: Exception | None = None
 
     # -- on the database thread -------------------------------------------------------------------
 
     def _reconnecting(self, work: Callable[[], _T]) -> _T:
-        """Raises ClaimLost when the claim is over, CheckpointsUnavailable when the wait is."""
+        """Do `work`, again after an outage. Raise ClaimLost when the claim is no longer valid, and
+        CheckpointsUnavailable when the wait for Postgres was ended."""
 
         def on(conn: Connection) -> _T:
             self.conn = conn
@@ -107,13 +108,13 @@ class RunSaver(FormatSaver):
             raise
 
     def _store_what_gathers(self) -> None:
-        """What is asked for together, as by a step that ends and the next one that begins, is
-        stored together: the first waits a moment for the others."""
+        """Wait a few milliseconds for more writes, then store all of them together, such as those
+        of a step that ends and of the next one that begins."""
         self._hurry.wait(_GATHER_SECONDS)
         self._store_what_waits()
 
     def _store_what_waits(self) -> None:
-        """Everything that has been asked for so far, in as few statements as can be."""
+        """Store all queued writes in as few statements as possible. Later calls raise an error."""
         self._hurry.clear()
         self._storing_is_due = False
         if self._failure is not None:
@@ -127,7 +128,7 @@ class RunSaver(FormatSaver):
                     rows = CheckpointRows()
                 rows.merge(more)
             self._store(rows)
-        except Exception as error:  # noqa: BLE001  (raised by whatever is asked next)
+        except Exception as error:  # noqa: BLE001  (raised by the next call)
             self._failure = error
 
     def _store(self, rows: CheckpointRows) -> None:
@@ -217,10 +218,10 @@ class RunSaver(FormatSaver):
         }
 
     def _is_empty(self) -> bool:
-        """Nothing can be read yet: there was nothing, and nothing has been written."""
+        """Return True if the LangGraph thread was new and this attempt wrote no checkpoint."""
         return self._is_new and not self._own
 
-    # -- what a synchronous graph calls -----------------------------------------------------------
+    # -- called by a synchronous graph ------------------------------------------------------------
 
     def _on_its_thread(self, work: Callable[[], _T]) -> _T:
         self._hurry.set()
@@ -270,7 +271,7 @@ class RunSaver(FormatSaver):
         self._ask(partial(self._rows_of_writes, config, writes, task_id, task_path))
         self._store_now()
 
-    # -- what an asynchronous graph calls ---------------------------------------------------------
+    # -- called by an asynchronous graph ----------------------------------------------------------
 
     async def _in_order(self, work: Callable[[], _T]) -> _T:
         self._hurry.set()
@@ -278,7 +279,7 @@ class RunSaver(FormatSaver):
         return await loop.run_in_executor(self._database_thread, work)
 
     async def flush(self) -> None:
-        """Wait until all writes are stored; raises what became of them."""
+        """Wait until all writes are stored. Raise the error of the write that failed."""
         await self._in_order(self._store_what_waits)
         self._raise_failure()
 
@@ -330,7 +331,8 @@ class RunSaver(FormatSaver):
 
 
 def _split(checkpoint: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A checkpoint as LangGraph's saver stores it: primitives inline, the rest as blobs."""
+    """Split a checkpoint as LangGraph's saver does. Return it with its primitives inline, and the
+    other values, which become blobs."""
     inline: dict[str, Any] = {}
     blobs: dict[str, Any] = {}
     for channel, value in checkpoint["channel_values"].items():

@@ -1,4 +1,4 @@
-"""The saver of the API: states of threads, read at any time and written while nothing runs."""
+"""The saver of the API. It reads states of threads at any time, and writes them on idle threads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from psycopg_pool import ConnectionPool
 from belay_server.db.connection import Connection, unavailable_when_unreachable
 from belay_server.graphs.checkpoints.base_saver import FormatSaver
 
-#: Bytes of the checkpoints that a condition selects, before any of them is read. What Postgres has
-#: stored out of line knows its size, so nothing is decompressed, but for values of more than 32 KiB
-#: (compressed) that stand in the checkpoint itself.
+#: Bytes of the checkpoints that a condition selects, before any of them is read. Postgres stores
+#: the size of a value that is out of line, so nothing is decompressed except a checkpoint of more
+#: than 32 KiB (compressed), which has large values inline.
 _SIZES = """
 SELECT coalesce(sum(
     CASE WHEN pg_column_size(c.checkpoint) > 32768
@@ -29,7 +29,7 @@ SELECT coalesce(sum(
 ), 0)::bigint AS size
 FROM (SELECT * FROM checkpoints {where} ORDER BY checkpoint_id DESC LIMIT %s) c
 """
-#: Values of a delta channel are made of all its writes, of any checkpoint.
+#: The value of a delta channel is computed from all its writes, of any checkpoint.
 _SIZE_OF_WRITES = """
 SELECT coalesce(sum(octet_length(blob)), 0)::bigint AS size FROM checkpoint_writes
 WHERE thread_id = %s AND checkpoint_ns = %s AND channel = ANY (%s)
@@ -39,11 +39,11 @@ _TAKES_A_TURN = 64 * 1024
 
 
 class CannotPrune(Exception):
-    """The thread's latest state is built from its history."""
+    """The history cannot be deleted: the thread's latest state is computed from it."""
 
 
 class LargeState(Exception):
-    """The states that were asked for have more bytes than this saver reads; nothing was read."""
+    """A state has more bytes than this saver may read or store. The read or write was not done."""
 
 
 class ThreadSaver(FormatSaver):
@@ -58,9 +58,9 @@ class ThreadSaver(FormatSaver):
         most_stored_bytes: int | None = None,
         turn: AbstractContextManager[object] | None = None,
     ) -> None:
-        """Reading more than `most_bytes` at once raises LargeState, as does a delta channel with
-        more than `most_written_bytes` of writes, and storing more than `most_stored_bytes` in all.
-        None is no limit. What is not small is decoded while holding `turn`."""
+        """Raise LargeState on reading more than `most_bytes` at once or a delta channel with more
+        than `most_written_bytes` of writes, and on storing more than `most_stored_bytes` in all.
+        None means no limit. States that are not small are decoded while holding `turn`."""
         super().__init__(pool)  # type: ignore[arg-type]
         self._most_bytes = most_bytes
         self._most_written_bytes = most_written_bytes
@@ -74,7 +74,7 @@ class ThreadSaver(FormatSaver):
             yield cursor
 
     def get_tuple(self, config: Any) -> CheckpointTuple | None:
-        """Raises LargeState."""
+        """Return the checkpoint, or None. Raise LargeState if it is too large."""
         where = {"checkpoint_ns": "", **config["configurable"]}
         self._refuse_large(*self._search_where({"configurable": where}, None), limit=1)
         return super().get_tuple(config)
@@ -87,12 +87,12 @@ class ThreadSaver(FormatSaver):
         before: Any = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        """Raises LargeState."""
+        """Yield the checkpoints, newest first. Raise LargeState if together they are too large."""
         self._refuse_large(*self._search_where(config, filter, before), limit=limit)
         yield from super().list(config, filter=filter, before=before, limit=limit)
 
     def get_delta_channel_history(self, *, config: Any, channels: Sequence[str]) -> Any:
-        """Raises LargeState."""
+        """Return the writes of delta channels. Raise LargeState if they are too large."""
         if self._most_written_bytes is not None:
             configurable = config["configurable"]
             where = (configurable["thread_id"], configurable.get("checkpoint_ns", ""))
@@ -125,13 +125,16 @@ class ThreadSaver(FormatSaver):
         return rows
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
-        """A state written by the API belongs to no run, whatever checkpoint it continues."""
+        """Store a state that belongs to no run, whatever checkpoint it continues."""
         owned = {key: value for key, value in metadata.items() if key != "run_id"}
         owned["thread_id"] = config["configurable"]["thread_id"]
         return super().put(config, checkpoint, owned, new_versions)
 
     def keep_latest(self, thread_id: str) -> None:
-        """Delete the thread's history, but for the latest state of the graph and its subgraphs."""
+        """Delete the thread's history except the latest state of the graph and its subgraphs.
+
+        Raise CannotPrune if that state is computed from the history.
+        """
         try:
             self.prune([thread_id], strategy="keep_latest")
         except NotImplementedError as error:
@@ -139,7 +142,7 @@ class ThreadSaver(FormatSaver):
 
 
 class UpdateSaver(ThreadSaver):
-    """Reads states, and keeps what an update writes until it is stored: whole, or not at all."""
+    """Reads states, and holds the writes of an update until `store` stores all of them."""
 
     def __init__(self, pool: ConnectionPool[Connection], **limits: Any) -> None:
         super().__init__(pool, **limits)
@@ -162,7 +165,7 @@ class UpdateSaver(ThreadSaver):
         self._kept.append(lambda saver: saver.put_writes(config, writes, task_id, task_path))
 
     def store(self, conn: Connection) -> None:
-        """Store what was written, on this connection."""
+        """Store the writes that were held, on this connection."""
         saver = ThreadSaver(conn)
         saver.serde = self.serde
         for write in self._kept:

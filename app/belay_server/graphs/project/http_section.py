@@ -1,4 +1,4 @@
-"""The `http` section of `langgraph.json`: the project's own routes, what is switched off, CORS."""
+"""The `http` section of `langgraph.json`: the project's own routes, disabled routes, CORS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from belay_server.domain.headers import HeaderPatterns
 from belay_server.graphs.project.loading import ProjectError
 
-#: What `disable_<noun>` may name. Each but `webhooks` is a group of routes.
+#: The nouns of `disable_<noun>`. Each except `webhooks` is a group of routes.
 NOUNS = (
     "assistants",
     "threads",
@@ -27,7 +27,7 @@ NOUNS = (
 
 @dataclass(frozen=True, slots=True)
 class CorsRules:
-    """Which web pages may call the API, and how. None: as the settings or the defaults say."""
+    """Which web pages may call the API, and how. None: use the settings or the defaults."""
 
     allow_origins: tuple[str, ...] | None = None
     allow_origin_regex: str | None = None
@@ -40,15 +40,15 @@ class CorsRules:
 
 @dataclass(frozen=True, slots=True)
 class HttpConfig:
-    """What the project says of the HTTP side."""
+    """The project's configuration of the HTTP API."""
 
     #: `path:variable` of a WSGI or ASGI app whose routes are served beside Belay's.
     app: str | None = None
     disabled: frozenset[str] = frozenset()
     cors: CorsRules = field(default_factory=CorsRules)
-    #: The project's own routes ask who asks, as Belay's do.
+    #: The project's own routes authenticate the caller, as Belay's do.
     authenticates_project: bool = False
-    #: Which headers of a request its runs see.
+    #: The headers of a request that its runs can read.
     configurable_headers: HeaderPatterns = field(default_factory=HeaderPatterns)
 
     def serves(self, noun: str) -> bool:
@@ -56,7 +56,7 @@ class HttpConfig:
 
 
 def read_http_config(path: Path, http: Any) -> HttpConfig:
-    """Raises ProjectError with the name of what is wrong."""
+    """Read the `http` section. Raise ProjectError with the name of the entry that is wrong."""
     if http is None:
         return HttpConfig()
     if not isinstance(http, dict):
@@ -94,7 +94,7 @@ def _cors(path: Path, cors: Any) -> CorsRules:
         raise ProjectError(f"{path}: 'http.cors' must be an object")
     max_age = cors.get("max_age", 600)
     if isinstance(max_age, bool) or not isinstance(max_age, int) or max_age < 0:
-        raise ProjectError(f"{path}: 'http.cors.max_age' must be seconds")
+        raise ProjectError(f"{path}: 'http.cors.max_age' must be whole seconds from 0")
     return CorsRules(
         allow_origins=_words(path, cors, "allow_origins"),
         allow_origin_regex=_pattern(path, cors.get("allow_origin_regex")),

@@ -1,9 +1,9 @@
 """The project: `langgraph.json` and its environment.
 
-Read as LangGraph's own CLI reads it: `graphs` (`path:variable`, `module:variable`, or an object
-with `path`), `dependencies` on the import path, `env` (a file or a map), `store`, `checkpointer`,
-`webhooks`, `http`. On top of that, `queues` routes a graph's runs to a Celery queue of its own, and
-`agent_runs` names the graph that serves the second HTTP API.
+It is read as LangGraph's own CLI reads it: `graphs` (`path:variable`, `module:variable`, or an
+object with `path`), `dependencies` on the import path, `env` (a file or a map), `store`,
+`checkpointer`, `auth`, `webhooks`, `http`. In addition, `queues` routes a graph's runs to a Celery
+queue of its own, and `agent_runs` names the graph that serves the second HTTP API.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class GraphSpec:
 
 @dataclass(frozen=True, slots=True)
 class Project:
-    """What `langgraph.json` says. `root` is the folder it lies in."""
+    """The content of `langgraph.json`. `root` is its folder."""
 
     root: Path
     graphs: Mapping[str, GraphSpec]
@@ -47,35 +47,35 @@ class Project:
     env: Mapping[str, str]
     #: Defaults of a graph's config and context, by graph id (LANGGRAPH_CONFIG).
     defaults: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    #: Of threads that are created without one (`checkpointer.ttl`).
+    #: The TTL of threads that are created without one (`checkpointer.ttl`).
     thread_ttl: ThreadTtl | None = None
-    #: `webhooks`: where they may go, and headers that every call has.
+    #: `webhooks`: the URLs that are allowed, and headers that every call has.
     webhook_policy: WebhookPolicy = field(default_factory=WebhookPolicy)
     webhook_headers: Mapping[str, str] = field(default_factory=dict)
-    #: `store`; of its index, `embed` is what names the function.
+    #: `store`. The `embed` of its index is the name of the function.
     store: StoreConfig = field(default_factory=StoreConfig)
-    #: `auth.path`: what names its `langgraph_sdk.Auth`.
+    #: `auth.path`: the name of the project's `langgraph_sdk.Auth`.
     auth: str | None = None
-    #: What it says of the HTTP side (`http`).
+    #: The configuration of the HTTP API (`http`).
     http: HttpConfig = field(default_factory=HttpConfig)
-    #: The graph that serves Agent runs (`agent_runs`); None: nothing does.
+    #: The graph that serves agent runs (`agent_runs`). None: there are no agent runs.
     agent_runs_graph: str | None = None
 
     @property
     def configurable_headers(self) -> HeaderPatterns:
-        """Which headers of a request its runs see."""
+        """The headers of a request that its runs can read."""
         return self.http.configurable_headers
 
     @property
     def queues(self) -> list[str]:
-        """Every queue a graph of this project uses, the default one first."""
+        """Every queue that a graph of this project uses, and the default one, which is first."""
         named = sorted({spec.queue for spec in self.graphs.values()} - {DEFAULT_QUEUE})
         return [DEFAULT_QUEUE, *named]
 
     def apply_environment(self, environ: dict[str, str] | None = None) -> None:
-        """Put the dependencies on the import path and the project's variables in place.
+        """Put the dependencies on the import path and set the project's environment variables.
 
-        A variable that the operator has set stays as it is.
+        A variable that is already set keeps its value.
         """
         target = os.environ if environ is None else environ
         for name, value in self.env.items():
@@ -86,7 +86,7 @@ class Project:
 
 
 def read_project(path: Path) -> Project:
-    """Read `langgraph.json`. Raises ProjectError."""
+    """Read `langgraph.json`. Raise ProjectError if it, or LANGGRAPH_CONFIG, is invalid."""
     try:
         document = orjson.loads(path.read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
@@ -122,7 +122,7 @@ def read_project(path: Path) -> Project:
 
 
 def _auth(path: Path, auth: Any) -> str | None:
-    """`{"path": "./auth.py:auth"}`."""
+    """Return the path of `{"path": "./auth.py:auth"}`."""
     if auth is None:
         return None
     target = auth.get("path") if isinstance(auth, dict) else None
@@ -132,7 +132,7 @@ def _auth(path: Path, auth: Any) -> str | None:
 
 
 def _agent_runs_graph(path: Path, graphs: dict[str, Any], agent_runs: Any) -> str | None:
-    """`{"graph": "<graph id>"}`"""
+    """Return the graph id of `{"graph": "<graph id>"}`."""
     if agent_runs is None:
         return None
     named = agent_runs.get("graph") if isinstance(agent_runs, dict) else None
@@ -151,7 +151,7 @@ def _webhooks(path: Path, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _webhook_policy(path: Path, url: Any) -> WebhookPolicy:
-    """`{"require_https", "allowed_domains", "allowed_ports", "max_url_length"}`."""
+    """Read `{"require_https", "allowed_domains", "allowed_ports", "max_url_length"}`."""
     if not isinstance(url, dict):
         raise ProjectError(f"{path}: 'webhooks.url' must be an object")
     domains, ports = url.get("allowed_domains") or [], url.get("allowed_ports") or []
@@ -174,7 +174,7 @@ def _webhook_headers(path: Path, headers: Any) -> dict[str, str]:
 
 
 def _store(path: Path, store: Any) -> StoreConfig:
-    """`{"index": {"dims", "embed", "fields"}, "ttl": {"default_ttl", "refresh_on_read"}}`."""
+    """Read `{"index": {"dims", "embed", "fields"}, "ttl": {"default_ttl", "refresh_on_read"}}`."""
     if not isinstance(store, dict):
         raise ProjectError(f"{path}: 'store' must be an object")
     index, ttl = store.get("index"), store.get("ttl") or {}
@@ -188,8 +188,10 @@ def _store(path: Path, store: Any) -> StoreConfig:
 
 
 def _thread_ttl(path: Path, checkpointer: Any) -> ThreadTtl | None:
-    """`{"ttl": {"strategy": …, "default_ttl": <minutes>}}`. `sweep_interval_minutes` is not asked:
-    expired threads are found within seconds."""
+    """Read `{"ttl": {"strategy": …, "default_ttl": <minutes>}}`. Return None without a TTL.
+
+    `sweep_interval_minutes` is ignored: expired threads are found within seconds.
+    """
     ttl = checkpointer.get("ttl") if isinstance(checkpointer, dict) else None
     if ttl is None:
         return None
@@ -215,7 +217,7 @@ def _graph_spec(path: Path, graph_id: str, entry: Any, queue: str) -> GraphSpec:
 
 
 def _dependencies(path: Path, root: Path, entries: Any) -> tuple[Path, ...]:
-    """Local folders go on the import path; names of packages are for the installer."""
+    """Return the folders for the import path. Names of packages are for the installer."""
     if not isinstance(entries, list) or not all(isinstance(e, str) for e in entries):
         raise ProjectError(f"{path}: 'dependencies' must be a list of strings")
     folders = []
@@ -233,7 +235,7 @@ def _environment(path: Path, root: Path, env: Any) -> dict[str, str]:
     if isinstance(env, str):
         file = root / env
         if not file.is_file():
-            raise ProjectError(f"{path}: 'env' names a file that is not there: {env}")
+            raise ProjectError(f"{path}: 'env' names a file that does not exist: {env}")
         return {name: value for name, value in dotenv_values(file).items() if value is not None}
     if isinstance(env, dict):
         return {str(name): str(value) for name, value in env.items()}

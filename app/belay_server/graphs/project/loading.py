@@ -1,4 +1,4 @@
-"""Loading what `langgraph.json` names: `path/to/file.py:variable` or `module:variable`.
+"""Loading of objects named in `langgraph.json`: `path/to/file.py:variable` or `module:variable`.
 
 Graphs and the project's own HTTP app are imported by the same rules.
 """
@@ -19,7 +19,7 @@ class ProjectError(Exception):
 
 
 def load_object(root: Path, dependencies: Sequence[Path], target: str, who: str) -> Any:
-    """The object a target names. `who` is what an error calls it. Raises ProjectError."""
+    """Return the object that a target names. Raise ProjectError, which calls it `who`."""
     location, _, variable = target.rpartition(":")
     try:
         return getattr(_import(root, dependencies, location, who), variable)
@@ -42,7 +42,7 @@ def _import(root: Path, dependencies: Sequence[Path], location: str, who: str) -
         raise ProjectError(f"{who}: there is no file {location}")
     # A file inside a dependency's package is imported under its own name, so that its relative
     # imports work and it is not loaded twice.
-    # The deepest folder decides: with a `src` folder, a module has no `src.` in its name.
+    # The deepest folder is tried first: with a `src` folder, a module has no `src.` in its name.
     for folder in sorted(dependencies, key=lambda f: len(f.parts), reverse=True):
         if path.is_relative_to(folder):
             parts = path.relative_to(folder).with_suffix("").parts

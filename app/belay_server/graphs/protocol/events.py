@@ -1,8 +1,8 @@
-"""A run's event log as version 2 of the streaming protocol tells it.
+"""Translation of a run's event log into events of version 2 of the streaming protocol.
 
-The protocol's types are `langchain_protocol`'s. The log has what the worker streamed; here each of
-its events becomes one or several of the protocol's, always the same ones in the same order, so that
-a number counted from the run's start says the same place to every client and every web process.
+The protocol's types are `langchain_protocol`'s. The log has what the worker streamed. Each of its
+events becomes none, one or several protocol events, always the same ones in the same order. So a
+number counted from the run's start means the same event to every client and every web process.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 from belay_server.graphs.protocol.messages import MessageEvents
 
 CHANNELS = ("values", "updates", "messages", "tools", "custom", "lifecycle", "input", "tasks")
-#: Also taken, though the reference's list of what is allowed leaves it out.
+#: Also accepted, although it is not in the reference's list of allowed channels.
 MORE_CHANNELS = ("checkpoints",)
-#: What a run has to stream so that every channel has what it is for.
+#: The stream modes that a run needs so that every channel has its events.
 STREAM_MODES = (
     "values",
     "updates",
@@ -32,23 +32,23 @@ Said = tuple[str, tuple[str, ...], Any]
 
 
 def is_channel(name: str) -> bool:
-    """`custom:<name>` is one too: the custom events that carry that name."""
+    """Return True for a channel. `custom:<name>` is one: the custom events with that name."""
     prefix, _, rest = name.partition(":")
     return name in CHANNELS or name in MORE_CHANNELS or (prefix == "custom" and bool(rest))
 
 
 @dataclass(slots=True)
 class RunStory:
-    """What has been told of one run. Every method yields (method, namespace, data)."""
+    """The events that one run has had. The public methods yield (method, namespace, data)."""
 
     graph_id: str | None
     _messages: dict[tuple[str, ...], MessageEvents] = field(
         default_factory=lambda: defaultdict(MessageEvents)
     )
-    #: Subgraphs that have begun and not ended.
+    #: Subgraphs that have started and not ended.
     _children: dict[tuple[str, ...], None] = field(default_factory=dict)
-    #: Where each question came from, by its id. They are told when the run has ended: not before
-    #: that does the thread take an answer.
+    #: The namespace of each interrupt, by its id. Interrupts are sent when the run has ended: only
+    #: then can the thread be resumed.
     _asked: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _error: str | None = None
 
@@ -56,7 +56,7 @@ class RunStory:
         yield self._lifecycle((), "running", graph_name=self.graph_id)
 
     def tells(self, name: str, data: Any) -> Iterator[Said]:
-        """`name` and `data` of an event of the log."""
+        """Yield the protocol events of an event of the log, given by its `name` and `data`."""
         mode, *rest = name.split("|")
         namespace = tuple(rest)
         if mode in ("metadata", "end"):
@@ -84,7 +84,7 @@ class RunStory:
     def ends(
         self, status: str | None, error: Mapping[str, Any] | None, interrupts: Sequence[Any]
     ) -> Iterator[Said]:
-        """`status` as the run's row has it; None for a run that was rolled back."""
+        """Yield the events of the run's end. `status` is that of its row; None after a rollback."""
         for namespace in list(self._messages):
             yield from self._finish_messages(namespace)
         for question in interrupts:
@@ -136,7 +136,7 @@ class RunStory:
             yield ("tasks", namespace, data)
             return
         yield from self._finish_messages(namespace)
-        # One that keeps its checkpoints from run to run has the node's name and no more.
+        # A subgraph that keeps its checkpoints between runs has the node's name without an id.
         names = (f"{data.get('name')}:{data.get('id')}", data.get("name"))
         children = [(*namespace, name) for name in names]
         for begun in self._below(children):
@@ -150,7 +150,7 @@ class RunStory:
         yield ("tasks", namespace, data)
 
     def _below(self, roots: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-        """Return those of the roots that have begun, and the subgraphs within them."""
+        """Return those of the roots that have started, and the subgraphs within them."""
         begun = [root for root in roots if root in self._children]
         if not begun:
             return []
@@ -158,14 +158,15 @@ class RunStory:
         return [child for child in self._children if child[:depth] in begun]
 
     def _note_questions(self, namespace: tuple[str, ...], asked: Sequence[Any]) -> None:
-        """A subgraph's question is its parents' too: the deepest one asks it."""
+        """Note the namespaces of interrupts. A subgraph's interrupt is also reported by its
+        parents: the deepest namespace counts."""
         for question in asked:
             if len(namespace) >= len(self._asked.get(question["id"], ())):
                 self._asked[question["id"]] = namespace
 
     def _question(self, question: Mapping[str, Any]) -> Said:
         value = question.get("value")
-        # The Python SDK reads `value` where the protocol says `payload`.
+        # The Python SDK reads `value` where the protocol has `payload`.
         told = {"interrupt_id": question["id"], "payload": value, "value": value}
         return ("input.requested", self._asked.get(question["id"], ()), told)
 
@@ -182,7 +183,7 @@ class RunStory:
 
 
 def _checkpoint(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Which checkpoint was stored; its values have a channel of their own."""
+    """Return which checkpoint was stored. Its values have a channel of their own."""
     metadata = data.get("metadata") or {}
     stored = {
         "id": _checkpoint_id(data.get("config")),
@@ -200,7 +201,7 @@ def _checkpoint_id(config: Mapping[str, Any] | None) -> str | None:
 
 
 def _custom(data: Any) -> dict[str, Any]:
-    """What a node wrote. A `name` in it makes it an event of the channel `custom:<name>`."""
+    """Return the data of a custom event. A `name` in it selects the channel `custom:<name>`."""
     name = data.get("name") if isinstance(data, dict) else None
     if not isinstance(name, str) or not name:
         return {"payload": data}

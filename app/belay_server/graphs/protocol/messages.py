@@ -1,8 +1,8 @@
-"""Chat messages as version 2 of the streaming protocol tells them: a start, blocks of content that
-grow, and a finish, made from the chunks that a run has put on its stream.
+"""Chat messages in version 2 of the streaming protocol: a start, blocks of content that grow, and a
+finish, made from the chunks that a run has streamed.
 
-LangChain's own bridge makes the events. It pulls chunks from an iterator and we have them pushed,
-so it is run as what it is, a coroutine: it pauses where it wants a chunk that is not there yet.
+LangChain's own bridge makes the events. It pulls chunks from an iterator, but here they arrive one
+by one. So it is run step by step as a coroutine, which pauses until the next chunk has arrived.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _CHUNK = "AIMessageChunk"
 
 
 class _Pause:
-    """Awaited where the next chunk has not come yet."""
+    """Awaited while the next chunk has not arrived."""
 
     def __await__(self) -> Generator[None, None, None]:
         yield
 
 
 class _GrowingMessage:
-    """One message whose chunks are still coming."""
+    """One message whose chunks are still arriving."""
 
     def __init__(self, message_id: str | None) -> None:
         self._chunks: deque[AIMessageChunk] = deque()
@@ -74,9 +74,9 @@ class MessageEvents:
         self._growing: dict[str, _GrowingMessage] = {}
 
     def take(self, message: Mapping[str, Any], metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What a chunk, or a whole message, adds. `message` is as JSON has it.
+        """Return the events of a chunk or a whole message. `message` is a JSON object.
 
-        A tool's message says nothing here: its call has events of its own.
+        A tool message has none: its tool call has its own events.
         """
         if message.get("type") == "tool":
             return []
@@ -93,7 +93,7 @@ class MessageEvents:
         return _described(said, message_id, "ai", metadata)
 
     def finish(self) -> list[dict[str, Any]]:
-        """The step that the messages are of has ended, and so have they."""
+        """Return the last events of the messages, because their step has ended."""
         said = []
         for message_id, growing in self._growing.items():
             said += _described(growing.finish(), message_id or None, "ai", {})
@@ -102,7 +102,7 @@ class MessageEvents:
 
 
 def _as_chunk(message: Mapping[str, Any]) -> AIMessageChunk:
-    """LangChain derives a chunk's tool calls from the chunks of them."""
+    """Return the chunk of a JSON object. LangChain derives its tool calls from their chunks."""
     given = {k: v for k, v in message.items() if k not in ("tool_calls", "invalid_tool_calls")}
     return AIMessageChunk(**given)
 
@@ -114,7 +114,8 @@ def _role(message: BaseMessage) -> str:
 def _described(
     said: list[dict[str, Any]], message_id: str | None, role: str, metadata: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """With the message's id in every event, so that two that grow at once can be told apart."""
+    """Add the message's id to every event, which distinguishes messages that grow at the same time,
+    and the role and the node to its start. Return the events."""
     for event in said:
         if message_id:
             event["message_id"] = message_id
