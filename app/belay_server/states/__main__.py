@@ -1,12 +1,12 @@
 """python -m belay_server.states FD: the process that reads and writes large states.
 
-A web process starts it (`services.state_process`) and sends it the settings, then job after job,
-over the socket FD. It ends with the web process, or after a minute without a job.
+A web process starts it (`states.process`) and sends it the settings, then job after job, over the
+socket FD. It ends with the web process, or after a minute without a job.
 """
 
 from __future__ import annotations
 
-from belay_server import startup_gc  # isort: skip  (before everything that loads much)
+from belay_server import startup_gc  # isort: skip  (before the large imports)
 
 import gc
 import logging
@@ -32,13 +32,13 @@ from belay_server.states.process import IDLE_SECONDS, picklable, receive, send
 
 log = logging.getLogger(__name__)
 
-#: A state takes up to so many times its stored bytes of memory.
+#: A state takes up to this many times its stored bytes of memory.
 _MEMORY = 16
 
 
 def main() -> None:
-    """Serve a web process, at a lower priority than its own, until it ends or has no job for a
-    minute."""
+    """Serve a web process at a lower priority than its own. Return when it has ended or has sent no
+    job for a minute."""
     os.nice(5)
     if sys.platform == "linux":
         allocator.return_large_blocks()
@@ -48,17 +48,17 @@ def main() -> None:
         parts = _parts(settings)
         _limit_memory(_MEMORY * settings.max_answer_bytes)
         startup_gc.started()
-        with suppress(OSError):  # the end: of the web process, or of a minute without a job
+        with suppress(OSError):  # the web process has ended, or there was no job for a minute
             _serve(connection, parts)
 
 
 def _serve(connection: socket.socket, parts: StateParts) -> None:
-    """Do each job that is received. Raises OSError when there is no more."""
+    """Do each job that is received. Raise OSError when there are no more."""
     send(connection, b"")
     connection.settimeout(IDLE_SECONDS)
     while True:
         job, args, kwargs = pickle.loads(receive(connection))  # noqa: S301
-        # The web process kills this one sooner, unless it has ended itself.
+        # The web process kills this process sooner, unless it has ended itself.
         signal.alarm(int(parts.settings.statement_seconds) + 5)
         answer = pickle.dumps(_done(parts, job, args, kwargs))
         signal.alarm(0)
@@ -80,7 +80,7 @@ def _parts(settings: Settings) -> StateParts:
 
 
 def _limit_memory(more: int) -> None:
-    """Limit this process to so many bytes more than it has, where the system says how many."""
+    """Limit this process to `more` bytes beyond its current memory. Do nothing except on Linux."""
     if sys.platform != "linux":
         return
     data_pages = int(Path("/proc/self/statm").read_bytes().split()[5])
@@ -90,14 +90,14 @@ def _limit_memory(more: int) -> None:
 
 
 def _tidy() -> None:
-    """Free what the last job has left, so that the next one has all of the memory."""
+    """Free the memory of the last job, so that the next one has all of it."""
     gc.collect()
     if sys.platform == "linux":
         allocator.return_free_memory()
 
 
 def _done(parts: StateParts, job: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Do a job; returns its error or None, and its result."""
+    """Do a job. Return its error or None, and its result."""
     try:
         return None, job(parts, *args, **kwargs)
     except LargeState as error:
@@ -106,12 +106,15 @@ def _done(parts: StateParts, job: Any, args: Any, kwargs: Any) -> tuple[Any, Any
             f"{parts.settings.max_answer_bytes:,}). Runs can still use it."
         ), None
     except MemoryError:
-        log.warning("a large state needs more memory than BELAY_MAX_ANSWER_BYTES times %d", _MEMORY)
+        log.warning(
+            "a large state needs more memory than BELAY_MAX_ANSWER_BYTES times %d, refusing it",
+            _MEMORY,
+        )
         return StateTooLarge(), None
     except BelayError as error:
         return error, None
     except Exception as error:
-        log.exception("a job on a large state failed")
+        log.exception("a job on a large state failed, returning its error to the web process")
         return picklable(error), None
 
 

@@ -1,8 +1,8 @@
-"""Work on the states of threads, that a web process does itself or has its state process do.
+"""Jobs on the states of threads. A web process does them itself or in a state process.
 
-Each function here takes the parts it works with and values that can be pickled, and returns such:
-`state_process.StateProcess.run` calls it. Reading a state that is larger than the parts take
-raises LargeState, before anything has been written.
+Each job takes a StateParts and values that can be pickled, and returns such a value.
+`process.StateProcess.run` calls it. Reading a state that is larger than the limits of the parts
+raises LargeState before anything has been written.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from belay_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-#: An update is computed again when others have changed the state meanwhile.
+#: An update is computed again if another request has changed the state meanwhile.
 _AGAIN = tenacity.Retrying(
     retry=tenacity.retry_if_result(lambda saved: saved is None),
     wait=tenacity.wait_random(0, 0.1),
     stop=tenacity.stop_after_attempt(30),
     retry_error_callback=lambda _state: None,
 )
-#: Parts of a large document that are decoded, in bytes.
+#: Parts of a large document are decoded up to this size, in bytes.
 _SMALL = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class StateParts:
-    """What it takes to read and write states."""
+    """The objects and limits that reading and writing states needs."""
 
     settings: Settings
     graphs: GraphRegistry
     database: Database
-    #: Of one state, as it is stored.
+    #: Limit for one read of states, in stored bytes.
     most_bytes: int
-    #: Of all writes to a delta channel; None for no limit.
+    #: Limit for all writes to a delta channel, in bytes. None means no limit.
     most_written_bytes: int | None = None
-    #: Held while decoding what is not small.
+    #: Held while decoding a state that is not small.
     turn: AbstractContextManager[object] = field(default_factory=nullcontext)
 
     def saver(self) -> ThreadSaver:
@@ -83,7 +83,7 @@ class ThreadGraph:
     config: dict[str, Any]
 
     def load(self, parts: StateParts) -> Graph:
-        """Return the graph. Raises ProjectError."""
+        """Return the graph. Raise ProjectError if the project does not have it."""
         config = {**self.config, **thread_state.thread_config(str(self.thread_id))}
         return parts.graphs.read(self.graph_id, config)
 
@@ -98,7 +98,8 @@ def read_state(
 ) -> bytes:
     """Return the JSON of a state's fields: of the newest one, or the one at `checkpoint`.
 
-    Raises NotFound for a checkpoint that the thread does not have, BadRequest, TooMuch.
+    Raise NotFound for a checkpoint that the thread does not have, BadRequest for an invalid one,
+    TooMuch for a large response.
     """
     try:
         state = thread_state.read_state(
@@ -121,7 +122,7 @@ def read_state(
 
 @dataclass(frozen=True, slots=True)
 class HistoryPage:
-    """Which states of a thread's history are read. `before` is a checkpoint id."""
+    """The states of a thread's history to read. `before` is a checkpoint id."""
 
     limit: int
     before: str | None
@@ -131,7 +132,7 @@ class HistoryPage:
 
 
 def read_history(parts: StateParts, thread: ThreadGraph, page: HistoryPage) -> bytes:
-    """Return a JSON list of states, newest first. Raises BadRequest, TooMuch."""
+    """Return a JSON list of states, newest first. Raise BadRequest, or TooMuch for a large one."""
     thread_id = str(thread.thread_id)
     before = None
     if page.before is not None:
@@ -155,8 +156,8 @@ def read_history(parts: StateParts, thread: ThreadGraph, page: HistoryPage) -> b
 
 @dataclass(frozen=True, slots=True)
 class WrittenState:
-    """The address of a state that was written, and the JSON of the whole of it; None where it has
-    become too large to be read."""
+    """The address of a state that was written, and the JSON of all of it. None if it has become too
+    large to be read."""
 
     configurable: dict[str, Any]
     state: bytes | None
@@ -167,16 +168,18 @@ def update_state(
 ) -> WrittenState:
     """Write a state as a node would, and set the thread's row to it.
 
-    It is computed from the newest state without holding a lock, and computed again if the thread
-    has got another one meanwhile. Raises NotFound for a checkpoint that the thread does not have,
-    BadRequest for what the graph refuses, and Conflict while runs are in flight; then nothing is
-    written.
+    It is computed without holding a lock, and again if the thread has a newer state meanwhile.
+    Raise NotFound without the thread or the checkpoint, BadRequest if the graph does not accept the
+    values, Conflict while runs are in flight or if other requests keep changing the state. Then
+    nothing is written.
     """
     graph = thread.load(parts)
     saved = _AGAIN(_try_update, parts, graph, thread.thread_id, checkpoint, body)
     if saved is None:
-        raise Conflict(f"The state of thread {thread.thread_id} is being changed by others")
-    # What has been written is read, however large it has become.
+        raise Conflict(
+            f"Other requests keep changing the state of thread {thread.thread_id}. Try again."
+        )
+    # The written state is read without a limit on its size.
     saver = ThreadSaver(parts.database.pool, turn=parts.turn)
     try:
         _rest(parts, graph, saver, thread.thread_id, keep_error=False)
@@ -189,7 +192,10 @@ def update_state(
         )
         return WrittenState(saved, to_json(state))
     except MemoryError:
-        log.warning("a state of thread %s was written and cannot be read", thread.thread_id)
+        log.warning(
+            "a state of thread %s was written but is too large to be read, leaving it out",
+            thread.thread_id,
+        )
         return WrittenState(saved, None)
 
 
@@ -200,7 +206,7 @@ def _try_update(
     checkpoint: dict[str, Any],
     body: dict[str, Any],
 ) -> dict[str, Any] | None:
-    """Return the address of the new state; None, and nothing is written, when the thread has got
+    """Return the address of the new state. Write nothing and return None if the thread has got
     another one since this one was computed."""
     saver = parts.update_saver()
     config = thread_state.thread_config(str(thread_id), checkpoint)
@@ -222,7 +228,7 @@ def _try_update(
         if thread_rows.newest_checkpoints(conn, thread_id, namespace) != newest:
             return False
         saver.store(conn)
-        # Whoever reads the thread before its row is set to this state, or after a crash, does so.
+        # A reader of the thread sets its row if this process has not done so yet, or has crashed.
         thread_rows.forget_values(conn, thread_id)
         return True
 
@@ -230,12 +236,12 @@ def _try_update(
 
 
 def rest(parts: StateParts, thread: ThreadGraph, *, keep_error: bool) -> None:
-    """Set the thread's row to what its newest checkpoint says."""
+    """Set the thread's row to its newest checkpoint."""
     _rest(parts, thread.load(parts), parts.saver(), thread.thread_id, keep_error=keep_error)
 
 
 def rest_unread(parts: StateParts, thread_id: UUID, *, keep_error: bool) -> None:
-    """The same for a state that is too large to be read: the row has no values then."""
+    """Do the same for a state that is too large to be read: the row then has no values."""
     with parts.database.connection() as conn:
         thread_rows.rest_thread(
             conn,
@@ -269,7 +275,7 @@ def _rest(
 
 
 def read_values(parts: StateParts, thread: ThreadGraph, checkpoint_id: str) -> bytes:
-    """Return the JSON of the output values at a checkpoint. Raises ProjectError, TooMuch."""
+    """Return the JSON of the output values at a checkpoint. Raise ProjectError, TooMuch."""
     where = thread_state.thread_config(str(thread.thread_id), {"checkpoint_id": checkpoint_id})
     graph = parts.graphs.read(thread.graph_id, {**thread.config, **where})
     snapshot = thread_state.bound(graph, parts.saver()).get_state(where)  # type: ignore[arg-type]
@@ -281,19 +287,19 @@ def read_values(parts: StateParts, thread: ThreadGraph, checkpoint_id: str) -> b
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """JSON that stays as it is. `orjson.Fragment`, which it becomes, cannot be pickled."""
+    """JSON that is not decoded. It becomes an `orjson.Fragment`, which cannot be pickled."""
 
     document: bytes
 
 
 def check_schema(_parts: StateParts, schema: dict[str, Any]) -> None:
-    """Validate an output schema. Raises InvalidOutputSchema."""
+    """Raise InvalidOutputSchema if an output schema is invalid."""
     for _ in check_output_schema(schema):
         pass
 
 
 def agent_output(_parts: StateParts, values: bytes, *, structured: bool) -> bytes:
-    """Return the output of an agent run, of what its graph has returned, as JSON in ASCII."""
+    """Return the output of an agent run as JSON in ASCII, from the values its graph returned."""
     output = output_of(orjson.loads(values), structured=structured)
     return json.dumps(output, ensure_ascii=True, separators=(",", ":")).encode("ascii")
 
@@ -301,19 +307,19 @@ def agent_output(_parts: StateParts, values: bytes, *, structured: bool) -> byte
 def extracts(
     _parts: StateParts, documents: dict[str, Any], encoded: dict[str, str], paths: dict[str, str]
 ) -> dict[str, Any]:
-    """Return what is at paths into documents, some of which are encoded; what is large there stays
-    JSON."""
+    """Return the values at paths in documents, of which `encoded` ones are JSON. A large value
+    stays JSON."""
     whole = documents | {name: orjson.loads(document) for name, document in encoded.items()}
     return {name: _split(extract(whole, path), levels=0) for name, path in paths.items()}
 
 
 def encode_again(_parts: StateParts, document: bytes) -> bytes:
-    """Return a JSON document with its numbers as this server writes them."""
+    """Return a JSON document with its numbers in the form that this server writes."""
     return to_json(orjson.loads(document))
 
 
 def split(_parts: StateParts, document: bytes) -> Any:
-    """Decode a large document, two levels deep at most: what is large below stays JSON."""
+    """Decode a large document at most two levels deep. Large values below that stay JSON."""
     return _split(orjson.loads(document), levels=2)
 
 
@@ -327,7 +333,7 @@ def _split(value: Any, *, levels: int) -> Any:
 
 
 def with_fragments(value: Any) -> Any:
-    """Return what `split` has returned, for `to_json`."""
+    """Return a result of `split` with each Encoded as a fragment for `to_json`."""
     if isinstance(value, dict):
         return {key: with_fragments(one) for key, one in value.items()}
     return orjson.Fragment(value.document) if isinstance(value, Encoded) else value

@@ -1,10 +1,10 @@
-"""The processes that a web process starts for the states that are large.
+"""The processes that a web process starts for large states.
 
-Decoding a state of 20 MB takes a second or more, and nobody else is served while a web process does
-it. So what is larger than `BELAY_LARGE_STATE_BYTES` is read by `python -m belay_server.states`:
-processes with the same project, that are started when they are needed, up to
-`BELAY_STATE_PROCESSES`, do one job at a time, and end when there has been none for a minute. They
-may be killed at any time: a job that takes too long, or too much memory, ends with its process.
+Decoding a state of 20 MB takes a second or more, and blocks all requests of a web process. So a
+state larger than `BELAY_LARGE_STATE_BYTES` is read by `python -m belay_server.states`: processes
+with the same project that are started when needed, up to `BELAY_STATE_PROCESSES`. Each does one job
+at a time, and ends after a minute without one. They may be killed at any time: a job that takes too
+long or too much memory ends with its process.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-#: A process ends after so long without a job; shortly before that, it is given none any more.
+#: A process ends after this time without a job. Shortly before that, it gets no new one.
 IDLE_SECONDS = 60.0
 _FRESH_SECONDS = 50.0
-#: How long it may take to start: it imports the project.
+#: Seconds that a process may take to start: it imports the project.
 _START_SECONDS = 60.0
-#: How long one that is idle may take to end.
+#: Seconds that an idle process may take to end.
 _EXIT_SECONDS = 0.5
 _HEADER = struct.Struct("!Q")
 _CHUNK = 1024 * 1024
@@ -44,32 +44,32 @@ _CHUNK = 1024 * 1024
 #: Jobs that write.
 WRITING = frozenset({update_state})
 _TOO_LARGE = (
-    "The thread's state is too large: the process that was to read it ended, for want of memory or "
-    "after BELAY_STATEMENT_SECONDS. Runs can still use it."
+    "The thread's state is too large: the process that read it ended, out of memory or after "
+    "BELAY_STATEMENT_SECONDS. Runs can still use it."
 )
 _MAYBE_WRITTEN = (
-    "The process that wrote the state ended in the middle; read the state before you try again"
+    "The process that wrote the state ended before it was done. Read the state, then try again."
 )
 
 
 class _ProcessEnded(Exception):
-    """The process ended before it had done its job."""
+    """The process ended before its job was done."""
 
 
 class _TookTooLong(_ProcessEnded):
-    """It was killed."""
+    """The process was killed because its job exceeded the time limit."""
 
 
 class StateProcess:
-    """Does jobs on states: small ones here, large ones in processes of their own."""
+    """Does jobs on states: small ones in the web process, large ones in state processes."""
 
     def __init__(self, here: StateParts, whose: Callable[[], str | None]) -> None:
-        """`here` are the parts of this process. `whose` returns the caller of the current request,
-        for whom one large job at a time is done."""
+        """Take the parts of this process, `here`. `whose` returns the caller of the current
+        request: each caller has one large job at a time."""
         self.here = here
         self._whose = whose
         self._lock = threading.Lock()
-        #: Those that have no job, the one that was used last at the end.
+        #: Processes without a job. The one that was used last is at the end.
         self._free = [_Process(here.settings) for _ in range(here.settings.state_processes)]
         self._all = tuple(self._free)
         self._places = threading.Semaphore(len(self._all))
@@ -78,8 +78,11 @@ class StateProcess:
     def run(
         self, job: Callable[Concatenate[StateParts, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """Do a job: a function of the module `state_jobs`. Raises what it raises; StateTooLarge for
-        a state that a process of its own cannot read either, TooMany after waiting for one."""
+        """Do a job, a function of the module `jobs`, and return its result. Raise what it raises.
+
+        Raise StateTooLarge if a state process cannot read the state either, TooMany if the wait for
+        one is too long, Unavailable if none starts, Interrupted if one ends during a write.
+        """
         try:
             return job(self.here, *args, **kwargs)
         except LargeState:
@@ -88,7 +91,7 @@ class StateProcess:
     def run_aside(
         self, job: Callable[Concatenate[Any, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
-        """Do a job in a process of its own in any case. Raises the same."""
+        """Do a job in a state process in any case. Raise the same as `run`."""
         return self.run_for(self._whose(), job, *args, **kwargs)
 
     def run_for(
@@ -98,8 +101,8 @@ class StateProcess:
         *args: _P.args,
         **kwargs: _P.kwargs,
     ) -> _T:
-        """Do a job in a process of its own for a caller whose request is not the current one, such
-        as that of a stream. Raises the same."""
+        """Do a job in a state process for a caller whose request is not the current one, such as
+        that of a stream. Raise the same as `run`."""
         message = pickle.dumps((job, args, kwargs))
         with self._turn_of(caller), self._process() as process:
             error, result = process.done(message, writes=job in WRITING)
@@ -108,14 +111,14 @@ class StateProcess:
         return result  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """End the processes, with the jobs that they do."""
+        """End the processes and the jobs that they are doing."""
         for process in self._all:
             process.end()
 
     @contextmanager
     def _turn_of(self, caller: str | None) -> Iterator[None]:
-        """Wait for the caller's other jobs: one of each caller is done at a time, so that the
-        others find a process."""
+        """Wait for the caller's other jobs: each caller has one at a time, so that processes are
+        free for other callers. Raise TooMany on timeout."""
         with self._lock:
             turns = self._callers.setdefault(caller, _Turns())
             turns.users += 1
@@ -141,7 +144,7 @@ class StateProcess:
 
 
 class _Process:
-    """One process, started when it is first needed, and again when it has ended."""
+    """One process. It is started when first needed, and again after it has ended."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -150,10 +153,11 @@ class _Process:
         self._used_at = 0.0
 
     def done(self, job: bytes, *, writes: bool) -> Any:
-        """Have the process do a job. One that only reads is done again, once, if the process ends
-        in the middle; after that, and when it takes too long, the state is taken for too large.
+        """Do a job in the process, and return its error and its result.
 
-        Raises StateTooLarge; Interrupted for a job that writes.
+        Raise Interrupted if the process ends during a job that writes. Do any other job once more,
+        then raise StateTooLarge; after the time limit, raise it at once. Raise Unavailable if the
+        process does not start.
         """
         try:
             return self._call(job)
@@ -168,20 +172,22 @@ class _Process:
             raise StateTooLarge(_TOO_LARGE) from error
 
     def _call(self, job: bytes) -> Any:
-        """Raises _ProcessEnded."""
+        """Do a job once. Raise _ProcessEnded, or Unavailable if the process does not start."""
         connection = self._connected()
         connection.settimeout(self._settings.statement_seconds)
         try:
             send(connection, job)
             answer = receive(connection)
         except TimeoutError as error:
-            log.warning("a job on a large state took too long; its process is killed")
+            log.warning("a job on a large state took too long; killing its process")
             self.end()
             raise _TookTooLong from error
         except OSError as error:
-            log.warning("the process for large states ended with status %s", self.end())
+            log.warning(
+                "the process for large states ended during a job, with status %s", self.end()
+            )
             raise _ProcessEnded from error
-        except BaseException:  # such as a request that is abandoned: the answer would be the next's
+        except BaseException:  # such as an abandoned request: the next would get its answer
             self.end()
             raise
         self._used_at = time.monotonic()
@@ -207,14 +213,16 @@ class _Process:
             receive(ours)
         except OSError as error:
             self.end()
-            raise Unavailable("The process for large states did not start; see the log") from error
+            raise Unavailable(
+                "The process for large states did not start. Read the log."
+            ) from error
         except BaseException:
             self.end()
             raise
         return ours
 
     def end(self) -> int | None:
-        """End the process; returns its exit status, None without a process."""
+        """End the process and return its exit status. None without a process."""
         process, self._process = self._process, None
         connection, self._socket = self._socket, None
         if connection is not None:
@@ -228,7 +236,7 @@ class _Process:
 
 
 class _Turns:
-    """The jobs of one caller, one after the other."""
+    """The lock that does the jobs of one caller one by one, and the number of those jobs."""
 
     __slots__ = ("lock", "users")
 
@@ -240,7 +248,7 @@ class _Turns:
 @contextmanager
 def _held(lock: threading.Lock | threading.Semaphore, seconds: float) -> Iterator[None]:
     if not lock.acquire(timeout=seconds):
-        raise TooMany("Other large states are being read; try again later")
+        raise TooMany("Other large states are being read. Try again later.")
     try:
         yield
     finally:
@@ -248,13 +256,13 @@ def _held(lock: threading.Lock | threading.Semaphore, seconds: float) -> Iterato
 
 
 def send(connection: socket.socket, message: bytes) -> None:
-    """Send a message. Raises OSError."""
+    """Send a message. Raise OSError if the connection has ended."""
     connection.sendall(_HEADER.pack(len(message)))
     connection.sendall(message)
 
 
 def receive(connection: socket.socket) -> bytes | bytearray:
-    """Receive a message. Raises OSError, also when the connection ends."""
+    """Receive a message. Raise OSError on timeout or if the connection ends."""
     (size,) = _HEADER.unpack(_receive(connection, _HEADER.size))
     return _receive(connection, size)
 
@@ -272,7 +280,7 @@ def _receive(connection: socket.socket, size: int) -> bytearray:
 
 
 def picklable(error: BaseException) -> BaseException:
-    """Return the error, or one that says the same, where it cannot be pickled."""
+    """Return the error, or a RuntimeError with its text if it cannot be pickled."""
     with suppress(Exception):
         pickle.loads(pickle.dumps(error))  # noqa: S301  (of this very process)
         return error
