@@ -3,7 +3,7 @@
     {prefix}cancel:{run_id}    string   cancel flag of a running run: the action. Expires.
     {prefix}events:{run_id}    stream   the run's event log, ids `<claim_no>-<seq>`. Expires.
     {prefix}events:{thread_id} stream   the thread's own log: where its runs begin. Expires.
-    {prefix}large:{run_id}     hash     the data of the log's large events, in parts. Expires.
+    {prefix}large:{log_id}     hash     the data of a log's large events, in parts. Expires.
     {prefix}open:{caller}      zset     a caller's open requests, by expiry. Expires.
     {prefix}cancels            channel  the run_id whose cancel flag was set
     {prefix}dirty              channel  the run_id whose event log has grown

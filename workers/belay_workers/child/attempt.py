@@ -4,8 +4,8 @@ claim ▸ execute ▸ end          the graph reached its end
                 ▸ stop         the supervisor requested it: cancel, timeout or drain
                 ▸ abandon      the lease is lost: another worker has the run
 
-While Postgres is unavailable, every step waits for it. Meanwhile no sweeper can take the lease
-away; the supervisor notices when one has done so afterwards.
+While Postgres is unavailable, every step waits for it. The lease is lost only if a sweeper takes
+the run over; the supervisor then requests a stop of this attempt.
 """
 
 from __future__ import annotations
@@ -232,7 +232,8 @@ def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending |
 def _checked(child: Child, claimed: ClaimedRun, ending: Ending | None) -> Ending | None:
     """Return an error ending when the output does not match the run's output schema.
 
-    Validation may take long for some schemas; the supervisor can stop it like a node.
+    Validation may take long for some schemas. A stop then kills this child: there is no node to
+    raise in.
     """
     schema = claimed.kwargs.output_schema
     if ending is None or schema is None or ending.status is not RunStatus.SUCCESS:
