@@ -1,9 +1,9 @@
-"""The one reader of a web process: follows the event logs and ends of all runs it has clients for.
+"""Follow the event logs and ends of all runs that clients of this web process follow.
 
-Workers publish only which log has grown. The feed reads the logs that changed and have listeners,
-one round trip for all of them, and hands the events to its subscriptions. A nudge may be lost, so
-once a second it looks at everything that is being followed, and asks Postgres which of those runs
-have ended. One Redis subscription and one client per process, however many clients are connected.
+Workers publish only which log has grown. The feed reads the changed logs that have subscriptions,
+all of them in one round trip, and passes the events to the subscriptions. A message may be lost, so
+once a second it reads all followed logs, and queries Postgres for the runs that have ended. There
+is one Redis subscription and one client per process, however many clients are connected.
 
 Under gunicorn's gevent workers the threads here are greenlets; nothing else differs.
 """
@@ -45,9 +45,9 @@ _TAKE_BYTES = 64 * 1024
 class Subscription:
     """One client's view of one run: events after a position, and the end.
 
-    `events=False` is for those who only wait for the end. There may be very many of these, so a
-    subscription is small: what it waits at is a bare lock, taken until something happens, and a
-    wait has no timer of its own: the feed, which looks at everybody once a second, ends it.
+    `events=False` is for clients that only wait for the end. There may be very many of these, so a
+    subscription is small: it waits for a bare lock, which is held until something happens. A wait
+    has no timer of its own: the feed, which checks all subscriptions once a second, ends it.
     """
 
     __slots__ = (
@@ -124,7 +124,7 @@ class Subscription:
         return not due
 
     def wake_if_due(self, before: float) -> None:
-        """End a wait whose moment comes before the next time anybody looks."""
+        """End a wait whose time is over before the next check."""
         if before >= self.wake_at:
             self.wake_at = _DUE
             self._open_gate()
@@ -169,11 +169,11 @@ class Subscription:
         self._open_gate()
 
     def rearm(self) -> None:
-        """Wait again: the row says the run has not ended, whoever said it had."""
+        """Wait again: according to its row, the run has not ended."""
         self.ended = False
 
     def leave(self) -> None:
-        """The client's socket has closed."""
+        """End the waits of a client whose socket has closed."""
         self.client_left = True
         self._open_gate()
 
@@ -183,7 +183,8 @@ class Subscription:
 
 
 class RunFeed:
-    """Starts its threads at the first subscription, so that importing an app starts nothing."""
+    """The feed of a web process. Its threads start with the first subscription, not when the
+    application is made."""
 
     def __init__(
         self,
@@ -193,8 +194,8 @@ class RunFeed:
         ended_runs: EndedRuns,
         on_listeners: Callable[[bool, int], None] = lambda _wants_events, _change: None,
     ) -> None:
-        """`on_listeners` is told of every client that comes (+1) and goes (-1), and whether it is
-        there for events or only for the end."""
+        """`on_listeners` is called for each client that subscribes (+1) and unsubscribes (-1), with
+        whether it follows events or waits for the end only."""
         self._connect = connect
         self._keys = keys
         self._event_log = event_log
@@ -291,8 +292,8 @@ class RunFeed:
         while not self._closed.is_set():
             try:
                 self._read_what_changed()
-            except Exception:  # everybody waits for this loop
-                log.exception("run feed failed, going on")
+            except Exception:  # all clients depend on this loop
+                log.exception("run feed failed, retrying")
                 self._closed.wait(_SWEEP_SECONDS)
 
     def _read_what_changed(self) -> None:
