@@ -6,7 +6,9 @@
     {prefix}large:{log_id}     hash     the data of a log's large events, in parts. Expires.
     {prefix}open:{caller}      zset     a caller's open requests, by expiry. Expires.
     {prefix}cancels            channel  the run_id whose cancel flag was set
-    {prefix}dirty              channel  the run_id whose event log has grown
+    {prefix}limits…            string   counters of requests by caller, those of `limits`. Expire.
+    {prefix}failures…          string   counters of failed authentications by address. Expire.
+    {prefix}dirty              channel  the run or thread whose event log has grown; `!`: has ended
 
 All of it may be lost at any moment: Postgres is the source of truth. Celery's queues are in the
 same Redis under Celery's own names, unless BROKER_URL is set.

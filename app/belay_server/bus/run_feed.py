@@ -1,9 +1,9 @@
-"""Follow the event logs and ends of all runs that clients of this web process follow.
+"""Follow the event logs and ends of all runs that a web process has clients for.
 
-Workers publish only which log has grown. The feed reads the changed logs that have subscriptions,
-all of them in one round trip, and passes the events to the subscriptions. A message may be lost, so
-once a second it reads all followed logs, and queries Postgres for the runs that have ended. There
-is one Redis subscription and one client per process, however many clients are connected.
+A publisher sends only the id of a log that has grown. The feed reads the changed logs that have
+subscriptions, all in one round trip, and delivers the events. A message may be lost. So once a
+second the feed reads all followed logs, and reads from Postgres which of those runs have ended. A
+process has one feed, with one Redis subscription, however many clients are connected.
 
 Under gunicorn's gevent workers the threads here are greenlets; nothing else differs.
 """
@@ -30,24 +30,24 @@ log = logging.getLogger(__name__)
 
 EndedRuns = Callable[[Sequence[UUID]], "dict[UUID, str | None]"]
 
-#: Entries read of one log at a time.
+#: The most entries of one log that are read at once.
 _BATCH = 16
 _SWEEP_SECONDS = 1.0
 _DUE = -math.inf
-#: What a slow client may be behind before it is fed no more; it goes on where it stopped as soon as
-#: it has made room.
+#: The events and bytes that are buffered for a slow client. Beyond either, nothing is delivered
+#: until it has made room; it then continues where it stopped.
 _BUFFER_EVENTS = 2_000
 _BUFFER_BYTES = 256 * 1024
-#: What is handed to a client at once.
+#: The bytes after which `take` adds no further event.
 _TAKE_BYTES = 64 * 1024
 
 
 class Subscription:
     """One client's view of one run: events after a position, and the end.
 
-    `events=False` is for clients that only wait for the end. There may be very many of these, so a
-    subscription is small: it waits for a bare lock, which is held until something happens. A wait
-    has no timer of its own: the feed, which checks all subscriptions once a second, ends it.
+    `events=False` is for clients that wait only for the end. There may be very many of these, so a
+    subscription is small. It waits for a bare lock, which is held until something happens. A wait
+    has no timer of its own: the feed checks all waits once a second and ends those that are due.
     """
 
     __slots__ = (
@@ -71,25 +71,27 @@ class Subscription:
     ) -> None:
         self.run_id = run_id
         self.position = after
-        #: False until the run has been accepted: its row is not there yet, and not gone either.
+        #: False until the run has been accepted, and for a thread's log: there is no row to check,
+        #: and a missing row does not mean that the run has ended.
         self.has_row = True
         self.wants_events = events
         self.ended = False
-        #: What the log says the run ended as; None when it does not say, or was rolled back.
+        #: The run's final status in the log; None if the log has no end or the run was rolled back.
         self.end_status: str | None = None
         self.client_left = False
         self._on_room = on_room
         self._paused = False
         self._buffer: list[Event] = []
         self._size = 0
-        #: When the feed ends the wait, by the monotonic clock.
+        #: When the feed ends the wait, in monotonic seconds.
         self.wake_at = math.inf
         self._gate = threading.Lock()
         self._gate.acquire()
 
     def take(self, until: float) -> list[Event]:
-        """The events that have come; none: nothing came until that moment (to the second, on the
-        monotonic clock), the run has ended, or the client has left."""
+        """Wait for events and return them, or an empty list when there are none until `until`, the
+        run has ended or the client has disconnected. `until` is in monotonic seconds; the wait may
+        end up to a second early."""
         while not self._buffer and not self.ended and not self.client_left:
             if not self._wait(until):
                 break
@@ -108,14 +110,14 @@ class Subscription:
         return taken
 
     def wait_for_end(self, until: float) -> bool:
-        """True when the run has ended or the client left; False when that moment has come."""
+        """Return True when the run has ended or the client has disconnected, False at `until`."""
         while not self.ended and not self.client_left:
             if not self._wait(until):
                 break
         return self.ended or self.client_left
 
     def _wait(self, until: float) -> bool:
-        """Wait until something happens; False when the moment has come."""
+        """Wait until something happens. Return False when `until` has come."""
         if time.monotonic() >= until:
             return False
         self.wake_at = until
@@ -124,7 +126,7 @@ class Subscription:
         return not due
 
     def wake_if_due(self, before: float) -> None:
-        """End a wait whose time is over before the next check."""
+        """End a wait that is due by `before`, the time of the feed's next check."""
         if before >= self.wake_at:
             self.wake_at = _DUE
             self._open_gate()
@@ -135,10 +137,11 @@ class Subscription:
 
     @property
     def wants_more(self) -> bool:
-        """False for a client that is too far behind: it is fed again when it has made room."""
+        """Whether to deliver events now. False while the client is too far behind; `take` requests
+        the next delivery when it has made room."""
         if not self.wants_events or self.ended:
             return False
-        # Looked at again after it was set: the client may have made room just before.
+        # Set before the check: else room that is made between the two would request no delivery.
         self._paused = True
         self._paused = not self._has_room()
         return not self._paused
@@ -148,7 +151,7 @@ class Subscription:
         return self.ended and not self._buffer
 
     def deliver(self, events: Sequence[Event]) -> None:
-        """Take what comes after the position, as far as there is room; the rest is read again."""
+        """Buffer the events after the position while there is room; the rest is read again."""
         for event in events:
             if event.position <= self.position:
                 continue
@@ -169,7 +172,7 @@ class Subscription:
         self._open_gate()
 
     def rearm(self) -> None:
-        """Wait again: according to its row, the run has not ended."""
+        """Wait again, after an announced end that the run's row does not confirm."""
         self.ended = False
 
     def leave(self) -> None:
@@ -178,13 +181,13 @@ class Subscription:
         self._open_gate()
 
     def _open_gate(self) -> None:
-        with contextlib.suppress(RuntimeError):  # it is open
+        with contextlib.suppress(RuntimeError):  # it is open already
             self._gate.release()
 
 
 class RunFeed:
-    """The feed of a web process. Its threads start with the first subscription, not when the
-    application is made."""
+    """The feed of a web process. Its threads start at the first subscription, so that importing an
+    app starts nothing."""
 
     def __init__(
         self,
@@ -194,8 +197,8 @@ class RunFeed:
         ended_runs: EndedRuns,
         on_listeners: Callable[[bool, int], None] = lambda _wants_events, _change: None,
     ) -> None:
-        """`on_listeners` is called for each client that subscribes (+1) and unsubscribes (-1), with
-        whether it follows events or waits for the end only."""
+        """`on_listeners` is called for each subscription that begins (+1) or ends (-1). Its first
+        argument is whether the client wants events, or only the end."""
         self._connect = connect
         self._keys = keys
         self._event_log = event_log
@@ -211,8 +214,8 @@ class RunFeed:
     def subscribe(
         self, run_id: UUID, *, after: Position = START, events: bool = True, has_row: bool = True
     ) -> Subscription:
-        """Follow a run. Close with `unsubscribe`. Without `has_row` it is yet to be accepted: set
-        the subscription's own `has_row` when it is."""
+        """Follow a run, until `unsubscribe`. Pass `has_row=False` for a thread, or for a run that
+        is not accepted yet; set the subscription's `has_row` when it is."""
         subscription = Subscription(run_id, after=after, events=events, on_room=self._poke)
         subscription.has_row = has_row
         with self._lock:
@@ -245,11 +248,11 @@ class RunFeed:
         self._wake.set()
 
     def close(self) -> None:
-        """Stop following; open subscriptions get nothing more."""
+        """Stop the feed's threads. Open subscriptions get nothing more."""
         self._closed.set()
         self._wake.set()
         with contextlib.suppress(redis.RedisError), self._connect(1.0) as client:
-            client.publish(self._keys.dirty, b"")  # who listens waits for the next word
+            client.publish(self._keys.dirty, b"")  # `_listen` waits for a message
         for thread in self._threads:
             thread.join(5.0)
 
@@ -260,20 +263,20 @@ class RunFeed:
                 pubsub = client.pubsub(ignore_subscribe_messages=True)
                 pubsub.subscribe(self._keys.dirty)
                 while not self._closed.is_set():
-                    # Without a timeout a message costs no look at the socket before; a silent
-                    # connection may be a dead one, and then the sweep follows.
+                    # Without a timeout, redis-py does not poll the socket before each message. If
+                    # the connection is silently dead, the sweep still finds the events.
                     message = pubsub.get_message(timeout=None)
                     if message is not None:
                         self._note_dirty(message.get("data"))
                 pubsub.close()
             except redis.RedisError as error:
-                log.warning("run feed lost Redis, following by polling: %s", error)
+                log.warning("run feed lost Redis, polling until it reconnects: %s", error)
                 self._closed.wait(0.5)
             finally:
                 client.close()
 
     def _note_dirty(self, data: object) -> None:
-        """A nudge is a run id, with "!" behind it when the run has ended."""
+        """Handle a message: a run id, followed by "!" when the run has ended."""
         if not isinstance(data, bytes):
             return
         try:
@@ -292,8 +295,8 @@ class RunFeed:
         while not self._closed.is_set():
             try:
                 self._read_what_changed()
-            except Exception:  # all clients depend on this loop
-                log.exception("run feed failed, retrying")
+            except Exception:  # all subscriptions depend on this loop
+                log.exception("run feed failed, retrying in a second")
                 self._closed.wait(_SWEEP_SECONDS)
 
     def _read_what_changed(self) -> None:
@@ -320,11 +323,11 @@ class RunFeed:
             subscription.wake_if_due(before)
 
     def _deliver(self, run_ids: set[UUID]) -> None:
-        """Feed every listener of these runs until each is up to date or its buffer is full."""
+        """Deliver to every subscription of these runs until it is up to date or its buffer full."""
         try:
             while wanting := self._wanting(run_ids):
-                # Each log is read from the earliest of those it is read for. Nobody else is given
-                # what was read: it may begin behind where they are.
+                # Each log is read from the earliest position of its subscriptions in `wanting`.
+                # Only these get the events: for others there may be a gap before the first.
                 earliest = {
                     run_id: min(subscription.position for subscription in wants)
                     for run_id, wants in wanting.items()
@@ -336,10 +339,10 @@ class RunFeed:
                     if chunk.more:
                         run_ids.add(run_id)
         except redis.RedisError as error:
-            log.warning("run feed could not read event logs: %s", error)
+            log.warning("run feed cannot read event logs, retrying within a second: %s", error)
 
     def _wanting(self, run_ids: set[UUID]) -> dict[UUID, list[Subscription]]:
-        """The followers of these runs that want more."""
+        """Return the subscriptions of these runs that want more events, by run."""
         found = {}
         for run_id in run_ids:
             wants = [s for s in self._followers(run_id) if s.wants_more]
@@ -352,7 +355,8 @@ class RunFeed:
             return list(self._subscriptions.get(run_id, ()))
 
     def _sweep_ends(self) -> None:
-        """The end of a run is in Postgres, whatever became of its log and of its nudges."""
+        """End the subscriptions of runs that have ended in Postgres, as logs and messages may be
+        lost."""
         with self._lock:
             followed = [
                 run_id
@@ -364,11 +368,13 @@ class RunFeed:
         try:
             ended = self._ended_runs(followed)
         except Unavailable as error:
-            log.warning("run feed could not ask which runs have ended: %s", error)
+            log.warning("run feed cannot read the ends of runs, retrying in a second: %s", error)
             return
-        # Who comes while the logs are read has been given nothing yet, and is looked at next time.
+        # A subscription that begins while the logs are read has no events yet: the next sweep ends
+        # it.
         followers = [subscription for run_id in ended for subscription in self._followers(run_id)]
-        # A worker writes its events before it commits the end, so what is in the log now is all.
+        # A worker writes its events before it commits the end, so the log is complete now, unless
+        # Redis was too slow for the worker.
         self._deliver(set(ended))
         for subscription in followers:
             if not subscription.wants_events or subscription.wants_more:

@@ -4,8 +4,9 @@ claim ▸ execute ▸ end          the graph reached its end
                 ▸ stop         the supervisor requested it: cancel, timeout or drain
                 ▸ abandon      the lease is lost: another worker has the run
 
-While Postgres is unavailable, every step waits for it. The lease is lost only if a sweeper takes
-the run over; the supervisor then requests a stop of this attempt.
+While Postgres is unavailable, a claim waits until the worker drains, a checkpoint until a stop is
+requested, and the end until the lease is lost. It is lost only if a sweeper takes the run over; the
+supervisor then requests a stop of this attempt.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def attempt_run(child: Child, run_id: UUID) -> None:
     except (ClaimLost, CheckpointsUnavailable, psycopg.Error) as error:
         if isinstance(error, psycopg.Error) and not is_worth_waiting(error):
             raise
-        # The row is unchanged: its lease expires, and another attempt resumes from the checkpoint.
+        # This attempt has not ended the run. If it still holds the lease, that expires, and another
+        # attempt resumes from the checkpoint.
         log.warning("abandoned the attempt of run %s: %s", run_id, error)
         child.database.drop()
     finally:
@@ -334,7 +336,8 @@ def _write_end(
 
 
 def _flush(child: Child, claimed: ClaimedRun) -> None:
-    """Write the events before the end, so that the log is complete when the end is announced."""
+    """Write the events before the end, so that the log is complete when the end is announced,
+    unless Redis takes too long."""
     if not child.events.flush(_FLUSH_SECONDS):
         log.warning("events of run %s are not written yet; writing its end first", claimed.run_id)
 

@@ -1,8 +1,9 @@
-"""Write a run's events from its graph to Redis, in batches, without slowing the graph.
+"""Write a run's events from its graph to Redis, in batches, beside the graph.
 
 A separate thread drains a queue and appends the gathered events in one round trip: the first event
 immediately, those that closely follow it together, some milliseconds later. While Redis is
-unavailable, events are dropped and the run continues: readers get its end from Postgres.
+unavailable, events are dropped and the run continues: readers get its end from Postgres. Only the
+checkpoints of resumable runs wait for a flush, up to two seconds.
 """
 
 from __future__ import annotations
