@@ -20,7 +20,6 @@ from tests.long_forms import full_case, long_case
 from tests.waiting import wait_until
 
 CONFLICTS = ("40001", "40P01", "55P03")
-CUTS = ("cut-before", "cut-after")
 FAULTS = ["cut-before", *map(long_case, ("cut-after", *CONFLICTS))]
 
 
