@@ -97,6 +97,7 @@ class Settings:
     max_answer_bytes: int
     #: Size limit of an assistant's, thread's or cron's metadata, config or context, in JSON bytes.
     max_metadata_bytes: int
+    max_versions_bytes: int
     #: Size limit of a run's final values, in bytes of JSON. Larger ones are in its checkpoint only.
     max_outcome_bytes: int
     #: States of more bytes, as they are stored, are read by a state process.
@@ -199,6 +200,7 @@ class Settings:
             max_answer_bytes=read.integer("BELAY_MAX_ANSWER_BYTES", 64 * _MIB, minimum=1024),
             max_answers_bytes=read.integer("BELAY_MAX_ANSWERS_BYTES", 128 * _MIB, minimum=_MIB),
             max_metadata_bytes=read.integer("BELAY_MAX_METADATA_BYTES", 2 * _MIB, minimum=1024),
+            max_versions_bytes=read.integer("BELAY_MAX_VERSIONS_BYTES", 64 * _MIB, minimum=1024),
             large_state_bytes=read.integer("BELAY_LARGE_STATE_BYTES", _MIB // 2, minimum=1024),
             state_processes=read.integer("BELAY_STATE_PROCESSES", 2, minimum=1),
             max_outcome_bytes=read.integer("BELAY_MAX_OUTCOME_BYTES", 16 * _MIB, minimum=1024),

@@ -47,6 +47,7 @@ def attacked(scratch):
         BELAY_MAX_METADATA_BYTES="100000",
         BELAY_MAX_OUTCOME_BYTES="100000",
         BELAY_MAX_ANSWER_BYTES="1000000",
+        BELAY_MAX_VERSIONS_BYTES="200000",
         BELAY_CORS_ORIGINS="https://good.example",
     ).start()
     yield live
@@ -114,6 +115,21 @@ def test_metadata_that_grows_by_merging_has_an_end(api):
     assert list(api.get(path).json()["metadata"]) == ["a"]
     made = api.post("/assistants", json={"graph_id": "counter", "context": {"x": "y" * 120_000}})
     assert made.status_code == 413
+
+
+def test_the_versions_of_an_assistant_have_an_end(api):
+    body = {"graph_id": "counter", "context": {"text": os.urandom(30_000).hex()}}
+    made = api.post("/assistants", json=body).json()
+    path = f"/assistants/{made['assistant_id']}"
+    for number in range(10):
+        newest = api.patch(path, json={"metadata": {"number": number}}).json()
+        assert newest["version"] == number + 2
+    kept = [one["version"] for one in api.post(f"{path}/versions", json={}).json()]
+    assert kept == list(range(11, 11 - len(kept), -1))
+    assert 1 <= len(kept) <= 200_000 / 60_000
+    answer = api.post(f"{path}/latest", json={"version": 1})
+    assert "Version 1 not found" in refused(answer, 404)
+    assert api.get(path).json() == newest
 
 
 def test_large_values_are_read_from_the_checkpoint(api):

@@ -19,6 +19,7 @@ import pytest
 from belay_server.db.migrate import migrate
 from belay_server.dev.embedded import EmbeddedPostgres, free_port
 from belay_server.dev.process_tree import die_with_parent
+from tests.acceptance.playing import refused
 from tests.conformance import watched
 from tests.long_forms import long_case
 from tests.servers import LiveServer, running
@@ -116,6 +117,47 @@ def test_a_project_runs_in_its_own_folder(project, scratch):
     live.start()
     try:
         says(live.url, expected)
+    finally:
+        live.stop()
+
+
+@pytest.mark.long
+def test_a_run_waits_for_a_worker_that_has_its_graph(scratch):
+    root = scratch / "project-that-loses-a-graph"
+    package(root / "kept", "kept", imported_as="kept.")
+    package(root / "lost", "lost", imported_as="lost.")
+    graphs = {name: f"./{name}/agent.py:graph" for name in ("kept", "lost")}
+
+    def deploy(*names: str) -> LiveServer:
+        document = {"dependencies": ["."], "graphs": {name: graphs[name] for name in names}}
+        write(root / "langgraph.json", json.dumps(document))
+        return LiveServer(scratch / "data-lost", config=None, cwd=root).start()
+
+    live = deploy("kept", "lost")
+    with watched(httpx.Client(base_url=live.url, timeout=60)) as client:
+        ended, waiting = (client.post("/threads", json={}).json()["thread_id"] for _ in range(2))
+        body = {"assistant_id": "lost", "input": {}}
+        client.post(f"/threads/{ended}/runs/wait", json=body)
+        later = {**body, "after_seconds": 1}
+        run = client.post(f"/threads/{waiting}/runs", json=later).json()["run_id"]
+        live.stop()
+    assert live.process is not None
+    live = deploy("kept")
+    with watched(httpx.Client(base_url=live.url, timeout=60)) as client:
+        wait_until(lambda: f"run {run} stays pending" in live.log.read_text(), 60, "the warning")
+        says(live.url, {"kept": "kept"})
+        path = f"/threads/{waiting}/runs/{run}"
+        assert client.get(path).json()["status"] == "pending"
+        for method, part in (("GET", "state"), ("GET", "history"), ("POST", "state")):
+            answer = client.request(method, f"/threads/{ended}/{part}", json={"values": {}})
+            assert "Graph 'lost'" in refused(answer, 404), part
+        assert client.get(f"/threads/{ended}").json()["values"] == {"where": "lost"}
+        live.stop()
+    live = deploy("kept", "lost")
+    try:
+        with watched(httpx.Client(base_url=live.url, timeout=60)) as client:
+            assert client.get(f"{path}/join").json() == {"where": "lost"}
+            assert client.get(f"/threads/{ended}/state").json()["values"] == {"where": "lost"}
     finally:
         live.stop()
 

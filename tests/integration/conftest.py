@@ -24,7 +24,7 @@ from belay_server.services.parts import RunParts
 from belay_server.settings import Settings
 from tests.servers import PROJECT
 
-LEASE = {"owner": "test/1", "lease_seconds": 30.0}
+LEASE = {"owner": "test/1", "lease_seconds": 30.0, "graph_ids": ["counter"]}
 
 
 @pytest.fixture

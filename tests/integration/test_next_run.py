@@ -53,7 +53,9 @@ def test_a_run_created_while_another_ends_is_rung_by_one_of_the_two(database_url
         thread_id = new_id()
         thread_rows.insert_thread(creator, thread_id, {})
         first = insert(creator, thread_id)
-        claimed = claim_rows.claim_run(worker, first, owner="me", lease_seconds=60)
+        claimed = claim_rows.claim_run(
+            worker, first, owner="me", lease_seconds=60, graph_ids=["counter"]
+        )
         assert claimed is not None
         if cancelled:
             cancel_rows.flag_running_runs(creator, [first], CancelAction.INTERRUPT, {})

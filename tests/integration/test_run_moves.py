@@ -80,6 +80,28 @@ def test_a_thread_is_served_first_come_first_served(rows):
     assert claim_rows.claim_run(rows.conn, second.run_id, **LEASE) is not None
 
 
+def test_a_run_of_an_unknown_graph_waits_for_a_worker_that_has_it(rows):
+    run = rows.pending()
+    rows.conn.execute(
+        "UPDATE run SET scheduled_at = now() - interval '1 minute' WHERE run_id = %s", (run.run_id,)
+    )
+    others = {**LEASE, "graph_ids": ["another"]}
+    assert claim_rows.claim_run(rows.conn, run.run_id, **others) is None
+    assert claim_rows.put_off_unknown_graph(rows.conn, run.run_id, ["counter"]) is None
+    assert claim_rows.put_off_unknown_graph(rows.conn, run.run_id, ["another"]) == "counter"
+
+    def due() -> bool:
+        found = claim_rows.ring_due_runs(rows.conn, limit=1_000, rering_seconds=5.0)
+        return run.run_id in [one.run_id for one in found]
+
+    assert not due()
+    claim_rows.ring_runs_of_graphs(rows.conn, ["another"], rering_seconds=5.0)
+    assert not due()
+    claim_rows.ring_runs_of_graphs(rows.conn, ["counter"], rering_seconds=5.0)
+    assert due()
+    assert claim_rows.claim_run(rows.conn, run.run_id, **LEASE).attempts == 1
+
+
 def test_a_run_put_back_goes_before_an_older_one_that_has_become_due(rows):
     thread_id = rows.thread()
     older = rows.pending(thread_id, after_seconds=3600)

@@ -113,6 +113,16 @@ def _with_version(conn: Connection, assistant: Assistant | None) -> Assistant | 
     return assistant
 
 
+def drop_old_versions(conn: Connection, assistant: Assistant, *, most_bytes: int) -> None:
+    """Delete the oldest versions of an assistant beyond `most_bytes`, never its current one."""
+    params = {
+        "assistant_id": assistant.assistant_id,
+        "current": assistant.version,
+        "most_bytes": most_bytes,
+    }
+    execute(conn, SQL.drop_old_versions, params)
+
+
 def set_latest_version(conn: Connection, assistant_id: UUID, version: int) -> Assistant | None:
     """Restore an assistant's fields from a version. Return None if there is no such version."""
     params = {"assistant_id": assistant_id, "version": version}

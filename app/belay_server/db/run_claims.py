@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import psycopg
@@ -50,18 +50,45 @@ def _json(value: Any) -> Jsonb | None:
 
 
 def claim_run(
-    conn: Connection, run_id: UUID, *, owner: str, lease_seconds: float
+    conn: Connection,
+    run_id: UUID,
+    *,
+    owner: str,
+    lease_seconds: float,
+    graph_ids: Sequence[str],
 ) -> ClaimedRun | None:
-    """Claim a run: take its lease. Return None if the run cannot be claimed now.
+    """Claim a run of one of these graphs: take its lease. Return None if the run cannot be claimed
+    now.
 
     If that changes later, another doorbell is sent.
     """
-    params = {"run_id": run_id, "owner": owner, "lease_seconds": lease_seconds}
+    params = {
+        "run_id": run_id,
+        "owner": owner,
+        "lease_seconds": lease_seconds,
+        "graph_ids": list(graph_ids),
+    }
     try:
         return _claimed(fetch_dicts(conn, SQL.claim_run, params))
     except psycopg.errors.UniqueViolation:
         # run_one_running_per_thread: another claim of this thread committed first.
         return None
+
+
+def put_off_unknown_graph(conn: Connection, run_id: UUID, graph_ids: Sequence[str]) -> str | None:
+    """Postpone the next doorbell of a pending run whose graph is not among these. Return its graph;
+    None if there is no such run."""
+    params = {"run_id": run_id, "graph_ids": list(graph_ids)}
+    return cast("str | None", fetch_value(conn, SQL.put_off_unknown_graph, params))
+
+
+def ring_runs_of_graphs(
+    conn: Connection, graph_ids: Sequence[str], *, rering_seconds: float
+) -> None:
+    """Make the pending runs of these graphs due for a ring, if workers without them have postponed
+    it."""
+    params = {"graph_ids": list(graph_ids), "rering_seconds": rering_seconds}
+    execute(conn, SQL.ring_runs_of_graphs, params)
 
 
 def held_run(conn: Connection, run_id: UUID, *, owner: str) -> ClaimedRun | None:

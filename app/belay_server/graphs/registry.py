@@ -58,6 +58,10 @@ class GraphRegistry:
     def __contains__(self, graph_id: str) -> bool:
         return graph_id in self.project.graphs
 
+    @cached_property
+    def graph_ids(self) -> list[str]:
+        return list(self.project.graphs)
+
     def queue_of(self, graph_id: str) -> str:
         spec = self.project.graphs.get(graph_id)
         return spec.queue if spec else DEFAULT_QUEUE

@@ -91,7 +91,8 @@ def _mirrored(
 
 def patch_assistant(parts: Parts, assistant_id: UUID, body: dict[str, Any]) -> Assistant:
     """Change an assistant: merge its metadata, and replace the other fields that are given. Create
-    a new version only if this changes anything.
+    a new version only if this changes anything, and delete the oldest versions beyond
+    BELAY_MAX_VERSIONS_BYTES.
 
     Raises NotFound (assistant or graph), BadRequest, TooLarge.
     """
@@ -115,7 +116,12 @@ def patch_assistant(parts: Parts, assistant_id: UUID, body: dict[str, Any]) -> A
         if after == before:
             return current
         _refuse_large(parts, after)
-        return assistant_rows.update_assistant(conn, assistant_id, after) or current
+        changed = assistant_rows.update_assistant(conn, assistant_id, after)
+        if changed is None:
+            return current
+        most = parts.settings.max_versions_bytes
+        assistant_rows.drop_old_versions(conn, changed, most_bytes=most)
+        return changed
 
     return parts.database.transaction(patch)
 

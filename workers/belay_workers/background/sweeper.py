@@ -122,6 +122,7 @@ class Sweeper:
         self._try("lost runs", lambda: self._take_from_the_gone(conn))
         if time.monotonic() >= self._tidy_at:
             self._tidy_at = time.monotonic() + _TIDY_EVERY_SECONDS
+            self._try("runs of known graphs", lambda: self._ring_put_off(conn))
             self._try("hidden threads", lambda: self._delete_hidden(conn))
             self._try("expired threads", lambda: self._expire_threads(conn))
             self._try("expired items", lambda: delete_expired_items(conn, limit=_BATCH_OF_ITEMS))
@@ -157,6 +158,13 @@ class Sweeper:
             # A ring that was not sent is not counted; the run stays due for the next sweep.
             self._broker_is_away = True
             claim_rows.was_not_rung(conn, not_rung)
+
+    def _ring_put_off(self, conn: Connection) -> None:
+        claim_rows.ring_runs_of_graphs(
+            conn,
+            self._parts.graphs.graph_ids,
+            rering_seconds=self._settings.rering_seconds,
+        )
 
     def _find_lost_doorbells(self, conn: Connection) -> None:
         if not self._lost_doorbells.find(conn):

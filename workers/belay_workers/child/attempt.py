@@ -93,9 +93,32 @@ def _claim(child: Child, run_id: UUID) -> ClaimedRun | None:
             return held
         asked_before = True
         seconds = child.settings.lease_seconds
-        return claim_rows.claim_run(conn, run_id, owner=child.owner, lease_seconds=seconds)
+        claimed = claim_rows.claim_run(
+            conn,
+            run_id,
+            owner=child.owner,
+            lease_seconds=seconds,
+            graph_ids=child.graphs.graph_ids,
+        )
+        if claimed is None:
+            _put_off_unknown_graph(child, conn, run_id)
+        return claimed
 
     return child.database.run(claim, keep_waiting=lambda: not child.slots.draining)
+
+
+def _put_off_unknown_graph(child: Child, conn: Connection, run_id: UUID) -> None:
+    """Leave a run pending whose graph is not in this worker's project: another worker may have it,
+    such as during a rolling deployment, or this one after its project has been corrected."""
+    graph_id = claim_rows.put_off_unknown_graph(conn, run_id, child.graphs.graph_ids)
+    if graph_id is not None and graph_id not in child.unknown_graphs:
+        child.unknown_graphs.add(graph_id)
+        log.warning(
+            "run %s stays pending: its graph '%s' is not in the project of this worker. Start a "
+            "worker that has the graph, or cancel the run. (Logged once for each graph.)",
+            run_id,
+            graph_id,
+        )
 
 
 def _attempt(child: Child, claimed: ClaimedRun) -> None:

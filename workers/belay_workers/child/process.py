@@ -66,6 +66,8 @@ class Child:
         # The processes that supervise runs must get the CPU also while runs use all of it.
         os.nice(settings.child_nice)
         self.graphs = graphs
+        #: The graphs of runs that this child has left pending because its project lacks them.
+        self.unknown_graphs: set[str] = set()
         self.owner = f"{owner}/{os.getpid()}"
         self.database = ReconnectingConnection(
             lambda: connect(settings.database_url, pgbouncer=settings.pgbouncer, name="belay child")

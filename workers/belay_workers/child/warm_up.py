@@ -53,7 +53,13 @@ def _ask_for_a_run_that_is_not_there(child: Child) -> None:
     """Let Postgres plan the statements of a run. psycopg prepares them at their second use."""
     conn = child.database.get()
     for _ in range(2):
-        claim_rows.claim_run(conn, _NOBODY.run_id, owner=child.owner, lease_seconds=0.0)
+        claim_rows.claim_run(
+            conn,
+            _NOBODY.run_id,
+            owner=child.owner,
+            lease_seconds=0.0,
+            graph_ids=child.graphs.graph_ids,
+        )
         claim_rows.finish_run(conn, _NOBODY.run_id, _NOBODY, STOPPED)
 
 

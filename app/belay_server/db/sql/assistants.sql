@@ -36,6 +36,20 @@ SELECT assistant_id, version, graph_id, name, description, config, context, meta
 FROM assistant WHERE assistant_id = %(assistant_id)s
 ON CONFLICT DO NOTHING
 
+-- name: drop_old_versions
+-- Keep the newest versions that together have at most `most_bytes` as stored (compressed), and the
+-- current one.
+DELETE FROM assistant_version v
+USING (
+    SELECT o.version,
+           sum(pg_column_size(o.config) + pg_column_size(o.context) + pg_column_size(o.metadata))
+               OVER (ORDER BY o.version DESC) AS bytes
+    FROM assistant_version o
+    WHERE o.assistant_id = %(assistant_id)s
+) sized
+WHERE v.assistant_id = %(assistant_id)s AND v.version = sized.version
+  AND sized.bytes > %(most_bytes)s AND v.version <> %(current)s
+
 -- name: insert_assistant
 INSERT INTO assistant (assistant_id, graph_id, name, description, config, context, metadata)
 VALUES (%(assistant_id)s, %(graph_id)s, %(name)s, %(description)s, %(config)s, %(context)s,

@@ -2,8 +2,8 @@
 -- the new row or nothing.
 
 -- name: claim_run
--- Compare and set from pending to running: only for the head of the thread's queue, and only while
--- the thread has no running run. Saves the thread's fields that it changes in `thread_before`.
+-- Compare and set from pending to running: only for a graph that the worker has, only for the head of
+-- the thread's queue, and only while the thread has no running run. Saves the thread's fields that it changes in `thread_before`.
 WITH locked AS (
     SELECT t.thread_id, t.config, t.metadata FROM thread t
     WHERE t.thread_id = (SELECT thread_id FROM run WHERE run_id = %(run_id)s AND status = 'pending')
@@ -34,6 +34,7 @@ WITH locked AS (
             'assistant_id', locked.metadata -> 'assistant_id'))
     FROM head, locked
     WHERE r.run_id = head.run_id AND r.run_id = %(run_id)s AND r.status = 'pending'
+      AND r.graph_id = ANY (%(graph_ids)s::text[])
     RETURNING r.*
 ), marked AS (
     UPDATE thread t SET
@@ -52,6 +53,23 @@ SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, c
        belay_has_checkpoints(thread_id) AS has_checkpoints,
        extract(epoch FROM updated_at - scheduled_at)::float8 AS waited_seconds
 FROM claimed
+
+-- name: put_off_unknown_graph
+-- For a worker that does not have the run's graph: ring again later, after a quarter of the time that
+-- the run has been due, at most ten minutes. `rings = 0` because the doorbell is not lost.
+UPDATE run SET
+    rings = 0,
+    next_ring_at = now() + make_interval(secs =>
+        least(600, greatest(5, extract(epoch FROM now() - scheduled_at) / 4)))
+WHERE run_id = %(run_id)s AND status = 'pending' AND graph_id <> ALL (%(graph_ids)s::text[])
+RETURNING graph_id
+
+-- name: ring_runs_of_graphs
+-- For a worker that has these graphs: workers without them have put the runs off for long.
+UPDATE run SET next_ring_at = now()
+WHERE status = 'pending' AND scheduled_at <= now() AND rings = 0 AND next_ring_at > now()
+  AND next_ring_at > scheduled_at + make_interval(secs => 2 * %(rering_seconds)s)
+  AND graph_id = ANY (%(graph_ids)s::text[])
 
 -- name: held_run
 SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,

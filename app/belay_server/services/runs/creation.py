@@ -41,7 +41,7 @@ from belay_server.services.runs.cancellation import (
     cancel_locked_runs,
 )
 from belay_server.services.runs.chosen_ids import drop_old_log
-from belay_server.services.runs.kwargs import build_run_kwargs
+from belay_server.services.runs.kwargs import MergedRun, build_run_kwargs
 from belay_server.services.size_limits import refuse_large
 
 log = logging.getLogger(__name__)
@@ -215,14 +215,8 @@ def create_runs(parts: Parts, requests: Sequence[RunRequest]) -> list[Run]:
     """Create all runs in their order, or none. Raises what `create_run` raises, and TooMuch."""
 
     def accept_all(conn: Connection) -> list[Accepted]:
-        accepted, size = [], 0
-        for request in requests:
-            accepted.append(accept_run(parts, conn, request, request.run_id))
-            # Each run's kwargs include its assistant's config, so a small request may be large.
-            size += len(to_json(accepted[-1].run.kwargs))
-            if size > parts.settings.max_answer_bytes:
-                raise TooMuch(parts.settings.max_answer_bytes)
-        return accepted
+        _refuse_large_batch(parts, conn, requests)
+        return [accept_run(parts, conn, request, request.run_id) for request in requests]
 
     try:
         accepted = ASK_AGAIN(parts.database.transaction, accept_all)
@@ -232,6 +226,19 @@ def create_runs(parts: Parts, requests: Sequence[RunRequest]) -> list[Run]:
         announce_accepted(parts, request, one)
         for request, one in zip(requests, accepted, strict=True)
     ]
+
+
+def _refuse_large_batch(parts: Parts, conn: Connection, requests: Sequence[RunRequest]) -> None:
+    """Raise TooMuch if the response, which has the kwargs of all runs, would exceed
+    BELAY_MAX_ANSWER_BYTES. Each run's kwargs include its assistant's config, so a small request may
+    have a large response. Checked before the first run is inserted."""
+    size = 0
+    for request in requests:
+        assistant = resolve_assistant(conn, parts.graphs, request.options.assistant_id)
+        merged = _merge(parts, request, assistant, request.thread_id or request.run_id)
+        size += len(to_json(merged.kwargs.to_document()))
+        if size > parts.settings.max_answer_bytes:
+            raise TooMuch(parts.settings.max_answer_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,15 +366,15 @@ def _make_room(
     return cancel_locked_runs(conn, active, action, superseded_reason(action, run_id))
 
 
-def _new_run(
-    parts: RunParts, request: RunRequest, assistant: Assistant, thread_id: UUID, run_id: UUID
-) -> NewRun:
-    options = request.options
+def _merge(
+    parts: RunParts, request: RunRequest, assistant: Assistant, thread_id: UUID
+) -> MergedRun:
+    """Return the run's merged options. Raises BadRequest, TooLarge."""
     merged = build_run_kwargs(
-        options,
+        request.options,
         assistant=assistant,
         thread_id=thread_id,
-        run_id=run_id,
+        run_id=request.run_id,
         request_id=request.request_id,
         headers=request.headers,
         user=request.user,
@@ -380,6 +387,14 @@ def _new_run(
         kwargs=merged.kwargs.to_document(),
         metadata=merged.metadata,
     )
+    return merged
+
+
+def _new_run(
+    parts: RunParts, request: RunRequest, assistant: Assistant, thread_id: UUID, run_id: UUID
+) -> NewRun:
+    options = request.options
+    merged = _merge(parts, request, assistant, thread_id)
     return NewRun(
         run_id=run_id,
         thread_id=thread_id,

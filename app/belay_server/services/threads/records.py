@@ -280,7 +280,7 @@ def _settled(parts: Parts, thread: Thread, *, with_values: bool) -> Thread:
         with parts.database.connection() as conn:
             graph = _graph_of(parts, conn, thread)
         _rest(parts, graph, keep_error=True)
-    except (BadRequest, ProjectError) as error:
+    except (BadRequest, NotFound, ProjectError) as error:
         log.warning("cannot read the values of thread %s: %s", thread.thread_id, error)
         return thread
     with parts.database.connection() as conn:
@@ -299,11 +299,17 @@ def _rest(parts: Parts, thread: ThreadGraph, *, keep_error: bool) -> None:
 
 def _graph_of(parts: Parts, conn: Connection, thread: Thread) -> ThreadGraph:
     """Return the graph in the thread's metadata, which is that of its last run; otherwise the graph
-    of an active or the oldest run. Raises BadRequest when there is none."""
+    of an active or the oldest run. Raises BadRequest when there is none, NotFound when it is not in
+    the project."""
     graph_id = thread.metadata.get("graph_id")
-    if not isinstance(graph_id, str) or graph_id not in parts.graphs:
+    if not isinstance(graph_id, str):
         graph_id = run_rows.oldest_active_graph_id(conn, thread.thread_id)
-    if graph_id is None or graph_id not in parts.graphs:
+    if graph_id is not None and graph_id not in parts.graphs:
+        raise NotFound(
+            f"Graph '{graph_id}' of thread {thread.thread_id} is not in this project. Expected one "
+            f"of: {sorted(parts.graphs.graph_ids)}"
+        )
+    if graph_id is None:
         raise BadRequest(
             f"Thread '{thread.thread_id}' has no assigned graph ID. This usually occurs when no "
             "runs have been made on this particular thread. This operation requires a graph ID. "
@@ -324,7 +330,7 @@ def get_state(
     """Return the JSON of the newest state, or of the state at `checkpoint`, with these `fields`
     (None: all).
 
-    Raises NotFound for an unknown thread or checkpoint, TooMuch, StateTooLarge.
+    Raises NotFound for an unknown thread, checkpoint or graph, TooMuch, StateTooLarge.
     """
     with parts.database.connection() as conn:
         thread = _found(conn, thread_id)
@@ -338,7 +344,7 @@ def get_state(
 def get_history(parts: Parts, thread_id: UUID, page: HistoryPage) -> bytes:
     """Return a JSON list of states, newest first.
 
-    Raises NotFound for an unknown thread, TooMuch, StateTooLarge.
+    Raises NotFound for an unknown thread or graph, TooMuch, StateTooLarge.
     """
     with parts.database.connection() as conn:
         thread = _found(conn, thread_id)
