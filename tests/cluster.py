@@ -12,7 +12,9 @@ import sys
 import time
 import urllib.request
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -29,13 +31,13 @@ INJECTION = Path(__file__).parent / "faults" / "injection"
 class Member:
     """One process of the cluster. Start it from the main thread."""
 
-    def __init__(self, name: str, command: list[str], env: dict[str, str], log: Path, **popen):
+    def __init__(self, name: str, command: list[str], env: dict[str, str], log: Path, **popen: Any):
         self.name = name
         self.command = command
         self.env = env
         self.log = log
         self.popen = popen
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
 
     def start(self) -> None:
@@ -110,6 +112,7 @@ class Postgres(Member):
     def start(self) -> None:
         self.server.initialise()
         super().start()
+        assert self.process is not None
         wait_until_ready(self.server, self.process)
 
     def shut_down(self, number: signal.Signals) -> None:
@@ -141,6 +144,7 @@ class Valkey(Member):
 
     def start(self) -> None:
         super().start()
+        assert self.process is not None
         wait_until_ready(self.server, self.process)
 
 
@@ -230,7 +234,7 @@ class Cluster:
         """Wait until every web process responds and every worker accepts runs."""
         wait_until(lambda: all(map(self._answers, self.urls)), seconds, "the web processes")
         for worker in self.workers:
-            wait_until(lambda w=worker: is_ready(w), seconds, f"{worker.name} to be ready")
+            wait_until(partial(is_ready, worker), seconds, f"{worker.name} to be ready")
 
     def is_ready(self, member: Member) -> bool:
         """Return whether a worker accepts runs, or a web process responds."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ class Receiver:
     """A server for webhook calls. It responds with `statuses` in turn, and then with 200."""
 
     def __init__(self, port: int = 0) -> None:
-        self.calls: list[tuple[str, dict, bytes]] = []
+        self.calls: list[tuple[str, dict[str, str], bytes]] = []
         self.statuses: list[int] = []
         receiver = self
 
@@ -36,11 +38,11 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def of(self, run_id: str) -> list[dict]:
+    def of(self, run_id: str) -> list[dict[str, Any]]:
         bodies = [json.loads(body) for _, _, body in self.calls]
         return [body for body in bodies if body["run_id"] == run_id]
 
-    def wait_for(self, run_id: str, count: int = 1, seconds: float = 30.0) -> dict:
+    def wait_for(self, run_id: str, count: int = 1, seconds: float = 30.0) -> dict[str, Any]:
         wait_until(lambda: len(self.of(run_id)) >= count, seconds, f"{count} calls")
         return self.of(run_id)[-1]
 
@@ -50,7 +52,7 @@ class Receiver:
 
 
 @pytest.fixture
-def receiver():
+def receiver() -> Iterator[Receiver]:
     made = Receiver()
     yield made
     made.close()

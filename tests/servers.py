@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class LiveServer:
         self.cwd = cwd
         self.env = env
         self.log = data_dir.parent / f"{data_dir.name}-{self.port}.log"
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, *extra: str, seconds: float = 40.0) -> LiveServer:
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("BELAY_", "LANGGRAPH"))}
@@ -123,7 +124,7 @@ class LiveServer:
 
 
 @contextmanager
-def running(server: EmbeddedPostgres | EmbeddedValkey):
+def running(server: EmbeddedPostgres | EmbeddedValkey) -> Iterator[str]:
     """Run a bare server during the block. Yield its URL."""
     if isinstance(server, EmbeddedPostgres):
         server.initialise()

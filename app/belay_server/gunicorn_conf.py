@@ -6,6 +6,8 @@ gevent workers hold thousands of open streams and waiting requests in one proces
 comes before the import of anything that opens sockets or makes locks.
 """
 
+from __future__ import annotations
+
 import gevent
 from gevent import monkey
 
@@ -18,9 +20,14 @@ import shutil
 import signal
 import sys
 import tempfile
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.workers.base import Worker
 
 
-def _remove_if_master(folder, master):
+def _remove_if_master(folder: str, master: int) -> None:
     """Remove the folder when the master exits. Forked workers inherit this exit handler."""
     if os.getpid() == master:
         shutil.rmtree(folder, ignore_errors=True)
@@ -50,7 +57,7 @@ forwarder_headers = ""
 forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
 
 
-def post_fork(server, worker):
+def post_fork(server: Arbiter, worker: Worker) -> None:
     """Disable the garbage collector until the worker has loaded. Bind its life to the master's."""
     from belay_server import startup_gc  # noqa: F401, PLC0415  (disables the garbage collector)
 
@@ -61,13 +68,13 @@ def post_fork(server, worker):
         allocator.return_large_blocks()
 
 
-def post_worker_init(worker):
+def post_worker_init(worker: Worker) -> None:
     from belay_server import startup_gc  # noqa: PLC0415
 
     startup_gc.started()
 
 
-def pre_request(worker, req):
+def pre_request(worker: Worker, req: object) -> None:
     """Yield to other connections.
 
     Otherwise a connection whose next request is already in the socket's buffer (pipelining) is
@@ -76,22 +83,22 @@ def pre_request(worker, req):
     gevent.sleep(0)
 
 
-def worker_exit(server, worker):
+def worker_exit(server: Arbiter, worker: Worker) -> None:
     """Close the application's connections while the event loop still runs."""
     application = getattr(worker, "wsgi", None)
     if application is not None:
         application.extensions["belay"].close()
 
 
-def child_exit(server, worker):
+def child_exit(server: Arbiter, worker: Worker) -> None:
     """Drop the ended worker's gauges of live state from the shared metrics. Its counts remain."""
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
 
-        mark_process_dead(worker.pid)
+        mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
 
 
-def on_starting(server):
+def on_starting(server: Arbiter) -> None:
     """Give gunicorn's own log Belay's filters and format. Check the bind addresses."""
     from belay_server.logs import (  # noqa: PLC0415
         formatter,
@@ -107,11 +114,11 @@ def on_starting(server):
     _check_exposure(server.cfg.address)
 
 
-def when_ready(server):
+def when_ready(server: Arbiter) -> None:
     server.log.warning("listening on %s", ", ".join(str(sock) for sock in server.LISTENERS))
 
 
-def _check_exposure(addresses):
+def _check_exposure(addresses: list[Any]) -> None:
     """Exit with code 3 if `refuse_open_server` refuses one of gunicorn's bind addresses."""
     from belay_server.exposure import refuse_open_server  # noqa: PLC0415
     from belay_server.settings import SettingsError  # noqa: PLC0415

@@ -115,7 +115,7 @@ class WebMetrics:
         if self._shared_folder is None:
             return self._own
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(self._shared_folder))
+        MultiProcessCollector(registry, path=str(self._shared_folder))  # type: ignore[no-untyped-call]
         return registry
 
 

@@ -67,7 +67,7 @@ class CancelNudges:
     have published it."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
-        self._pubsub = client.pubsub(ignore_subscribe_messages=True)
+        self._pubsub = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         self._pubsub.subscribe(keys.cancels)
 
     def wait(self, seconds: float) -> set[UUID]:

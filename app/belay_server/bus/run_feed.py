@@ -260,7 +260,7 @@ class RunFeed:
         while not self._closed.is_set():
             client = self._connect(None)
             try:
-                pubsub = client.pubsub(ignore_subscribe_messages=True)
+                pubsub = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
                 pubsub.subscribe(self._keys.dirty)
                 while not self._closed.is_set():
                     # Without a timeout, redis-py does not poll the socket before each message. If

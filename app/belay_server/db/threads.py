@@ -248,6 +248,10 @@ def forget_values(conn: Connection, thread_id: UUID) -> None:
     execute(conn, SQL.forget_values, {"thread_id": thread_id})
 
 
+def has_checkpoints(conn: Connection, thread_id: UUID) -> bool:
+    return bool(fetch_value(conn, SQL.has_checkpoints, {"thread_id": thread_id}))
+
+
 def newest_checkpoints(conn: Connection, thread_id: UUID, namespace: str) -> list[str | None]:
     """Return the ids of the newest checkpoints of a thread's graph and of one of its subgraphs."""
     params = {"thread_id": str(thread_id), "namespaces": ["", namespace]}

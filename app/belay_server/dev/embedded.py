@@ -168,7 +168,9 @@ class EmbeddedValkey:
         return False
 
 
-def wait_until_ready(server: EmbeddedPostgres | EmbeddedValkey, process: subprocess.Popen) -> None:
+def wait_until_ready(
+    server: EmbeddedPostgres | EmbeddedValkey, process: subprocess.Popen[bytes]
+) -> None:
     """Wait until the server is ready. Raises EmbeddedUnavailable if it ends or takes too long."""
     deadline = time.monotonic() + _READY_SECONDS
     while not server.is_ready():

@@ -82,7 +82,8 @@ def _schema_of_typed_dict(kind: Any) -> JsonSchema:
     fields: dict[str, Any] = {
         name: (hint, ... if name in required else None) for name, hint in hints.items()
     }
-    return create_model(kind.__name__, **fields).model_json_schema()
+    schema: JsonSchema = create_model(kind.__name__, **fields).model_json_schema()
+    return schema
 
 
 def _schema_of_channels(graph: Graph, channels: str | Iterable[str]) -> JsonSchema:
@@ -92,4 +93,5 @@ def _schema_of_channels(graph: Graph, channels: str | Iterable[str]) -> JsonSche
         channel = graph.channels[name]
         if isinstance(channel, BaseChannel):
             fields[name] = (channel.UpdateType, None)
-    return create_model(graph.get_name("State"), **fields).model_json_schema()
+    schema: JsonSchema = create_model(graph.get_name("State"), **fields).model_json_schema()
+    return schema

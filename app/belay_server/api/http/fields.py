@@ -116,7 +116,7 @@ class Filter(Object):
         super().__init__(allow_none=True, validate=is_filter)
 
 
-class List(ma.fields.List):
+class List(ma.fields.List[Any]):
     """A list whose length is validated before its elements, and is always limited."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
@@ -131,7 +131,7 @@ class Map(ma.fields.Dict):
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
         if isinstance(value, dict):
             _refuse_long(self, value)
-        return super()._deserialize(value, attr, data, **kwargs)
+        return super()._deserialize(value, attr, data, **kwargs)  # type: ignore[no-untyped-call]
 
 
 def _refuse_long(field: ma.fields.Field[Any], value: Sized) -> None:
@@ -169,7 +169,7 @@ class JsonObject(ma.fields.Field[dict[str, Any]]):
         return document
 
 
-class StringList(ma.fields.List):
+class StringList(ma.fields.List[str]):
     """A list of strings, or one string. `choices` are for the OpenAPI document only; `validate`
     checks the values."""
 

@@ -9,7 +9,9 @@ import marshmallow as ma
 from belay_server.api.http.fields import JsonObject, ObjectList, StringList
 
 
-def describe_field(_converter: Any, field: ma.fields.Field, ret: dict[str, Any]) -> dict[str, Any]:
+def describe_field(
+    _converter: Any, field: ma.fields.Field[Any], ret: dict[str, Any]
+) -> dict[str, Any]:
     """Return additional properties of a field's schema. apispec passes its own properties in `ret`,
     which is changed in place."""
     if isinstance(field, StringList):

@@ -68,7 +68,7 @@ class InputRespond(Body):
     metadata = Object(allow_none=True)
 
     @ma.validates_schema
-    def is_an_answer(self, data: dict, **_: object) -> None:
+    def is_an_answer(self, data: dict[str, Any], **_: object) -> None:
         one = "interrupt_id" in data and "response" in data
         if one == ("responses" in data):
             raise ma.ValidationError(
@@ -77,7 +77,7 @@ class InputRespond(Body):
         Command().load({"update": data.get("update"), "goto": data.get("goto")})
 
     @ma.post_load
-    def by_interrupt(self, data: dict, **_: object) -> dict[str, Any]:
+    def by_interrupt(self, data: dict[str, Any], **_: object) -> dict[str, Any]:
         asked = data.pop("responses", None) or [data]
         answers = {answer["interrupt_id"]: answer["response"] for answer in asked}
         return {**data, "answers": answers}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import marshmallow as ma
 
 #: LangGraph takes minutes to prepare tens of thousands of tasks.
@@ -16,12 +18,12 @@ class Command(ma.Schema):
     goto = ma.fields.Raw(allow_none=True)
 
     @ma.post_load
-    def nothing_is_no_command(self, data: dict, **_: object) -> dict | None:
+    def nothing_is_no_command(self, data: dict[str, Any], **_: object) -> dict[str, Any] | None:
         says = data.get("resume") is not None or data.get("update") or data.get("goto")
         return data if says else None
 
     @ma.validates_schema
-    def goto_names_nodes(self, data: dict, **_: object) -> None:
+    def goto_names_nodes(self, data: dict[str, Any], **_: object) -> None:
         goto = data.get("goto")
         if isinstance(goto, list) and len(goto) > _MOST_TARGETS:
             raise ma.ValidationError(f"may have at most {_MOST_TARGETS:,} targets", "goto")
@@ -31,7 +33,7 @@ class Command(ma.Schema):
                 raise ma.ValidationError("must be a node's name or {node, input}", "goto")
 
     @ma.validates_schema
-    def update_is_a_state(self, data: dict, **_: object) -> None:
+    def update_is_a_state(self, data: dict[str, Any], **_: object) -> None:
         update = data.get("update")
         pairs = isinstance(update, list) and all(
             isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)

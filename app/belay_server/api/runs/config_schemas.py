@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import marshmallow as ma
 
 from belay_server.api.http.fields import Integer, List, Object, Uuid
@@ -21,11 +23,11 @@ class RunConfig(ma.Schema):
     run_name = ma.fields.String(allow_none=True)
 
     @ma.validates("configurable")
-    def checkpoint_is_an_id(self, value: dict | None, **_: object) -> None:
+    def checkpoint_is_an_id(self, value: dict[str, Any] | None, **_: object) -> None:
         checkpoint_id = (value or {}).get("checkpoint_id")
         if checkpoint_id is not None:
             Uuid().deserialize(checkpoint_id)
 
     @ma.post_load
-    def without_nulls(self, data: dict, **_: object) -> dict:
+    def without_nulls(self, data: dict[str, Any], **_: object) -> dict[str, Any]:
         return {key: value for key, value in data.items() if value is not None}

@@ -172,7 +172,7 @@ class CancelRuns(Body):
     )
 
     @ma.validates_schema
-    def names_what_to_cancel(self, data: dict, **_: object) -> None:
+    def names_what_to_cancel(self, data: dict[str, Any], **_: object) -> None:
         if ("thread_id" in data) != ("run_ids" in data):
             raise ma.ValidationError("thread_id and run_ids must be given together")
         if not data:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import marshmallow as ma
 
 from belay_server.api.http.fields import (
@@ -82,7 +84,7 @@ class Ttl(ma.Schema):
     strategy = ma.fields.String(load_default="delete", validate=one_of(*TtlStrategy))
 
     @ma.post_load
-    def as_ttl(self, data: dict, **_: object) -> ThreadTtl:
+    def as_ttl(self, data: dict[str, Any], **_: object) -> ThreadTtl:
         return ThreadTtl(float(data["ttl"]), TtlStrategy(data["strategy"]))
 
 
@@ -203,7 +205,7 @@ class Checkpoint(ma.Schema):
     checkpoint_map = Map(keys=ma.fields.String(), values=ma.fields.String(), allow_none=True)
 
     @ma.post_load
-    def as_strings(self, data: dict, **_: object) -> dict:
+    def as_strings(self, data: dict[str, Any], **_: object) -> dict[str, Any]:
         if data.get("checkpoint_id"):
             data["checkpoint_id"] = str(data["checkpoint_id"])
         return data

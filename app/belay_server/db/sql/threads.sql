@@ -127,6 +127,9 @@ UPDATE thread SET
     resting_status = CASE WHEN resting_status = 'error' THEN 'idle' ELSE resting_status END
 WHERE thread_id = %(thread_id)s
 
+-- name: has_checkpoints
+SELECT belay_has_checkpoints(%(thread_id)s)
+
 -- name: newest_checkpoints
 SELECT (SELECT max(checkpoint_id) FROM checkpoints c
         WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = namespace) AS newest

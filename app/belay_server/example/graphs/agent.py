@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
+from langchain_core.messages import AnyMessage
 from langchain_core.tools import tool
 from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.prebuilt import ToolNode
@@ -25,7 +26,7 @@ def calculate(left: int, operator: str, right: int) -> int:
     return left - right if operator == "-" else left * right
 
 
-async def think(state: MessagesState) -> dict:
+async def think(state: MessagesState) -> dict[str, list[AnyMessage]]:
     """Wait for a minute if the last message contains "long"."""
     if "long" in str(state["messages"][-1].content).lower():
         for _ in range(_STEPS):
@@ -33,7 +34,7 @@ async def think(state: MessagesState) -> dict:
     return {}
 
 
-async def call_model(state: MessagesState) -> dict:
+async def call_model(state: MessagesState) -> dict[str, list[AnyMessage]]:
     model = DeterministicModel().bind_tools([calculate])
     return {"messages": [await model.ainvoke(state["messages"])]}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import time
+from collections.abc import Callable
 from typing import Annotated, TypedDict
 
 from langgraph.config import get_stream_writer
@@ -18,7 +19,7 @@ class State(TypedDict, total=False):
     steps: Annotated[list[str], operator.add]
 
 
-def _step(name: str):
+def _step(name: str) -> Callable[..., State]:
     def work(state: State) -> State:
         """Run one step. In a synchronous node a cancel raises an exception, so `finally` runs."""
         get_stream_writer()({"started": name})

@@ -299,17 +299,17 @@ def _rest(parts: Parts, thread: ThreadGraph, *, keep_error: bool) -> None:
 
 def _graph_of(parts: Parts, conn: Connection, thread: Thread) -> ThreadGraph:
     """Return the graph in the thread's metadata, which is that of its last run; otherwise the graph
-    of an active or the oldest run. Raises BadRequest when there is none, NotFound when it is not in
-    the project."""
+    of an active or the oldest run. Raises NotFound when the thread has states of a graph that is
+    not in the project, BadRequest when it has neither a graph nor states."""
     graph_id = thread.metadata.get("graph_id")
     if not isinstance(graph_id, str):
         graph_id = run_rows.oldest_active_graph_id(conn, thread.thread_id)
-    if graph_id is not None and graph_id not in parts.graphs:
-        raise NotFound(
-            f"Graph '{graph_id}' of thread {thread.thread_id} is not in this project. Expected one "
-            f"of: {sorted(parts.graphs.graph_ids)}"
-        )
-    if graph_id is None:
+    if graph_id is None or graph_id not in parts.graphs:
+        if graph_id is not None and thread_rows.has_checkpoints(conn, thread.thread_id):
+            raise NotFound(
+                f"Graph '{graph_id}' of thread {thread.thread_id} is not in this project. Expected "
+                f"one of: {sorted(parts.graphs.graph_ids)}"
+            )
         raise BadRequest(
             f"Thread '{thread.thread_id}' has no assigned graph ID. This usually occurs when no "
             "runs have been made on this particular thread. This operation requires a graph ID. "
