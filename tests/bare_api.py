@@ -9,6 +9,7 @@ from typing import Any, cast
 from flask.testing import FlaskClient
 
 from belay_server.api.application import create_api
+from belay_server.api.context import ApiContext
 from belay_server.domain.access import EVERYTHING
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.registry import GraphRegistry
@@ -22,11 +23,13 @@ def bare_client(config: Path = PROJECT) -> FlaskClient:
     parts = SimpleNamespace(
         settings=settings,
         graphs=GraphRegistry(read_project(config)),
-        metrics=WebMetrics(),
-        project_app=None,
-        authentication=None,
-        rate_limits=None,
-        open_requests=None,
         database=SimpleNamespace(access=EVERYTHING),
     )
-    return create_api(cast(Any, parts)).test_client()
+    context = ApiContext(
+        parts=cast(Any, parts),
+        cancel_database=cast(Any, None),
+        metrics=WebMetrics(),
+        output_schemas=cast(Any, None),
+        authentication=None,
+    )
+    return create_api(context).test_client()

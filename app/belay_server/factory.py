@@ -1,4 +1,4 @@
-"""Create the web process's application. `create_app` is the one place where its parts are joined.
+"""Create the web process's application. `create_app` is where its components are created.
 
 gunicorn -c python:belay_server.gunicorn_conf "belay_server.factory:create_app()"
 """
@@ -17,7 +17,9 @@ from psycopg_pool import ConnectionPool
 
 from belay_server import logs
 from belay_server.api.application import create_api
+from belay_server.api.context import ApiContext
 from belay_server.api.project.app import ProjectApp
+from belay_server.api.project.auth import ProjectAuth
 from belay_server.api.security.authentication import KeyAuthentication, authentication_of
 from belay_server.api.security.limits import connection_owner
 from belay_server.bus.cancel_flag import CancelFlags
@@ -55,17 +57,17 @@ def create_app(settings: Settings | None = None) -> Flask:
     the reason and exits with code 3, after which gunicorn does not start it again.
     """
     if settings is not None:
-        return create_api(join_parts(settings))
+        return create_api(open_context(settings))
     try:
         settings = Settings.from_environ(os.environ)
         logs.configure(settings)
-        return create_api(join_parts(settings))
+        return create_api(open_context(settings))
     except (SettingsError, ProjectError, SchemaNotReady) as error:
         print(f"belay web: {error}", file=sys.stderr, flush=True)
         raise SystemExit(3) from error
 
 
-def join_parts(settings: Settings) -> Parts:
+def open_context(settings: Settings) -> ApiContext:
     """Open the connections and load the project. Raises ProjectError or SchemaNotReady."""
     graphs = _load_graphs(settings)
     pool = open_pool(
@@ -95,10 +97,9 @@ def join_parts(settings: Settings) -> Parts:
         max_bytes=settings.event_log_max_bytes,
     )
     states = _states(settings, graphs, database)
-    return Parts(
+    parts = Parts(
         settings=settings,
         database=database,
-        cancel_database=Database(_open_cancel_pool(settings)),
         graphs=graphs,
         doorbell=Doorbell.of(settings),
         cancel_flags=CancelFlags(client, keys),
@@ -107,10 +108,14 @@ def join_parts(settings: Settings) -> Parts:
         assistant_cache=AssistantCache(),
         store=ApiStore(pool, graphs.store),
         count_unstarted=metrics.ended_unstarted,
-        metrics=metrics,
         states=states,
+    )
+    return ApiContext(
+        parts=parts,
+        cancel_database=Database(_open_cancel_pool(settings)),
+        metrics=metrics,
         output_schemas=OutputSchemaChecks(states),
-        project_app=ProjectApp.load(graphs.project),
+        project_routes=ProjectApp.load(graphs.project),
         rate_limits=RateLimits.of(
             settings.redis_url,
             settings.redis_prefix,
@@ -119,6 +124,7 @@ def join_parts(settings: Settings) -> Parts:
         ),
         open_requests=OpenRequests.of(client, keys, settings.max_open_requests),
         authentication=authentication,
+        authorization=authentication if isinstance(authentication, ProjectAuth) else None,
         open_keys=OpenKeys(database) if isinstance(authentication, KeyAuthentication) else None,
         failed_logins=FailedLogins(settings.redis_url, settings.redis_prefix),
     )

@@ -10,7 +10,7 @@ from flask import Flask
 from langgraph_sdk import Auth
 from starlette.exceptions import HTTPException as StarletteException
 
-from belay_server.api.context import PARTS
+from belay_server.api.context import CONTEXT
 from belay_server.api.http.large_bodies import LARGE_BODIES, LargeBodies
 from belay_server.api.project import auth as project_auth
 from belay_server.api.project.auth import ProjectAuth, ProjectUser
@@ -42,7 +42,8 @@ def authenticating(tmp_path: Path, signature: str, result: str) -> ProjectAuth:
 def ask(auth: ProjectAuth, **how) -> Caller:
     app = Flask(__name__)
     settings = SimpleNamespace(body_seconds=5.0, max_body_values=1_000)
-    app.extensions[PARTS] = SimpleNamespace(settings=settings)
+    parts = SimpleNamespace(settings=settings)
+    app.extensions[CONTEXT] = SimpleNamespace(parts=parts)
     app.extensions[LARGE_BODIES] = LargeBodies(1_000_000, lambda: "nobody")
     app.add_url_rule("/threads/<thread_id>", "thread", methods=["POST"])
     with app.test_request_context("/threads/t1?a=1", method="POST", **how):

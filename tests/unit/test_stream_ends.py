@@ -51,6 +51,7 @@ def stream(monkeypatch):
         monkeypatch.setattr(run_stream.run_rows, "run_end", lambda *_: end)
         parts = SimpleNamespace(
             settings=SimpleNamespace(heartbeat_seconds=60.0),
+            event_log=None,
             database=SimpleNamespace(connection=nullcontext),
             feed=SimpleNamespace(unsubscribe=lambda _: None),
         )

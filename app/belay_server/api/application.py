@@ -14,14 +14,14 @@ from belay_server.api.agent_runs import routes as agent_runs
 from belay_server.api.agent_runs.blueprint import SECURITY_SCHEMES
 from belay_server.api.agent_runs.schemas import COMPONENTS
 from belay_server.api.assistants import routes as assistants
-from belay_server.api.context import PARTS
+from belay_server.api.context import CONTEXT, ApiContext
 from belay_server.api.crons import routes as crons
+from belay_server.api.errors import register_error_handlers
 from belay_server.api.http.error_schemas import Error
-from belay_server.api.http.errors import register_error_handlers
 from belay_server.api.http.openapi_fields import describe_field
-from belay_server.api.http.request_context import prepare_requests
 from belay_server.api.protocol import routes as protocol
 from belay_server.api.protocol import socket_routes as protocol_socket
+from belay_server.api.request_handlers import prepare_requests
 from belay_server.api.runs import batch_routes as batch_runs
 from belay_server.api.runs import cancel_routes as bulk_runs
 from belay_server.api.runs import stateless_routes as stateless_runs
@@ -32,7 +32,6 @@ from belay_server.api.system import routes as system
 from belay_server.api.threads import routes as threads
 from belay_server.api.threads import state_routes as thread_states
 from belay_server.api.threads import stream_routes as thread_streams
-from belay_server.services.parts import Parts
 
 VERSION = "0.1.0"
 
@@ -87,9 +86,9 @@ _BLUEPRINTS = {
 }
 
 
-def create_api(parts: Parts) -> Flask:
+def create_api(context: ApiContext) -> Flask:
     """Return the Flask application."""
-    http = parts.graphs.project.http
+    http = context.parts.graphs.project.http
     app = Flask("belay", static_folder=None)
     app.config.update(
         API_TITLE="Belay",
@@ -97,13 +96,13 @@ def create_api(parts: Parts) -> Flask:
         OPENAPI_VERSION="3.1.0",
         OPENAPI_URL_PREFIX="/" if http.serves("meta") else None,
         OPENAPI_JSON_PATH="openapi.json",
-        MAX_CONTENT_LENGTH=parts.settings.max_body_bytes,
+        MAX_CONTENT_LENGTH=context.parts.settings.max_body_bytes,
         PROPAGATE_EXCEPTIONS=False,
         TRAP_HTTP_EXCEPTIONS=False,
     )
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False
-    app.extensions[PARTS] = parts
+    app.extensions[CONTEXT] = context
     api = _Api(app)
     for noun, blueprints in _BLUEPRINTS.items():
         if http.serves(noun):
@@ -112,14 +111,14 @@ def create_api(parts: Parts) -> Flask:
     api.register_blueprint(system.health)
     if http.serves("threads"):
         app.register_blueprint(protocol_socket.blueprint)
-    if parts.graphs.project.agent_runs_graph is not None:
+    if context.parts.graphs.project.agent_runs_graph is not None:
         _serve_agent_runs(api)
     if http.serves("meta"):
         app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json"))
     _refuse_open_views(app)
     register_error_handlers(app)
-    authenticates = parts.authentication is not None
-    prepare_requests(app, parts.settings, http.cors, authenticates=authenticates)
+    authenticates = context.authentication is not None
+    prepare_requests(app, context.parts.settings, http.cors, authenticates=authenticates)
     return app
 
 

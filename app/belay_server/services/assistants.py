@@ -8,17 +8,18 @@ from uuid import UUID, uuid4
 
 from belay_server.db import assistants as assistant_rows
 from belay_server.db.assistants import AssistantContent
-from belay_server.db.connection import Connection
+from belay_server.db.connection import Connection, Database
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.assistants import Assistant, AssistantVersion, system_assistant_id
 from belay_server.domain.errors import BadRequest, Conflict, NotFound
 from belay_server.graphs.project.loading import ProjectError
-from belay_server.graphs.registry import Graph
+from belay_server.graphs.registry import Graph, GraphRegistry
 from belay_server.services.assistant_cache import resolve_assistant
 from belay_server.services.parts import Parts
 from belay_server.services.runs.cancellation import stop_runs
 from belay_server.services.size_limits import refuse_large
 from belay_server.services.threads.records import delete_thread
+from belay_server.settings import Settings
 
 _BATCH = 100
 
@@ -28,7 +29,7 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
 
     Raises NotFound for an unknown graph, Conflict for an id that is already in use, TooLarge.
     """
-    _refuse_unknown_graph(parts, body["graph_id"])
+    _refuse_unknown_graph(parts.graphs, body["graph_id"])
     config, context = _mirrored(body, {}, {})
     assistant_id = body.get("assistant_id") or uuid4()
     content = AssistantContent(
@@ -39,7 +40,7 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
         context=context,
         metadata=body.get("metadata") or {},
     )
-    _refuse_large(parts, content)
+    _refuse_large(parts.settings, content)
 
     def create(conn: Connection) -> Assistant:
         created = assistant_rows.insert_assistant(conn, assistant_id, content)
@@ -54,10 +55,10 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
     return parts.database.transaction(create)
 
 
-def _refuse_large(parts: Parts, content: AssistantContent) -> None:
+def _refuse_large(settings: Settings, content: AssistantContent) -> None:
     """Raise TooLarge when the config, context or metadata exceed BELAY_MAX_METADATA_BYTES."""
     refuse_large(
-        parts.settings.max_metadata_bytes,
+        settings.max_metadata_bytes,
         "BELAY_MAX_METADATA_BYTES",
         config=content.config,
         context=content.context,
@@ -65,9 +66,9 @@ def _refuse_large(parts: Parts, content: AssistantContent) -> None:
     )
 
 
-def _refuse_unknown_graph(parts: Parts, graph_id: str) -> None:
-    if graph_id not in parts.graphs:
-        known = sorted(parts.graphs.project.graphs)
+def _refuse_unknown_graph(graphs: GraphRegistry, graph_id: str) -> None:
+    if graph_id not in graphs:
+        known = sorted(graphs.project.graphs)
         raise NotFound(f"Graph '{graph_id}' not found. Expected one of: {known}")
 
 
@@ -97,7 +98,7 @@ def patch_assistant(parts: Parts, assistant_id: UUID, body: dict[str, Any]) -> A
     Raises NotFound (assistant or graph), BadRequest, TooLarge.
     """
     if body.get("graph_id") is not None:
-        _refuse_unknown_graph(parts, body["graph_id"])
+        _refuse_unknown_graph(parts.graphs, body["graph_id"])
 
     def patch(conn: Connection) -> Assistant:
         current = assistant_rows.lock_assistant(conn, assistant_id)
@@ -115,7 +116,7 @@ def patch_assistant(parts: Parts, assistant_id: UUID, body: dict[str, Any]) -> A
         )
         if after == before:
             return current
-        _refuse_large(parts, after)
+        _refuse_large(parts.settings, after)
         changed = assistant_rows.update_assistant(conn, assistant_id, after)
         if changed is None:
             return current
@@ -127,10 +128,10 @@ def patch_assistant(parts: Parts, assistant_id: UUID, body: dict[str, Any]) -> A
 
 
 def list_versions(
-    parts: Parts, assistant_id: UUID, *, metadata: dict[str, Any], limit: int, offset: int
+    database: Database, assistant_id: UUID, *, metadata: dict[str, Any], limit: int, offset: int
 ) -> list[AssistantVersion]:
     """Return a page of the assistant's versions, newest first. Raises NotFound."""
-    with parts.database.connection() as conn:
+    with database.connection() as conn:
         if assistant_rows.get_assistant(conn, assistant_id) is None:
             raise NotFound(f"Assistant {assistant_id} not found")
         return assistant_rows.assistant_versions(
@@ -138,12 +139,12 @@ def list_versions(
         )
 
 
-def set_latest(parts: Parts, assistant_id: UUID, version: int) -> Assistant:
+def set_latest(database: Database, assistant_id: UUID, version: int) -> Assistant:
     """Make a version the latest: runs use its config, its context and all its other fields.
 
     Raises NotFound (assistant or version).
     """
-    with parts.database.connection() as conn:
+    with database.connection() as conn:
         assistant = assistant_rows.set_latest_version(conn, assistant_id, version)
         if assistant is not None:
             return assistant
@@ -168,13 +169,13 @@ def delete_assistant(parts: Parts, assistant_id: UUID, *, delete_threads: bool =
         raise NotFound(f"Assistant with ID {assistant_id} not found")
     # No new run can use it now. Its active runs are stopped before this function returns.
     stop_runs(parts, CancelFilter(assistant_id=assistant_id), reason)
-    while delete_threads and (thread_ids := _threads_of(parts, assistant_id)):
+    while delete_threads and (thread_ids := _threads_of(parts.database, assistant_id)):
         for thread_id in thread_ids:
             _delete_thread_if_there(parts, thread_id)
 
 
-def _threads_of(parts: Parts, assistant_id: UUID) -> list[UUID]:
-    with parts.database.connection() as conn:
+def _threads_of(database: Database, assistant_id: UUID) -> list[UUID]:
+    with database.connection() as conn:
         return assistant_rows.threads_of_assistant(conn, assistant_id, limit=_BATCH)
 
 

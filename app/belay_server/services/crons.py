@@ -10,7 +10,7 @@ from uuid import UUID
 
 from belay_server.db import crons as cron_rows
 from belay_server.db import threads as thread_rows
-from belay_server.db.connection import Connection
+from belay_server.db.connection import Connection, Database
 from belay_server.db.crons import CronContent
 from belay_server.domain.crons import Cron
 from belay_server.domain.errors import BadRequest, InvalidRequest, NotFound, TooMany
@@ -21,6 +21,7 @@ from belay_server.services.assistant_cache import resolve_assistant
 from belay_server.services.parts import Parts
 from belay_server.services.runs.creation import new_id, refuse_unknown_nodes
 from belay_server.services.size_limits import refuse_large
+from belay_server.settings import Settings
 
 #: The number of intervals of a schedule among which the shortest is found.
 _TIMES_CHECKED = 12
@@ -45,11 +46,11 @@ def create_cron(
             assistant = resolve_assistant(conn, parts.graphs, body["assistant_id"])
         except (NotFound, InvalidRequest):
             raise NotFound(f"Assistant '{body['assistant_id']}' not found") from None
-        refuse_unknown_nodes(parts, assistant, RunOptions.from_document(body))
+        refuse_unknown_nodes(parts.graphs, assistant, RunOptions.from_document(body))
         content = _content(body, cron_id, assistant.assistant_id, has_thread=thread_id is not None)
         _refuse_large(parts, content)
-        _refuse_frequent(parts, content)
-        _refuse_too_many(parts, conn, maker.get("caller"))
+        _refuse_frequent(parts.settings, content)
+        _refuse_too_many(parts.settings, conn, maker.get("caller"))
         return cron_rows.insert_cron(
             conn,
             cron_id,
@@ -62,17 +63,17 @@ def create_cron(
     return parts.database.transaction(create)
 
 
-def _refuse_too_many(parts: Parts, conn: Connection, caller: str | None) -> None:
+def _refuse_too_many(settings: Settings, conn: Connection, caller: str | None) -> None:
     """Raise TooMany when the caller has reached BELAY_MAX_CRONS. The count takes a lock, so that
     concurrent creates of one caller cannot exceed the limit."""
-    most = parts.settings.max_crons
+    most = settings.max_crons
     if most and caller is not None and cron_rows.crons_of(conn, caller) >= most:
         raise TooMany(f"You have {most} crons already; delete one first (BELAY_MAX_CRONS)")
 
 
-def _refuse_frequent(parts: Parts, content: CronContent) -> None:
+def _refuse_frequent(settings: Settings, content: CronContent) -> None:
     """Raise InvalidRequest for a schedule with intervals below BELAY_CRON_SHORTEST_SECONDS."""
-    shortest = parts.settings.cron_shortest_seconds
+    shortest = settings.cron_shortest_seconds
     times = [datetime.now(UTC)]
     while len(times) <= _TIMES_CHECKED:
         due = next_time(content.schedule, content.timezone, times[-1])
@@ -148,9 +149,9 @@ def time_after(
     return due if due is None or end_time is None or due <= end_time else None
 
 
-def get_cron(parts: Parts, cron_id: UUID) -> Cron:
+def get_cron(database: Database, cron_id: UUID) -> Cron:
     """Return a cron. Raises NotFound."""
-    with parts.database.connection() as conn:
+    with database.connection() as conn:
         cron = cron_rows.get_cron(conn, cron_id)
     if cron is None:
         raise NotFound()
@@ -176,12 +177,12 @@ def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
             **given,
             **{name: body.get(name, getattr(cron, name)) for name in _OF_THE_CRON},
         }
-        refuse_unknown_nodes(parts, assistant, RunOptions.from_document(whole))
+        refuse_unknown_nodes(parts.graphs, assistant, RunOptions.from_document(whole))
         content = _content(whole, cron_id, cron.assistant_id, has_thread=cron.thread_id is not None)
         merged = _merged(cron, content, body)
         _refuse_large(parts, merged)
         if "schedule" in body:
-            _refuse_frequent(parts, merged)
+            _refuse_frequent(parts.settings, merged)
         updated = cron_rows.update_cron(conn, cron_id, merged)
         assert updated is not None
         return updated
@@ -194,9 +195,9 @@ def _merged(cron: Cron, content: CronContent, body: dict[str, Any]) -> CronConte
     return dataclasses.replace(content, metadata=metadata)
 
 
-def delete_cron(parts: Parts, cron_id: UUID) -> None:
+def delete_cron(database: Database, cron_id: UUID) -> None:
     """Delete a cron. Raises NotFound."""
-    with parts.database.connection() as conn:
+    with database.connection() as conn:
         if not cron_rows.delete_cron(conn, cron_id):
             raise NotFound()
 

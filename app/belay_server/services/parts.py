@@ -5,38 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.event_log import EventLog
-from belay_server.bus.open_requests import OpenRequests
-from belay_server.bus.rate_limits import FailedLogins, RateLimits
 from belay_server.bus.run_feed import RunFeed
 from belay_server.db.connection import Database
-from belay_server.domain.access import Caller
 from belay_server.domain.webhooks import WebhookPolicy
 from belay_server.doorbell import Doorbell
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import ApiStore
-from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
 from belay_server.services.assistant_cache import AssistantCache
-from belay_server.services.open_keys import OpenKeys
 from belay_server.services.stream_clients import StreamTurns
-from belay_server.services.webhooks.host_names import HostNames
 from belay_server.settings import Settings
 from belay_server.states.process import StateProcess
-from belay_server.web_metrics import WebMetrics
-
-
-class Closeable(Protocol):
-    def close(self) -> None: ...
-
-
-class Authentication(Protocol):
-    """Authenticates the current request."""
-
-    def caller(self) -> Caller:
-        """Return the authenticated caller. Raises Unauthorized, Refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,42 +47,15 @@ class RunParts:
 
 @dataclass(frozen=True, slots=True)
 class Parts(RunParts):
-    """All components of a web process."""
+    """The components that the services of a web process use."""
 
     database: Database
-    #: Cancels have separate connections, so that a flood of other requests does not delay them.
-    cancel_database: Database
     feed: RunFeed
     store: ApiStore
-    metrics: WebMetrics
     #: Reads and writes the states of threads; large ones in separate processes.
     states: StateProcess
-    output_schemas: OutputSchemaChecks
-    #: The project's own HTTP app. Only the API calls it.
-    project_app: Closeable | None = None
     stream_turns: StreamTurns = field(default_factory=StreamTurns)
-    #: Resolves the host names of webhooks.
-    host_names: HostNames = field(default_factory=HostNames)
-    #: None: no rate limit.
-    rate_limits: RateLimits | None = None
-    #: None: no limit on a caller's open requests.
-    open_requests: OpenRequests | None = None
-    #: None: requests are not authenticated, and everything is permitted.
-    authentication: Authentication | None = None
-    #: Ends the open requests of a revoked key. None without API keys.
-    open_keys: OpenKeys | None = None
-    #: Counts failed authentications by address.
-    failed_logins: FailedLogins | None = None
 
     def close(self) -> None:
-        """Close all components. Call it while the event loop still runs: closing connections needs
-        it."""
         self.states.close()
-        if self.project_app is not None:
-            self.project_app.close()
-        if self.open_requests is not None:
-            self.open_requests.close()
-        if self.open_keys is not None:
-            self.open_keys.close()
         self.database.close()
-        self.cancel_database.close()

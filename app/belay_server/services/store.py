@@ -8,8 +8,9 @@ from langgraph.store.base import NOT_PROVIDED
 from langgraph.store.base.embed import get_text_at_path, tokenize_path
 
 from belay_server.domain.errors import BadRequest, InvalidRequest, TooMuch
+from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.serde import to_json
-from belay_server.graphs.store import as_filter
+from belay_server.graphs.store import ApiStore, as_filter
 from belay_server.services.parts import Parts
 
 Namespace = tuple[str, ...]
@@ -82,15 +83,15 @@ def put_item(parts: Parts, body: dict[str, Any]) -> None:
     if isinstance(ttl, (int, float)):
         ttl = max(ttl, _SHORTEST_TTL)
     index = checked_index(body.get("index"))
-    _refuse_many_texts(parts, body["value"], index)
+    _refuse_many_texts(parts.graphs, body["value"], index)
     parts.store.put(namespace, body["key"], body["value"], index=index, ttl=ttl)
 
 
-def _refuse_many_texts(parts: Parts, value: dict[str, Any], paths: Any) -> None:
+def _refuse_many_texts(graphs: GraphRegistry, value: dict[str, Any], paths: Any) -> None:
     """Raise InvalidRequest for more texts than MOST_TEXTS, as each becomes a vector; and for paths
     that would take too long. The library visits the item's values once for each path, and for each
     of the fields that a path lists in braces."""
-    config = parts.graphs.store.index
+    config = graphs.store.index
     if config is None or paths is False:
         return
     fields = paths or config.get("fields") or ["$"]
@@ -123,14 +124,14 @@ def _has_more_values(value: dict[str, Any], most: int) -> bool:
 
 
 def get_item(
-    parts: Parts, namespace: Namespace, key: str, *, refresh_ttl: bool | None
+    store: ApiStore, namespace: Namespace, key: str, *, refresh_ttl: bool | None
 ) -> dict[str, Any] | None:
-    item = parts.store.get(namespace, key, refresh_ttl=refresh_ttl)
+    item = store.get(namespace, key, refresh_ttl=refresh_ttl)
     return None if item is None else item.dict()
 
 
-def delete_item(parts: Parts, namespace: Namespace, key: str) -> None:
-    parts.store.delete(namespace, key)
+def delete_item(store: ApiStore, namespace: Namespace, key: str) -> None:
+    store.delete(namespace, key)
 
 
 def search_items(parts: Parts, body: dict[str, Any]) -> list[dict[str, Any]]:
@@ -162,11 +163,11 @@ def search_items(parts: Parts, body: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def list_namespaces(parts: Parts, body: dict[str, Any]) -> list[Namespace]:
+def list_namespaces(store: ApiStore, body: dict[str, Any]) -> list[Namespace]:
     """Return a page of namespaces. `*` in a prefix or a suffix matches any one label."""
     prefix = checked_namespace(body.get("prefix") or [], wildcards=True)
     suffix = checked_namespace(body.get("suffix") or [], wildcards=True)
-    return parts.store.list_namespaces(
+    return store.list_namespaces(
         prefix=prefix or None,
         suffix=suffix or None,
         max_depth=body.get("max_depth"),

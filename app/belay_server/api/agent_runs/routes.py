@@ -11,7 +11,7 @@ from flask import Response, request
 
 from belay_server.api.agent_runs.blueprint import AgentBlueprint, team
 from belay_server.api.agent_runs.schemas import AgentPageQuery, CreateAgentRun, ref
-from belay_server.api.context import parts
+from belay_server.api.context import context, parts
 from belay_server.api.http.json_body import json_response
 from belay_server.api.runs.requests import run_request
 from belay_server.api.runs.responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, stream_client
@@ -75,7 +75,7 @@ def create_agent_run(body: dict[str, Any]) -> Response:
     fields = {name: value for name, value in body.items() if value is not None}
     fields.setdefault("effort", "auto")
     if "outputSchema" in fields:
-        parts().output_schemas.check(fields["outputSchema"])
+        context().output_schemas.check(fields["outputSchema"])
     asked = _asked(fields)
     if _wants_stream():
         return _stream(stream_new_agent_run(parts(), asked, stream_client()))

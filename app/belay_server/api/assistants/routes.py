@@ -97,7 +97,7 @@ def delete_assistant(_query: dict[str, Any], assistant_id: str) -> Response:
 def list_versions(body: dict[str, Any], assistant_id: str) -> Response:
     """List an assistant's versions, newest first."""
     found = assistants.list_versions(
-        parts(),
+        parts().database,
         path_uuid(assistant_id, "assistant"),
         metadata=body.get("metadata") or {},
         limit=body["limit"],
@@ -113,7 +113,9 @@ def list_versions(body: dict[str, Any], assistant_id: str) -> Response:
 @authorized("assistants", "update")
 def set_latest(body: dict[str, Any], assistant_id: str) -> Response:
     """Set the version that runs use."""
-    latest = assistants.set_latest(parts(), path_uuid(assistant_id, "assistant"), body["version"])
+    latest = assistants.set_latest(
+        parts().database, path_uuid(assistant_id, "assistant"), body["version"]
+    )
     return json_response(shown(latest, ASSISTANT_FIELDS))
 
 

@@ -75,7 +75,7 @@ def _create(body: dict[str, Any], thread_id: UUID | None) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("crons", "read")
 def get_cron(cron_id: str) -> Response:
-    return json_response(_shown(crons.get_cron(parts(), path_uuid(cron_id, "cron"))))
+    return json_response(_shown(crons.get_cron(parts().database, path_uuid(cron_id, "cron"))))
 
 
 @blueprint.patch("/runs/crons/<cron_id>")
@@ -94,7 +94,7 @@ def patch_cron(body: dict[str, Any], cron_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("crons", "delete")
 def delete_cron(cron_id: str) -> Response:
-    crons.delete_cron(parts(), path_uuid(cron_id, "cron"))
+    crons.delete_cron(parts().database, path_uuid(cron_id, "cron"))
     return Response(status=204)
 
 

@@ -22,7 +22,7 @@ from webargs import missing
 from webargs.flaskparser import FlaskParser
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
-from belay_server.api.context import parts
+from belay_server.api.context import context, parts
 from belay_server.api.http.error_schemas import Error
 from belay_server.api.http.json_documents import INVALID, parse_document
 from belay_server.api.http.large_bodies import large_bodies
@@ -118,7 +118,7 @@ def _identify_again() -> None:
 
     Raises Unauthorized, Forbidden.
     """
-    found = parts()
+    found = context()
     if found.open_keys is not None and found.authentication is not None:
         found.authentication.caller()
 

@@ -1,55 +1,20 @@
-"""Handle what is common to all requests, Belay's own and the project's: request ids, log fields,
-metrics, CORS, authentication, limits, and the choice of the app that responds."""
+"""The state of a request: its id, the fields of its log records, and what ends with it."""
 
 from __future__ import annotations
 
-import logging
-import re
-import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from flask import Flask, Response, current_app, request
+from flask import request
 
-from belay_server import logs
-from belay_server.api.context import ORIGINS, parts
-from belay_server.api.http.large_answers import LARGE_ANSWERS, LargeAnswers
-from belay_server.api.http.large_bodies import LARGE_BODIES, LargeBodies
-from belay_server.api.http.unread_bodies import CountedBody, count_body
-from belay_server.api.project.app import ProjectApp
-from belay_server.api.project.auth import ProjectAuth
-from belay_server.api.security.authentication import CALLER, identify
-from belay_server.api.security.authorization import confine_request, use_database
-from belay_server.api.security.cors import REQUEST_ID, cors_headers
-from belay_server.api.security.limits import asker, count_request, take_place
-from belay_server.api.security.origins import Origins
-from belay_server.domain.errors import TooMany
-from belay_server.graphs.project.http_section import CorsRules
-from belay_server.services.parts import Parts
-from belay_server.settings import Settings
-from belay_server.web_metrics import WebMetrics
+from belay_server.api.http.unread_bodies import CountedBody
 
-access_log = logging.getLogger("belay.access")
-
-#: The key of a request's context in its environment.
 _CONTEXT = "belay.context"
-_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-#: Responses are private data: no content sniffing, no framing, no referrer, no caching.
-_SECURITY = (
-    ("X-Content-Type-Options", "nosniff"),
-    ("X-Frame-Options", "DENY"),
-    ("Referrer-Policy", "no-referrer"),
-    ("Cache-Control", "no-store"),
-)
-#: The route labels in the metrics of unknown routes, and of the project's routes.
-_NO_ROUTE, _PROJECT = "none", "http.app"
 
 
 @dataclass(slots=True)
-class _Context:
+class RequestContext:
     """The state of a request. `about` has the fields of its log records."""
 
     request_id: str
@@ -62,138 +27,17 @@ class _Context:
     leave: Callable[[], None] | None = None
 
 
+def begin_request_context(context: RequestContext) -> RequestContext:
+    """Set the state of the current request, and return it."""
+    request.environ[_CONTEXT] = context
+    return context
+
+
+def request_context() -> RequestContext:
+    found: RequestContext = request.environ[_CONTEXT]
+    return found
+
+
 def request_id() -> str:
     """Return the id of the current request."""
-    context: _Context = request.environ[_CONTEXT]
-    return context.request_id
-
-
-def prepare_requests(
-    app: Flask, settings: Settings, cors: CorsRules, *, authenticates: bool
-) -> None:
-    """Register the handlers that run before and after every request. There is one of each, as each
-    handler adds to the cost of every request."""
-    access = logging.INFO if settings.access_log else logging.DEBUG
-    templates = {rule.rule: _template(rule.rule) for rule in app.url_map.iter_rules()}
-    allow = cors_headers(settings, cors)
-
-    answers = app.extensions[LARGE_ANSWERS] = LargeAnswers(
-        settings.max_answers_bytes,
-        settings.max_answer_bytes,
-        seconds=settings.body_seconds,
-        whose=asker,
-    )
-
-    def end_request(response: Response) -> Response:
-        try:
-            answers.hold(request, response)
-        except TooMany as error:
-            response = current_app.make_response(current_app.handle_user_exception(error))
-        if allow is not None and "HTTP_ORIGIN" in request.environ:
-            response = allow(response)
-        return _end_request(response, parts().metrics, templates, access)
-
-    origins = Origins(settings, cors, is_open=not authenticates and settings.auth is None)
-    app.extensions[ORIGINS] = origins
-    bodies = app.extensions[LARGE_BODIES] = LargeBodies(settings.max_bodies_bytes, asker)
-    app.before_request(partial(_begin_request, origins))
-    app.teardown_request(lambda _error: bodies.release(request))
-    app.after_request(end_request)
-
-
-def _begin_request(origins: Origins) -> Response | None:
-    environ = request.environ
-    given = environ.get("HTTP_X_REQUEST_ID", "")
-    sane = given if _SANE_ID.fullmatch(given) else str(uuid.uuid4())
-    method, path = environ["REQUEST_METHOD"], request.path
-    about = {"request_id": sane, "method": method, "path": path}
-    context = environ[_CONTEXT] = _Context(sane, about, time.perf_counter())
-    context.body = count_body(environ)
-    # The project's own app sees the same id.
-    environ["HTTP_X_REQUEST_ID"] = sane
-    logs.in_request(about)
-    host = environ.get("HTTP_HOST")
-    if host is not None:  # a browser always sends it
-        origins.refuse_foreign_host(host)
-    origins.refuse_foreign_change(method, environ.get("HTTP_ORIGIN"), host or "")
-    if method == "OPTIONS" and _is_preflight(environ):
-        return Response("OK", content_type="text/plain; charset=utf-8")
-    found = parts()
-    project = found.project_app
-    if isinstance(project, ProjectApp) and project.answers(ours=request.url_rule is not None):
-        context.route = _PROJECT
-        if found.graphs.project.http.authenticates_project:
-            _authenticate(found)
-        return project.respond()
-    if request.endpoint is not None:
-        view = current_app.view_functions[request.endpoint]
-        context.leave = _admit(found, view)
-    return None
-
-
-def _admit(found: Parts, view: Any) -> Callable[[], None] | None:
-    """Authenticate a request and apply the limits. Return a function to call when the request has
-    ended; None when there is nothing to call.
-
-    Raises Unauthorized, Forbidden, Refused, TooMany.
-    """
-    if getattr(view, "is_public", False):
-        return None
-    is_cancel = getattr(view, "is_cancel", False)
-    if is_cancel:
-        use_database(found.cancel_database)
-    _authenticate(found)
-    count_request(found, is_cancel=is_cancel)
-    return take_place(found, is_cancel=is_cancel)
-
-
-def _authenticate(found: Parts) -> None:
-    """Set the request's caller. With the project's authentication, restrict the request's access
-    until a view authorizes it. Raises Unauthorized, Forbidden, Refused, TooMany."""
-    who = identify(found)
-    if who is None:
-        return
-    request.environ[CALLER] = who
-    if isinstance(found.authentication, ProjectAuth):
-        confine_request()
-
-
-def _is_preflight(environ: Mapping[str, Any]) -> bool:
-    """Return whether the request is a CORS preflight. Preflights are handled for every path, before
-    Belay's and the project's routes."""
-    return "HTTP_ORIGIN" in environ and "HTTP_ACCESS_CONTROL_REQUEST_METHOD" in environ
-
-
-def _end_request(
-    response: Response, metrics: WebMetrics, templates: Mapping[str, str], level: int
-) -> Response:
-    current = request
-    context: _Context = current.environ[_CONTEXT]
-    response.headers[REQUEST_ID] = context.request_id
-    for name, value in _SECURITY:
-        response.headers.setdefault(name, value)
-    seconds = time.perf_counter() - context.began
-    about, status = context.about, response.status_code
-    rule = current.url_rule
-    route = context.route or (templates[rule.rule] if rule is not None else _NO_ROUTE)
-    metrics.answered(about["method"], route, status, seconds)
-    about["status"] = status
-    if access_log.isEnabledFor(level):
-        extra = {"seconds": round(seconds, 6)}
-        words = "%s %s %d in %.1f ms"
-        milliseconds = seconds * 1000
-        access_log.log(
-            level, words, about["method"], about["path"], status, milliseconds, extra=extra
-        )
-    # A thread that was started for this request shares these log fields, and may outlive it.
-    response.call_on_close(about.clear)
-    if context.leave is not None:
-        response.call_on_close(context.leave)
-    if context.body is not None and "gunicorn.socket" in current.environ:
-        response.call_on_close(partial(context.body.discard, current.environ["gunicorn.socket"]))
-    return response
-
-
-def _template(rule: str) -> str:
-    """Return a rule such as `/threads/<thread_id>` in OpenAPI's form: `/threads/{thread_id}`."""
-    return re.sub(r"<(?:[^:<>]*:)?([^<>]*)>", r"{\1}", rule)
+    return request_context().request_id

@@ -20,7 +20,7 @@ from flask import Response, request
 from simple_websocket import ConnectionClosed
 from wsproto.utilities import RemoteProtocolError
 
-from belay_server.api.context import origins, parts
+from belay_server.api.context import context, parts
 from belay_server.api.http.fields import path_uuid
 from belay_server.api.http.json_body import json_response
 from belay_server.api.http.json_documents import MAX_DEPTH, parse_document
@@ -42,6 +42,7 @@ from belay_server.api.protocol.routes import event_filter, refuse_strange_thread
 from belay_server.api.security.authentication import caller, identify, watch_key
 from belay_server.api.security.authorization import authorized
 from belay_server.api.security.limits import count_request
+from belay_server.api.security.origins import origins
 from belay_server.domain.errors import (
     BadRequest,
     BelayError,
@@ -117,7 +118,7 @@ class _Conversation:
 
     def hold(self) -> None:
         """Receive commands and send responses until the connection is closed."""
-        forget_key = watch_key(parts(), caller(), self._close)
+        forget_key = watch_key(context(), caller(), self._close)
         try:
             while True:
                 received = self._server.receive()
@@ -144,7 +145,7 @@ class _Conversation:
     def _answer(self, received: str | bytes) -> Answer:
         """Execute a command and return its response. Each command is authenticated and counted like
         a separate request. Raises Unauthorized, Refused."""
-        identify(parts())
+        identify(context())
         try:
             frame = self._counted(received)
         except NoCommand as refused:
@@ -161,7 +162,7 @@ class _Conversation:
     def _counted(self, received: str | bytes) -> Frame:
         """Count a command and return it. Raises NoCommand, also when a limit is exceeded."""
         try:
-            count_request(parts())
+            count_request(context())
             most_values = parts().settings.max_body_values
             with large_bodies().turn(len(received)):
                 return frame_of(parse_document(received, most_values=most_values))

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from flask import request
 
-from belay_server.api.context import parts
+from belay_server.api.context import context, parts
 from belay_server.api.http.request_context import request_id
 from belay_server.api.security.authentication import caller
 from belay_server.api.security.authorization import authorize, is_confined
@@ -145,4 +145,4 @@ def check_webhook(url: str | None) -> None:
         return
     if not parts().graphs.project.http.serves("webhooks"):
         raise InvalidRequest("webhook: this server has webhooks disabled (http.disable_webhooks)")
-    refuse_bad_webhook(parts().webhook_policy, url, parts().host_names, asker())
+    refuse_bad_webhook(parts().webhook_policy, url, context().host_names, asker())

@@ -8,12 +8,13 @@ from typing import Any
 
 from flask import Response, request
 
-from belay_server.api.context import origins, parts
+from belay_server.api.context import context, parts
 from belay_server.api.http.fields import query_flag
 from belay_server.api.http.json_body import json_response
 from belay_server.api.http.large_answers import large_answers
 from belay_server.api.http.pages import shown
 from belay_server.api.security.authentication import caller, watch_key
+from belay_server.api.security.origins import origins
 from belay_server.domain.run_options import RunOptions
 from belay_server.domain.runs import RUN_FIELDS, Run
 from belay_server.services.runs.stream import Follow, stream_events, wait_for_outcome
@@ -97,7 +98,7 @@ def _watch_client() -> WatchClient:
     key is revoked, the stream ends as after a disconnect, but the run is not cancelled.
     """
     client_socket = request.environ.get("gunicorn.socket")
-    found, who = parts(), caller()
+    found, who = context(), caller()
 
     def watch(on_leave: Callable[[], None]) -> Callable[[], bool]:
         forget_key = watch_key(found, who, on_leave)

@@ -23,9 +23,9 @@ from belay_server.api.http.fields import (
     one_of,
     query_list,
 )
+from belay_server.api.runs.checkpoint_schemas import Checkpoint
 from belay_server.api.runs.command_schemas import Command
 from belay_server.api.runs.config_schemas import RunConfig
-from belay_server.api.threads.schemas import Checkpoint
 from belay_server.domain.errors import InvalidRequest
 from belay_server.domain.run_options import Durability, MultitaskStrategy, RunOptions
 from belay_server.domain.runs import CancelAction, RunStatus

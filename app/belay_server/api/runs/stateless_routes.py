@@ -122,6 +122,6 @@ def join_stateless_stream(query: dict[str, Any], run_id: str) -> Response:
         run,
         cancel_on_disconnect=cancels_on_disconnect(),
         stream_modes=stream_modes(query.get("stream_mode")),
-        after=position_to_join(parts(), run, request.headers.get("Last-Event-ID")),
+        after=position_to_join(parts().event_log, run, request.headers.get("Last-Event-ID")),
     )
     return stream_response(follow, _location(run))

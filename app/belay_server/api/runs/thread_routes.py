@@ -122,7 +122,7 @@ def list_runs(query: dict[str, Any], thread_id: str) -> Response:
     if unknown := [name for name in fields if name not in RUN_FIELDS]:
         raise InvalidRequest(f"Invalid select columns: {unknown}. Expected: {sorted(RUN_FIELDS)}")
     found = runs.list_runs(
-        parts(),
+        parts().database,
         path_uuid(thread_id, "thread"),
         status=query.get("status"),
         metadata=query["metadata"],
@@ -204,7 +204,7 @@ def join_stream(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
         run,
         cancel_on_disconnect=cancels_on_disconnect(),
         stream_modes=stream_modes(query.get("stream_mode")),
-        after=position_to_join(parts(), run, request.headers.get("Last-Event-ID")),
+        after=position_to_join(parts().event_log, run, request.headers.get("Last-Event-ID")),
     )
     return stream_response(follow, run_path(run))
 

@@ -7,13 +7,13 @@ from typing import TypeVar
 
 from flask import request
 
+from belay_server.api.context import ApiContext, Authentication
 from belay_server.api.project.auth import ProjectAuth
 from belay_server.db.connection import Database
 from belay_server.domain.access import Caller
 from belay_server.domain.errors import Forbidden, Refused, TooMany, Unauthorized
 from belay_server.graphs.project.langgraph_json import Project
 from belay_server.services.api_keys import ApiKeys
-from belay_server.services.parts import Authentication, Parts
 from belay_server.settings import Settings
 
 _View = TypeVar("_View", bound=Callable[..., object])
@@ -64,7 +64,7 @@ def key_of_request() -> str:
     return key.strip() if scheme.lower() == "bearer" else ""
 
 
-def identify(found: Parts) -> Caller | None:
+def identify(found: ApiContext) -> Caller | None:
     """Return the caller that the request's headers authenticate; None without authentication.
 
     Raises Unauthorized, Forbidden, Refused; TooMany for an address that has failed too often.
@@ -84,7 +84,9 @@ def identify(found: Parts) -> Caller | None:
         raise
 
 
-def watch_key(found: Parts, who: Caller | None, close: Callable[[], None]) -> Callable[[], None]:
+def watch_key(
+    found: ApiContext, who: Caller | None, close: Callable[[], None]
+) -> Callable[[], None]:
     """Call `close` when the caller's API key is revoked or expires. Return a function that ends the
     watch."""
     if found.open_keys is None or who is None or not who.name.startswith(_KEY):

@@ -17,8 +17,7 @@ from typing import Any, TypeVar, cast
 from flask import request
 from flask.typing import ResponseReturnValue
 
-from belay_server.api.context import OWN_PARTS, parts
-from belay_server.api.project.auth import ProjectAuth
+from belay_server.api.context import OWN_PARTS, context, parts
 from belay_server.api.security.authentication import caller, public
 from belay_server.db.connection import Database
 from belay_server.domain.access import EVERYTHING, NO_ACCESS, NOTHING, Filter
@@ -60,11 +59,10 @@ def authorize(resource: str, action: str, value: MutableMapping[str, Any]) -> No
 
     Without such handlers, everything is permitted. Raises Forbidden, Refused, Unavailable.
     """
-    authentication = parts().authentication
-    who = caller()
-    if not is_confined() or not isinstance(authentication, ProjectAuth) or who is None:
+    authorization, who = context().authorization, caller()
+    if not is_confined() or authorization is None or who is None:
         return
-    filter_ = authentication.decide(who, resource, action, value)
+    filter_ = authorization.decide(who, resource, action, value)
     if resource in _WITH_ACCESS:
         _add_access(resource, filter_)
     elif filter_ is not None:

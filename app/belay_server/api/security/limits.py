@@ -9,14 +9,13 @@ from collections.abc import Callable
 
 from flask import has_request_context, request
 
-from belay_server.api.context import parts
+from belay_server.api.context import ApiContext, context
 from belay_server.api.security.authentication import CALLER, caller
 from belay_server.bus.rate_limits import CANCELS, REQUESTS
 from belay_server.domain.errors import TooMany
-from belay_server.services.parts import Parts
 
 
-def count_request(found: Parts, *, is_cancel: bool = False) -> None:
+def count_request(found: ApiContext, *, is_cancel: bool = False) -> None:
     """Count a request of the caller. Raises TooMany."""
     if found.rate_limits is None:
         return
@@ -25,7 +24,7 @@ def count_request(found: Parts, *, is_cancel: bool = False) -> None:
         raise TooMany(f"Too many {lane}; try again later", retry_after=wait)
 
 
-def take_place(found: Parts, *, is_cancel: bool = False) -> Callable[[], None] | None:
+def take_place(found: ApiContext, *, is_cancel: bool = False) -> Callable[[], None] | None:
     """Count an open request of the caller. Return a function to call when it has ended; None
     without a limit. Raises TooMany."""
     if found.open_requests is None:
@@ -38,7 +37,7 @@ def connection_owner() -> str | None:
     before the request is authenticated."""
     if not has_request_context():
         return None
-    if parts().authentication is not None and CALLER not in request.environ:
+    if context().authentication is not None and CALLER not in request.environ:
         return None
     return asker()
 

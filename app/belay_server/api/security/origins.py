@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit
 
+from flask import current_app
 from werkzeug.datastructures import Headers
 
 from belay_server.api.security.cors import origin_may_ask
@@ -19,6 +20,7 @@ from belay_server.exposure import is_loopback
 from belay_server.graphs.project.http_section import CorsRules
 from belay_server.settings import Settings
 
+ORIGINS = "belay.origins"
 #: A name or an address, and a port.
 _HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]*)?")
 _CHANGES_NOTHING = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -67,3 +69,9 @@ class Origins:
         if origin is None or urlsplit(origin).netloc == host:
             return True
         return origin_may_ask(self._settings, self._cors, origin)
+
+
+def origins() -> Origins:
+    """Return the rules for origins of the current application."""
+    found: Origins = current_app.extensions[ORIGINS]
+    return found

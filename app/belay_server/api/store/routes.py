@@ -51,7 +51,9 @@ def get_item(query: dict[str, Any]) -> Response:
     )
     refresh = query_flag("refresh_ttl") if "refresh_ttl" in request.args else None
     namespace = store.checked_namespace(_allowed("get", labels, query))
-    return json_response(store.get_item(parts(), namespace, query["key"], refresh_ttl=refresh))
+    return json_response(
+        store.get_item(parts().store, namespace, query["key"], refresh_ttl=refresh)
+    )
 
 
 @blueprint.delete("/store/items")
@@ -61,7 +63,7 @@ def get_item(query: dict[str, Any]) -> Response:
 @authorizes_itself
 def delete_item(body: dict[str, Any]) -> Response:
     namespace = store.checked_namespace(_allowed("delete", body["namespace"], body))
-    store.delete_item(parts(), namespace, body["key"])
+    store.delete_item(parts().store, namespace, body["key"])
     return Response(status=204)
 
 
@@ -83,7 +85,9 @@ def search_items(body: dict[str, Any]) -> Response:
 @authorizes_itself
 def list_namespaces(body: dict[str, Any]) -> Response:
     prefix = _allowed("list_namespaces", body.get("prefix") or [], body)
-    return json_response({"namespaces": store.list_namespaces(parts(), {**body, "prefix": prefix})})
+    return json_response(
+        {"namespaces": store.list_namespaces(parts().store, {**body, "prefix": prefix})}
+    )
 
 
 def _allowed(action: str, namespace: list[str], body: dict[str, Any]) -> list[str]:

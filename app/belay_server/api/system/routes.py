@@ -8,12 +8,11 @@ from typing import Any
 from flask import Response, request
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from belay_server.api.context import parts
+from belay_server.api.context import context, parts
 from belay_server.api.http.json_body import Blueprint, json_response
 from belay_server.api.security.authorization import authorizes_itself, public
 from belay_server.api.system.schemas import Info, Ok
-from belay_server.db.connection import fetch_value
-from belay_server.services.parts import Parts
+from belay_server.db.connection import Database, fetch_value
 from belay_server.services.queue_metrics import QueueCollector, queue_summary
 
 #: `http.disable_meta` disables this blueprint, but not `health`.
@@ -71,19 +70,18 @@ _METRICS = {
 @blueprint.doc(responses={"200": {"content": _METRICS}})
 @authorizes_itself
 def metrics() -> Response:
-    found = parts()
     if request.args.get("format") == "json":
-        return json_response(_summary(found))
-    queues = QueueCollector(found.database, found.graphs.project.queues)
-    return Response(found.metrics.exposition(queues), content_type=CONTENT_TYPE_LATEST)
+        return json_response(_summary(parts().database))
+    queues = QueueCollector(parts().database, parts().graphs.project.queues)
+    return Response(context().metrics.exposition(queues), content_type=CONTENT_TYPE_LATEST)
 
 
-def _summary(found: Parts) -> dict[str, Any]:
+def _summary(database: Database) -> dict[str, Any]:
     """Return a summary in the format of LangGraph's own server. The number and the capacity of the
     workers are unknown to the web process: each worker exports its metrics on its own port."""
-    queue = queue_summary(found.database)
+    queue = queue_summary(database)
     return {
         "queue": queue,
-        "api": {"http_requests_total": found.metrics.requests()},
+        "api": {"http_requests_total": context().metrics.requests()},
         "workers": {"max": None, "active": queue["n_running"], "available": None},
     }

@@ -131,7 +131,7 @@ def copy_thread(thread_id: str) -> Response:
 def get_storage(thread_id: str) -> Response:
     """Get the size of a thread's history in the database."""
     found = path_uuid(thread_id, "thread")
-    stored = threads.get_storage(parts(), found)
+    stored = threads.get_storage(parts().database, found)
     return json_response(
         {
             "thread_id": found,

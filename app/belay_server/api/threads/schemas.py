@@ -21,6 +21,7 @@ from belay_server.api.http.fields import (
     one_of,
 )
 from belay_server.api.http.page_schemas import Sorted
+from belay_server.api.runs.checkpoint_schemas import Checkpoint
 from belay_server.api.runs.command_schemas import Command
 from belay_server.db.threads import SORT_COLUMNS
 from belay_server.domain.json_paths import check_path
@@ -191,24 +192,6 @@ class SelectState(ma.Schema):
 
 class StateQuery(SelectState):
     subgraphs = ma.fields.String(metadata={"description": "true: include the states of subgraphs."})
-
-
-class Checkpoint(ma.Schema):
-    """A checkpoint in a thread's history, of the root graph or of a subgraph."""
-
-    class Meta:
-        unknown = ma.EXCLUDE
-
-    thread_id = ma.fields.String(allow_none=True)
-    checkpoint_ns = ma.fields.String(allow_none=True)
-    checkpoint_id = Uuid(allow_none=True)
-    checkpoint_map = Map(keys=ma.fields.String(), values=ma.fields.String(), allow_none=True)
-
-    @ma.post_load
-    def as_strings(self, data: dict[str, Any], **_: object) -> dict[str, Any]:
-        if data.get("checkpoint_id"):
-            data["checkpoint_id"] = str(data["checkpoint_id"])
-        return data
 
 
 class ThreadState(ma.Schema):

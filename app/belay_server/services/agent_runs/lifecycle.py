@@ -43,6 +43,7 @@ from belay_server.services.runs.creation import (
 )
 from belay_server.services.runs.outcomes import NotEnded, end_of, large_answer
 from belay_server.services.threads.records import delete_thread
+from belay_server.settings import Settings
 from belay_server.states import jobs as state_jobs
 
 #: The fields of a request that its graph gets as input, under the same names.
@@ -88,7 +89,7 @@ def create_agent_run(parts: Parts, asked: AgentRunRequest) -> AgentRun:
         is_new = agent_run_rows.get_agent_run(conn, asked.team, asked.id) is None
         if is_new:
             _check_previous(conn, asked)
-            _refuse_one_too_many(parts, conn, asked.team)
+            _refuse_one_too_many(parts.settings, conn, asked.team)
         accepted = accept_run(parts, conn, asked.run, asked.run.new_run_id)
         if is_new:
             agent_run_rows.insert_agent_run(
@@ -119,11 +120,11 @@ def _check_previous(conn: Connection, asked: AgentRunRequest) -> None:
         raise PreviousRunNotCompleted
 
 
-def _refuse_one_too_many(parts: Parts, conn: Connection, team: str) -> None:
+def _refuse_one_too_many(settings: Settings, conn: Connection, team: str) -> None:
     """Raise TooManyRuns when the team has reached its limit. Lock the team first: the count is a
     separate statement, so it sees what the previous holder of the lock has committed."""
     agent_run_rows.lock_team(conn, team)
-    most = parts.settings.agent_runs_per_team
+    most = settings.agent_runs_per_team
     if agent_run_rows.count_active_agent_runs(conn, team) >= most:
         raise TooManyRuns(f"Agent run concurrency limit reached: {most} at once.")
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
+from belay_server.db.connection import Database
 from belay_server.domain.errors import InvalidRequest, NotFound
 from belay_server.domain.run_options import MultitaskStrategy, RunOptions
 from belay_server.domain.runs import Run, RunStatus
@@ -102,15 +103,15 @@ def _pending_interrupts(parts: Parts, thread_id: UUID) -> list[str]:
 def _assistant_of(parts: Parts, thread_id: UUID) -> str:
     """Return the assistant of the thread's newest run, which raised the interrupt. When no run is
     left, return the assistant or graph in the thread's metadata."""
-    newest = _newest_run(parts, thread_id)
+    newest = _newest_run(parts.database, thread_id)
     if newest is not None:
         return str(newest.assistant_id)
     metadata = get_thread(parts, thread_id).metadata
     return str(metadata.get("assistant_id") or metadata.get("graph_id") or "")
 
 
-def _newest_run(parts: Parts, thread_id: UUID) -> Run | None:
-    with parts.database.connection() as conn:
+def _newest_run(database: Database, thread_id: UUID) -> Run | None:
+    with database.connection() as conn:
         newest = run_rows.list_runs(conn, thread_id, status=None, metadata={}, limit=1, offset=0)
     return newest[0] if newest else None
 
@@ -132,7 +133,7 @@ def tree_of(parts: Parts, thread_id: UUID) -> Tree:
         thread: Thread | None = get_thread(parts, thread_id)
     except NotFound:
         thread = None
-    run = None if thread is None else _newest_run(parts, thread_id)
+    run = None if thread is None else _newest_run(parts.database, thread_id)
     if thread is None or run is None:
         raise NoSuchRun("The thread has no run.")
     status = _TREE_STATUS.get(RunStatus(run.status))

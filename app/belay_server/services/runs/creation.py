@@ -31,7 +31,9 @@ from belay_server.domain.errors import (
 )
 from belay_server.domain.run_options import MultitaskStrategy, RunOptions
 from belay_server.domain.runs import CancelAction, Run, superseded_reason
+from belay_server.doorbell import Doorbell
 from belay_server.fault_points import FaultPoint
+from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.serde import to_json
 from belay_server.services.assistant_cache import resolve_assistant
 from belay_server.services.parts import Parts, RunParts
@@ -43,6 +45,7 @@ from belay_server.services.runs.cancellation import (
 from belay_server.services.runs.chosen_ids import drop_old_log
 from belay_server.services.runs.kwargs import MergedRun, build_run_kwargs
 from belay_server.services.size_limits import refuse_large
+from belay_server.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +151,7 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
     assistant = parts.assistant_cache.get(request.options.assistant_id)
     if assistant is None or not _leaves_nothing_to_decide(parts, request, assistant):
         return None
-    refuse_unknown_nodes(parts, assistant, request.options)
+    refuse_unknown_nodes(parts.graphs, assistant, request.options)
     thread_id = request.thread_id or new_id()
     new = _new_run(parts, request, assistant, thread_id, run_id)
     if new.kwargs.starts_at_checkpoint:
@@ -167,7 +170,7 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
     if accepted is None:
         return None
     fault_points.reached(FaultPoint.COMMITTED, run_id)
-    _ring_if_next(parts, run_id, accepted.ringable)
+    _ring_if_next(parts.doorbell, run_id, accepted.ringable)
     return run_rows.as_accepted(new, accepted)
 
 
@@ -183,10 +186,10 @@ def _leaves_nothing_to_decide(parts: Parts, request: RunRequest, assistant: Assi
     return not counted and everybodys
 
 
-def _ring_if_next(parts: RunParts, run_id: UUID, head: Sequence[Ringable]) -> None:
+def _ring_if_next(doorbell: Doorbell, run_id: UUID, head: Sequence[Ringable]) -> None:
     for ringable in head:
         if ringable.run_id == run_id:
-            parts.doorbell.ring(run_id, ringable.queue)
+            doorbell.ring(run_id, ringable.queue)
             fault_points.reached(FaultPoint.RUNG, run_id)
 
 
@@ -207,7 +210,7 @@ def announce_accepted(parts: RunParts, request: RunRequest, accepted: Accepted) 
     fault_points.reached(FaultPoint.COMMITTED, run_id)
     if accepted.cancelled is not None and action is not None:
         announce_cancelled(parts, accepted.cancelled, action)
-    _ring_if_next(parts, run_id, accepted.head)
+    _ring_if_next(parts.doorbell, run_id, accepted.head)
     return accepted.run
 
 
@@ -255,11 +258,11 @@ def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: U
     named = request.options.assistant_id
     assistant = resolve_assistant(conn, parts.graphs, named)
     parts.assistant_cache.keep(named, assistant)
-    refuse_unknown_nodes(parts, assistant, request.options)
+    refuse_unknown_nodes(parts.graphs, assistant, request.options)
     if (existing := _accepted_before(conn, run_id, request.thread_id)) is not None:
         head = claim_rows.next_runs_of_threads(conn, [existing.thread_id])
         return Accepted(existing, None, head)
-    _refuse_too_many(parts, conn, request.caller)
+    _refuse_too_many(parts.settings, conn, request.caller)
     thread_id = _thread_of(parts, conn, request)
     new = _new_run(parts, request, assistant, thread_id, run_id)
     _refuse_unknown_checkpoint(conn, new)
@@ -274,10 +277,10 @@ def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: U
     return Accepted(run, cancelled, head)
 
 
-def _refuse_too_many(parts: RunParts, conn: Connection, caller: str | None) -> None:
+def _refuse_too_many(settings: Settings, conn: Connection, caller: str | None) -> None:
     """Raise TooMany when the caller has reached BELAY_MAX_PENDING_RUNS. The count takes a lock, so
     that concurrent creates of one caller cannot exceed the limit."""
-    most = parts.settings.max_pending_runs
+    most = settings.max_pending_runs
     if most and caller is not None and run_rows.pending_runs_of(conn, caller) >= most:
         raise TooMany(f"You have {most} pending runs already; try again when some have started")
 
@@ -323,9 +326,9 @@ def _accepted_before(conn: Connection, run_id: UUID, thread_id: UUID | None) -> 
     return run
 
 
-def refuse_unknown_nodes(parts: RunParts, assistant: Assistant, options: RunOptions) -> None:
+def refuse_unknown_nodes(graphs: GraphRegistry, assistant: Assistant, options: RunOptions) -> None:
     """Raise InvalidRequest for a node that is not in the graph; LangGraph would ignore it."""
-    nodes = parts.graphs.nodes_of(assistant.graph_id)
+    nodes = graphs.nodes_of(assistant.graph_id)
     if nodes is None:
         return
     for node in options.named_nodes:

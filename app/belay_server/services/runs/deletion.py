@@ -7,7 +7,7 @@ from uuid import UUID
 
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
-from belay_server.db.connection import Connection
+from belay_server.db.connection import Connection, Database
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.errors import NotFound
 from belay_server.domain.runs import Run
@@ -26,7 +26,7 @@ def get_run(conn: Connection, thread_id: UUID, run_id: UUID) -> Run:
 
 
 def list_runs(
-    parts: Parts,
+    database: Database,
     thread_id: UUID,
     *,
     status: str | None,
@@ -35,7 +35,7 @@ def list_runs(
     offset: int,
 ) -> list[Run]:
     """Return a page of the thread's runs, newest first. Raises NotFound for an unknown thread."""
-    with parts.database.connection() as conn:
+    with database.connection() as conn:
         if thread_rows.get_thread(conn, thread_id) is None:
             raise NotFound(f"Thread with ID {thread_id} not found")
         return run_rows.list_runs(

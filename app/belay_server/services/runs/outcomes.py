@@ -10,6 +10,7 @@ import orjson
 
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
+from belay_server.db.connection import Database
 from belay_server.domain.errors import InvalidRequest
 from belay_server.domain.runs import ACTIVE, RunStatus
 from belay_server.graphs.checkpoints.thread_saver import LargeState
@@ -19,6 +20,7 @@ from belay_server.services.parts import Parts
 from belay_server.services.stored_json import as_json
 from belay_server.states import jobs as state_jobs
 from belay_server.states.jobs import ThreadGraph
+from belay_server.states.process import StateProcess
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +70,11 @@ def end_of(parts: Parts, thread_id: UUID, run_id: UUID, caller: str | None) -> E
     most_bytes = parts.settings.max_answer_bytes
     if run.stored_bytes is not None:
         return End(None, min(run.stored_bytes * _COMPRESSION, most_bytes))
-    found = _last_checkpoint(parts, thread_id, run_id)
+    found = _last_checkpoint(parts.database, thread_id, run_id)
     if found is None:
         return End(b"{}")
     try:
-        return End(_kept(parts, run_id, _values(parts, found)))
+        return End(_kept(parts, run_id, _values(parts.states, found)))
     except LargeState:
         return End(None, most_bytes)
 
@@ -84,7 +86,7 @@ def large_answer(parts: Parts, thread_id: UUID, run_id: UUID, caller: str | None
         answer = run_rows.run_answer(conn, run_id)
     if answer is not None:
         return as_json(parts, answer, caller)
-    found = _last_checkpoint(parts, thread_id, run_id)
+    found = _last_checkpoint(parts.database, thread_id, run_id)
     if found is None:
         return b"{}"
     try:
@@ -100,9 +102,9 @@ def large_answer(parts: Parts, thread_id: UUID, run_id: UUID, caller: str | None
     return _kept(parts, run_id, values)
 
 
-def _last_checkpoint(parts: Parts, thread_id: UUID, run_id: UUID) -> _Checkpoint | None:
+def _last_checkpoint(database: Database, thread_id: UUID, run_id: UUID) -> _Checkpoint | None:
     """Return the last checkpoint that the run itself has written; None if there is none."""
-    with parts.database.connection() as conn:
+    with database.connection() as conn:
         run = run_rows.get_thread_run(conn, thread_id, run_id, ended_stateless=True)
         if run is None or run.claim_no == 0:
             return None
@@ -114,10 +116,10 @@ def _last_checkpoint(parts: Parts, thread_id: UUID, run_id: UUID) -> _Checkpoint
     )
 
 
-def _values(parts: Parts, found: _Checkpoint) -> bytes:
+def _values(states: StateProcess, found: _Checkpoint) -> bytes:
     """Read the values in this process. Raises LargeState."""
     try:
-        return state_jobs.read_values(parts.states.here, found.thread, found.checkpoint_id)
+        return state_jobs.read_values(states.here, found.thread, found.checkpoint_id)
     except ProjectError as error:
         log.warning(
             "cannot read the values of thread %s, returning none: %s",

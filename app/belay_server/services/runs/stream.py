@@ -15,11 +15,11 @@ from typing import TypeVar
 from uuid import UUID
 
 from belay_server.bus.client import RedisError
-from belay_server.bus.event_log import END_SEQ, START, Event, Position
+from belay_server.bus.event_log import END_SEQ, START, Event, EventLog, Position
 from belay_server.bus.run_feed import Subscription
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
-from belay_server.db.connection import while_unavailable
+from belay_server.db.connection import Database, while_unavailable
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.errors import InvalidRequest, TooMany, Unavailable
 from belay_server.domain.runs import CancelAction, Run, RunStatus, disconnect_reason
@@ -105,7 +105,7 @@ def follow_new_run(
     return follow_run(run, cancel_on_disconnect=cancel_on_disconnect, subscription=subscription)
 
 
-def position_to_join(parts: Parts, run: Run, last_event_id: str | None) -> Position:
+def position_to_join(event_log: EventLog, run: Run, last_event_id: str | None) -> Position:
     """Return the position at which a joining client starts: that of its `Last-Event-ID`, or the
     newest event, so that only new events follow.
 
@@ -119,7 +119,7 @@ def position_to_join(parts: Parts, run: Run, last_event_id: str | None) -> Posit
         except ValueError:
             raise InvalidRequest(f"Invalid Last-Event-ID: {last_event_id}") from None
     try:
-        return parts.event_log.last_position(run.run_id)
+        return event_log.last_position(run.run_id)
     except RedisError as error:
         log.warning("cannot read the event log of run %s: %s", run.run_id, error)
         return START
@@ -178,7 +178,7 @@ def _stream(
         while not subscription.drained and not subscription.client_left:
             events = subscription.take(beat_at)
             for some in in_parts(events):
-                yield from _sent(parts, follow, client, subscription, some, last=last)
+                yield from _sent(parts.event_log, follow, client, subscription, some, last=last)
                 last = some[-1].position
             said_error = said_error or any(event.name == "error" for event in events)
             if not events or time.monotonic() >= beat_at:
@@ -187,7 +187,7 @@ def _stream(
                     yield HEARTBEAT
         ended = subscription.drained
         if ended:
-            ask = partial(_end_event, parts, follow, subscription.end_status, said_error)
+            ask = partial(_end_event, parts.database, follow, subscription.end_status, said_error)
             if marker := (yield from through_outages(HEARTBEAT, ask)):
                 yield marker
     finally:
@@ -199,7 +199,7 @@ def _stream(
 
 
 def _sent(
-    parts: Parts,
+    event_log: EventLog,
     follow: Follow,
     client: StreamClient,
     subscription: Subscription,
@@ -212,7 +212,7 @@ def _sent(
         if frames := _frames(events, follow, last):
             yield frames
         return
-    whole = yield from client.whole_event(parts.event_log, follow.run_id, events[0], subscription)
+    whole = yield from client.whole_event(event_log, follow.run_id, events[0], subscription)
     if whole is None or not follows_directly(last, whole.position):
         yield GAP
     if whole is not None:
@@ -291,23 +291,23 @@ def through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, None
 
 
 def _end_event(
-    parts: Parts, follow: Follow, end_status: str | None, said_error: bool
+    database: Database, follow: Follow, end_status: str | None, said_error: bool
 ) -> bytes | None:
     """Return the last event of a stream, if the run's own events do not include its end; otherwise
     None."""
     if end_status not in (RunStatus.ERROR, RunStatus.TIMEOUT):
-        return _cancelled_marker(parts, follow, end_status)
+        return _cancelled_marker(database, follow, end_status)
     if said_error:
         return None
     # The row has ended, but the error was not written to the event log, or not yet.
-    with parts.database.connection() as conn:
+    with database.connection() as conn:
         now = run_rows.run_end(conn, follow.thread_id, follow.run_id)
     if now is None or now.error is None:
         return None
     return b"event: error\ndata: " + to_json(now.error) + b"\n\n"
 
 
-def _cancelled_marker(parts: Parts, follow: Follow, end_status: str | None) -> bytes | None:
+def _cancelled_marker(database: Database, follow: Follow, end_status: str | None) -> bytes | None:
     """Return the last event of a cancelled run: `end`, with the reason of the cancel.
 
     Both SDKs ignore an event of this name: JavaScript's has no handler for it, Python's treats it
@@ -315,7 +315,7 @@ def _cancelled_marker(parts: Parts, follow: Follow, end_status: str | None) -> b
     """
     if end_status not in (None, RunStatus.INTERRUPTED):
         return None
-    with parts.database.connection() as conn:
+    with database.connection() as conn:
         now = run_rows.get_thread_run(conn, follow.thread_id, follow.run_id, ended_stateless=True)
         reason = (
             cancel_rows.rollback_reason(conn, follow.run_id) if now is None else now.cancel_reason
@@ -326,15 +326,15 @@ def _cancelled_marker(parts: Parts, follow: Follow, end_status: str | None) -> b
     return b"event: end\ndata: " + to_json({"status": status, **(reason or {})}) + b"\n\n"
 
 
-def _has_ended(parts: Parts, run_id: UUID) -> bool:
-    with parts.database.connection() as conn:
+def _has_ended(database: Database, run_id: UUID) -> bool:
+    with database.connection() as conn:
         return run_id in run_rows.ended_runs(conn, [run_id])
 
 
 def _end_if_over(parts: Parts, subscription: Subscription) -> bool:
     """Return whether the run had ended before the subscription was created. If so, deliver what its
     event log still has, and end the subscription."""
-    if not _has_ended(parts, subscription.run_id):
+    if not _has_ended(parts.database, subscription.run_id):
         return False
     try:
         more = True

@@ -12,11 +12,11 @@ from uuid import UUID
 import orjson
 
 from belay_server.bus.client import RedisError
-from belay_server.bus.event_log import STATE_UPDATE
+from belay_server.bus.event_log import STATE_UPDATE, EventLog
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
-from belay_server.db.connection import Connection
+from belay_server.db.connection import Connection, Database
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.db.threads import DeletedThread, ThreadFilter, ThreadStorage
 from belay_server.domain.errors import BadRequest, Conflict, NotFound, StateTooLarge
@@ -25,6 +25,7 @@ from belay_server.domain.threads import Thread, ThreadStatus, ThreadTtl, TtlStra
 from belay_server.graphs import thread_state
 from belay_server.graphs.checkpoints.thread_saver import LargeState, ThreadSaver
 from belay_server.graphs.project.loading import ProjectError
+from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.serde import to_json
 from belay_server.services.parts import Parts
 from belay_server.services.runs.cancellation import announcer, stop_runs
@@ -32,8 +33,10 @@ from belay_server.services.runs.chosen_ids import drop_old_log
 from belay_server.services.runs.creation import new_id
 from belay_server.services.size_limits import refuse_large
 from belay_server.services.threads.pruning import keep_latest
+from belay_server.settings import Settings
 from belay_server.states import jobs as state_jobs
 from belay_server.states.jobs import HistoryPage, ThreadGraph, with_fragments
+from belay_server.states.process import StateProcess
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
         takes_it = created or body.get("if_exists") == "do_nothing"
         thread = thread_rows.get_thread(conn, thread_id, with_values=True) if takes_it else None
         if created:
-            _refuse_large(parts, thread)
+            _refuse_large(parts.settings, thread)
             if "thread_id" in body:
                 drop_old_log(parts.event_log, thread_id)
         if thread is None:  # also when it exists and the caller may not see it
@@ -74,10 +77,10 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
     return _with_supersteps(parts, thread, supersteps)
 
 
-def _refuse_large(parts: Parts, thread: _AnyThread) -> _AnyThread:
+def _refuse_large(settings: Settings, thread: _AnyThread) -> _AnyThread:
     """Return the thread; raise TooLarge for its merged metadata, which rolls the change back."""
     if thread is not None:
-        limit = parts.settings.max_metadata_bytes
+        limit = settings.max_metadata_bytes
         refuse_large(limit, "BELAY_MAX_METADATA_BYTES", metadata=thread.metadata)
     return thread
 
@@ -86,7 +89,7 @@ def _with_supersteps(parts: Parts, thread: Thread, supersteps: list[dict[str, An
     """Write the states of `supersteps`, which another server may have exported, and return the new
     thread. Raises BadRequest, after deleting the thread."""
     with parts.database.connection() as conn:
-        its_graph = _graph_of(parts, conn, thread)
+        its_graph = _graph_of(parts.graphs, conn, thread)
     updates = [[thread_state.state_update(u) for u in step["updates"]] for step in supersteps]
     config = thread_state.thread_config(str(thread.thread_id))
     graph = its_graph.load(parts.states.here)
@@ -101,7 +104,7 @@ def _with_supersteps(parts: Parts, thread: Thread, supersteps: list[dict[str, An
         raise BadRequest(
             f"supersteps: the states have {error} together (BELAY_MAX_ANSWER_BYTES)"
         ) from error
-    _rest(parts, its_graph, keep_error=False)
+    _rest(parts.states, its_graph, keep_error=False)
     with parts.database.connection() as conn:
         return _found(conn, thread.thread_id, with_values=True)
 
@@ -131,7 +134,7 @@ def patch_thread(
     def patch(conn: Connection) -> Thread:
         if not thread_rows.patch_thread(conn, thread_id, metadata, ttl):
             raise NotFound()
-        return _refuse_large(parts, _found(conn, thread_id, with_values=True))
+        return _refuse_large(parts.settings, _found(conn, thread_id, with_values=True))
 
     return parts.database.transaction(patch)
 
@@ -167,7 +170,7 @@ def copy_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thre
         thread_rows.repeatable_read(conn)
         if not thread_rows.copy_thread(conn, thread_id, copy_id, metadata):
             raise NotFound(f"Thread with ID {thread_id} not found")
-        return _refuse_large(parts, _found(conn, copy_id, with_values=True))
+        return _refuse_large(parts.settings, _found(conn, copy_id, with_values=True))
 
     return _settled(parts, parts.database.transaction(copy), with_values=True)
 
@@ -190,18 +193,18 @@ def prune_threads(parts: Parts, thread_ids: list[UUID], strategy: TtlStrategy) -
     return pruned
 
 
-def get_storage(parts: Parts, thread_id: UUID) -> ThreadStorage:
+def get_storage(database: Database, thread_id: UUID) -> ThreadStorage:
     """Return how much of the database the thread uses. Raises NotFound."""
-    with parts.database.connection() as conn:
+    with database.connection() as conn:
         _found(conn, thread_id)
         return thread_rows.thread_storage(conn, thread_id)
 
 
-def _notify_followers(parts: Parts, thread_id: UUID, name: str, data: Any) -> None:
+def _notify_followers(event_log: EventLog, thread_id: UUID, name: str, data: Any) -> None:
     """Append an event to the thread's log. The change is committed, so a Redis error is only
     logged."""
     try:
-        parts.event_log.append_to_thread(thread_id, name, to_json(data))
+        event_log.append_to_thread(thread_id, name, to_json(data))
     except RedisError as error:
         log.warning("cannot send an event to followers of thread %s: %s", thread_id, error)
 
@@ -278,8 +281,8 @@ def _settled(parts: Parts, thread: Thread, *, with_values: bool) -> Thread:
         return thread
     try:
         with parts.database.connection() as conn:
-            graph = _graph_of(parts, conn, thread)
-        _rest(parts, graph, keep_error=True)
+            graph = _graph_of(parts.graphs, conn, thread)
+        _rest(parts.states, graph, keep_error=True)
     except (BadRequest, NotFound, ProjectError) as error:
         log.warning("cannot read the values of thread %s: %s", thread.thread_id, error)
         return thread
@@ -287,28 +290,28 @@ def _settled(parts: Parts, thread: Thread, *, with_values: bool) -> Thread:
         return _found(conn, thread.thread_id, with_values=with_values)
 
 
-def _rest(parts: Parts, thread: ThreadGraph, *, keep_error: bool) -> None:
+def _rest(states: StateProcess, thread: ThreadGraph, *, keep_error: bool) -> None:
     """Update the thread's row from its newest checkpoint. When the state is too large to read, the
     row has no values."""
     try:
-        parts.states.run(state_jobs.rest, thread, keep_error=keep_error)
+        states.run(state_jobs.rest, thread, keep_error=keep_error)
     except StateTooLarge as error:
         log.warning("cannot read the values of thread %s: %s", thread.thread_id, error)
-        state_jobs.rest_unread(parts.states.here, thread.thread_id, keep_error=keep_error)
+        state_jobs.rest_unread(states.here, thread.thread_id, keep_error=keep_error)
 
 
-def _graph_of(parts: Parts, conn: Connection, thread: Thread) -> ThreadGraph:
+def _graph_of(graphs: GraphRegistry, conn: Connection, thread: Thread) -> ThreadGraph:
     """Return the graph in the thread's metadata, which is that of its last run; otherwise the graph
     of an active or the oldest run. Raises NotFound when the thread has states of a graph that is
     not in the project, BadRequest when it has neither a graph nor states."""
     graph_id = thread.metadata.get("graph_id")
     if not isinstance(graph_id, str):
         graph_id = run_rows.oldest_active_graph_id(conn, thread.thread_id)
-    if graph_id is None or graph_id not in parts.graphs:
+    if graph_id is None or graph_id not in graphs:
         if graph_id is not None and thread_rows.has_checkpoints(conn, thread.thread_id):
             raise NotFound(
                 f"Graph '{graph_id}' of thread {thread.thread_id} is not in this project. Expected "
-                f"one of: {sorted(parts.graphs.graph_ids)}"
+                f"one of: {sorted(graphs.graph_ids)}"
             )
         raise BadRequest(
             f"Thread '{thread.thread_id}' has no assigned graph ID. This usually occurs when no "
@@ -335,7 +338,7 @@ def get_state(
     with parts.database.connection() as conn:
         thread = _found(conn, thread_id)
         try:
-            graph = _graph_of(parts, conn, thread)
+            graph = _graph_of(parts.graphs, conn, thread)
         except BadRequest:
             return to_json(thread_state.selected(thread_state.EMPTY_STATE, fields))
     return parts.states.run(state_jobs.read_state, graph, checkpoint, fields, subgraphs=subgraphs)
@@ -349,7 +352,7 @@ def get_history(parts: Parts, thread_id: UUID, page: HistoryPage) -> bytes:
     with parts.database.connection() as conn:
         thread = _found(conn, thread_id)
         try:
-            graph = _graph_of(parts, conn, thread)
+            graph = _graph_of(parts.graphs, conn, thread)
         except BadRequest:
             return b"[]"
     return parts.states.run(state_jobs.read_history, graph, page)
@@ -365,14 +368,16 @@ def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[st
         thread = _found(conn, thread_id)
         if thread.status == ThreadStatus.BUSY:
             raise Conflict(f"Thread {thread_id} has in-flight runs. Wait for them or cancel them.")
-        graph = _graph_of(parts, conn, thread)
+        graph = _graph_of(parts.graphs, conn, thread)
     checkpoint = dict(body.get("checkpoint") or {})
     if body.get("checkpoint_id"):
         checkpoint["checkpoint_id"] = str(body["checkpoint_id"])
     written = parts.states.run(state_jobs.update_state, graph, checkpoint, body)
     saved = written.configurable
     if written.state is not None:
-        _notify_followers(parts, thread_id, STATE_UPDATE, {"state": orjson.Fragment(written.state)})
+        _notify_followers(
+            parts.event_log, thread_id, STATE_UPDATE, {"state": orjson.Fragment(written.state)}
+        )
     address = {key: saved.get(key) for key in ("thread_id", "checkpoint_ns", "checkpoint_id")}
     if saved.get("checkpoint_map"):
         # A run can resume from a subgraph's checkpoint only with its checkpoint_map.

@@ -23,11 +23,13 @@ from belay_server.bus.event_log import (
     START,
     THREAD_DELETED,
     Event,
+    EventLog,
     Position,
     just_before,
 )
 from belay_server.bus.run_feed import Subscription
 from belay_server.db import threads as thread_rows
+from belay_server.db.connection import Database
 from belay_server.domain.errors import InvalidRequest, NotFound
 from belay_server.graphs.serde import to_json
 from belay_server.services.parts import Parts
@@ -75,13 +77,13 @@ class ThreadFollow:
 
 
 def follow_thread(
-    parts: Parts, thread_id: UUID, modes: frozenset[str], last_event_id: str | None
+    database: Database, thread_id: UUID, modes: frozenset[str], last_event_id: str | None
 ) -> ThreadFollow:
     """Return how a client follows a thread.
 
     Raises NotFound for an unknown thread, InvalidRequest for an invalid `Last-Event-ID`.
     """
-    with parts.database.connection() as conn:
+    with database.connection() as conn:
         if thread_rows.get_thread(conn, thread_id) is None:
             raise NotFound(f"Thread with ID {thread_id} not found")
     if last_event_id is None:
@@ -93,8 +95,8 @@ def follow_thread(
 
 def stream_thread(parts: Parts, follow: ThreadFollow, client: StreamClient) -> Following:
     """Stream server-sent events, each with an id, and heartbeat comments."""
-    newest = _newest(parts, follow.thread_id)
-    after = follow.after or _from_now_on(parts, newest)
+    newest = _newest(parts.event_log, follow.thread_id)
+    after = follow.after or _from_now_on(parts.event_log, newest)
     telling = _ThreadEvents(follow.modes, START if newest is None else newest.position)
     return walk_thread(parts, follow.thread_id, after, telling, client)
 
@@ -147,16 +149,16 @@ def walk_thread(
     return Following(parts, subscription, walk.chunks())
 
 
-def _newest(parts: Parts, thread_id: UUID) -> Event | None:
+def _newest(event_log: EventLog, thread_id: UUID) -> Event | None:
     try:
-        newest = parts.event_log.read_newest(thread_id, count=1)
+        newest = event_log.read_newest(thread_id, count=1)
     except RedisError as error:
         log.warning("cannot read the log of thread %s: %s", thread_id, error)
         return None
     return newest[-1] if newest else None
 
 
-def _from_now_on(parts: Parts, newest: Event | None) -> ThreadPosition:
+def _from_now_on(event_log: EventLog, newest: Event | None) -> ThreadPosition:
     """Return the thread's current position, which may be in the middle of a run."""
     if newest is None:
         return ThreadPosition(START)
@@ -164,7 +166,7 @@ def _from_now_on(parts: Parts, newest: Event | None) -> ThreadPosition:
     if newest.name == RUN_STARTED:
         started = orjson.loads(newest.data)
         try:
-            in_run = parts.event_log.last_position(UUID(started["run_id"]))
+            in_run = event_log.last_position(UUID(started["run_id"]))
         except RedisError as error:
             log.warning("cannot read the event log of run %s: %s", started["run_id"], error)
     return ThreadPosition(newest.position, in_run)
