@@ -914,6 +914,9 @@ def test_bodies_of_cancels_that_trickle_in_have_an_end_in_number(locked):
 def test_a_foreign_page_changes_nothing(api):
     foreign = {"Origin": "https://evil.example"}
     assert "may not call" in refused(api.post("/threads", json={}, headers=foreign), 403)
+    for invalid in ("http://[::1", "http://]", "http://a[b]", "null", "//", ""):
+        answer = api.post("/threads", json={}, headers={"Origin": invalid})
+        assert "may not call" in refused(answer, 403), invalid
     text = {**foreign, "content-type": "text/plain"}
     assert api.post("/runs", content=json.dumps(RUN), headers=text).status_code == 403
     for origin in ("https://good.example", str(api.base_url).rstrip("/")):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from langgraph_sdk.errors import BadRequestError, NotFoundError
 
@@ -167,6 +169,20 @@ def test_a_question_survives_the_pruning_of_its_thread(sync_client, thread_id):
     assert sync_client.threads.get(thread_id)["status"] == "interrupted"
     asked = sync_client.runs.wait(thread_id, "questions", command={"resume": "y"})
     assert "second" in asked["__interrupt__"][0]["value"]["question"]
+
+
+def test_a_prune_beside_other_changes_is_done_or_refused(http, sync_client, thread_id):
+    sync_client.runs.wait(thread_id, "counter", input={"count": 1})
+
+    def change(number: int) -> int:
+        if number % 3:
+            return http.patch(f"/threads/{thread_id}", json={"metadata": {"n": number}}).status_code
+        body = {"thread_ids": [thread_id], "strategy": "keep_latest"}
+        return http.post("/threads/prune", json=body).status_code
+
+    with ThreadPoolExecutor(12) as pool:
+        assert set(pool.map(change, range(150))) <= {200, 409}
+    assert len(history(sync_client, thread_id)) == 1
 
 
 def test_a_busy_thread_keeps_its_history(http, sync_client, thread_id, beats):

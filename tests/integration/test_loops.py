@@ -27,6 +27,7 @@ from belay_server.domain.webhooks import WebhookPolicy
 from belay_server.services import cron_firing, quarantine
 from belay_server.services.open_keys import OpenKeys
 from belay_server.services.webhooks.calls import CallFailed
+from belay_workers import background_thread
 from belay_workers.background import sweeper, webhooks
 from belay_workers.background.sweeper import Sweeper
 from belay_workers.background.webhooks import Webhooks
@@ -143,7 +144,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(quarantine, "_FIRST_SECONDS", 0.02)
     monkeypatch.setattr(cron_firing, "FIRST_SECONDS", 0.02)
     monkeypatch.setattr(child_deaths, "_RETRY_SECONDS", 0.02)
-    for loop in (sweeper, webhooks, supervisor):
+    for loop in (background_thread, supervisor):
         monkeypatch.setattr(loop, "_RETRY_SECONDS", 0.02)
     monkeypatch.setattr(sweeper, "_TIDY_EVERY_SECONDS", 0.05)
     monkeypatch.setattr(webhooks, "_LEASE_SECONDS", 0.3)
@@ -376,8 +377,8 @@ def test_leases_go_on_being_renewed_and_cancels_seen(rows, run_parts, failures, 
         supervisor._stopping.set()
         supervisor._hints.put(None)
 
-    loop = lambda: supervisor._keep_going("keep", supervisor._keep)  # noqa: E731
-    with played(loop, stop):
+    thread = background_thread.BackgroundThread("leases", supervisor._keep, supervisor._stopping)
+    with played(thread._run, stop):
         play_each(failing, state, play)
     assert len(failing.seen) == 2
 

@@ -91,7 +91,7 @@ def test_a_run_of_an_unknown_graph_waits_for_a_worker_that_has_it(rows):
     assert claim_rows.put_off_unknown_graph(rows.conn, run.run_id, ["another"]) == "counter"
 
     def due() -> bool:
-        found = claim_rows.ring_due_runs(rows.conn, limit=1_000, rering_seconds=5.0)
+        found = claim_rows.ring_due_runs(rows.conn, ["counter"], limit=1_000, rering_seconds=5.0)
         return run.run_id in [one.run_id for one in found]
 
     assert not due()
@@ -288,7 +288,7 @@ def test_lost_doorbells_are_rung_again_with_backoff_and_only_for_heads(rows):
         rows.conn.execute("UPDATE run SET next_ring_at = now() WHERE thread_id = %s", (thread_id,))
 
     def rung():
-        due = claim_rows.ring_due_runs(rows.conn, limit=10_000, rering_seconds=5.0)
+        due = claim_rows.ring_due_runs(rows.conn, ["counter"], limit=10_000, rering_seconds=5.0)
         return [r.run_id for r in due if r.run_id in (first.run_id, second.run_id)]
 
     assert rung() == []

@@ -6,9 +6,11 @@ import uuid
 
 import pytest
 
-from belay_server.db.connection import connect, fetch_value
+from belay_server.db import assistants
+from belay_server.db.assistants import put_system_assistants
+from belay_server.db.connection import connect, fetch_value, open_pool
 from belay_server.db.store import delete_expired_items
-from belay_server.graphs.store import ProjectStore, StoreConfig
+from belay_server.graphs.store import ApiStore, ProjectStore, StoreConfig
 
 _EXPIRY = "SELECT expires_at FROM store WHERE prefix = %(root)s AND key = 'k'"
 _SHORTEN = "UPDATE store SET expires_at = now() + interval '1 second' WHERE prefix = %(root)s"
@@ -73,3 +75,27 @@ def test_expired_items_are_deleted_and_no_others(conn, root):
         pass
     counted = "SELECT count(*) FROM store WHERE prefix = %(root)s"
     assert fetch_value(conn, counted, {"root": root}) == 1
+
+
+def test_a_search_follows_a_page_of_rows_on_the_same_connection(database_url, root):
+    with open_pool(database_url, size=1, pgbouncer=False, name="test") as pool:
+        store = ApiStore(pool, StoreConfig())
+        store.put((root,), "k", {"a": 1})
+        for _ in range(2):
+            with pool.connection() as conn:
+                search_assistants(conn)
+            assert [item.key for item in store.search((root,))] == ["k"]
+
+
+def search_assistants(conn) -> None:
+    """Read a page of rows, of which there is at least one, one by one."""
+    put_system_assistants(conn, ["counter"])
+    found = assistants.search_assistants(
+        conn,
+        assistants.AssistantFilter(None, None, {}),
+        sort_by="created_at",
+        sort_order="desc",
+        limit=1,
+        offset=0,
+    )
+    assert len(found) == 1

@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from belay_server.api.agent_runs import routes as agent_routes
+from belay_server.api.streaming.agent_runs import frame_of, replay
 from belay_server.domain.agent_runs.outputs import output_of
 from belay_server.domain.agent_runs.runs import (
     STOPPED,
@@ -23,7 +24,7 @@ from belay_server.domain.agent_runs.runs import (
 )
 from belay_server.domain.errors import Interrupted, Unavailable
 from belay_server.graphs.project.langgraph_json import read_project
-from belay_server.services.agent_runs.events import events_of, replay
+from belay_server.services.agent_runs.events import events_of
 from belay_server.services.runs.creation import new_id
 from belay_server.settings import EXAMPLE_CONFIG
 from tests.acceptance.exa_schemas import RUN, check, check_answer
@@ -185,14 +186,14 @@ def test_events_are_counted_from_one(run, names):
     assert [event.name for event in events] == [f"agent_run.{name}" for name in names]
     assert [event.number for event in events] == list(range(1, len(names) + 1))
     assert all(event.data["id"] == run.id for event in events)
-    assert list(replay(run, 0)) == [event.frame for event in events]
-    assert list(replay(run, 1)) == [event.frame for event in events[1:]]
+    assert list(replay(run, 0)) == [frame_of(event) for event in events]
+    assert list(replay(run, 1)) == [frame_of(event) for event in events[1:]]
     assert list(replay(run, 99)) == []
 
 
 def test_a_frame_is_ascii_with_one_line_of_data():
     run = replace(RUN_ROW, request={"query": "\u2028\u2029\u0085\r\n\ud83e"})
-    frame = events_of(replace(run, run_status="success", ended_at=MORNING))[-1].frame
+    frame = frame_of(events_of(replace(run, run_status="success", ended_at=MORNING))[-1])
     assert frame.isascii()
     lines = frame.split(b"\n")
     assert [line.partition(b":")[0] for line in lines] == [b"id", b"event", b"data", b"", b""]

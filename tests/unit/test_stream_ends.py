@@ -8,12 +8,13 @@ from uuid import uuid4
 
 import pytest
 
+from belay_server.api.streaming import runs as run_stream
+from belay_server.api.streaming.clients import StreamClient
+from belay_server.api.streaming.runs import Follow
+from belay_server.api.streaming.turns import StreamTurns
 from belay_server.bus.event_log import Event, Position
 from belay_server.db.runs import RunEnd
 from belay_server.domain.runs import RunStatus
-from belay_server.services.runs import stream as run_stream
-from belay_server.services.runs.stream import Follow
-from belay_server.services.stream_clients import StreamClient
 
 ERROR = {"error": "TimeoutError", "message": "too long"}
 SAID = b'event: error\ndata: {"error":"TimeoutError","message":"too long"}\n\n'
@@ -57,7 +58,7 @@ def stream(monkeypatch):
         )
         follow = Follow(uuid4(), uuid4(), resumable=False, cancel_on_disconnect=False)
         share = SimpleNamespace(release=lambda: None)
-        client = StreamClient(lambda _on_leave: lambda: False, share)
+        client = StreamClient(lambda _on_leave: lambda: False, share, StreamTurns())
         chunks = run_stream._stream(parts, follow, client, subscription, is_over)
         return b"".join(chunks)
 

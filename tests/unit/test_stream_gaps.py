@@ -7,9 +7,10 @@ import uuid
 import pytest
 from langgraph_sdk.sse import SSEDecoder
 
+from belay_server.api.streaming.frames import GAP
+from belay_server.api.streaming.runs import Follow, _frames, follows_directly
+from belay_server.api.streaming.threads import _SseEncoder, _without_gaps
 from belay_server.bus.event_log import END_SEQ, START, Event, Position
-from belay_server.services.runs.stream import GAP, Follow, _frames, follows_directly
-from belay_server.services.threads.stream import _ThreadEvents, _without_gaps
 
 
 @pytest.mark.parametrize(
@@ -51,5 +52,5 @@ def test_the_stream_of_a_thread_says_it_too():
     assert parts == [([1, 2], False), ([5, 6], True), ([9], True)]
     assert list(_without_gaps(events[2:3], Position(1, 4))) == [(events[2:3], False)]
     assert list(_without_gaps([], START)) == []
-    assert _ThreadEvents(frozenset({"run_modes"}), START).gap() == GAP
-    assert _ThreadEvents(frozenset({"lifecycle"}), START).gap() == b""
+    assert _SseEncoder(frozenset({"run_modes"}), START).gap() == GAP
+    assert _SseEncoder(frozenset({"lifecycle"}), START).gap() == b""

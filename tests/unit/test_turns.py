@@ -16,9 +16,10 @@ import belay_server.api
 from belay_server.api.http.fields import Body, List, Map
 from belay_server.api.http.large_bodies import LargeBodies
 from belay_server.api.http.unread_bodies import _Chunks
+from belay_server.api.streaming.clients import in_parts
+from belay_server.api.streaming.turns import StreamTurns
 from belay_server.bus.event_log import Event, Position
 from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
-from belay_server.services.stream_clients import StreamTurns, in_parts
 from belay_server.states.jobs import check_schema
 
 

@@ -28,6 +28,7 @@ from belay_server.api.security.authorization import confine_request, use_databas
 from belay_server.api.security.cors import REQUEST_ID, cors_headers
 from belay_server.api.security.limits import asker, count_request, take_place
 from belay_server.api.security.origins import ORIGINS, Origins
+from belay_server.api.streaming.turns import STREAM_TURNS, StreamTurns
 from belay_server.domain.errors import TooMany
 from belay_server.graphs.project.http_section import CorsRules
 from belay_server.settings import Settings
@@ -74,6 +75,7 @@ def prepare_requests(
 
     origins = Origins(settings, cors, is_open=not authenticates and settings.auth is None)
     app.extensions[ORIGINS] = origins
+    app.extensions[STREAM_TURNS] = StreamTurns()
     bodies = app.extensions[LARGE_BODIES] = LargeBodies(settings.max_bodies_bytes, asker)
     app.before_request(partial(_begin_request, origins))
     app.teardown_request(lambda _error: bodies.release(request))

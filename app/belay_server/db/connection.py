@@ -49,6 +49,8 @@ class Connection(psycopg.Connection[Any]):
     }
     #: The size limit of a page of rows, in bytes; see `fetch_page`.
     most_bytes = 64 * 1024 * 1024
+    #: Whether rows have been read one by one since the last `end_row_by_row_mode`.
+    has_streamed = False
 
 
 Params = dict[str, Any]
@@ -358,6 +360,7 @@ def fetch_page(conn: Connection, sql: str, params: Params, row: type[Row]) -> li
     def run() -> list[Row]:
         found: list[Row] = []
         size = 0
+        conn.has_streamed = True
         with (
             conn.cursor(row_factory=_fields_of(row)) as cursor,
             closing(cast(Generator[Row], cursor.stream(sql, conn.allowed | params))) as rows,
@@ -373,6 +376,18 @@ def fetch_page(conn: Connection, sql: str, params: Params, row: type[Row]) -> li
         return found
 
     return _again_on_conflict(conn, run)
+
+
+def end_row_by_row_mode(conn: Connection) -> None:
+    """Prepare a connection for a pipeline.
+
+    After a statement whose rows were read one by one, libpq would do the same with the first
+    statement of a pipeline, and psycopg would raise InternalError. Any statement outside of a
+    pipeline ends this mode.
+    """
+    if conn.has_streamed:
+        conn.execute("")
+        conn.has_streamed = False
 
 
 def _bytes_of_row(cursor: psycopg.Cursor[Any]) -> int:

@@ -207,9 +207,17 @@ def ring_again_at_once(conn: Connection, queues: Sequence[str], *, limit: int) -
     return execute(conn, SQL.ring_again_at_once, {"queues": list(queues), "limit": limit})
 
 
-def ring_due_runs(conn: Connection, *, limit: int, rering_seconds: float) -> list[Ringable]:
-    """Return the runs whose doorbell is due, and postpone their next one."""
-    params = {"limit": limit, "rering_seconds": rering_seconds}
+def ring_due_runs(
+    conn: Connection, graph_ids: Sequence[str], *, limit: int, rering_seconds: float
+) -> list[Ringable]:
+    """Return the runs whose doorbell is due, and postpone their next one: at most `limit` of these
+    graphs, and a tenth of that of other graphs."""
+    params = {
+        "graph_ids": list(graph_ids),
+        "limit": limit,
+        "unknown_limit": limit // 10,
+        "rering_seconds": rering_seconds,
+    }
     return fetch_all(conn, SQL.ring_due_runs, params, Ringable)
 
 

@@ -19,7 +19,12 @@ from typing import Any
 from langgraph.store.postgres import PostgresStore
 from psycopg_pool import ConnectionPool
 
-from belay_server.db.connection import Connection, again_on_conflict, unavailable_when_unreachable
+from belay_server.db.connection import (
+    Connection,
+    again_on_conflict,
+    end_row_by_row_mode,
+    unavailable_when_unreachable,
+)
 from belay_server.db.reconnecting import ReconnectingConnection
 from belay_server.domain.errors import BadRequest
 
@@ -75,11 +80,10 @@ class ApiStore(ProjectStore):
 
     @contextmanager
     def _cursor(self, *, pipeline: bool = False) -> Iterator[Any]:
-        with (
-            self._pool.connection() as conn,
-            ProjectStore._cursor(_on(self, conn), pipeline=pipeline) as cursor,
-        ):
-            yield cursor
+        with self._pool.connection() as conn:
+            end_row_by_row_mode(conn)
+            with ProjectStore._cursor(_on(self, conn), pipeline=pipeline) as cursor:
+                yield cursor
 
 
 class RunStore(ProjectStore):

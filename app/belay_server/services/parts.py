@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.event_log import EventLog
@@ -15,7 +15,6 @@ from belay_server.doorbell import Doorbell
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import ApiStore
 from belay_server.services.assistant_cache import AssistantCache
-from belay_server.services.stream_clients import StreamTurns
 from belay_server.settings import Settings
 from belay_server.states.process import StateProcess
 
@@ -54,7 +53,6 @@ class Parts(RunParts):
     store: ApiStore
     #: Reads and writes the states of threads; large ones in separate processes.
     states: StateProcess
-    stream_turns: StreamTurns = field(default_factory=StreamTurns)
 
     def close(self) -> None:
         self.states.close()

@@ -20,6 +20,7 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from belay_server.doorbell import Doorbell
+from belay_workers.background_thread import BackgroundThread
 from belay_workers.slots import Phase, SlotTable
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Liveness:
         self._arrived = threading.Event()
         self._expected = ""
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="belay-liveness", daemon=True)
+        self._thread = BackgroundThread("liveness", self._watch, self._stopping)
 
     def consume_with(self, app: Celery) -> None:
         """Have the worker consume the queue of pings, too. Call it before the consumer starts."""
@@ -87,8 +88,8 @@ class Liveness:
             log.warning("liveness: %d pings in a row did not arrive", missed)
             if missed == _MISSES:
                 log.error("this worker does not consume any more; ending it for a restart")
+                self._stopping.set()
                 self._on_stall()
-                return
 
     def _ping_arrives(self) -> bool:
         """Send a ping and wait for it. Return False only if it had to arrive and did not.

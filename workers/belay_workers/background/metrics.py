@@ -17,6 +17,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from belay_server.domain.metrics import Counted, Timed
+from belay_workers.background_thread import BackgroundThread
 from belay_workers.counters import COUNTERS, HISTOGRAMS, Times
 from belay_workers.slots import SlotTable
 
@@ -37,7 +38,7 @@ class WorkerMetrics:
         ProcessCollector(registry=self._registry)
         self._port = port
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._serve, name="belay-metrics", daemon=True)
+        self._thread = BackgroundThread("metrics", self._serve, self._stopping)
 
     def start(self) -> None:
         self._thread.start()

@@ -40,6 +40,7 @@ from belay_server.services.runs.cancellation import announcer
 from belay_server.services.runs.endings import Recovery, recover_run
 from belay_server.services.threads.pruning import expire_threads
 from belay_workers.background.lost_doorbells import LostDoorbells
+from belay_workers.background_thread import BackgroundThread
 from belay_workers.counters import Counters
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,6 @@ log = logging.getLogger(__name__)
 #: The sweeper's lease as a fraction of a run's. It is shorter, so an outage in which runs' leases
 #: expire also makes the sweeper's expire.
 _LEASE_PART = 0.6
-_RETRY_SECONDS = 1.0
 _BATCH = 200
 _BATCH_OF_ITEMS = 5_000
 #: Each cron creates a run in its own transaction; a batch takes about a second.
@@ -76,7 +76,7 @@ class Sweeper:
         self._broker_is_away = False
         self._tidy_at = 0.0
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="belay-sweep", daemon=True)
+        self._thread = BackgroundThread("sweeper", self._sweep_while_connected, self._stopping)
 
     def start(self) -> None:
         self._thread.start()
@@ -84,17 +84,6 @@ class Sweeper:
     def stop(self) -> None:
         self._stopping.set()
         self._thread.join(3.0)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._sweep_while_connected()
-            except Exception as error:
-                if is_outage(error):
-                    log.warning("sweeper: lost the connection to Postgres; retrying: %s", error)
-                else:
-                    log.exception("sweeper failed; retrying")
-            self._stopping.wait(_RETRY_SECONDS)
 
     def _quarantine(self, what: str, counted: str) -> Quarantine:
         def count() -> None:
@@ -150,7 +139,9 @@ class Sweeper:
 
     def _ring_due(self, conn: Connection) -> None:
         rering = self._settings.rering_seconds
-        due = claim_rows.ring_due_runs(conn, limit=_BATCH, rering_seconds=rering)
+        due = claim_rows.ring_due_runs(
+            conn, self._parts.graphs.graph_ids, limit=_BATCH, rering_seconds=rering
+        )
         queues = {run.queue for run in due}
         deep = {queue for queue in queues if (self._parts.doorbell.waiting(queue) or 0) >= _DEEP}
         not_rung = self._announcer.ring([run for run in due if run.queue not in deep])

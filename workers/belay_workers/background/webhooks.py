@@ -18,6 +18,7 @@ from belay_server.domain.webhooks import WebhookPolicy
 from belay_server.services.webhooks.calls import CALL_SECONDS, CallFailed, make_call
 from belay_server.services.webhooks.host_names import HostNames
 from belay_server.settings import Settings
+from belay_workers.background_thread import BackgroundThread
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ _AT_ONCE = 16
 #: only calls of its own host and callers.
 _AT_ONCE_EACH = 2
 _POLL_SECONDS = 0.5
-_RETRY_SECONDS = 1.0
 #: Longer than a call can take, DNS look-ups included.
 _LEASE_SECONDS = CALL_SECONDS * 4
 _FIRST_WAIT_SECONDS = 1.0
@@ -43,7 +43,9 @@ class Webhooks:
         self._names = HostNames(at_once=_AT_ONCE)
         self._stopping = threading.Event()
         self._callers = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="belay-webhook")
-        self._thread = threading.Thread(target=self._run, name="belay-webhooks", daemon=True)
+        self._thread = BackgroundThread(
+            "webhooks", self._make_calls_while_connected, self._stopping
+        )
 
     def start(self) -> None:
         self._thread.start()
@@ -53,17 +55,6 @@ class Webhooks:
         self._stopping.set()
         self._thread.join(3.0)
         self._callers.shutdown(wait=False, cancel_futures=True)
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._make_calls_while_connected()
-            except Exception as error:
-                if is_outage(error):
-                    log.warning("webhooks: lost the connection to Postgres; retrying: %s", error)
-                else:
-                    log.exception("webhooks failed; retrying")
-            self._stopping.wait(_RETRY_SECONDS)
 
     def _make_calls_while_connected(self) -> None:
         under_way: dict[Future[None], WebhookCall] = {}

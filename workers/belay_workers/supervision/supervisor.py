@@ -29,6 +29,7 @@ from belay_server.db.outages import is_worth_waiting
 from belay_server.domain.runs import Claim
 from belay_server.services.runs.endings import Announcer
 from belay_server.settings import Settings
+from belay_workers.background_thread import BackgroundThread
 from belay_workers.slots import Phase, Reading, SlotTable, StopReason
 from belay_workers.supervision import processes
 from belay_workers.supervision.child_deaths import ChildDeaths
@@ -77,14 +78,12 @@ class Supervisor:
             on_free=on_death,
         )
         self._threads = [
-            threading.Thread(
-                target=partial(self._keep_going, name, loop), name=f"belay-{name}", daemon=True
-            )
-            for name, loop in (
-                ("watch", self._watch),
-                ("keep", self._keep),
-                ("stop", partial(stopper.run, self._stopping)),
-                ("end", partial(self._dead.write_ends, self._stopping)),
+            BackgroundThread(name, body, self._stopping)
+            for name, body in (
+                ("supervisor-flags", self._watch),
+                ("supervisor-leases", self._keep),
+                ("supervisor-stops", partial(stopper.run, self._stopping)),
+                ("supervisor-ends", partial(self._dead.write_ends, self._stopping)),
             )
         ]
 
@@ -142,15 +141,6 @@ class Supervisor:
 
     def _busy(self) -> list[Reading]:
         return [reading for reading in self._slots.read_all() if reading.is_busy]
-
-    def _keep_going(self, name: str, loop: Callable[[], None]) -> None:
-        """Run the body of a thread until the supervisor stops; log an error and run it again."""
-        while not self._stopping.is_set():
-            try:
-                loop()
-            except Exception:
-                log.exception("supervisor: the thread %s failed; continuing", name)
-                self._stopping.wait(_RETRY_SECONDS)
 
     # -- watch: Redis ---------------------------------------------------------------------------
 

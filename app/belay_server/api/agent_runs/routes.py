@@ -16,10 +16,11 @@ from belay_server.api.http.json_body import json_response
 from belay_server.api.runs.requests import run_request
 from belay_server.api.runs.responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, stream_client
 from belay_server.api.security.authorization import authorize, authorizes_itself, cancels
+from belay_server.api.streaming.agent_runs import replay, stream_new_agent_run
 from belay_server.domain.agent_runs.runs import is_any_id, is_our_id, run_id_of
 from belay_server.domain.errors import InvalidRequest
 from belay_server.services.agent_runs import lifecycle as agent_runs
-from belay_server.services.agent_runs.events import events_of, replay, stream_new_agent_run
+from belay_server.services.agent_runs.events import events_of
 from belay_server.services.agent_runs.lifecycle import AgentRunRequest
 from belay_server.services.runs.creation import new_id
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from flask import Request, Response, current_app
 
+from belay_server.api.http.pieces import pieces
 from belay_server.domain.errors import TooMany
-from belay_server.services.stream_clients import pieces
 from belay_server.shares import Shares
 
 #: Smaller responses are not counted. Most of them fit into a socket's buffers.

@@ -20,8 +20,8 @@ from belay_server.api.protocol.commands import NoCommand, answer_of, frame_of
 from belay_server.api.protocol.schemas import CommandAnswer, CommandFrame, EventStream
 from belay_server.api.runs.responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, stream_client
 from belay_server.api.security.authorization import authorized, authorizes_itself, is_confined
+from belay_server.api.streaming.protocol import EventFilter, sse_frame, stream_protocol
 from belay_server.domain.errors import BadRequest, InvalidRequest
-from belay_server.services.protocol.stream import EventFilter, sse_frame, stream_protocol
 from belay_server.services.threads.records import get_thread
 
 blueprint = Blueprint("protocol", __name__, description="The streaming protocol, version 2")

@@ -43,6 +43,10 @@ from belay_server.api.security.authentication import caller, identify, watch_key
 from belay_server.api.security.authorization import authorized
 from belay_server.api.security.limits import count_request
 from belay_server.api.security.origins import origins
+from belay_server.api.streaming.clients import StreamClient
+from belay_server.api.streaming.protocol import EventFilter, line_frame, stream_protocol
+from belay_server.api.streaming.runs import StreamBody
+from belay_server.api.streaming.turns import stream_turns
 from belay_server.domain.errors import (
     BadRequest,
     BelayError,
@@ -52,9 +56,6 @@ from belay_server.domain.errors import (
     Unauthorized,
 )
 from belay_server.graphs.serde import to_json
-from belay_server.services.protocol.stream import EventFilter, line_frame, stream_protocol
-from belay_server.services.runs.stream import Following
-from belay_server.services.stream_clients import StreamClient
 
 #: Not in the OpenAPI document: OpenAPI cannot describe WebSockets.
 blueprint = flask.Blueprint("protocol socket", __name__)
@@ -199,10 +200,10 @@ class _Conversation:
         followed.leave()
         return success(frame.id, {})
 
-    def tell(self, following: Following) -> None:
+    def send_body(self, body: StreamBody) -> None:
         """Send the messages of a subscription, except heartbeats; WebSocket pings replace them."""
         begun: list[bytes] = []  # the pieces of a large message
-        for chunk in following:
+        for chunk in body:
             begun.append(chunk)
             if not chunk.endswith(b"\n"):
                 continue
@@ -233,7 +234,7 @@ class _Followed:
         self.wanted = wanted
         self._leave: Callable[[], None] = lambda: None
         self._left = False
-        client = StreamClient(self._watch, large_answers().share_of(request))
+        client = StreamClient(self._watch, large_answers().share_of(request), stream_turns())
         self._following = stream_protocol(parts(), thread_id, wanted, line_frame, client)
 
     def _watch(self, on_leave: Callable[[], None]) -> Callable[[], bool]:
@@ -247,7 +248,7 @@ class _Followed:
 
     def _run(self) -> None:
         try:
-            self._talk.tell(self._following)
+            self._talk.send_body(self._following)
         except _GONE:
             pass
         finally:

@@ -15,10 +15,11 @@ from belay_server.api.http.large_answers import large_answers
 from belay_server.api.http.pages import shown
 from belay_server.api.security.authentication import caller, watch_key
 from belay_server.api.security.origins import origins
+from belay_server.api.streaming.clients import StreamClient, WatchClient
+from belay_server.api.streaming.runs import Follow, stream_events, wait_for_outcome
+from belay_server.api.streaming.turns import stream_turns
 from belay_server.domain.run_options import RunOptions
 from belay_server.domain.runs import RUN_FIELDS, Run
-from belay_server.services.runs.stream import Follow, stream_events, wait_for_outcome
-from belay_server.services.stream_clients import StreamClient, WatchClient
 
 #: libev's flag for a readable socket.
 _READABLE = 1
@@ -87,7 +88,7 @@ def cancels_on_disconnect(options: RunOptions | None = None) -> bool:
 
 def stream_client() -> StreamClient:
     """Return the client of this request's streamed response."""
-    return StreamClient(_watch_client(), large_answers().share_of(request))
+    return StreamClient(_watch_client(), large_answers().share_of(request), stream_turns())
 
 
 def _watch_client() -> WatchClient:

@@ -30,12 +30,12 @@ from belay_server.api.runs.schemas import (
     stream_modes,
 )
 from belay_server.api.security.authorization import authorized, authorizes_itself
+from belay_server.api.streaming.runs import Follow, follow_new_run, follow_run, position_to_join
 from belay_server.db import runs as run_rows
 from belay_server.domain.errors import NotFound
 from belay_server.domain.run_options import RunOptions
 from belay_server.domain.runs import Run as RunRow
 from belay_server.services.runs import creation as run_creates
-from belay_server.services.runs.stream import Follow, follow_new_run, follow_run, position_to_join
 
 blueprint = Blueprint("stateless runs", __name__, description="Runs without a thread")
 

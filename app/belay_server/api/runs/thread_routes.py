@@ -35,6 +35,7 @@ from belay_server.api.runs.schemas import (
     stream_modes,
 )
 from belay_server.api.security.authorization import authorized, authorizes_itself, cancels
+from belay_server.api.streaming.runs import Follow, follow_new_run, follow_run, position_to_join
 from belay_server.db import runs as run_rows
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.errors import InvalidRequest, NotFound
@@ -45,7 +46,6 @@ from belay_server.domain.runs import Run as RunRow
 from belay_server.services.runs import creation as run_creates
 from belay_server.services.runs import deletion as runs
 from belay_server.services.runs.cancellation import cancel_runs, wait_until_ended
-from belay_server.services.runs.stream import Follow, follow_new_run, follow_run, position_to_join
 
 blueprint = Blueprint("thread runs", __name__, description="Runs on a thread")
 

@@ -66,9 +66,17 @@ class Origins:
     def may_ask(self, origin: str | None, host: str) -> bool:
         """Return whether a request is from a page of this server, from an origin that CORS allows,
         or not from a page."""
-        if origin is None or urlsplit(origin).netloc == host:
+        if origin is None or _host_of(origin) == host:
             return True
         return origin_may_ask(self._settings, self._cors, origin)
+
+
+def _host_of(origin: str) -> str | None:
+    """Return the host and port of an origin; None if it has none, or is not an origin."""
+    try:
+        return urlsplit(origin).netloc or None
+    except ValueError:
+        return None
 
 
 def origins() -> Origins:

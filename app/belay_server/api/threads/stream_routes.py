@@ -13,8 +13,8 @@ from belay_server.api.http.fields import path_uuid, query_list
 from belay_server.api.http.json_body import Blueprint
 from belay_server.api.runs.responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, stream_client
 from belay_server.api.security.authorization import authorized
+from belay_server.api.streaming.threads import THREAD_STREAM_MODES, follow_thread, stream_thread
 from belay_server.domain.errors import InvalidRequest
-from belay_server.services.threads.stream import THREAD_STREAM_MODES, follow_thread, stream_thread
 
 blueprint = Blueprint("thread streams", __name__, description="Streams of threads")
 

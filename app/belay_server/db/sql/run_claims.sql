@@ -193,13 +193,23 @@ SELECT EXISTS (
 
 -- name: ring_due_runs
 -- Pending runs whose doorbell was sent a while ago, or that have just become due. All of them are
--- postponed with backoff. Only those at the head of an idle thread's queue are returned.
-WITH due AS (
-    SELECT run_id, thread_id, queue, seq, claim_no FROM run
-    WHERE status = 'pending' AND next_ring_at <= now()
+-- postponed with backoff. Only those at the head of an idle thread's queue are returned. Runs of
+-- graphs that this worker does not have are few at a time: perhaps no worker has their graphs.
+WITH known AS (
+    SELECT run_id FROM run
+    WHERE status = 'pending' AND next_ring_at <= now() AND graph_id = ANY (%(graph_ids)s::text[])
     ORDER BY next_ring_at
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
+), unknown AS (
+    SELECT run_id FROM run
+    WHERE status = 'pending' AND next_ring_at <= now() AND graph_id <> ALL (%(graph_ids)s::text[])
+    ORDER BY next_ring_at
+    LIMIT %(unknown_limit)s
+    FOR UPDATE SKIP LOCKED
+), due AS (
+    SELECT r.run_id, r.thread_id, r.queue, r.seq, r.claim_no
+    FROM run r JOIN (SELECT run_id FROM known UNION ALL SELECT run_id FROM unknown) d USING (run_id)
 ), postponed AS (
     UPDATE run r SET
         rings = r.rings + 1,

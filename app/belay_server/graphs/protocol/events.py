@@ -28,7 +28,7 @@ STREAM_MODES = (
     "tools",
 )
 _INTERRUPT = "__interrupt__"
-Said = tuple[str, tuple[str, ...], Any]
+ProtocolEvent = tuple[str, tuple[str, ...], Any]
 
 
 def is_channel(name: str) -> bool:
@@ -38,7 +38,7 @@ def is_channel(name: str) -> bool:
 
 
 @dataclass(slots=True)
-class RunStory:
+class RunTranslator:
     """The events that one run has had. The public methods yield (method, namespace, data)."""
 
     graph_id: str | None
@@ -52,10 +52,10 @@ class RunStory:
     _asked: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _error: str | None = None
 
-    def begins(self) -> Iterator[Said]:
+    def begin(self) -> Iterator[ProtocolEvent]:
         yield self._lifecycle((), "running", graph_name=self.graph_id)
 
-    def tells(self, name: str, data: Any) -> Iterator[Said]:
+    def translate(self, name: str, data: Any) -> Iterator[ProtocolEvent]:
         """Yield the protocol events of an event of the log, given by its `name` and `data`."""
         mode, *rest = name.split("|")
         namespace = tuple(rest)
@@ -81,9 +81,9 @@ class RunStory:
         elif mode == "tools":
             yield ("tools", namespace, data)
 
-    def ends(
+    def end(
         self, status: str | None, error: Mapping[str, Any] | None, interrupts: Sequence[Any]
-    ) -> Iterator[Said]:
+    ) -> Iterator[ProtocolEvent]:
         """Yield the events of the run's end. `status` is that of its row; None after a rollback."""
         for namespace in list(self._messages):
             yield from self._finish_messages(namespace)
@@ -102,20 +102,22 @@ class RunStory:
         message = self._error or str((error or {}).get("message") or "")
         yield self._lifecycle((), event, graph_name=self.graph_id, error=message)
 
-    def _lifecycle(self, namespace: tuple[str, ...], event: str, **more: str | None) -> Said:
+    def _lifecycle(
+        self, namespace: tuple[str, ...], event: str, **more: str | None
+    ) -> ProtocolEvent:
         if namespace:
             more.setdefault("graph_name", namespace[-1].partition(":")[0])
         known = {key: value for key, value in more.items() if value is not None}
         return ("lifecycle", namespace, {"event": event, **known})
 
-    def _subgraph_begins(self, namespace: tuple[str, ...]) -> Iterator[Said]:
+    def _subgraph_begins(self, namespace: tuple[str, ...]) -> Iterator[ProtocolEvent]:
         for depth in range(1, len(namespace) + 1):
             child = namespace[:depth]
             if child not in self._children:
                 self._children[child] = None
                 yield self._lifecycle(child, "started")
 
-    def _values(self, namespace: tuple[str, ...], data: Any) -> Iterator[Said]:
+    def _values(self, namespace: tuple[str, ...], data: Any) -> Iterator[ProtocolEvent]:
         yield from self._finish_messages(namespace)
         asked = data.get(_INTERRUPT) if isinstance(data, dict) else None
         if asked is not None:
@@ -123,7 +125,7 @@ class RunStory:
             self._note_questions(namespace, asked)
         yield ("values", namespace, data)
 
-    def _updates(self, namespace: tuple[str, ...], data: Any) -> Iterator[Said]:
+    def _updates(self, namespace: tuple[str, ...], data: Any) -> Iterator[ProtocolEvent]:
         yield from self._finish_messages(namespace)
         for node, values in data.items() if isinstance(data, dict) else ():
             if node == _INTERRUPT:
@@ -131,7 +133,7 @@ class RunStory:
             elif node != "__metadata__":
                 yield ("updates", namespace, {"node": node, "values": values})
 
-    def _task(self, namespace: tuple[str, ...], data: Any) -> Iterator[Said]:
+    def _task(self, namespace: tuple[str, ...], data: Any) -> Iterator[ProtocolEvent]:
         if "result" not in data and "error" not in data:
             yield ("tasks", namespace, data)
             return
@@ -164,7 +166,7 @@ class RunStory:
             if len(namespace) >= len(self._asked.get(question["id"], ())):
                 self._asked[question["id"]] = namespace
 
-    def _question(self, question: Mapping[str, Any]) -> Said:
+    def _question(self, question: Mapping[str, Any]) -> ProtocolEvent:
         value = question.get("value")
         # The Python SDK reads `value` where the protocol has `payload`.
         told = {"interrupt_id": question["id"], "payload": value, "value": value}
@@ -172,11 +174,11 @@ class RunStory:
 
     def _say_messages(
         self, namespace: tuple[str, ...], message: Mapping[str, Any], metadata: Mapping[str, Any]
-    ) -> Iterator[Said]:
+    ) -> Iterator[ProtocolEvent]:
         for event in self._messages[namespace].take(message, metadata):
             yield ("messages", namespace, event)
 
-    def _finish_messages(self, namespace: tuple[str, ...]) -> Iterator[Said]:
+    def _finish_messages(self, namespace: tuple[str, ...]) -> Iterator[ProtocolEvent]:
         if namespace in self._messages:
             for event in self._messages.pop(namespace).finish():
                 yield ("messages", namespace, event)

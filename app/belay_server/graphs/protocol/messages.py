@@ -52,19 +52,19 @@ class _GrowingMessage:
         return self._events_until_pause()
 
     def _events_until_pause(self) -> list[dict[str, Any]]:
-        said: list[dict[str, Any]] = []
+        events: list[dict[str, Any]] = []
         while True:
             step: Any = self._step if self._step is not None else anext(self._events)
             try:
                 step.send(None)
             except StopIteration as event:
                 self._step = None
-                said.append(event.value)
+                events.append(event.value)
             except StopAsyncIteration:
-                return said
+                return events
             else:
                 self._step = step
-                return said
+                return events
 
 
 class MessageEvents:
@@ -83,22 +83,22 @@ class MessageEvents:
         message_id = message.get("id")
         if message.get("type") != _CHUNK:
             whole = convert_to_messages([dict(message)])[0]
-            said = [dict(event) for event in message_to_events(whole, message_id=message_id)]
-            return _described(said, message_id, _role(whole), metadata)
+            events = [dict(event) for event in message_to_events(whole, message_id=message_id)]
+            return _described(events, message_id, _role(whole), metadata)
         key = message_id or ""
         growing = self._growing.setdefault(key, _GrowingMessage(message_id))
-        said = growing.take(_as_chunk(message))
+        events = growing.take(_as_chunk(message))
         if message.get("chunk_position") == "last":
-            said += self._growing.pop(key).finish()
-        return _described(said, message_id, "ai", metadata)
+            events += self._growing.pop(key).finish()
+        return _described(events, message_id, "ai", metadata)
 
     def finish(self) -> list[dict[str, Any]]:
         """Return the last events of the messages, because their step has ended."""
-        said = []
+        events = []
         for message_id, growing in self._growing.items():
-            said += _described(growing.finish(), message_id or None, "ai", {})
+            events += _described(growing.finish(), message_id or None, "ai", {})
         self._growing.clear()
-        return said
+        return events
 
 
 def _as_chunk(message: Mapping[str, Any]) -> AIMessageChunk:
@@ -112,15 +112,15 @@ def _role(message: BaseMessage) -> str:
 
 
 def _described(
-    said: list[dict[str, Any]], message_id: str | None, role: str, metadata: Mapping[str, Any]
+    events: list[dict[str, Any]], message_id: str | None, role: str, metadata: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Add the message's id to every event, which distinguishes messages that grow at the same time,
     and the role and the node to its start. Return the events."""
-    for event in said:
+    for event in events:
         if message_id:
             event["message_id"] = message_id
         if event["event"] == "message-start":
             event["role"] = role
             if node := metadata.get("langgraph_node"):
                 event["metadata"] = {**event.get("metadata", {}), "langgraph_node": node}
-    return said
+    return events

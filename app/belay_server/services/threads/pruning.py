@@ -6,26 +6,49 @@ import logging
 from functools import partial
 from uuid import UUID
 
+import tenacity
+
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
 from belay_server.db.connection import Connection, in_transaction
+from belay_server.db.outages import CONFLICT
 from belay_server.db.threads import DeletedThread
-from belay_server.domain.errors import BadRequest
+from belay_server.domain.errors import BadRequest, Conflict
 from belay_server.domain.threads import TtlStrategy
 from belay_server.graphs.checkpoints.thread_saver import CannotPrune, ThreadSaver
 from belay_server.services.quarantine import Quarantine
 
 log = logging.getLogger(__name__)
 
+#: A prune is repeated if the thread's row has been changed since the snapshot it reads.
+_AGAIN = tenacity.Retrying(
+    retry=tenacity.retry_if_exception_type(CONFLICT),
+    wait=tenacity.wait_random(0, 0.1),
+    stop=tenacity.stop_after_attempt(30),
+    reraise=True,
+)
+
 
 def keep_latest(conn: Connection, thread_id: UUID) -> bool:
     """Delete a thread's history except its latest state. Return False, and change nothing, when
     the thread does not exist or is busy: an active run may use the history.
 
-    Raises BadRequest for a thread whose latest state depends on its history.
+    Raises BadRequest for a thread whose latest state depends on its history, Conflict for a thread
+    that other requests keep changing.
     """
+    try:
+        return _AGAIN(_prune, conn, thread_id)
+    except CannotPrune as error:
+        raise BadRequest(str(error)) from error
+    except CONFLICT as error:
+        raise Conflict(f"Other requests keep changing thread {thread_id}. Try again.") from error
 
-    def prune() -> bool:
+
+def _prune(conn: Connection, thread_id: UUID) -> bool:
+    """Raises an error of CONFLICT when the thread's row was changed after the snapshot."""
+    # Wait for the changes that are under way: a snapshot taken before their commit is outdated.
+    in_transaction(conn, partial(thread_rows.lock_thread, conn, thread_id))
+    with conn.transaction():
         # The saver needs this isolation level for its own part of the transaction.
         thread_rows.repeatable_read(conn)
         if not thread_rows.lock_thread(conn, thread_id):
@@ -34,11 +57,6 @@ def keep_latest(conn: Connection, thread_id: UUID) -> bool:
             return False
         ThreadSaver(conn).keep_latest(str(thread_id))
         return True
-
-    try:
-        return in_transaction(conn, prune)
-    except CannotPrune as error:
-        raise BadRequest(str(error)) from error
 
 
 def expire_threads(conn: Connection, quarantine: Quarantine, *, limit: int) -> list[DeletedThread]:

@@ -17,17 +17,18 @@ from uuid import UUID
 import orjson
 from langgraph_sdk.stream.subscription import matches_subscription
 
+from belay_server.api.streaming.clients import PART_EVENTS, StreamClient
+from belay_server.api.streaming.frames import GAP, frame
+from belay_server.api.streaming.runs import StreamBody
+from belay_server.api.streaming.threads import RunEntry, ThreadPosition, walk_thread
 from belay_server.bus.event_log import START, Event
 from belay_server.bus.run_feed import Subscription
 from belay_server.db import runs as run_rows
 from belay_server.domain.errors import Unavailable
 from belay_server.domain.runs import RunStatus
-from belay_server.graphs.protocol.events import RunStory, Said
+from belay_server.graphs.protocol.events import ProtocolEvent, RunTranslator
 from belay_server.graphs.serde import to_json
 from belay_server.services.parts import Parts
-from belay_server.services.runs.stream import GAP, Following
-from belay_server.services.stream_clients import PART_EVENTS, StreamClient
-from belay_server.services.threads.stream import RunEntry, ThreadPosition, walk_thread
 from belay_server.states import jobs as state_jobs
 from belay_server.states.jobs import with_fragments
 
@@ -65,7 +66,7 @@ Frame = Callable[[str, int, bytes], bytes]
 
 
 def sse_frame(method: str, seq: int, data: bytes) -> bytes:
-    return b"event: %b\ndata: %b\nid: %d\n\n" % (method.encode(), data, seq)
+    return frame(method, data, seq)
 
 
 def line_frame(_method: str, _seq: int, data: bytes) -> bytes:
@@ -75,14 +76,14 @@ def line_frame(_method: str, _seq: int, data: bytes) -> bytes:
 
 def stream_protocol(
     parts: Parts, thread_id: UUID, wanted: EventFilter, frame: Frame, client: StreamClient
-) -> Following:
+) -> StreamBody:
     """Stream the past and future events of the thread that pass the filter, until the thread is
     deleted or the client disconnects."""
-    telling = _ProtocolTelling(parts, thread_id, wanted, frame, client.share.caller)
-    return walk_thread(parts, thread_id, ThreadPosition(START), telling, client)
+    encoder = _ProtocolEncoder(parts, thread_id, wanted, frame, client.share.caller)
+    return walk_thread(parts, thread_id, ThreadPosition(START), encoder, client)
 
 
-class _ProtocolTelling:
+class _ProtocolEncoder:
     """Translates a thread's events into the protocol's, for one client."""
 
     def __init__(
@@ -98,7 +99,7 @@ class _ProtocolTelling:
         self._thread_id = thread_id
         self._wanted = wanted
         self._frame = frame
-        self._story = RunStory(None)
+        self._translator = RunTranslator(None)
         self._seq = 0
 
     def wants_run(self, _entry: RunEntry) -> bool:
@@ -107,23 +108,23 @@ class _ProtocolTelling:
     def wants_change(self, _event: Event) -> bool:
         return False
 
-    def of_thread(self, _event: Event) -> bytes:
+    def encode_change(self, _event: Event) -> bytes:
         return b""
 
     def wants_event(self, _event: Event) -> bool:
         """Return True: events that the filter drops are numbered too."""
         return True
 
-    def run_begins(self, entry: RunEntry) -> bytes:
-        self._story = RunStory(self._graph_of(entry.run_id))
+    def begin_run(self, entry: RunEntry) -> bytes:
+        self._translator = RunTranslator(self._graph_of(entry.run_id))
         began_ms = entry.position.claim_no  # a thread's log has Redis' own ids: the time
         self._seq = began_ms * _EVENTS_PER_MS
-        return self._frames(entry, self._story.begins(), began_ms)
+        return self._frames(entry, self._translator.begin(), began_ms)
 
-    def of_run(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
+    def encode_events(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
         now = _now_ms()
         return b"".join(
-            self._frames(entry, self._story.tells(event.name, self._data_of(event)), now)
+            self._frames(entry, self._translator.translate(event.name, self._data_of(event)), now)
             for event in events
         )
 
@@ -140,11 +141,11 @@ class _ProtocolTelling:
         """Return a comment for server-sent events; a WebSocket has no comments."""
         return GAP if self._frame is sse_frame else b""
 
-    def run_is_over(self, entry: RunEntry, run: Subscription) -> Iterator[bytes]:
+    def end_run(self, entry: RunEntry, run: Subscription) -> Iterator[bytes]:
         """Yield the last events in batches: a run may end with thousands of interrupts, each of
         which is an event."""
         status, error, interrupts = self._end_of(entry.run_id, run.end_status)
-        events = self._story.ends(status, error, interrupts)
+        events = self._translator.end(status, error, interrupts)
         now = _now_ms()
         return (self._frames(entry, some, now) for some in _batches(events, PART_EVENTS))
 
@@ -157,7 +158,7 @@ class _ProtocolTelling:
         return None if run is None else run.graph_id
 
     def _end_of(
-        self, run_id: UUID, said: str | None
+        self, run_id: UUID, log_status: str | None
     ) -> tuple[str | None, Mapping[str, Any] | None, list[Any]]:
         """Return the run's status, error and interrupts from its row. When the row is deleted or
         Postgres is unavailable, return the status from the run's log."""
@@ -167,13 +168,13 @@ class _ProtocolTelling:
         except Unavailable:
             now = None
         if now is None:
-            return said, None, []
+            return log_status, None, []
         asks = (now.interrupts or []) if now.status == RunStatus.SUCCESS else []
         return now.status, now.error, asks
 
-    def _frames(self, entry: RunEntry, said: Iterable[Said], timestamp: int) -> bytes:
+    def _frames(self, entry: RunEntry, events: Iterable[ProtocolEvent], timestamp: int) -> bytes:
         frames = []
-        for method, namespace, data in said:
+        for method, namespace, data in events:
             seq = self._seq
             event = {
                 "type": "event",
@@ -188,7 +189,7 @@ class _ProtocolTelling:
         return b"".join(frames)
 
 
-def _batches(events: Iterable[Said], size: int) -> Iterator[list[Said]]:
+def _batches(events: Iterable[ProtocolEvent], size: int) -> Iterator[list[ProtocolEvent]]:
     rest = iter(events)
     while batch := list(itertools.islice(rest, size)):
         yield batch

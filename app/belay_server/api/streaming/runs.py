@@ -14,6 +14,9 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
+from belay_server.api.http.pieces import pieces
+from belay_server.api.streaming.clients import StreamClient, in_parts
+from belay_server.api.streaming.frames import GAP, HEARTBEAT, around_data, frame
 from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import END_SEQ, START, Event, EventLog, Position
 from belay_server.bus.run_feed import Subscription
@@ -28,7 +31,6 @@ from belay_server.services.parts import Parts
 from belay_server.services.runs.cancellation import cancel_runs
 from belay_server.services.runs.creation import RunRequest, create_run
 from belay_server.services.runs.outcomes import End, NotEnded, end_of, large_answer
-from belay_server.services.stream_clients import HEARTBEAT, StreamClient, in_parts, pieces
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +39,6 @@ _T = TypeVar("_T")
 #: its first event.
 HEADERS = b""
 KEEP_ALIVE = b"\n"
-#: A comment: events are missing here, because Redis was unavailable or the log was truncated.
-GAP = b": gap\n"
 #: The interval of queries while Postgres is unavailable.
 _OUTAGE_SECONDS = 1.0
 #: A client that has disconnected cannot repeat the cancel, so the server retries it for this long.
@@ -125,7 +125,7 @@ def position_to_join(event_log: EventLog, run: Run, last_event_id: str | None) -
         return START
 
 
-class Following:
+class StreamBody:
     """The body of a response that follows a run. It is created in the view, so that a waiting
     response has a shallow stack. Close it even if it was not read."""
 
@@ -142,7 +142,7 @@ class Following:
         self._parts.feed.unsubscribe(self._subscription)
 
 
-def stream_events(parts: Parts, follow: Follow, client: StreamClient) -> Following:
+def stream_events(parts: Parts, follow: Follow, client: StreamClient) -> StreamBody:
     """Stream server-sent events until the run has ended, and heartbeat comments."""
     subscription = follow.subscription or parts.feed.subscribe(follow.run_id, after=follow.after)
     is_over: bool | None = False
@@ -151,7 +151,7 @@ def stream_events(parts: Parts, follow: Follow, client: StreamClient) -> Followi
             is_over = _end_if_over(parts, subscription)
         except Unavailable:
             is_over = None
-    return Following(parts, subscription, _stream(parts, follow, client, subscription, is_over))
+    return StreamBody(parts, subscription, _stream(parts, follow, client, subscription, is_over))
 
 
 def _stream(
@@ -172,7 +172,7 @@ def _stream(
             ask_again = partial(_end_if_over, parts, subscription)
             is_over = yield from through_outages(HEARTBEAT, ask_again)
         # The error event of a run that had ended before is not repeated.
-        said_error = is_over
+        sent_error = is_over
         beat_at = time.monotonic() + heartbeat
         last = follow.after
         while not subscription.drained and not subscription.client_left:
@@ -180,14 +180,14 @@ def _stream(
             for some in in_parts(events):
                 yield from _sent(parts.event_log, follow, client, subscription, some, last=last)
                 last = some[-1].position
-            said_error = said_error or any(event.name == "error" for event in events)
+            sent_error = sent_error or any(event.name == "error" for event in events)
             if not events or time.monotonic() >= beat_at:
                 beat_at = time.monotonic() + heartbeat
                 if not subscription.ended and not subscription.client_left:
                     yield HEARTBEAT
         ended = subscription.drained
         if ended:
-            ask = partial(_end_event, parts.database, follow, subscription.end_status, said_error)
+            ask = partial(_end_event, parts.database, follow, subscription.end_status, sent_error)
             if marker := (yield from through_outages(HEARTBEAT, ask)):
                 yield marker
     finally:
@@ -216,18 +216,18 @@ def _sent(
     if whole is None or not follows_directly(last, whole.position):
         yield GAP
     if whole is not None:
-        head, tail = _around_data(whole, with_id=follow.resumable)
+        head, tail = around_data(whole.name, whole.position if follow.resumable else None)
         yield head
         yield from pieces(whole.data)
         yield tail
     client.share.release()
 
 
-def wait_for_outcome(parts: Parts, follow: Follow, client: StreamClient) -> Following:
+def wait_for_outcome(parts: Parts, follow: Follow, client: StreamClient) -> StreamBody:
     """Stream the outcome as JSON when the run has ended. Until then, send newlines, so that reverse
     proxies keep the connection open."""
     subscription = follow.subscription or parts.feed.subscribe(follow.run_id, events=False)
-    return Following(parts, subscription, _wait(parts, follow, client, subscription))
+    return StreamBody(parts, subscription, _wait(parts, follow, client, subscription))
 
 
 def _wait(
@@ -291,20 +291,20 @@ def through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, None
 
 
 def _end_event(
-    database: Database, follow: Follow, end_status: str | None, said_error: bool
+    database: Database, follow: Follow, end_status: str | None, sent_error: bool
 ) -> bytes | None:
     """Return the last event of a stream, if the run's own events do not include its end; otherwise
     None."""
     if end_status not in (RunStatus.ERROR, RunStatus.TIMEOUT):
         return _cancelled_marker(database, follow, end_status)
-    if said_error:
+    if sent_error:
         return None
     # The row has ended, but the error was not written to the event log, or not yet.
     with database.connection() as conn:
         now = run_rows.run_end(conn, follow.thread_id, follow.run_id)
     if now is None or now.error is None:
         return None
-    return b"event: error\ndata: " + to_json(now.error) + b"\n\n"
+    return frame("error", to_json(now.error))
 
 
 def _cancelled_marker(database: Database, follow: Follow, end_status: str | None) -> bytes | None:
@@ -323,7 +323,7 @@ def _cancelled_marker(database: Database, follow: Follow, end_status: str | None
     if now is not None and now.status != RunStatus.INTERRUPTED:
         return None
     status = "rollback" if now is None else RunStatus.INTERRUPTED
-    return b"event: end\ndata: " + to_json({"status": status, **(reason or {})}) + b"\n\n"
+    return frame("end", to_json({"status": status, **(reason or {})}))
 
 
 def _has_ended(database: Database, run_id: UUID) -> bool:
@@ -371,7 +371,7 @@ def _frames(events: Iterable[Event], follow: Follow, last: Position) -> bytes:
             frames.append(GAP)
         last = event.position
         if is_wanted(event.name, modes):
-            frames.append(frame(event, with_id=with_ids))
+            frames.append(frame(event.name, event.data, event.position if with_ids else None))
     return b"".join(frames)
 
 
@@ -391,15 +391,3 @@ def is_wanted(event_name: str, modes: tuple[str, ...] | None) -> bool:
     if base == "error":
         return True
     return any(base in _MODE_EVENTS.get(mode, (mode,)) for mode in modes)
-
-
-def frame(event: Event, *, with_id: bool) -> bytes:
-    """Return an event as a server-sent event. Names and ids have no line break; data is JSON."""
-    head, tail = _around_data(event, with_id=with_id)
-    return head + event.data + tail
-
-
-def _around_data(event: Event, *, with_id: bool) -> tuple[bytes, bytes]:
-    """Return the bytes before and after an event's data."""
-    tail = b"\nid: %d-%d\n\n" % event.position if with_id else b"\n\n"
-    return b"event: %b\ndata: " % event.name.encode(), tail

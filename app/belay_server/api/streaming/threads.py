@@ -16,6 +16,10 @@ from uuid import UUID
 
 import orjson
 
+from belay_server.api.http.pieces import pieces
+from belay_server.api.streaming.clients import StreamClient, in_parts
+from belay_server.api.streaming.frames import GAP, HEARTBEAT, frame
+from belay_server.api.streaming.runs import HEADERS, StreamBody, follows_directly
 from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import (
     END_SEQ,
@@ -33,13 +37,6 @@ from belay_server.db.connection import Database
 from belay_server.domain.errors import InvalidRequest, NotFound
 from belay_server.graphs.serde import to_json
 from belay_server.services.parts import Parts
-from belay_server.services.runs.stream import (
-    GAP,
-    HEADERS,
-    Following,
-    follows_directly,
-)
-from belay_server.services.stream_clients import HEARTBEAT, StreamClient, in_parts, pieces
 
 log = logging.getLogger(__name__)
 
@@ -93,12 +90,12 @@ def follow_thread(
     return ThreadFollow(thread_id, modes, ThreadPosition.parse(last_event_id))
 
 
-def stream_thread(parts: Parts, follow: ThreadFollow, client: StreamClient) -> Following:
+def stream_thread(parts: Parts, follow: ThreadFollow, client: StreamClient) -> StreamBody:
     """Stream server-sent events, each with an id, and heartbeat comments."""
     newest = _newest(parts.event_log, follow.thread_id)
     after = follow.after or _from_now_on(parts.event_log, newest)
-    telling = _ThreadEvents(follow.modes, START if newest is None else newest.position)
-    return walk_thread(parts, follow.thread_id, after, telling, client)
+    encoder = _SseEncoder(follow.modes, START if newest is None else newest.position)
+    return walk_thread(parts, follow.thread_id, after, encoder, client)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +108,7 @@ class RunEntry:
     resumable: bool
 
 
-class Telling(Protocol):
+class ThreadEncoder(Protocol):
     """Selects the events of a thread that a client receives, and encodes them as chunks."""
 
     def wants_run(self, entry: RunEntry, /) -> bool:
@@ -120,33 +117,37 @@ class Telling(Protocol):
     def wants_change(self, event: Event, /) -> bool:
         """Return whether the client receives this change of the thread itself."""
 
-    def of_thread(self, event: Event, /) -> bytes:
+    def encode_change(self, event: Event, /) -> bytes:
         """Encode a change of the thread itself."""
 
     def wants_event(self, event: Event, /) -> bool:
         """Return whether the client receives this event of a run, before its data is read."""
 
-    def run_begins(self, entry: RunEntry, /) -> bytes:
+    def begin_run(self, entry: RunEntry, /) -> bytes:
         """Return what precedes the events of a run."""
 
-    def of_run(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
+    def encode_events(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
         """Encode the next events of the run."""
 
     def gap(self) -> bytes:
         """Return a mark for missing events of the run."""
 
-    def run_is_over(self, entry: RunEntry, run: Subscription) -> Iterator[bytes]:
+    def end_run(self, entry: RunEntry, run: Subscription) -> Iterator[bytes]:
         """Yield what follows the last event of a run that has ended, in parts."""
 
 
 def walk_thread(
-    parts: Parts, thread_id: UUID, after: ThreadPosition, telling: Telling, client: StreamClient
-) -> Following:
-    """Follow a thread from a position. Yield the chunks that `telling` encodes, and heartbeats."""
+    parts: Parts,
+    thread_id: UUID,
+    after: ThreadPosition,
+    encoder: ThreadEncoder,
+    client: StreamClient,
+) -> StreamBody:
+    """Follow a thread from a position. Yield the chunks that `encoder` encodes, and heartbeats."""
     # The entry at the client's position is read again: its run may not have ended.
     subscription = parts.feed.subscribe(thread_id, after=just_before(after.entry), has_row=False)
-    walk = _ThreadWalk(parts, thread_id, telling, client, subscription=subscription, after=after)
-    return Following(parts, subscription, walk.chunks())
+    walk = _ThreadWalk(parts, thread_id, encoder, client, subscription=subscription, after=after)
+    return StreamBody(parts, subscription, walk.chunks())
 
 
 def _newest(event_log: EventLog, thread_id: UUID) -> Event | None:
@@ -179,7 +180,7 @@ class _ThreadWalk:
         self,
         parts: Parts,
         thread_id: UUID,
-        telling: Telling,
+        encoder: ThreadEncoder,
         client: StreamClient,
         *,
         subscription: Subscription,
@@ -187,7 +188,7 @@ class _ThreadWalk:
     ) -> None:
         self._parts = parts
         self._thread_id = thread_id
-        self._telling = telling
+        self._encoder = encoder
         self._client = client
         self._thread = subscription
         self._after = after
@@ -231,13 +232,13 @@ class _ThreadWalk:
             yield from self._chunks_of_change(event)
 
     def _chunks_of_change(self, event: Event) -> Generator[bytes]:
-        if not self._telling.wants_change(event):
+        if not self._encoder.wants_change(event):
             return
         whole = yield from self._client.whole_event(
             self._parts.event_log, self._thread_id, event, self._thread
         )
         if whole is not None:
-            yield from pieces(self._telling.of_thread(whole))
+            yield from pieces(self._encoder.encode_change(whole))
         self._client.share.release()
 
     def _chunks_of_run(self, entry: RunEntry, heartbeat: float) -> Generator[bytes]:
@@ -246,18 +247,18 @@ class _ThreadWalk:
         after = self._after.in_run if is_here else Position(entry.claim_no, 0)
         if entry.run_id == self._over or after.seq >= END_SEQ:
             return  # another attempt of this run, which was followed to its end
-        if not is_here and not self._telling.wants_run(entry):
+        if not is_here and not self._encoder.wants_run(entry):
             return
         run = self._run = self._parts.feed.subscribe(entry.run_id, after=after)
         try:
-            if told := self._telling.run_begins(entry):
-                yield told
+            if chunk := self._encoder.begin_run(entry):
+                yield chunk
             last = after
             while not run.drained and not run.client_left:
                 events = run.take(time.monotonic() + heartbeat)
                 for some, is_behind_gap in _without_gaps(events, last):
-                    if is_behind_gap and (told := self._telling.gap()):
-                        yield told
+                    if is_behind_gap and (chunk := self._encoder.gap()):
+                        yield chunk
                     for part in in_parts(some):
                         yield from self._chunks_of_events(entry, run, part)
                 last = events[-1].position if events else last
@@ -268,37 +269,37 @@ class _ThreadWalk:
             self._run = None
         if not run.client_left:
             self._over = entry.run_id
-            yield from self._in_turns(self._telling.run_is_over(entry, run))
+            yield from self._in_turns(self._encoder.end_run(entry, run))
 
     def _chunks_of_events(
         self, entry: RunEntry, run: Subscription, events: list[Event]
     ) -> Generator[bytes]:
         """Yield the chunks of small events, or of one large event, whose data is read now."""
-        if events[0].left_in_log and self._telling.wants_event(events[0]):
+        if events[0].left_in_log and self._encoder.wants_event(events[0]):
             whole = yield from self._client.whole_event(
                 self._parts.event_log, entry.run_id, events[0], run
             )
             if whole is None:
-                if told := self._telling.gap():
-                    yield told
+                if chunk := self._encoder.gap():
+                    yield chunk
                 return
             events = [whole]
         if len(events) == 1:  # a large event may take long, in another process
-            told = self._telling.of_run(entry, events)
+            chunk = self._encoder.encode_events(entry, events)
         else:
-            with self._parts.stream_turns.turn():
-                told = self._telling.of_run(entry, events)
-        yield from pieces(told)
+            with self._client.turns.turn():
+                chunk = self._encoder.encode_events(entry, events)
+        yield from pieces(chunk)
         self._client.share.release()
 
     def _in_turns(self, parts: Iterator[bytes]) -> Generator[bytes]:
         while True:
-            with self._parts.stream_turns.turn():
-                told = next(parts, None)
-            if told is None:
+            with self._client.turns.turn():
+                chunk = next(parts, None)
+            if chunk is None:
                 return
-            if told:
-                yield told
+            if chunk:
+                yield chunk
 
 
 def _without_gaps(events: Sequence[Event], last: Position) -> Iterator[tuple[list[Event], bool]]:
@@ -322,7 +323,7 @@ def _run_entry(event: Event) -> RunEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class _ThreadEvents:
+class _SseEncoder:
     """Encodes the events as the runs have emitted them, each with an id to resume from."""
 
     modes: frozenset[str]
@@ -335,18 +336,18 @@ class _ThreadEvents:
     def wants_change(self, event: Event) -> bool:
         return event.name in self.modes
 
-    def of_thread(self, event: Event) -> bytes:
-        return _frame(event.name, event.data, ThreadPosition(event.position))
+    def encode_change(self, event: Event) -> bytes:
+        return frame(event.name, event.data, ThreadPosition(event.position))
 
-    def run_begins(self, _entry: RunEntry) -> bytes:
+    def begin_run(self, _entry: RunEntry) -> bytes:
         return b""
 
     def wants_event(self, event: Event) -> bool:
         return "run_modes" in self.modes or ("lifecycle" in self.modes and event.name == "metadata")
 
-    def of_run(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
+    def encode_events(self, entry: RunEntry, events: Iterable[Event]) -> bytes:
         return b"".join(
-            _frame(event.name, event.data, ThreadPosition(entry.position, event.position))
+            frame(event.name, event.data, ThreadPosition(entry.position, event.position))
             for event in events
             if self.wants_event(event)
         )
@@ -354,13 +355,9 @@ class _ThreadEvents:
     def gap(self) -> bytes:
         return GAP if "run_modes" in self.modes else b""
 
-    def run_is_over(self, entry: RunEntry, run: Subscription) -> Iterator[bytes]:
+    def end_run(self, entry: RunEntry, run: Subscription) -> Iterator[bytes]:
         if not self.modes & {"run_modes", "lifecycle"}:
             return
         done = to_json({"status": "run_done", "run_id": str(entry.run_id)})
         end = Position(run.position.claim_no, END_SEQ)
-        yield _frame("metadata", done, ThreadPosition(entry.position, end))
-
-
-def _frame(name: str, data: bytes, position: ThreadPosition) -> bytes:
-    return b"event: %b\ndata: %b\nid: %b\n\n" % (name.encode(), data, str(position).encode())
+        yield frame("metadata", done, ThreadPosition(entry.position, end))

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
+from belay_server.api.streaming.frames import HEARTBEAT
+from belay_server.api.streaming.turns import StreamTurns
 from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import Event, EventLog
 from belay_server.bus.run_feed import Subscription
 
 log = logging.getLogger(__name__)
 
-#: A comment without a blank line after it, from which the JavaScript SDK would make an event.
-HEARTBEAT = b": heartbeat\n"
 #: The interval of heartbeats while a client waits for its share.
 _WAIT_SECONDS = 1.0
-#: Data is sent in pieces of at most this size.
-PIECE_BYTES = 256 * 1024
 #: A log's events are translated into the protocol's in parts of at most about this size.
 PART_EVENTS = 64
 _PART_BYTES = 64 * 1024
@@ -58,6 +53,7 @@ class StreamClient:
 
     watch: WatchClient
     share: Share
+    turns: StreamTurns
 
     def wait_for_share(
         self, size: int, subscription: Subscription, beat: bytes
@@ -89,15 +85,6 @@ class StreamClient:
             return None
 
 
-def pieces(data: bytes) -> Iterator[bytes]:
-    """Yield data in pieces, and yield to other requests between them: sending to a client on a fast
-    connection never waits."""
-    for at in range(0, len(data), PIECE_BYTES):
-        if at:
-            time.sleep(0)
-        yield data[at : at + PIECE_BYTES]
-
-
 def in_parts(events: Sequence[Event]) -> Iterator[list[Event]]:
     """Split events into parts. An event whose data was left in the log is a part alone. The others
     are grouped into parts that are translated within a few milliseconds."""
@@ -114,29 +101,3 @@ def in_parts(events: Sequence[Event]) -> Iterator[list[Event]]:
             part, size = [], 0
     if part:
         yield part
-
-
-class StreamTurns:
-    """Serializes the work of a web process's streams, one part at a time.
-
-    A stream that replays a long log always has work to do. Without turns, each of them would do a
-    part in every iteration of the event loop, and a new request takes several iterations.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for the next iteration of the event loop, and until no other stream is working.
-
-        The first sleep lets waiting streams go before the one that has just worked.
-        """
-        time.sleep(0)
-        if not self._lock.acquire(blocking=False):
-            self._lock.acquire()
-            time.sleep(0)
-        try:
-            yield
-        finally:
-            self._lock.release()
