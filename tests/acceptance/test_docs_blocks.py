@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from tests.long_forms import long_case
 from tests.servers import LiveServer
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +167,7 @@ def interpreter(folder: Path) -> Iterator[Interpreter]:
             process.kill()
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", [PAGES[0], *map(long_case, PAGES[1:])])
 def test_every_block_does_what_the_page_says(server, tmp_path, name):
     shell = Shell(tmp_path)
     with interpreter(tmp_path) as python:

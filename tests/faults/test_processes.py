@@ -194,13 +194,13 @@ def test_belay_dev_restarts_what_dies_and_says_so(own_server, own_client):
 @pytest.mark.parametrize(
     ("document", "cause"),
     [
-        (
+        long_case(
             '{"graphs": {"broken": "./broken.py:graph"}}',
             "Graph 'broken' (./broken.py:graph): "
             "ModuleNotFoundError: No module named 'nothing_of_that_name'",
         ),
         full_case('{"graphs": {"broken": "./broken.py:graph"}, "env": ".missing"}', ".missing"),
-        ('{"graphs"', "langgraph.json"),
+        long_case('{"graphs"', "langgraph.json"),
     ],
 )
 def test_a_project_that_cannot_be_loaded_stops_the_start(scratch, tmp_path, document, cause):
@@ -221,6 +221,7 @@ def test_a_project_that_cannot_be_loaded_stops_the_start(scratch, tmp_path, docu
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.long
 def test_more_runs_at_once_than_postgres_has_connections_for_stop_the_start(database_url):
     """The children would have them all, and nobody could renew a lease or hear of a cancel."""
     environ = {

@@ -102,6 +102,24 @@ def test_a_run_of_an_unknown_graph_waits_for_a_worker_that_has_it(rows):
     assert claim_rows.claim_run(rows.conn, run.run_id, **LEASE).attempts == 1
 
 
+def test_the_id_of_a_run_that_was_rolled_back_is_not_used_again(rows):
+    run = rows.pending()
+    reason = user_cancel_reason(CancelAction.ROLLBACK, "/runs")
+    cancel_rows.roll_back_unstarted_runs(rows.conn, [run.run_id], reason)
+    assert rows.status(run.run_id) is None
+    assert rows.pending(run.thread_id, run_id=run.run_id) is None
+    # As if it had been inserted on another thread while the rollback committed.
+    tombstone = rows.conn.execute(
+        "DELETE FROM run_tombstone WHERE run_id = %s RETURNING thread_id", (run.run_id,)
+    ).fetchone()
+    again = rows.pending(run_id=run.run_id)
+    rows.conn.execute(
+        "INSERT INTO run_tombstone (run_id, thread_id) VALUES (%s, %s)", (run.run_id, *tombstone)
+    )
+    cancel_rows.roll_back_unstarted_runs(rows.conn, [again.run_id], reason)
+    assert rows.status(run.run_id) is None
+
+
 def test_a_run_put_back_goes_before_an_older_one_that_has_become_due(rows):
     thread_id = rows.thread()
     older = rows.pending(thread_id, after_seconds=3600)

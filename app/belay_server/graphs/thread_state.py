@@ -54,7 +54,12 @@ class Resting:
 
     @property
     def status(self) -> str:
-        return "interrupted" if self.has_next or self.interrupts else "idle"
+        return resting_status(self.has_next, self.interrupts)
+
+
+def resting_status(has_next: object, interrupts: object) -> str:
+    """Return the status of a thread without active runs."""
+    return "interrupted" if has_next or interrupts else "idle"
 
 
 def bound(graph: Graph, saver: Any, store: Any = None) -> Graph:

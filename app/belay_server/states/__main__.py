@@ -20,6 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from belay_server import allocator, logs
 from belay_server.db.connection import Database, open_pool
 from belay_server.domain.errors import BelayError, StateTooLarge
@@ -105,17 +107,24 @@ def _done(parts: StateParts, job: Any, args: Any, kwargs: Any) -> tuple[Any, Any
             f"The thread's state is too large ({error}; BELAY_MAX_ANSWER_BYTES is "
             f"{parts.settings.max_answer_bytes:,}). Runs can still use it."
         ), None
-    except MemoryError:
-        log.warning(
-            "a large state needs more memory than BELAY_MAX_ANSWER_BYTES times %d, refusing it",
-            _MEMORY,
-        )
-        return StateTooLarge(), None
     except BelayError as error:
         return error, None
     except Exception as error:
+        if _is_out_of_memory(error):
+            log.warning(
+                "a large state needs more memory than BELAY_MAX_ANSWER_BYTES times %d, refusing it",
+                _MEMORY,
+            )
+            return StateTooLarge(), None
         log.exception("a job on a large state failed, returning its error to the web process")
         return picklable(error), None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory could not be allocated. orjson raises no MemoryError then."""
+    if isinstance(error, orjson.JSONDecodeError):
+        return "Not enough memory" in str(error)
+    return isinstance(error, MemoryError)
 
 
 if __name__ == "__main__":

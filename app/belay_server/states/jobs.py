@@ -259,16 +259,17 @@ def _rest(
 ) -> None:
     config = thread_state.thread_config(str(thread_id))
     snapshot = thread_state.bound(graph, saver).get_state(config)  # type: ignore[arg-type]
-    resting = thread_state.read_resting(graph, snapshot)
-    kept = [resting.values, resting.interrupts]
-    too_large = len(to_json(kept)) > parts.settings.max_outcome_bytes
+    # Values that are too large for the row are not decoded: that takes several times their size.
+    values = to_json(thread_state.output_values(graph, snapshot.values))
+    interrupts = thread_state.interrupts_by_task(snapshot.tasks)
+    too_large = len(values) + len(to_json(interrupts)) > parts.settings.max_outcome_bytes
     with parts.database.connection() as conn:
         thread_rows.rest_thread(
             conn,
             thread_id,
-            values=None if too_large else resting.values,
-            interrupts={} if too_large else resting.interrupts,
-            resting_status=resting.status,
+            values=None if too_large else orjson.loads(values),
+            interrupts={} if too_large else interrupts,
+            resting_status=thread_state.resting_status(snapshot.next, interrupts),
             keep_error=keep_error,
             newest=snapshot.config["configurable"].get("checkpoint_id"),
         )

@@ -71,6 +71,7 @@ WITH gone AS (
 )
 INSERT INTO run_tombstone (run_id, thread_id, reason)
 SELECT run_id, thread_id, %(reason)s FROM gone
+ON CONFLICT (run_id) DO NOTHING
 
 -- name: hide_temporary_threads
 UPDATE thread SET hidden_at = now() WHERE thread_id = ANY(%(thread_ids)s) AND hidden_at IS NULL
@@ -138,6 +139,7 @@ WITH gone AS (
 )
 INSERT INTO run_tombstone (run_id, thread_id, reason)
 SELECT run_id, thread_id, cancel_reason FROM gone
+ON CONFLICT (run_id) DO NOTHING
 
 -- name: end_put_back_run
 -- An interrupt of a run that had started and was put back: it ends at once, and its thread has the

@@ -1,6 +1,7 @@
 -- Insert and read runs, and delete ended ones.
 
 -- name: insert_run
+-- No row is returned if the id is in use, or was that of a run that has been rolled back.
 -- `next_ring_at` is when the sweeper sends a doorbell: if the first was lost, or the run gets due.
 INSERT INTO run (
     run_id, thread_id, assistant_id, graph_id, queue, metadata, kwargs, thread_config,
@@ -12,6 +13,7 @@ SELECT
     %(id_chosen)s, now() + make_interval(secs => %(after_seconds)s),
     now() + make_interval(secs =>
         CASE WHEN %(after_seconds)s > 0 THEN %(after_seconds)s ELSE %(rering_seconds)s END)
+WHERE NOT EXISTS (SELECT 1 FROM run_tombstone t WHERE t.run_id = %(run_id)s)
 ON CONFLICT (run_id) DO NOTHING
 RETURNING
     run_id, thread_id, assistant_id, graph_id, queue, status, metadata, kwargs, multitask_strategy,
