@@ -89,13 +89,7 @@ def open_context(settings: Settings) -> ApiContext:
     metrics = WebMetrics(settings.web_metrics_dir)
     keys = Keys(settings.redis_prefix)
     client = connect_redis(settings)
-    event_log = EventLog(
-        client,
-        keys,
-        ttl_seconds=settings.event_log_ttl_seconds,
-        max_events=settings.event_log_max_events,
-        max_bytes=settings.event_log_max_bytes,
-    )
+    event_log = EventLog.of(settings, client, keys)
     states = _states(settings, graphs, database)
     parts = Parts(
         settings=settings,

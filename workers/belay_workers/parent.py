@@ -103,13 +103,7 @@ class BackgroundStep(bootsteps.StartStopStep):
         log_connections(app, worker.concurrency)
         keys = Keys(settings.redis_prefix)
         client = connect_redis(settings)
-        event_log = EventLog(
-            client,
-            keys,
-            ttl_seconds=settings.event_log_ttl_seconds,
-            max_events=settings.event_log_max_events,
-            max_bytes=settings.event_log_max_bytes,
-        )
+        event_log = EventLog.of(settings, client, keys)
         doorbell = Doorbell.of(settings, turn=never_while_forking())
         parts = RunParts(
             settings=settings,

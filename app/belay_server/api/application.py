@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property, partial
+from importlib.metadata import version
 from typing import Any
 
 import flask_smorest
@@ -32,9 +33,6 @@ from belay_server.api.system import routes as system
 from belay_server.api.threads import routes as threads
 from belay_server.api.threads import state_routes as thread_states
 from belay_server.api.threads import stream_routes as thread_streams
-
-VERSION = "0.1.0"
-
 
 #: Endpoints that serve the OpenAPI document. They are public.
 _DOCUMENTS = ("api-docs", "swagger_ui")
@@ -92,7 +90,7 @@ def create_api(context: ApiContext) -> Flask:
     app = Flask("belay", static_folder=None)
     app.config.update(
         API_TITLE="Belay",
-        API_VERSION=VERSION,
+        API_VERSION=version("belay-server"),
         OPENAPI_VERSION="3.1.0",
         OPENAPI_URL_PREFIX="/" if http.serves("meta") else None,
         OPENAPI_JSON_PATH="openapi.json",

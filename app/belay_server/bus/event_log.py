@@ -26,6 +26,7 @@ import orjson
 import redis
 
 from belay_server.bus.client import Keys
+from belay_server.settings import Settings
 
 #: Name of the event that marks the end; its data is {"status": …}. It is never sent to clients.
 END = "__end__"
@@ -139,6 +140,16 @@ class EventLog:
         self._max_bytes = max_bytes
         self._written = _Written()
         self._no_drop_before = 0.0
+
+    @classmethod
+    def of(cls, settings: Settings, client: redis.Redis, keys: Keys) -> EventLog:
+        return cls(
+            client,
+            keys,
+            ttl_seconds=settings.event_log_ttl_seconds,
+            max_events=settings.event_log_max_events,
+            max_bytes=settings.event_log_max_bytes,
+        )
 
     def append(
         self, run_id: UUID, events: Sequence[Event], *, started: Started | None = None

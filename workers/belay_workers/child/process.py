@@ -76,13 +76,7 @@ class Child:
         self.reconnects = False
         keys = Keys(settings.redis_prefix)
         client = connect_redis(settings)
-        self.event_log = EventLog(
-            client,
-            keys,
-            ttl_seconds=settings.event_log_ttl_seconds,
-            max_events=settings.event_log_max_events,
-            max_bytes=settings.event_log_max_bytes,
-        )
+        self.event_log = EventLog.of(settings, client, keys)
         self.announcer = Announcer(self.event_log, CancelFlags(client, keys), doorbell)
         self.events = EventWriter(self.event_log)
         self.database_thread = ThreadPoolExecutor(1, thread_name_prefix="belay-database")

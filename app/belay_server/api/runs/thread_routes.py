@@ -9,7 +9,7 @@ from flask import Response, request
 
 from belay_server.api.context import parts
 from belay_server.api.http.error_schemas import Error
-from belay_server.api.http.fields import path_uuid, query_names
+from belay_server.api.http.fields import path_uuid, query_flag, query_names
 from belay_server.api.http.json_body import Blueprint, json_response
 from belay_server.api.runs.requests import run_request
 from belay_server.api.runs.responses import (
@@ -172,7 +172,7 @@ def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
         with parts().database.connection() as conn:
             known = run_rows.get_thread_run(conn, thread, run)
         raise NotFound(NOTHING_FOUND if known is None else NOTHING_MATCHES)
-    if query["wait"].lower() not in ("1", "true", "yes"):
+    if not query_flag("wait"):
         return Response(status=202)
     wait_until_ended(parts(), [run])
     location = f"/threads/{thread}/runs/{run}"

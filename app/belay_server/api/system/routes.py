@@ -9,6 +9,7 @@ from flask import Response, request
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from belay_server.api.context import context, parts
+from belay_server.api.http.fields import query_flag
 from belay_server.api.http.json_body import Blueprint, json_response
 from belay_server.api.security.authorization import authorizes_itself, public
 from belay_server.api.system.schemas import Info, Ok
@@ -24,8 +25,7 @@ health = Blueprint("health", __name__, description="Health check")
 @health.response(200, Ok, description="The server is up. `check_db=1` also queries Postgres.")
 @public
 def ok() -> Response:
-    asked = request.args.get("check_db", "").lower() in ("1", "true")
-    if asked and parts().graphs.project.http.serves("meta"):
+    if query_flag("check_db") and parts().graphs.project.http.serves("meta"):
         with parts().database.connection() as conn:
             fetch_value(conn, "SELECT 1", {})
     return json_response({"ok": True, "services": {}})
