@@ -70,10 +70,13 @@ WHERE assistant_id = %(assistant_id)s
 FOR UPDATE
 
 -- name: update_assistant
--- The new version's number follows the highest one, even if an older version is the current one.
+-- The new version's number follows the highest one, even if an older version is the current one. A
+-- large value that stays the same is not written again: Postgres keeps the reference to it.
 UPDATE assistant SET
     graph_id = %(graph_id)s, name = %(name)s, description = %(description)s,
-    config = %(config)s, context = %(context)s, metadata = %(metadata)s,
+    config = CASE WHEN config = %(config)s THEN config ELSE %(config)s END,
+    context = CASE WHEN context = %(context)s THEN context ELSE %(context)s END,
+    metadata = CASE WHEN metadata = %(metadata)s THEN metadata ELSE %(metadata)s END,
     version = 1 + (SELECT max(v.version) FROM assistant_version v
                    WHERE v.assistant_id = %(assistant_id)s),
     updated_at = clock_timestamp()
