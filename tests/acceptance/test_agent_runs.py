@@ -677,7 +677,7 @@ def test_the_clients_are_refused_without_the_beta_header(exa, runs):
     with refused(400, "INVALID_BETA_HEADER"):
         runs.list(betas=["nope"])
     with refused(400, "INVALID_BETA_HEADER"):
-        runs.stop(UNKNOWN)  # the default of `stop` is another header
+        runs.stop(UNKNOWN)  # the client's default for `stop` is another beta
 
 
 def test_a_key_may_come_as_a_bearer_and_the_other_header_wins(server, raw, key, runs):

@@ -1,5 +1,4 @@
-"""Assistants have versions: each patch that changes something creates one, and runs use the one
-that is set as latest."""
+"""Versions of assistants: each change creates one, and runs use the one that is set as latest."""
 
 from __future__ import annotations
 

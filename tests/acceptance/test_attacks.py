@@ -365,7 +365,7 @@ def test_answers_that_are_not_read_do_not_fill_the_memory(scratch):
             statuses = [one.recv(12)[-3:] for one in sockets]
             assert b"200" in statuses
             assert b"429" in statuses
-            # Less than forty responses of 12 MB, with the responses that were built and refused.
+            # Less than 40 × 12 MB, although the rejected responses were built too.
             assert web_memory(live) - before < 250 * 1024 * 1024
             wait_until(lambda: client.get(path).status_code == 200, 60, "an end of the unread")
     finally:
@@ -423,7 +423,7 @@ def test_long_lists_of_ids_are_refused(api):
 
 
 def test_an_item_has_an_end_of_texts_to_be_searched_by_meaning(api):
-    """Tens of thousands made a statement too large to send, which was reported as an outage."""
+    """Tens of thousands of texts made a statement too large to send, reported as an outage."""
     item = {"namespace": ["v"], "key": "k", "index": ["a[*].b"]}
     many = {**item, "value": {"a": [{"b": "x"}] * 30_000}}
     answer = api.put("/store/items", json=many)
@@ -433,7 +433,7 @@ def test_an_item_has_an_end_of_texts_to_be_searched_by_meaning(api):
 
 
 def test_many_paths_into_a_large_item_are_refused(api):
-    """A hundred paths into 190,000 values kept the web process busy for fifteen seconds."""
+    """A hundred paths into 190,000 values once kept the web process busy for fifteen seconds."""
     item = {"namespace": ["v"], "key": "k", "value": {"a": [1] * 30_000}}
     for paths in ([f"a[*].c{n}" for n in range(100)], ["{" + ",".join("abcdefgh") + "}"]):
         answer = api.put("/store/items", json={**item, "index": paths})
@@ -586,7 +586,7 @@ def test_slow_receivers_hold_up_only_themselves(ann, bob):
         for _ in range(20):
             ann.post("/runs", json={**RUN, "webhook": slow.url}).raise_for_status()
         wait_until(lambda: slow.open > 0, 30, "a slow call")
-        # Another host name.
+        # The same machine under another host name.
         url = good.url.replace("127.0.0.1", "localhost")
         run = bob.post("/runs", json={**RUN, "webhook": f"{url}/hook"}).json()
         good.wait_for(run["run_id"], seconds=20)
@@ -610,7 +610,7 @@ def test_a_call_has_a_deadline_in_all():
 
 
 def test_a_call_ends_when_its_receiver_never_comes_to_its_answer():
-    """Endless `100 Continue` responses kept the worker's parent busy until the deadline."""
+    """Endless `100 Continue` responses once kept the worker's parent busy until the deadline."""
     listener = socket.create_server(("127.0.0.1", 0))
     sent = []
 
@@ -755,7 +755,7 @@ def test_a_star_is_nobodys_name_in_the_store(guarded, ann):
 
 
 def test_hidden_messages_of_errors_are_nowhere(guarded, ann):
-    """The messages are absent from every response about the run, its states and its events."""
+    """The message is absent from every response about the run, its states and its events."""
     thread = ann.post("/threads", json={}).json()["thread_id"]
     body = {
         "assistant_id": "bad",

@@ -302,7 +302,7 @@ def send(client: httpx.Client, operation: str, body: Any, ids: dict[str, str]) -
 
 
 def things_of(client: httpx.Client, ids: dict[str, str]) -> dict[str, Any]:
-    """Return all that another user could have changed, whether it may be read or not."""
+    """Return all resources that another user could have changed."""
     thread = ids["thread_id"]
     return {
         "assistant": client.get(f"/assistants/{ids['assistant_id']}").json(),

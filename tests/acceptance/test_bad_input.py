@@ -727,7 +727,7 @@ def test_wide_data_is_not_deep_data(http):
 
 
 def test_a_run_with_data_100_levels_deep_comes_through(http):
-    """The input is at level 2 of the body; in responses it is nested deeper."""
+    """The arrays begin at level 3 of the body; in responses they are nested deeper."""
     note = json.loads(nested(97, b'"x"'))
     spot = new_spot(http, graph_input={"count": 1, "note": note})
     assert http.get(f"/threads/{spot.thread_id}").json()["values"] == {"count": 2, "note": note}

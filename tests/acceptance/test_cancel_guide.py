@@ -204,14 +204,14 @@ async def only_run(client, thread):
 
 
 async def leave(task):
-    """Cancel the client's task, as when a user closes the app."""
+    """Cancel the client's task, as if a user had closed the app."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
 
 
 def follow(client, how, thread, run):
-    """Follow a run in one of four ways that can cancel it when the client disconnects."""
+    """Return an awaitable that follows a run in one of four ways, each cancelling on disconnect."""
     if how == "wait":
         return client.runs.wait(thread["thread_id"], ASSISTANT, input=LONG, on_disconnect="cancel")
     if how == "join":

@@ -171,7 +171,7 @@ def test_a_secret_stands_in_no_log_and_in_no_answer(locked, key):
 
 @pytest.mark.long
 def test_no_password_is_told_while_redis_is_away(database_url, tmp_path):
-    """Web and worker run and log errors without Redis; an accepted run stays pending."""
+    """Web and worker run and log errors without Redis; a run is accepted meanwhile."""
     environ = {
         "DATABASE_URL": database_url,
         "REDIS_URL": "redis://:canary-redis@127.0.0.1:1/0",

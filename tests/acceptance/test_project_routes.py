@@ -1,5 +1,4 @@
-"""The `http` section of langgraph.json: routes of the project's own app (ASGI or WSGI), disabled
-routes and CORS."""
+"""The `http` section of langgraph.json: the project's own routes, disabled routes and CORS."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Projects of any layout run, whatever their packages are called, without conflicts with Belay's
-own packages: from the checkout, and from a wheel installed elsewhere."""
+"""Projects of any layout run without conflicts with Belay's packages, whatever theirs are called:
+from the checkout, and from a wheel installed elsewhere."""
 
 from __future__ import annotations
 

@@ -245,7 +245,7 @@ def test_a_rolled_back_run_is_not_resurrected_by_its_create(http, thread_id, bea
     assert http.get(path).json() == []
 
 
-# --- list, get, delete: the documents -------------------------------------------------------
+# --- list, get, delete ----------------------------------------------------------------------
 
 
 def test_runs_are_listed_newest_first_ten_at_a_time(http, sync_client, thread_id):
@@ -559,7 +559,7 @@ def test_a_wait_ends_when_its_run_is_cancelled(http, make_client, thread_id, bea
     play(make_client, scene)
 
 
-# --- cancel: the document -------------------------------------------------------------------
+# --- cancel ---------------------------------------------------------------------------------
 
 
 def test_cancelling_a_run_answers_as_it_should(http, thread_id, beats, stops_all):

@@ -100,7 +100,7 @@ class Scene:
 
 
 def _coin(value: Any) -> bool:
-    """Return a random choice that is the same for the same value."""
+    """Return True or False, always the same for the same value."""
     return zlib.crc32(json.dumps(value, sort_keys=True, default=str).encode()) % 2 == 0
 
 
@@ -181,7 +181,7 @@ def test_every_answer_is_one_of_the_document(operation, scene):
 
 @pytest.mark.long
 def test_nearly_every_operation_was_met_where_it_does_something(scene):
-    """Otherwise only rejections would be tested. Runs last of the normal form."""
+    """Otherwise only rejections would be tested. Runs after all tests of the normal form."""
     if scene.statuses:
         in_vain = {name for name, seen in scene.statuses.items() if min(seen) >= 300}
         assert len(in_vain) <= len(scene.statuses) / 8, in_vain
@@ -191,7 +191,7 @@ def test_nearly_every_operation_was_met_where_it_does_something(scene):
 @pytest.mark.timeout(1800)
 @each_operation
 def test_every_answer_of_very_many_is_one_of_the_document(operation, scene):
-    """Also send each value at the boundaries of a schema."""
+    """Send more random values, and each value at the boundaries of a schema."""
     attack(operation, scene, max_examples=300)
     how = API.config.generation_for(operation=operation, phase="coverage")
     edges = API.iter_coverage_cases(operation, generation_modes=MODES, generation_config=how)

@@ -35,7 +35,7 @@ def watched(scratch):
 
 @pytest.fixture(scope="module")
 def impatient(scratch):
-    """A server that kills a node which has not stopped after 300 ms."""
+    """Yield a server that kills a node which has not stopped after 300 ms."""
     live = LiveServer(scratch / "impatient", BELAY_CANCEL_GRACE_MS="300", BELAY_LOG_FORMAT="json")
     yield from _with_worker_metrics(live)
 

@@ -13,7 +13,7 @@ _VALUES = 180_000
 
 @pytest.fixture(scope="module")
 def crowded(open_server):
-    """Yield a thread with thirty large states; twenty-nine further threads have one each."""
+    """Yield the id of a thread with 31 large states; 29 further threads have one each."""
     with httpx.Client(base_url=open_server.url, timeout=120) as client:
         threads = [client.post("/threads", json={"graph_id": "hostile"}).json() for _ in range(30)]
         numbers = list(range(_VALUES))

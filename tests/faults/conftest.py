@@ -19,7 +19,7 @@ from tests.cluster import Cluster
 from tests.faults.history import Beat, Execution, executions, read_beats
 from tests.waiting import wait_until
 
-#: Short times, so that a lease expires within seconds. Their ratios are those of the defaults.
+#: Short times, so that a lease expires within seconds; roughly in the ratio of the defaults.
 QUICK = {
     "BELAY_LEASE_SECONDS": "3",
     "BELAY_LEASE_RENEWAL_SECONDS": "0.5",

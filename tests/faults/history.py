@@ -190,7 +190,7 @@ class Checker:
         if not promise.stream_ended:
             self.verdict.broken.append(f"{promise.tag} stream never ended")
 
-    # I6 and the state: it has every successful run once and in order.
+    # I6, and the state: it has the steps of every successful run once and in order.
     def _thread_states(self) -> None:
         by_thread: dict[str, list[Promise]] = defaultdict(list)
         for promise in self.promises:

@@ -1,5 +1,5 @@
 """Postgres is unavailable, cuts connections or is read-only: no accepted run is lost or executed
-twice, and the API returns 503 where the outcome is not stored."""
+twice, and requests that fail get a 503."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_a_flood_of_requests_takes_no_lease_and_gets_honest_answers(
 
 @pytest.mark.long
 def test_no_request_waits_for_a_server_that_hangs(cluster, probe):
-    """Every request gets a response while the server hangs, even with an established connection."""
+    """Every request gets a 503 while the server hangs, even on an established connection."""
     thread_id = probe.client.threads.create()["thread_id"]
     url = f"{cluster.url}/threads/{thread_id}"
     assert httpx.get(url, timeout=30).status_code == 200

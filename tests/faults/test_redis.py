@@ -157,7 +157,7 @@ def test_a_worker_that_has_stopped_consuming_ends_itself_to_be_started_anew(
     make_cluster, tmp_path, away
 ):
     """The process, its supervisor and its sweeper work, but no message arrives. A busy worker, or
-    one whose broker was unavailable, is not restarted."""
+    one whose broker was unavailable, does not exit."""
     cluster = make_cluster(workers=1, concurrency=1, BELAY_LIVENESS_SECONDS="0.8")
     worker = cluster.workers[0]
     with get_sync_client(url=cluster.url) as client:

@@ -30,7 +30,7 @@ def to_each_child_first(worker, number) -> None:
 
 
 def in_flight(probe, count=2):
-    """Start sync and async runs and wait for their second step, all on one worker."""
+    """Start sync and async runs, and wait for their second step."""
     runs = [
         probe.start(seconds=2.0, graph=graph)
         for graph in ("sync_probe", "probe")

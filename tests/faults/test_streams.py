@@ -238,6 +238,6 @@ def test_listeners_share_the_connections_of_their_web_process(cluster, client):
         for sock in [follower_that_does_not_read(cluster.url, path, stack) for _ in range(300)]:
             sock.recv(1)
         after = connections()
-    assert after[0] <= before[0] + 16  # the limit of connections for one Redis client
+    assert after[0] <= before[0] + 16  # the connections of one Redis client
     assert after[1] <= before[1] + 10  # the pool of the web process
     client.runs.cancel(thread_id, run["run_id"], wait=True)

@@ -119,7 +119,7 @@ def wait_for_subprocess(state: State) -> State:
 
 
 def leave_daemon(state: State) -> State:
-    """Start a process in its own session, and continue."""
+    """Start a process in its own session, then sleep."""
     program = (
         "import os,sys,time\n"
         "while True:\n"
