@@ -550,7 +550,7 @@ def test_the_table_has_every_body_and_every_field_of_the_document(http):
 
 
 def test_every_body_of_the_table_is_taken_as_it_stands(http):
-    """Without this, the rejections below would prove nothing."""
+    """If a base body were invalid, the rejections below would prove nothing."""
     for operation, (base, _) in BODIES.items():
         assistant = http.post("/assistants", json={"graph_id": "counter"}).json()
         spot = replace(new_spot(http), assistant_id=assistant["assistant_id"])

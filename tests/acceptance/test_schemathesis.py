@@ -181,7 +181,7 @@ def test_every_answer_is_one_of_the_document(operation, scene):
 
 @pytest.mark.long
 def test_nearly_every_operation_was_met_where_it_does_something(scene):
-    """Otherwise only rejections would be tested. Runs after all tests of the normal form."""
+    """Without this, only rejections might be tested. Runs after all tests of the normal form."""
     if scene.statuses:
         in_vain = {name for name, seen in scene.statuses.items() if min(seen) >= 300}
         assert len(in_vain) <= len(scene.statuses) / 8, in_vain

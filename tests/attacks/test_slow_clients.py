@@ -88,7 +88,7 @@ def test_slow_clients_hold_up_nobody(open_server, way):
 @pytest.mark.long
 @pytest.mark.parametrize("way", [slow_headers, slow_body])
 def test_the_server_gives_them_up(open_server, way):
-    """Also if the client sends a byte now and then."""
+    """The server closes the connection, even if the client sends a byte now and then."""
     method, path = next(routes(open_server))
     with way(open_server, method, path) as opened:
         opened.settimeout(0.3)
