@@ -1,7 +1,7 @@
-"""Exa's own clients and raw ones, for the tests of agent runs.
+"""Exa's own clients and raw HTTP clients for the tests of agent runs.
 
-Every answer is held against Exa's documents (`exa_schemas`), whoever asks: the requests of the
-clients pass here too.
+Every response is validated against Exa's documents (`exa_schemas`), whichever client sent the
+request.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ROUTES = [
 
 @pytest.fixture(autouse=True)
 def clients_watched(monkeypatch):
-    """The synchronous client's requests, which a proxy of the environment must not get."""
+    """Validate the responses to the synchronous client, and bypass the environment's proxy."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     send = requests.Session.send
 
@@ -54,7 +54,7 @@ def _is_stream(response: httpx.Response) -> bool:
 
 
 def check_response(response: httpx.Response) -> None:
-    """Of this API; the other one has documents of its own."""
+    """Validate a response of this API; the other API has its own documents."""
     if not response.request.url.path.startswith("/agent"):
         return
     body = b"" if _is_stream(response) else response.read()
@@ -69,7 +69,7 @@ async def check_response_async(response: httpx.Response) -> None:
 
 
 def raw_client(url: str, key: str | None, **headers: str) -> httpx.Client:
-    """Checked against Exa's documents and against our own."""
+    """Return a client whose responses are validated against Exa's documents and Belay's."""
     sent = {"Exa-Beta": BETA, **({"x-api-key": key} if key else {}), **headers}
     client = watched(httpx.Client(base_url=url, timeout=60, headers=sent))
     client.event_hooks["response"].append(check_response)
@@ -77,7 +77,7 @@ def raw_client(url: str, key: str | None, **headers: str) -> httpx.Client:
 
 
 def asking(**what: Any) -> dict[str, Any]:
-    """Return a request whose input tells the tests' graph what to do."""
+    """Return a request whose input controls what the test graph does."""
     return {"query": "q", "input": {"data": [what]}}
 
 

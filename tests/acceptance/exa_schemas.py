@@ -1,8 +1,8 @@
-"""What Exa's documents say of each answer of the agent runs API, apart from what we publish of it.
+"""Schemas of the agent runs API's responses in Exa's documents, independent of Belay's document.
 
-The errors and the delete are held against the document as it was published (`exa_openapi.yaml`).
-The other bodies are not in it: their schemas here are written from what is known of the other
-documents of that time, with nothing of ours in them.
+Errors and the response to a delete are validated against the published document
+(`exa_openapi.yaml`). It lacks the other bodies. Their schemas here are written from what is known
+of Exa's other documents of that time, and contain nothing of Belay's.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _validator(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
 
 _ERROR = _validator(_ref("AgentErrorResponse"))
 RUN = _validator(_RUN)
-#: Of a 200, by method and path.
+#: The schemas of responses with status 200, by method and path.
 _BODIES = {
     "POST /agent/runs": RUN,
     "GET /agent/runs": _validator(_list_of(_RUN)),
@@ -115,12 +115,12 @@ _BODIES = {
     "POST /agent/runs/[^/]+/(?:cancel|stop)": RUN,
     "GET /agent/runs/[^/]+/events": _validator(_list_of(_EVENT)),
 }
-#: The statuses of all routes. Only requests for a single run, or without a route, may be a 404.
+#: The statuses of all routes. Only a request for a single run or an unknown route may return 404.
 STATUSES = (200, 400, 401, 404, 429, 500)
 
 
 def check_answer(method: str, path: str, status: int, headers: Any, body: bytes) -> None:
-    """Raises AssertionError for what the documents do not have."""
+    """Raise AssertionError if the documents do not allow the response."""
     name = f"{method} {path}"
     assert status in STATUSES, f"{name}: {status}"
     assert headers.get("x-request-id"), name

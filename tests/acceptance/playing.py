@@ -1,4 +1,4 @@
-"""Helpers of the acceptance tests: scenes for the async client, and raw server-sent events."""
+"""Helpers of the acceptance tests: coroutines with the async client, and raw server-sent events."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENDED = ("success", "error", "timeout", "interrupted")
 
 
 def play(make_client, scene):
-    """Run a coroutine function with an async SDK client of its own loop."""
+    """Run a coroutine function with an async SDK client in a new event loop."""
 
     async def run():
         async with make_client() as client:
@@ -32,7 +32,7 @@ def play(make_client, scene):
 
 
 def refused(response, status: int) -> str:
-    """The detail of an error, which is always `{"detail": "<string>"}`."""
+    """Return the detail of an error response, whose body is always `{"detail": "<string>"}`."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     body = response.json()
@@ -48,7 +48,7 @@ def new_thread(http, **body: Any) -> str:
 
 
 def run_of(http, thread_id: str, assistant: str, input: Any = None, **options: Any):
-    """Create a run by raw HTTP; returns its id."""
+    """Create a run by raw HTTP and return its id."""
     body = {"assistant_id": assistant, "input": input, **options}
     response = http.post(f"/threads/{thread_id}/runs", json=body)
     assert response.status_code == 200, response.text
@@ -56,7 +56,7 @@ def run_of(http, thread_id: str, assistant: str, input: Any = None, **options: A
 
 
 def wait_for(http, thread_id: str, assistant: str, input: Any = None, **options: Any):
-    """Run to the end by raw HTTP; returns what `wait` answers."""
+    """Run a graph to its end by raw HTTP and return the body of the response to `wait`."""
     body = {"assistant_id": assistant, "input": input, **options}
     response = http.post(f"/threads/{thread_id}/runs/wait", json=body)
     assert response.status_code == 200, response.text
@@ -74,7 +74,7 @@ def until_status(http, thread_id: str, run_id: str, *wanted: str) -> None:
 
 
 def hang_up(response: httpx.Response) -> None:
-    """Close a stream that another thread reads: at once, not when its next byte comes."""
+    """Close a stream that another thread reads, without waiting for its next byte."""
     with suppress(OSError):
         stream = response.extensions["network_stream"]
         stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
@@ -89,7 +89,7 @@ class Frame:
 
 
 def frames_of(lines: Iterable[str]) -> list[Frame]:
-    """Server-sent events as they came, comments left out."""
+    """Return the server-sent events in the order received, without comments."""
     frames: list[Frame] = []
     fields: dict[str, str] = {}
     for line in lines:
@@ -107,7 +107,7 @@ def frames_of(lines: Iterable[str]) -> list[Frame]:
 
 
 class StreamReader:
-    """Reads a stream of events in a thread of its own, to be looked at while it goes on."""
+    """Reads a stream of events in its own thread, so that the test can inspect it meanwhile."""
 
     def __init__(self, http: httpx.Client, method: str, path: str, **kwargs: Any) -> None:
         self.lines: list[str] = []
@@ -133,7 +133,7 @@ class StreamReader:
 
 
 def stream(http, method: str, path: str, **kwargs: Any):
-    """A whole stream by raw HTTP: its response and its frames."""
+    """Read a whole stream by raw HTTP and return its response and its frames."""
     with http.stream(method, path, **kwargs) as response:
         if response.status_code != 200:
             response.read()
@@ -143,6 +143,6 @@ def stream(http, method: str, path: str, **kwargs: Any):
 
 @pytest.fixture
 def stops_all(http):
-    """Whatever a test leaves in flight is cancelled."""
+    """Cancel all runs that are in flight after the test."""
     yield
     http.post("/runs/cancel", json={"status": "all"})

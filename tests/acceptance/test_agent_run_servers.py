@@ -1,4 +1,4 @@
-"""Agent runs on servers that are set up differently: API keys, the project's own auth, limits."""
+"""Agent runs on servers with other settings: API keys, the project's own authentication, limits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Locked:
         self._teams = 0
 
     def key(self, *, team: str | None = None, scope: str = "all") -> str:
-        """A new one; of a new team, if none is named."""
+        """Create a key, of a new team unless one is named."""
         self._teams += 1
         new = make_key()
         team = team or f"team {self._teams}"
@@ -52,7 +52,7 @@ class Locked:
 
     @contextmanager
     def held(self):
-        """Its only child is busy for as long as this lasts."""
+        """Keep the server's only child busy until the context exits."""
         runs = Exa(self.key(), base_url=self.url).beta.agent.runs
         run = runs.create(**asking(seconds=60), betas=BETAS)
         until_running(runs, run.id)
@@ -243,7 +243,7 @@ def test_who_may_create_no_runs_may_create_no_agent_runs(guarded):
 
 
 def test_a_run_that_takes_too_long_has_failed(guarded):
-    """An hour is the most, and what the operator allows any run if that is less."""
+    """The timeout is one hour, or the operator's limit for all runs if that is shorter."""
     with as_user(guarded, "ann") as client:
         path = f"/agent/runs/{client.post('/agent/runs', json=asking(seconds=60)).json()['id']}"
         wait_until(lambda: client.get(path).json()["status"] == "failed", what="it to fail")

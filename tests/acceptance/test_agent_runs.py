@@ -1,6 +1,6 @@
-"""Agent runs, as Exa's own clients see them, and as they are on the wire.
+"""Agent runs through Exa's own clients and by raw HTTP.
 
-A key is a team, so each test has a team of its own.
+Each key is a team, so each test has its own team.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def raw(server, key):
 
 @pytest.fixture
 def aplay(server, key):
-    """Plays a scene with the async client."""
+    """Return a function that runs a coroutine with the async client."""
 
     def play(scene):
         async def run():
@@ -205,7 +205,7 @@ def test_without_a_schema_there_is_nothing_structured(runs):
 
 
 # ---------------------------------------------------------------------------------------------
-# Failing.
+# Failures.
 
 
 def test_a_graph_that_fails_is_a_failed_run_with_its_error(runs, raw):
@@ -246,7 +246,7 @@ def test_an_output_that_is_not_as_asked_fails_the_run_and_says_where(runs, http,
     assert (error.expected, error.actual) == ("string", "5")
     assert "structured.firms[1].name" in error.message
     assert runs.get(run.id, betas=BETAS) == run
-    # The run itself has failed, whichever API is asked.
+    # The run has failed in the other API too.
     found = http.post("/threads/search", json={"limit": 1, "sort_by": "created_at"}).json()[0]
     assert found["status"] == "error"
 
@@ -257,7 +257,7 @@ def test_a_missing_output_is_not_as_asked_either(runs):
 
 
 def test_a_schema_that_takes_forever_to_check_can_be_cancelled(runs, beats):
-    """It is checked where the graph runs: in a child that can be killed."""
+    """The schema is checked where the graph runs: in a child that can be killed."""
     pair = {
         f"a{n}": {"anyOf": [{"$ref": f"#/$defs/a{n + 1}"}, {"$ref": f"#/$defs/a{n + 1}"}]}
         for n in range(60)
@@ -308,7 +308,7 @@ def test_nothing_is_fetched_for_a_schema(raw):
         ):
             body = {"query": "q", "outputSchema": schema}
             assert_invalid(raw.post("/agent/runs", json=body), "INVALID_OUTPUT_SCHEMA")
-        with pytest.raises(BlockingIOError):  # there was no connection
+        with pytest.raises(BlockingIOError):  # no connection was made
             listener.accept()
 
 
@@ -349,7 +349,7 @@ def test_a_stopped_run_has_completed_with_what_it_had_reached(runs, beats, stubb
     assert runs.cancel(run.id, betas=BETAS) == stopped
     assert runs.get(run.id, betas=BETAS) == stopped
     assert runs.list(betas=BETAS).data == [stopped]
-    # It has completed, so another one may go on from it.
+    # The run has completed, so another run may continue from it.
     runs.create(query="q", previous_run_id=run.id, betas=BETAS)
 
 
@@ -422,7 +422,7 @@ def test_all_runs_are_listed_newest_first_also_when_one_is_deleted_between_pages
     for run in runs.list_all(limit=2, betas=BETAS):
         seen.append(run.id)
         if len(seen) == 2:
-            runs.delete(run.id, betas=BETAS)  # the next page begins behind it
+            runs.delete(run.id, betas=BETAS)  # the next page begins after it
     assert seen == made[::-1]
     rest = [made[n] for n in (4, 2, 1, 0)]
     assert [run.id for run in runs.get_all(limit=3, betas=BETAS)] == rest
@@ -500,7 +500,7 @@ def test_the_events_of_a_run_are_listed_in_order_and_in_pages(runs, raw):
 
 
 def frames(text: str) -> list[tuple[str, str, Any]]:
-    """id, event and data, exactly as they may be on the wire."""
+    """Return id, event and data of each frame; check the exact format."""
     assert text.isascii()
     assert "\r" not in text
     assert text.endswith("\n\n")
@@ -677,7 +677,7 @@ def test_the_clients_are_refused_without_the_beta_header(exa, runs):
     with refused(400, "INVALID_BETA_HEADER"):
         runs.list(betas=["nope"])
     with refused(400, "INVALID_BETA_HEADER"):
-        runs.stop(UNKNOWN)  # its own default is another one
+        runs.stop(UNKNOWN)  # the client's default for `stop` is another beta
 
 
 def test_a_key_may_come_as_a_bearer_and_the_other_header_wins(server, raw, key, runs):
@@ -715,7 +715,7 @@ def test_the_key_itself_is_kept_nowhere(server, runs, key):
 
 
 # ---------------------------------------------------------------------------------------------
-# What is not well formed.
+# Malformed requests.
 
 
 NO_REQUESTS = {

@@ -1,5 +1,4 @@
-"""Assistants change by versions: each patch that changes something makes one, and any of them can
-be the one that runs use."""
+"""Versions of assistants: each change creates one, and runs use the one that is set as latest."""
 
 from __future__ import annotations
 
@@ -99,7 +98,7 @@ def test_an_older_version_comes_back_whole_and_is_what_runs_use(sync_client, mad
     restored = sync_client.assistants.set_latest(made["assistant_id"], 1)
     same = {key: value for key, value in made.items() if key != "updated_at"}
     assert {key: value for key, value in restored.items() if key != "updated_at"} == same
-    # The next change is a version of its own, after all there were.
+    # The next change gets the number after the highest version.
     assert update(sync_client, made, name="y")["version"] == 3
 
 
@@ -166,7 +165,7 @@ def test_an_assistant_goes_with_its_threads_when_asked(http, sync_client, beats)
     assert sync_client.threads.get(other)["status"] == "idle"
 
 
-# -- what its graph looks like -----------------------------------------------------------------
+# -- the drawing of the graph ------------------------------------------------------------------
 
 
 def test_the_drawing_of_a_graph(sync_client):

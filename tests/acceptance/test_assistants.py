@@ -1,4 +1,4 @@
-"""Assistants: one per graph from the start, others made by clients, found and run by id or name."""
+"""Assistants: one per graph from the start, others by clients, found and run by id or name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from langgraph_sdk.errors import ConflictError, NotFoundError
 
 from tests.acceptance.playing import UNKNOWN, new_thread, play, refused, wait_for
 
-#: From the reference, observed on another installation.
+#: From the reference: observed on another installation.
 COUNTER_ID = "09d6caf4-2ef3-5a8b-b1a7-114690ed5d45"
 FIELDS = {
     "assistant_id",
@@ -28,7 +28,7 @@ FIELDS = {
 
 @pytest.fixture
 def tag():
-    """Metadata that only this test's assistants have."""
+    """Return metadata that only this test's assistants have."""
     return {"tag": uuid.uuid4().hex}
 
 

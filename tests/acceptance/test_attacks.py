@@ -1,4 +1,4 @@
-"""Attacks of a hostile tenant, each by its requests. Each of them worked once."""
+"""Attacks by a hostile tenant. Each of them succeeded once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LATER = {**RUN, "after_seconds": 3600}
 
 @pytest.fixture(scope="module")
 def attacked(scratch):
-    """A server with small bounds, so that attacks can be small."""
+    """Yield a server with low limits, so that attacks can be small."""
     live = LiveServer(
         scratch / "attacked",
         BELAY_HEARTBEAT_SECONDS="1",
@@ -61,11 +61,11 @@ def api(attacked):
 
 
 def web_memory(server: LiveServer) -> int:
-    """Of the web processes, in bytes."""
+    """Return the memory of the web processes in bytes."""
     return sum(p.memory_info().rss for p in server.find("gunicorn"))
 
 
-# --- one request stops everybody ------------------------------------------------------------------
+# --- one request blocks all others ----------------------------------------------------------------
 
 
 def test_a_clients_text_in_a_stores_namespace_fails_its_run_and_frees_its_slot(api):
@@ -147,7 +147,7 @@ def test_large_values_are_read_from_the_checkpoint(api):
 
 @pytest.fixture
 def crowded(api):
-    """Fifteen of everything, each small enough, and a word to find them by."""
+    """Create fifteen of each resource, each below the limits, with a word to search for."""
     word, text = uuid.uuid4().hex, "x" * 90_000
     threads = [
         api.post("/threads", json={"metadata": {"word": word, "text": text}}).json()
@@ -283,7 +283,7 @@ def test_a_handshake_that_is_none_is_refused(attacked, api, headers, status):
 
 @pytest.mark.long
 def test_a_socket_that_is_not_read_holds_no_messages(attacked, api):
-    """Fifty megabytes are sent; what the server holds of them is a few."""
+    """Fifty megabytes are sent; the server may hold only a few of them."""
     thread = api.post("/threads", json={}).json()["thread_id"]
     before = web_memory(attacked)
     with connect(socket_url(attacked, thread), compression=None, max_size=None) as opened:
@@ -297,7 +297,7 @@ def test_a_socket_that_is_not_read_holds_no_messages(attacked, api):
                     sent.append(1)
 
         sending = threading.Thread(target=send, daemon=True)
-        # Nothing is received here: answers fill the client's side, then the server waits.
+        # Nothing is received here: the responses fill the client's buffer, then the server blocks.
         sending.start()
         sending.join(5)
         grown = web_memory(attacked) - before
@@ -309,7 +309,7 @@ def test_a_socket_that_is_not_read_holds_no_messages(attacked, api):
 
 @pytest.mark.long
 def test_bodies_that_are_not_finished_do_not_fill_the_memory(guarded, bob):
-    """Each has sent 7.5 of 8 MB and waits; others send theirs meanwhile."""
+    """Forty clients send 7.5 of 8 MB and wait; another client's request succeeds meanwhile."""
     before = web_memory(guarded)
     head = (
         "POST /runs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ann\r\n"
@@ -337,7 +337,7 @@ def test_bodies_that_are_not_finished_do_not_fill_the_memory(guarded, bob):
 
 @pytest.mark.long
 def test_answers_that_are_not_read_do_not_fill_the_memory(scratch):
-    """A history of 12 MB, asked for by forty clients that read nothing."""
+    """Forty clients request a history of 12 MB and read nothing."""
     live = LiveServer(
         scratch / "unread",
         BELAY_MAX_ANSWERS_BYTES=str(64 * 1024 * 1024),
@@ -365,7 +365,7 @@ def test_answers_that_are_not_read_do_not_fill_the_memory(scratch):
             statuses = [one.recv(12)[-3:] for one in sockets]
             assert b"200" in statuses
             assert b"429" in statuses
-            # Of forty times twelve, with the answers that were made and refused.
+            # Less than 40 × 12 MB, although the rejected responses were built too.
             assert web_memory(live) - before < 250 * 1024 * 1024
             wait_until(lambda: client.get(path).status_code == 200, 60, "an end of the unread")
     finally:
@@ -373,7 +373,7 @@ def test_answers_that_are_not_read_do_not_fill_the_memory(scratch):
 
 
 def test_a_large_run_that_is_waited_for_does_not_hold_up_another(api):
-    """Large bodies are worked on one at a time; what is waited for afterwards is not."""
+    """Large bodies are processed one at a time, but waiting for the run is not part of it."""
     thread = api.post("/threads", json={}).json()["thread_id"]
     body = {"assistant_id": "hostile", "input": {"seconds": 60}, "context": {"t": "x" * 600_000}}
     with ThreadPoolExecutor(1) as one:
@@ -389,8 +389,8 @@ def test_a_large_run_that_is_waited_for_does_not_hold_up_another(api):
 
 
 def test_a_filter_of_long_lists_is_refused(api):
-    """Each of its elements is compared with each of a row's: 60,000 with as many took minutes,
-    which nothing could interrupt."""
+    """Each element is compared with each of a row's: 60,000 by 60,000 took minutes and could not be
+    interrupted."""
     many, few = {"a": [{"n": n} for n in range(51)]}, {"a": [{"n": n} for n in range(50)]}
     nested = {"a": {"b": [[1] * 30, {"c": [2] * 30}]}}
     thread = api.post("/threads", json={}).json()["thread_id"]
@@ -423,7 +423,7 @@ def test_long_lists_of_ids_are_refused(api):
 
 
 def test_an_item_has_an_end_of_texts_to_be_searched_by_meaning(api):
-    """Tens of thousands were a statement that cannot be sent, and was taken for an outage."""
+    """Tens of thousands of texts made a statement too large to send, reported as an outage."""
     item = {"namespace": ["v"], "key": "k", "index": ["a[*].b"]}
     many = {**item, "value": {"a": [{"b": "x"}] * 30_000}}
     answer = api.put("/store/items", json=many)
@@ -433,7 +433,7 @@ def test_an_item_has_an_end_of_texts_to_be_searched_by_meaning(api):
 
 
 def test_many_paths_into_a_large_item_are_refused(api):
-    """A hundred paths into 190,000 values held the web process for fifteen seconds."""
+    """A hundred paths into 190,000 values once kept the web process busy for fifteen seconds."""
     item = {"namespace": ["v"], "key": "k", "value": {"a": [1] * 30_000}}
     for paths in ([f"a[*].c{n}" for n in range(100)], ["{" + ",".join("abcdefgh") + "}"]):
         answer = api.put("/store/items", json={**item, "index": paths})
@@ -467,7 +467,7 @@ def test_searches_that_refresh_the_same_items_do_not_fail_each_other(api):
     ids=["namespaces", "names", "long name", "channels", "long channel"],
 )
 def test_what_a_subscription_asks_for_has_an_end(attacked, api, wanted):
-    """It is kept for as long as the stream is open, and compared with every event of it."""
+    """A subscription is kept while the stream is open, and compared with every event."""
     thread = api.post("/threads", json={}).json()["thread_id"]
     asked = {"channels": ["values"], **wanted}
     answer = api.post(f"/threads/{thread}/stream/events", json=asked)
@@ -515,7 +515,7 @@ def test_a_moment_near_the_end_of_time_is_refused(api):
 
 @pytest.mark.long
 def test_one_caller_does_not_hold_all_connections(guarded, ann, bob):
-    """Statements of one caller that wait, here for a lock, do not block other callers."""
+    """Blocked statements of one caller (here on a lock) do not block other callers."""
     search = {"limit": 1}
     assert ann.post("/assistants/search", json=search).status_code == 200
     with psycopg.connect(guarded.database_url) as blocker:
@@ -531,7 +531,7 @@ def test_one_caller_does_not_hold_all_connections(guarded, ann, bob):
             blocker.rollback()
             statuses = {one.result().status_code for one in slow}
     assert 429 in statuses
-    # On a machine that is busy some may wait until the statement's own end.
+    # On a busy machine some may wait until the statement timeout.
     assert statuses <= {200, 429, 503}
 
 
@@ -548,7 +548,7 @@ def test_a_statement_has_an_end(guarded, ann):
 
 
 class Trickle:
-    """Receivers that send a byte of their answer now and then."""
+    """A receiver that sends its response one byte at a time, with pauses."""
 
     def __init__(self) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -586,7 +586,7 @@ def test_slow_receivers_hold_up_only_themselves(ann, bob):
         for _ in range(20):
             ann.post("/runs", json={**RUN, "webhook": slow.url}).raise_for_status()
         wait_until(lambda: slow.open > 0, 30, "a slow call")
-        # Another host, by another name.
+        # The same machine under another host name.
         url = good.url.replace("127.0.0.1", "localhost")
         run = bob.post("/runs", json={**RUN, "webhook": f"{url}/hook"}).json()
         good.wait_for(run["run_id"], seconds=20)
@@ -610,7 +610,7 @@ def test_a_call_has_a_deadline_in_all():
 
 
 def test_a_call_ends_when_its_receiver_never_comes_to_its_answer():
-    """`100 Continue` without an end kept the worker's parent busy for the whole of the deadline."""
+    """Endless `100 Continue` responses once kept the worker's parent busy until the deadline."""
     listener = socket.create_server(("127.0.0.1", 0))
     sent = []
 
@@ -711,7 +711,7 @@ def test_the_thread_of_anothers_ended_stateless_run_is_taken(ann, bob):
 
 
 def test_ids_that_are_used_again_bring_nothing_of_what_they_were(ann, bob):
-    """The log of what is deleted can be read for a while, by those who were following it."""
+    """The event log of a deleted run stays readable for a while, for clients that follow it."""
     thread, run = str(uuid.uuid4()), str(uuid.uuid4())
     streams = []
     for client, count in ((ann, 1000), (bob, 2000)):
@@ -755,7 +755,7 @@ def test_a_star_is_nobodys_name_in_the_store(guarded, ann):
 
 
 def test_hidden_messages_of_errors_are_nowhere(guarded, ann):
-    """Of a graph that fails, with its checkpoints, in every way that a client may see it."""
+    """The message is absent from every response about the run, its states and its events."""
     thread = ann.post("/threads", json={}).json()["thread_id"]
     body = {
         "assistant_id": "bad",
@@ -996,7 +996,7 @@ def test_long_labels_keys_and_paths_of_the_store_are_refused(api):
         assert any(word in detail for word in ("abel", "key", "index", "namespace")), detail
 
 
-# --- what is left on the disk ---------------------------------------------------------------------
+# --- files left on the disk -----------------------------------------------------------------------
 
 
 def test_belay_dev_leaves_nothing_for_other_users_to_read(attacked, api):

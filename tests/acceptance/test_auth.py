@@ -1,8 +1,8 @@
-"""The project's own auth with two tenants: what is another's is answered like what is not there.
+"""The project's own authentication with two tenants: a resource of another tenant is not found.
 
-`MATRIX` has every operation of the OpenAPI document that can name something of somebody's; a test
+`MATRIX` has every operation of the OpenAPI document that can name a resource of a user; a test
 compares it with the document. Each row is sent three times: by a stranger with the owner's ids, by
-the stranger with ids of nothing, and by the owner. The first two must be told the same.
+the stranger with ids that do not exist, and by the owner. The first two responses must be equal.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def test_a_handler_may_change_what_a_cron_runs(ann):
     ann.delete(f"/runs/crons/{cron['cron_id']}").raise_for_status()
 
 
-# --- the matrix -----------------------------------------------------------------------------------
+# --- the matrix of operations ---------------------------------------------------------------------
 
 RUN = {"assistant_id": "counter", "input": {"count": 1}}
 CRON = {"assistant_id": "counter", "schedule": NEVER_SOON}
@@ -205,7 +205,7 @@ MATRIX: list[tuple[str, Any]] = [
     ("DELETE /assistants/{assistant_id}", None),
     ("DELETE /assistants/{assistant_id}?delete_threads=true", None),
 ]
-#: The other API's, on the same runs.
+#: Operations of the agent runs API, on the same runs.
 AGENT_RUN = "/agent/runs/{id}"
 AGENT_MATRIX: list[tuple[str, Any]] = [
     ("GET /agent/runs?cursor={id}", None),
@@ -216,7 +216,7 @@ AGENT_MATRIX: list[tuple[str, Any]] = [
     (f"POST {AGENT_RUN}/stop", None),
     (f"DELETE {AGENT_RUN}", None),
 ]
-#: What names nothing; each has a test of its own below, or is everybody's.
+#: Operations without an id of a resource. Each has a test below, or is open to every user.
 NAMES_NOTHING = {
     "POST /assistants": "creates",
     "POST /assistants/search": "searches",
@@ -247,7 +247,7 @@ def test_the_matrix_has_every_operation_of_the_document(ann):
 
 
 def belongings(client: httpx.Client, *, active: bool) -> dict[str, str]:
-    """One of everything, with a run that has ended or one that waits."""
+    """Create one of each resource, with a run that has ended, or a pending one if `active`."""
     assistant = client.post(
         "/assistants", json={"graph_id": "counter", "context": {"secret": SECRET}}
     ).json()
@@ -283,7 +283,7 @@ def filled(document: Any, ids: dict[str, str]) -> Any:
 
 
 def send(client: httpx.Client, operation: str, body: Any, ids: dict[str, str]) -> tuple[int, str]:
-    """Status and body, with the ids masked; of a stream that goes on, its beginning."""
+    """Return status and body with the ids masked; of an unfinished stream, its beginning."""
     method, path = operation.split(" ", 1)
     how = {} if body is None else {"json": filled(body, ids)}
     with client.stream(method, filled(path, ids), **how) as response:
@@ -302,7 +302,7 @@ def send(client: httpx.Client, operation: str, body: Any, ids: dict[str, str]) -
 
 
 def things_of(client: httpx.Client, ids: dict[str, str]) -> dict[str, Any]:
-    """All that a stranger could have changed, read or not."""
+    """Return all resources that another user could have changed."""
     thread = ids["thread_id"]
     return {
         "assistant": client.get(f"/assistants/{ids['assistant_id']}").json(),
@@ -319,7 +319,7 @@ def things_of(client: httpx.Client, ids: dict[str, str]) -> dict[str, Any]:
 )
 def test_what_is_anothers_is_not_there(ann, bob, operation, body):
     ids = belongings(ann, active="cancel" in operation)
-    if "/runs/{run_id}" in operation and T not in operation:  # these are of stateless runs
+    if "/runs/{run_id}" in operation and T not in operation:  # routes of stateless runs
         ids["run_id"] = ann.post("/runs", json=RUN).json()["run_id"]
     before = things_of(ann, ids)
     strange = send(bob, operation, body, ids)
@@ -365,7 +365,7 @@ def test_an_agent_run_that_is_anothers_is_not_there(ann, bob, operation, body):
     ann.delete(path)
 
 
-# --- what names nothing -----------------------------------------------------------------------
+# --- operations without an id -----------------------------------------------------------------
 
 
 def test_what_is_created_is_its_creators(ann, bob):
@@ -547,8 +547,8 @@ def test_a_stranger_opens_no_socket(guarded, ann):
 
 
 def test_a_callers_secret_stands_in_no_log_no_answer_and_no_row(guarded, ann):
-    """A canary where clients have their secrets, and everything that can go wrong with their runs:
-    the log is that of web and worker, traces of nodes that failed or were killed among it."""
+    """Send a canary wherever clients have secrets, with runs that succeed, fail and are killed. The
+    log includes those of web and worker, with tracebacks of failed nodes."""
     canary = "canary-" + uuid.uuid4().hex
     headers = {"x-api-key": canary, "cookie": f"session={canary}", "proxy-authorization": canary}
     answers = []
@@ -586,7 +586,7 @@ def test_a_callers_secret_stands_in_no_log_no_answer_and_no_row(guarded, ann):
         assert canary not in answer.text
         assert all(canary not in value for value in answer.headers.values())
     log = guarded.log.read_text()
-    # It is the right one: of the handler that broke, the node that failed, the run that was killed.
+    # The log includes the failed handler, the failed node and the killed run.
     for said in ("the provider said", "did not stop when asked", "Traceback"):
         assert said in log, said
     assert canary not in log

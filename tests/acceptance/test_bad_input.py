@@ -1,8 +1,8 @@
-"""What is wrong is refused in words, before anything is made; what is only strange is kept exactly.
+"""Invalid input is rejected before anything is created; unusual input is stored unchanged.
 
-Every refusal is a 4xx whose body is `{"detail": "<string>"}` and nothing else. The fields of every
-body stand in `BODIES`; a test compares that table with the OpenAPI document, so a new field cannot
-be forgotten here.
+Every rejection is a 4xx whose body is `{"detail": "<string>"}` and nothing else. `BODIES` lists the
+fields of every body. A test compares it with the OpenAPI document, so that no new field is left
+out.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ LATER = {**RUN, "after_seconds": 3600}
 
 
 def refusal(response: httpx.Response, *statuses: int) -> str | None:
-    """None when it is a proper refusal with one of the statuses (422 if none is given), else what
-    came instead."""
+    """Return None for a rejection with one of the statuses (default 422), else a description."""
     expected = statuses or (422,)
     shown = f"{response.status_code} {response.text[:100]}"
     if response.status_code not in expected:
@@ -55,7 +54,7 @@ def assert_refused(response: httpx.Response, *statuses: int) -> str:
 
 @dataclass(frozen=True)
 class Spot:
-    """A thread at rest, with one run that has ended and one checkpoint to name."""
+    """An idle thread with a run that has ended and a checkpoint."""
 
     thread_id: str
     run_id: str
@@ -74,7 +73,7 @@ class Spot:
         )
 
     def body(self, template: Any) -> Any:
-        """The same in a body: "{thread_id}" stands for the id."""
+        """Fill in the ids in a body, such as "{thread_id}"."""
         if isinstance(template, dict):
             return {key: self.body(value) for key, value in template.items()}
         if isinstance(template, list):
@@ -94,7 +93,7 @@ def new_spot(http, graph: str = "counter", graph_input: Any = None) -> Spot:
 
 @pytest.fixture(scope="module")
 def http(server):
-    """One client for all: making one takes longer than most of these requests."""
+    """Yield one client for all tests; creating one takes longer than most of these requests."""
     with watched(httpx.Client(base_url=server.url, timeout=60)) as client:
         yield client
 
@@ -106,7 +105,7 @@ def _kept_spot():
 
 @pytest.fixture
 def spot(http, _kept_spot):
-    """One for all, until a run that should have been refused was made on it."""
+    """Return a shared thread, or a new one if a run that should be rejected was created on it."""
     if _kept_spot:
         runs = http.get(f"/threads/{_kept_spot[0].thread_id}/runs").json()
         if [run["run_id"] for run in runs] != [_kept_spot[0].run_id]:
@@ -122,7 +121,7 @@ def _ids(http, kind: str, limit: int) -> set[str]:
 
 
 def _traces(http, spot: Spot) -> dict[str, Any]:
-    """All of a thread that a refused request could have changed."""
+    """Return all of a thread that a rejected request could have changed."""
     thread = http.get(f"/threads/{spot.thread_id}").json()
     state = http.get(f"/threads/{spot.thread_id}/state").json()
     runs = http.get(f"/threads/{spot.thread_id}/runs", params={"select": ["run_id", "status"]})
@@ -136,7 +135,7 @@ def _traces(http, spot: Spot) -> dict[str, Any]:
 
 @contextmanager
 def leaving_no_trace(http, spot: Spot) -> Iterator[dict[str, str]]:
-    """Nothing is created and the thread stays as it is. Takes what was not refused, by request."""
+    """Yield a dict for problems; check that it is empty and that nothing was created or changed."""
     problems: dict[str, str] = {}
     threads, assistants = _ids(http, "thread", 1000), _ids(http, "assistant", 1000)
     before = _traces(http, spot)
@@ -148,12 +147,12 @@ def leaving_no_trace(http, spot: Spot) -> Iterator[dict[str, str]]:
 
 
 # ---------------------------------------------------------------------------------------------
-# The fields of every body, and what each of them must refuse.
+# The fields of every body, and the values that each must reject.
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a field must not take, in words of JSON."""
+    """JSON values that a field must reject."""
 
     wrong: tuple[Any, ...]
     nullable: bool = True
@@ -177,7 +176,7 @@ def integer(low: int, high: int) -> Kind:
     return Kind(("5", "", True, 1.5, 1e300, [], [1], {}, *out_of_range))
 
 
-#: No text a UUID could be; the last ones are what `int(text, 16)` takes, and so Python's UUID.
+#: Texts that are not UUIDs. The last ones are accepted by `int(text, 16)`, and so by Python's UUID.
 NO_UUID = (
     *("", "x", "nil", "1", "../../etc/passwd", "'; DROP TABLE thread;--", "None"),
     *(f"{UNKNOWN}0", UNKNOWN[:-1], UNKNOWN.replace("-", "g"), UNKNOWN.replace("d", "z")),
@@ -322,7 +321,7 @@ CRON_FILTER = {
     "metadata": OBJECT,
 }
 
-#: Path of a POST or PATCH, a body it takes, and its fields by dotted name.
+#: Path of a POST or PATCH, a valid body, and its fields by dotted name.
 BODIES: dict[str, tuple[dict[str, Any], dict[str, Kind]]] = {
     "POST /assistants": (
         {"graph_id": "counter"},
@@ -484,7 +483,7 @@ BODIES: dict[str, tuple[dict[str, Any], dict[str, Kind]]] = {
         },
     ),
 }
-#: What they are answered with, where it is not 200.
+#: The statuses of the responses, where not 200.
 ANSWERS = {
     "PATCH /threads/{thread_id}/state": 204,
     "POST /runs/cancel": 404,  # the run has ended: there is nothing to cancel
@@ -500,7 +499,7 @@ def send(http, spot: Spot, operation: str, **how: Any) -> httpx.Response:
 
 
 def changed(base: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """The body with one field set."""
+    """Return the body with one field set."""
     first, _, rest = dotted.partition(".")
     inner = changed(base.get(first) or {}, rest, value) if rest else value
     return {**base, first: inner}
@@ -523,7 +522,7 @@ def _body_schemas(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _dotted_fields(document: dict[str, Any], schema: dict[str, Any], prefix: str = "") -> set[str]:
-    """Names of all fields, those of objects with a schema of their own included."""
+    """Return the names of all fields, including those of nested objects with their own schema."""
     references = [schema, *schema.get("anyOf", []), *schema.get("allOf", [])]
     fields: set[str] = set()
     for item in references:
@@ -537,12 +536,12 @@ def _dotted_fields(document: dict[str, Any], schema: dict[str, Any], prefix: str
 def test_the_table_has_every_body_and_every_field_of_the_document(http):
     document = http.get("/openapi.json").json()
     schemas = _body_schemas(document)
-    # A list of what `POST /runs` takes; test_batch_runs has what it must refuse.
+    # A list of bodies of `POST /runs`; test_batch_runs has the values that it must reject.
     del schemas["POST /runs/batch"]
-    # Refused in words of the protocol's own; test_protocol has those.
+    # Rejected in the format of the streaming protocol; test_protocol tests these.
     del schemas["POST /threads/{thread_id}/commands"]
     del schemas["POST /threads/{thread_id}/stream/events"]
-    # Refused in another envelope, Exa's; test_agent_runs has all of it.
+    # Rejected in Exa's error format; test_agent_runs tests this body.
     del schemas["POST /agent/runs"]
     assert schemas.keys() == BODIES.keys()
     for operation, schema in schemas.items():
@@ -551,7 +550,7 @@ def test_the_table_has_every_body_and_every_field_of_the_document(http):
 
 
 def test_every_body_of_the_table_is_taken_as_it_stands(http):
-    """Otherwise the refusals below would say nothing."""
+    """If a base body were invalid, the rejections below would prove nothing."""
     for operation, (base, _) in BODIES.items():
         assistant = http.post("/assistants", json={"graph_id": "counter"}).json()
         spot = replace(new_spot(http), assistant_id=assistant["assistant_id"])
@@ -559,7 +558,7 @@ def test_every_body_of_the_table_is_taken_as_it_stands(http):
         assert answer.status_code == ANSWERS.get(operation, 200), operation
 
 
-#: Attacked with every wrong value; the other ways to create a run share its fields and get a few.
+#: Tested with every wrong value; the other ways to create a run share its fields and get a few.
 _THOROUGHLY = "POST /threads/{thread_id}/runs"
 _A_FEW = 4
 
@@ -570,7 +569,7 @@ def test_a_field_of_the_wrong_type_or_out_of_range_is_refused(http, spot, operat
     few = operation in CREATES_A_RUN and operation != _THOROUGHLY
     with leaving_no_trace(http, spot) as problems:
         for name, kind in fields.items():
-            # A name of a graph that is not there is 404 for assistants, as in the reference.
+            # For assistants an unknown graph name is 404, as in the reference.
             for value in kind.refused[: _A_FEW if few else None]:
                 answer = send(http, spot, operation, json=changed(spot.body(base), name, value))
                 unknown_graph = name == "graph_id" and isinstance(value, str)
@@ -596,14 +595,14 @@ def test_a_required_field_that_is_missing_is_refused(http, spot):
 
 
 # ---------------------------------------------------------------------------------------------
-# Bodies that are no JSON, or JSON that cannot be kept.
+# Bodies that are not JSON, or JSON that cannot be stored.
 
 
 def nested(levels: int, inner: bytes = b"") -> bytes:
     return b"[" * levels + inner + b"]" * levels
 
 
-#: Values that stand under a key of an otherwise good body.
+#: Values of a key in an otherwise valid body.
 NO_VALUES = {
     "NaN": b"NaN",
     "Infinity": b"Infinity",
@@ -654,7 +653,7 @@ NOT_OBJECTS = [b"null", b"true", b"0", b'"x"', b"[]", b"[{}]", b'"' + b"x" * 10_
 
 
 def with_value(base: dict[str, Any], value: bytes, key: str) -> bytes:
-    """The body as JSON, with a value that json.dumps would not write."""
+    """Return the body as JSON, with a value that json.dumps would not write."""
     start = json.dumps(without(base, key)).encode()[:-1]
     return (
         start + (b"," if len(start) > 1 else b"") + json.dumps(key).encode() + b":" + value + b"}"
@@ -697,7 +696,7 @@ def test_a_body_whose_content_type_is_something_else_is_still_json(http):
         assert answer.status_code == 200, kind
 
 
-#: Objects around the arrays of `nested`: the body itself and `metadata`.
+#: Levels around the arrays of `nested`: the body itself and `metadata`.
 _AROUND = 2
 _SIBLINGS = b'{"b": [{}, [], {"c": {}}]}'
 
@@ -705,7 +704,7 @@ _SIBLINGS = b'{"b": [{}, [], {"c": {}}]}'
 @pytest.mark.parametrize("inner", [b"", b"1", b'"x"', b"null"])
 @pytest.mark.parametrize("siblings", [b"1", _SIBLINGS])
 def test_100_levels_are_kept_whatever_stands_beside_them_and_101_are_refused(http, inner, siblings):
-    """A value in the innermost array is no level of its own."""
+    """A value in the innermost array does not count as a level."""
 
     def body(levels: int) -> bytes:
         deep = nested(levels - _AROUND, inner)
@@ -728,7 +727,7 @@ def test_wide_data_is_not_deep_data(http):
 
 
 def test_a_run_with_data_100_levels_deep_comes_through(http):
-    """Body, `input`, and the arrays; wherever it is shown it stands deeper than it came."""
+    """The arrays begin at level 3 of the body; in responses they are nested deeper."""
     note = json.loads(nested(97, b'"x"'))
     spot = new_spot(http, graph_input={"count": 1, "note": note})
     assert http.get(f"/threads/{spot.thread_id}").json()["values"] == {"count": 2, "note": note}
@@ -813,7 +812,7 @@ def test_the_table_has_every_path_with_an_id(http):
         f"{method.upper()} {path}"
         for path, methods in paths.items()
         for method in methods
-        # test_agent_runs has those of the other API: other ids, and refused in other words.
+        # test_agent_runs tests the agent runs API, which has other ids and error messages.
         if "{" in path and method != "parameters" and not path.startswith("/agent/")
     }
     assert found == {operation for operation, _ in OPERATIONS}
@@ -822,7 +821,7 @@ def test_the_table_has_every_path_with_an_id(http):
 @pytest.mark.parametrize(("operation", "body", "name"), PARAMETERS)
 def test_an_id_in_a_path_that_is_no_uuid_is_refused(http, spot, operation, body, name):
     method, path = operation.split(" ", 1)
-    # Where a graph's name will do, what is no id is no name either.
+    # Where a graph name is accepted, the text is not a known name either.
     named = any(f"}}{end}" in operation for end in BY_NAME)
     noun = "assistant: " if named else f"{name.removesuffix('_id')} ID"
     texts = [_quoted(text) for text in NO_UUID if text and "/" not in text] + list(_IN_PATHS_ONLY)
@@ -835,7 +834,7 @@ def test_an_id_in_a_path_that_is_no_uuid_is_refused(http, spot, operation, body,
                 problems[text] = problem or answer.text
 
 
-#: By the streaming protocol a thread may be one that is yet to be created.
+#: In the streaming protocol a thread may be one that is yet to be created.
 OF_THREADS_TO_COME = ("/commands", "/stream/events")
 
 
@@ -844,7 +843,7 @@ OF_THREADS_TO_COME = ("/commands", "/stream/events")
     [one for one in OPERATIONS if not one[0].endswith(OF_THREADS_TO_COME)],
 )
 def test_what_does_not_exist_is_404(http, spot, operation, body):
-    """An unknown thread, and an unknown run on a thread that exists."""
+    """Cover an unknown thread, and an unknown run on a thread that exists."""
     if "checkpoint_id" in operation:
         where = [replace(spot, thread_id=UNKNOWN)]
     elif "run_id" in operation:
@@ -1014,7 +1013,7 @@ def test_a_refused_action_cancels_nothing(http):
     assert http.delete(run).status_code == 200
 
 
-#: No id an event of ours could have; Redis would refuse the later ones.
+#: Texts that are not event ids; Redis would reject the later ones.
 NO_EVENT_ID = [
     *(b"x", b"-5", b"--", b"1-1-1", b"1-x", b"1.5-0", b"\xb2-0", b"\xff", b"null", b"9" * 5000),
     *(b"1-", b"+1-0", b"1-+1", b"1_0-0", b"\xa01-0", b"1 -0", b"99999999999999999999-0"),
@@ -1028,7 +1027,7 @@ def test_a_last_event_id_that_is_none_is_refused(http, event_id):
     body = {**LATER, "stream_resumable": True}
     run_id = http.post(f"/threads/{thread_id}/runs", json=body).json()["run_id"]
     url = f"/threads/{thread_id}/runs/{run_id}"
-    # Only the head is read: a stream that was accepted would last as long as the run.
+    # Read only the head: an accepted stream would last as long as the run.
     with http.stream("GET", f"{url}/stream", headers={b"Last-Event-ID": event_id}) as answer:
         if answer.status_code != 200:
             answer.read()
@@ -1044,7 +1043,7 @@ def test_a_request_id_may_be_any_header_value(http):
 
 
 def exchange(server, request: bytes, *, half_close: bool = False) -> bytes:
-    """Bytes to the server as they are, and all it answers."""
+    """Send raw bytes to the server and return all that it sends back."""
     answer = b""
     with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
         connection.sendall(request)
@@ -1071,7 +1070,7 @@ NOT_HTTP = {
 
 @pytest.mark.parametrize("name", NOT_HTTP)
 def test_what_is_not_http_is_refused_and_the_server_goes_on(server, http, spot, name):
-    """gunicorn answers these, before there is a request that we could answer."""
+    """gunicorn sends these responses, before the application gets a request."""
     with leaving_no_trace(http, spot):
         answer = exchange(server, NOT_HTTP[name])
         assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 414 ", b"HTTP/1.1 431 ")), answer
@@ -1100,7 +1099,7 @@ def test_a_broken_chunked_body_is_refused(server, http, spot, chunks):
 
 
 def test_a_body_that_is_cut_short_makes_nothing(server, http, spot):
-    """The two bytes that came are JSON, but not what the client was going to say."""
+    """The two bytes received are valid JSON, but fewer than the Content-Length."""
     with leaving_no_trace(http, spot):
         request = b"POST /threads" + _HEAD + b"Content-Length: 10\r\n\r\n{}"
         answer = exchange(server, request, half_close=True)
@@ -1108,12 +1107,12 @@ def test_a_body_that_is_cut_short_makes_nothing(server, http, spot):
 
 
 # ---------------------------------------------------------------------------------------------
-# Cancelling many: which bodies say what.
+# Cancelling many runs: the bodies accepted.
 
 
 @pytest.fixture
 def waiting(http):
-    """A pending run that will not start by itself."""
+    """Yield a pending run that does not start during the test."""
     thread_id = http.post("/threads", json={}).json()["thread_id"]
     run = http.post(f"/threads/{thread_id}/runs", json=LATER).json()
     yield run
@@ -1176,7 +1175,7 @@ def test_a_bulk_cancel_by_ids_or_by_both_forms_cancels(http, waiting, more):
 
 
 # ---------------------------------------------------------------------------------------------
-# Runs that contradict themselves or the thread.
+# Runs whose options contradict each other or the thread.
 
 CONTRADICTIONS = [
     ({"context": {"by": 1}, "config": {"configurable": {"by": 2}}}, 400),
@@ -1259,7 +1258,7 @@ def test_no_input_on_a_fresh_thread_ends_the_run_with_an_error(http):
 def test_a_run_from_a_checkpoint_that_does_not_exist_does_not_start_from_nothing(
     http, more, graph_input
 ):
-    """It is refused, or it fails; the thread's state stays what it was."""
+    """The run is rejected or fails, and the thread's state stays unchanged."""
     spot, other = new_spot(http), new_spot(http)
     before = http.get(f"/threads/{spot.thread_id}/state").json()
     filled = json.loads(json.dumps(more).replace("{other}", other.checkpoint_id))
@@ -1278,7 +1277,7 @@ def test_a_run_from_a_checkpoint_that_does_not_exist_does_not_start_from_nothing
 
 
 def test_a_state_at_a_checkpoint_that_does_not_exist_is_not_the_newest_one(http, spot):
-    """Empty, as the reference answers, or not found."""
+    """The response is an empty state, as in the reference, or 404."""
     url = f"/threads/{spot.thread_id}/state"
     answers = [
         http.get(f"{url}/{UNKNOWN}"),
@@ -1331,7 +1330,7 @@ UPDATES = [
 
 @pytest.fixture(scope="module")
 def spots(http):
-    """One thread at rest for each graph whose state is attacked."""
+    """Return one idle thread for each graph whose state is tested."""
     return {
         "counter": new_spot(http),
         "steps": new_spot(http, "steps", STEPS),
@@ -1369,7 +1368,7 @@ def test_a_thread_without_a_graph_has_no_state_to_write(http):
 
 
 # ---------------------------------------------------------------------------------------------
-# Strange, and allowed: it is kept as it came.
+# Unusual but allowed: stored exactly as sent.
 
 STRANGE: dict[str, Any] = {
     "interrupt": {"__interrupt__": [{"value": 1, "id": "x"}]},
@@ -1478,7 +1477,7 @@ def test_a_name_is_searched_for_as_it_stands(http):
         assert (found.status_code, len(found.json())) == (200, count), part
 
 
-#: What only the server may set, and what would steer LangGraph from inside.
+#: Keys that only the server may set, or that would control LangGraph's internals.
 RESERVED: dict[str, Any] = {
     "thread_id": "evil",
     "run_id": "evil",
@@ -1519,7 +1518,7 @@ def test_reserved_keys_of_a_client_never_reach_the_graphs_config(http, owner, ca
     assert configurable["langgraph_auth_user"] is None
     assert [key for key, value in configurable.items() if "evil" in json.dumps(value)] == []
     assert [key for key in configurable if key.startswith("__pregel_")] == []
-    # The rest of what the client set is honoured, and the run's checkpoints are the thread's own.
+    # The client's other values apply, and the checkpoints are those of the thread.
     outcome = http.get(f"/threads/{thread_id}/runs/{run['run_id']}/join").json()
     assert outcome == {"count": 6}
     assert http.get(f"/threads/{thread_id}/state").json()["values"] == {"count": 6}
@@ -1539,7 +1538,7 @@ def test_reserved_metadata_of_a_client_is_the_servers(http):
 
 
 # ---------------------------------------------------------------------------------------------
-# One id, asked for many times at once.
+# One id in many requests at once.
 
 
 def _at_once(server, requests: list[tuple[str, dict[str, Any]]]) -> list[httpx.Response]:
@@ -1548,7 +1547,7 @@ def _at_once(server, requests: list[tuple[str, dict[str, Any]]]) -> list[httpx.R
 
     def ask(path: str, body: dict[str, Any]) -> None:
         with watched(httpx.Client(base_url=server.url, timeout=60)) as http:
-            http.get("/ok")  # the connection is open before all of them go
+            http.get("/ok")  # open the connection before the barrier
             barrier.wait()
             answers.append(http.post(path, json=body))
 

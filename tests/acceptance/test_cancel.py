@@ -171,14 +171,14 @@ def test_a_delayed_run_never_starts(http, sync_client, thread_id, beats, action)
     run_id = create(sync_client, thread_id, beats, after_seconds=1)
     assert cancel(http, thread_id, run_id, action=action).status_code == 202
     assert sync_client.threads.get(thread_id)["status"] == "idle"
-    time.sleep(2)  # past its due time: listening for what must not come
+    time.sleep(2)  # past its due time: nothing may happen meanwhile
     assert beats.lines() == []
 
 
 def test_a_cancel_right_after_the_create_lets_no_node_start_after_the_answer(
     http, sync_client, tmp_path
 ):
-    """Between the doorbell and the claim, between the claim and the first node."""
+    """Cancel at moments between the doorbell, the claim and the first node."""
     from tests.conftest import Beats
 
     for number in range(40):
@@ -186,7 +186,7 @@ def test_a_cancel_right_after_the_create_lets_no_node_start_after_the_answer(
         thread_id = sync_client.threads.create()["thread_id"]
         run_id = create(sync_client, thread_id, beats, seconds=0.2)
         if number % 4:
-            time.sleep(number / 4000)  # a different moment each time, not a hope
+            time.sleep(number / 4000)  # a different moment each time
         assert cancel(http, thread_id, run_id, wait=1).status_code == 200
         before = beats.lines()
         assert sync_client.threads.get(thread_id)["status"] in ("idle", "interrupted")
@@ -223,7 +223,7 @@ def test_rollback_wins_over_an_interrupt_that_came_first(http, sync_client, thre
 
 
 def test_the_row_alone_cancels_without_flag_or_nudge(server, http, sync_client, thread_id, beats):
-    """The column on the row is the guarantee: without flag and nudge it takes a lease renewal."""
+    """The row in Postgres decides: without flag and nudge the cancel takes one lease renewal."""
     run_id = running(sync_client, thread_id, beats)
     with psycopg.connect(server.database_url, autocommit=True) as database:
         database.execute(
@@ -330,7 +330,7 @@ def test_timeouts_end_a_run_by_the_same_steps_and_say_so(http, sync_client, beat
         outcome = sync_client.runs.join(thread_id, run["run_id"])
         assert outcome["__error__"]["error"] == "TimeoutError"
         before = beats.lines()
-        time.sleep(0.2)  # listening for what must not come
+        time.sleep(0.2)  # nothing may happen meanwhile
         assert before == beats.lines()
 
 
@@ -377,7 +377,7 @@ def test_a_stateless_run_is_cancelled_when_its_client_leaves(server, beats, path
 
         wait_until(lambda: status() == "interrupted")
     before = beats.lines()
-    time.sleep(0.2)  # listening for what must not come
+    time.sleep(0.2)  # nothing may happen meanwhile
     assert before == beats.lines()
 
 
@@ -408,7 +408,7 @@ def test_deleting_a_running_run_stops_it_first(http, sync_client, thread_id, bea
     before = beats.lines()
     assert sync_client.runs.list(thread_id) == []
     assert sync_client.threads.get(thread_id)["status"] == "interrupted"
-    time.sleep(0.2)  # listening for what must not come
+    time.sleep(0.2)  # nothing may happen meanwhile
     assert before == beats.lines()
     assert http.delete(f"/threads/{thread_id}/runs/{run_id}").status_code == 404
 
@@ -424,7 +424,7 @@ def test_deleting_an_assistant_stops_its_runs(http, sync_client, thread_id, beat
     before = beats.lines()
     statuses = {run["run_id"]: run["status"] for run in sync_client.runs.list(thread_id)}
     assert statuses == {running_id: "interrupted", waiting_id: "interrupted"}
-    time.sleep(0.2)  # listening for what must not come
+    time.sleep(0.2)  # nothing may happen meanwhile
     assert before == beats.lines()
     assert http.delete(f"/assistants/{assistant}").status_code == 404
     answer = http.post(f"/threads/{thread_id}/runs", json={"assistant_id": assistant})
@@ -439,7 +439,7 @@ def test_a_cancel_during_a_nodes_retries_lets_it_not_try_again(http, sync_client
     beats.wait_for("try", 2)
     assert cancel(http, thread_id, run["run_id"], wait=1).status_code == 200
     before = beats.lines()
-    time.sleep(0.5)  # several tries long: listening for what must not come
+    time.sleep(0.5)  # several attempts long: nothing may happen meanwhile
     assert before == beats.lines()
 
 
@@ -453,6 +453,6 @@ def test_deleting_a_thread_stops_its_runs_and_nothing_leaks_into_a_new_one(
     sync_client.threads.create(thread_id=thread_id)
     state = sync_client.threads.get_state(thread_id)
     assert (state["values"], sync_client.runs.list(thread_id)) == ({}, [])
-    time.sleep(0.2)  # listening for what must not come
+    time.sleep(0.2)  # nothing may happen meanwhile
     assert before == beats.lines()
     assert sync_client.threads.get_history(thread_id, limit=10) == []

@@ -1,8 +1,8 @@
-"""Every block of the cancel guide, Python and curl, does what its text says.
+"""Every block of the cancel guide, in Python and curl, works as described.
 
-With the corrections of the design's section 8: `runs.get(wait=True)`, `join(on_disconnect=)` and
-`join_stream(on_disconnect=)` do not exist in the SDK, so the query parameter carries them; and
-where a block looks at the status without having waited, the test polls.
+The corrections of section 8 of the design apply. `runs.get(wait=True)`, `join(on_disconnect=)` and
+`join_stream(on_disconnect=)` do not exist in the SDK, so the query parameter is used. Where a block
+reads the status without having waited, the test polls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ASSISTANT = "agent"
 
 @pytest.fixture(scope="module")
 def server(scratch):
-    """The guide is played against the example project, as a newcomer would."""
+    """Yield a server with the example project, as a new user would start it."""
     from tests.servers import LiveServer
 
     live = LiveServer(scratch / "guide", config=None).start()
@@ -204,14 +204,14 @@ async def only_run(client, thread):
 
 
 async def leave(task):
-    """What happens when a user closes the app."""
+    """Cancel the client's task, as if a user had closed the app."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
 
 
 def follow(client, how, thread, run):
-    """The four ways to follow a run that may cancel it when the client goes."""
+    """Return an awaitable that follows a run in one of four ways, each cancelling on disconnect."""
     if how == "wait":
         return client.runs.wait(thread["thread_id"], ASSISTANT, input=LONG, on_disconnect="cancel")
     if how == "join":
@@ -244,7 +244,7 @@ def test_cancel_on_disconnect(make_client, how):
         async with make_client() as leaving:
             task = asyncio.create_task(follow(leaving, how, thread, run))
             run = await only_run(client, thread)
-            await asyncio.sleep(0.3)  # let a join have begun; there is nothing to see of it
+            await asyncio.sleep(0.3)  # give the join time to begin, which cannot be observed
             assert await status_of(client, thread, run) == "running"
             await leave(task)
         assert await until_status(client, thread, run, "interrupted") == "interrupted"
@@ -339,7 +339,7 @@ def test_curl_cancel_on_disconnect(server, http, method, path, needs_run):
 
     running = wait_until(run)
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(0.5)  # curl is waiting, so the server has taken its request
+        process.wait(0.5)  # curl is waiting, so the server has received its request
     process.terminate()
     process.wait()
     run_path = f"/threads/{thread_id}/runs/{running['run_id']}"

@@ -1,4 +1,4 @@
-"""A cancel stops every kind of node, which is verified in the node, not by the API."""
+"""A cancel stops every kind of node. This is verified in the node, not through the API."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def start(client, kind, beats):
 
 
 def assert_silent(beats) -> None:
-    """After the answer there is not one beat more."""
+    """Check that the node writes no more beats after the response."""
     before = beats.lines()
-    time.sleep(_BEATING_WHILE_STOPPED_SECONDS)  # listening for what must not come
+    time.sleep(_BEATING_WHILE_STOPPED_SECONDS)  # nothing may happen meanwhile
     assert before == beats.lines()
 
 
@@ -62,7 +62,7 @@ def test_after_the_answer_the_node_is_silent(sync_client, beats, kind, action):
 
 @pytest.fixture(scope="module")
 def patient_client(scratch):
-    """Of a server that asks for as long as a busy machine may need to answer."""
+    """Yield a client of a server whose grace period suffices on a busy machine."""
     live = LiveServer(scratch / "patient", BELAY_CANCEL_GRACE_MS="20000").start()
     with watched(get_sync_client(url=live.url)) as client:
         yield client

@@ -1,4 +1,4 @@
-"""Crons are created, changed, found, and fired on time, once, by any sweeper."""
+"""Crons are created, updated, searched, and fired on time, once, by any sweeper."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EVERY_SECOND = "* * * * * *"
 
 @pytest.fixture
 def crons(sync_client):
-    """The SDK's crons; what a test has made is deleted after it."""
+    """Yield the SDK's cron client; crons that a test has created are deleted after it."""
     made = []
 
     class Crons:
@@ -203,7 +203,7 @@ def runs_of(client, thread_id):
 
 
 def due_time(cron, run):
-    """Return the due time that a run was created for, which its id is derived from."""
+    """Return the due time for which a run was created; the run's id is derived from it."""
     created = moment(run["created_at"]).replace(microsecond=0)
     for back in range(5):
         at = created - timedelta(seconds=back)

@@ -1,9 +1,9 @@
-"""Every block of the README and of the tutorial does what the page says.
+"""Every block of the README and of the tutorial works as the page describes.
 
-`bash` and `python` blocks are executed in their order against a live server with the example
-project. A `text` or `json` block behind one shows its output: the lines of a `text` block are in
-the output in this order, others may be between them, and `…` stands for anything; a `json` block is
-a part of the output.
+`bash` and `python` blocks are executed in order against a live server with the example project. A
+`text` or `json` block after one shows its output. The lines of a `text` block occur in the output
+in this order, with other lines allowed between them; `…` matches anything. A `json` block is a part
+of the output.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.servers import LiveServer
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/tutorial/first-run.md", "docs/tutorial/first-cancel.md")
-#: What `belay dev` listens on, and so do the pages say.
+#: The address of `belay dev`, as used by the pages.
 URL = "http://127.0.0.1:2024"
 MOST_NOT_EXECUTED = 5
 SECONDS = 60
@@ -34,7 +34,7 @@ _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NOT_EXECUTED = re.compile(r"<!-- not executed: .+ -->\n\Z")
 _EXECUTED = ("bash", "python")
 _OUTPUT = ("text", "json")
-#: A block that would not be executed, and looks as if it were.
+#: Languages of blocks that would not be executed, although they look as if they were.
 _DISGUISED = ("sh", "shell", "console", "zsh", "py", "pycon", "")
 
 
@@ -44,7 +44,7 @@ class Block:
     text: str
     line: int
     is_executed: bool
-    #: The block behind it that shows its output: language and text.
+    #: The following block that shows its output: language and text.
     output: tuple[str, str] | None = None
 
 
@@ -80,7 +80,7 @@ def test_few_blocks_are_not_executed():
 
 @pytest.fixture(scope="module")
 def server(scratch):
-    """As a newcomer starts it: where there is no `langgraph.json`, it serves the example."""
+    """Yield a server with the example, which is served where there is no `langgraph.json`."""
     folder = scratch / "newcomer"
     folder.mkdir()
     live = LiveServer(scratch / "blocks", config=None, cwd=folder).start()
@@ -89,7 +89,7 @@ def server(scratch):
 
 
 class Shell:
-    """Executes `bash` blocks; a variable that one sets is there in the next."""
+    """Executes `bash` blocks; variables persist from one block to the next."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -114,7 +114,7 @@ class Shell:
         return done.stdout
 
 
-#: Reads sources, a line of JSON each, and answers each with what it printed and what it raised.
+#: Reads one source per line as JSON, and writes its output and its exception for each.
 _INTERPRETER = """
 import ast, asyncio, contextlib, inspect, io, json, sys, traceback
 names = {"__name__": "__main__"}
@@ -136,8 +136,7 @@ with asyncio.Runner() as runner:
 
 
 class Interpreter:
-    """Executes `python` blocks as `python -m asyncio` does; a name that one sets is there in the
-    next."""
+    """Executes `python` blocks as `python -m asyncio` does; names persist between blocks."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process

@@ -1,5 +1,5 @@
-"""What a LangGraph graph can do, seen through the SDK: ask, go elsewhere, fan out, nest, defer,
-cache, retry, be durable three ways, hit its limit, and go back in time."""
+"""Features of LangGraph through the SDK: interrupts, commands, Send, subgraphs, deferred nodes,
+caching, retries, durability, the recursion limit and time travel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def thread_id(sync_client):
 
 @pytest.fixture
 def run(sync_client, thread_id):
-    """Runs a graph on the thread to its end; returns what `wait` answers, errors too."""
+    """Return a function that runs a graph on the thread and returns its values or error."""
 
     def run(assistant, input_=None, **options):
         return sync_client.runs.wait(
@@ -37,7 +37,7 @@ def run(sync_client, thread_id):
 
 @pytest.fixture
 def history(sync_client, thread_id):
-    """The thread's states, newest first."""
+    """Return a function that returns the thread's states, newest first."""
 
     def history(**where):
         return sync_client.threads.get_history(thread_id, limit=100, **where)
@@ -46,7 +46,7 @@ def history(sync_client, thread_id):
 
 
 def streamed(sync_client, thread_id, assistant, input_=None, **options):
-    """What a run streams after its metadata: names and data."""
+    """Return the names and data of a run's events, without the metadata event."""
     parts = sync_client.runs.stream(thread_id, assistant, input=input_, **options)
     first, *rest = [(part.event, part.data) for part in parts]
     assert first[0] == "metadata"
@@ -54,7 +54,7 @@ def streamed(sync_client, thread_id, assistant, input_=None, **options):
 
 
 def questions_of(answer) -> dict:
-    """The questions in what `wait` answers: ids by their values."""
+    """Return the ids of the interrupts in a response to `wait`, by their values."""
     asked = answer.get("__interrupt__", [])
     return {question["value"]: question["id"] for question in asked}
 
@@ -68,7 +68,7 @@ def steps_of(states) -> list[int]:
 
 
 def at_next(states, *nodes):
-    """The newest of the states at which exactly these nodes are next."""
+    """Return the newest of the states at which exactly these nodes are next."""
     return next(state for state in states if state["next"] == list(nodes))
 
 
@@ -137,7 +137,7 @@ def test_many_questions_are_answered_at_once_by_their_ids(sync_client, thread_id
     answer = run("panel", command={"resume": resume})
     assert answer["log"] == ["ann:yes", "ben:no", "cleo", "close"]
     assert sync_client.threads.get(thread_id)["status"] == "idle"
-    # Those who had asked ran again; who had ended did not.
+    # The interrupted nodes ran again; the nodes that had ended did not.
     assert sorted(beats.names()) == ["ann", "ann", "ben", "ben", "cleo", "close"]
 
 
@@ -152,7 +152,7 @@ def test_one_of_many_questions_is_answered_by_its_id(
     ((question,),) = thread["interrupts"].values()
     assert (thread["status"], question["value"]) == ("interrupted", f"{then}?")
     assert sync_client.threads.get_state(thread_id)["next"] == [then]
-    # The last one needs no id.
+    # The last interrupt needs no id.
     answer = run("panel", command={"resume": "no"})
     assert sorted(answer["log"]) == sorted([f"{first}:yes", f"{then}:no", "cleo", "close"])
     assert beats.names().count(first) == 2
@@ -191,7 +191,7 @@ def test_a_strict_resume_that_answers_nothing_fails_and_leaves_the_questions(
     assert answer["__error__"]["error"] == "UnknownInterruptError"
     (waiting,) = sync_client.threads.get_state(thread_id)["interrupts"]
     assert waiting["id"] == asked["__interrupt__"][0]["id"]
-    # Without it, an answer to nothing is ignored; with it, one that is waited for is taken.
+    # Without strict_resume an unknown id is ignored; with it, a waiting interrupt's id is valid.
     assert resume("0" * 32)["__interrupt__"][0]["id"] == waiting["id"]
     (second,) = resume(waiting["id"], strict_resume=True)["__interrupt__"]
     assert "second" in second["value"]["question"]
@@ -363,7 +363,7 @@ def test_what_a_subgraph_remembers_belongs_to_the_thread(sync_client, run):
 
 
 def nested_states(state) -> list[dict]:
-    """The state and those of its subgraphs, outermost first."""
+    """Return the state and those of its subgraphs, outermost first."""
     states = [state]
     while state["tasks"] and state["tasks"][0]["state"]:
         state = state["tasks"][0]["state"]
@@ -514,7 +514,7 @@ def test_a_node_is_tried_again_until_it_succeeds(sync_client, thread_id, run, be
     answer = run("stubborn", {"beats": str(beats), "failures": 2, "kind": "connection"})
     assert answer["log"] == ["try 3", "rest"]
     assert beats.names() == ["try", "try", "try", "rest"]
-    # It was one attempt of the run all along.
+    # All tries were in one attempt of the run.
     state = sync_client.threads.get_state(thread_id)
     assert (state["metadata"]["run_attempt"], state["metadata"]["step"]) == (1, 2)
 
@@ -553,7 +553,7 @@ def gate(tmp_path):
 
 @pytest.fixture
 def at_the_gate(sync_client, thread_id, beats, gate, stops_all):
-    """Starts a run that stands in its third step until the gate is opened; returns its id."""
+    """Return a function that starts a run, waits for its third step, and returns the run's id."""
 
     def start(**options):
         input_ = {"beats": str(beats), "gate": str(gate)}
@@ -732,7 +732,7 @@ def test_a_replay_runs_only_what_came_after_the_checkpoint(run, history, beats, 
 
 
 def lineage(states) -> list[dict]:
-    """The newest state and those that led to it, newest first."""
+    """Return the newest state and its ancestors, newest first."""
     by_id = {state["checkpoint_id"]: state for state in states}
     line = [states[0]]
     while line[-1]["parent_checkpoint_id"]:
@@ -768,7 +768,7 @@ def test_a_fork_goes_on_from_a_changed_past(sync_client, thread_id, run, history
     line = lineage(history())
     assert ids_of(line)[2:4] == [fork["checkpoint_id"], old["checkpoint_id"]]
     assert line[2]["metadata"]["source"] == "update"
-    # The other end is still there to be read, and to go on from.
+    # The other branch can still be read and continued.
     other = sync_client.threads.get_state(thread_id, checkpoint=before[0]["checkpoint"])
     assert other["values"] == first
     assert run("steps", {"tag": ""}, checkpoint=other["checkpoint"])["steps"] == ALL_STEPS * 2
@@ -809,7 +809,7 @@ def test_a_command_at_an_old_checkpoint_goes_on_from_it(run, history):
     old = at_next(history(), "s2")
     command = {"goto": "s4", "update": {"steps": ["jump"]}}
     answer = run("steps", command=command, checkpoint=old["checkpoint"])
-    # What was next there runs too.
+    # The node that was next there runs too.
     assert answer["steps"] == ["s1", "jump", "s2", "s4", "s3", "s4"]
 
 
@@ -871,7 +871,7 @@ def test_a_question_in_a_subgraph_of_the_past_is_asked_again(run, history):
 
 @pytest.fixture
 def old_skin(sync_client, thread_id, run, history):
-    """The checkpoint of the outer subgraph before its first node, on a thread that has ended."""
+    """Return the outer subgraph's checkpoint before its first node, on a thread that has ended."""
     run("onion", {"log": []})
     (task,) = sync_client.threads.get_state(thread_id)["tasks"]
     states = history(checkpoint=task["checkpoint"])

@@ -30,7 +30,7 @@ def locked(scratch):
 
 
 def belay(server: LiveServer, *words: str, code: int = 0) -> tuple[str, str]:
-    """Runs `belay keys …` on the server's database."""
+    """Run `belay keys …` on the server's database and return its stdout and stderr."""
     done = subprocess.run(
         [sys.executable, "-m", "belay_server", "keys", *words],
         env={**os.environ, "DATABASE_URL": server.database_url},
@@ -142,7 +142,7 @@ def test_keys_are_listed_without_their_secrets_and_kept_as_hashes(locked, key):
 
 
 def test_a_secret_stands_in_no_log_and_in_no_answer(locked, key):
-    """A canary in every place a client may put one."""
+    """Use the key as a canary in every place where a client may send one."""
     secret = key.split("_", 2)[2]
     headers = {"x-api-key": key, "Authorization": f"Bearer {key}"}
     with watched(httpx.Client(base_url=locked.url, headers=headers, timeout=30)) as client:
@@ -171,7 +171,7 @@ def test_a_secret_stands_in_no_log_and_in_no_answer(locked, key):
 
 @pytest.mark.long
 def test_no_password_is_told_while_redis_is_away(database_url, tmp_path):
-    """Web and worker run, and complain about it; an accepted run waits for it."""
+    """Web and worker run and log errors without Redis; a run is accepted meanwhile."""
     environ = {
         "DATABASE_URL": database_url,
         "REDIS_URL": "redis://:canary-redis@127.0.0.1:1/0",

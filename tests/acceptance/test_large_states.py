@@ -18,7 +18,7 @@ from tests.servers import LiveServer
 from tests.waiting import wait_until
 
 MIB = 1024 * 1024
-#: More than BELAY_LARGE_STATE_BYTES of the server here, less than its other bounds.
+#: Larger than BELAY_LARGE_STATE_BYTES of this server, smaller than its other limits.
 LARGE = [{"number": number, "text": "é"} for number in range(20_000)]
 
 
@@ -46,7 +46,7 @@ def api(large):
 
 @pytest.fixture
 def thread_id(api):
-    """A thread whose state is large."""
+    """Return the id of a thread whose state is large."""
     found = new_thread(api, graph_id="hostile")
     update(api, found, data=LARGE)
     return found
@@ -115,7 +115,7 @@ def test_a_search_passes_large_values_on_and_finds_parts_of_them(api, thread_id)
 
 @pytest.mark.parametrize("size", [300_000, 3_000_000])
 def test_a_large_outcome_is_waited_for_joined_and_streamed(api, size):
-    """One that the run's row keeps, and one that is in its checkpoint only."""
+    """Cover an outcome in the run's row, and one that is in its checkpoint only."""
     thread_id = new_thread(api)
     outcome = wait_for(api, thread_id, "hostile", {"size": size})
     assert outcome == {"size": size, "text": "x" * size}
@@ -146,7 +146,7 @@ def test_the_streams_of_a_thread_have_large_events_whole(api, large):
 
 
 def until(response, name, count):
-    """The frames of a stream up to so many of a name."""
+    """Return the frames of a stream up to the given number of events of a name."""
     lines = []
     for line in response.iter_lines():
         lines.append(line)
@@ -188,7 +188,7 @@ def test_a_state_above_the_bound_is_refused_and_runs_can_use_it(api, thread_id):
 
 
 def test_supersteps_are_stored_up_to_a_bound(api):
-    """Each stores the whole of what it has changed: a small body may become a large history."""
+    """Each superstep stores all that it changes: a small body may become a large history."""
     text = "x" * 200_000
     step = {"updates": [{"values": {"steps": [text]}, "as_node": "s4"}]}
     body = {"graph_id": "steps", "supersteps": [step] * 5}
@@ -208,7 +208,7 @@ def test_a_process_that_is_killed_is_made_again(api, large, thread_id):
 
 
 def count_states(api, thread_id) -> int:
-    """Count in pages: all states together may be more than one response may have."""
+    """Return the number of states, read in pages; all together may exceed the response limit."""
     count, wanted = 0, {"limit": 3}
     while page := api.post(f"/threads/{thread_id}/history", json=wanted).json():
         assert isinstance(page, list), page
@@ -253,13 +253,13 @@ def test_unread_joins_of_a_large_outcome_hold_no_more_than_their_share(api, larg
             one.connect(("127.0.0.1", large.port))
             one.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             assert one.recv(12).endswith(b"200")
-        # Another reads: it waits for its turn, until those that read nothing are cut off.
+        # Another client's request waits until the connections that read nothing are closed.
         assert len(api.get(path).json()["text"]) == 3_500_000
         grown = sum(p.memory_info().rss for p in large.find("gunicorn")) - before
     assert grown < 20 * MIB
 
 
-# --- updates and what else happens to a thread ----------------------------------------------------
+# --- concurrent updates and runs ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("values", [["small"], LARGE])
@@ -279,7 +279,7 @@ def test_no_update_is_lost_to_another_one(api, values):
 
 
 def test_an_update_loses_nothing_of_a_run(api, large):
-    """Updates are refused while a run is in flight, and what either has written stays."""
+    """Updates are rejected while a run is in flight; the writes of both are kept."""
     thread_id = new_thread(api, graph_id="steps")
     written, runs = [], []
     with ExitStack() as stack:
@@ -307,7 +307,7 @@ def test_an_update_loses_nothing_of_a_run(api, large):
 
 
 def test_a_thread_that_rests_after_a_kill_has_large_values(api, large):
-    """The first request for the values has them read by the separate process."""
+    """The first request for the values has the separate process read them."""
     thread_id = new_thread(api, graph_id="hostile")
     update(api, thread_id, data=LARGE)
     run_id = run_of(api, thread_id, "hostile", {"seconds": 60})

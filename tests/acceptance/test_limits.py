@@ -1,4 +1,4 @@
-"""Limits of rate, size and time; and cancels on a flooded server."""
+"""Limits of rate, size and time, and cancels on an overloaded server."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def limited(scratch):
 
 
 def new_client(server: LiveServer, name: str) -> httpx.Client:
-    """With a key of its own, which has asked for nothing yet."""
+    """Return a client with its own new key."""
     made = subprocess.run(
         [sys.executable, "-m", "belay_server", "keys", "create", "--name", name],
         env={**os.environ, "DATABASE_URL": server.database_url},
@@ -66,7 +66,7 @@ def test_who_asks_too_often_is_told_when_to_come_again_and_can_still_cancel(limi
         assert refused(answers[-1], 429).startswith("Too many requests")
         assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
         assert often.post("/runs", json=RUN).status_code == 429
-        # Others are not held up by it, and what runs can be stopped.
+        # Other clients are not affected, and running runs can be cancelled.
         assert seldom.post("/threads/search", json={}).status_code == 200
         cancelled = often.post(f"/threads/{run['thread_id']}/runs/{run['run_id']}/cancel")
         assert cancelled.status_code == 202

@@ -1,5 +1,4 @@
-"""What the `http` section of langgraph.json does: routes of the project's own, of all kinds of app,
-routes that are switched off, and CORS."""
+"""The `http` section of langgraph.json: the project's own routes, disabled routes and CORS."""
 
 from __future__ import annotations
 
@@ -68,7 +67,7 @@ def bare(with_bare_asgi):
 
 @pytest.mark.parametrize("chunks", [b"zz\r\n", b"5\r\nabcdefgh\r\n", b"-1\r\n\r\n"])
 def test_a_body_of_bad_chunks_is_refused(with_starlette, chunks):
-    """It was a 500: the web server's own error came through the bridge."""
+    """The response was a 500 once: the web server's own error passed through the bridge."""
     head = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", with_starlette.port), timeout=20) as connection:
         connection.sendall(head + chunks)
@@ -78,7 +77,7 @@ def test_a_body_of_bad_chunks_is_refused(with_starlette, chunks):
 
 @pytest.mark.parametrize("path", ["/threads/%ff%fe", "/hello/%ff", "/%ff"])
 def test_a_path_that_is_not_utf_8_is_no_route_of_its(asgi, bare, path):
-    """It was a 500: ASGI has no form for such a path."""
+    """The response was a 500 once: ASGI cannot represent such a path."""
     for client in (asgi, bare):
         assert client.get(path).status_code == (422 if path.startswith("/threads") else 404)
     assert asgi.get("/hello/%C3%A9").json()["name"] == "é"
@@ -99,7 +98,7 @@ def test_its_routes_are_served_with_its_lifespans_state_and_the_request_id(asgi)
 def test_its_routes_win_and_everything_else_is_belays(asgi):
     assert asgi.get("/info").json() == {"mine": True}
     assert asgi.get("/ok").json() == {"ok": True, "services": {}}
-    thread_id = new_thread(asgi)  # the path is the project's too, with another method
+    thread_id = new_thread(asgi)  # the project has the same path with another method
     assert asgi.patch("/threads").json() == {"mine": True}
     assert wait_for(asgi, thread_id, "counter", {"count": 1}) == {"count": 2}
     assert asgi.post("/hello/you").status_code == 405
@@ -209,7 +208,7 @@ def test_origins_may_be_few(bare):
         assert "access-control-allow-origin" not in answer.headers, origin
 
 
-# -- a WSGI app, switched off routes, and CORS of the project's ----------
+# -- a WSGI app, disabled routes, and the project's CORS -----------------
 
 
 def test_a_wsgi_app_is_served_as_it_is(with_flask, wsgi):

@@ -1,5 +1,5 @@
-"""Projects of any layout run, whatever their own packages are called, and nothing of Belay's is in
-their way: neither from the checkout nor from a wheel that is installed somewhere else."""
+"""Projects of any layout run without conflicts with Belay's packages, whatever theirs are called:
+from the checkout, and from a wheel installed elsewhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.servers import LiveServer, running
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-#: Packages of the project's own; Belay had some of these names itself once.
+#: Names of the project's own packages; Belay itself once used some of them.
 NAMES = ("app", "workers", "deploy", "tests", "graphs", "belay")
 
 _HELPER = "WHERE = '{name}'\n"
@@ -57,14 +57,14 @@ def write(path: Path, text: str = "") -> None:
 
 
 def package(folder: Path, name: str, *, imported_as: str) -> None:
-    """A package with a graph, which needs another module of it."""
+    """Write a package with a graph that imports another module of the package."""
     write(folder / "__init__.py")
     write(folder / "helper.py", _HELPER.format(name=name))
     write(folder / "agent.py", _AGENT.format(package=imported_as))
 
 
 def crowded(root: Path) -> dict[str, str]:
-    """All the names at once. Returns what each graph has to say."""
+    """Write a project with all the names. Return the expected output of each graph."""
     for name in NAMES:
         package(root / name, name, imported_as=f"{name}.")
     write(root / "src" / "helper.py", _HELPER.format(name="src"))
@@ -78,7 +78,7 @@ def crowded(root: Path) -> dict[str, str]:
 
 
 def spread(root: Path) -> dict[str, str]:
-    """Two libraries with a folder each, a `src` layout, and the files of an installer."""
+    """Write a project with two libraries, a `src` layout and installer files."""
     package(root / "libs" / "a" / "app", "libs a", imported_as="app.")
     package(root / "libs" / "b" / "src" / "workers", "libs b", imported_as="workers.")
     write(root / "libs" / "b" / "pyproject.toml", "[project]\nname = 'b'\nversion = '1'\n")
@@ -98,7 +98,7 @@ def spread(root: Path) -> dict[str, str]:
 
 @pytest.fixture(params=[crowded, long_case(spread)])
 def project(request, scratch):
-    """A folder, and what its graphs say."""
+    """Return the folder of a project, and the expected output of its graphs."""
     root = scratch / f"project-{request.param.__name__}"
     expected = request.param(root)
     return root, expected
@@ -162,20 +162,20 @@ def test_a_run_waits_for_a_worker_that_has_its_graph(scratch):
         live.stop()
 
 
-# --- from a wheel ---------------------------------------------------------------------------------
+# --- installed from a wheel -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """A virtual environment with Belay's wheel in it, and with what Belay needs from here: all of
-    what is installed but for the link to the checkout."""
+    """Return a virtual environment with Belay's wheel and the packages installed here, without the
+    link to the checkout."""
     folder = tmp_path_factory.mktemp("installed")
     wheels = folder / "wheels"
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=100)
     venv.create(folder / "venv", with_pip=False)
     site = next((folder / "venv" / "lib").glob("python*")) / "site-packages"
-    # The path alone: `.pth` files in it, such as the checkout's, are not read.
+    # Only the path is added: `.pth` files in it, such as the checkout's, are not read.
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     [wheel] = wheels.glob("*.whl")
     python = folder / "venv" / "bin" / "python"
@@ -187,7 +187,7 @@ def installed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def empty_database_url(scratch):
-    """Of these tests alone: other tests leave runs of graphs that a project here does not have."""
+    """Yield a separate database: other tests leave runs of graphs that these projects lack."""
     with running(EmbeddedPostgres(scratch / "pg-projects", durable=False)) as url:
         migrate(url, store_index=None)
         yield url
@@ -267,7 +267,7 @@ def test_a_project_runs_with_the_wheels_commands(
         assert f"{ROOT}/{folder}" not in log.read_text()
 
 
-# --- what cannot start ----------------------------------------------------------------------------
+# --- projects that cannot start -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

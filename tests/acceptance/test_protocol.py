@@ -1,4 +1,4 @@
-"""Version 2 of the streaming protocol: the SDK's `threads.stream`, and the same by hand."""
+"""Version 2 of the streaming protocol: the SDK's `threads.stream`, and raw HTTP."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def listening(http, thread_id, channels=ALL, **wanted) -> Iterator[Listener]:
 
 
 def told(http, thread_id, channels=ALL, ends=1, **wanted):
-    """What there is to tell of a thread, up to so many ends."""
+    """Return the events of a thread up to the given number of ends."""
     channels = list(dict.fromkeys([*channels, "lifecycle"]))
     with listening(http, thread_id, channels, **wanted) as listener:
         return listener.until_ends(ends)
@@ -103,7 +103,7 @@ def thread_id(http):
 
 
 def test_a_run_is_told_from_its_start_to_its_end(http):
-    thread_id = str(uuid.uuid4())  # run.start makes the thread
+    thread_id = str(uuid.uuid4())  # run.start creates the thread
     run_id = start(http, thread_id, "counter", {"count": 1})
     events = told(http, thread_id)
     assert data_of(events, "lifecycle") == [
@@ -312,7 +312,7 @@ def test_the_stream_ends_with_its_thread(http, thread_id):
         assert not listener._reader.is_alive()
 
 
-# --- questions ------------------------------------------------------------------------------
+# --- interrupts -----------------------------------------------------------------------------
 
 
 def questions(events):
@@ -332,7 +332,7 @@ def test_a_question_is_told_once_and_answered_by_its_id(http, thread_id):
     events = told(http, thread_id, ends=2)
     second = questions(events)[-1]
     assert second["payload"] == {"question": "second about tea?"}
-    # Once a thread waits for one answer, the next input is that answer.
+    # If a thread waits for one answer, the next input is that answer.
     start(http, thread_id, "questions", "black")
     assert is_end(told(http, thread_id, ends=3)[-1], "completed")
     state = http.get(f"/threads/{thread_id}/state").json()
@@ -645,7 +645,7 @@ def test_a_socket_says_what_is_wrong_and_stays(server, thread_id):
 
 
 def test_a_large_event_passes_a_socket_whole(http, server, thread_id):
-    """More than a socket's buffer holds, to a reader that takes its time."""
+    """Send an event larger than a socket's buffer to a slow reader."""
     note = "x" * 3_000_000
     start(http, thread_id, "counter", {"count": 1, "note": note})
     told(http, thread_id, ["lifecycle"])

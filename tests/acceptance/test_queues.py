@@ -1,6 +1,6 @@
-"""`"queues"` in langgraph.json: a graph's runs go to workers of their own, and to no others.
+"""`"queues"` in langgraph.json: the runs of a graph go to the workers of its queue only.
 
-Two workers as production starts them, one on each queue, and one web process, on bare servers.
+Two workers as started in production, one per queue, and one web process, on separate servers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.waiting import wait_until
 
 
 class Deployment:
-    """One web process, and workers that are started and stopped by name."""
+    """A web process, and workers that are started and stopped by name."""
 
     def __init__(self, database_url: str, redis_url: str, log) -> None:
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -109,7 +109,7 @@ def web(deployment):
 
 
 def worker_of(note: str) -> int:
-    """The `heavy` graph leaves the pid of the worker whose child it ran in."""
+    """Return the worker's pid, which the `heavy` graph writes at the start of its note."""
     return int(note.split(maxsplit=1)[0])
 
 
@@ -132,11 +132,11 @@ def test_a_queue_without_a_worker_waits_and_holds_up_no_other(deployment, web):
     deployment.stop("heavy")
     thread_id = new_thread(web)
     run_id = run_of(web, thread_id, "heavy", {"count": 1})
-    # As many as would use every child of the other worker, twice.
+    # Enough runs to use every child of the other worker twice.
     for _ in range(4):
         assert wait_for(web, new_thread(web), "counter", {"count": 1}) == {"count": 2}
     assert status_of(web, thread_id, run_id) == "pending"
-    # The message is lost. The row has the queue to ring the doorbell in again.
+    # The message is lost. The row has the queue for which the doorbell is rung again.
     with redis.Redis.from_url(deployment.redis_url) as client:
         client.flushdb()
     assert wait_for(web, new_thread(web), "counter", {"count": 1}) == {"count": 2}

@@ -1,4 +1,4 @@
-"""LangGraph's RemoteGraph: Belay's graphs called from elsewhere, and from a graph Belay runs."""
+"""LangGraph's RemoteGraph: Belay's graphs called from outside, and from a graph that Belay runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.acceptance.playing import new_thread, play, wait_for
 
 @pytest.fixture
 def remote(sync_client):
-    """A RemoteGraph closes no client that it makes itself."""
+    """Return a RemoteGraph with the test's client; it does not close clients that it creates."""
     return RemoteGraph("steps", sync_client=sync_client)
 
 

@@ -1,7 +1,7 @@
 """Rollback is exact: afterwards the thread equals the thread before, byte for byte.
 
-Compared are what the API shows (thread, runs, states, histories of the root and of every subgraph
-namespace) and LangGraph's own tables behind it.
+The comparison covers the API (thread, runs, states, histories of the root and of every subgraph
+namespace) and LangGraph's tables.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def database(server):
 
 
 def photograph(client, database, thread_id):
-    """Everything there is to see of a thread, in canonical JSON."""
+    """Return all visible data of a thread in canonical JSON."""
     thread = client.threads.get(thread_id)
     tables = {
         table: [
@@ -62,7 +62,7 @@ def photograph(client, database, thread_id):
 
 
 def roll_back_midway(client, thread_id, beats, mark, assistant, **options):
-    """Start a run, wait until it has got as far as `mark`, roll it back."""
+    """Start a run, wait for the beat `mark`, and roll it back."""
     run = client.runs.create(thread_id, assistant, **options)
     beats.wait_for(mark)
     client.runs.cancel(thread_id, run["run_id"], action="rollback", wait=True)
@@ -77,7 +77,7 @@ def thread_id(sync_client):
 
 @pytest.fixture
 def unchanged(sync_client, database, thread_id):
-    """Photographs the thread now; call it to compare."""
+    """Return a context manager that checks that the thread is the same before and after."""
 
     class Unchanged:
         def __init__(self):
@@ -230,7 +230,7 @@ DURABILITY = st.sampled_from(["sync", "async", "exit"])
 
 
 def play(client, thread_id, operation, chance) -> None:
-    """One random thing a user may have done to a thread."""
+    """Perform one random operation on a thread."""
     if operation == "count":
         client.runs.wait(thread_id, "counter", input={"count": chance.randrange(9)})
     elif operation == "steps":
@@ -277,7 +277,7 @@ def check_rollback(client, database, folder, operations, last, durability, seed)
         client.runs.cancel(thread_id, run["run_id"], action="rollback", wait=True)
     except httpx.HTTPStatusError as error:
         assert error.response.status_code == 404
-        return  # it had ended first; there is nothing to roll back
+        return  # the run had ended first; there is nothing to roll back
     after = photograph(client, database, thread_id)
     assert before == after, f"seed {seed}: {operations}, then {last} with {durability}"
 

@@ -1,4 +1,4 @@
-"""Runs on a thread: made, listed, read, waited for, cancelled, deleted, and all their options."""
+"""Runs on a thread: create, list, read, wait for, cancel, delete, and all their options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.waiting import wait_until
 __all__ = ["stops_all"]
 
 COUNTER_ID = "09d6caf4-2ef3-5a8b-b1a7-114690ed5d45"
-#: The List Runs document's.
+#: The fields in the List Runs document.
 FIELDS = {
     "run_id",
     "thread_id",
@@ -61,7 +61,7 @@ def starts(beats) -> list[str]:
 
 
 def start_long(http, thread_id, beats, **options):
-    """A run of steps that is in its first step, and stays there."""
+    """Start a run, wait until it is in its first step, and return its id."""
     run_id = run_of(http, thread_id, "steps", {"seconds": 20, "beats": str(beats)}, **options)
     beats.wait_for("s1:start")
     until_status(http, thread_id, run_id, "running")
@@ -245,7 +245,7 @@ def test_a_rolled_back_run_is_not_resurrected_by_its_create(http, thread_id, bea
     assert http.get(path).json() == []
 
 
-# --- list, get, delete: the seeds -----------------------------------------------------------
+# --- list, get, delete ----------------------------------------------------------------------
 
 
 def test_runs_are_listed_newest_first_ten_at_a_time(http, sync_client, thread_id):
@@ -373,7 +373,7 @@ def test_a_run_is_read_as_it_was_made(http, sync_client, thread_id):
 
 
 def delete_run(http, thread_id, run_id):
-    """Exactly the Delete Run document: 200, application/json."""
+    """Delete a run and check the response of the Delete Run document: 200, application/json."""
     response = http.delete(f"/threads/{thread_id}/runs/{run_id}")
     assert response.status_code == 200, response.text
     assert response.headers["content-type"] == "application/json"
@@ -399,7 +399,7 @@ def test_a_pending_run_is_deleted_and_never_runs(http, thread_id, beats, tmp_pat
     delete_run(http, thread_id, pending)
     assert status_of(http, thread_id, running) == "running"
     http.post(f"/threads/{thread_id}/runs/{running}/cancel?wait=1")
-    # Whatever had been in the queue before this one would have run before it.
+    # Runs that were queued before this one would have run before it.
     wait_for(http, thread_id, "counter", {"count": 1})
     assert not never.exists()
 
@@ -408,7 +408,7 @@ def test_a_running_run_is_stopped_and_deleted(http, thread_id, beats, stops_all)
     run_id = start_long(http, thread_id, beats)
     delete_run(http, thread_id, run_id)
     before = beats.lines()
-    time.sleep(_LISTENING_SECONDS)  # listening for what must not come
+    time.sleep(_LISTENING_SECONDS)  # nothing may happen meanwhile
     assert beats.lines() == before
     assert http.get(f"/threads/{thread_id}").json()["status"] != "busy"
     assert wait_for(http, thread_id, "counter", {"count": 1}) == {"count": 2}
@@ -559,7 +559,7 @@ def test_a_wait_ends_when_its_run_is_cancelled(http, make_client, thread_id, bea
     play(make_client, scene)
 
 
-# --- cancel: the seed -----------------------------------------------------------------------
+# --- cancel ---------------------------------------------------------------------------------
 
 
 def test_cancelling_a_run_answers_as_it_should(http, thread_id, beats, stops_all):
@@ -700,7 +700,7 @@ def test_a_resume_answers_the_question_and_meets_the_next(make_client, thread_id
         waited = await client.runs.wait(thread_id, "questions", command={"resume": resume})
         assert waited == {"topic": "tea", "answers": ["prepared", "a", "b", "worked"]}
         assert (await client.threads.get(thread_id))["status"] == "idle"
-        # With nothing to answer, nothing changes.
+        # With no interrupt waiting, nothing changes.
         again = await client.runs.wait(thread_id, "questions", command={"resume": "c"})
         assert again == waited
 
@@ -842,7 +842,7 @@ def test_a_run_goes_on_from_an_old_checkpoint(http, sync_client, thread_id, beat
     assert waited["steps"] == ALL_STEPS
     again = [line.split()[0] for line in beats.lines()[before:] if ":start" in line]
     assert again == ["s3:start", "s4:start"]
-    # What was replayed is the head now: it goes on from there.
+    # The replayed state is the head now, and runs continue from it.
     assert sync_client.threads.get(thread_id)["values"]["steps"] == ALL_STEPS
     branch = wait_for(http, thread_id, "steps", {"tag": "x"}, checkpoint_id=old["checkpoint_id"])
     assert branch["steps"] == ["s1", "s2", *ALL_STEPS]
@@ -918,7 +918,7 @@ def test_a_run_that_takes_too_long_times_out(http, sync_client, thread_id, beats
     thread = sync_client.threads.get(thread_id)
     assert (thread["status"], thread["error"]) == ("error", joined["__error__"])
     before = beats.lines()
-    time.sleep(_LISTENING_SECONDS)  # listening for what must not come
+    time.sleep(_LISTENING_SECONDS)  # nothing may happen meanwhile
     assert beats.lines() == before
 
 
@@ -932,7 +932,7 @@ def test_a_node_that_swallows_everything_times_out_too(http, sync_client, thread
     )
     assert sync_client.runs.join(thread_id, run_id)["__error__"]["error"] == "TimeoutError"
     before = beats.lines()
-    time.sleep(_LISTENING_SECONDS)  # listening for what must not come
+    time.sleep(_LISTENING_SECONDS)  # nothing may happen meanwhile
     assert beats.lines() == before
 
 
@@ -981,7 +981,7 @@ def test_enqueue_runs_one_after_the_other_in_order(http, make_client, thread_id,
 
 
 def first_then(http, thread_id, beats, strategy):
-    """A run stopped in its second step by another one; both ids, and the second one's values."""
+    """Run `steps` and stop it by a second run; return both ids and the second run's values."""
     input_ = {"seconds": 0.5, "beats": str(beats)}
     first = run_of(http, thread_id, "steps", input_, durability="sync")
     beats.wait_for("s2:start")

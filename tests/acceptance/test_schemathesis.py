@@ -1,9 +1,9 @@
-"""The OpenAPI document, attacked: no answer is a 500, and none is one that the document lacks.
+"""The API, fuzzed from its OpenAPI document: no response is a 500 or missing from the document.
 
-Every operation is tried, with values made from its schemas, good ones and bad ones. What is random
-would never find a thread or a graph, so about half of the ids and names are replaced by those of
-things that are there, made anew for each operation; and what would make a request wait (a run in a
-year, a stream that never ends) is made short. Nothing is left out.
+Every operation is tested with valid and invalid values that are generated from its schemas. Random
+values would never match a thread or a graph. So about half of the ids and names are replaced by
+those of existing resources, which are created anew for each operation. Values that would make a
+request wait (a run in a year, an endless stream) are shortened. No operation is left out.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ CHECKS = [
     response_schema_conformance,
 ]
 NEVER_SOON = "0 0 1 1 *"
-#: A request that takes longer than this has hung; a stream is left after it.
+#: A request that takes longer is a failure; a stream is closed after this time.
 SECONDS = 30.0
 SECONDS_OF_A_THREADS_STREAM = 0.3
 STREAMS_OF_A_THREAD = (
     "GET /threads/{thread_id}/stream",
     "POST /threads/{thread_id}/stream/events",
 )
-#: A key of its own, so that the limit of active runs is not met by all at once.
+#: A separate key, so that the other tests do not use up its limit of active runs.
 AGENT_HEADERS = {"x-api-key": "schemathesis", "Exa-Beta": "agent-2026-05-07"}
 _HOW = settings(
     derandomize=True,
@@ -54,12 +54,12 @@ _HOW = settings(
 
 
 class Scene:
-    """Things that are there, made anew for each operation."""
+    """Existing resources, created anew for each operation."""
 
     def __init__(self, http: httpx.Client) -> None:
         self.http = http
         self.url = str(http.base_url).rstrip("/")
-        #: What was answered, by operation.
+        #: The statuses of the responses, by operation.
         self.statuses: defaultdict[str, set[int]] = defaultdict(set)
         self._made: dict[str, dict[str, Any]] = {}
 
@@ -100,12 +100,12 @@ class Scene:
 
 
 def _coin(value: Any) -> bool:
-    """The same side for the same value."""
+    """Return True or False, always the same for the same value."""
     return zlib.crc32(json.dumps(value, sort_keys=True, default=str).encode()) % 2 == 0
 
 
 def _met(body: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """The body with ids of what is there, half of the time, and with no long wait in it."""
+    """Return the body with ids of existing resources half of the time, and without long waits."""
     met = dict(body)
     if _coin(body):
         met |= {name: known[name] for name in body if name in known and name != "namespace"}
@@ -119,7 +119,7 @@ def _met(body: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
 
 
 def document_of_the_project() -> dict[str, Any]:
-    """What the server publishes, for tests to be made of before there is a server."""
+    """Return the server's document, from which tests are created before a server runs."""
     return bare_client().get("/openapi.json").json
 
 
@@ -159,7 +159,7 @@ def assert_documented(case, scene) -> None:
 
 
 def attack(operation, scene, max_examples: int) -> None:
-    """With values at random, from the same seed each time: good ones, and bad ones."""
+    """Send random values, valid and invalid, from the same seed each time."""
 
     @settings(_HOW, max_examples=max_examples)
     @given(case=st.one_of(operation.as_strategy(generation_mode=mode) for mode in MODES))
@@ -181,7 +181,7 @@ def test_every_answer_is_one_of_the_document(operation, scene):
 
 @pytest.mark.long
 def test_nearly_every_operation_was_met_where_it_does_something(scene):
-    """Otherwise the refusals would be all that was tried. Runs last of the normal form."""
+    """Without this, only rejections might be tested. Runs after all tests of the normal form."""
     if scene.statuses:
         in_vain = {name for name, seen in scene.statuses.items() if min(seen) >= 300}
         assert len(in_vain) <= len(scene.statuses) / 8, in_vain
@@ -191,7 +191,7 @@ def test_nearly_every_operation_was_met_where_it_does_something(scene):
 @pytest.mark.timeout(1800)
 @each_operation
 def test_every_answer_of_very_many_is_one_of_the_document(operation, scene):
-    """Also send each value at the boundaries of a schema."""
+    """Send more random values, and each value at the boundaries of a schema."""
     attack(operation, scene, max_examples=300)
     how = API.config.generation_for(operation=operation, phase="coverage")
     edges = API.iter_coverage_cases(operation, generation_modes=MODES, generation_config=how)

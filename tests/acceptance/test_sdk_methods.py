@@ -1,8 +1,8 @@
 """Every method of the SDK's clients, option by option, against a live server.
 
-`TABLE` is complete by construction: a test reads the SDK's classes and fails where a method or an
-option has no row, and each row fails when it does not pass the options that it stands for. The same
-rows drive the sync client and, through `Blocking`, the async one.
+`TABLE` is complete: a test reads the SDK's classes and fails if a method or an option has no row.
+Each row fails if it does not pass the options that it covers. The same rows test the sync client
+and, through `Blocking`, the async one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CLIENTS = {
     "crons": "CronClient",
     "store": "StoreClient",
 }
-#: Every method has these; they are of HTTP, not of what is asked.
+#: Options of every method, which concern HTTP and not the method.
 OF_EVERY_METHOD = {"self", "headers", "params"}
 NEVER_SOON = "0 0 1 1 *"
 EVERY_SECOND = "* * * * * *"
@@ -62,7 +62,7 @@ TABLE: list[Row] = []
 
 
 def row(client: str, methods: str, *options: str):
-    """A check of some options of a method; of several methods, it is given which one."""
+    """Register a check of some options; for several methods, the check gets each `method`."""
 
     def add(check: Callable[..., None]) -> Callable[..., None]:
         names = methods.split()
@@ -75,11 +75,11 @@ def row(client: str, methods: str, *options: str):
     return add
 
 
-# --- the two clients, made alike ----------------------------------------------------------------
+# --- the two clients behind one interface -------------------------------------------------------
 
 
 class Sdk:
-    """A client whose calls block, and are noted down."""
+    """A client whose calls block and are recorded."""
 
     def __init__(self, client: Any, unfold: Callable[[Any], Any], impatient: Any) -> None:
         self._client = client
@@ -91,14 +91,14 @@ class Sdk:
         return _Namespace(self, name, getattr(self._client, name))
 
     def talked(self, talk: Any, input: Any) -> tuple[list[Any], Any]:
-        """The values that a run streams to a thread's session, and what it ends with."""
+        """Return the values that a run streams to a thread's session, and its final values."""
         scene = _talk_async if hasattr(talk, "__aenter__") else _talk
         found: tuple[list[Any], Any] = self._unfold(scene(talk, input))
         return found
 
     @contextmanager
     def impatient(self) -> Iterator[Sdk]:
-        """The same with half a second of patience."""
+        """Yield the same client with a timeout of half a second."""
         with self._impatient() as other:
             other.passed = self.passed
             yield other
@@ -135,7 +135,7 @@ class _Namespace:
 
 @dataclass
 class Blocking:
-    """Runs what the async client answers in one event loop, step by step."""
+    """Runs awaitables and async iterators of the async client in one event loop, step by step."""
 
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
 
@@ -185,7 +185,7 @@ def sdk(request, server, stops_all):
 
 
 def options_of(prefix: str) -> set[tuple[str, str, str]]:
-    """Client, method and option, of everything that is public; "" where there is no option."""
+    """Return client, method and option of all public methods; "" stands for no option."""
     found = set()
     for client, name in CLIENTS.items():
         for method, function in inspect.getmembers(
@@ -220,11 +220,11 @@ def test_it_does_what_it_says(sdk, row):
     assert (row.client, row.method) in {(c, m) for c, m, _ in sdk.passed}
 
 
-# --- scenery ----------------------------------------------------------------------------------
+# --- helpers ----------------------------------------------------------------------------------
 
 
 def tag() -> dict[str, str]:
-    """Metadata that only one test has."""
+    """Return metadata that only one test has."""
     return {"tag": uuid.uuid4().hex}
 
 
@@ -233,7 +233,7 @@ def new_thread(sdk: Sdk, **options: Any) -> str:
 
 
 def counted(sdk: Sdk, *counts: int) -> str:
-    """A thread on which `counter` was run from each of these counts."""
+    """Create a thread on which `counter` was run from each of these counts."""
     thread_id = new_thread(sdk)
     for count in counts:
         sdk.runs.wait(thread_id, "counter", input={"count": count})
@@ -241,7 +241,7 @@ def counted(sdk: Sdk, *counts: int) -> str:
 
 
 def outcome(sdk: Sdk, method: str, thread_id: str | None, graph: str, **options: Any) -> Any:
-    """The values a run ends with, however it is made."""
+    """Return the values of a run, or its error, whichever method creates it."""
     if method == "wait":
         return sdk.runs.wait(thread_id, graph, **options)
     if method == "stream":
@@ -255,7 +255,7 @@ def outcome(sdk: Sdk, method: str, thread_id: str | None, graph: str, **options:
 
 @contextmanager
 def refused(status: int) -> Iterator[None]:
-    """`wait` raises httpx's own error, the other methods the SDK's, which are httpx's too."""
+    """Expect an error: `wait` raises httpx's own, other methods the SDK's, a subclass of it."""
     with pytest.raises(httpx.HTTPStatusError) as refusal:
         yield
     assert refusal.value.response.status_code == status
@@ -266,7 +266,7 @@ def last_run(sdk: Sdk, thread_id: str) -> dict[str, Any]:
 
 
 def running(sdk: Sdk, thread_id: str | None = None, seconds: float = 30) -> dict[str, Any]:
-    """A run that takes its time, and has begun."""
+    """Start a slow run and return it once it is running."""
     thread_id = thread_id or new_thread(sdk)
     run = sdk.runs.create(thread_id, "steps", input={"seconds": seconds})
     until_status(sdk, run, "running")
@@ -659,7 +659,7 @@ def gets_a_thread_of_its_own(sdk):
     assert sdk.threads.get_state(talk.thread_id)["values"] == {"count": 4}
 
 
-# --- runs: however they are made ------------------------------------------------------------------
+# --- runs, by each method that creates one --------------------------------------------------------
 
 MAKES_A_RUN = "create wait stream"
 
@@ -789,7 +789,7 @@ def starts_later(sdk, method):
 
 @row("runs", MAKES_A_RUN, "langsmith_tracing")
 def runs_with_tracing_asked_for_though_there_is_none(sdk, method):
-    """This server sends no traces anywhere: the option is taken, and the run is as without it."""
+    """This server sends no traces: the option is accepted and has no effect on the run."""
     thread_id = new_thread(sdk)
     how = {"input": {"count": 1}, "langsmith_tracing": {"project_name": "elsewhere"}}
     assert outcome(sdk, method, thread_id, "counter", **how) == {"count": 2}
@@ -807,7 +807,7 @@ def tells_which_run_it_is(sdk, method):
 
 @row("runs", MAKES_A_RUN, "webhook")
 def is_accepted_with_a_webhook(sdk, method):
-    """That it is called has tests of its own."""
+    """Other tests check that the webhook is called."""
     answer = outcome(sdk, method, None, "counter", input={"count": 1}, webhook=WEBHOOK)
     assert answer == {"count": 2}
 
@@ -821,7 +821,7 @@ def is_cancelled_when_its_client_leaves(sdk, method):
         assert next(stream).event == "metadata"
         stream.close()
     else:
-        # The client loses patience, and finds the run interrupted when it comes again.
+        # The client times out, and finds the run interrupted when it reconnects.
         with sdk.impatient() as impatient, pytest.warns(UserWarning, match="reconnect"):
             impatient.runs.wait(thread_id, "steps", **how)
     until_status(sdk, last_run(sdk, thread_id), "interrupted")
@@ -901,7 +901,7 @@ def makes_many(sdk):
     assert answers == [{"count": 2}, {"count": 6}]
 
 
-# --- runs that are there ------------------------------------------------------------------------
+# --- existing runs ------------------------------------------------------------------------------
 
 
 @row("runs", "list", "limit", "offset", "status", "select")
@@ -992,7 +992,7 @@ HANDED_ON = {
 
 @contextmanager
 def cron(sdk: Sdk, method: str, *args: Any, **options: Any) -> Iterator[dict[str, Any]]:
-    """A cron for as long as it is looked at; of a thread, if that is the method."""
+    """Yield a cron and delete it afterwards; `create_for_thread` creates it on a thread."""
     options = {"schedule": NEVER_SOON, **options}
     if method == "create_for_thread":
         made = sdk.crons.create_for_thread(new_thread(sdk), "counter", **options)

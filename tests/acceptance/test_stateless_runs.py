@@ -1,4 +1,4 @@
-"""Stateless runs: they have a thread of their own while they last, and leave nothing behind."""
+"""Stateless runs: each has a temporary thread while it is in flight, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_stateless_run_is_made_on_a_thread_that_goes_with_it(http):
     assert run["status"] == "pending"
     assert run["kwargs"]["temporary"] is True
     thread_id, run_id = run["thread_id"], run["run_id"]
-    # While it lasts it can be seen, followed and cancelled like any other.
+    # While in flight it can be read, joined and cancelled like any other run.
     assert http.get(f"/threads/{thread_id}").json()["status"] == "busy"
     assert http.get(f"/threads/{thread_id}/runs/{run_id}").status_code == 200
     assert http.get(f"/threads/{thread_id}/runs/{run_id}/join").json()["steps"] == ALL_STEPS

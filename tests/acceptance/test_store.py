@@ -1,4 +1,4 @@
-"""The store: items that clients put and graphs remember, in one place."""
+"""The store: items that clients put and graphs write, in one place."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["stops_all"]
 
 @pytest.fixture
 def root():
-    """A namespace that only this test uses."""
+    """Return a namespace that only this test uses."""
     return uuid.uuid4().hex
 
 
@@ -293,6 +293,6 @@ def test_a_run_that_is_putting_is_cancelled_like_any_other(http, sync_client, ro
     sync_client.runs.cancel(thread_id, run["run_id"], wait=True)
     until_status(http, thread_id, run["run_id"], "interrupted")
     stopped_at = sync_client.store.get_item(["many", root], "last")
-    # The child that was stopped, or the one in its place, goes on with what comes next.
+    # The stopped child, or its replacement, executes the next run.
     assert sync_client.runs.wait(None, "memory", input={"user": root, "said": "x"})["remembered"]
     assert sync_client.store.get_item(["many", root], "last") == stopped_at

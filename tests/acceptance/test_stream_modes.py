@@ -1,4 +1,4 @@
-"""The stream modes that look inside a run: events, debug, tasks, checkpoints; alone, with all."""
+"""The stream modes `events`, `debug`, `tasks` and `checkpoints`, alone and with all others."""
 
 from __future__ import annotations
 

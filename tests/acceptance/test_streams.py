@@ -32,7 +32,7 @@ def thread_id(http):
 
 
 def streamed(http, thread_id, assistant, input_=None, **options) -> list[Frame]:
-    """The frames of a new run, without the first, which is always the same."""
+    """Return the frames of a new run without the first, which is always the same."""
     body = {"assistant_id": assistant, "input": input_, **options}
     _, frames = stream(http, "POST", f"/threads/{thread_id}/runs/stream", json=body)
     return without_metadata(http, thread_id, frames)
@@ -61,7 +61,7 @@ def data_of(frames):
     return [frame.data for frame in frames]
 
 
-# --- what is on the wire --------------------------------------------------------------------
+# --- the wire format ------------------------------------------------------------------------
 
 
 def test_a_stream_has_its_headers(http, thread_id):
@@ -89,8 +89,7 @@ def test_an_event_is_its_name_its_data_and_an_id_only_when_resumable(http, threa
 
 
 def fields_of_events(response):
-    """The field names of each event, in the order sent; a heartbeat, a comment line, may come at
-    any time and is not part of one."""
+    """Return the field names of each event in order, without heartbeats (comment lines)."""
     lines = [line for line in response.text.replace("\r\n", "\n").split("\n") if line[:1] != ":"]
     blocks = "\n".join(lines).strip().split("\n\n")
     return [[line.split(": ")[0] for line in block.split("\n")] for block in blocks]
@@ -355,7 +354,7 @@ def id_key(event_id):
 
 @pytest.fixture
 def whole(http, thread_id):
-    """All frames of a resumable run in two modes, as its creator saw them."""
+    """Return all frames of a resumable run in two modes, as received by its creator."""
     body = {
         "assistant_id": "steps",
         "input": {"tag": ""},
@@ -461,7 +460,7 @@ def test_a_running_resumable_run_is_replayed_from_the_start_and_then_live(
 def test_joining_a_running_run_shows_what_comes_from_now_on(http, thread_id, beats):
     input_ = {"seconds": 0.4, "beats": str(beats)}
     run_id = run_of(http, thread_id, "steps", input_, stream_mode="updates")
-    # The update of s1 is on its way when s2 starts; that of s2 is not before s2 ends.
+    # The update of s1 is sent by the time s2 starts; that of s2 is not sent before s2 ends.
     beats.wait_for("s2:beat", 3)
     frames = joined(http, thread_id, run_id)
     assert [next(iter(frame.data)) for frame in frames] == ["s2", "s3", "s4"]

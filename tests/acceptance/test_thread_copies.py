@@ -1,4 +1,4 @@
-"""Copies of threads, what they take, and threads that are pruned or expire."""
+"""Copies of threads, their storage, and threads that are pruned or expire."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def history(client, thread_id, **options):
 
 
 def without_addresses(state):
-    """A state, but for the thread's id in its addresses."""
+    """Return a state without the thread's id in its addresses."""
     return {
         "values": state["values"],
         "next": state["next"],
@@ -313,7 +313,7 @@ def test_states_that_cannot_be_leave_no_thread(http, body, status, detail):
     assert http.get(f"/threads/{thread_id}").status_code == 404
 
 
-# -- searches that want less
+# -- searches for parts of threads
 
 
 def test_a_search_extracts_parts_of_threads(http, sync_client, thread_id):

@@ -1,4 +1,4 @@
-"""States of threads: the newest, those before it, those of subgraphs, and writing one."""
+"""States of threads: the newest, earlier ones, those of subgraphs, and updates."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FRESH = {
     "checkpoint_id": None,
     "parent_checkpoint_id": None,
 }
-#: Six checkpoints of a run of four steps, newest first: what is next at each.
+#: The next nodes at the six checkpoints of a run of four steps, newest first.
 STEP_NEXTS = [[], ["s4"], ["s3"], ["s2"], ["s1"], ["__start__"]]
 
 
@@ -49,7 +49,7 @@ def ids_of(states):
 
 @pytest.fixture
 def stepped(http):
-    """A thread on which `steps` has run."""
+    """Return the id of a thread on which `steps` has run."""
     thread_id = new_thread(http)
     wait_for(http, thread_id, "steps", {"tag": ""})
     return thread_id
@@ -205,7 +205,7 @@ def test_history_is_limited(http, sync_client, stepped):
     path = f"/threads/{stepped}/history"
     assert http.get(path, params={"limit": 3}).json() == whole[:3]
     assert http.get(path, params={"limit": 0}).json() == []
-    # One by default, as the reference has it.
+    # The default is one, as in the reference.
     assert http.get(path).json() == whole[:1]
     assert http.post(path, json={}).json() == whole[:1]
     assert "limit" in refused(http.get(path, params={"limit": "bad"}), 422)

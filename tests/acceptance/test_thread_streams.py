@@ -27,7 +27,7 @@ def thread_id(http):
 
 
 class Listener(StreamReader):
-    """Reads a thread's stream, on a connection of its own."""
+    """Reads a thread's stream on its own connection."""
 
     def __init__(self, url, thread_id, last_event_id=None, **params):
         self._client = watched(httpx.Client(base_url=url, timeout=60))
@@ -54,7 +54,7 @@ def listening(server, thread_id, last_event_id=None, **params):
 
 
 def run(http, thread_id, assistant="counter", input_=None, **options):
-    """A run that has ended; its id."""
+    """Run a graph to its end and return the run's id."""
     body = {"assistant_id": assistant, "input": input_ or {"count": 1}, **options}
     made = http.post(f"/threads/{thread_id}/runs", json=body).json()
     http.get(f"/threads/{thread_id}/runs/{made['run_id']}/join")

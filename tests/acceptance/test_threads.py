@@ -1,4 +1,4 @@
-"""Threads' records: create, read, change, search, and delete with runs and checkpoints."""
+"""Records of threads: created, read, updated, searched, and deleted with runs and checkpoints."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _LISTENING_SECONDS = 0.3
 
 @pytest.fixture
 def tag():
-    """Metadata that only this test's threads have."""
+    """Return metadata that only this test's threads have."""
     return {"tag": uuid.uuid4().hex}
 
 
@@ -203,7 +203,7 @@ def assert_sees_nothing_old(http, thread_id):
     assert http.get(f"/threads/{thread_id}/state").json()["values"] == {}
     assert http.get(f"/threads/{thread_id}/history", params={"limit": 10}).json() == []
     assert http.get(f"/threads/{thread_id}/runs").json() == []
-    # Also through the graph, which is what brings old checkpoints to light.
+    # Also check through the graph, which would load old checkpoints.
     assert wait_for(http, thread_id, "steps", {})["steps"] == ALL_STEPS
 
 
@@ -230,7 +230,7 @@ def test_deleting_a_thread_stops_what_runs_on_it_and_what_waits(
     detail = f"Thread with ID {thread_id} not found"
     for run in (run_id, queued):
         assert refused(http.get(f"/threads/{thread_id}/runs/{run}"), 404) == detail
-    time.sleep(_LISTENING_SECONDS)  # listening for what must not come
+    time.sleep(_LISTENING_SECONDS)  # nothing may happen meanwhile
     assert beats.lines() == before
     assert "s1:end" not in beats.names()
     assert_sees_nothing_old(http, thread_id)
@@ -371,7 +371,7 @@ def test_a_thread_is_busy_while_any_run_is_pending_or_running(http, sync_client,
     assert status() == "busy"
     second = run_of(http, thread_id, "steps", {"seconds": 20})
     beats.wait_for("s1:start")
-    # Cancelling the one that waits leaves the thread to the one that runs.
+    # Cancelling the pending run leaves the thread to the running one.
     sync_client.runs.cancel(thread_id, second, wait=True)
     assert status() == "busy"
     sync_client.runs.cancel(thread_id, first)

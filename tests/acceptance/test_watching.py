@@ -1,4 +1,4 @@
-"""Metrics, logs and request ids, of a server with a worker's metrics port and JSON logs."""
+"""Metrics, logs and request ids of a server with a worker's metrics port and JSON logs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.waiting import wait_until
 
 @pytest.fixture(scope="module")
 def watched(scratch):
-    """Two web processes, and logs in JSON. A node that stops when it is asked to has a minute for
-    it, however busy the machine is."""
+    """Yield a server with two web processes and JSON logs. The long grace period allows for a busy
+    machine."""
     live = LiveServer(
         scratch / "watched",
         BELAY_HEARTBEAT_SECONDS="1",
@@ -35,7 +35,7 @@ def watched(scratch):
 
 @pytest.fixture(scope="module")
 def impatient(scratch):
-    """A server that kills a node which has not stopped after 300 ms."""
+    """Yield a server that kills a node which has not stopped after 300 ms."""
     live = LiveServer(scratch / "impatient", BELAY_CANCEL_GRACE_MS="300", BELAY_LOG_FORMAT="json")
     yield from _with_worker_metrics(live)
 
@@ -70,7 +70,7 @@ def impatient_web(impatient):
 
 
 def samples(text: str) -> dict[tuple, float]:
-    """Every sample by its name and labels."""
+    """Return the value of every sample by its name and labels."""
     return {
         (sample.name, *sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -86,7 +86,7 @@ def scraped(url: str) -> dict[tuple, float]:
 
 
 class Change:
-    """How much a sample of the worker has grown since the test began."""
+    """The growth of samples since the test began."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -196,7 +196,7 @@ def test_the_worker_says_how_busy_it_is(watched):
 
 def test_requests_are_counted_by_route_over_all_web_processes(watched):
     change = Change(f"{watched.url}/metrics")
-    for _ in range(20):  # each on a connection of its own, so that both processes get some
+    for _ in range(20):  # one connection each, so that both processes get requests
         httpx.get(f"{watched.url}/threads/{uuid.uuid4()}")
         httpx.get(f"{watched.url}/nothing/here/{uuid.uuid4()}")
     labels = {"method": "GET", "route": "/threads/{thread_id}"}
@@ -219,7 +219,7 @@ def test_listeners_are_counted_while_they_listen(watched, web):
         target=httpx.get, args=(f"{watched.url}/threads/{thread_id}/runs/{run_id}/join",)
     )
     with web.stream("GET", f"/threads/{thread_id}/runs/{run_id}/stream") as stream:
-        lines = stream.iter_lines()  # kept: its end would be the stream's
+        lines = stream.iter_lines()  # kept: closing it would close the stream
         next(lines)
         waiter.start()
         wait_until(
@@ -254,7 +254,7 @@ def test_a_run_knows_the_request_that_made_it(web):
 
 
 def records(watched, program: str) -> list[dict]:
-    """The JSON lines of one program's log."""
+    """Return the JSON lines in the log of one program."""
     found = []
     for line in watched.log.read_text().splitlines():
         name, _, rest = line.partition("|")
@@ -317,7 +317,7 @@ def test_a_kill_in_the_log_names_its_run(impatient, impatient_web, beats):
     beats.wait_for("beat")
     impatient_web.post(f"/threads/{thread_id}/runs/{run_id}/cancel", params={"wait": "1"})
     killed = [r for r in records(impatient, "worker") if "did not stop when asked" in r["message"]]
-    # It is said again for as long as a busy machine has not carried it out.
+    # The line is repeated while a busy machine has not completed the kill.
     record, *_ = [r for r in killed if r["run_id"] == run_id]
     assert (record["thread_id"], record["attempt"]) == (thread_id, 1)
 

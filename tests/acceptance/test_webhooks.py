@@ -22,7 +22,7 @@ SECRET = "a secret of this test"
 
 @pytest.fixture(scope="module")
 def hooked(scratch):
-    """A server that may call loopback, as an operator inside a network would set it."""
+    """Yield a server that may call loopback, as an operator inside a network would set it."""
     live = LiveServer(
         scratch / "hooked", BELAY_WEBHOOK_ALLOW_PRIVATE="1", BELAY_WEBHOOK_SECRET=SECRET
     ).start()
@@ -128,7 +128,7 @@ def test_a_call_that_fails_is_made_again_with_the_same_id(client, receiver, hook
     receiver.wait_for(run["run_id"], 4)
     ids = {headers["webhook-id"] for _, headers, _ in receiver.calls}
     assert len(ids) == 1
-    # A redirect was not followed.
+    # The redirect was not followed.
     assert {path for path, _, _ in receiver.calls} == {"/hook?a=1"}
 
 

@@ -1,4 +1,4 @@
-"""A server to be attacked, and what watches it meanwhile."""
+"""Servers for the attacks, and a monitor of their response times."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.servers import PROJECT, LiveServer
 
 @pytest.fixture(scope="session")
 def open_server(scratch):
-    """As a new user has it, with the bounds that are the defaults."""
+    """Yield a server with the default limits, as a new user has it, and short client timeouts."""
     live = LiveServer(scratch / "attacked-open", BELAY_BODY_SECONDS="3", BELAY_HEADER_SECONDS="3")
     yield live.start()
     live.stop()
@@ -24,7 +24,7 @@ def open_server(scratch):
 
 @pytest.fixture(scope="session")
 def shared_server(scratch):
-    """Of two tenants, by the project's own auth."""
+    """Yield a server with the project's own authentication, shared by two tenants."""
     live = LiveServer(scratch / "attacked-shared", config=PROJECT.parent / "with_auth.json")
     yield live.start()
     live.stop()
@@ -32,7 +32,7 @@ def shared_server(scratch):
 
 @dataclass
 class Stalls:
-    """How long `/ok` took while something else was asked, in seconds."""
+    """The response times of `/ok` during other requests, in seconds."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -43,7 +43,7 @@ class Stalls:
 
 @contextmanager
 def watching(server: LiveServer) -> Iterator[Stalls]:
-    """Ask for `/ok` all the time, on a connection of its own. It must always be answered."""
+    """Request `/ok` continuously on a separate connection. Every response must be 200."""
     stalls, over = Stalls(), threading.Event()
     failed: list[object] = []
 
@@ -68,5 +68,5 @@ def watching(server: LiveServer) -> Iterator[Stalls]:
 
 
 def web_memory(server: LiveServer) -> int:
-    """Of the web processes, in bytes."""
+    """Return the memory of the web processes in bytes."""
     return sum(process.memory_info().rss for process in server.find("gunicorn"))

@@ -1,7 +1,7 @@
-"""`make attacks`: the kit with new seeds, for as long as asked. A failure ends it with its seed.
+"""`make attacks`: run the attacks with new seeds for a given time; stop at the first failure.
 
-Tenants play, the document is walked, and bodies of every size and shape are sent to every route,
-one after the other, while `/ok` is asked all the time.
+Three attacks alternate: operations of two tenants, bodies of random shape and size, and walks along
+the links of the OpenAPI document. `/ok` is requested all the time.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tests.attacks import test_bodies, test_documents, test_tenants
 from tests.attacks.conftest import watching, web_memory
 from tests.servers import PROJECT, LiveServer
 
-#: Over an hour, what the web process may have grown by.
+#: The most that the memory of the web processes may grow within an hour.
 _MOST_GROWN = 300 * 1024 * 1024
 
 
 def fuzz(server: LiveServer, chosen: random.Random) -> int:
-    """Bodies of one size and shape against some routes; returns how many were sent."""
+    """Send bodies of one shape and size to some routes; return how many were sent."""
     shape, size = chosen.choice(test_bodies.SHAPES), int(10 ** chosen.uniform(1, 7.2))
     routes = chosen.sample(list(test_bodies.routes(server)), 5)
     sent = 0
@@ -40,7 +40,7 @@ def fuzz(server: LiveServer, chosen: random.Random) -> int:
 
 
 def attack(server: LiveServer, seconds: float, seed: int) -> Counter[str]:
-    """Returns what was done, by kind."""
+    """Run all attacks until the time is over; return what was done, by kind."""
     done: Counter[str] = Counter()
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""Answers as large as they are ever given: others are answered meanwhile."""
+"""Responses of the maximal size do not delay other requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _VALUES = 180_000
 
 @pytest.fixture(scope="module")
 def crowded(open_server):
-    """A thread of thirty large states, and thirty threads of one."""
+    """Yield the id of a thread with 31 large states; 29 further threads have one each."""
     with httpx.Client(base_url=open_server.url, timeout=120) as client:
         threads = [client.post("/threads", json={"graph_id": "hostile"}).json() for _ in range(30)]
         numbers = list(range(_VALUES))
@@ -39,7 +39,7 @@ def crowded(open_server):
     ],
 )
 def test_no_answer_stalls_the_others(open_server, crowded, method, path, body):
-    """Measured beside the same number of small requests, on the machine as it is."""
+    """Compare with the response times during small requests on the same machine."""
     with httpx.Client(base_url=open_server.url, timeout=120) as client:
         with watching(open_server) as usual:
             for _ in range(40):
@@ -49,6 +49,6 @@ def test_no_answer_stalls_the_others(open_server, crowded, method, path, body):
                 url = path.format(thread=crowded)
                 with client.stream(method, url, json=body) as answer:
                     assert answer.status_code == 200
-                    # Not kept: who watches is of this process, too.
+                    # Not stored: that would slow the monitor, which runs in this process.
                     assert sum(map(len, answer.iter_raw())) > 1_000
     assert stalls.longest < _LONGEST_STALL_SECONDS + 2 * usual.longest, stalls.longest

@@ -1,6 +1,6 @@
-"""JSON of every size and shape, against every route that takes a body.
+"""JSON of every size and shape, sent to every route that takes a body.
 
-Whatever comes is answered with less than 500, and what it cost is given back.
+Every response has a status below 500, and the memory is released afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 
 from tests.attacks.conftest import watching, web_memory
 
-#: The most that one request may cost, as a multiple of its size, and what any may.
+#: The most memory that one request may cost: a multiple of its size, or this much in any case.
 _TIMES, _ANYWAY = 50, 60 * 1024 * 1024
 _LONGEST_STALL_SECONDS = 0.25
 _JSON = {"content-type": "application/json"}
@@ -79,12 +79,12 @@ SHAPES: tuple[Callable[[int], bytes], ...] = (
     cut_off,
     no_utf8,
 )
-#: What the shape is put in the place of: a body as the route wants it, as far as that.
+#: Fields whose value is replaced by the shape, in a body that is otherwise valid for many routes.
 PLACES = ("metadata", "input", "values", "context", "value", "config", "filter")
 
 
 def routes(server) -> Iterator[tuple[str, str]]:
-    """Every operation with a body, with ids that are nobody's."""
+    """Yield every operation with a body, with ids that do not exist."""
     document = httpx.get(f"{server.url}/openapi.json", timeout=60).json()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -93,7 +93,7 @@ def routes(server) -> Iterator[tuple[str, str]]:
 
 
 def bodies(shape: bytes, chosen: random.Random) -> Iterator[bytes]:
-    """The shape as a whole body, and within one that most routes would take."""
+    """Yield the shape as a whole body, and within a body that most routes would accept."""
     yield shape
     place = chosen.choice(PLACES)
     yield (
@@ -123,10 +123,10 @@ def test_no_body_is_answered_with_a_500(open_server, shape, size):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [1_000_000, 4_000_000, 8_300_000, 30_000_000])
 def test_no_body_stalls_the_others(open_server, shape, size):
-    """Measured beside the same number of small requests, on the machine as it is."""
+    """Compare with the response times during small requests on the same machine."""
     chosen = random.Random(f"{shape.__name__} {size}")
     asked = chosen.sample(list(routes(open_server)), 5)
-    # Made beforehand: who watches is of this process, too.
+    # Built in advance: building them would slow the monitor, which runs in this process.
     made = [(*route, body) for route in asked for body in bodies(shape(size), chosen)]
     with httpx.Client(base_url=open_server.url, timeout=120) as client:
         with watching(open_server) as usual:
@@ -141,7 +141,7 @@ def test_no_body_stalls_the_others(open_server, shape, size):
 
 @pytest.mark.full
 def test_many_large_bodies_at_once_stall_nobody(open_server):
-    """Worked on one at a time: what others wait for is one of them, not all."""
+    """Large bodies are processed one at a time: other requests wait for one of them only."""
     context = b"[" + b'{"a":1,"b":"xxxxxxxxxxxxxxxx"},' * 39_000 + b"0]"
     body = b'{"assistant_id":"counter","input":{"count":1},"context":{"x":%b}}' % context
     with httpx.Client(base_url=open_server.url, timeout=120) as client:

@@ -1,5 +1,5 @@
-"""The OpenAPI document, walked along its links by one tenant, and by another with the first one's
-ids: what one has made, the other is never shown."""
+"""Walks along the links of the OpenAPI document by one tenant, repeated by another with the first
+one's ids: no resource of one tenant is shown to the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 from tests.bare_api import bare_client
 
-#: What an answer names, by the operation that makes it; links are made of it to all that takes it.
+#: The ids in an operation's response; links lead to all operations that take these ids.
 MAKES = {
     ("/threads", "post"): ("thread_id",),
     ("/threads/{thread_id}/runs", "post"): ("thread_id", "run_id"),
@@ -34,7 +34,7 @@ _HOW = settings(
 
 
 def is_quick(path: str) -> bool:
-    """Nothing that waits, or streams until its thread is gone."""
+    """Return whether a path neither waits nor streams until its thread is deleted."""
     return not any(word in path for word in ("stream", "wait", "join", "/agent/", "store"))
 
 
@@ -43,7 +43,7 @@ def takes(path: str) -> set[str]:
 
 
 def linked_document() -> dict[str, Any]:
-    """The server's own, without what waits, and with its links said."""
+    """Return the server's document with links, and without operations that wait."""
     document = copy.deepcopy(bare_client().get("/openapi.json").json)
     document["paths"] = {path: ops for path, ops in document["paths"].items() if is_quick(path)}
     for (path, method), names in MAKES.items():
@@ -66,7 +66,7 @@ def linked_document() -> dict[str, Any]:
 
 
 def walk(server, examples: int, steps: int, seed: int | None = None) -> int:
-    """One tenant walks; after each step another one asks the same. Returns how many were asked."""
+    """Walk as one tenant and repeat each step as another. Return the number of repeats."""
     word = uuid.uuid4().hex[:8]
     mine = {"Authorization": f"Bearer ann-{word}"}
     theirs = {"Authorization": f"Bearer bob-{word}"}
@@ -81,7 +81,7 @@ def walk(server, examples: int, steps: int, seed: int | None = None) -> int:
         def before_call(self, case):
             body = case.body
             if isinstance(body, dict):
-                # Chosen ids are taken by the walks before: the same walk would go another way.
+                # A chosen id would be taken in the next walk, which would then differ.
                 made = MAKES.get((case.path, case.method.lower()), ())
                 for name in made if case.path != "/runs" else ("run_id",):
                     body.pop(name, None)

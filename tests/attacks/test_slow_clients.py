@@ -1,5 +1,5 @@
-"""Clients that take their time, on every route: with their headers, their bodies, their reading.
-Others are answered meanwhile, and afterwards nothing is left of it."""
+"""Clients that send headers or bodies slowly, or do not read, on every route. Other requests are
+not delayed, and no connection is left afterwards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def slow_body(server, method: str, path: str) -> socket.socket:
 
 
 def no_reading(server, method: str, path: str) -> socket.socket:
-    """Asks again and again on one connection, and reads none of the answers."""
+    """Send many requests on one connection and read none of the responses."""
     opened = connected(server)
     head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -51,7 +51,7 @@ WAYS: tuple[Callable, ...] = (slow_headers, slow_body, no_reading)
 
 
 def established(server) -> int:
-    """Connections of the web processes to clients."""
+    """Return the number of connections from clients to the web processes."""
     found = 0
     for process in server.find("gunicorn"):
         with suppress(psutil.Error):
@@ -88,7 +88,7 @@ def test_slow_clients_hold_up_nobody(open_server, way):
 @pytest.mark.long
 @pytest.mark.parametrize("way", [slow_headers, slow_body])
 def test_the_server_gives_them_up(open_server, way):
-    """Also while they send a byte now and then."""
+    """The server closes the connection, even if the client sends a byte now and then."""
     method, path = next(routes(open_server))
     with way(open_server, method, path) as opened:
         opened.settimeout(0.3)
@@ -108,7 +108,7 @@ def test_the_server_gives_them_up(open_server, way):
 @pytest.mark.long
 @pytest.mark.parametrize("path", ["/ok", "/nowhere", "/info"])
 def test_pipelined_requests_leave_the_others_their_turn(open_server, path):
-    """Whose next request is always there already was served alone, for as long as they liked."""
+    """A connection whose next request was always ready was once served alone, without end."""
     many = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 500
     over = threading.Event()
 
@@ -135,7 +135,7 @@ def test_pipelined_requests_leave_the_others_their_turn(open_server, path):
 @pytest.mark.long
 @pytest.mark.parametrize("path", ["/nowhere", "/ok", "/threads"])
 def test_a_body_of_very_many_chunks_leaves_the_others_their_turn(open_server, path):
-    """A million chunks of one byte took three seconds, read in one go. Here they have no end."""
+    """A million one-byte chunks once took three seconds in one go. Here they are endless."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     over = threading.Event()
 

@@ -1,5 +1,5 @@
-"""Two tenants do what comes to mind, to their own things and to each other's: nobody sees, changes
-or stops what is not theirs."""
+"""Two tenants perform random operations on their own resources and on each other's: neither sees,
+changes or stops what belongs to the other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LATER = {"assistant_id": "counter", "input": {"count": 1}, "after_seconds": 3600
 
 
 class Tenant:
-    """What one of them has made. All of it carries a mark, which nobody else may ever be shown."""
+    """The resources of one tenant. Each has a mark that no other tenant may ever see."""
 
     def __init__(self, server, name: str) -> None:
         self.name = name
@@ -55,7 +55,7 @@ class Play:
             assert answer.status_code in (403, 404, 409, 422), self.done[-20:]
 
     def everything_is_there(self) -> None:
-        """What each has made, and not deleted, is still theirs."""
+        """Check that what each tenant has created and not deleted is still there."""
         for tenant in self.two:
             for thread in tenant.threads:
                 found = tenant.client.get(f"/threads/{thread}")
@@ -76,7 +76,7 @@ def make_thread(_play, me, _whose):
 
 
 def take_thread(play, me, whose):
-    """Make one with an id that is taken."""
+    """Create a thread with an id that is taken."""
     if not whose.threads:
         return me.client.get(f"/threads/{_NOTHING}")
     thread = play.one(whose.threads, _NOTHING)
@@ -202,7 +202,7 @@ ACTS = (
     use_cron,
     search,
 )
-#: What names a thing of somebody's: of another's, it is refused.
+#: Operations on an existing resource: on that of another tenant they are refused.
 OF_SOMEBODY = frozenset(
     {
         take_thread,

@@ -1,7 +1,8 @@
 """A backlog of 100,000 pending runs, on one thread and on 10,000: `make bench-backlog`.
 
-How long a claim takes, how far ringing again fills the broker while nobody takes the messages, and
-how long it takes to cancel them all. On a cluster of its own, with the real queries and processes.
+Measured are the time of a claim, the number of messages in the broker while no child is free to
+take them, and the time to cancel all runs, on a separate cluster with the real queries and
+processes.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def fill(url: str, threads: int) -> None:
 
 
 def claim_times(url: str) -> list[float]:
-    """Claim the head of a thread, end it, go on with the next: from several connections at once."""
+    """Claim a thread's head, end its run and claim the next, on several connections at once."""
     with psycopg.connect(url) as conn:
         heads = conn.execute(
             "SELECT DISTINCT ON (thread_id) run_id FROM run ORDER BY thread_id, seq LIMIT %s",
@@ -98,7 +99,7 @@ def claim_times(url: str) -> list[float]:
 
 
 def depth_while_nobody_takes(cluster: Cluster) -> tuple[int, int]:
-    """The most messages in the broker, and its memory in kB, while the one child is busy."""
+    """Return the most messages in the broker and its memory in kB, with the only child busy."""
     busy = {"assistant_id": "nodes", "input": {"kind": "async_sleep"}}
     httpx.post(f"{cluster.url}/runs", json=busy, timeout=30).raise_for_status()
     with redis.Redis.from_url(cluster.valkey.url) as bus:

@@ -1,8 +1,9 @@
-"""`make bench-cancel`: how long after the request was sent each kind of node really stopped.
+"""`make bench-cancel`: the time from the cancel request until each kind of node has stopped.
 
 Measured at the node: its `finally`, its last heartbeat line, or the death of its process, on the
 same monotonic clock as the request. One run at a time, 200 of each kind (`--count`). Also measured:
-the replacement of a killed child, and that other runs of the worker are not touched.
+the replacement of a killed child, the start of the next run, a cancel on disconnect, and a bulk
+cancel.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from langgraph_sdk import get_sync_client
 
 from tests.servers import LiveServer
 
-#: kind → (how its stop shows, bound in seconds at p99)
+#: kind → (how the stop is detected, limit in seconds at p99)
 KINDS = {
     "async_sleep": ("finally", 0.1),
     "time_sleep": ("finally", 2.0),
@@ -55,7 +56,7 @@ def wait_for(path: Path, name: str) -> list[str]:
 
 
 class DeathWatch:
-    """The moment a process died, by its pidfd."""
+    """Records the moment a process dies, by its pidfd."""
 
     def __init__(self, pid: int) -> None:
         self.at: float | None = None
@@ -69,13 +70,13 @@ class DeathWatch:
 
 
 def measure(client, folder: Path, kind: str, number: int) -> tuple[float, float]:
-    """(seconds until the node stopped, seconds until `wait=1` answered)."""
+    """Return the seconds until the node stopped and until the response to `wait=1`."""
     shown, _ = KINDS[kind]
     path = folder / f"{kind}-{number}"
     thread_id = client.threads.create()["thread_id"]
     run = client.runs.create(thread_id, "nodes", input={"kind": kind, "beats": str(path)})
     begun = wait_for(path, "beat" if shown == "last beat" else "begin")
-    time.sleep(0.03)  # into the node
+    time.sleep(0.03)  # let the node begin
     death = DeathWatch(int(begun[1])) if shown == "death or answer" else None
     sent = time.monotonic()
     client.runs.cancel(thread_id, run["run_id"], wait=True)
@@ -91,7 +92,7 @@ def measure(client, folder: Path, kind: str, number: int) -> tuple[float, float]
 
 
 def measure_replacement(server: LiveServer, count: int) -> list[float]:
-    """Milliseconds from killing an idle child until its replacement has been forked."""
+    """Return the milliseconds from killing an idle child until its replacement has been forked."""
     worker = server.worker_parent()
     taken = []
     for _ in range(count):
@@ -106,7 +107,7 @@ def measure_replacement(server: LiveServer, count: int) -> list[float]:
 
 
 def measure_succession(client, folder: Path, count: int) -> list[float]:
-    """Milliseconds from the end of one run's last node to the first node of the run behind it."""
+    """Return the milliseconds from a run's last node to the first node of the next run."""
     taken = []
     for number in range(count):
         thread_id = client.threads.create()["thread_id"]
@@ -122,7 +123,7 @@ def measure_succession(client, folder: Path, count: int) -> list[float]:
 
 
 def measure_disconnect(client, server: LiveServer, count: int) -> list[float]:
-    """Milliseconds from a client closing its socket until its run is `interrupted`."""
+    """Return the milliseconds from a client closing its socket until its run is `interrupted`."""
     taken = []
     for _ in range(count):
         thread_id = client.threads.create()["thread_id"]
@@ -140,7 +141,7 @@ def measure_disconnect(client, server: LiveServer, count: int) -> list[float]:
 
 
 def measure_bulk(client, server: LiveServer, count: int) -> list[float]:
-    """Milliseconds until the 204 of cancelling 1,000 runs in one call."""
+    """Return the milliseconds until the 204 of cancelling 1,000 runs in one call."""
     taken = []
     with psycopg.connect(server.database_url, autocommit=True) as database:
         for _ in range(count):

@@ -1,7 +1,7 @@
 """The floor of `make bench`: the same graph called directly, with LangGraph's own Postgres saver.
 
-No server, no queue, no events: a process, a connection, a graph. What a server adds to this is what
-it costs. Run as a process of its own, so that its CPU is its own.
+There is no server, queue or event log, only a process, a connection and a graph. The difference to
+this is the cost of a server. It is a separate process, so that only its own CPU time is counted.
 """
 
 from __future__ import annotations

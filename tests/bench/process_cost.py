@@ -1,8 +1,8 @@
-"""What a server costs while it is driven: CPU and memory of all of its processes.
+"""The cost of a server under load: CPU and memory of all of its processes.
 
-CPU of processes that have ended in between is in their parent's account of its children, so a
-server that replaces its workers does not get them for nothing. Memory is proportional (PSS): what
-forked processes share is counted once.
+The CPU time of processes that have ended meanwhile is in their parent's account of its children, so
+a server that replaces its workers is charged for them. Memory is proportional (PSS): memory shared
+by forked processes is counted once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import psutil
 
 
 def listener(url: str) -> int:
-    """The process that listens on this URL's port; the oldest, when a parent and children do."""
+    """Return the process that listens on this URL's port; the oldest, if several do."""
     port = urlsplit(url).port
     pids = {
         connection.pid
@@ -31,7 +31,7 @@ def listener(url: str) -> int:
 
 @dataclass(frozen=True)
 class ProcessTree:
-    """A server: its root process and all that descends from it."""
+    """A server: its root process and all descendants."""
 
     root: int
 
@@ -40,7 +40,7 @@ class ProcessTree:
         return [parent, *parent.children(recursive=True)]
 
     def cpu_seconds(self) -> float:
-        """Of all processes, those included that have ended and were waited for."""
+        """Return the CPU time of all processes, including those that have ended."""
         total = 0.0
         for process in self.processes():
             with suppress(psutil.Error):
@@ -49,7 +49,7 @@ class ProcessTree:
         return total
 
     def memory(self) -> int:
-        """Bytes in use, shared ones counted once."""
+        """Return the bytes in use; shared memory is counted once."""
         total = 0
         for process in self.processes():
             with suppress(psutil.Error):
@@ -58,7 +58,7 @@ class ProcessTree:
 
 
 class MemoryPeak:
-    """The most memory a tree had while the block lasted, looked at every second."""
+    """Records the peak memory of a process tree within a block, sampled every second."""
 
     def __init__(self, tree: ProcessTree) -> None:
         self._tree = tree

@@ -1,7 +1,7 @@
-"""The scenarios of `make bench`: each drives a server by its URL and answers with its figures.
+"""The scenarios of `make bench`: each sends load to a server and returns its figures.
 
-Only what every Agent Server has is used, so that any of them can be driven. Where a scenario counts
-work in a fixed time, a slow server does less of it instead of taking for ever.
+They use only routes that every Agent Server has. Where a scenario counts work in a fixed time, a
+slow server does less of it instead of taking longer.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import aiohttp
 
 from tests.bench.process_cost import MemoryPeak, ProcessTree
 
-#: What a scenario measured, by the name of the row of the table.
+#: The measurements of a scenario, by the name of the table's row.
 Figures = dict[str, float]
 
 
 @dataclass
 class Target:
-    """A server to drive, and the processes it is charged for."""
+    """A server under load, and the processes whose cost is measured."""
 
     url: str
     tree: ProcessTree
-    #: Of the fixed times and counts below; less for a quick look.
+    #: A factor for the fixed times and counts below; lower for a quick run.
     scale: float = 1.0
     session: aiohttp.ClientSession = field(init=False)
 
@@ -70,7 +70,7 @@ async def timed(work: Callable[[], Awaitable[object]]) -> float:
 
 
 async def in_parallel(clients: int, count: int, work: Callable[[int], Awaitable[object]]) -> float:
-    """`count` calls by `clients` at a time; the seconds they took."""
+    """Make `count` calls, `clients` at a time; return the seconds they took."""
     numbers = iter(range(count))
 
     async def client() -> None:
@@ -83,7 +83,7 @@ async def in_parallel(clients: int, count: int, work: Callable[[int], Awaitable[
 
 
 async def per_second(clients: int, seconds: float, work: Callable[[], Awaitable[object]]) -> float:
-    """Calls a second that `clients` get done, one after the other each."""
+    """Return the calls per second of `clients` that each make one call after the other."""
     begun = time.perf_counter()
     done = 0
 
@@ -154,7 +154,7 @@ async def sleeping(target: Target) -> Figures:
 
 
 async def growing_thread(target: Target) -> Figures:
-    """The cost of a run by its number on its thread, each the median of some neighbours."""
+    """Return the cost of a run by its number on its thread, as a median of neighbours."""
     thread_id = await target.new_thread()
     count = target.times(1010)
     taken = [await timed(lambda: target.wait(thread_id)) for _ in range(count)]
@@ -222,7 +222,7 @@ async def token_streams(target: Target) -> Figures:
 
 
 async def idle_listeners(target: Target) -> Figures:
-    """Memory of the whole tree that each further listener costs."""
+    """Return the memory of the whole tree per additional listener."""
     thread_id = await target.new_thread()
     body = {"assistant_id": "idler", "input": {"seconds": 600}, "stream_mode": ["values"]}
     run = await target.post(f"/threads/{thread_id}/runs", **body)
@@ -233,7 +233,7 @@ async def idle_listeners(target: Target) -> Figures:
         answers.append(await target.session.get(f"{path}/stream"))
 
     figures: Figures = {}
-    await in_parallel(10, 50, listen)  # what is set up once is not the listeners'
+    await in_parallel(10, 50, listen)  # exclude the cost of one-time setup
     await asyncio.sleep(2)
     before = target.tree.memory()
     for count in (500, 2000, 5000):

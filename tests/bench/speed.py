@@ -1,9 +1,9 @@
-"""`make bench`: how fast Belay is, against its targets and against any other Agent Server.
+"""`make bench`: measures the speed of Belay against its targets and against another Agent Server.
 
-The whole server is started for it, with one web process and one worker, and everything (client,
-web, worker, Postgres, Valkey) shares the machine. With `BASELINE=http://…` another server on this
-machine, which serves `tests/bench/project`, is driven in turn with the same client, scenario by
-scenario; ratios then hold on any machine, absolute figures only on the one that is named.
+It starts a whole server with one web process and one worker. Everything (client, web, worker,
+Postgres, Valkey) shares the machine. With `BASELINE=http://…` another server on this machine, which
+serves `tests/bench/project`, is measured in turn with the same client, scenario by scenario. Ratios
+then hold on any machine, absolute figures only on the one that is named.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from tests.servers import LiveServer
 CONFIG = Path(__file__).parent / "project" / "langgraph.json"
 #: The default of a worker.
 CONCURRENCY = 16
-#: For scenarios that are about many runs going on at once.
+#: For scenarios with many concurrent runs.
 WIDE_CONCURRENCY = 64
 WIDE = ("sleeping", "tokens")
 FLOOR_SECONDS = 5.0
-#: Scenarios whose rows have a ratio; a baseline need not be driven in the others. (5,000 listeners
-#: take LangGraph's own server many minutes to accept.)
+#: Scenarios whose rows have a ratio; the baseline is not measured in the others. (LangGraph's own
+#: server takes many minutes to accept 5,000 listeners.)
 COMPARED = ("one", "many", "threads", "background", "sleeping", "first", "tokens")
-#: Those that only take samples: a server that takes a second for each is asked for fewer.
+#: Scenarios that only take samples: the baseline, which needs a second for each, takes fewer.
 SAMPLED = ("one", "first")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table. `ratio` is to the baseline, `target` for a machine of two cores."""
+    """A row of the table. `ratio` is to the baseline, `target` for a machine of two cores."""
 
     name: str
     unit: str
@@ -77,14 +77,15 @@ FLOOR = "CPU of a trivial run, whole tree"
 
 async def drive(target: Target, name: str) -> Figures:
     async with target:
-        # What a server sets up once for each of its workers is done: it has been up for a while.
+        # Warm up, so that the one-time setup of the workers is not measured.
         await in_parallel(64, 256, lambda _: target.wait())
         return await SCENARIOS[name](target)
 
 
 def floor(server: LiveServer, seconds: float) -> dict[str, float]:
-    """The same graph without a server, on the same Postgres, with as many processes as keep every
-    core as busy as the server's clients do: the same work takes more CPU on a busy core."""
+    """Run the same graph without a server on the same Postgres. Twice as many processes as cores
+    keep every core as busy as the server's clients do: the same work takes more CPU on a busy
+    core."""
     postmaster = psutil.Process(server.find("bin/postgres", "-D")[0].pid)
     command = [sys.executable, "-m", "tests.bench.floor", server.database_url, str(seconds)]
     before = ProcessTree(postmaster.pid).cpu_seconds()
@@ -102,7 +103,7 @@ def floor(server: LiveServer, seconds: float) -> dict[str, float]:
 
 
 def table(ours: Figures, theirs: Figures, lowest: dict[str, float] | None) -> list[str]:
-    """The lines of the table, in Markdown."""
+    """Return the lines of the table in Markdown."""
     lines = ["| | measured | target | baseline | ratio | target |", "|---|---|---|---|---|---|"]
     for row in ROWS:
         if row.name not in ours:
@@ -152,7 +153,7 @@ def machine() -> str:
 
 @dataclass
 class Bench:
-    """What is to be driven, and what was measured so far."""
+    """The servers to measure, and the figures so far."""
 
     scale: float
     baseline: str | None
@@ -162,7 +163,7 @@ class Bench:
     lowest: dict[str, float] | None = None
 
     def run(self, scenarios: list[str], concurrency: int) -> None:
-        """Drive a fresh server through these scenarios, each followed by the baseline."""
+        """Run these scenarios on a new server, each followed by the baseline."""
         with tempfile.TemporaryDirectory(prefix="belay-bench-", dir="/tmp") as name:
             folder = Path(name)
             folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""A cluster to be hurt, and a probe that tells what was executed."""
+"""Clusters for fault injection, and a probe that records what its nodes execute."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.cluster import Cluster
 from tests.faults.history import Beat, Execution, executions, read_beats
 from tests.waiting import wait_until
 
-#: Short, so that what takes a lease takes seconds. The relations between them are the defaults'.
+#: Short times, so that a lease expires within seconds; roughly in the ratio of the defaults.
 QUICK = {
     "BELAY_LEASE_SECONDS": "3",
     "BELAY_LEASE_RENEWAL_SECONDS": "0.5",
@@ -43,7 +43,7 @@ def session_cluster(scratch) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(session_cluster) -> Iterator[Cluster]:
-    """The shared cluster, whole again after every test."""
+    """Yield the shared cluster, repaired before and after every test."""
     mend(session_cluster)
     yield session_cluster
     mend(session_cluster)
@@ -63,7 +63,7 @@ def mend(cluster: Cluster) -> None:
 
 @pytest.fixture
 def make_cluster(scratch, tmp_path):
-    """A cluster of the test's own, with settings of its own."""
+    """Yield a function that starts a separate cluster with its own settings."""
     made: list[Cluster] = []
 
     def make(**options: Any) -> Cluster:
@@ -88,7 +88,7 @@ def probe(cluster, client, tmp_path):
 
 
 class Probe:
-    """Runs of the probe graph, and what its nodes recorded of them."""
+    """Starts runs of the probe graph, and reads what their nodes recorded."""
 
     def __init__(self, cluster: Cluster, client: Any, history: Path) -> None:
         self.cluster = cluster
@@ -97,7 +97,7 @@ class Probe:
         self.started = 0
 
     def start(self, *, thread_id: str | None = None, seconds: float = 0.0, **options: Any):
-        """Start a run; returns its thread's id, its own id and its tag."""
+        """Start a run and return its thread's id, its own id and its tag."""
         self.started += 1
         tag = f"r{self.started}"
         if thread_id is None:
@@ -116,7 +116,7 @@ class Probe:
         return executions(self.beats(tag)).get(tag, [])
 
     def starts(self, tag: str) -> list[str]:
-        """Names of the nodes that were started, in order."""
+        """Return the names of the nodes that were started, in order."""
         return [beat.node for beat in self.beats(tag) if beat.event == "start"]
 
     def wait_for(self, tag: str, node: str, event: str = "start", seconds: float = 30.0) -> Beat:
@@ -127,7 +127,7 @@ class Probe:
         return wait_until(found, seconds, f"{tag} {node} {event}")
 
     def worker_of(self, pid: int):
-        """The worker whose child this is, and another one."""
+        """Return the worker that has this child, and another worker."""
         for worker in self.cluster.workers:
             if pid in [child.pid for child in worker.children()]:
                 other = next(w for w in self.cluster.workers if w is not worker)
@@ -150,8 +150,8 @@ class Probe:
         return self.status(thread_id, run_id)
 
     def assert_done_once(self, thread_id: str, run_id: str, tag: str, *, last: bool = True) -> None:
-        """It ended in success, and its thread's state has each of its steps once, in order. The
-        thread is at rest, unless the run was not its last."""
+        """Check that the run succeeded and its state has each step once, in order. The thread must
+        be idle if the run was its last."""
         assert self.wait_until_over(thread_id, run_id) == "success"
         done = self.client.threads.get_state(thread_id)["values"]["done"]
         assert [entry for entry in done if entry.startswith(f"{tag}:")] == [
@@ -160,7 +160,7 @@ class Probe:
         assert not last or self.client.threads.get(thread_id)["status"] == "idle"
 
     def row(self, run_id: str) -> dict[str, Any]:
-        """What the table has and the API does not show."""
+        """Return the run's row, which has columns that the API does not show."""
         with psycopg.connect(self.cluster.postgres.url, row_factory=psycopg.rows.dict_row) as conn:
             row = conn.execute("SELECT * FROM run WHERE run_id = %s", (run_id,)).fetchone()
         assert row is not None
@@ -168,13 +168,13 @@ class Probe:
 
 
 def signal_tree(member, number: signal.Signals) -> None:
-    """A whole machine stops, or goes on: the process and everything below it."""
+    """Send a signal to a process and its children, as when a whole machine stops or resumes."""
     for pid in [member.pid, *(child.pid for child in member.children())]:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def pass_time(seconds: float) -> None:
-    """The length of an outage is part of the fault: nothing is waited for, time passes."""
+    """Let time pass: the length of the outage is part of the fault."""
     until = time.monotonic() + seconds
     wait_until(lambda: time.monotonic() >= until, seconds + 5)

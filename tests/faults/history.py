@@ -1,5 +1,5 @@
-"""The checker: reads afterwards what the probe recorded, what the callers were promised and what
-the server says now, and names every invariant that does not hold (I1 to I9 of the fault matrix)."""
+"""The checker: compares the probe's records, the responses to the callers and the final state of
+the server, and lists every violated invariant (I1 to I9 of the fault matrix)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ACTIVE = ("pending", "running")
 
 @dataclass(frozen=True)
 class Beat:
-    """One line of the probe."""
+    """A line that the probe wrote."""
 
     run: str
     tag: str
@@ -31,7 +31,7 @@ class Beat:
 
 @dataclass(frozen=True)
 class Fault:
-    """What the monkey did: when, until when, and to which processes."""
+    """A fault that the monkey injected: when, until when, and into which processes."""
 
     kind: str
     began: float
@@ -41,7 +41,7 @@ class Fault:
 
 @dataclass
 class Execution:
-    """One attempt's stretch of work on a run: what one process did of it without a break."""
+    """The beats of one attempt at a run in one process."""
 
     pid: int
     beats: list[Beat]
@@ -61,7 +61,7 @@ def read_beats(path: Path) -> list[Beat]:
 
 
 def executions(beats: Iterable[Beat]) -> dict[str, list[Execution]]:
-    """By tag, in the order they began: what one process did in one attempt."""
+    """Return the executions of each tag in the order in which they began."""
     found: dict[str, dict[tuple[int, int], Execution]] = defaultdict(dict)
     for beat in beats:
         key = (beat.pid, beat.attempt)
@@ -71,7 +71,7 @@ def executions(beats: Iterable[Beat]) -> dict[str, list[Execution]]:
 
 @dataclass
 class Verdict:
-    """What the checker found. Empty lists are what is promised."""
+    """The findings of the checker. The lists are empty if all invariants hold."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -87,8 +87,8 @@ class Verdict:
 
 
 class Checker:
-    """`runs` and `threads` are what the API answered when everything had come to rest: a run by its
-    id (None for 404), a thread's status and `done` values by its id."""
+    """Checks the invariants. `runs` and `threads` are the API's final responses: each run by its id
+    (None for 404), each thread's status and `done` values by its id."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Checker:
         self._recoveries()
         return self.verdict
 
-    # I1, I4, I5: accepted is kept, terminal is final, a cancel takes effect.
+    # I1, I4, I5: an accepted run is kept, a terminal status is final, a cancel takes effect.
     def _ended_once(self, promise: Promise) -> None:
         lost = self.verdict.lost
         if promise.ended_at is None:
@@ -152,11 +152,11 @@ class Checker:
         return allowed
 
     def _was_given_up(self, promise: Promise) -> bool:
-        """Killed as often as a run may be: that is an end too, and says so."""
+        """Return whether the run failed because it was killed as often as the limit allows."""
         error = (promise.answer or {}).get("__error__") or {}
         return bool(error.get("error") == "MaxAttemptsExceeded")
 
-    # I3: after the end nothing of the run happens.
+    # I3: no node of the run executes after its end.
     def _stayed_silent(self, promise: Promise) -> None:
         if promise.ended_at is None:
             return
@@ -169,7 +169,7 @@ class Checker:
         if late:
             self.verdict.broken.append(f"{promise.tag} went on after its end: {late}")
 
-    # I7: with `sync` a step is executed again only if it was cut off.
+    # I7: with `sync` a step is executed again only if it was interrupted.
     def _steps(self, promise: Promise) -> None:
         stretches = self.executions.get(promise.tag, [])
         starts = Counter(b.node for e in stretches for b in e.beats if b.event == "start")
@@ -190,7 +190,7 @@ class Checker:
         if not promise.stream_ended:
             self.verdict.broken.append(f"{promise.tag} stream never ended")
 
-    # I6, and what is in the state: every successful run once, in its place.
+    # I6, and the state: it has the steps of every successful run once and in order.
     def _thread_states(self) -> None:
         by_thread: dict[str, list[Promise]] = defaultdict(list)
         for promise in self.promises:
@@ -216,7 +216,7 @@ class Checker:
         elif mine != promise.steps()[: len(mine)]:
             self.verdict.broken.append(f"{promise.tag} is in the state as {mine}")
 
-    # I2: never two at work on one run.
+    # I2: no two processes execute one run at the same time.
     def _one_at_a_time(self) -> None:
         for tag, stretches in self.executions.items():
             for earlier, later in itertools.pairwise(stretches):
@@ -224,7 +224,7 @@ class Checker:
                     self.verdict.doubled.append(f"{tag} was executed by two at once")
 
     def _recoveries(self) -> None:
-        """From a fault to the next node start of the runs it cut off."""
+        """Record the seconds from each fault to the next node start of the interrupted runs."""
         for stretches in self.executions.values():
             for earlier, later in itertools.pairwise(stretches):
                 fault = self._that_cut(earlier, later)

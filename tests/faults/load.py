@@ -1,5 +1,5 @@
-"""Clients of the fault suite: they use the API as patient callers do, and write down what was
-promised to them and what they then saw. Seeded: the same seed asks for the same runs."""
+"""Clients of the fault suite: they retry as real callers do, and record what was promised to them
+and what they observed. The same seed creates the same runs."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Any
 
 import httpx
 
-#: A caller gives up on one request after this long; the checker then calls it lost.
+#: The time after which a caller stops retrying a request; the checker then counts it as lost.
 PATIENCE_SECONDS = 120.0
 STEPS = ("s1", "s2", "s3", "s4")
 
 
 @dataclass
 class Promise:
-    """A run that was accepted, and what its caller learnt of it."""
+    """An accepted run and the responses that its caller got."""
 
     run_id: str
     thread_id: str | None
     tag: str
     kind: str
     accepted_at: float = 0.0
-    #: What the server answered to a cancel with: "interrupt", "rollback", or None. `maybe` when an
-    #: answer was lost and asking again said that the run was over.
+    #: The action of an accepted cancel: "interrupt", "rollback" or None. `maybe_cancelled` is set
+    #: if a response was lost and the retry found that the run had ended.
     cancelled: str | None = None
     maybe_cancelled: bool = False
-    #: When the caller knew that the run had ended, and the values it was told.
+    #: When the caller learned that the run had ended, and the values in the response.
     ended_at: float | None = None
     answer: Any = None
     event_ids: list[str] = field(default_factory=list)
@@ -42,22 +42,22 @@ class Promise:
 
 
 class Refused(Exception):
-    """The server answered with a status the caller did not expect."""
+    """A response had a status that the caller did not expect."""
 
 
 class Caller:
-    """One client of several web processes: any of them may answer, and all of them may be away."""
+    """A client of several web processes, any of which may be unavailable."""
 
     def __init__(self, urls: list[str], rng: random.Random) -> None:
         self.urls = urls
         self.rng = rng
-        #: How often the last call had to ask.
+        #: The number of requests that the last call made.
         self.tries = 0
-        # A pool of connections of its own would keep dead ones; a new one for each call is honest.
+        # A pool would keep dead connections, so each call opens a new one.
         self.timeout = httpx.Timeout(30.0, connect=2.0)
 
     def ask(self, method: str, path: str, *, ok=(200,), **options) -> httpx.Response:
-        """Ask again while the answer is "not now", as a client of a load balancer would."""
+        """Send a request; retry on 503 and lost connections, as through a load balancer."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         self.tries = 0
         while True:
@@ -79,7 +79,7 @@ class Caller:
 
 
 class Client:
-    """Asks for runs of all kinds until told to stop."""
+    """Creates runs of all kinds until it is stopped."""
 
     def __init__(
         self,
@@ -157,7 +157,7 @@ class Client:
         }
 
     def create(self, promise: Promise, **options) -> None:
-        """Ask until it is accepted; the same run however often that takes."""
+        """Send the create until it is accepted; the `run_id` is the same in every try."""
         path = f"/threads/{promise.thread_id}/runs"
         answer = self.caller.ask("POST", path, json=self.body(promise, **options))
         assert answer.json()["run_id"] == promise.run_id
@@ -234,13 +234,13 @@ class Client:
         if answer.status_code == 200:
             promise.cancelled = action
         else:
-            # Over before we asked; or the answer was lost, and asking again found it over.
+            # The run had ended before, or a response was lost and the retry found it ended.
             promise.maybe_cancelled = self.caller.tries > 1
         promise.ended_at = time.monotonic()
         self.outcome(promise)
 
     def stream(self) -> None:
-        """Follow to the end, joining again from the last id whenever the stream is cut."""
+        """Follow the run to its end; join again from the last id when the stream is cut."""
         promise = self.promise("stream", self.thread())
         self.create(promise)
         path = f"/threads/{promise.thread_id}/runs/{promise.run_id}/stream"
@@ -256,7 +256,7 @@ class Client:
         self.outcome(promise)
 
     def read_stream(self, promise: Promise, path: str) -> bool:
-        """Read on from where we are; True when it was read to the end of the run."""
+        """Read on from the last id. Return True if the run has ended."""
         url = self.rng.choice(self.caller.urls) + path
         headers = {"Last-Event-ID": promise.event_ids[-1] if promise.event_ids else "-1"}
         with httpx.stream("GET", url, headers=headers, timeout=self.caller.timeout) as answer:
@@ -265,6 +265,6 @@ class Client:
             for line in answer.iter_lines():
                 if line.startswith("id: "):
                     promise.event_ids.append(line.removeprefix("id: "))
-        # A server that stops closes its streams cleanly too: the run's row says whether it ended.
+        # A stopping server closes its streams cleanly too, so read the run's status.
         path = path.removesuffix("/stream")
         return self.caller.ask("GET", path).json()["status"] not in ("pending", "running")

@@ -1,7 +1,7 @@
-"""The monkey: breaks a cluster every few seconds while callers use it, then has the checker look.
+"""The monkey: injects a fault into a cluster every few seconds under load, then runs the checker.
 
-`make faults` runs it for as long as asked and writes a report; `make test` runs it for a little.
-Everything it does follows from its seed; when it does it follows from the clock.
+`make faults` runs it for a given time and writes a report; `make test` runs it briefly. The seed
+determines the faults; their times also depend on the clock.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.faults.history import ACTIVE, Checker, Fault, Verdict, read_beats
 from tests.faults.load import Client
 from tests.waiting import wait_until
 
-#: How often each fault is chosen.
+#: The relative frequency of each fault.
 WEIGHTS = {
     "child killed": 40,
     "worker killed": 8,
@@ -57,9 +57,9 @@ WEIGHTS = {
     "postgres connections cut": 8,
     "postgres read-only": 3,
 }
-#: A process told to end must be gone after this: the drain's grace, and what follows it.
+#: A process must end within this time after SIGTERM: the drain grace and what follows it.
 _END_SECONDS = 40.0
-#: After the last fault everything must come to rest within this.
+#: After the last fault all runs must end within this time.
 REST_SECONDS = 120.0
 
 
@@ -70,7 +70,7 @@ class _Later:
 
 
 class Monkey:
-    """Faults a cluster from the main thread, which is the one that may start processes."""
+    """Injects faults from the main thread, the only one that may start processes."""
 
     def __init__(
         self,
@@ -85,15 +85,15 @@ class Monkey:
         self.clients = clients
         self.history = history
         self.faults: list[Fault] = []
-        #: What went wrong that no fault explains.
+        #: Errors that no injected fault explains.
         self.findings: list[str] = []
         self._later: list[_Later] = []
         self._down: set[str] = set()
-        #: How long a stopped Postgres stays away: for one of these.
+        #: The possible lengths of an outage of Postgres, in seconds.
         self.outages = outages
 
     def run(self, seconds: float, gap: float, weights: dict[str, int]) -> None:
-        """Fault until `seconds` have passed, on average every `gap`; then put all in order."""
+        """Inject a fault about every `gap` seconds until `seconds` have passed, then repair all."""
         end = time.monotonic() + seconds
         kinds = list(weights)
         next_at = time.monotonic() + 1.0
@@ -151,7 +151,7 @@ class Monkey:
     # -- processes -------------------------------------------------------------------------------
 
     def _busy_children(self) -> list[int]:
-        """Children that have started a node and not ended it, by what the probe last said."""
+        """Return the children whose last beat is the start of a node."""
         doing: dict[int, str] = {}
         with self.history.open("rb") as file:
             file.seek(max(0, self.history.stat().st_size - 20_000))
@@ -175,7 +175,7 @@ class Monkey:
     def _end_member(self, kind: str, members: list[Member], number: signal.Signals) -> None:
         up = self._up(members)
         if len(up) < 2:
-            return  # somebody must be left to take over
+            return  # another one must be left to take over
         member = self.rng.choice(up)
         pids = tuple(child.pid for child in member.children())
         began = time.monotonic()
@@ -197,14 +197,14 @@ class Monkey:
         self._count_when_ready(member)
 
     def _count_when_ready(self, member: Member) -> None:
-        """One that is still starting takes over from nobody, and has nothing to drain."""
+        """Mark a member as up once it is ready; before, it takes over no run and drains nothing."""
         if self.cluster.is_ready(member):
             self._down.discard(member.name)
         else:
             self._after(0.5, lambda: self._count_when_ready(member))
 
     def _pause_worker(self, kind: str) -> None:
-        """A machine that stops for longer than a lease, and then goes on as if nothing were."""
+        """Pause a worker and its children for longer than a lease, then resume them."""
         up = self._up(self.cluster.workers)
         if len(up) < 2:
             return
@@ -250,7 +250,7 @@ class Monkey:
         self._note(kind, time.monotonic(), time.monotonic())
 
     def _hang(self, kind: str, member: Member, least: float, most: float) -> None:
-        """Half-open: connections stand, and nothing answers."""
+        """Stop a server so that its connections stay open without responses."""
         if member.name in self._down:
             return
         processes = [member.pid, *(child.pid for child in member.children())]
@@ -274,7 +274,7 @@ class Monkey:
         self._note(kind, time.monotonic(), time.monotonic())
 
     def _double_doorbells(self, kind: str) -> None:
-        """Ring for runs that are pending, running and over, many times."""
+        """Send doorbells for pending, running and ended runs, many times."""
         settings = Settings.from_environ(self.cluster.env)
         doorbell = Doorbell.of(settings)
         known = [p for client in self.clients for p in client.promises[-5:]]
@@ -330,7 +330,7 @@ class Monkey:
 
 @dataclass
 class Report:
-    """What was done to whom, and what came of it."""
+    """The injected faults and the results."""
 
     seed: int
     seconds: float
@@ -398,7 +398,7 @@ def play(
     concurrency: int = 4,
     **env: str,
 ) -> Report:
-    """Start a cluster and callers, let the monkey loose, wait for rest, and check."""
+    """Start a cluster and callers, inject faults, wait until all runs have ended, and check."""
     cluster = Cluster(folder, webs=2, workers=workers, concurrency=concurrency, **env)
     history = folder / "history"
     history.touch()
@@ -459,7 +459,7 @@ def _wait_for_rest(cluster: Cluster) -> float:
 
 
 def _ask_for_all(url: str, promises: list[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the API says of every run and thread, now that nothing happens any more."""
+    """Return what the API shows of every run and thread at the end."""
     runs: dict[str, Any] = {}
     threads: dict[str, Any] = {}
     with httpx.Client(base_url=url, timeout=30) as client:

@@ -1,4 +1,4 @@
-"""Doorbells are lost, doubled, late and forged; who sweeps, and when, does not matter."""
+"""Doorbells are lost, duplicated, late and forged; sweepers die, and clocks are wrong."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def doorbell(cluster) -> Doorbell:
 
 
 def test_a_lost_doorbell_is_rung_again(cluster, probe):
-    busy = [probe.start(seconds=2.0) for _ in range(6)]  # so nobody takes messages
+    busy = [probe.start(seconds=2.0) for _ in range(6)]  # so that no child is free to take messages
     for run in busy:
         probe.wait_for(run[2], "s1")
     with redis.Redis.from_url(cluster.valkey.url) as bus:
@@ -47,7 +47,7 @@ def test_a_doorbell_rung_many_times_starts_one_execution(cluster, probe, doorbel
     for _ in range(times):
         assert doorbell.ring(UUID(run[1]), "runs")
     probe.assert_done_once(*run)
-    for _ in range(times):  # and again, now that it is over
+    for _ in range(times):  # and again after its end
         assert doorbell.ring(UUID(run[1]), "runs")
     other = probe.start()
     probe.assert_done_once(*other)
@@ -67,14 +67,14 @@ def test_a_doorbell_for_nothing_does_nothing(cluster, probe, doorbell):
 @pytest.mark.long
 @pytest.mark.parametrize("skews", [(600, -600), full_case((-600, 600))])
 def test_clocks_that_are_wrong_by_minutes_change_nothing(make_cluster, tmp_path, skews):
-    """A run is begun by a worker of one clock and ended by one of another; so is its thread."""
+    """A run, and a thread, continue on a worker whose clock differs."""
     cluster = make_cluster(workers=1, FAULT_CLOCK_SKEW=str(skews[0]))
     with get_sync_client(url=cluster.url) as client:
         probe = Probe(cluster, client, tmp_path / "history")
         first = cluster.workers[0]
         thread_id, run_id, tag = probe.start(seconds=0.2)
         probe.wait_for(tag, "s3")
-        cluster.plan("P7", "hold")  # after the step, before it is written
+        cluster.plan("P7", "hold")  # after the step, before its writes are stored
         wait_until(cluster.injected, what="the run to be held")
         second = cluster.add_worker(FAULT_CLOCK_SKEW=str(skews[1]))
         second.start()

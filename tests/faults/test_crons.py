@@ -1,4 +1,4 @@
-"""Crons fire when every slot of every worker is taken, and when who swept is gone."""
+"""Crons fire while every slot of every worker is taken, and after the sweeping worker has died."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EVERY_SECOND = "* * * * * *"
 
 @pytest.fixture
 def busy(probe, client):
-    """Every slot of the cluster runs something long."""
+    """Fill every slot of the cluster with a long run."""
     runs = [probe.start(seconds=60, graph="probe") for _ in range(6)]
     for _, _, tag in runs:
         probe.wait_for(tag, "s1")
@@ -35,7 +35,7 @@ def cron(client):
 
 
 def created(client, thread_id):
-    """When the cron's runs were created, oldest first."""
+    """Return when the cron's runs were created, oldest first."""
     runs = client.runs.list(thread_id, limit=100)
     return [datetime.fromisoformat(run["created_at"]) for run in reversed(runs)]
 
@@ -56,6 +56,6 @@ def test_a_cron_goes_on_when_its_sweeper_is_gone(cluster, client, cron):
     before = len(created(client, cron))
     mend(cluster)
     wait_until(lambda: len(created(client, cron)) >= before + 2, 60, "two more")
-    # What was missed came once: as many runs as seconds would be a burst.
+    # The missed due times created one run, not a burst of one per second.
     at = created(client, cron)
     assert len(at) <= (at[-1] - at[0]).total_seconds() + 2

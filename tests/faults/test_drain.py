@@ -1,4 +1,4 @@
-"""SIGTERM on a worker: the grace, then back to the queue, at nobody's expense."""
+"""SIGTERM on a worker: runs get the grace period, then are put back without an attempt charged."""
 
 from __future__ import annotations
 

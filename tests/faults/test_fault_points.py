@@ -1,4 +1,4 @@
-"""Killed at every named moment of a run's life, and at every one it ends once."""
+"""Processes are killed at every named moment of a run's life, and the run ends exactly once."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.faults.conftest import (
 from tests.long_forms import full_case
 from tests.waiting import wait_until
 
-#: From the doorbell's arrival to the announcement of the end, in a child.
+#: The moments in a child, from the doorbell's arrival to the announcement of the end.
 IN_A_CHILD = ("P3", "P4", "P5", "P7", "P8", "P9", "P10", "P11")
 
 
 @pytest.fixture(scope="module")
 def unlapsing(scratch):
-    """A cluster whose leases outlast every test, so that no sweeper can help."""
+    """Yield a cluster whose leases outlast every test, so that no sweeper can take over."""
     made = Cluster(scratch / "unlapsing", workers=1, **{**QUICK, "BELAY_LEASE_SECONDS": "600"})
     yield made.start()
     made.stop()
@@ -56,7 +56,7 @@ def assert_replaced(cluster, probe, point, durability):
     charged = probe.row(run_id)["attempts"]
     assert charged == (1 if point in ("P3", "P10", "P11") else 2)
     if durability == "sync":
-        # Only the step that was cut off is done again: P7 and P8 come after a step's work.
+        # Only the interrupted step is executed again: P7 and P8 come after a step's work.
         assert len(probe.starts(tag)) <= 5
 
 
@@ -163,7 +163,7 @@ def test_a_cancel_then_a_kill_is_a_cancel(cluster, probe, point, action):
     wait_until(cluster.injected, what="the run to get there")
     pid = int(cluster.injected()[0][3])
     worker, _ = probe.worker_of(pid)
-    worker.send(signal.SIGSTOP)  # its supervisor cannot hear of the cancel
+    worker.send(signal.SIGSTOP)  # its supervisor cannot receive the cancel
     probe.client.runs.cancel(thread_id, run_id, action=action)
     os.kill(pid, signal.SIGKILL)
     worker.send(signal.SIGCONT)
@@ -203,7 +203,7 @@ def test_a_run_rolled_back_is_never_executed_by_a_create_sent_again(cluster, pro
     probe.wait_for("once", "s1")
     probe.client.runs.cancel(thread_id, first, action="rollback", wait=True)
     assert httpx.post(url, json=body, headers=headers).status_code == 404
-    # What stands for a key cannot be chosen: not even by whoever has the key.
+    # A client cannot choose a run id that is derived from a key, not even the key's own client.
     assert httpx.post(url, json={**body, "run_id": first}).status_code == 422
     assert probe.starts("once") == ["s1"]
 
@@ -224,7 +224,7 @@ def test_a_paused_worker_that_comes_back_is_told_that_its_run_is_not_its_own(
     signal_tree(worker, signal.SIGCONT)
     zombie = next(e for e in probe.executions(tag) if e.pid == beat.pid)
     seen = len(zombie.beats)
-    # It may end what it was in the middle of; it finds out, and does no more.
+    # The zombie may finish its current step; it detects the lost lease and does nothing more.
     told = (f"lost the lease on run {run_id}", f"abandoned the attempt of run {run_id}")
     wait_until(
         lambda: any(line in worker.text() for line in told), 5 * LEASE_SECONDS, "it to notice"
@@ -252,7 +252,7 @@ def test_a_graphs_own_exception_is_not_tried_again(probe):
 
 
 def test_runs_that_kill_every_worker_are_given_up_and_the_others_go_on(cluster, probe):
-    """More of them than there are children, and ordinary runs behind them."""
+    """More of these runs than there are children, with ordinary runs queued behind them."""
     poisoned = [probe.start(input={"crashes": True}) for _ in range(12)]
     good = [probe.start(seconds=0.02) for _ in range(6)]
     for run in good:
@@ -265,7 +265,7 @@ def test_runs_that_kill_every_worker_are_given_up_and_the_others_go_on(cluster, 
 
 
 def _lives(process: psutil.Process) -> bool:
-    """A dead process that nobody has asked for yet is dead."""
+    """Return whether a process is alive. A zombie counts as dead."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""The short form of the fault suite, and proof that its checker sees what it is there to see."""
+"""The short form of the fault suite, and tests of its checker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEASES = {"BELAY_LEASE_SECONDS": "4", "BELAY_LEASE_RENEWAL_SECONDS": "1"}
 
 @pytest.mark.long
 def test_a_little_of_everything(scratch):
-    """The long form is `make faults`."""
+    """Run the monkey briefly; `make faults` is the long form."""
     report = play(
         scratch / "monkey",
         seed=20,
@@ -33,7 +33,7 @@ def test_a_little_of_everything(scratch):
 
 @pytest.mark.long
 def test_a_rolling_restart_under_load_loses_and_doubles_nothing(scratch):
-    """Workers and web processes are stopped and started all the time; streams go on elsewhere."""
+    """Stop and start workers and web processes all the time; streams are resumed on another one."""
     stops = {kind: weight for kind, weight in WEIGHTS.items() if "SIGTERM" in kind}
     report = play(
         scratch / "rolling",

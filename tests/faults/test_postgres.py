@@ -1,5 +1,5 @@
-"""Postgres goes away, cuts connections, refuses to write: nothing accepted is lost, nothing runs
-twice, and the API says "not now" rather than lie."""
+"""Postgres is unavailable, cuts connections or is read-only: no accepted run is lost or executed
+twice, and requests that fail get a 503."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ FAULTS = ["cut-before", *map(long_case, ("cut-after", *CONFLICTS))]
 
 
 def each_statement(cluster, connection: str, fault: str):
-    """One statement of the connection after the other: a function that plans the fault there. Ends
-    after the first number that no statement had."""
+    """Yield a function that plans the fault, for one statement after the other until the last."""
     number, injected = 0, True
     while injected:
         number += 1
@@ -36,14 +35,14 @@ def each_statement(cluster, connection: str, fault: str):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_at_any_statement_of_an_attempt_is_waited_out_in_place(cluster, probe, fault):
-    """Claim, checkpoints, writes, end: one statement after the other, until there are no more."""
+    """Cover claim, checkpoints, writes and end: each statement in turn."""
     tried = 0
     for plan in each_statement(cluster, "belay child", fault):
         tried += 1
         plan()
         thread_id, run_id, tag = probe.start()
         probe.assert_done_once(thread_id, run_id, tag)
-        # It was the same attempt: no other was charged, and no step was done again.
+        # It was the same attempt: no other was charged, and no step was executed again.
         assert probe.row(run_id)["attempts"] == 1
         assert probe.starts(tag) == ["s1", "s2", "s3", "s4"]
     assert tried > 8
@@ -147,7 +146,7 @@ def test_a_restart_in_the_middle_costs_a_run_nothing(cluster, probe, number, awa
 
 
 def follow(cluster, thread_id, run_id, path, told) -> None:
-    """What a client is told that joins now, and stays."""
+    """Join a run and record what the client receives until the response ends."""
     url = f"{cluster.url}/threads/{thread_id}/runs/{run_id}/{path}"
     with httpx.stream("GET", url, timeout=60) as answer:
         assert answer.status_code == 200
@@ -189,7 +188,7 @@ def test_a_server_that_may_only_be_read_accepts_nothing_and_loses_nothing(cluste
 
         answer = wait_until(refused, what="the server to be read-only")
         assert answer.headers["retry-after"]
-        assert probe.status(thread_id, run_id) == "running"  # reading still works
+        assert probe.status(thread_id, run_id) == "running"  # reads still succeed
         pass_time(1.5 * LEASE_SECONDS)
         assert probe.status(thread_id, run_id) == "running"
     finally:
@@ -204,7 +203,7 @@ def test_a_server_that_may_only_be_read_accepts_nothing_and_loses_nothing(cluste
 def test_a_flood_of_requests_takes_no_lease_and_gets_honest_answers(
     make_cluster, tmp_path, requests
 ):
-    """Two connections for all of them at once, while runs go on."""
+    """All requests share two connections at once, while runs continue."""
     cluster = make_cluster(workers=1, concurrency=4, BELAY_WEB_POOL_SIZE="2")
     with get_sync_client(url=cluster.url) as client:
         probe = Probe(cluster, client, tmp_path / "history")
@@ -238,7 +237,7 @@ def test_a_flood_of_requests_takes_no_lease_and_gets_honest_answers(
 
 @pytest.mark.long
 def test_no_request_waits_for_a_server_that_hangs(cluster, probe):
-    """Each is answered while the server still hangs: those that had a connection, too."""
+    """Every request gets a 503 while the server hangs, even on an established connection."""
     thread_id = probe.client.threads.create()["thread_id"]
     url = f"{cluster.url}/threads/{thread_id}"
     assert httpx.get(url, timeout=30).status_code == 200

@@ -1,4 +1,4 @@
-"""What bad luck may not do: processes killed at the wrong moment, and `belay dev` as a whole."""
+"""Processes are killed at the wrong moment, `belay dev` restarts them, and bad settings stop it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.waiting import wait_until
 
 @pytest.fixture
 def own_server(scratch, tmp_path):
-    """A server of this test's own, because it is going to be hurt."""
+    """Yield a separate server, because the test kills its processes."""
     live = LiveServer(scratch / tmp_path.name)
     live.start()
     yield live
@@ -37,7 +37,7 @@ def own_client(own_server):
 
 
 def gone(processes) -> list[psutil.Process]:
-    """Those that are still there."""
+    """Return the processes that are still alive."""
     left = []
     for process in processes:
         try:
@@ -66,7 +66,7 @@ def queue_steps(client, thread_id, tmp_path):
 
 @pytest.mark.full
 def test_a_killed_worker_loses_nothing(own_server, own_client, beats, tmp_path):
-    """With the settings a new user has; `test_fault_points` has it with a shorter lease."""
+    """Use the default settings; `test_fault_points` covers a shorter lease."""
     thread_id, run_id = start_steps(own_client, beats)
     queued = queue_steps(own_client, thread_id, tmp_path)
     beats.wait_for("s2:start")
@@ -92,7 +92,7 @@ def test_a_node_that_exits_ends_its_run_and_nothing_else(cluster, probe, graph, 
 def test_a_cancel_accepted_before_the_worker_died_is_carried_out(cluster, probe):
     thread_id, run_id, tag = probe.start(seconds=5)
     worker, _ = probe.worker_of(probe.wait_for(tag, "s1").pid)
-    worker.send(signal.SIGSTOP)  # it cannot hear of the cancel
+    worker.send(signal.SIGSTOP)  # it cannot receive the cancel
     probe.client.runs.cancel(thread_id, run_id)
     worker.kill()
     assert probe.wait_until_over(thread_id, run_id) == "interrupted"
@@ -167,7 +167,7 @@ def test_belay_dev_leaves_no_process_behind(own_server, own_client, beats, numbe
     wait_until(lambda: not gone(tree), 20, "every process to be gone")
 
 
-# A wait whose server dies goes on at its Location, and the SDK warns that it does.
+# A wait whose server dies continues at its Location, and the SDK warns of it.
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Request failed, attempting reconnect")
 def test_belay_dev_restarts_what_dies_and_says_so(own_server, own_client):
@@ -216,14 +216,14 @@ def test_a_project_that_cannot_be_loaded_stops_the_start(scratch, tmp_path, docu
         timeout=60,
     )
     assert done.returncode == 2
-    # Whichever of migration, web and worker is the first to read it says so.
+    # The first of migration, web and worker to read the setting reports it.
     assert cause in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stdout
 
 
 @pytest.mark.long
 def test_more_runs_at_once_than_postgres_has_connections_for_stop_the_start(database_url):
-    """The children would have them all, and nobody could renew a lease or hear of a cancel."""
+    """The children would use all connections: no lease would be renewed, no cancel received."""
     environ = {
         "DATABASE_URL": database_url,
         "REDIS_URL": "redis://127.0.0.1:1",

@@ -1,4 +1,4 @@
-"""Redis is killed, emptied, hangs, or is full: it only makes things slower."""
+"""Redis is killed, emptied, hangs, is full or read-only: work is delayed, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.waiting import wait_until
 
 @contextmanager
 def trouble(cluster, kind: str):
-    """Redis is in trouble for as long as the block lasts."""
+    """Put Redis into one kind of failure until the context exits."""
     if kind == "killed":
         cluster.valkey.kill()
         yield
@@ -60,7 +60,7 @@ def bus(cluster) -> redis.Redis:
     "kind", ["killed", *map(long_case, ("emptied", "hangs", "full", "read-only"))]
 )
 def test_runs_waits_and_streams_end_with_the_right_answer(cluster, probe, kind):
-    """Accepted before: they go on and end. Accepted meanwhile: they start when Redis is back."""
+    """Runs accepted before continue and end; those accepted meanwhile start when Redis is back."""
     running = probe.start(seconds=0.6, stream_resumable=True)
     probe.wait_for(running[2], "s1")
     answers: dict[str, object] = {}
@@ -88,7 +88,7 @@ def test_runs_waits_and_streams_end_with_the_right_answer(cluster, probe, kind):
     assert probe.row(running[1])["attempts"] == 1
     assert answers["join"] == [f"{running[2]}:s{n}" for n in (1, 2, 3, 4)]
     assert len(set(answers["stream"])) == len(answers["stream"])
-    # And by itself every worker consumes again.
+    # Every worker consumes again without help.
     probe.assert_done_once(*accepted)
     assert all(worker.is_running for worker in cluster.workers)
     seen = set()
@@ -144,7 +144,7 @@ def test_a_worker_stopped_while_redis_is_away_drains_and_ends(cluster, probe):
     worker, other = probe.worker_of(beat.pid)
     with trouble(cluster, "killed"):
         assert worker.stop() == 0
-        # What it had was finished in the grace, or put back.
+        # Its run has finished within the grace period, or was put back.
         assert probe.status(thread_id, run_id) in ("success", "pending", "running")
     probe.assert_done_once(thread_id, run_id, tag)
     assert probe.row(run_id)["attempts"] == 1
@@ -156,8 +156,8 @@ def test_a_worker_stopped_while_redis_is_away_drains_and_ends(cluster, probe):
 def test_a_worker_that_has_stopped_consuming_ends_itself_to_be_started_anew(
     make_cluster, tmp_path, away
 ):
-    """Its process is up, its supervisor and sweeper work, and no message ever comes through. One
-    that is busy, or whose broker was away, is not taken for such a one."""
+    """The process, its supervisor and its sweeper work, but no message arrives. A busy worker, or
+    one whose broker was unavailable, does not exit."""
     cluster = make_cluster(workers=1, concurrency=1, BELAY_LIVENESS_SECONDS="0.8")
     worker = cluster.workers[0]
     with get_sync_client(url=cluster.url) as client:

@@ -1,5 +1,5 @@
-"""Signals that end programs, sent to every process of a worker as Heroku and systemd send them:
-each run is put back or ends as it would have, at nobody's expense."""
+"""Termination signals to every process of a worker, as Heroku and systemd send them: each run is
+put back or ends normally, without an attempt charged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.waiting import wait_until
 
 
 def to_the_group(worker, number) -> None:
-    """The worker's own group, then each of its children: they have groups of their own."""
+    """Send a signal to the worker's group, then to each child, which has its own group."""
     children = worker.children()
     os.killpg(worker.pid, number)
     for child in children:
@@ -30,7 +30,7 @@ def to_each_child_first(worker, number) -> None:
 
 
 def in_flight(probe, count=2):
-    """Sync and async runs in the middle of their second step, all of one worker's."""
+    """Start sync and async runs, and wait for their second step."""
     runs = [
         probe.start(seconds=2.0, graph=graph)
         for graph in ("sync_probe", "probe")

@@ -1,4 +1,4 @@
-"""Streams when something goes wrong: a killed worker, another web process, readers that do not."""
+"""Streams under faults: a killed worker, another web process, and clients that do not read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODES = ["values", "updates", "tasks"]
 
 
 def read(url, thread_id, run_id, last_event_id, count=None):
-    """The frames after an event, all of them or the first `count`."""
+    """Return the frames after an event, all of them or the first `count`."""
     lines = []
     with (
         httpx.Client(base_url=url, timeout=60) as client,
@@ -77,7 +77,7 @@ def test_a_stream_goes_on_exactly_once_with_the_next_attempt_on_another_web_proc
             return [b for b in probe.beats("t") if (b.node, b.event) == ("s3", "start")]
 
         wait_until(in_s3, 30, "the third step")
-        # With `async`, what a step wrote is kept a moment later; before, it would be done again.
+        # With `async`, a step's writes are stored a moment later; before, it would run again.
         state = f"/threads/{thread_id}/state"
         wait_until(lambda: http.get(state).json()["next"] == ["s3"], 30, "what s2 wrote")
         os.kill(in_s3()[0].pid, signal.SIGKILL)
@@ -92,13 +92,13 @@ def test_a_stream_goes_on_exactly_once_with_the_next_attempt_on_another_web_proc
     assert updates == STEPS
     starts = [f.data["name"] for f in frames if f.event == "tasks" and "input" in f.data]
     assert starts == ["s1", "s2", "s3", "s3", "s4"]
-    # Again, whole, when it has ended; and on the other web process.
+    # After the end the whole stream can be read again, on the other web process too.
     for url in two_webs.urls:
         assert read(url, thread_id, run_id, "-1") == frames
 
 
 def follower_that_does_not_read(url, path, stack):
-    """A client that has asked for a stream from its start, and does not read it."""
+    """Open a stream from its start with a client that does not read it."""
     parts = urlsplit(url)
     sock = stack.enter_context(socket.create_connection((parts.hostname, parts.port)))
     sock.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: -1\r\n\r\n".encode())
@@ -107,7 +107,7 @@ def follower_that_does_not_read(url, path, stack):
 
 @contextmanager
 def reading_a_byte_a_second(socks):
-    """Every one of these sockets is read from, one byte a second; yields what was read so far."""
+    """Read one byte a second from each socket; yield the bytes read so far."""
     enough = threading.Event()
     received = [bytearray() for _ in socks]
 
@@ -132,8 +132,8 @@ def web_memory(cluster):
     return sum(process.memory_full_info().uss for process in processes)
 
 
-#: What a reader may be behind (256 KB and the entry that went over it), its connection, and as
-#: much again for what the allocator keeps.
+#: The backlog of one reader (256 KB and the entry that exceeded it), its connection, and as
+#: much again for the allocator.
 BYTES_PER_SLOW_READER = 600_000
 
 
@@ -141,8 +141,8 @@ BYTES_PER_SLOW_READER = 600_000
     ("readers", "megabytes"), [long_case(60, 20), full_case(500, 60)], ids=["60", "500"]
 )
 def test_slow_readers_slow_no_run_and_fill_no_memory(cluster, client, readers, megabytes):
-    """All that there is to read would be more than the bound, were it held for each of them. It is
-    less than what an event log keeps (BELAY_EVENT_LOG_MAX_BYTES, 64 MiB)."""
+    """The bound is lower than all events held once per reader. The events fit into one event log
+    (BELAY_EVENT_LOG_MAX_BYTES, 64 MiB)."""
     flood = {"count": megabytes * 100, "size": 10_000}
     thread_id = client.threads.create()["thread_id"]
     before = web_memory(cluster)
@@ -155,7 +155,7 @@ def test_slow_readers_slow_no_run_and_fill_no_memory(cluster, client, readers, m
         received = stack.enter_context(reading_a_byte_a_second(socks))
         client.runs.join(thread_id, run["run_id"])
         assert client.runs.wait(None, "counter", input={"count": 1}) == {"count": 2}
-        # A stream that is read comes whole while the others stand.
+        # A stream that is read arrives whole while the others are blocked.
         frames = read(cluster.url, thread_id, run["run_id"], "-1")
         assert [f.data["n"] for f in frames if f.event == "custom"] == list(range(flood["count"]))
         wait_until(lambda: all(len(so_far) >= 4 for so_far in received), 30, "four bytes each")
@@ -172,7 +172,7 @@ def test_a_reader_that_stood_still_gets_the_rest(cluster, client):
     with ExitStack() as stack:
         sock = follower_that_does_not_read(cluster.url, path, stack)
         client.runs.join(thread_id, run["run_id"])
-        time.sleep(1.5)  # longer than it takes to fill every buffer on the way
+        time.sleep(1.5)  # longer than it takes to fill every buffer
         received = bytearray()
         while not received.endswith(b"0\r\n\r\n"):
             received += sock.recv(65536)
@@ -238,6 +238,6 @@ def test_listeners_share_the_connections_of_their_web_process(cluster, client):
         for sock in [follower_that_does_not_read(cluster.url, path, stack) for _ in range(300)]:
             sock.recv(1)
         after = connections()
-    assert after[0] <= before[0] + 16  # what a client of Redis may open
+    assert after[0] <= before[0] + 16  # the connections of one Redis client
     assert after[1] <= before[1] + 10  # the pool of the web process
     client.runs.cancel(thread_id, run["run_id"], wait=True)

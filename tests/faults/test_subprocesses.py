@@ -1,4 +1,4 @@
-"""What a node has started ends with its run, whoever ends, and whoever kills what."""
+"""What a node has started ends with its run, whichever process ends or is killed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DAEMONS = ("wait_for_subprocess", "leave_daemon")
 
 @pytest.fixture(autouse=True)
 def nothing_left(cluster):
-    """No run of these takes a slot from the tests that follow."""
+    """Cancel all runs, so that none takes a slot from the following tests."""
     yield
     mend(cluster)
     url = f"{cluster.url}/runs/cancel"
@@ -38,7 +38,7 @@ def start(client, kind, beats, **given):
 
 
 def child_of(cluster, pid: int) -> tuple:
-    """The worker and its child above a process that a node has started."""
+    """Return the worker and the child above a process that a node has started."""
     above = {process.pid for process in psutil.Process(pid).parents()}
     for worker in cluster.workers:
         for child in psutil.Process(worker.pid).children():
@@ -55,7 +55,7 @@ def is_gone(pid: int) -> bool:
 
 
 def started_by_nodes(beats) -> set[int]:
-    """Processes that have beaten; the child itself says only when it begins."""
+    """Return the pids of processes that wrote beats; the child itself writes only `begin`."""
     words = [line.split() for line in beats.lines()]
     return {int(pid) for name, pid, *_ in words if name in ("beat", "pooled")}
 
@@ -72,7 +72,7 @@ def test_it_ends_with_a_child_that_somebody_else_killed(cluster, client, probe, 
     first = daemon_of(beats)
     _, child = child_of(cluster, first)
     os.kill(child.pid, signal.SIGKILL)
-    # Attempt 2 starts only when what attempt 1 had started is gone.
+    # Attempt 2 starts only after the processes that attempt 1 had started are gone.
     wait_until(lambda: len(started_by_nodes(beats)) > 1, 30, "another attempt")
     assert is_gone(first)
     client.runs.cancel(thread_id, run_id, wait=True)
@@ -112,7 +112,7 @@ def test_the_guardian_is_replaced_when_it_is_killed(cluster, client, beats):
     worker = cluster.workers[0]
 
     def guardians() -> list[int]:
-        """Children ask for less CPU time than it does."""
+        """Return the guardian's pid: children have a lower priority (a higher nice value)."""
         return [c.pid for c in psutil.Process(worker.pid).children() if c.nice() == 0]
 
     [first] = guardians()

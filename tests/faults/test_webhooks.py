@@ -1,4 +1,4 @@
-"""A webhook call is owed from the moment of the end, whatever dies then."""
+"""A webhook call is made for every run that has ended, whichever process dies afterwards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_call_outlives_every_worker(cluster, probe, client):
     mend(cluster)
     late = Receiver(port)
     try:
-        # Longer than the lease of a call that was just being made.
+        # Longer than the lease of a call that was in progress.
         assert late.wait_for(run_id, seconds=80)["values"]["done"]
     finally:
         late.close()

@@ -1,4 +1,4 @@
-"""Fixtures that make rows in a real Postgres."""
+"""Fixtures that insert rows into a real Postgres."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def conn(database_url):
 
 @pytest.fixture
 def run_parts(database_url, valkey_url):
-    """The parts that create and cancel runs, on real servers but without a worker."""
+    """Yield the parts that create and cancel runs, on real servers but without a worker."""
     settings = Settings.from_environ(
         {"DATABASE_URL": database_url, "REDIS_URL": valkey_url, "BELAY_CONFIG": str(PROJECT)}
     )
@@ -54,7 +54,7 @@ def run_parts(database_url, valkey_url):
 
 @pytest.fixture
 def many(database_url):
-    """A function that runs another on n connections at once and returns the results."""
+    """Yield a function that runs another on n connections at once and returns the results."""
     opened = []
 
     def run(n, function):
@@ -74,7 +74,7 @@ def rows(conn):
 
 
 class Rows:
-    """Makes threads and runs in the state that a test needs."""
+    """Inserts threads and runs in the state that a test needs."""
 
     def __init__(self, conn) -> None:
         self.conn = conn

@@ -115,7 +115,7 @@ def test_a_run_that_cannot_be_created_does_not_stop_its_cron_or_others(conn, run
 
 @pytest.fixture
 def too_much_for_postgres(monkeypatch):
-    """A list of crons whose creates Postgres refuses, with a real error of SQLSTATE 54000."""
+    """Return a list of crons whose runs Postgres rejects, with a real error of SQLSTATE 54000."""
     refused: list = []
 
     def accept_run(parts, conn, request, run_id):

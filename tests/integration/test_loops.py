@@ -114,7 +114,7 @@ def failures(monkeypatch) -> Callable[[str], Failures]:
 def play_each(failures: Failures, state: str | None, play: Callable[[], None]) -> None:
     """Run `play` once, and once more with each statement failing.
 
-    `play` makes work for the loop and waits until it is done.
+    `play` creates work for the loop and waits until it is done.
     """
     play()
     statements = list(failures.seen)

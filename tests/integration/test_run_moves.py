@@ -501,7 +501,7 @@ def test_a_claim_whose_answer_was_lost_is_found_by_its_owner_alone(rows):
 
 
 def test_a_squatted_id_of_a_system_assistant_is_taken_over(rows):
-    """A client created it before the graph existed. Callers that name the graph must not run it."""
+    """A client created it before the graph existed. Callers that use the graph must not run it."""
     graph_id = f"later-{uuid.uuid4().hex}"
     squat = assistants.AssistantContent(
         graph_id="counter",
@@ -536,7 +536,7 @@ def test_a_system_assistant_that_its_operator_changed_stays_changed(rows):
     assistants.put_system_assistants(rows.conn, [graph_id])
     after = assistants.get_assistant(rows.conn, assistant_id)
     assert (after.context, after.version) == ({"prompt": "be kind"}, 2)
-    # One from before the column `is_system` existed is recognized by its first version.
+    # An assistant from before the column `is_system` existed is recognized by its first version.
     rows.conn.execute(
         "UPDATE assistant SET is_system = false, created_at = '2020-01-01' WHERE assistant_id = %s",
         (assistant_id,),

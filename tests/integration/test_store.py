@@ -88,7 +88,7 @@ def test_a_search_follows_a_page_of_rows_on_the_same_connection(database_url, ro
 
 
 def search_assistants(conn) -> None:
-    """Read a page of rows, of which there is at least one, one by one."""
+    """Read a page of at least one assistant, row by row."""
     put_system_assistants(conn, ["counter"])
     found = assistants.search_assistants(
         conn,

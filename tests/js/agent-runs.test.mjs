@@ -1,4 +1,4 @@
-// Exa's own JavaScript client against a live Belay: BELAY_URL says where (`make test-js` starts one).
+// Exa's own JavaScript client against a live server at BELAY_URL (`make test-js` starts one).
 
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
@@ -9,7 +9,7 @@ const betas = ["agent-2026-05-07"];
 const poll = { pollInterval: 20, betas };
 const LINE_SEPARATOR = "one\u2028two\u0085three";
 
-// A key is a team: each test has one of its own.
+// Each key is a team, so each test has its own team.
 function newClient() {
   return new Exa(`key-${randomUUID()}`, process.env.BELAY_URL);
 }
@@ -18,7 +18,7 @@ function newRuns() {
   return newClient().beta.agent.runs;
 }
 
-// What the graph of the tests is told.
+// Return a request whose input controls what the test graph does.
 function asking(told) {
   return { query: "q", input: { data: [told] }, betas };
 }

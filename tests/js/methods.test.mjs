@@ -1,5 +1,5 @@
-// Every method of the JavaScript SDK's clients, at least once: `CASES` has an entry for each, and a
-// test reads the clients' prototypes and fails where one is missing, or calls no such method.
+// Every method of the JavaScript SDK's clients, at least once. `CASES` has an entry for each. A test
+// reads the clients' prototypes and fails if an entry is missing or names no method.
 
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
@@ -31,7 +31,7 @@ async function newThread(options) {
   return (await client.threads.create(options)).thread_id;
 }
 
-// A thread on which `counter` was run from each of these counts.
+// Create a thread on which `counter` was run from each of these counts.
 async function counted(...counts) {
   const threadId = await newThread();
   for (const count of counts) await client.runs.wait(threadId, "counter", { input: { count } });
@@ -518,7 +518,7 @@ test("every method has a case, and every case a method", () => {
   assert.deepEqual(methods.sort(), Object.keys(CASES).sort());
 });
 
-// Each case has to call the method that it stands for.
+// Each case has to call its method.
 for (const [name, run] of Object.entries(CASES))
   test(`${name} works`, async (context) => {
     const [part, method] = name.split(".");

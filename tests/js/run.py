@@ -1,4 +1,4 @@
-"""`make test-js`: installs the JavaScript SDKs, starts a live server, runs their suites on it."""
+"""`make test-js`: install the JavaScript SDKs, start a live server and run their tests on it."""
 
 from __future__ import annotations
 

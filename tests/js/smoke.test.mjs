@@ -1,4 +1,4 @@
-// The JavaScript SDK against a live Belay: BELAY_URL says where (`make test-js` starts one).
+// The JavaScript SDK against a live server at BELAY_URL (`make test-js` starts one).
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -158,8 +158,8 @@ test("cancelOnDisconnect of a joined stream cancels", async () => {
   await untilStatus(threadId, run.run_id, "interrupted");
 });
 
-// What the hook of React calls, with the options it sends: a thread of its own, a resumable stream,
-// the history after it, a second run from the newest checkpoint, joining after a reload, and stop.
+// The requests of the React hook, with its options: a new thread, a resumable stream, the history
+// after it, a second run from the newest checkpoint, joining after a reload, and stop.
 test("useStream's transport calls", async () => {
   const threadId = await newThread();
   const question = { messages: [{ type: "human", content: "hi" }] };

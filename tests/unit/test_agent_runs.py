@@ -201,7 +201,7 @@ def test_a_frame_is_ascii_with_one_line_of_data():
 
 
 # ---------------------------------------------------------------------------------------------
-# Error responses that a live server cannot be made to send.
+# Error responses that a live server cannot be made to return.
 
 
 HEADERS = {"x-api-key": "k", "exa-beta": "agent-2026-05-07"}

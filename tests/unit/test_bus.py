@@ -278,7 +278,7 @@ def test_a_client_that_left_is_released(feed):
 
 @pytest.fixture
 def new_process(connect, keys):
-    """A function that makes the counter of another web process."""
+    """Yield a function that creates the request counter of another web process."""
     made = []
 
     def make(most=2, place_seconds=0.6):
@@ -429,7 +429,7 @@ def test_the_logs_of_what_is_deleted_go_soon(connect, keys):
 
 
 def test_who_comes_while_the_end_of_a_run_is_looked_up_misses_nothing(connect, keys, log):
-    """Such a subscriber was once ended with the others before it got an event: an empty stream."""
+    """Such a subscriber once got an empty stream: it was ended with the others before any event."""
     run_id = uuid.uuid4()
     log.append(run_id, [event(1, n) for n in range(1, 6)])
     late = []

@@ -16,7 +16,7 @@ def clock_of_the_library():
 
 
 def id_at(skew_seconds: float) -> str:
-    """Return an id that a machine with this clock skew would make."""
+    """Return an id that a machine with this clock skew would create."""
     library._last_v6_timestamp = None
     now = library.uuid6(clock_seq=1)
     library._last_v6_timestamp = now.time + int(skew_seconds * 1e7)

@@ -1,4 +1,4 @@
-"""The documentation builds, has no dead links, and says what the code says."""
+"""Test that the documentation builds, has no dead links, and matches the code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.bare_api import bare_client
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PACKAGE = ROOT / "app" / "belay_server"
-#: Pages that are read on their own, not as a part of the site.
+#: Pages that are not a part of the site.
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "deploy/README.md")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -42,7 +42,7 @@ def page(name: str) -> str:
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of all table rows, without those of the heads and lines between them."""
+    """Return the cells of all table rows whose first cell is code."""
     lines = [line for line in text.splitlines() if line.startswith("| `")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
@@ -63,7 +63,7 @@ def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def copied(tmp_path):
-    """A copy of the sources, to break."""
+    """Return a copy of the sources for tests that break it."""
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)
     shutil.copytree(DOCS, tmp_path / "docs")
     return tmp_path
@@ -141,7 +141,7 @@ _GUNICORN = "## The web server's own variables"
 
 
 def shown(value: Any) -> str:
-    """A default as the tables have it."""
+    """Return a default value as the tables show it."""
     if isinstance(value, bool):
         return "1" if value else "0"
     if value is None or value == ():
@@ -152,7 +152,7 @@ def shown(value: Any) -> str:
 
 
 def default_of(cell: str) -> str:
-    """What a cell says, its note in parentheses left out: `64 MiB` as a number of bytes."""
+    """Return a cell's value without its note in parentheses; `64 MiB` as a number of bytes."""
     plain = cell.partition(" (")[0].replace("`", "")
     size = re.fullmatch(r"(\d+) (KiB|MiB)", plain)
     if size is None:
@@ -165,7 +165,7 @@ def documented(text: str) -> dict[str, str]:
 
 
 def settings_of_the_code() -> dict[str, str]:
-    """Variables and defaults. Each is read by `read.<kind>(NAME, …)` in the value of its field."""
+    """Return variables and defaults. `from_environ` reads each by `read.<kind>(NAME, …)`."""
     tree = ast.parse((PACKAGE / "settings.py").read_text())
     [function] = [n for n in ast.walk(tree) if getattr(n, "name", "") == "from_environ"]
     read = Settings.from_environ({"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"})
@@ -184,7 +184,7 @@ def settings_of_the_code() -> dict[str, str]:
 
 
 def name_read(node: ast.AST) -> str | None:
-    """The variable of a call `read.<kind>(NAME, …)`."""
+    """Return the variable of a call `read.<kind>(NAME, …)`."""
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
         return None
     is_reader = isinstance(node.func.value, ast.Name) and node.func.value.id == "read"
@@ -218,7 +218,7 @@ def test_the_web_servers_variables_are_those_of_its_configuration():
 
 
 def exported() -> dict[str, dict[str, set[str]]]:
-    """By kind of process, the metrics with their labels."""
+    """Return the metrics with their labels, by kind of process."""
     web = WebMetrics()
     web.answered("GET", "/ok", 200, 0.1)
     web.listeners_changed(True, 1)
@@ -263,7 +263,7 @@ def test_the_metrics_are_those_of_the_code():
 
 
 def test_the_routes_are_those_of_the_openapi_document():
-    # In a context of its own: a request's fields would stay in the logs of the tests behind it.
+    # In a separate context: the request's fields would stay in the logs of the following tests.
     answer = contextvars.copy_context().run(bare_client().get, "/openapi.json")
     document = answer.get_json()
     routes = {
@@ -275,7 +275,7 @@ def test_the_routes_are_those_of_the_openapi_document():
     table = [row[0].strip("`") for row in rows(page("reference/api.md"))]
     named = [name for name in table if re.match(r"[A-Z]+ /", name)]
     assert len(named) == len(set(named))
-    # A WebSocket, which the document cannot describe.
+    # The WebSocket, which the document cannot describe.
     assert set(named) == routes | {"GET /threads/{thread_id}/stream/events"}
 
 

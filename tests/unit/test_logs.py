@@ -17,7 +17,7 @@ def settings(**environ: str) -> Settings:
 
 @pytest.fixture
 def logged(capsys):
-    """A function that returns what was logged. The process's logging is restored afterwards."""
+    """Yield a function that returns the log output; restore the process's logging afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers = []

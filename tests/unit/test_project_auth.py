@@ -1,4 +1,4 @@
-"""Test the project's own auth, as `langgraph_sdk.Auth` documents it."""
+"""Test the project's own authentication, as `langgraph_sdk.Auth` documents it."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class Ended:
 
 @pytest.fixture
 def stream(monkeypatch):
-    """A function that returns the whole stream of a run with this end in Postgres."""
+    """Return a function that returns the whole stream of a run with this end in Postgres."""
 
     def whole(subscription: Ended, *, is_over: bool = False) -> bytes:
         end = RunEnd(status=subscription.end_status, error=ERROR, interrupts=None)

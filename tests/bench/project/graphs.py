@@ -34,7 +34,7 @@ async def _idle(state: State) -> State:
 
 
 class _Talkative(BaseChatModel):
-    """A model that answers with TOKENS tokens, as fast as they are taken."""
+    """A model that returns TOKENS tokens, as fast as they are consumed."""
 
     @property
     def _llm_type(self) -> str:
@@ -66,5 +66,5 @@ sleeper = (
     .compile()
 )
 talker = StateGraph(MessagesState).add_node("talk", _talk).add_edge(START, "talk").compile()
-#: Listeners wait on this one.
+#: The run of the scenario `listeners`.
 idler = StateGraph(State).add_node("idle", _idle).add_edge(START, "idle").compile()

@@ -1,19 +1,21 @@
-"""Makes the processes under test go wrong at named moments. Python imports it at their start, when
-this folder is on PYTHONPATH; nothing in `app` or `workers` knows of it.
+"""Inject faults into the processes under test at named moments.
+
+Python imports this module at their start if this folder is on PYTHONPATH. Nothing in `app` or
+`workers` refers to it.
 
 A test writes files into the folder FAULTS_DIR and starts runs:
 
-    P0 … P12        one line per fault, taken by whoever gets to that point first:
+    P0 … P12        one line per fault, taken by the first process that reaches that point:
                         kill | segv | exit | stop | hold
-                    `hold` waits until the file `release` is there
-    statements      one line `<connection> <n> <fault>`: the n-th statement of a connection with
-                    that application_name, counted from now:
+                    `hold` waits until the file `release` exists
+    statements      one line `<connection> <n> <fault>`: the n-th statement that a process executes
+                    on connections with that application_name, counted from now:
                         cut-before   the backend is terminated, then the statement is sent
-                        cut-after    the statement is done, then its answer is lost
-                        40001 | 40P01 | 55P03   the server raises it instead
-    stall           the consumer's event loop stops looking at the broker
+                        cut-after    the statement is executed, then its result is lost
+                        40001 | 40P01 | 55P03   the server raises this error instead
+    stall           the consumer's event loop stops polling the broker
 
-What happened is appended to `log`. FAULT_CLOCK_SKEW moves this process's clock, in seconds.
+Injected faults are appended to `log`. FAULT_CLOCK_SKEW shifts this process's clock, in seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ FOLDER = Path(os.environ["FAULTS_DIR"]) if os.environ.get("FAULTS_DIR") else Non
 
 
 def take_line(name: str) -> str | None:
-    """Take the first line of a plan; each is taken once, by one process."""
+    """Remove and return the first line of a plan; only one process gets each line."""
     assert FOLDER is not None
     try:
         fd = os.open(FOLDER / name, os.O_RDWR)
@@ -164,7 +166,7 @@ def patch_clock(skew: float) -> None:
 
 
 class AfterImport:
-    """Runs a patch when a module has been imported, so that nothing is imported too early."""
+    """Applies a patch after its module has been imported, so that nothing is imported early."""
 
     def __init__(self) -> None:
         self.patches = {

@@ -1,7 +1,7 @@
-"""Two kinds of users: owners see what is theirs, and readers of a thread see it too.
+"""Authentication for two kinds of users: owners may read their resources; readers of a thread too.
 
-A token is `<name>` or `<name>:<permission>`, with `/<secret>` behind it or not; some names make
-trouble.
+A token is `<name>` or `<name>:<permission>`, optionally followed by `/<secret>`. Some names cause
+errors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Proof of work at the node: lines appended to a file that the test named in the input."""
+"""Beats: lines that a node appends to a file named in the input, as proof that it executes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 
 def beat(path: str | None, what: str) -> None:
-    """Append `what pid clock`, in one write, so that lines of several processes never mix."""
+    """Append `what pid clock` in one write, so that lines of several processes never mix."""
     if not path:
         return
     line = f"{what} {os.getpid()} {time.monotonic():.6f}\n".encode()

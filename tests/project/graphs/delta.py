@@ -1,4 +1,4 @@
-"""A graph whose state is kept as what was added to it."""
+"""A graph whose state is stored as deltas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts as counts of their words: near for texts that share words, and the same everywhere."""
+"""Embeddings by word counts: near for texts that share words, and the same on every machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph with a subgraph that keeps checkpoints of its own, and may ask."""
+"""A graph with a subgraph that has its own checkpoints and may interrupt."""
 
 from __future__ import annotations
 

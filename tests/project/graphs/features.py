@@ -1,6 +1,6 @@
-"""One small graph for each thing that a LangGraph graph can do besides running its nodes in order.
+"""One small graph for each feature of LangGraph besides running nodes in order.
 
-Nodes leave a word in `log` and, where it counts how often they ran, a beat in a file.
+Nodes append a word to `log`. Where tests count how often a node ran, it also writes a beat.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _asks(name: str):
     return node
 
 
-#: Two of three members ask in the same step; the third one has nothing to ask.
+#: Two of three nodes interrupt in the same step; the third one does not.
 panel = (
     StateGraph(State)
     .add_node("ann", _asks("ann"))
@@ -91,7 +91,7 @@ def _add_up(state: Numbers) -> Numbers:
     return {"total": sum(state["squares"])}
 
 
-#: A node for each number, and one for all of them.
+#: A task for each number by Send, and a node that adds up the results.
 squares = (
     StateGraph(Numbers)
     .add_node("square", _square)
@@ -124,7 +124,7 @@ def _give_up(state: Call) -> Command:
 
 _repair = StateGraph(Call).add_node("give_up", _give_up).add_edge(START, "give_up").compile()
 
-#: Nodes say where to go, one of them from within a subgraph.
+#: Nodes return commands with `goto`, one of them from within a subgraph.
 desk = (
     StateGraph(Call)
     .add_node("triage", _triage)
@@ -171,8 +171,8 @@ def _enters(house: str, graph):
     return node
 
 
-#: Three subgraphs: one remembers its runs, one has the parent's checkpointer for a single run,
-#: one has no checkpoints at all.
+#: Three subgraphs: one keeps its state between runs, one has the parent's checkpointer for a single
+#: run, one has no checkpoints.
 houses = (
     StateGraph(Guests)
     .add_node("keeps", _enters("keeps", _house(checkpointer=True)))
@@ -186,7 +186,7 @@ houses = (
 
 
 def _with_new(known: list[str], words: list[str]) -> list[str]:
-    """A subgraph hands back all that it was given; what is known is not said twice."""
+    """Add only new words, because a subgraph returns all that it was given."""
     return [*known, *(word for word in words if word not in known)]
 
 
@@ -211,10 +211,10 @@ def _only_asks(name: str):
     return StateGraph(Layer).add_node(name, _asks(name)).add_edge(START, name).compile()
 
 
-#: A question three graphs deep.
+#: An interrupt three graphs deep.
 onion = _wraps("skin", _wraps("core", _only_asks("seed")))
 
-#: Two subgraphs that ask in the same step.
+#: Two subgraphs that interrupt in the same step.
 twins = (
     StateGraph(Layer)
     .add_node("left", _only_asks("eye"))
@@ -244,7 +244,7 @@ def _relay(*, defer: bool):
     )
 
 
-#: Two branches of unequal length meet; a finish that is not deferred is run by each of them.
+#: Two branches of unequal length meet; without `defer` each of them runs `finish`.
 patient_relay = _relay(defer=True)
 hasty_relay = _relay(defer=False)
 
@@ -271,7 +271,7 @@ def _look_up(state: Word) -> Words:
     return {"meanings": [f"meaning of {state['word']}"]}
 
 
-#: Looks its words up one after the other, and none of them twice.
+#: Looks up one word after the other; a cached word is not looked up again.
 dictionary = (
     StateGraph(Words)
     .add_node("next_word", _next_word)
@@ -297,7 +297,7 @@ def _try(state: Attempts) -> Attempts:
     return {"log": [f"try {tries}"]}
 
 
-#: Tries three times in all, and only what may be better the next time.
+#: Tries three times in all, and only after connection errors.
 stubborn = (
     StateGraph(Attempts)
     .add_node(
@@ -343,7 +343,7 @@ def _wait_for(gate: str) -> None:
         time.sleep(0.01)
 
 
-#: Four steps; the third one waits until a file is there.
+#: Four steps; the third one waits until a file exists.
 gated = chain(Gate, _gated_step)
 
 
@@ -366,7 +366,7 @@ def _goes_on(state: Runner) -> str:
     return END if tired or state["laps"] >= state["goal"] else "lap"
 
 
-#: A step a lap until the goal; with `heeds` it stops before the limit stops it.
+#: One step per lap until the goal; with `heeds` it ends before the recursion limit.
 track = (
     StateGraph(Runner)
     .add_node("lap", _lap)

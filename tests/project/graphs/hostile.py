@@ -1,4 +1,4 @@
-"""What a client's own words may do to a node: put into the store, made large, raised."""
+"""A node that follows its input: it writes to the store, returns large values, or raises errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs that remember in the store, in each way LangGraph offers."""
+"""Graphs that use the store in each way LangGraph offers."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ class State(TypedDict, total=False):
 
 
 def remember(state: State, *, store: BaseStore) -> State:
-    """Synchronous, by parameter."""
+    """Put an item synchronously; the store is a parameter."""
     store.put(("memories", state["user"]), "sync", {"text": state["said"]})
     return {}
 
 
 async def remember_async(state: State, runtime: Runtime[Any]) -> State:
-    """Asynchronous, by the runtime."""
+    """Put an item asynchronously; the store is in the runtime."""
     assert runtime.store is not None
     await runtime.store.aput(("memories", state["user"]), "async", {"text": state["said"]})
     return {}
 
 
 def recall(state: State) -> State:
-    """By the running config, as a tool would."""
+    """Search through the store of the running config, as a tool would."""
     found = get_store().search(("memories", state["user"]), query=state["said"])
     return {"remembered": sorted(f"{item.key}: {item.value['text']}" for item in found)}
 
 
 def put_for_long(state: State, *, store: BaseStore) -> State:
-    """Puts and puts, until it is stopped."""
+    """Put items continuously until the run is stopped."""
     beat(state.get("beats"), "put:start")
     until = time.monotonic() + state.get("seconds", 0.0)
     while time.monotonic() < until:

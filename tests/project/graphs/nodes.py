@@ -1,7 +1,7 @@
-"""One node of each kind that is hard to stop; `kind` in the input says which.
+"""One node of each kind that is hard to stop, selected by `kind` in the input.
 
-Each beats while it can. What cannot beat (it sleeps for a minute, or holds the GIL) is known to
-have stopped by its process: the first beat names it.
+Each writes beats while it can. A node that cannot (it sleeps for a minute, or holds the GIL) has
+stopped when its process has ended; the first beat has the pid.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def regex(state: State) -> State:
 
 
 def hold_gil(state: State) -> State:
-    """C code that neither looks at signals nor lets another thread run, for minutes."""
+    """Run C code that neither handles signals nor releases the GIL for minutes."""
     beat(state.get("beats"), "beat")
     sum(range(10**11))
     return {}
@@ -119,7 +119,7 @@ def wait_for_subprocess(state: State) -> State:
 
 
 def leave_daemon(state: State) -> State:
-    """Starts a process in a session of its own, and goes on as if nothing were."""
+    """Start a process in its own session, then sleep."""
     program = (
         "import os,sys,time\n"
         "while True:\n"
@@ -133,7 +133,7 @@ def leave_daemon(state: State) -> State:
 
 
 def _work(path: str, seconds: float) -> int:
-    """In a process of a pool: beats until its time is over."""
+    """Write beats in a process of a pool until the time is over."""
     ends_at = time.monotonic() + seconds
     while time.monotonic() < ends_at:
         beat(path, "pooled")
@@ -149,7 +149,7 @@ def use_pool(state: State) -> State:
 
 
 def close_descriptors(state: State) -> State:
-    """As a daemon does, and in the wrong process."""
+    """Close all descriptors, as a daemon does, but in the child of the worker."""
     beat(state.get("beats"), "closing")
     os.closerange(3, 4096)
     return {}

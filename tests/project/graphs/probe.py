@@ -1,8 +1,8 @@
-"""The probe: four steps that tell, over a channel of their own, who executes what and when.
+"""The probe: four steps that record who executes what and when, independent of the servers.
 
 Each start and end is one JSON line, appended to the file that the input names: run, tag, attempt,
-node, event, pid, clock. A file survives every process and every server that a fault may kill. The
-state keeps what was done as `<tag>:<node>`, so that a run that is lost or doubled shows there too.
+node, event, pid, clock. The file survives every process and server that a fault may kill. The state
+has an entry `<tag>:<node>` for each step, so that a lost or duplicated run shows there too.
 """
 
 from __future__ import annotations

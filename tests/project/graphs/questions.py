@@ -1,4 +1,4 @@
-"""Asks twice: a resume answers the first question and meets the second one in the same node."""
+"""A graph that interrupts twice in one node: the first resume leads to the second interrupt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A graph whose node is another graph on an Agent Server, and one that says very much."""
+"""A graph whose node is another graph on an Agent Server, and one that emits many large events."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def _call(state: Call) -> Call:
     return {"count": values["count"]}
 
 
-#: Its runs wait for other runs, so they have a queue of their own.
+#: Its runs wait for other runs, so they have a separate queue.
 parent = StateGraph(Call).add_node("call", _call).add_edge(START, "call").compile()
 
 

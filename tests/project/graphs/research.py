@@ -1,4 +1,4 @@
-"""Serves the agent runs of the tests: does what the first item of `input.data` says."""
+"""The graph of the agent runs tests: the first item of `input.data` controls what it does."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _told(state: State) -> dict[str, Any]:
 
 
 def begin(state: State) -> State:
-    """What a run has reached when it is stopped while it works."""
+    """Return the partial output that a run has if it is stopped during `work`."""
     told = _told(state)
     return {"text": told.get("first_text", ""), "structured": told.get("first_structured")}
 

@@ -110,7 +110,7 @@ async def _tell(state: Tale, runtime: Runtime[Voice]) -> Tale:
     return {"draft": "not for others", "told": f"{voice} {state['topic']}"}
 
 
-#: With a context, custom events, and an output that is less than its state.
+#: Has a context, custom events, and an output that is smaller than its state.
 teller = (
     StateGraph(Tale, context_schema=Voice, output_schema=Told)
     .add_node("tell", _tell)
@@ -124,7 +124,7 @@ def _show(state: Count, config) -> Count:
     return {"note": json.dumps(shown, sort_keys=True)}
 
 
-#: Tells which headers it sees.
+#: Returns the headers in its config.
 headers = StateGraph(Count).add_node("show", _show).add_edge(START, "show").compile()
 
 
@@ -135,7 +135,7 @@ def _whoami(state: Count, config) -> Count:
     return {"note": json.dumps([*told, configurable["langgraph_auth_permissions"]])}
 
 
-#: Tells whom it takes its caller for.
+#: Returns the user in its config.
 whoami = StateGraph(Count).add_node("say", _whoami).add_edge(START, "say").compile()
 
 

@@ -1,4 +1,4 @@
-"""Four steps, each `seconds` long, each leaving its name in the state and beats in a file."""
+"""Four steps of `seconds` each, which write their names to the state and beats to a file."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _sync_step(name: str):
 
 
 def chain(state, make):
-    """Four nodes, one after the other; `make` makes a node of its name."""
+    """Return a graph of four nodes in sequence; `make` returns the node for a name."""
     graph = StateGraph(state)
     before = START
     for name in ("s1", "s2", "s3", "s4"):

@@ -1,4 +1,4 @@
-"""An agent in small: its model calls a tool, which says how far it is, and answers or fails."""
+"""A small agent: its model calls a tool, which reports progress and returns a result or fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The smallest app there is: it answers whatever Belay has no route for."""
+"""A minimal WSGI app, which responds to every path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A WSGI app, mounted as it is."""
+"""A WSGI app for the `http` section of langgraph.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ASGI app as existing LangGraph projects have it, with a lifespan."""
+"""An ASGI app with a lifespan, as in existing LangGraph projects."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def blocking(_request):
 
 
 async def spin(_request):
-    """Holds its event loop, as no handler should."""
+    """Block the event loop, as no handler should."""
     end = time.monotonic() + 2
     while time.monotonic() < end:
         pass
@@ -107,7 +107,7 @@ async def cannot_start(scope, receive, send):
 
 
 async def bare(scope, receive, send):
-    """No routing table, no lifespan, and it does not mind errors."""
+    """An ASGI app without a routing table, a lifespan or error handling."""
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])
     if scope["path"] == "/bare/broken":
