@@ -31,7 +31,8 @@ def test_a_lost_doorbell_is_rung_again(cluster, probe):
         waiting = []
 
         def one_is_left() -> bool:
-            waiting.append(probe.start())
+            # Each keeps a child busy for four seconds, should the first ones have ended by now.
+            waiting.append(probe.start(seconds=1.0))
             return bus.delete("belay:runs") == 1
 
         wait_until(one_is_left, what="a doorbell that nobody takes")

@@ -34,8 +34,9 @@ from belay_server.states.process import IDLE_SECONDS, picklable, receive, send
 
 log = logging.getLogger(__name__)
 
-#: A state takes up to this many times its stored bytes of memory.
-_MEMORY = 16
+#: How many times a state's stored bytes this process may allocate. orjson alone reserves up to 16
+#: times the length of a text (most of which it never touches), and crashes if it cannot.
+_MEMORY = 24
 
 
 def main() -> None:
