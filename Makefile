@@ -9,8 +9,8 @@ READY := $(VENV)/.ready
 # The tests start many servers. Keep the compiled modules that all of them import.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Three test files at a time, each process with its own servers: a test spends half of its time waiting.
-PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+# Four test files at a time, each process with its own servers: a test spends half of its time waiting.
+PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist loadfile
 
 .PHONY: demo run test test-all test-full test-js flakes faults attacks audit lint bench bench-cancel bench-backlog docs lock clean
 
@@ -31,7 +31,7 @@ test-full: $(READY)  ## Run the longest forms: thousands of seeded cases. Takes 
 	$(PYTEST) --full
 
 flakes: $(READY)  ## Run the quick suite TIMES (10) times, half of them on a busy machine.
-	$(BIN)/python -m tests.flakes $(if $(TIMES),--times $(TIMES)) -- --numprocesses 3
+	$(BIN)/python -m tests.flakes $(if $(TIMES),--times $(TIMES)) -- --numprocesses 4
 
 faults: $(READY)  ## Inject random faults for SECONDS (1500) with SEED; writes fault-report.md.
 	$(BIN)/python -m tests.faults.monkey $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))

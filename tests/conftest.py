@@ -8,14 +8,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import httpx
 import pytest
-from langgraph_sdk import get_client, get_sync_client
 
 from belay_server.db.migrate import migrate
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey
-from tests.conformance import watched
-from tests.servers import STORE_INDEX, LiveServer, running
+from tests.servers import STORE_INDEX, running
 
 
 def pytest_addoption(parser):
@@ -61,36 +58,6 @@ def database_url(scratch):
 def valkey_url(scratch):
     with running(EmbeddedValkey(scratch / "bus")) as url:
         yield url
-
-
-@pytest.fixture(scope="session")
-def server(scratch):
-    """The live server of the acceptance tests, started as a user does."""
-    live = LiveServer(scratch / "live", BELAY_HEARTBEAT_SECONDS="1").start()
-    yield live
-    live.stop()
-
-
-@pytest.fixture
-def http(server):
-    with watched(httpx.Client(base_url=server.url, timeout=60)) as client:
-        yield client
-
-
-@pytest.fixture
-def sync_client(server):
-    with watched(get_sync_client(url=server.url)) as client:
-        yield client
-
-
-@pytest.fixture
-def make_client(server):
-    """A function that makes an async SDK client. Call it in the event loop that uses the client."""
-
-    def make():
-        return watched(get_client(url=server.url))
-
-    return make
 
 
 @pytest.fixture

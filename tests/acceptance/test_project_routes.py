@@ -166,17 +166,6 @@ def test_its_requests_are_counted(asgi):
     assert line in asgi.get("/metrics").text
 
 
-def test_its_lifespan_ends_with_the_server(scratch):
-    end = scratch / "lifespan-end-2"
-    server = LiveServer(
-        scratch / "short",
-        config=PROJECT.parent / "with_starlette.json",
-        TEST_LIFESPAN_END=str(end),
-    ).start()
-    server.stop()
-    assert end.read_text() == "ended"
-
-
 # -- an ASGI app without a routing table ----------
 
 
@@ -273,3 +262,11 @@ def test_the_projects_cors_wins_over_the_settings(wsgi, origin):
 def test_an_origin_that_is_not_allowed_is_told_nothing(wsgi, origin):
     answer = wsgi.get("/ok", headers={"origin": origin})
     assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+# -- the end: the module's server is stopped --------
+
+
+def test_its_lifespan_ends_with_the_server(with_starlette, scratch):
+    with_starlette.stop()
+    assert (scratch / "lifespan-end").read_text() == "ended"

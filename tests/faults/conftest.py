@@ -32,8 +32,8 @@ QUICK = {
 LEASE_SECONDS = 3.0
 
 
-@pytest.fixture(scope="session")
-def session_cluster(scratch) -> Iterator[Cluster]:
+@pytest.fixture(scope="package")
+def package_cluster(scratch) -> Iterator[Cluster]:
     made = Cluster(scratch / "cluster", workers=2, concurrency=3, **QUICK)
     try:
         yield made.start()
@@ -42,11 +42,11 @@ def session_cluster(scratch) -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster(session_cluster) -> Iterator[Cluster]:
+def cluster(package_cluster) -> Iterator[Cluster]:
     """Yield the shared cluster, repaired before and after every test."""
-    mend(session_cluster)
-    yield session_cluster
-    mend(session_cluster)
+    mend(package_cluster)
+    yield package_cluster
+    mend(package_cluster)
 
 
 def mend(cluster: Cluster) -> None:

@@ -27,6 +27,7 @@ from belay_server.web_metrics import WebMetrics
 from belay_workers.background.metrics import _RunCollector
 from belay_workers.slots import SlotTable
 from tests.bare_api import bare_client
+from tests.long_forms import long_case
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -80,8 +81,8 @@ def test_the_site_builds_strictly(tmp_path):
     ("path", "text", "words"),
     [
         ("index.md", "\n[dead](nowhere.md)\n", "nowhere.md"),
-        ("index.md", "\n[dead](reference/settings.md#nothing)\n", "#nothing"),
-        ("orphan.md", "# Orphan\n", "not included in the"),
+        long_case("index.md", "\n[dead](reference/settings.md#nothing)\n", "#nothing"),
+        long_case("orphan.md", "# Orphan\n", "not included in the"),
     ],
     ids=["dead link", "dead anchor", "orphan page"],
 )

@@ -31,7 +31,10 @@ log = logging.getLogger(__name__)
 
 #: Seconds beyond the grace period that a child may take to write the end of a stopped graph.
 _FINISHING_SECONDS = 5.0
+#: Seconds between two looks at the children while a stop is under way, and while none is. Requests
+#: and deaths wake the thread, so this is the precision of time limits.
 _TICK_SECONDS = 0.02
+_IDLE_TICK_SECONDS = 0.1
 #: Seconds between two checks that a busy child's descriptors, and so its connections, are open.
 _CANARY_SECONDS = 1.0
 
@@ -67,6 +70,10 @@ class StopRequests:
 
     def __contains__(self, claim: Claim) -> bool:
         return claim in self._reasons
+
+    @property
+    def any_left(self) -> bool:
+        return bool(self._reasons)
 
     def forget_all_but(self, current: Callable[[], set[Claim]]) -> None:
         """Drop the requests for claims that are not in `current()`.
@@ -136,7 +143,8 @@ class Stopper:
         poller.register(self._requests, select.POLLIN)
         try:
             while not stopping.is_set():
-                poller.poll(_TICK_SECONDS * 1000)
+                seconds = _TICK_SECONDS if self._requests.any_left else _IDLE_TICK_SECONDS
+                poller.poll(seconds * 1000)
                 self._requests.have_woken()
                 self._run_once(watched, poller)
         finally:
