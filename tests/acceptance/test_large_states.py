@@ -319,3 +319,31 @@ def test_a_thread_that_rests_after_a_kill_has_large_values(api, large):
     assert api.get(f"/threads/{thread_id}").json()["values"]["data"] == LARGE
     joined = api.get(f"/threads/{thread_id}/runs/{run_id}/join").json()
     assert joined["data"] == LARGE
+
+
+def test_large_events_of_every_kind_are_translated_into_the_protocol(api):
+    thread_id = new_thread(api)
+    topic, setting = "t" * 300_000, "s" * 300_000
+    body = {
+        "assistant_id": "questions",
+        "input": {"topic": topic},
+        "config": {"configurable": {"setting": setting}},
+        "stream_mode": ["values", "updates", "tasks", "checkpoints"],
+    }
+    api.post(f"/threads/{thread_id}/runs/wait", json=body)
+    channels = ["values", "updates", "tasks", "checkpoints", "input", "lifecycle"]
+    path = f"/threads/{thread_id}/stream/events"
+    methods, payload = set(), None
+    with api.stream("POST", path, json={"channels": channels}) as response:
+        for line in response.iter_lines():
+            if not line.startswith("data: "):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            methods.add(event["method"])
+            data = event["params"]["data"]
+            if event["method"] == "input.requested":
+                payload = data["payload"]
+            if event["method"] == "lifecycle" and data["event"] == "interrupted":
+                break
+    assert payload == {"question": f"first about {topic}?"}
+    assert methods >= {"values", "updates", "tasks", "checkpoints", "input.requested", "lifecycle"}

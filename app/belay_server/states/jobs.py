@@ -26,6 +26,7 @@ from belay_server.domain.errors import BadRequest, Conflict, NotFound, TooMuch
 from belay_server.domain.json_paths import extract
 from belay_server.graphs import thread_state
 from belay_server.graphs.checkpoints.thread_saver import ThreadSaver, UpdateSaver
+from belay_server.graphs.protocol.events import INTERRUPT
 from belay_server.graphs.registry import Graph, GraphRegistry
 from belay_server.graphs.serde import to_json
 from belay_server.settings import Settings
@@ -320,8 +321,14 @@ def encode_again(_parts: StateParts, document: bytes) -> bytes:
 
 
 def split(_parts: StateParts, document: bytes) -> Any:
-    """Decode a large document at most two levels deep. Large values below that stay JSON."""
-    return _split(orjson.loads(document), levels=2)
+    """Decode the data of a large event. Large values below its third level stay JSON, and so do
+    large lists, except the list of a run's interrupts."""
+    data = orjson.loads(document)
+    interrupts = data.pop(INTERRUPT, None) if isinstance(data, dict) else None
+    parts = _split(data, levels=3)
+    if interrupts is not None:
+        parts[INTERRUPT] = [_split(one, levels=1) for one in interrupts]
+    return parts
 
 
 def _split(value: Any, *, levels: int) -> Any:
@@ -337,4 +344,6 @@ def with_fragments(value: Any) -> Any:
     """Return a result of `split` with each Encoded as a fragment for `to_json`."""
     if isinstance(value, dict):
         return {key: with_fragments(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [with_fragments(one) for one in value]
     return orjson.Fragment(value.document) if isinstance(value, Encoded) else value

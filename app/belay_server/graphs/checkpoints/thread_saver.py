@@ -70,7 +70,12 @@ class ThreadSaver(FormatSaver):
 
     @contextmanager
     def _cursor(self, *, pipeline: bool = False) -> Iterator[Any]:
-        with unavailable_when_unreachable(), super()._cursor(pipeline=pipeline) as cursor:
+        # On a connection it is part of a transaction, whose owner handles the driver's errors.
+        is_part = isinstance(self.conn, Connection)
+        with (
+            nullcontext() if is_part else unavailable_when_unreachable(),
+            super()._cursor(pipeline=pipeline) as cursor,
+        ):
             yield cursor
 
     def get_tuple(self, config: Any) -> CheckpointTuple | None:

@@ -27,7 +27,8 @@ STREAM_MODES = (
     "checkpoints",
     "tools",
 )
-_INTERRUPT = "__interrupt__"
+#: The key of the list of interrupts in the values and updates of a run.
+INTERRUPT = "__interrupt__"
 ProtocolEvent = tuple[str, tuple[str, ...], Any]
 
 
@@ -119,16 +120,16 @@ class RunTranslator:
 
     def _values(self, namespace: tuple[str, ...], data: Any) -> Iterator[ProtocolEvent]:
         yield from self._finish_messages(namespace)
-        asked = data.get(_INTERRUPT) if isinstance(data, dict) else None
+        asked = data.get(INTERRUPT) if isinstance(data, dict) else None
         if asked is not None:
-            data = {key: value for key, value in data.items() if key != _INTERRUPT}
+            data = {key: value for key, value in data.items() if key != INTERRUPT}
             self._note_questions(namespace, asked)
         yield ("values", namespace, data)
 
     def _updates(self, namespace: tuple[str, ...], data: Any) -> Iterator[ProtocolEvent]:
         yield from self._finish_messages(namespace)
         for node, values in data.items() if isinstance(data, dict) else ():
-            if node == _INTERRUPT:
+            if node == INTERRUPT:
                 self._note_questions(namespace, values)
             elif node != "__metadata__":
                 yield ("updates", namespace, {"node": node, "values": values})
