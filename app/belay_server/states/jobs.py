@@ -263,13 +263,14 @@ def _rest(
     # Values that are too large for the row are not decoded: that takes several times their size.
     values = to_json(thread_state.output_values(graph, snapshot.values))
     interrupts = thread_state.interrupts_by_task(snapshot.tasks)
-    too_large = len(values) + len(to_json(interrupts)) > parts.settings.max_outcome_bytes
+    most, size = parts.settings.max_outcome_bytes, len(to_json(interrupts))
+    too_large = len(values) + size > most
     with parts.database.connection() as conn:
         thread_rows.rest_thread(
             conn,
             thread_id,
             values=None if too_large else orjson.loads(values),
-            interrupts={} if too_large else interrupts,
+            interrupts=interrupts if size <= most else {},
             resting_status=thread_state.resting_status(snapshot.next, interrupts),
             keep_error=keep_error,
             newest=snapshot.config["configurable"].get("checkpoint_id"),

@@ -318,17 +318,19 @@ def _write_some_end(
 
 
 def _kept(child: Child, ending: Ending) -> Ending:
-    """Return an end as its row stores it. Large values stay in the checkpoint and are read from
-    there."""
+    """Return an end as its row stores it. Large values, and interrupts that are large by
+    themselves, stay in the checkpoint and are read from there."""
+    most = child.settings.max_outcome_bytes
     size = len(to_json([ending.values, ending.interrupts]))
-    if size <= child.settings.max_outcome_bytes:
+    if size <= most:
         child.reconnects = size > _LARGE_END
         return ending
+    fits = len(to_json(ending.interrupts)) <= most
     return dataclasses.replace(
         ending,
         values=None,
         values_known=False,
-        interrupts=None,
+        interrupts=ending.interrupts if fits else None,
         has_next=ending.has_next or bool(ending.interrupts),
     )
 

@@ -91,7 +91,8 @@ class RunTranslator:
         for question in interrupts:
             yield self._question(question)
         if status == "success":
-            event = "interrupted" if interrupts else "completed"
+            # The row has no interrupts that are larger than BELAY_MAX_OUTCOME_BYTES.
+            event = "interrupted" if interrupts or self._asked else "completed"
         else:
             event = "failed" if status in ("error", "timeout") else "interrupted"
         for child in reversed(self._children):
