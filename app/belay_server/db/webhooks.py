@@ -26,14 +26,14 @@ class WebhookCall:
 
 
 def take_calls(
-    conn: Connection, *, limit: int, each: int, lease_seconds: float
+    conn: Connection, *, limit: int, each: int, host: int, lease_seconds: float
 ) -> list[WebhookCall]:
     """Take calls that are due, for `lease_seconds`.
 
-    All workers together have at most `each` calls in progress per host and per caller, so that slow
-    receivers do not delay the calls to others.
+    All workers together have at most `each` calls in progress per caller and at most `host` per
+    host, so that slow receivers delay neither the calls to others nor those of other callers.
     """
-    params = {"limit": limit, "each": each, "lease_seconds": lease_seconds}
+    params = {"limit": limit, "each": each, "host": host, "lease_seconds": lease_seconds}
     return fetch_all(conn, SQL.take_calls, params, WebhookCall)
 
 

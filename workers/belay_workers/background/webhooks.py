@@ -23,9 +23,10 @@ from belay_workers.background_thread import BackgroundThread
 log = logging.getLogger(__name__)
 
 _AT_ONCE = 16
-#: Calls at once for one host, and for one caller, of all workers together: a slow receiver delays
-#: only calls of its own host and callers.
+#: Calls at once for one caller, and for one host, of all workers together: a slow receiver delays
+#: only calls of its own callers, unless four of them have it.
 _AT_ONCE_EACH = 2
+_AT_ONCE_PER_HOST = 8
 _POLL_SECONDS = 0.5
 #: Longer than a call can take, DNS look-ups included.
 _LEASE_SECONDS = CALL_SECONDS * 4
@@ -64,7 +65,11 @@ class Webhooks:
             while not self._stopping.is_set():
                 free = _AT_ONCE - len(under_way)
                 taken = call_rows.take_calls(
-                    conn, limit=free, each=_AT_ONCE_EACH, lease_seconds=_LEASE_SECONDS
+                    conn,
+                    limit=free,
+                    each=_AT_ONCE_EACH,
+                    host=_AT_ONCE_PER_HOST,
+                    lease_seconds=_LEASE_SECONDS,
                 )
                 for call in taken:
                     under_way[self._callers.submit(self._make, call)] = call

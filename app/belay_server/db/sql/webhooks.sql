@@ -1,34 +1,53 @@
 -- name: take_calls
 -- The worker that takes a call makes it. If that worker dies, the call is due again when its lease
--- expires. A skip scan of the index reads the hosts, so one host's backlog costs nothing here.
-WITH RECURSIVE hosts AS (
-    (SELECT host FROM webhook_call ORDER BY host LIMIT 1)
+-- expires. A skip scan of the index reads the pairs of host and caller, so the backlog of one costs
+-- nothing here.
+WITH RECURSIVE pairs AS (
+    (SELECT host, caller FROM webhook_call ORDER BY host, caller LIMIT 1)
     UNION ALL
-    SELECT (SELECT w.host FROM webhook_call w WHERE w.host > h.host ORDER BY w.host LIMIT 1)
-    FROM hosts h WHERE h.host IS NOT NULL
+    SELECT n.host, n.caller FROM pairs p CROSS JOIN LATERAL (
+        SELECT w.host, w.caller FROM webhook_call w
+        WHERE (w.host, w.caller) > (p.host, p.caller)
+        ORDER BY w.host, w.caller LIMIT 1
+    ) n
 ), under_way AS MATERIALIZED (
     SELECT host, caller FROM webhook_call WHERE taken_until > now()
 ), heads AS (
-    SELECT c.call_id, c.caller, c.next_attempt_at FROM hosts h CROSS JOIN LATERAL (
-        SELECT w.call_id, w.caller, w.next_attempt_at FROM webhook_call w
-        WHERE w.host = h.host AND w.next_attempt_at <= now()
+    SELECT c.*, c.waiting + p.making AS of_pair
+    FROM (
+        SELECT host, caller,
+            (SELECT count(*) FROM under_way u WHERE (u.host, u.caller) = (pairs.host, pairs.caller))
+            AS making
+        FROM pairs
+    ) p CROSS JOIN LATERAL (
+        SELECT w.call_id, w.host, w.caller, w.next_attempt_at,
+            row_number() OVER (ORDER BY w.next_attempt_at) AS waiting
+        FROM webhook_call w
+        WHERE w.host = p.host AND w.caller = p.caller AND w.next_attempt_at <= now()
         ORDER BY w.next_attempt_at
-        LIMIT greatest(0, %(each)s - (SELECT count(*) FROM under_way u WHERE u.host = h.host))
+        LIMIT greatest(0, %(each)s - p.making)
     ) c
-), ranked AS (
-    SELECT call_id, caller, next_attempt_at,
+), of_callers AS (
+    SELECT *,
         row_number() OVER (PARTITION BY caller ORDER BY next_attempt_at)
-        + (SELECT count(*) FROM under_way u WHERE u.caller = heads.caller) AS place
+        + (SELECT count(*) FROM under_way u WHERE u.caller = heads.caller) AS of_caller
     FROM heads
+), of_hosts AS (
+    -- The first call of each caller goes before anybody's second one.
+    SELECT *,
+        row_number() OVER (PARTITION BY host ORDER BY of_pair, next_attempt_at)
+        + (SELECT count(*) FROM under_way u WHERE u.host = of_callers.host) AS of_host
+    FROM of_callers
+    WHERE caller = '' OR of_caller <= %(each)s
 )
 UPDATE webhook_call SET
     attempts = attempts + 1,
     next_attempt_at = now() + make_interval(secs => %(lease_seconds)s),
     taken_until = now() + make_interval(secs => %(lease_seconds)s)
 WHERE call_id IN (
-    SELECT w.call_id FROM webhook_call w JOIN ranked r USING (call_id)
-    WHERE (r.caller = '' OR r.place <= %(each)s) AND w.next_attempt_at <= now()
-    ORDER BY r.place, r.next_attempt_at
+    SELECT w.call_id FROM webhook_call w JOIN of_hosts o USING (call_id)
+    WHERE o.of_host <= %(host)s AND w.next_attempt_at <= now()
+    ORDER BY o.of_caller, o.next_attempt_at
     LIMIT %(limit)s
     FOR UPDATE OF w SKIP LOCKED)
 RETURNING call_id, url, run, attempts
