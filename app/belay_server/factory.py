@@ -48,6 +48,9 @@ from belay_server.web_metrics import WebMetrics
 
 _SCHEMA_WAIT_SECONDS = 60.0
 _CANCEL_CONNECTIONS = 2
+#: A state with more pending tasks, and writes of these, is read in a process of its own: preparing
+#: this many takes about 50 ms.
+_MOST_TASKS = 600
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -132,6 +135,7 @@ def _states(settings: Settings, graphs: GraphRegistry, database: Database) -> St
         database,
         most_bytes=most_bytes,
         most_written_bytes=most_bytes,
+        most_tasks=_MOST_TASKS,
         turn=threading.Lock(),
     )
     return StateProcess(here, connection_owner)

@@ -55,6 +55,8 @@ class StateParts:
     most_bytes: int
     #: Limit for all writes to a delta channel, in bytes. None means no limit.
     most_written_bytes: int | None = None
+    #: Limit for one read of states, in pending tasks and writes of tasks. None means no limit.
+    most_tasks: int | None = None
     #: Held while decoding a state that is not small.
     turn: AbstractContextManager[object] = field(default_factory=nullcontext)
 
@@ -71,6 +73,7 @@ class StateParts:
         return {
             "most_bytes": self.most_bytes,
             "most_written_bytes": self.most_written_bytes,
+            "most_tasks": self.most_tasks,
             "turn": self.turn,
         }
 

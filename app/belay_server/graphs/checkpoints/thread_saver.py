@@ -12,22 +12,33 @@ from psycopg_pool import ConnectionPool
 from belay_server.db.connection import Connection, unavailable_when_unreachable
 from belay_server.graphs.checkpoints.base_saver import FormatSaver
 
-#: Bytes of the checkpoints that a condition selects, before any of them is read. Postgres stores
-#: the size of a value that is out of line, so nothing is decompressed except a checkpoint of more
-#: than 32 KiB (compressed), which has large values inline.
+#: Bytes of the checkpoints that a condition selects, and about how many pending tasks and writes of
+#: tasks they have, before any of them is read. Postgres stores the size of a value that is out of
+#: line, so nothing is decompressed except a checkpoint of more than 32 KiB (compressed), which has
+#: large values inline. A small `Send` in the channel of tasks has 32 bytes or more.
 _SIZES = """
-SELECT coalesce(sum(
-    CASE WHEN pg_column_size(c.checkpoint) > 32768
-        THEN octet_length(c.checkpoint::text) ELSE 0 END
-    + (SELECT coalesce(sum(octet_length(b.blob)), 0)
-       FROM jsonb_each_text(c.checkpoint -> 'channel_versions') v
-       JOIN checkpoint_blobs b ON b.thread_id = c.thread_id
-        AND b.checkpoint_ns = c.checkpoint_ns AND b.channel = v.key AND b.version = v.value)
-    + (SELECT coalesce(sum(octet_length(w.blob)), 0) FROM checkpoint_writes w
-       WHERE w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns
-         AND w.checkpoint_id = c.checkpoint_id)
-), 0)::bigint AS size
+SELECT
+    coalesce(sum(
+        CASE WHEN pg_column_size(c.checkpoint) > 32768
+            THEN octet_length(c.checkpoint::text) ELSE 0 END
+        + b.bytes + w.bytes
+    ), 0)::bigint AS size,
+    coalesce(sum(w.writes + b.sends / 32), 0)::bigint AS tasks
 FROM (SELECT * FROM checkpoints {where} ORDER BY checkpoint_id DESC LIMIT %s) c
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(octet_length(b.blob)), 0) AS bytes,
+           coalesce(sum(octet_length(b.blob)) FILTER (WHERE b.channel = '__pregel_tasks'), 0)
+           AS sends
+    FROM jsonb_each_text(c.checkpoint -> 'channel_versions') v
+    JOIN checkpoint_blobs b ON b.thread_id = c.thread_id
+     AND b.checkpoint_ns = c.checkpoint_ns AND b.channel = v.key AND b.version = v.value
+) b
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(octet_length(w.blob)), 0) AS bytes, count(*) AS writes
+    FROM checkpoint_writes w
+    WHERE w.thread_id = c.thread_id AND w.checkpoint_ns = c.checkpoint_ns
+      AND w.checkpoint_id = c.checkpoint_id
+) w
 """
 #: The value of a delta channel is computed from all its writes, of any checkpoint.
 _SIZE_OF_WRITES = """
@@ -56,15 +67,18 @@ class ThreadSaver(FormatSaver):
         most_bytes: int | None = None,
         most_written_bytes: int | None = None,
         most_stored_bytes: int | None = None,
+        most_tasks: int | None = None,
         turn: AbstractContextManager[object] | None = None,
     ) -> None:
-        """Raise LargeState on reading more than `most_bytes` at once or a delta channel with more
-        than `most_written_bytes` of writes, and on storing more than `most_stored_bytes` in all.
-        None means no limit. States that are not small are decoded while holding `turn`."""
+        """Raise LargeState on reading more than `most_bytes` or about `most_tasks` pending tasks at
+        once, or a delta channel with more than `most_written_bytes` of writes, and on storing more
+        than `most_stored_bytes` in all. None means no limit. States that are not small are decoded
+        while holding `turn`."""
         super().__init__(pool)  # type: ignore[arg-type]
         self._most_bytes = most_bytes
         self._most_written_bytes = most_written_bytes
         self._most_stored_bytes = most_stored_bytes
+        self._most_tasks = most_tasks
         self._stored_bytes = 0
         self._turn = turn or nullcontext()
 
@@ -112,9 +126,12 @@ class ThreadSaver(FormatSaver):
 
     def _refuse_more_than(self, most: int, sql: str, args: Sequence[Any]) -> None:
         with self._cursor() as cursor:
-            size = cursor.execute(sql, args).fetchone()["size"]
-        if size > most:
-            raise LargeState(f"{size:,} bytes")
+            found = cursor.execute(sql, args).fetchone()
+        if found["size"] > most:
+            raise LargeState(f"{found['size']:,} bytes")
+        tasks = found.get("tasks", 0)
+        if self._most_tasks is not None and tasks > self._most_tasks:
+            raise LargeState(f"about {tasks:,} tasks and writes of tasks")
 
     def _load_checkpoint_tuple(self, value: Any) -> CheckpointTuple:
         if _blob_bytes(value) < _TAKES_A_TURN:
