@@ -49,11 +49,17 @@ def main() -> None:
 def dev(config: Path | None, host: str, port: int, data_dir: Path, concurrency: int | None) -> None:
     """Run the API, a worker, Postgres and Valkey on this machine until Ctrl-C."""
     from belay_server.dev.embedded import EmbeddedUnavailable  # noqa: PLC0415
-    from belay_server.dev.server import DevOptions, PortBusy, StartFailed, run_dev  # noqa: PLC0415
+    from belay_server.dev.server import (  # noqa: PLC0415
+        DevOptions,
+        FolderBusy,
+        PortBusy,
+        StartFailed,
+        run_dev,
+    )
 
     try:
         run_dev(DevOptions(config, host, port, data_dir, concurrency), os.environ)
-    except (PortBusy, SettingsError, EmbeddedUnavailable, StartFailed) as error:
+    except (PortBusy, FolderBusy, SettingsError, EmbeddedUnavailable, StartFailed) as error:
         click.echo(f"belay dev: {error}", err=True)
         sys.exit(2)
 

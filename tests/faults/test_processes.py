@@ -14,6 +14,7 @@ import pytest
 from langgraph_sdk import get_sync_client
 
 from belay_server.dev.embedded import free_port
+from belay_server.dev.server import _lock_folder
 from tests.conftest import Beats
 from tests.faults.conftest import signal_tree
 from tests.long_forms import full_case, long_case
@@ -241,6 +242,21 @@ def test_more_runs_at_once_than_postgres_has_connections_for_stop_the_start(data
     assert done.returncode == 3
     needs = "197 runs at once need 201 connections to Postgres, which allows 197"
     assert f"belay worker: {needs}: raise its max_connections" in done.stderr
+
+
+def test_a_second_server_in_the_same_folder_is_refused(tmp_path):
+    command = [sys.executable, "-m", "belay_server", "dev", "--port", str(free_port())]
+    with _lock_folder(tmp_path):
+        done = subprocess.run(
+            [*command, "--data-dir", str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 2
+    assert "another `belay dev` uses" in done.stderr.splitlines()[-1]
+    assert done.stdout == ""
 
 
 def test_a_busy_port_is_an_error_and_exit_2(scratch):

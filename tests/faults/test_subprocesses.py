@@ -115,7 +115,7 @@ def test_the_guardian_is_replaced_when_it_is_killed(cluster, client, beats):
         """Return the guardian's pid: children have a lower priority (a higher nice value)."""
         return [c.pid for c in psutil.Process(worker.pid).children() if c.nice() == 0]
 
-    [first] = guardians()
+    [first] = wait_until(guardians, 20, "a guardian of a worker that has just started")
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: guardians() not in ([], [first]), 20, "another guardian")
     start(client, "leave_daemon", beats)

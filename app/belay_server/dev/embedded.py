@@ -107,6 +107,8 @@ class EmbeddedPostgres:
             "unix_socket_permissions": "0700",
             "max_connections": str(self._connections),
             "shared_buffers": "64MB",
+            # In the data folder: a killed server would leave its segments in /dev/shm for ever.
+            "dynamic_shared_memory_type": "mmap",
             "log_min_messages": "warning",
             "log_checkpoints": "off",
         }

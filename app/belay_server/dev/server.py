@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import orjson
 
@@ -32,6 +34,10 @@ class PortBusy(Exception):
     """The port cannot be bound, most likely because another program listens on it."""
 
 
+class FolderBusy(Exception):
+    """Another `belay dev` uses the data folder."""
+
+
 class StartFailed(Exception):
     """The server cannot start with this project, these settings or this schema."""
 
@@ -48,7 +54,7 @@ class DevOptions:
 def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
     """Run until SIGINT or SIGTERM. No process is left running.
 
-    Raises PortBusy, SettingsError, EmbeddedUnavailable or StartFailed.
+    Raises PortBusy, FolderBusy, SettingsError, EmbeddedUnavailable or StartFailed.
     """
     _refuse_busy_port(options.host, options.port)
     # Other users must not read the files of this process and of the servers that it starts.
@@ -65,12 +71,13 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
     env["BELAY_BIND"] = f"{options.host}:{options.port}"
     queues = _queues(Path(env["BELAY_CONFIG"]))
 
+    data_dir = options.data_dir.resolve()
+    lock = _lock_folder(data_dir)
     tree = ProcessTree()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: tree.request_stop())
     postgres: EmbeddedPostgres | None = None
     try:
-        data_dir = options.data_dir.resolve()
         if not env.get("REDIS_URL"):
             env["REDIS_URL"] = _start_valkey(tree, data_dir)
         if not env.get("DATABASE_URL"):
@@ -83,7 +90,9 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
                 say("belay", f"create a key: DATABASE_URL='{url}' belay keys create --name me")
         _start_belay(tree, env, queues)
         url = f"http://{options.host}:{options.port}"
-        example = _first_graph(Path(env["BELAY_CONFIG"]))
+        graph_ids = _graph_ids(Path(env["BELAY_CONFIG"]))
+        say("belay", f"serving {env['BELAY_CONFIG']}: {', '.join(graph_ids)}")
+        example = graph_ids[0] if graph_ids else "agent"
         threading.Thread(target=_announce, args=(tree, url, example), daemon=True).start()
         tree.run()
         say("belay", "stopping")
@@ -91,6 +100,7 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
         tree.stop()
         if postgres is not None:
             postgres.clean_up()
+        lock.close()
     if tree.failure is not None:
         raise StartFailed(tree.failure)
     say("belay", "stopped")
@@ -108,6 +118,24 @@ def _refuse_busy_port(host: str, port: int) -> None:
             ) from error
 
 
+def _lock_folder(data_dir: Path) -> IO[str]:
+    """Return a lock on the data folder, held until it is closed. Raises FolderBusy.
+
+    A second Postgres would refuse to start there; a second Valkey would overwrite the first one's
+    data.
+    """
+    data_dir.mkdir(parents=True, exist_ok=True)
+    lock = (data_dir / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise FolderBusy(
+            f"another `belay dev` uses {data_dir}; stop it, or choose another with --data-dir"
+        ) from None
+    return lock
+
+
 def _queues(config: Path) -> list[str]:
     """Return the queues of the project's graphs. This does not import LangGraph."""
     try:
@@ -117,12 +145,11 @@ def _queues(config: Path) -> list[str]:
         return [DEFAULT_QUEUE]  # the worker reads the file again and reports the error
 
 
-def _first_graph(config: Path) -> str:
-    """Return the id of a graph for the example call."""
+def _graph_ids(config: Path) -> list[str]:
     try:
-        return str(next(iter(orjson.loads(config.read_bytes())["graphs"])))
-    except (OSError, orjson.JSONDecodeError, KeyError, TypeError, StopIteration):
-        return "agent"
+        return [str(name) for name in orjson.loads(config.read_bytes())["graphs"]]
+    except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
+        return []  # the web process and the worker report the error
 
 
 def _start_valkey(tree: ProcessTree, data_dir: Path) -> str:

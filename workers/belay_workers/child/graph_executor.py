@@ -6,6 +6,7 @@ calls `emit(name, data)` for each event and returns the Ending. It is stopped by
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,8 @@ from belay_server.graphs.thread_state import (
     read_resting,
     streamed_interrupt,
 )
+
+log = logging.getLogger(__name__)
 
 Emit = Callable[[str, bytes], None]
 
@@ -281,7 +284,8 @@ async def execute(execution: Execution, emit: Emit) -> Ending:
         await execution.saver.flush()
     except (ClaimLost, CheckpointsUnavailable):
         raise
-    except Exception as error:  # noqa: BLE001  (a graph may raise anything; it ends the run)
+    except Exception as error:
+        log.warning("a graph raised an exception, which ends its run", exc_info=error)
         described = _describe(error, redact=execution.redact_errors)
         emit("error", to_json(described))
         return await _failed(graph, execution, described)

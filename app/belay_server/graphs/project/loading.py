@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +32,17 @@ def load_object(root: Path, dependencies: Sequence[Path], target: str, who: str)
         if isinstance(error, KeyboardInterrupt):
             raise
         cause = f"{type(error).__name__}: {error}"
-        raise ProjectError(f"{who} ({target}): {cause}") from error
+        raise ProjectError(f"{who} ({target}): {cause}{_place_of(error, root)}") from error
+
+
+def _place_of(error: BaseException, root: Path) -> str:
+    """Return the last line of the project's own code in the error's traceback, as ` (file:line)`;
+    "" if there is none."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(root) and ".venv" not in path.parts:
+            return f" ({path.relative_to(root)}:{frame.lineno})"
+    return ""
 
 
 def _import(root: Path, dependencies: Sequence[Path], location: str, who: str) -> ModuleType:
