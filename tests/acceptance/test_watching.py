@@ -309,6 +309,20 @@ def test_what_a_graph_logs_belongs_to_its_run(watched, web):
         assert record["attempt"] == 1
 
 
+def test_the_traceback_of_a_failed_node_is_in_the_log(watched, web):
+    thread_id = new_thread(web)
+    run_id = run_of(web, thread_id, "bad", {"count": 1})
+    web.get(f"/threads/{thread_id}/runs/{run_id}/join")
+
+    def failures():
+        found = records(watched, "worker")
+        return [r for r in found if r.get("run_id") == run_id and "exc_info" in r]
+
+    [record] = wait_until(failures, 10, "the record")
+    assert record["thread_id"] == thread_id
+    assert 'raise ValueError("boom from bad node")' in record["exc_info"]
+
+
 def test_a_kill_in_the_log_names_its_run(impatient, impatient_web, beats):
     thread_id = new_thread(impatient_web)
     run_id = run_of(
