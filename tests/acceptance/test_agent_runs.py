@@ -585,8 +585,9 @@ def test_a_stream_says_that_it_has_started_and_beats_while_it_runs(raw, runs, be
     with raw.stream("POST", "/agent/runs", json=told, headers=accept) as response:
         lines = response.iter_lines()
         before = []
-        while not (line := next(lines)).startswith(":"):
-            before.append(line)
+        # On a busy machine a heartbeat may come before the start, too.
+        while not (line := next(lines)).startswith(":") or len(before) < 6:
+            before += [line] if line and not line.startswith(":") else []
         assert [line for line in before if line.startswith("event")] == [
             "event: agent_run.created",
             "event: agent_run.started",
