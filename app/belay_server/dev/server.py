@@ -72,7 +72,8 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
     queues = _queues(Path(env["BELAY_CONFIG"]))
 
     data_dir = options.data_dir.resolve()
-    lock = _lock_folder(data_dir)
+    is_embedded = not (env.get("REDIS_URL") and env.get("DATABASE_URL"))
+    lock = _lock_folder(data_dir) if is_embedded else None
     tree = ProcessTree()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: tree.request_stop())
@@ -100,7 +101,8 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
         tree.stop()
         if postgres is not None:
             postgres.clean_up()
-        lock.close()
+        if lock is not None:
+            lock.close()
     if tree.failure is not None:
         raise StartFailed(tree.failure)
     say("belay", "stopped")

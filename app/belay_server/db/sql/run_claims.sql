@@ -2,8 +2,9 @@
 -- the new row or nothing.
 
 -- name: claim_run
--- Compare and set from pending to running: only for a graph that the worker has, only for the head of
--- the thread's queue, and only while the thread has no running run. Saves the thread's fields that it changes in `thread_before`.
+-- Compare and set from pending to running: only for a graph that the worker has, only for the head
+-- of the thread's queue, and only while the thread has no running run. Saves the thread's fields
+-- that it changes in `thread_before`.
 WITH locked AS (
     SELECT t.thread_id, t.config, t.metadata FROM thread t
     WHERE t.thread_id = (SELECT thread_id FROM run WHERE run_id = %(run_id)s AND status = 'pending')
