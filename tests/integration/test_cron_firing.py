@@ -118,12 +118,12 @@ def too_much_for_postgres(monkeypatch):
     """Return a list of crons whose runs Postgres rejects, with a real error of SQLSTATE 54000."""
     refused: list = []
 
-    def accept_run(parts, conn, request, run_id):
+    def create_in_transaction(parts, conn, request, run_id):
         if request.headers["cron_id"] in refused:
             conn.execute("SELECT jsonb_build_array(repeat('x', 300000000))")
-        return run_creates.accept_run(parts, conn, request, run_id)
+        return run_creates.create_in_transaction(parts, conn, request, run_id)
 
-    monkeypatch.setattr(cron_firing, "accept_run", accept_run)
+    monkeypatch.setattr(cron_firing, "create_in_transaction", create_in_transaction)
     return refused
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from belay_server.api.streaming import runs as run_stream
 from belay_server.api.streaming.clients import StreamClient
-from belay_server.api.streaming.runs import Follow
+from belay_server.api.streaming.runs import FollowedRun
 from belay_server.api.streaming.turns import StreamTurns
 from belay_server.bus.event_log import Event, Position
 from belay_server.db.runs import RunEnd
@@ -56,7 +56,7 @@ def stream(monkeypatch):
             database=SimpleNamespace(connection=nullcontext),
             feed=SimpleNamespace(unsubscribe=lambda _: None),
         )
-        follow = Follow(uuid4(), uuid4(), resumable=False, cancel_on_disconnect=False)
+        follow = FollowedRun(uuid4(), uuid4(), resumable=False, cancel_on_disconnect=False)
         share = SimpleNamespace(release=lambda: None)
         client = StreamClient(lambda _on_leave: lambda: False, share, StreamTurns())
         chunks = run_stream._stream(parts, follow, client, subscription, is_over)

@@ -8,7 +8,7 @@ import pytest
 from langgraph_sdk.sse import SSEDecoder
 
 from belay_server.api.streaming.frames import GAP
-from belay_server.api.streaming.runs import Follow, _frames, follows_directly
+from belay_server.api.streaming.runs import FollowedRun, _frames, follows_directly
 from belay_server.api.streaming.threads import _SseEncoder, _without_gaps
 from belay_server.bus.event_log import END_SEQ, START, Event, Position
 
@@ -32,7 +32,7 @@ def test_what_follows_directly(last, position, follows):
 
 
 def test_a_gap_is_a_comment_where_the_events_are_missing():
-    follow = Follow(thread_id=uuid.uuid4(), run_id=uuid.uuid4(), resumable=True)
+    follow = FollowedRun(thread_id=uuid.uuid4(), run_id=uuid.uuid4(), resumable=True)
     events = [Event(Position(1, seq), "values", b'{"n":%d}' % seq) for seq in (1, 2, 5, 6)]
     frames = _frames(events, follow, START)
     assert frames.count(GAP) == 1

@@ -24,7 +24,7 @@ from belay_server.db.connection import (
 from belay_server.db.queries import load_queries
 from belay_server.db.runs import NextRun, Ringable
 from belay_server.domain.run_options import RunKwargs
-from belay_server.domain.runs import Claim, ClaimedRun, Ending, Run
+from belay_server.domain.runs import CancelAction, Claim, ClaimedRun, Ending, Run
 
 SQL = load_queries("run_claims")
 
@@ -140,18 +140,17 @@ def _ending_params(thread_id: UUID, claim: Claim, ending: Ending) -> dict[str, A
     }
 
 
-def finish_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> NextRun | None:
-    """Write a run's end. Return None if the lease is lost or a cancel was accepted first."""
-    params = _ending_params(thread_id, claim, ending)
-    return fetch_one(conn, SQL.finish_run, params, NextRun)
-
-
-def finish_interrupted_run(
-    conn: Connection, thread_id: UUID, claim: Claim, ending: Ending
+def finish_run(
+    conn: Connection, thread_id: UUID, claim: Claim, ending: Ending, *, interrupted: bool = False
 ) -> NextRun | None:
-    """Write the end of a run with an accepted `interrupt`. Return None if the lease is lost."""
-    params = _ending_params(thread_id, claim, ending)
-    return fetch_one(conn, SQL.finish_interrupted_run, params, NextRun)
+    """Write a run's end. `interrupted`: the run has an accepted `interrupt`, whose status and error
+    replace those of `ending`.
+
+    Return None if the lease is lost or another cancel was accepted first.
+    """
+    cancel_action = CancelAction.INTERRUPT if interrupted else None
+    params = {**_ending_params(thread_id, claim, ending), "cancel_action": cancel_action}
+    return fetch_one(conn, SQL.finish_run, params, NextRun)
 
 
 def put_run_back(

@@ -137,18 +137,18 @@ def _on(store: ProjectStore, conn: Connection) -> Any:
     return store
 
 
-def as_filter(asked: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def as_filter(conditions: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Return a filter for the library, None if it is empty. An object without operators is compared
     for equality.
 
     Raise BadRequest for an unsupported operator, for a comparison with neither number nor text, and
     for too many conditions: Postgres plans them in quadratic time, which no time limit ends.
     """
-    if not asked:
+    if not conditions:
         return None
-    found = {key: _condition(value) for key, value in asked.items()}
-    conditions = sum(len(one) if isinstance(one, dict) else 1 for one in found.values())
-    if max(len(found), conditions) > _MOST_CONDITIONS:
+    found = {key: _condition(value) for key, value in conditions.items()}
+    in_all = sum(len(one) if isinstance(one, dict) else 1 for one in found.values())
+    if max(len(found), in_all) > _MOST_CONDITIONS:
         raise BadRequest(f"a filter may have at most {_MOST_CONDITIONS} conditions in total")
     return found
 

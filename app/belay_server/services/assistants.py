@@ -77,15 +77,15 @@ def _mirrored(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the config and context that a request body results in. `config.configurable` and
     `context` are always equal. Raises BadRequest when the body sets both."""
-    asked_config, asked_context = body.get("config"), body.get("context")
-    if asked_context and (asked_config or {}).get("configurable"):
+    new_config, new_context = body.get("config"), body.get("context")
+    if new_context and (new_config or {}).get("configurable"):
         raise BadRequest("Cannot specify both configurable and context. Use only one.")
-    if asked_config is not None:
-        config = dict(asked_config)
-        if asked_context is None:
+    if new_config is not None:
+        config = dict(new_config)
+        if new_context is None:
             context = dict(config.get("configurable") or {})
-    if asked_context is not None:
-        context = dict(asked_context)
+    if new_context is not None:
+        context = dict(new_context)
     config = {key: value for key, value in config.items() if key != "configurable"}
     return ({**config, "configurable": context} if context else config), context
 

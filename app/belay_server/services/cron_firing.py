@@ -23,7 +23,12 @@ from belay_server.domain.errors import BelayError
 from belay_server.domain.run_options import RunOptions
 from belay_server.services.crons import time_after
 from belay_server.services.parts import RunParts
-from belay_server.services.runs.creation import Accepted, RunRequest, accept_run, announce_accepted
+from belay_server.services.runs.creation import (
+    Accepted,
+    RunRequest,
+    announce_accepted,
+    create_in_transaction,
+)
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +90,7 @@ def _fire(parts: RunParts, conn: Connection, cron_id: UUID) -> None:
         request = _request(cron)
         try:
             with conn.transaction():  # the cron goes on when its run cannot be created
-                return request, accept_run(parts, conn, request, request.run_id)
+                return request, create_in_transaction(parts, conn, request, request.run_id)
         except BelayError as error:
             log.warning("cron %s: skipping a due time without a run: %s", cron_id, error.detail)
             cron_rows.set_last_error(conn, cron_id, error.detail)

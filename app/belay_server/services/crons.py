@@ -103,10 +103,10 @@ def _content(
     payload = {k: v for k, v in body.items() if k not in _OF_THE_CRON and v is not None}
     payload["assistant_id"] = str(assistant_id)
     config = dict(payload.get("config") or {})
-    asked = {k: v for k, v in (config.get("configurable") or {}).items() if k != "cron_id"}
-    if payload.get("context") and asked:
+    configurable = {k: v for k, v in (config.get("configurable") or {}).items() if k != "cron_id"}
+    if payload.get("context") and configurable:
         raise BadRequest("Cannot specify both configurable and context. Use only one.")
-    payload["config"] = {**config, "configurable": {**asked, "cron_id": str(cron_id)}}
+    payload["config"] = {**config, "configurable": {**configurable, "cron_id": str(cron_id)}}
     return CronContent(
         schedule=schedule,
         timezone=timezone,

@@ -35,12 +35,12 @@ class RunParts:
     @property
     def webhook_policy(self) -> WebhookPolicy:
         """Return the project's webhook policy, restricted by the operator's settings."""
-        asked, settings = self.graphs.project.webhook_policy, self.settings
+        project_policy, settings = self.graphs.project.webhook_policy, self.settings
         return dataclasses.replace(
-            asked,
-            https_only=asked.https_only or settings.webhook_https_only,
+            project_policy,
+            https_only=project_policy.https_only or settings.webhook_https_only,
             allow_private=settings.webhook_allow_private,
-            allowed_domains=settings.webhook_domains or asked.allowed_domains,
+            allowed_domains=settings.webhook_domains or project_policy.allowed_domains,
         )
 
 

@@ -47,7 +47,7 @@ def _permitted(action: str, agent_run_id: str) -> str:
     return agent_run_id
 
 
-def _asked(fields: dict[str, Any]) -> AgentRunRequest:
+def _agent_run_request(fields: dict[str, Any]) -> AgentRunRequest:
     """Return the request with the run to create. Raises Forbidden, Refused."""
     run_id = new_id()
     options = agent_runs.options_of_run(parts(), fields, run_id)
@@ -77,10 +77,10 @@ def create_agent_run(body: dict[str, Any]) -> Response:
     fields.setdefault("effort", "auto")
     if "outputSchema" in fields:
         context().output_schemas.check(fields["outputSchema"])
-    asked = _asked(fields)
+    creation = _agent_run_request(fields)
     if _wants_stream():
-        return _stream(stream_new_agent_run(parts(), asked, stream_client()))
-    return json_response(agent_runs.create_agent_run(parts(), asked).document)
+        return _stream(stream_new_agent_run(parts(), creation, stream_client()))
+    return json_response(agent_runs.create_agent_run(parts(), creation).document)
 
 
 @blueprint.get("/agent/runs")

@@ -212,20 +212,20 @@ def query_flag(name: str, *also: str) -> bool:
     return value in (*_TRUE, *also)
 
 
-def query_list(asked: list[str] | None) -> list[str]:
+def query_list(values: list[str] | None) -> list[str]:
     """Return the values of a list in the query string: `mode=a&mode=b`, `mode=a,b` or a JSON list,
     which the reference accepts."""
     return [
         item.strip(" \"'")
-        for value in asked or []
+        for value in values or []
         for item in value.strip("[] ").split(",")
         if item.strip(" \"'")
     ]
 
 
-def query_names(asked: list[str] | None) -> list[str]:
+def query_names(values: list[str] | None) -> list[str]:
     """Return the names in `select=a&select=b`, or in a JSON list as the JavaScript SDK sends it."""
-    return [name for value in asked or [] for name in _names_of(value)]
+    return [name for value in values or [] for name in _names_of(value)]
 
 
 def _names_of(value: str) -> list[str]:

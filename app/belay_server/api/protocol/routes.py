@@ -84,12 +84,12 @@ def _json_of_request() -> Any:
         raise BadRequest(detail) from error
 
 
-def event_filter(asked: Any) -> EventFilter:
-    """Return the filter that a subscription asks for. Raises BadRequest."""
-    if not isinstance(asked, dict) or "channels" not in asked:
+def event_filter(document: Any) -> EventFilter:
+    """Return the filter of a subscription. Raises BadRequest."""
+    if not isinstance(document, dict) or "channels" not in document:
         raise BadRequest("channels is required and must be a non-empty array")
     try:
-        loaded = EventStream().load(asked)
+        loaded = EventStream().load(document)
     except ma.ValidationError as error:
         raise BadRequest(describe(error).replace(": ", " ", 1)) from error
     since = loaded.get("since")

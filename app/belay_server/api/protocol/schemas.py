@@ -78,8 +78,8 @@ class InputRespond(Body):
 
     @ma.post_load
     def by_interrupt(self, data: dict[str, Any], **_: object) -> dict[str, Any]:
-        asked = data.pop("responses", None) or [data]
-        answers = {answer["interrupt_id"]: answer["response"] for answer in asked}
+        responses = data.pop("responses", None) or [data]
+        answers = {answer["interrupt_id"]: answer["response"] for answer in responses}
         return {**data, "answers": answers}
 
 

@@ -115,7 +115,7 @@ class _Conversation:
         self._server = server
         self._thread_id = thread_id
         self._turn = threading.Lock()
-        self._following: dict[str, _Followed] = {}
+        self._subscriptions: dict[str, _SocketSubscription] = {}
 
     def hold(self) -> None:
         """Receive commands and send responses until the connection is closed."""
@@ -130,7 +130,7 @@ class _Conversation:
             pass  # the connection is lost, or the caller is no longer authenticated
         finally:
             forget_key()
-            for followed in list(self._following.values()):
+            for followed in list(self._subscriptions.values()):
                 followed.leave()
             with suppress(*_GONE):
                 self._server.close()
@@ -175,25 +175,25 @@ class _Conversation:
             raise NoCommand(failure(None, "invalid_argument", message)) from error
 
     def _subscribe(self, frame: Frame) -> Answer:
-        if len(self._following) >= _MOST_SUBSCRIPTIONS:
+        if len(self._subscriptions) >= _MOST_SUBSCRIPTIONS:
             message = f"A socket may have at most {_MOST_SUBSCRIPTIONS} subscriptions."
             return failure(frame.id, "invalid_argument", message)
         try:
             wanted = event_filter(frame.params)
         except BadRequest as error:
             return failure(frame.id, "invalid_argument", error.detail)
-        in_filters = wanted.size + sum(one.wanted.size for one in self._following.values())
+        in_filters = wanted.size + sum(one.wanted.size for one in self._subscriptions.values())
         if in_filters > _MOST_IN_FILTERS:
             message = "The channels and namespaces of this socket's subscriptions are too large."
             return failure(frame.id, "invalid_argument", message)
         name = str(uuid.uuid4())
-        self._following[name] = followed = _Followed(self, self._thread_id, wanted)
+        self._subscriptions[name] = followed = _SocketSubscription(self, self._thread_id, wanted)
         followed.start()
         return success(frame.id, {"subscription_id": name, "replayed_events": 0})
 
     def _unsubscribe(self, frame: Frame) -> Answer:
         name = frame.params.get("subscription_id")
-        followed = self._following.pop(name, None) if isinstance(name, str) else None
+        followed = self._subscriptions.pop(name, None) if isinstance(name, str) else None
         if followed is None:
             message = f"Unknown subscription: {name}"
             return failure(frame.id, "no_such_subscription", message)
@@ -225,7 +225,7 @@ def _id_of(received: str | bytes) -> int | None:
     return given if type(given) is int else None
 
 
-class _Followed:
+class _SocketSubscription:
     """A subscription: sends a thread's events on the socket until the client unsubscribes or
     disconnects."""
 
@@ -235,7 +235,7 @@ class _Followed:
         self._leave: Callable[[], None] = lambda: None
         self._left = False
         client = StreamClient(self._watch, large_answers().share_of(request), stream_turns())
-        self._following = stream_protocol(parts(), thread_id, wanted, line_frame, client)
+        self._body = stream_protocol(parts(), thread_id, wanted, line_frame, client)
 
     def _watch(self, on_leave: Callable[[], None]) -> Callable[[], bool]:
         self._leave = on_leave
@@ -248,11 +248,11 @@ class _Followed:
 
     def _run(self) -> None:
         try:
-            self._talk.send_body(self._following)
+            self._talk.send_body(self._body)
         except _GONE:
             pass
         finally:
-            self._following.close()
+            self._body.close()
 
     def leave(self) -> None:
         self._left = True

@@ -16,7 +16,7 @@ from belay_server.api.http.pages import shown
 from belay_server.api.security.authentication import caller, watch_key
 from belay_server.api.security.origins import origins
 from belay_server.api.streaming.clients import StreamClient, WatchClient
-from belay_server.api.streaming.runs import Follow, stream_events, wait_for_outcome
+from belay_server.api.streaming.runs import FollowedRun, stream_events, wait_for_outcome
 from belay_server.api.streaming.turns import stream_turns
 from belay_server.domain.run_options import RunOptions
 from belay_server.domain.runs import RUN_FIELDS, Run
@@ -40,7 +40,7 @@ def run_body(run: Run, fields: Sequence[str] = RUN_FIELDS) -> dict[str, Any]:
     return shown(run, fields)
 
 
-def run_path(run: Run | Follow) -> str:
+def run_path(run: Run | FollowedRun) -> str:
     return f"/threads/{run.thread_id}/runs/{run.run_id}"
 
 
@@ -48,26 +48,26 @@ def run_response(run: Run, location: str) -> Response:
     return json_response(run_body(run), headers={"content-location": location})
 
 
-def stream_response(follow: Follow, location: str) -> Response:
+def stream_response(followed: FollowedRun, location: str) -> Response:
     """Return a stream of the run's events. `location` is the run's path, for `content-location`;
     the `location` header is the path at which the stream can be joined again."""
     headers = {
         **STREAM_HEADERS,
-        "location": f"{run_path(follow)}/stream",
+        "location": f"{run_path(followed)}/stream",
         "content-location": location,
     }
-    body = stream_events(parts(), follow, stream_client())
+    body = stream_events(parts(), followed, stream_client())
     return Response(body, 200, headers, content_type=STREAM_TYPE)
 
 
-def outcome_response(follow: Follow, location: str) -> Response:
+def outcome_response(followed: FollowedRun, location: str) -> Response:
     """Return a response that waits for the run's outcome. `location` is the run's path."""
     headers = {
         **STREAM_HEADERS,
-        "location": f"{run_path(follow)}/join",
+        "location": f"{run_path(followed)}/join",
         "content-location": location,
     }
-    body = wait_for_outcome(parts(), follow, stream_client())
+    body = wait_for_outcome(parts(), followed, stream_client())
     return Response(body, 200, headers, content_type="application/json")
 
 

@@ -30,7 +30,12 @@ from belay_server.api.runs.schemas import (
     stream_modes,
 )
 from belay_server.api.security.authorization import authorized, authorizes_itself
-from belay_server.api.streaming.runs import Follow, follow_new_run, follow_run, position_to_join
+from belay_server.api.streaming.runs import (
+    FollowedRun,
+    follow_new_run,
+    follow_run,
+    position_to_join,
+)
 from belay_server.db import runs as run_rows
 from belay_server.domain.errors import NotFound
 from belay_server.domain.run_options import RunOptions
@@ -40,13 +45,13 @@ from belay_server.services.runs import creation as run_creates
 blueprint = Blueprint("stateless runs", __name__, description="Runs without a thread")
 
 
-def _follow(options: RunOptions, *, events: bool) -> Follow:
+def _follow(options: RunOptions, *, events: bool) -> FollowedRun:
     asked = run_request(options, None)
     cancels = cancels_on_disconnect(options)
     return follow_new_run(parts(), asked, cancel_on_disconnect=cancels, events=events)
 
 
-def _location(run: RunRow | Follow) -> str:
+def _location(run: RunRow | FollowedRun) -> str:
     return f"/runs/{run.run_id}"
 
 
@@ -71,8 +76,8 @@ def create_stateless_run(options: RunOptions) -> Response:
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
 def wait_stateless_run(_query: dict[str, Any], options: RunOptions) -> Response:
-    follow = _follow(options, events=False)
-    return outcome_response(follow, _location(follow))
+    followed = _follow(options, events=False)
+    return outcome_response(followed, _location(followed))
 
 
 @blueprint.post("/runs/stream")
@@ -84,8 +89,8 @@ def wait_stateless_run(_query: dict[str, Any], options: RunOptions) -> Response:
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
 def stream_stateless_run(_query: dict[str, Any], options: RunOptions) -> Response:
-    follow = _follow(options, events=True)
-    return stream_response(follow, _location(follow))
+    followed = _follow(options, events=True)
+    return stream_response(followed, _location(followed))
 
 
 def _found(run_id: str) -> RunRow:
@@ -106,8 +111,8 @@ def _found(run_id: str) -> RunRow:
 @authorized("threads", "read")
 def join_stateless_run(_query: dict[str, Any], run_id: str) -> Response:
     run = _found(run_id)
-    follow = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
-    return outcome_response(follow, _location(run))
+    followed = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
+    return outcome_response(followed, _location(run))
 
 
 @blueprint.get("/runs/<run_id>/stream")
@@ -118,10 +123,10 @@ def join_stateless_run(_query: dict[str, Any], run_id: str) -> Response:
 def join_stateless_stream(query: dict[str, Any], run_id: str) -> Response:
     """Join a run's stream. `Last-Event-ID` resumes it if the run has `stream_resumable`."""
     run = _found(run_id)
-    follow = follow_run(
+    followed = follow_run(
         run,
         cancel_on_disconnect=cancels_on_disconnect(),
         stream_modes=stream_modes(query.get("stream_mode")),
         after=position_to_join(parts().event_log, run, request.headers.get("Last-Event-ID")),
     )
-    return stream_response(follow, _location(run))
+    return stream_response(followed, _location(run))

@@ -35,7 +35,12 @@ from belay_server.api.runs.schemas import (
     stream_modes,
 )
 from belay_server.api.security.authorization import authorized, authorizes_itself, cancels
-from belay_server.api.streaming.runs import Follow, follow_new_run, follow_run, position_to_join
+from belay_server.api.streaming.runs import (
+    FollowedRun,
+    follow_new_run,
+    follow_run,
+    position_to_join,
+)
 from belay_server.db import runs as run_rows
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.errors import InvalidRequest, NotFound
@@ -60,7 +65,7 @@ def _asked(thread_id: str, options: RunOptions) -> run_creates.RunRequest:
     return run_request(options, _thread_id_of_create(thread_id))
 
 
-def _follow(thread_id: str, options: RunOptions, *, events: bool) -> Follow:
+def _follow(thread_id: str, options: RunOptions, *, events: bool) -> FollowedRun:
     asked = _asked(thread_id, options)
     cancels = cancels_on_disconnect(options)
     return follow_new_run(parts(), asked, cancel_on_disconnect=cancels, events=events)
@@ -94,8 +99,8 @@ def create_run(options: RunOptions, thread_id: str) -> Response:
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
 def wait_run(_query: dict[str, Any], options: RunOptions, thread_id: str) -> Response:
-    follow = _follow(thread_id, options, events=False)
-    return outcome_response(follow, run_path(follow))
+    followed = _follow(thread_id, options, events=False)
+    return outcome_response(followed, run_path(followed))
 
 
 @blueprint.post("/threads/<thread_id>/runs/stream")
@@ -107,8 +112,8 @@ def wait_run(_query: dict[str, Any], options: RunOptions, thread_id: str) -> Res
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
 def stream_run(_query: dict[str, Any], options: RunOptions, thread_id: str) -> Response:
-    follow = _follow(thread_id, options, events=True)
-    return stream_response(follow, run_path(follow))
+    followed = _follow(thread_id, options, events=True)
+    return stream_response(followed, run_path(followed))
 
 
 @blueprint.get("/threads/<thread_id>/runs")
@@ -187,8 +192,8 @@ def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
 @authorized("threads", "read")
 def join_run(_query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     run = _followed(thread_id, run_id)
-    follow = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
-    return outcome_response(follow, run_path(run))
+    followed = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
+    return outcome_response(followed, run_path(run))
 
 
 @blueprint.get("/threads/<thread_id>/runs/<run_id>/stream")
@@ -200,13 +205,13 @@ def join_stream(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     """Join a run's stream. `Last-Event-ID` (exclusive; -1 or 0 from the start) resumes it if
     the run has `stream_resumable`."""
     run = _followed(thread_id, run_id)
-    follow = follow_run(
+    followed = follow_run(
         run,
         cancel_on_disconnect=cancels_on_disconnect(),
         stream_modes=stream_modes(query.get("stream_mode")),
         after=position_to_join(parts().event_log, run, request.headers.get("Last-Event-ID")),
     )
-    return stream_response(follow, run_path(run))
+    return stream_response(followed, run_path(run))
 
 
 def _followed(thread_id: str, run_id: str) -> RunRow:

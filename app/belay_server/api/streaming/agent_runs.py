@@ -52,17 +52,19 @@ def replay(run: AgentRun, after: int) -> Iterator[bytes]:
     return (frame_of(event) for event in events_of(run) if event.number > after)
 
 
-def stream_new_agent_run(parts: Parts, asked: AgentRunRequest, client: StreamClient) -> StreamBody:
+def stream_new_agent_run(
+    parts: Parts, request: AgentRunRequest, client: StreamClient
+) -> StreamBody:
     """Create an agent run, and follow it from before its start. The run continues when the client
     disconnects. Raises what `create_agent_run` raises."""
-    subscription = parts.feed.subscribe(asked.run.new_run_id, has_row=False)
+    subscription = parts.feed.subscribe(request.run.new_run_id, has_row=False)
     try:
-        run = create_agent_run(parts, asked)
+        run = create_agent_run(parts, request)
     except BaseException:
         parts.feed.unsubscribe(subscription)
         raise
     subscription.has_row = True
-    return StreamBody(parts, subscription, _stream(parts, asked.team, run, client, subscription))
+    return StreamBody(parts, subscription, _stream(parts, request.team, run, client, subscription))
 
 
 def _stream(

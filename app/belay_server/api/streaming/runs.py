@@ -51,9 +51,9 @@ _MODE_EVENTS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Follow:
-    """How a client follows a run. There may be very many of these, each for as long as its run, so
-    they hold no rows."""
+class FollowedRun:
+    """A run that a client follows, and how. Many of these may exist, each for as long as its
+    run, so they hold no rows."""
 
     thread_id: UUID
     run_id: UUID
@@ -75,9 +75,9 @@ def follow_run(
     stream_modes: tuple[str, ...] | None = None,
     after: Position = START,
     subscription: Subscription | None = None,
-) -> Follow:
-    """Return how a client follows an existing run."""
-    return Follow(
+) -> FollowedRun:
+    """Return an existing run as one that a client follows."""
+    return FollowedRun(
         thread_id=run.thread_id,
         run_id=run.run_id,
         resumable=run.is_resumable,
@@ -90,7 +90,7 @@ def follow_run(
 
 def follow_new_run(
     parts: Parts, request: RunRequest, *, cancel_on_disconnect: bool, events: bool
-) -> Follow:
+) -> FollowedRun:
     """Create a run and follow it from before its start. Raises what `create_run` raises."""
     if request.chosen_id is not None:  # it may have been created before, and may have ended
         run = create_run(parts, request)
@@ -142,21 +142,23 @@ class StreamBody:
         self._parts.feed.unsubscribe(self._subscription)
 
 
-def stream_events(parts: Parts, follow: Follow, client: StreamClient) -> StreamBody:
+def stream_events(parts: Parts, followed: FollowedRun, client: StreamClient) -> StreamBody:
     """Stream server-sent events until the run has ended, and heartbeat comments."""
-    subscription = follow.subscription or parts.feed.subscribe(follow.run_id, after=follow.after)
+    subscription = followed.subscription or parts.feed.subscribe(
+        followed.run_id, after=followed.after
+    )
     is_over: bool | None = False
-    if follow.subscription is None:
+    if followed.subscription is None:
         try:
             is_over = _end_if_over(parts, subscription)
         except Unavailable:
             is_over = None
-    return StreamBody(parts, subscription, _stream(parts, follow, client, subscription, is_over))
+    return StreamBody(parts, subscription, _stream(parts, followed, client, subscription, is_over))
 
 
 def _stream(
     parts: Parts,
-    follow: Follow,
+    followed: FollowedRun,
     client: StreamClient,
     subscription: Subscription,
     is_over: bool | None,
@@ -174,11 +176,11 @@ def _stream(
         # The error event of a run that had ended before is not repeated.
         sent_error = is_over
         beat_at = time.monotonic() + heartbeat
-        last = follow.after
+        last = followed.after
         while not subscription.drained and not subscription.client_left:
             events = subscription.take(beat_at)
             for some in in_parts(events):
-                yield from _sent(parts.event_log, follow, client, subscription, some, last=last)
+                yield from _sent(parts.event_log, followed, client, subscription, some, last=last)
                 last = some[-1].position
             sent_error = sent_error or any(event.name == "error" for event in events)
             if not events or time.monotonic() >= beat_at:
@@ -187,7 +189,7 @@ def _stream(
                     yield HEARTBEAT
         ended = subscription.drained
         if ended:
-            ask = partial(_end_event, parts.database, follow, subscription.end_status, sent_error)
+            ask = partial(_end_event, parts.database, followed, subscription.end_status, sent_error)
             if marker := (yield from through_outages(HEARTBEAT, ask)):
                 yield marker
     finally:
@@ -195,12 +197,12 @@ def _stream(
         client.share.release()
         parts.feed.unsubscribe(subscription)
         if client_left and not ended:
-            _cancel_if_asked(parts, follow)
+            _cancel_on_disconnect(parts, followed)
 
 
 def _sent(
     event_log: EventLog,
-    follow: Follow,
+    followed: FollowedRun,
     client: StreamClient,
     subscription: Subscription,
     events: list[Event],
@@ -208,38 +210,38 @@ def _sent(
     last: Position,
 ) -> Generator[bytes]:
     """Yield the frames of small events, or of one large event, whose data is read now."""
-    if not events[0].left_in_log or not is_wanted(events[0].name, follow.stream_modes):
-        if frames := _frames(events, follow, last):
+    if not events[0].left_in_log or not is_wanted(events[0].name, followed.stream_modes):
+        if frames := _frames(events, followed, last):
             yield frames
         return
-    whole = yield from client.whole_event(event_log, follow.run_id, events[0], subscription)
+    whole = yield from client.whole_event(event_log, followed.run_id, events[0], subscription)
     if whole is None or not follows_directly(last, whole.position):
         yield GAP
     if whole is not None:
-        head, tail = around_data(whole.name, whole.position if follow.resumable else None)
+        head, tail = around_data(whole.name, whole.position if followed.resumable else None)
         yield head
         yield from pieces(whole.data)
         yield tail
     client.share.release()
 
 
-def wait_for_outcome(parts: Parts, follow: Follow, client: StreamClient) -> StreamBody:
+def wait_for_outcome(parts: Parts, followed: FollowedRun, client: StreamClient) -> StreamBody:
     """Stream the outcome as JSON when the run has ended. Until then, send newlines, so that reverse
     proxies keep the connection open."""
-    subscription = follow.subscription or parts.feed.subscribe(follow.run_id, events=False)
-    return StreamBody(parts, subscription, _wait(parts, follow, client, subscription))
+    subscription = followed.subscription or parts.feed.subscribe(followed.run_id, events=False)
+    return StreamBody(parts, subscription, _wait(parts, followed, client, subscription))
 
 
 def _wait(
-    parts: Parts, follow: Follow, client: StreamClient, subscription: Subscription
+    parts: Parts, followed: FollowedRun, client: StreamClient, subscription: Subscription
 ) -> Generator[bytes]:
     stop_watching = client.watch(subscription.leave)
     heartbeat = parts.settings.heartbeat_seconds
-    ask = partial(end_of, parts, follow.thread_id, follow.run_id, client.share.caller)
+    ask = partial(end_of, parts, followed.thread_id, followed.run_id, client.share.caller)
     ended = False
     try:
         yield HEADERS
-        may_have_ended = follow.subscription is None
+        may_have_ended = followed.subscription is None
         while not subscription.client_left:
             if may_have_ended:
                 subscription.rearm()
@@ -249,7 +251,7 @@ def _wait(
                     pass
                 else:
                     ended = True
-                    yield from _answer(parts, follow, client, subscription, end)
+                    yield from _answer(parts, followed, client, subscription, end)
                     break
             may_have_ended = subscription.wait_for_end(time.monotonic() + heartbeat)
             if not may_have_ended:
@@ -259,18 +261,20 @@ def _wait(
         client.share.release()
         parts.feed.unsubscribe(subscription)
         if client_left and not ended:
-            _cancel_if_asked(parts, follow)
+            _cancel_on_disconnect(parts, followed)
 
 
 def _answer(
-    parts: Parts, follow: Follow, client: StreamClient, subscription: Subscription, end: End
+    parts: Parts, followed: FollowedRun, client: StreamClient, subscription: Subscription, end: End
 ) -> Generator[bytes]:
     """Yield the answer. Read a large answer when the client's share has room for it."""
     answer = end.answer
     if answer is None:
         if not (yield from client.wait_for_share(end.most_bytes, subscription, KEEP_ALIVE)):
             return
-        read = partial(large_answer, parts, follow.thread_id, follow.run_id, client.share.caller)
+        read = partial(
+            large_answer, parts, followed.thread_id, followed.run_id, client.share.caller
+        )
         answer = yield from through_outages(KEEP_ALIVE, read)
         client.share.shrink(len(answer))
     yield from pieces(answer)
@@ -291,23 +295,25 @@ def through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, None
 
 
 def _end_event(
-    database: Database, follow: Follow, end_status: str | None, sent_error: bool
+    database: Database, followed: FollowedRun, end_status: str | None, sent_error: bool
 ) -> bytes | None:
     """Return the last event of a stream, if the run's own events do not include its end; otherwise
     None."""
     if end_status not in (RunStatus.ERROR, RunStatus.TIMEOUT):
-        return _cancelled_marker(database, follow, end_status)
+        return _cancelled_marker(database, followed, end_status)
     if sent_error:
         return None
     # The row has ended, but the error was not written to the event log, or not yet.
     with database.connection() as conn:
-        now = run_rows.run_end(conn, follow.thread_id, follow.run_id)
+        now = run_rows.run_end(conn, followed.thread_id, followed.run_id)
     if now is None or now.error is None:
         return None
     return frame("error", to_json(now.error))
 
 
-def _cancelled_marker(database: Database, follow: Follow, end_status: str | None) -> bytes | None:
+def _cancelled_marker(
+    database: Database, followed: FollowedRun, end_status: str | None
+) -> bytes | None:
     """Return the last event of a cancelled run: `end`, with the reason of the cancel.
 
     Both SDKs ignore an event of this name: JavaScript's has no handler for it, Python's treats it
@@ -316,9 +322,11 @@ def _cancelled_marker(database: Database, follow: Follow, end_status: str | None
     if end_status not in (None, RunStatus.INTERRUPTED):
         return None
     with database.connection() as conn:
-        now = run_rows.get_thread_run(conn, follow.thread_id, follow.run_id, ended_stateless=True)
+        now = run_rows.get_thread_run(
+            conn, followed.thread_id, followed.run_id, ended_stateless=True
+        )
         reason = (
-            cancel_rows.rollback_reason(conn, follow.run_id) if now is None else now.cancel_reason
+            cancel_rows.rollback_reason(conn, followed.run_id) if now is None else now.cancel_reason
         )
     if now is not None and now.status != RunStatus.INTERRUPTED:
         return None
@@ -350,21 +358,21 @@ def _end_if_over(parts: Parts, subscription: Subscription) -> bool:
     return True
 
 
-def _cancel_if_asked(parts: Parts, follow: Follow) -> None:
+def _cancel_on_disconnect(parts: Parts, followed: FollowedRun) -> None:
     """Cancel the run of a client that has disconnected, if it asked for that. A server shutdown is
     not a disconnect."""
-    if not follow.cancel_on_disconnect:
+    if not followed.cancel_on_disconnect:
         return
-    filter_ = CancelFilter(thread_id=follow.thread_id, run_ids=[follow.run_id])
+    filter_ = CancelFilter(thread_id=followed.thread_id, run_ids=[followed.run_id])
     retrying = while_unavailable(_CANCEL_SECONDS)
     retrying(cancel_runs, parts, filter_, CancelAction.INTERRUPT, disconnect_reason())
 
 
-def _frames(events: Iterable[Event], follow: Follow, last: Position) -> bytes:
+def _frames(events: Iterable[Event], followed: FollowedRun, last: Position) -> bytes:
     """Encode the events that the client subscribed to. `last` is the position of the last event
     before them."""
-    with_ids = follow.resumable
-    modes = follow.stream_modes
+    with_ids = followed.resumable
+    modes = followed.stream_modes
     frames = []
     for event in events:
         if not follows_directly(last, event.position):

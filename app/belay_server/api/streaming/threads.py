@@ -65,8 +65,8 @@ class ThreadPosition:
 
 
 @dataclass(frozen=True, slots=True)
-class ThreadFollow:
-    """How a client follows a thread. `after` None: only new events."""
+class FollowedThread:
+    """A thread that a client follows, and how. `after` None: only new events."""
 
     thread_id: UUID
     modes: frozenset[str]
@@ -75,8 +75,8 @@ class ThreadFollow:
 
 def follow_thread(
     database: Database, thread_id: UUID, modes: frozenset[str], last_event_id: str | None
-) -> ThreadFollow:
-    """Return how a client follows a thread.
+) -> FollowedThread:
+    """Return a thread as one that a client follows.
 
     Raises NotFound for an unknown thread, InvalidRequest for an invalid `Last-Event-ID`.
     """
@@ -84,18 +84,18 @@ def follow_thread(
         if thread_rows.get_thread(conn, thread_id) is None:
             raise NotFound(f"Thread with ID {thread_id} not found")
     if last_event_id is None:
-        return ThreadFollow(thread_id, modes, None)
+        return FollowedThread(thread_id, modes, None)
     if last_event_id in ("-", "0", "-1", "0-0", ""):
-        return ThreadFollow(thread_id, modes, ThreadPosition(START))
-    return ThreadFollow(thread_id, modes, ThreadPosition.parse(last_event_id))
+        return FollowedThread(thread_id, modes, ThreadPosition(START))
+    return FollowedThread(thread_id, modes, ThreadPosition.parse(last_event_id))
 
 
-def stream_thread(parts: Parts, follow: ThreadFollow, client: StreamClient) -> StreamBody:
+def stream_thread(parts: Parts, followed: FollowedThread, client: StreamClient) -> StreamBody:
     """Stream server-sent events, each with an id, and heartbeat comments."""
-    newest = _newest(parts.event_log, follow.thread_id)
-    after = follow.after or _from_now_on(parts.event_log, newest)
-    encoder = _SseEncoder(follow.modes, START if newest is None else newest.position)
-    return walk_thread(parts, follow.thread_id, after, encoder, client)
+    newest = _newest(parts.event_log, followed.thread_id)
+    after = followed.after or _from_now_on(parts.event_log, newest)
+    encoder = _SseEncoder(followed.modes, START if newest is None else newest.position)
+    return walk_thread(parts, followed.thread_id, after, encoder, client)
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,6 @@ def stream(query: dict[str, Any], thread_id: str) -> Response:
     if unknown := sorted(modes - set(THREAD_STREAM_MODES)):
         raise InvalidRequest(f"Invalid stream mode: {unknown[0]}")
     thread = path_uuid(thread_id, "thread")
-    follow = follow_thread(parts().database, thread, modes, request.headers.get("Last-Event-ID"))
-    body = stream_thread(parts(), follow, stream_client())
+    followed = follow_thread(parts().database, thread, modes, request.headers.get("Last-Event-ID"))
+    body = stream_thread(parts(), followed, stream_client())
     return Response(body, 200, STREAM_HEADERS, content_type=STREAM_TYPE)

@@ -4,7 +4,8 @@
 -- name: claim_run
 -- Compare and set from pending to running: only for a graph that the worker has, only for the head
 -- of the thread's queue, and only while the thread has no running run. Saves the thread's fields
--- that it changes in `thread_before`.
+-- that it changes in `thread_before`. The head is the run that `belay_next_run` returns (an earlier
+-- attempt first, then in the order of creation); here it has to be locked as well.
 WITH locked AS (
     SELECT t.thread_id, t.config, t.metadata FROM thread t
     WHERE t.thread_id = (SELECT thread_id FROM run WHERE run_id = %(run_id)s AND status = 'pending')
@@ -104,48 +105,26 @@ SELECT run_id, claim_no, cancel_action FROM run
 WHERE run_id = ANY(%(run_ids)s) AND status = 'running'
 
 -- name: finish_run
--- The end that a graph reached by itself. No row is returned if the lease is lost or a cancel was
--- accepted first: the cancel then takes precedence. A function reads the thread's next run, because
--- this statement's own snapshot is older than its wait for the thread's row and would miss a run
--- created meanwhile.
+-- The end of a running run: the one that its graph reached (`cancel_action` NULL), or that of an
+-- accepted `interrupt`. No row is returned if the lease is lost or another cancel was accepted first:
+-- that cancel takes precedence. A function reads the thread's next run, because this statement's own
+-- snapshot is older than its wait for the thread's row and would miss a run created meanwhile.
 WITH locked AS (
     SELECT thread_id FROM thread WHERE thread_id = %(thread_id)s FOR NO KEY UPDATE
 ), ended AS (
     UPDATE run r SET
-        status = %(status)s, error = %(error)s, outcome = %(outcome)s,
+        status = CASE WHEN r.cancel_action IS NULL THEN %(status)s ELSE 'interrupted' END,
+        error = CASE WHEN r.cancel_action IS NULL THEN %(error)s ELSE r.cancel_reason END,
+        outcome = %(outcome)s,
         lease_owner = NULL, lease_expires_at = NULL, ended_at = now(), updated_at = now()
     FROM locked
     WHERE r.run_id = %(run_id)s AND r.claim_no = %(claim_no)s AND r.status = 'running'
-      AND r.cancel_action IS NULL
-    RETURNING r.run_id, r.thread_id, r.temporary
+      AND r.cancel_action IS NOT DISTINCT FROM %(cancel_action)s
+    RETURNING r.run_id, r.thread_id, r.temporary, r.error
 ), rested AS (
     UPDATE thread t SET
         "values" = CASE WHEN %(values_known)s THEN %(values)s ELSE t."values" END,
-        values_known = %(values_known)s, interrupts = %(interrupts)s, error = %(error)s,
-        resting_status = %(resting_status)s, state_updated_at = now(), updated_at = now(),
-        hidden_at = CASE WHEN e.temporary THEN now() END
-    FROM ended e
-    WHERE t.thread_id = e.thread_id
-)
-SELECT e.run_id, n.next_run_id, n.next_queue
-FROM ended e CROSS JOIN LATERAL belay_next_run(e.thread_id) n
-
--- name: finish_interrupted_run
--- The end of a running run whose cancel was accepted with `interrupt`.
-WITH locked AS (
-    SELECT thread_id FROM thread WHERE thread_id = %(thread_id)s FOR NO KEY UPDATE
-), ended AS (
-    UPDATE run r SET
-        status = 'interrupted', error = r.cancel_reason, outcome = %(outcome)s,
-        lease_owner = NULL, lease_expires_at = NULL, ended_at = now(), updated_at = now()
-    FROM locked
-    WHERE r.run_id = %(run_id)s AND r.claim_no = %(claim_no)s AND r.status = 'running'
-      AND r.cancel_action = 'interrupt'
-    RETURNING r.run_id, r.thread_id, r.temporary, r.cancel_reason
-), rested AS (
-    UPDATE thread t SET
-        "values" = CASE WHEN %(values_known)s THEN %(values)s ELSE t."values" END,
-        values_known = %(values_known)s, interrupts = %(interrupts)s, error = e.cancel_reason,
+        values_known = %(values_known)s, interrupts = %(interrupts)s, error = e.error,
         resting_status = %(resting_status)s, state_updated_at = now(), updated_at = now(),
         hidden_at = CASE WHEN e.temporary THEN now() END
     FROM ended e
@@ -218,12 +197,8 @@ WITH known AS (
             least(60, %(rering_seconds)s * power(2, least(r.rings, 4))))
     FROM due WHERE r.run_id = due.run_id
 )
-SELECT d.run_id, d.queue FROM due d
-WHERE NOT EXISTS (SELECT 1 FROM run b WHERE b.thread_id = d.thread_id AND b.status = 'running')
-  AND d.run_id = (
-      SELECT h.run_id FROM run h
-      WHERE h.thread_id = d.thread_id AND h.status = 'pending' AND h.scheduled_at <= now()
-      ORDER BY (h.claim_no > 0) DESC, h.seq LIMIT 1)
+SELECT d.run_id, d.queue
+FROM due d JOIN LATERAL belay_next_run(d.thread_id) n ON n.next_run_id = d.run_id
 
 -- name: was_not_rung
 UPDATE run SET rings = greatest(rings - 1, 0), next_ring_at = now()
@@ -265,10 +240,7 @@ RETURNING owner
 UPDATE scheduler_lease SET expires_at = now() WHERE name = 'sweeper' AND owner = %(owner)s
 
 -- name: next_runs_of_threads
-SELECT n.run_id, n.queue FROM unnest(%(thread_ids)s::uuid[]) AS u (thread_id)
-CROSS JOIN LATERAL (
-    SELECT p.run_id, p.queue FROM run p
-    WHERE p.thread_id = u.thread_id AND p.status = 'pending' AND p.scheduled_at <= now()
-    ORDER BY (p.claim_no > 0) DESC, p.seq LIMIT 1
-) n
-WHERE NOT EXISTS (SELECT 1 FROM run b WHERE b.thread_id = u.thread_id AND b.status = 'running')
+SELECT n.next_run_id AS run_id, n.next_queue AS queue
+FROM unnest(%(thread_ids)s::uuid[]) AS u (thread_id)
+CROSS JOIN LATERAL belay_next_run(u.thread_id) n
+WHERE n.next_run_id IS NOT NULL

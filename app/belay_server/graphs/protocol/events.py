@@ -50,7 +50,7 @@ class RunTranslator:
     _children: dict[tuple[str, ...], None] = field(default_factory=dict)
     #: The namespace of each interrupt, by its id. Interrupts are sent when the run has ended: only
     #: then can the thread be resumed.
-    _asked: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _namespaces_of_interrupts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _error: str | None = None
 
     def begin(self) -> Iterator[ProtocolEvent]:
@@ -88,11 +88,11 @@ class RunTranslator:
         """Yield the events of the run's end. `status` is that of its row; None after a rollback."""
         for namespace in list(self._messages):
             yield from self._finish_messages(namespace)
-        for question in interrupts:
-            yield self._question(question)
+        for interrupt in interrupts:
+            yield self._interrupt(interrupt)
         if status == "success":
             # The row has no interrupts that are larger than BELAY_MAX_OUTCOME_BYTES.
-            event = "interrupted" if interrupts or self._asked else "completed"
+            event = "interrupted" if interrupts or self._namespaces_of_interrupts else "completed"
         else:
             event = "failed" if status in ("error", "timeout") else "interrupted"
         for child in reversed(self._children):
@@ -121,17 +121,17 @@ class RunTranslator:
 
     def _values(self, namespace: tuple[str, ...], data: Any) -> Iterator[ProtocolEvent]:
         yield from self._finish_messages(namespace)
-        asked = data.get(INTERRUPT) if isinstance(data, dict) else None
-        if asked is not None:
+        interrupts = data.get(INTERRUPT) if isinstance(data, dict) else None
+        if interrupts is not None:
             data = {key: value for key, value in data.items() if key != INTERRUPT}
-            self._note_questions(namespace, asked)
+            self._note_interrupts(namespace, interrupts)
         yield ("values", namespace, data)
 
     def _updates(self, namespace: tuple[str, ...], data: Any) -> Iterator[ProtocolEvent]:
         yield from self._finish_messages(namespace)
         for node, values in data.items() if isinstance(data, dict) else ():
             if node == INTERRUPT:
-                self._note_questions(namespace, values)
+                self._note_interrupts(namespace, values)
             elif node != "__metadata__":
                 yield ("updates", namespace, {"node": node, "values": values})
 
@@ -161,18 +161,18 @@ class RunTranslator:
         depth = len(begun[0])
         return [child for child in self._children if child[:depth] in begun]
 
-    def _note_questions(self, namespace: tuple[str, ...], asked: Sequence[Any]) -> None:
+    def _note_interrupts(self, namespace: tuple[str, ...], interrupts: Sequence[Any]) -> None:
         """Note the namespaces of interrupts. A subgraph's interrupt is also reported by its
         parents: the deepest namespace counts."""
-        for question in asked:
-            if len(namespace) >= len(self._asked.get(question["id"], ())):
-                self._asked[question["id"]] = namespace
+        for interrupt in interrupts:
+            if len(namespace) >= len(self._namespaces_of_interrupts.get(interrupt["id"], ())):
+                self._namespaces_of_interrupts[interrupt["id"]] = namespace
 
-    def _question(self, question: Mapping[str, Any]) -> ProtocolEvent:
-        value = question.get("value")
+    def _interrupt(self, interrupt: Mapping[str, Any]) -> ProtocolEvent:
+        value = interrupt.get("value")
         # The Python SDK reads `value` where the protocol has `payload`.
-        told = {"interrupt_id": question["id"], "payload": value, "value": value}
-        return ("input.requested", self._asked.get(question["id"], ()), told)
+        data = {"interrupt_id": interrupt["id"], "payload": value, "value": value}
+        return ("input.requested", self._namespaces_of_interrupts.get(interrupt["id"], ()), data)
 
     def _say_messages(
         self, namespace: tuple[str, ...], message: Mapping[str, Any], metadata: Mapping[str, Any]

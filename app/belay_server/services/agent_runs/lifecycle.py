@@ -38,8 +38,8 @@ from belay_server.services.runs.creation import (
     ASK_AGAIN,
     Accepted,
     RunRequest,
-    accept_run,
     announce_accepted,
+    create_in_transaction,
 )
 from belay_server.services.runs.outcomes import NotEnded, end_of, large_answer
 from belay_server.services.threads.records import delete_thread
@@ -81,39 +81,39 @@ def options_of_run(parts: Parts, fields: dict[str, Any], run_id: UUID) -> RunOpt
     )
 
 
-def create_agent_run(parts: Parts, asked: AgentRunRequest) -> AgentRun:
+def create_agent_run(parts: Parts, request: AgentRunRequest) -> AgentRun:
     """Accept an agent run. Raises PreviousRunNotFound, PreviousRunNotCompleted, TooManyRuns."""
 
     def create(conn: Connection) -> tuple[Accepted, AgentRun]:
         # The row exists if the connection was lost during the commit of an earlier attempt.
-        is_new = agent_run_rows.get_agent_run(conn, asked.team, asked.id) is None
+        is_new = agent_run_rows.get_agent_run(conn, request.team, request.id) is None
         if is_new:
-            _check_previous(conn, asked)
-            _refuse_one_too_many(parts.settings, conn, asked.team)
-        accepted = accept_run(parts, conn, asked.run, asked.run.new_run_id)
+            _check_previous(conn, request)
+            _refuse_one_too_many(parts.settings, conn, request.team)
+        accepted = create_in_transaction(parts, conn, request.run, request.run.new_run_id)
         if is_new:
             agent_run_rows.insert_agent_run(
                 conn,
-                asked.id,
-                team=asked.team,
+                request.id,
+                team=request.team,
                 run_id=accepted.run.run_id,
                 thread_id=accepted.run.thread_id,
-                request=asked.fields,
+                request=request.fields,
             )
-        return accepted, _found(conn, asked.team, asked.id)
+        return accepted, _found(conn, request.team, request.id)
 
     accepted: Accepted
     run: AgentRun
     accepted, run = ASK_AGAIN(parts.database.transaction, create)
-    announce_accepted(parts, asked.run, accepted)
+    announce_accepted(parts, request.run, accepted)
     return run
 
 
-def _check_previous(conn: Connection, asked: AgentRunRequest) -> None:
-    previous_id = asked.fields.get("previousRunId")
+def _check_previous(conn: Connection, request: AgentRunRequest) -> None:
+    previous_id = request.fields.get("previousRunId")
     if previous_id is None:
         return
-    previous = agent_run_rows.get_agent_run(conn, asked.team, previous_id)
+    previous = agent_run_rows.get_agent_run(conn, request.team, previous_id)
     if previous is None:
         raise PreviousRunNotFound
     if previous.status is not AgentRunStatus.COMPLETED:

@@ -198,7 +198,9 @@ class _IdTaken(Exception):
 
 
 def _create_run(parts: Parts, request: RunRequest, run_id: UUID) -> Run:
-    accepted = parts.database.transaction(lambda conn: accept_run(parts, conn, request, run_id))
+    accepted = parts.database.transaction(
+        lambda conn: create_in_transaction(parts, conn, request, run_id)
+    )
     return announce_accepted(parts, request, accepted)
 
 
@@ -217,12 +219,12 @@ def announce_accepted(parts: RunParts, request: RunRequest, accepted: Accepted) 
 def create_runs(parts: Parts, requests: Sequence[RunRequest]) -> list[Run]:
     """Create all runs in their order, or none. Raises what `create_run` raises, and TooMuch."""
 
-    def accept_all(conn: Connection) -> list[Accepted]:
+    def create_all(conn: Connection) -> list[Accepted]:
         _refuse_large_batch(parts, conn, requests)
-        return [accept_run(parts, conn, request, request.run_id) for request in requests]
+        return [create_in_transaction(parts, conn, request, request.run_id) for request in requests]
 
     try:
-        accepted = ASK_AGAIN(parts.database.transaction, accept_all)
+        accepted = ASK_AGAIN(parts.database.transaction, create_all)
     except _IdTaken as error:
         raise Conflict("A run with one of these ids is being created; try again.") from error
     return [
@@ -253,7 +255,9 @@ class Accepted:
     head: Sequence[Ringable]
 
 
-def accept_run(parts: RunParts, conn: Connection, request: RunRequest, run_id: UUID) -> Accepted:
+def create_in_transaction(
+    parts: RunParts, conn: Connection, request: RunRequest, run_id: UUID
+) -> Accepted:
     """Create a run within a transaction. Call `announce_accepted` after the commit."""
     named = request.options.assistant_id
     assistant = resolve_assistant(conn, parts.graphs, named)

@@ -154,7 +154,7 @@ def _end_cancelled(conn: Connection, run: LockedRun, ending: Ending) -> RunEnd |
         cancel_rows.undo_run(conn, run.thread_id, run.run_id)
         next_runs = claim_rows.next_runs_of_threads(conn, [run.thread_id])
         return _cancelled(run, None, tuple(next_runs))
-    after = claim_rows.finish_interrupted_run(conn, run.thread_id, claim, ending)
+    after = claim_rows.finish_run(conn, run.thread_id, claim, ending, interrupted=True)
     if after is None:
         return None
     return _cancelled(run, RunStatus.INTERRUPTED, after.ringable)
