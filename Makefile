@@ -67,6 +67,8 @@ docs: $(READY)  ## The documentation, built strictly into site/.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Belay needs Python 3.11 or later; \
+	$(PYTHON) is %s. Name another one, for example: make demo PYTHON=python3.12" % sys.version.split()[0])'
 	@if command -v uv >/dev/null 2>&1; then \
 		test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); \
 		uv pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes \
