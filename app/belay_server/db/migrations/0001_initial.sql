@@ -1,6 +1,6 @@
 -- Assistants, threads, runs. LangGraph's own checkpoint tables come from its library.
 --
--- Lock order, everywhere: the thread's row before the rows of its runs, runs in run_id order.
+-- Lock order of every statement: the thread's row before the rows of its runs, runs in run_id order.
 
 CREATE TABLE assistant (
     assistant_id uuid PRIMARY KEY,
@@ -36,16 +36,16 @@ CREATE TABLE thread (
     state_updated_at timestamptz NOT NULL DEFAULT now(),
     metadata         jsonb NOT NULL DEFAULT '{}',
     config           jsonb NOT NULL DEFAULT '{}',
-    -- The status while nothing is in flight; 'busy' is derived, see thread_view.
+    -- The status while no run is active. 'busy' is derived, see thread_view.
     resting_status   text NOT NULL DEFAULT 'idle'
         CHECK (resting_status IN ('idle', 'interrupted', 'error')),
     "values"         jsonb,
-    -- False after a killed run: whoever reads the thread next reads them from the checkpoint.
+    -- False after a killed run: the next read of the thread takes them from its last checkpoint.
     values_known     boolean NOT NULL DEFAULT true,
     interrupts       jsonb,
     error            jsonb,
-    -- Set when the run of a stateless thread has ended: the API answers 404 from then on, waiters
-    -- may still read the run's outcome, and the sweeper deletes the thread a little later.
+    -- Set when the run of a stateless thread has ended. From then on the API answers 404; clients
+    -- that wait for the run can still read its outcome. The sweeper deletes the thread later.
     hidden_at        timestamptz
 );
 CREATE INDEX thread_updated ON thread (updated_at DESC) WHERE hidden_at IS NULL;
@@ -55,7 +55,7 @@ CREATE INDEX thread_hidden ON thread (hidden_at) WHERE hidden_at IS NOT NULL;
 
 CREATE TABLE run (
     run_id              uuid PRIMARY KEY,
-    -- The order of a thread's queue: first come, first served.
+    -- The order of a thread's queue: first in, first out.
     seq                 bigint GENERATED ALWAYS AS IDENTITY,
     thread_id           uuid NOT NULL REFERENCES thread ON DELETE CASCADE,
     assistant_id        uuid NOT NULL,
@@ -65,7 +65,7 @@ CREATE TABLE run (
         ('pending', 'running', 'success', 'error', 'timeout', 'interrupted')),
     metadata            jsonb NOT NULL DEFAULT '{}',
     kwargs              jsonb NOT NULL DEFAULT '{}',
-    -- What the claim shows as the thread's config: the caller's own, without the server's keys.
+    -- The config that the claim stores with the thread: the client's, without the server's keys.
     thread_config       jsonb NOT NULL DEFAULT '{}',
     multitask_strategy  text NOT NULL CHECK (multitask_strategy IN
         ('reject', 'interrupt', 'rollback', 'enqueue')),
@@ -76,22 +76,22 @@ CREATE TABLE run (
     updated_at          timestamptz NOT NULL DEFAULT now(),
     scheduled_at        timestamptz NOT NULL DEFAULT now(),
     ended_at            timestamptz,
-    -- The fence: raised at every claim, checked by every write for the run.
+    -- The fencing token: incremented by every claim, checked by every write for the run.
     claim_no            integer NOT NULL DEFAULT 0,
-    -- Claims that count against the limit; putting a run back on a drain gives one back.
+    -- Claims that count against the limit. A run that is put back by a drain has one less.
     attempts            integer NOT NULL DEFAULT 0,
     lease_owner         text,
     lease_expires_at    timestamptz,
-    -- When the sweeper looks at a pending run again, and how often it has.
+    -- When the sweeper sends the next doorbell of a pending run, and how many it has sent.
     next_ring_at        timestamptz,
     rings               integer NOT NULL DEFAULT 0,
     cancel_action       text CHECK (cancel_action IN ('interrupt', 'rollback')),
     cancel_requested_at timestamptz,
     cancel_reason       jsonb,
     error               jsonb,
-    -- What join and wait answer: {"values": …, "interrupts": {…}}; null when nobody could read it.
+    -- The response of join and wait: {"values": …, "interrupts": {…}}. Null if it is unknown.
     outcome             jsonb,
-    -- What the claim changed on the thread, as it was before: {"config", "graph_id", "assistant_id"}.
+    -- The thread's fields before the claim changed them: {"config", "graph_id", "assistant_id"}.
     thread_before       jsonb,
     CONSTRAINT run_leased_while_running
         CHECK ((status = 'running') = (lease_owner IS NOT NULL)),
@@ -106,7 +106,7 @@ CREATE INDEX run_ring ON run (next_ring_at) WHERE status = 'pending';
 CREATE INDEX run_lease ON run (lease_expires_at) WHERE status = 'running';
 CREATE INDEX run_assistant ON run (assistant_id);
 
--- A rolled-back run leaves this: a retried create with its id does not resurrect it.
+-- One row per rolled-back run, so that a retried create with its id does not create it again.
 CREATE TABLE run_tombstone (
     run_id         uuid PRIMARY KEY,
     thread_id      uuid NOT NULL,
@@ -114,8 +114,8 @@ CREATE TABLE run_tombstone (
     rolled_back_at timestamptz NOT NULL DEFAULT now()
 );
 
--- Pending writes of another run's checkpoint as they were before this run wrote to it. Deleting
--- what a resume added is not enough to undo it: a second interrupt overwrites the first one's row.
+-- Pending writes of another run's checkpoint, as they were before this run wrote to it. To undo a
+-- resume, deleting what it added is not enough: a second interrupt overwrites the first one's row.
 CREATE TABLE run_before_image (
     run_id        uuid NOT NULL REFERENCES run ON DELETE CASCADE,
     thread_id     text NOT NULL,
@@ -125,7 +125,7 @@ CREATE TABLE run_before_image (
     PRIMARY KEY (run_id, checkpoint_ns, checkpoint_id)
 );
 
--- Who sweeps: a lease like a run's, so that a hanging holder is replaced as a dead one is.
+-- The sweeper's lease. Like a run's lease it expires, so that a holder that hangs or dies is replaced.
 CREATE TABLE scheduler_lease (
     name       text PRIMARY KEY,
     owner      text NOT NULL,
@@ -142,9 +142,9 @@ SELECT
 FROM thread t
 WHERE t.hidden_at IS NULL;
 
--- The fence of every checkpoint write: raises unless the claim is still the run's own. The row
--- lock keeps a takeover waiting until the write has committed; without it a zombie's check passes,
--- the takeover commits, and the zombie commits after it.
+-- Fence every checkpoint write: raise an error unless the claim is still valid. The row lock makes a
+-- new claim wait until the write has committed. Without it, the check of an expired attempt could
+-- pass, the new claim commit, and the expired attempt commit its write after it.
 CREATE FUNCTION belay_assert_claim(p_run_id uuid, p_claim_no integer) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,5 +1,5 @@
--- Threads that nobody uses any more. Everything that uses a thread moves `updated_at`, and with it the
--- time it expires.
+-- The time to live of unused threads. Each use of a thread sets `updated_at`, and with it the time at
+-- which it expires.
 ALTER TABLE thread
     ADD COLUMN ttl_minutes  double precision CHECK (ttl_minutes > 0),
     ADD COLUMN ttl_strategy text CHECK (ttl_strategy IN ('delete', 'keep_latest')),

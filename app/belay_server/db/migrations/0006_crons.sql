@@ -1,4 +1,4 @@
--- Runs that are created again and again. `next_run_date` is null when there will be no next one.
+-- Schedules that create runs. `next_run_date` is null if there is no next run.
 CREATE TABLE cron (
     cron_id          uuid PRIMARY KEY,
     assistant_id     uuid NOT NULL REFERENCES assistant ON DELETE CASCADE,

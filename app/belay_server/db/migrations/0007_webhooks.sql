@@ -1,9 +1,9 @@
--- Calls that are owed to whoever asked to be told of a run's end. A call is queued in the transaction
--- that writes the end, whoever writes it, and its row goes when it has been answered.
+-- Webhook calls to be made. A call is inserted by the transaction that writes the run's end, and is
+-- deleted when the receiver has answered.
 CREATE TABLE webhook_call (
     call_id         uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     url             text NOT NULL,
-    -- The run's row as the end left it: the row itself may be gone before the call is made.
+    -- The run's row after its end. The row itself may be deleted before the call is made.
     run             jsonb NOT NULL,
     attempts        integer NOT NULL DEFAULT 0,
     next_attempt_at timestamptz NOT NULL DEFAULT now(),
@@ -26,7 +26,7 @@ CREATE TRIGGER run_ended AFTER UPDATE OF status ON run
           AND NEW.kwargs ->> 'webhook' IS NOT NULL)
     EXECUTE FUNCTION belay_queue_webhook();
 
--- A run that goes while it is active was rolled back.
+-- A run that is deleted while it is active was rolled back.
 CREATE FUNCTION belay_queue_webhook_of_rollback() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN

@@ -1,11 +1,11 @@
--- Runs of the second HTTP API. Their status is not here: it follows from the run, or from the
--- tombstone of one that was rolled back.
+-- Runs of the Agent runs API. Their status is derived from the run, or from the tombstone of a run
+-- that was rolled back.
 CREATE TABLE agent_run (
-    -- In the order of bytes, which is that of creation: pages are keyed by it.
+    -- Sorted by bytes, which is the order of creation. Pages use it as their key.
     id         text COLLATE "C" PRIMARY KEY,
-    -- What the caller's key stands for; never the key itself.
+    -- The team of the caller's key, never the key itself.
     team       text NOT NULL,
-    -- No foreign key: a run that is rolled back goes, and its agent run is cancelled.
+    -- No foreign key: when a run is rolled back, its row is deleted and its agent run stays, cancelled.
     run_id     uuid NOT NULL,
     thread_id  uuid NOT NULL REFERENCES thread ON DELETE CASCADE,
     request    jsonb NOT NULL,
@@ -15,7 +15,7 @@ CREATE INDEX agent_run_of_team ON agent_run (team, id);
 CREATE INDEX agent_run_thread ON agent_run (thread_id);
 CREATE INDEX agent_run_run ON agent_run (run_id);
 
--- A run whose record was deleted through the other API has left neither row: it is gone here too.
+-- A run that was deleted through the Agent Server API has neither row, and is not in this view.
 CREATE VIEW agent_run_view AS
 SELECT
     a.id, a.team, a.run_id, a.thread_id, a.request, a.created_at,

@@ -1,3 +1,3 @@
--- Which assistants are the server's own, one for each graph. A column that no client writes:
--- `metadata.created_by` is anybody's to set. The start of a web process sets it.
+-- Mark the server's own assistants, one for each graph. Clients cannot write this column, unlike
+-- `metadata.created_by`. A web process sets it when it starts.
 ALTER TABLE assistant ADD COLUMN is_system boolean NOT NULL DEFAULT false;

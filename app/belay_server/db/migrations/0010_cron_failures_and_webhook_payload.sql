@@ -1,11 +1,11 @@
--- A cron whose run cannot be stored is put off by itself, and disabled after some tries.
+-- A cron whose run cannot be stored is postponed, and disabled after several failures.
 ALTER TABLE cron
     ADD COLUMN failures   integer NOT NULL DEFAULT 0,
-    -- Why its last run was not created; null when it was.
+    -- Why the last run was not created; null if it was created.
     ADD COLUMN last_error text;
 
--- A webhook's payload is made of named columns: `to_jsonb` of the whole row held the context three
--- times, passed the largest JSONB, and then no end of the run could be written.
+-- Build a webhook's payload from named columns. `to_jsonb` of the whole row had the context three
+-- times. It could exceed the maximum size of JSONB, and then the run's end could not be written.
 CREATE FUNCTION belay_webhook_payload(ended run) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(

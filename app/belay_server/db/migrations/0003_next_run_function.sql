@@ -1,6 +1,7 @@
--- The head of an idle thread's queue, as the statement that calls this leaves it; nulls when the
--- thread is busy or has nothing due. VOLATILE gives it a snapshot of its own: a statement that had to
--- wait for the thread's row sees what was committed meanwhile, and what it wrote itself.
+-- Return the head of an idle thread's queue: an earlier attempt first, then in the order of creation.
+-- Return nulls if the thread has a running run or no due one. VOLATILE gives the function a snapshot
+-- of its own: a statement that had to wait for the thread's row sees what was committed meanwhile,
+-- and its own changes.
 CREATE FUNCTION belay_next_run(p_thread_id uuid, OUT next_run_id uuid, OUT next_queue text)
 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
@@ -13,7 +14,7 @@ BEGIN
 END
 $$;
 
--- Whether anything was ever written on a thread, asked with a snapshot of its own too.
+-- Return whether a thread has checkpoints. VOLATILE for the same reason.
 CREATE FUNCTION belay_has_checkpoints(p_thread_id uuid) RETURNS boolean
 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN

@@ -1,11 +1,11 @@
--- How many crons a caller has is counted when another is made.
+-- For the count of a caller's crons, when it creates another one.
 CREATE INDEX cron_caller ON cron ((maker ->> 'caller'));
 
--- Webhooks are taken fairly: a few at once for one host, and for one caller.
+-- Limit the concurrent webhook calls of each host and of each caller.
 ALTER TABLE webhook_call
     ADD COLUMN host   text NOT NULL DEFAULT '',
     ADD COLUMN caller text NOT NULL DEFAULT '',
-    -- Until when somebody is making the call; null while nobody is.
+    -- When the lease of the worker that makes the call expires; null while no worker makes it.
     ADD COLUMN taken_until timestamptz;
 
 CREATE INDEX webhook_call_host ON webhook_call (host, next_attempt_at);

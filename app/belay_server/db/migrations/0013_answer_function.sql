@@ -1,5 +1,6 @@
--- What those who wait for a run are answered, of its outcome: its values, and under `__interrupt__`
--- what it asks. Made here, so that a large answer is passed on as it is, without being decoded.
+-- Return the response for clients that wait for a run, from its outcome: the values, and the
+-- interrupts under `__interrupt__`. Postgres builds it, so that a large response is passed on without
+-- being decoded.
 CREATE FUNCTION belay_answer(outcome jsonb) RETURNS jsonb
 LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE

@@ -1,6 +1,6 @@
--- Who may see what. A filter is what an authorization handler returns: fields of the metadata, with
--- exact values, $eq, $contains, $or and $and. No filter lets everything pass; a word that is none of
--- these lets nothing pass.
+-- Authorization. A filter is the value that an authorization handler returns: metadata fields with
+-- exact values, $eq, $contains, $or and $and. A null filter matches everything. A filter with an
+-- unknown operator matches nothing.
 CREATE FUNCTION belay_allows(filter jsonb, metadata jsonb) RETURNS boolean
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
 DECLARE
@@ -43,7 +43,8 @@ BEGIN
 END
 $$;
 
--- Whether a list has an element, or each of several. Equal, not alike: `@>` would compare parts.
+-- Return whether a list has an element, or each of several, by equality. `@>` would also match a
+-- part of an element.
 CREATE FUNCTION belay_contains(list jsonb, wanted jsonb) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT coalesce(jsonb_typeof(list) = 'array', false) AND NOT EXISTS (
@@ -58,14 +59,14 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
             WHERE l = w))
 $$;
 
--- A key is shown once, when it is made; what is kept can only be compared with.
+-- API keys. A key is shown once, when it is created; only its hash is stored.
 CREATE TABLE api_key (
     key_id       uuid PRIMARY KEY DEFAULT gen_random_uuid(),
-    -- What a key begins with, to find it by.
+    -- The beginning of the key, to look it up.
     prefix       text NOT NULL UNIQUE,
     key_hash     bytea NOT NULL,
     name         text NOT NULL,
-    -- Whose Agent runs it sees.
+    -- The team whose agent runs the key may access.
     team         text NOT NULL,
     scope        text NOT NULL CHECK (scope IN ('all', 'agent_runs')),
     created_at   timestamptz NOT NULL DEFAULT now(),
@@ -74,10 +75,10 @@ CREATE TABLE api_key (
     revoked_at   timestamptz
 );
 
--- Who made a cron: its runs are theirs.
+-- The user who created a cron. Its runs belong to that user.
 ALTER TABLE cron ADD COLUMN maker jsonb NOT NULL DEFAULT '{}';
 
--- Whose run it is, as far as limits go: a key, or a user of the project's own.
+-- The caller that a run counts for in limits: an API key, or a user of the project's `auth`.
 ALTER TABLE run ADD COLUMN caller text;
 CREATE INDEX run_caller_active ON run (caller)
     WHERE status IN ('pending', 'running') AND caller IS NOT NULL;
