@@ -90,9 +90,10 @@ def test_an_authentication_that_breaks_lets_nobody_in_and_tells_nothing(guarded)
 def test_the_graph_is_told_who_runs_it(ann, guarded):
     body = {"assistant_id": "whoami", "input": {}, "config": {"configurable": {"user_id": "eve"}}}
     told = json.loads(ann.post("/runs/wait", json=body).json()["note"])
-    assert told == ["ann", "gold", "ann", []]
+    assert told == ["ann", "gold", "eve", []]
     body["config"] = {"configurable": {"langgraph_auth_user": {"identity": "eve", "plan": "x"}}}
-    assert json.loads(ann.post("/runs/wait", json=body).json()["note"]) == told
+    told = json.loads(ann.post("/runs/wait", json=body).json()["note"])
+    assert told == ["ann", "gold", "ann", []]
 
 
 def test_the_sdk_is_let_in_by_its_headers(guarded):

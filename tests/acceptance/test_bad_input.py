@@ -1483,7 +1483,6 @@ RESERVED: dict[str, Any] = {
     "run_id": "evil",
     "assistant_id": "evil",
     "graph_id": "evil",
-    "user_id": "evil",
     "checkpoint_ns": "evil",
     "checkpoint_map": {"": "evil"},
     "langgraph_auth_user": {"identity": "evil"},

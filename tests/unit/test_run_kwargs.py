@@ -140,6 +140,30 @@ def test_headers_and_the_user_reach_the_graph():
     assert configurable["langgraph_auth_permissions"] == ["read"]
 
 
+@pytest.mark.parametrize("where", ["run", "context", "assistant"])
+def test_a_user_id_of_the_client_is_kept(where):
+    """Agents keep each user's memories under it. The authenticated user is in other keys."""
+    given = {"user_id": "u-7"}
+    run, of = options(), assistant()
+    if where == "run":
+        run = options(config={"configurable": given})
+    elif where == "context":
+        run = options(context=given)
+    else:
+        of = assistant(config={"configurable": given})
+    merged = merge(run, of, user={"identity": "alice"})
+    assert merged.kwargs.configurable["user_id"] == "u-7"
+    assert merged.kwargs.configurable["langgraph_auth_user_id"] == "alice"
+    assert merged.thread_config["configurable"] == given
+
+
+@pytest.mark.parametrize(("user", "expected"), [(None, ""), ({"identity": "alice"}, "alice")])
+def test_the_default_of_user_id_is_the_identity(user, expected):
+    merged = merge(user=user)
+    assert merged.kwargs.configurable["user_id"] == expected
+    assert merged.thread_config["configurable"] == {}
+
+
 def test_tags_are_joined_once_each_and_other_config_is_replaced():
     of = assistant(config={"tags": ["a", "b"], "recursion_limit": 5, "run_name": "of assistant"})
     merged = merge(options(config={"tags": ["b", "c"], "recursion_limit": 7}), of)

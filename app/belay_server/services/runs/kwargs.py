@@ -23,7 +23,6 @@ _RESERVED_CONFIGURABLE = frozenset(
         "run_id",
         "graph_id",
         "assistant_id",
-        "user_id",
         "checkpoint_ns",
         "checkpoint_map",
         "checkpoint_id",
@@ -57,7 +56,7 @@ def build_run_kwargs(
     The run's options take precedence over the assistant's, and those over `defaults`: the `config`
     and `context` that the project sets for the graph. `headers` are the request headers that the
     project copies into `configurable`. `user` is the user that the project's authentication
-    returned.
+    returned; its identity is the default of `user_id`, which clients may set as they like.
 
     Raises BadRequest when the options have both a context and a `configurable`.
     """
@@ -87,11 +86,16 @@ def build_run_kwargs(
         "thread_id": str(thread_id),
         "graph_id": assistant.graph_id,
         "assistant_id": str(assistant.assistant_id),
-        "user_id": identity,
     }
     merged = {
         **shared_config,
-        "configurable": {**configurable, **headers, **_checkpoint_keys(options), **of_the_server},
+        "configurable": {
+            "user_id": identity,
+            **configurable,
+            **headers,
+            **_checkpoint_keys(options),
+            **of_the_server,
+        },
         "metadata": {**_without(config.get("metadata") or {}, RESERVED_METADATA), **metadata},
     }
     context = {
