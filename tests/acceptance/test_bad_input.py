@@ -1098,6 +1098,27 @@ def test_a_broken_chunked_body_is_refused(server, http, spot, chunks):
         assert _refused_by_the_application(answer), answer
 
 
+_NEXT = b"GET /info HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+#: Chunked bodies that gunicorn refuses, and after that point bytes that look like a request.
+SMUGGLED = {
+    "a wrong size": b"zz\r\n" + _NEXT,
+    "a long extension": b"2;a=" + b"a" * 16_380 + _NEXT + b"{}\r\n0\r\n\r\n",
+    "an invalid extension": b"2;\x01\r\n" + _NEXT,
+    "a missing terminator": b"2\r\n{}" + _NEXT,
+    "long trailers": b"2\r\n{}\r\n0\r\nX-T: " + b"a" * 400_000 + _NEXT,
+    "a wrong trailer": b"2\r\n{}\r\n0\r\n\x01: a\r\n\r\n" + _NEXT,
+}
+
+
+@pytest.mark.parametrize("path", ["/threads", "/nowhere"])
+@pytest.mark.parametrize("kind", SMUGGLED)
+def test_nothing_after_a_broken_chunked_body_is_taken_for_a_request(server, path, kind):
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = exchange(server, head.encode() + SMUGGLED[kind])
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert answer.startswith(b"HTTP/1.1 4")
+
+
 def test_a_body_that_is_cut_short_makes_nothing(server, http, spot):
     """The two bytes received are valid JSON, but fewer than the Content-Length."""
     with leaving_no_trace(http, spot):

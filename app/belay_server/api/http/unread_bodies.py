@@ -38,10 +38,23 @@ class _Chunks:
     gunicorn's own `read` parses chunks without yielding, and copies its whole buffer at each call.
     """
 
-    def __init__(self, parser: Iterator[bytes]) -> None:
+    def __init__(self, parser: Iterator[bytes], body: Any = None) -> None:
+        """Read from `parser`, the one of gunicorn's `body`."""
         self._parser = parser
+        self._of_gunicorn = body
         self._buffer = bytearray()
         self._count = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether the end of the body is unknown, so that gunicorn must close the connection. It
+        would otherwise take what follows for the next request."""
+        return bool(getattr(self._of_gunicorn, "failed", False))
+
+    @failed.setter
+    def failed(self, value: bool) -> None:
+        if self._of_gunicorn is not None:
+            self._of_gunicorn.failed = value
 
     def read(self, size: int = -1) -> bytes:
         while (size < 0 or len(self._buffer) < size) and self._parse():
@@ -63,7 +76,11 @@ class _Chunks:
         try:
             chunk = next(self._parser, None)
         except ParseException as error:
+            self.failed = True
             raise ValueError("invalid chunked encoding") from error
+        except BaseException:
+            self.failed = True
+            raise
         if chunk is None:
             return False
         self._buffer += chunk
@@ -110,22 +127,37 @@ class CountedBody:
         return data
 
     def discard(self, client_socket: Any) -> None:
-        """Read the rest of the body. Close the connection when that is too much or too slow."""
-        if self._ended:
+        """Read the rest of the body. Close the connection when that is too much or too slow, and
+        when the end of the body is unknown."""
+        if self._ended and not self._body.failed:
             return
         with _Deadline(_SECONDS), suppress(OSError, EOFError, ValueError):
             for _ in range(_MOST // _STEP):
+                if self._body.failed:
+                    break
                 if self._ended:
                     return
                 self.read(_STEP)
                 time.sleep(0)
-        if _is_sending(client_socket):
+        if self._body.failed:
+            _linger(client_socket)
+        elif _is_sending(client_socket):
             # Reset the connection: the client would otherwise wait for the window to open.
             with suppress(OSError):
                 client_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 client_socket.shutdown(socket.SHUT_RD)
         # gunicorn then closes the connection, and reads no more of it.
         self._body.failed = True
+
+
+def _linger(client_socket: Any) -> None:
+    """Send the end of the stream, and discard what the client has sent: closing a socket with
+    unread data resets the connection, which may destroy the response."""
+    with _Deadline(_SECONDS), suppress(OSError, ValueError):
+        client_socket.shutdown(socket.SHUT_WR)
+        for _ in range(_MOST // _SMALL):
+            if not client_socket.recv(_SMALL):
+                return
 
 
 def _is_sending(client_socket: Any) -> bool:
@@ -174,7 +206,7 @@ def count_body(environ: MutableMapping[str, Any]) -> CountedBody | None:
             return None
     body = environ["wsgi.input"]
     if length is None and (parser := getattr(getattr(body, "reader", None), "parser", None)):
-        body = _Chunks(parser)
+        body = _Chunks(parser, body)
     counted = CountedBody(body, length)
     environ["wsgi.input"] = counted
     return counted
