@@ -13,7 +13,6 @@ from uuid import UUID
 
 import redis
 from flask import Flask
-from psycopg_pool import ConnectionPool
 
 from belay_server import logs
 from belay_server.api.application import create_api
@@ -30,7 +29,7 @@ from belay_server.bus.rate_limits import FailedLogins, RateLimits
 from belay_server.bus.run_feed import RunFeed
 from belay_server.db import assistants as assistant_rows
 from belay_server.db import runs as run_rows
-from belay_server.db.connection import Connection, Database, open_pool, while_unavailable
+from belay_server.db.connection import Database, Pool, open_pool, while_unavailable
 from belay_server.db.migrate import SchemaNotReady, wait_for_schema
 from belay_server.doorbell import Doorbell
 from belay_server.graphs.project.langgraph_json import read_project
@@ -152,7 +151,7 @@ def _load_graphs(settings: Settings) -> GraphRegistry:
     return graphs
 
 
-def _open_cancel_pool(settings: Settings) -> ConnectionPool[Connection]:
+def _open_cancel_pool(settings: Settings) -> Pool:
     return open_pool(
         settings.database_url,
         size=_CANCEL_CONNECTIONS,

@@ -8,7 +8,6 @@ comes before the import of anything that opens sockets or makes locks.
 
 from __future__ import annotations
 
-import gevent
 from gevent import monkey
 
 monkey.patch_all()
@@ -80,7 +79,9 @@ def pre_request(worker: Worker, req: object) -> None:
     Otherwise a connection whose next request is already in the socket's buffer (pipelining) is
     served without interruption for as long as the client sends.
     """
-    gevent.sleep(0)
+    from belay_server.yielding import yield_to_sockets  # noqa: PLC0415
+
+    yield_to_sockets()
 
 
 def worker_exit(server: Arbiter, worker: Worker) -> None:

@@ -452,6 +452,32 @@ def test_who_comes_while_the_end_of_a_run_is_looked_up_misses_nothing(connect, k
     assert read_on(late[0]) == [1, 2, 3, 4, 5]
 
 
+def test_the_replay_of_a_long_log_does_not_delay_another_run(connect, keys, log):
+    long, short = uuid.uuid4(), uuid.uuid4()
+    for n in range(1, 1001):
+        log.append(long, [event(1, n)])
+    reads: list[set[uuid.UUID]] = []
+
+    class Log(EventLog):
+        def read_many(self, positions, *, count):
+            reads.append(set(positions))
+            if len(reads) == 3:
+                log.append(short, [event(1, 1)])
+                feed._poke(short)
+            return super().read_many(positions, count=count)
+
+    read = Log(connect(5), keys, ttl_seconds=60, max_events=10_000)
+    feed = RunFeed(connect, keys, read, lambda _run_ids: {})
+    waiting = feed.subscribe(short, after=START)
+    replaying = feed.subscribe(long)
+    try:
+        assert ids(waiting.take(soon())) == ["1-1"]
+        assert any(short in positions for positions in reads[3:5])
+        assert replaying.take(soon())
+    finally:
+        feed.close()
+
+
 def test_after_a_failure_no_old_log_is_dropped_for_a_while(keys, monkeypatch):
     """The caller of `drop` holds a database connection meanwhile."""
     tried = []

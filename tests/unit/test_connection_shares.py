@@ -41,3 +41,13 @@ def test_two_are_had_by_everybody():
             held.enter_context(shares.hold(nullcontext()))
         with pytest.raises(TooMany):
             held.enter_context(shares.hold(nullcontext()))
+
+
+def test_a_stream_counts_for_its_caller_after_its_request():
+    shares = ConnectionShares(4, lambda: None, seconds=0.01)
+    with ExitStack() as held:
+        for _ in range(2):
+            held.enter_context(shares.hold(nullcontext(), "ann"))
+        with pytest.raises(TooMany):
+            held.enter_context(shares.hold(nullcontext(), "ann"))
+        held.enter_context(shares.hold(nullcontext(), "bob"))

@@ -57,7 +57,7 @@ def stream(monkeypatch):
             feed=SimpleNamespace(unsubscribe=lambda _: None),
         )
         follow = FollowedRun(uuid4(), uuid4(), resumable=False, cancel_on_disconnect=False)
-        share = SimpleNamespace(release=lambda: None)
+        share = SimpleNamespace(caller=None, release=lambda: None)
         client = StreamClient(lambda _on_leave: lambda: False, share, StreamTurns())
         chunks = run_stream._stream(parts, follow, client, subscription, is_over)
         return b"".join(chunks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -21,6 +22,7 @@ from belay_server.api.streaming.turns import StreamTurns
 from belay_server.bus.event_log import Event, Position
 from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
 from belay_server.states.jobs import check_schema
+from tests.waiting import wait_until
 
 
 class Counted(ma.fields.String):
@@ -42,7 +44,9 @@ def test_what_is_too_long_is_not_looked_into():
 
 def test_others_have_their_turn_between_the_steps_of_a_schemas_check(monkeypatch):
     turns = []
-    monkeypatch.setattr("belay_server.services.agent_runs.output_schemas.time.sleep", turns.append)
+    monkeypatch.setattr(
+        "belay_server.services.agent_runs.output_schemas.yield_to_sockets", lambda: turns.append(0)
+    )
     aside = []
     checks = OutputSchemaChecks(SimpleNamespace(run_aside=lambda *job: aside.append(job)))
     checks.check({"properties": {f"p{n}": {"type": "string"} for n in range(10)}})
@@ -78,7 +82,9 @@ def test_a_map_that_is_too_long_is_not_looked_into_either():
 
 def test_a_body_of_very_many_chunks_is_read_in_turns(monkeypatch):
     turns = []
-    monkeypatch.setattr("belay_server.api.http.unread_bodies.time.sleep", turns.append)
+    monkeypatch.setattr(
+        "belay_server.api.http.unread_bodies.yield_to_sockets", lambda: turns.append(0)
+    )
     assert _Chunks(iter([b"x"] * 10_000)).read() == b"x" * 10_000
     assert turns == [0] * 39
 
@@ -130,7 +136,7 @@ def test_streams_work_one_at_a_time():
 
     def work(_):
         for _ in range(20):
-            with turns.turn():
+            with turns.turn("caller"):
                 at_work.append(1)
                 most.append(len(at_work))
                 time.sleep(0.0005)
@@ -139,3 +145,24 @@ def test_streams_work_one_at_a_time():
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(4)))
     assert set(most) == {1}
+
+
+def test_callers_go_one_after_the_other_however_many_streams_they_have():
+    turns, order = StreamTurns(), []
+
+    def work(caller: str) -> None:
+        with turns.turn(caller):
+            order.append(caller)
+
+    with turns.turn("first"):
+        waiting = []
+        for caller in ("a", "a", "a", "a", "b", None, "b"):
+            waiting.append(threading.Thread(target=work, args=(caller,)))
+            waiting[-1].start()
+            queued = len(waiting)
+            wait_until(lambda: sum(map(len, turns._waiting.values())) == queued, what="the queue")
+    for thread in waiting:
+        thread.join(10)
+    assert order == ["a", "b", None, "a", "b", "a", "a"]
+    with turns.turn("b"):
+        pass

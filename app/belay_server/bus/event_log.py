@@ -27,6 +27,7 @@ import redis
 
 from belay_server.bus.client import Keys
 from belay_server.settings import Settings
+from belay_server.yielding import yield_to_sockets
 
 #: Name of the event that marks the end; its data is {"status": …}. It is never sent to clients.
 END = "__end__"
@@ -265,10 +266,12 @@ class EventLog:
             for run_id, last in positions.items():
                 pipe.xrange(self._keys.event_log(run_id), f"({last}", count=count)
             answers = pipe.execute()
-        return {
-            run_id: Chunk(list(_after(positions[run_id], entries)), len(entries) == count)
-            for run_id, entries in zip(positions, answers, strict=True)
-        }
+        found = {}
+        for run_id, entries in zip(positions, answers, strict=True):
+            found[run_id] = Chunk(list(_after(positions[run_id], entries)), len(entries) == count)
+            if len(entries) > 1:
+                yield_to_sockets()
+        return found
 
     def read_whole(self, run_id: UUID, event: Event) -> Event | None:
         """Return the event with its data, or None when the log no longer has it."""
@@ -281,7 +284,7 @@ class EventLog:
             if found is None or not found.startswith(event.token):
                 return None
             parts.append(found[len(event.token) :])
-            time.sleep(0)  # in a web process, yield to other requests
+            yield_to_sockets()
         return Event(event.position, event.name, b"".join(parts))
 
     def read_newest(self, run_id: UUID, *, count: int) -> list[Event]:

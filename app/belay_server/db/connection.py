@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -31,6 +30,7 @@ from belay_server.db.hang_watch import HangWatch
 from belay_server.db.outages import CONFLICT, in_short, is_unstorable, is_worth_waiting
 from belay_server.domain.access import EVERYTHING, Access
 from belay_server.domain.errors import Interrupted, InvalidRequest, TooMuch, Unavailable
+from belay_server.yielding import yield_to_sockets
 
 log = logging.getLogger(__name__)
 
@@ -119,13 +119,13 @@ def open_pool(
     most_bytes: int = Connection.most_bytes,
     statement_seconds: float | None = None,
     whose: Whose = lambda: None,
-) -> ConnectionPool[Connection]:
+) -> Pool:
     """Open a pool of at most `size` connections, which are opened on demand.
 
     A request is refused at once if too many others already wait, and ended if it waits for a server
     that hangs. Postgres ends a statement after `statement_seconds` (not with `pgbouncer`).
     """
-    return _Pool(
+    return Pool(
         database_url,
         min_size=1,
         max_size=size,
@@ -142,7 +142,7 @@ def open_pool(
     )
 
 
-class _Pool(ConnectionPool[Connection]):
+class Pool(ConnectionPool[Connection]):
     """A pool with shares per caller, whose waits and uses end when the server hangs."""
 
     def __init__(self, conninfo: str, *, shares: ConnectionShares, **kwargs: Any) -> None:
@@ -151,9 +151,11 @@ class _Pool(ConnectionPool[Connection]):
         super().__init__(conninfo, **kwargs)
 
     @contextmanager
-    def connection(self, timeout: float | None = None) -> Iterator[Connection]:
+    def connection(
+        self, timeout: float | None = None, caller: str | None = None
+    ) -> Iterator[Connection]:
         with (
-            self._shares.hold(self._hangs.watched(None)),
+            self._shares.hold(self._hangs.watched(None), caller),
             super().connection(timeout) as conn,
             self._hangs.watched(conn),
         ):
@@ -203,21 +205,27 @@ def _configure(
 class Database:
     """Gives the requests of a process connections from its pool."""
 
-    def __init__(self, pool: ConnectionPool[Connection]) -> None:
+    def __init__(
+        self, pool: Pool, *, access: Access = EVERYTHING, caller: str | None = None
+    ) -> None:
         self.pool = pool
         #: The access of its callers. A request with limited access has a Database of its own.
-        self.access = EVERYTHING
+        self.access = access
+        self._caller = caller
 
     def confined(self, access: Access) -> Database:
         """Return a Database with the same pool and one request's access."""
-        mine = Database(self.pool)
-        mine.access = access
-        return mine
+        return Database(self.pool, access=access, caller=self._caller)
+
+    def counted_for(self, caller: str | None) -> Database:
+        """Return a Database whose connections count against this caller's share of the pool, also
+        after its request has been answered, as those of streams do."""
+        return Database(self.pool, access=self.access, caller=caller)
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """Yield a connection in autocommit mode. Raises Unavailable if there is none."""
-        with unavailable_when_unreachable(), self.pool.connection() as conn:
+        with unavailable_when_unreachable(), self.pool.connection(caller=self._caller) as conn:
             if self.access is EVERYTHING:
                 yield conn
                 return
@@ -370,7 +378,7 @@ def fetch_page(conn: Connection, sql: str, params: Params, row: type[Row]) -> li
                 row_bytes = _bytes_of_row(cursor)
                 size += row_bytes
                 if row_bytes > _LARGE_ROW:
-                    time.sleep(0)  # let other requests run between large rows
+                    yield_to_sockets()
                 if size > conn.most_bytes and len(found) > 1:
                     raise TooMuch(conn.most_bytes)
         return found

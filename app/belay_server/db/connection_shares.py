@@ -36,12 +36,15 @@ class ConnectionShares:
         self._shares: dict[str, _Share] = {}
 
     @contextmanager
-    def hold(self, watched: AbstractContextManager[None]) -> Iterator[None]:
-        """Hold one of the caller's places. Waiting for one happens inside `watched`.
+    def hold(
+        self, watched: AbstractContextManager[None], caller: str | None = None
+    ) -> Iterator[None]:
+        """Hold one of the caller's places. Waiting for one happens inside `watched`. Without
+        `caller`, it is that of the current request.
 
         Raises TooMany on timeout.
         """
-        caller = self._whose()
+        caller = caller or self._whose()
         if caller is None:
             yield
             return

@@ -6,7 +6,6 @@ The dicts are ThreadState and its parts in the SDK's schema.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from belay_server.graphs.checkpoints.thread_saver import LargeState, ThreadSaver
 from belay_server.graphs.commands import to_command
 from belay_server.graphs.registry import Graph
 from belay_server.graphs.serde import to_json, to_plain
+from belay_server.yielding import yield_to_sockets
 
 #: Replaces the message of a graph's exception where it is hidden.
 REDACTED = "An internal error occurred"
@@ -151,7 +151,7 @@ def read_history(
                 if size > most_bytes:
                     raise TooMuch(most_bytes)
                 snapshot = next(snapshots, None)
-            time.sleep(0)
+            yield_to_sockets()
         if read < at_once:
             break
         at_once = max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE // largest))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+
+from belay_server.yielding import yield_to_sockets
 
 #: Data is sent in pieces of at most this size.
 PIECE_BYTES = 256 * 1024
@@ -14,5 +15,5 @@ def pieces(data: bytes) -> Iterator[bytes]:
     connection never waits."""
     for at in range(0, len(data), PIECE_BYTES):
         if at:
-            time.sleep(0)
+            yield_to_sockets()
         yield data[at : at + PIECE_BYTES]

@@ -11,12 +11,13 @@ from __future__ import annotations
 import socket
 import struct
 import sys
-import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from typing import Any
 
 from gunicorn.http.errors import ParseException
+
+from belay_server.yielding import yield_to_sockets
 
 #: Smaller bodies are left to the web server.
 _SMALL = 64 * 1024
@@ -86,7 +87,7 @@ class _Chunks:
         self._buffer += chunk
         self._count += 1
         if self._count % _CHUNKS_AT_ONCE == 0:
-            time.sleep(0)
+            yield_to_sockets()
         return True
 
     def _take(self, size: int) -> bytes:
@@ -138,7 +139,7 @@ class CountedBody:
                 if self._ended:
                     return
                 self.read(_STEP)
-                time.sleep(0)
+                yield_to_sockets()
         if self._body.failed:
             _linger(client_socket)
         elif _is_sending(client_socket):

@@ -64,6 +64,7 @@ def stream_new_agent_run(
         parts.feed.unsubscribe(subscription)
         raise
     subscription.has_row = True
+    parts = client.parts_of(parts)
     return StreamBody(parts, subscription, _stream(parts, request.team, run, client, subscription))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
@@ -13,12 +15,13 @@ from belay_server.api.streaming.turns import StreamTurns
 from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import Event, EventLog
 from belay_server.bus.run_feed import Subscription
+from belay_server.services.parts import Parts
 
 log = logging.getLogger(__name__)
 
 #: The interval of heartbeats while a client waits for its share.
 _WAIT_SECONDS = 1.0
-#: A log's events are translated into the protocol's in parts of at most about this size.
+#: A log's events are encoded in parts of at most about this size.
 PART_EVENTS = 64
 _PART_BYTES = 64 * 1024
 #: Data is held twice: as it was read from the log, and as a frame.
@@ -54,6 +57,15 @@ class StreamClient:
     watch: WatchClient
     share: Share
     turns: StreamTurns
+
+    def parts_of(self, parts: Parts) -> Parts:
+        """Return parts whose database connections count against this client's caller."""
+        database = parts.database.counted_for(self.share.caller)
+        return dataclasses.replace(parts, database=database)
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Wait for this client's turn to work on its stream."""
+        return self.turns.turn(self.share.caller)
 
     def wait_for_share(
         self, size: int, subscription: Subscription, beat: bytes
@@ -101,3 +113,8 @@ def in_parts(events: Sequence[Event]) -> Iterator[list[Event]]:
             part, size = [], 0
     if part:
         yield part
+
+
+def is_large_part(part: Sequence[Event]) -> bool:
+    """Return whether a part is one event that is too large for a turn."""
+    return len(part) == 1 and len(part[0].data) > _PART_BYTES

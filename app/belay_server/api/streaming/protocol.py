@@ -24,7 +24,7 @@ from belay_server.api.streaming.threads import RunEntry, ThreadPosition, walk_th
 from belay_server.bus.event_log import START, Event
 from belay_server.bus.run_feed import Subscription
 from belay_server.db import runs as run_rows
-from belay_server.domain.errors import Unavailable
+from belay_server.domain.errors import TooMany, Unavailable
 from belay_server.domain.runs import RunStatus
 from belay_server.graphs.protocol.events import ProtocolEvent, RunTranslator
 from belay_server.graphs.serde import to_json
@@ -79,7 +79,8 @@ def stream_protocol(
 ) -> StreamBody:
     """Stream the past and future events of the thread that pass the filter, until the thread is
     deleted or the client disconnects."""
-    encoder = _ProtocolEncoder(parts, thread_id, wanted, frame, client.share.caller)
+    caller = client.share.caller
+    encoder = _ProtocolEncoder(client.parts_of(parts), thread_id, wanted, frame, caller)
     return walk_thread(parts, thread_id, ThreadPosition(START), encoder, client)
 
 
@@ -153,7 +154,7 @@ class _ProtocolEncoder:
         try:
             with self._parts.database.connection() as conn:
                 run = run_rows.get_run(conn, run_id)
-        except Unavailable:
+        except (Unavailable, TooMany):
             return None
         return None if run is None else run.graph_id
 
@@ -161,11 +162,11 @@ class _ProtocolEncoder:
         self, run_id: UUID, log_status: str | None
     ) -> tuple[str | None, Mapping[str, Any] | None, list[Any]]:
         """Return the run's status, error and interrupts from its row. When the row is deleted or
-        Postgres is unavailable, return the status from the run's log."""
+        cannot be read now, return the status from the run's log."""
         try:
             with self._parts.database.connection() as conn:
                 now = run_rows.run_end(conn, self._thread_id, run_id)
-        except Unavailable:
+        except (Unavailable, TooMany):
             now = None
         if now is None:
             return log_status, None, []

@@ -43,6 +43,8 @@ KEEP_ALIVE = b"\n"
 _OUTAGE_SECONDS = 1.0
 #: A client that has disconnected cannot repeat the cancel, so the server retries it for this long.
 _CANCEL_SECONDS = 300.0
+#: The entries of the event log of an ended run that are read at once.
+_ENTRIES = 4
 #: Event names of the stream modes whose names differ from their events'.
 _MODE_EVENTS = {
     "messages": ("messages/partial", "messages/complete", "messages/metadata"),
@@ -144,6 +146,7 @@ class StreamBody:
 
 def stream_events(parts: Parts, followed: FollowedRun, client: StreamClient) -> StreamBody:
     """Stream server-sent events until the run has ended, and heartbeat comments."""
+    parts = client.parts_of(parts)
     subscription = followed.subscription or parts.feed.subscribe(
         followed.run_id, after=followed.after
     )
@@ -211,7 +214,9 @@ def _sent(
 ) -> Generator[bytes]:
     """Yield the frames of small events, or of one large event, whose data is read now."""
     if not events[0].left_in_log or not is_wanted(events[0].name, followed.stream_modes):
-        if frames := _frames(events, followed, last):
+        with client.turn():
+            frames = _frames(events, followed, last)
+        if frames:
             yield frames
         return
     whole = yield from client.whole_event(event_log, followed.run_id, events[0], subscription)
@@ -228,6 +233,7 @@ def _sent(
 def wait_for_outcome(parts: Parts, followed: FollowedRun, client: StreamClient) -> StreamBody:
     """Stream the outcome as JSON when the run has ended. Until then, send newlines, so that reverse
     proxies keep the connection open."""
+    parts = client.parts_of(parts)
     subscription = followed.subscription or parts.feed.subscribe(followed.run_id, events=False)
     return StreamBody(parts, subscription, _wait(parts, followed, client, subscription))
 
@@ -348,7 +354,7 @@ def _end_if_over(parts: Parts, subscription: Subscription) -> bool:
         more = True
         while more and subscription.wants_more:
             events, more = parts.event_log.read_after(
-                subscription.run_id, subscription.position, count=64
+                subscription.run_id, subscription.position, count=_ENTRIES
             )
             subscription.deliver(events)
     except RedisError as error:

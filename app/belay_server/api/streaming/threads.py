@@ -17,7 +17,7 @@ from uuid import UUID
 import orjson
 
 from belay_server.api.http.pieces import pieces
-from belay_server.api.streaming.clients import StreamClient, in_parts
+from belay_server.api.streaming.clients import StreamClient, in_parts, is_large_part
 from belay_server.api.streaming.frames import GAP, HEARTBEAT, frame
 from belay_server.api.streaming.runs import HEADERS, StreamBody, follows_directly
 from belay_server.bus.client import RedisError
@@ -144,6 +144,7 @@ def walk_thread(
     client: StreamClient,
 ) -> StreamBody:
     """Follow a thread from a position. Yield the chunks that `encoder` encodes, and heartbeats."""
+    parts = client.parts_of(parts)
     # The entry at the client's position is read again: its run may not have ended.
     subscription = parts.feed.subscribe(thread_id, after=just_before(after.entry), has_row=False)
     walk = _ThreadWalk(parts, thread_id, encoder, client, subscription=subscription, after=after)
@@ -284,17 +285,17 @@ class _ThreadWalk:
                     yield chunk
                 return
             events = [whole]
-        if len(events) == 1:  # a large event may take long, in another process
+        if is_large_part(events):  # another process may have to translate it
             chunk = self._encoder.encode_events(entry, events)
         else:
-            with self._client.turns.turn():
+            with self._client.turn():
                 chunk = self._encoder.encode_events(entry, events)
         yield from pieces(chunk)
         self._client.share.release()
 
     def _in_turns(self, parts: Iterator[bytes]) -> Generator[bytes]:
         while True:
-            with self._client.turns.turn():
+            with self._client.turn():
                 chunk = next(parts, None)
             if chunk is None:
                 return

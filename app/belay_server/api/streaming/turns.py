@@ -3,39 +3,66 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from flask import current_app
 
+from belay_server.yielding import yield_to_sockets
+
 STREAM_TURNS = "belay.stream_turns"
 
 
 class StreamTurns:
-    """Serializes the work of a web process's streams, one part at a time.
+    """Serializes the work of a web process's streams, one part at a time, fairly between callers.
 
-    A stream that replays a long log always has work to do. Without turns, each of them would do a
-    part in every iteration of the event loop, and a new request takes several iterations.
+    A stream that replays a long log always has work to do, and an event of a run with hundreds of
+    clients is work for all of them at once. Without turns, each stream would do a part in every
+    iteration of the event loop, and a new request takes several iterations. The callers go one
+    after the other, each with one stream, so that a caller with many streams delays its own.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._is_taken = False
+        #: A closed gate for each waiting stream. The caller whose turn is next is the first.
+        self._waiting: dict[str | None, deque[threading.Lock]] = {}
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for the next iteration of the event loop, and until no other stream is working.
-
-        The first sleep lets waiting streams go before the one that has just worked.
-        """
-        time.sleep(0)
-        if not self._lock.acquire(blocking=False):
-            self._lock.acquire()
-            time.sleep(0)
+    def turn(self, caller: str | None) -> Iterator[None]:
+        """Wait until no other stream is working, and the sockets of other requests were served."""
+        gate = self._take_or_queue(caller)
+        if gate is not None:
+            gate.acquire()  # the previous stream opens it, and passes the turn on
         try:
+            yield_to_sockets()
             yield
         finally:
-            self._lock.release()
+            self._pass_on()
+
+    def _take_or_queue(self, caller: str | None) -> threading.Lock | None:
+        """Take the turn and return None, or return the gate to wait for."""
+        with self._lock:
+            if not self._is_taken:
+                self._is_taken = True
+                return None
+            gate = threading.Lock()
+            gate.acquire()
+            self._waiting.setdefault(caller, deque()).append(gate)
+            return gate
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            caller = next(iter(self._waiting), None)
+            gates = self._waiting.pop(caller, None)
+            if gates is None:
+                self._is_taken = False
+                return
+            gate = gates.popleft()
+            if gates:
+                self._waiting[caller] = gates
+        gate.release()
 
 
 def stream_turns() -> StreamTurns:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 from belay_server.domain.agent_runs.output_schemas import check_output_schema, has_patterns
 from belay_server.domain.errors import BadRequest, StateTooLarge, TooMany
 from belay_server.states import jobs as state_jobs
 from belay_server.states.process import StateProcess
+from belay_server.yielding import yield_to_sockets
 
 _WAIT_SECONDS = 10.0
 
@@ -36,7 +36,7 @@ class OutputSchemaChecks:
             raise TooMany("Too many output schemas are being validated; try again")
         try:
             for _ in check_output_schema(schema):
-                time.sleep(0)
+                yield_to_sockets()
         finally:
             self._turn.release()
 
