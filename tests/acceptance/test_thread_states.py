@@ -419,3 +419,35 @@ def test_patching_a_state_merges_the_threads_metadata(http):
     metadata = http.get(f"/threads/{thread_id}").json()["metadata"]
     assert metadata == {"a": 1, "b": 2, "c": 3}
     assert http.get(f"/threads/{thread_id}/history?limit=10").json() == []
+
+
+UNREADABLE = [
+    ("hasty_relay", "log", {"input": {"log": 5}}),
+    ("hasty_relay", "log", {"input": {"log": "text"}}),
+    ("hasty_relay", "log", {"command": {"update": {"log": 5}}}),
+    ("chat", "messages", {"input": {"messages": [{"nonsense": 1}]}}),
+]
+GOOD = {"log": ["a"], "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.mark.parametrize(("graph", "key", "run"), UNREADABLE)
+@pytest.mark.parametrize("is_used", [False, True], ids=["new", "used"])
+def test_an_input_that_a_reducer_rejects_leaves_the_thread_readable(http, graph, key, run, is_used):
+    """LangGraph keeps such an input as pending writes, and fails to apply them at every read."""
+    thread_id = new_thread(http)
+    before = wait_for(http, thread_id, graph, {key: GOOD[key]})[key] if is_used else []
+    body = {"assistant_id": graph, **run}
+    assert "__error__" in http.post(f"/threads/{thread_id}/runs/wait", json=body).json()
+    thread = http.get(f"/threads/{thread_id}").json()
+    assert (thread["status"], (thread["values"] or {}).get(key, [])) == ("error", before)
+    state = http.get(f"/threads/{thread_id}/state").json()
+    assert state["values"].get(key, []) == before
+    history_of(http, thread_id)
+    found = http.post("/threads/search", json={"ids": [thread_id]}).json()
+    assert [one["thread_id"] for one in found] == [thread_id]
+    assert http.post("/threads/count", json={"values": {key: "x"}}).json() == 0
+    copy = http.post(f"/threads/{thread_id}/copy").json()
+    assert (copy["values"] or {}).get(key, []) == before
+    if "input" in run:
+        wait_for(http, thread_id, graph, {key: GOOD[key]})
+        assert http.get(f"/threads/{thread_id}").json()["status"] == "idle"

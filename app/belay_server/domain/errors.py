@@ -6,7 +6,8 @@ BelayError
 ├── InvalidRequest        422
 │   ├── BadRequest        400
 │   ├── TooMuch           422: the response would be too large
-│   └── StateTooLarge     422: the API does not read a state of this size
+│   ├── StateTooLarge     422: the API does not read a state of this size
+│   └── StateUnreadable   422: the graph's own code fails on the state
 ├── Unauthorized          401
 ├── Forbidden             403
 ├── NotFound              404
@@ -64,6 +65,10 @@ class TooMuch(InvalidRequest):
 
 class StateTooLarge(InvalidRequest):
     """The thread's state is too large to be read or updated by the API; runs can still use it."""
+
+
+class StateUnreadable(InvalidRequest):
+    """The thread's state cannot be read, because the graph's own code fails on it."""
 
 
 class Unauthorized(BelayError):

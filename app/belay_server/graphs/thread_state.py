@@ -6,22 +6,26 @@ The dicts are ThreadState and its parts in the SDK's schema.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import orjson
 import psycopg
 from langgraph.errors import InvalidUpdateError
 from langgraph.types import PregelTask, StateSnapshot, StateUpdate
 
-from belay_server.domain.errors import TooMuch, Unavailable
+from belay_server.domain.errors import BelayError, StateUnreadable, TooMuch, Unavailable
 from belay_server.graphs.checkpoints.thread_saver import LargeState, ThreadSaver
 from belay_server.graphs.commands import to_command
+from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import Graph
 from belay_server.graphs.serde import to_json, to_plain
 from belay_server.yielding import yield_to_sockets
+
+log = logging.getLogger(__name__)
 
 #: Replaces the message of a graph's exception where it is hidden.
 REDACTED = "An internal error occurred"
@@ -86,6 +90,43 @@ def thread_config(thread_id: str, checkpoint: dict[str, Any] | None = None) -> d
     return {"configurable": configurable}
 
 
+#: Exceptions that do not come from the graph's own code.
+_OURS = (BelayError, psycopg.Error, LargeState, MemoryError, orjson.JSONDecodeError)
+
+
+@contextmanager
+def graph_code(*, redact_errors: bool) -> Iterator[None]:
+    """Raise StateUnreadable for an exception of the graph's own code, such as a reducer."""
+    try:
+        yield
+    except (*_OURS, ProjectError):
+        raise
+    except Exception as error:
+        shown = REDACTED if redact_errors else f"{type(error).__name__}: {error}"
+        raise StateUnreadable(f"The thread's graph cannot read its state: {shown}") from error
+
+
+def read_snapshot(
+    graph: Graph, saver: ThreadSaver, config: dict[str, Any], *, subgraphs: bool = False
+) -> StateSnapshot:
+    """Return the state at `config`. Raise LargeState if it is too large.
+
+    The newest state includes the pending writes of its checkpoint. A run that failed because a
+    reducer did not accept its input leaves such writes. Then return the checkpoint as it is stored.
+    """
+    try:
+        return bound(graph, saver).get_state(config, subgraphs=subgraphs)  # type: ignore[arg-type]
+    except _OURS:
+        raise
+    except Exception as error:
+        log.debug("cannot read a state with its pending input: %r", error)
+        saver = saver.without_pending_input()
+        stored = saver.get_tuple(config)
+        if stored is None:
+            raise
+        return bound(graph, saver).get_state(stored.config, subgraphs=subgraphs)
+
+
 def read_state(
     graph: Graph,
     saver: ThreadSaver,
@@ -95,31 +136,51 @@ def read_state(
     redact_errors: bool,
 ) -> dict[str, Any]:
     """Read one state, in the form that `state_of` returns. Raise LargeState if it is too large."""
-    snapshot = bound(graph, saver).get_state(config, subgraphs=subgraphs)  # type: ignore[arg-type]
+    snapshot = read_snapshot(graph, saver, config, subgraphs=subgraphs)
     return state_of(snapshot, redact_errors=redact_errors)
 
 
+class HistoryOptions(TypedDict):
+    """The states of a history to read. `turn` is held while a state is encoded."""
+
+    limit: int
+    before: dict[str, Any] | None
+    metadata: dict[str, Any] | None
+    fields: Sequence[str] | None
+    most_bytes: int
+    redact_errors: bool
+    turn: AbstractContextManager[object]
+
+
 def read_history(
+    graph: Graph, saver: ThreadSaver, config: dict[str, Any], **options: Unpack[HistoryOptions]
+) -> bytes:
+    """Read states, newest first, and return a JSON list of their `fields`.
+
+    Raise LargeState for a state that is too large, TooMuch for a list of more than `most_bytes`.
+    """
+    try:
+        return _read_history(graph, saver, config, **options)
+    except _OURS:
+        raise
+    except Exception as error:  # noqa: BLE001  (the project's own code)
+        log.debug("cannot read a history with its pending input: %r", error)
+        return _read_history(graph, saver.without_pending_input(), config, **options)
+
+
+def _read_history(
     graph: Graph,
     saver: ThreadSaver,
     config: dict[str, Any],
-    *,
-    limit: int,
-    before: dict[str, Any] | None,
-    metadata: dict[str, Any] | None,
-    fields: Sequence[str] | None,
-    most_bytes: int,
-    redact_errors: bool,
-    turn: AbstractContextManager[object],
+    **options: Unpack[HistoryOptions],
 ) -> bytes:
-    """Read states, newest first, and return a JSON list of their `fields`.
+    """Read the states of a history.
 
     How many are read at a time depends on the size of those already read. Encoding a large state
     blocks the process. So it is done while holding `turn`, one state at a time in a process, and
     other requests are served in between.
-
-    Raise LargeState for a state that is too large, TooMuch for a list of more than `most_bytes`.
     """
+    limit, before, turn = options["limit"], options["before"], options["turn"]
     found: list[bytes] = []
     size = largest = 0
     at_once = 1
@@ -127,7 +188,7 @@ def read_history(
         at_once = min(at_once, limit - len(found))
         snapshots = bound(graph, saver).get_state_history(
             config,  # type: ignore[arg-type]
-            filter=metadata,
+            filter=options["metadata"],
             before=before,  # type: ignore[arg-type]
             limit=at_once,
         )
@@ -144,12 +205,12 @@ def read_history(
             before = dict(snapshot.config)
             read += 1
             with turn:
-                state = selected(state_of(snapshot, redact_errors=redact_errors), fields)
-                encoded = to_json(state)
+                state = state_of(snapshot, redact_errors=options["redact_errors"])
+                encoded = to_json(selected(state, options["fields"]))
                 size, largest = size + len(encoded), max(largest, len(encoded))
                 found.append(encoded)
-                if size > most_bytes:
-                    raise TooMuch(most_bytes)
+                if size > options["most_bytes"]:
+                    raise TooMuch(options["most_bytes"])
                 snapshot = next(snapshots, None)
             yield_to_sockets()
         if read < at_once:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -87,9 +88,26 @@ class ThreadGraph:
     config: dict[str, Any]
 
     def load(self, parts: StateParts) -> Graph:
-        """Return the graph. Raise ProjectError if the project does not have it."""
+        """Return the graph. Raise ProjectError if the project does not have it, StateUnreadable if
+        its factory fails."""
         config = {**self.config, **thread_state.thread_config(str(self.thread_id))}
-        return parts.graphs.read(self.graph_id, config)
+        with _graph_code(parts):
+            return parts.graphs.read(self.graph_id, config)
+
+
+def _graph_code(parts: StateParts) -> AbstractContextManager[None]:
+    return thread_state.graph_code(redact_errors=parts.settings.redact_errors)
+
+
+@contextmanager
+def _checkpoint_of_client() -> Iterator[None]:
+    """Raise BadRequest for a ValueError: LangGraph raises it for an invalid checkpoint."""
+    try:
+        yield
+    except orjson.JSONDecodeError:
+        raise  # out of memory, while a state is decoded
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
 
 
 def read_state(
@@ -103,9 +121,9 @@ def read_state(
     """Return the JSON of a state's fields: of the newest one, or the one at `checkpoint`.
 
     Raise NotFound for a checkpoint that the thread does not have, BadRequest for an invalid one,
-    TooMuch for a large response.
+    TooMuch for a large response, StateUnreadable if the graph's own code fails.
     """
-    try:
+    with _graph_code(parts), _checkpoint_of_client():
         state = thread_state.read_state(
             thread.load(parts),
             parts.saver(),
@@ -113,8 +131,6 @@ def read_state(
             subgraphs=subgraphs,
             redact_errors=parts.settings.redact_errors,
         )
-    except ValueError as error:
-        raise BadRequest(str(error)) from error
     checkpoint_id = (checkpoint or {}).get("checkpoint_id")
     if checkpoint_id and state["created_at"] is None:
         raise NotFound(f"Checkpoint {checkpoint_id} not found")
@@ -136,12 +152,13 @@ class HistoryPage:
 
 
 def read_history(parts: StateParts, thread: ThreadGraph, page: HistoryPage) -> bytes:
-    """Return a JSON list of states, newest first. Raise BadRequest, or TooMuch for a large one."""
+    """Return a JSON list of states, newest first. Raise BadRequest, TooMuch for a large one,
+    StateUnreadable."""
     thread_id = str(thread.thread_id)
     before = None
     if page.before is not None:
         before = thread_state.thread_config(thread_id, {"checkpoint_id": page.before})
-    try:
+    with _graph_code(parts), _checkpoint_of_client():
         return thread_state.read_history(
             thread.load(parts),
             parts.saver(),
@@ -154,8 +171,6 @@ def read_history(parts: StateParts, thread: ThreadGraph, page: HistoryPage) -> b
             redact_errors=parts.settings.redact_errors,
             turn=parts.turn,
         )
-    except ValueError as error:
-        raise BadRequest(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,12 +255,14 @@ def _try_update(
 
 
 def rest(parts: StateParts, thread: ThreadGraph, *, keep_error: bool) -> None:
-    """Set the thread's row to its newest checkpoint."""
-    _rest(parts, thread.load(parts), parts.saver(), thread.thread_id, keep_error=keep_error)
+    """Set the thread's row to its newest checkpoint. Raise StateUnreadable."""
+    graph = thread.load(parts)
+    with _graph_code(parts):
+        _rest(parts, graph, parts.saver(), thread.thread_id, keep_error=keep_error)
 
 
 def rest_unread(parts: StateParts, thread_id: UUID, *, keep_error: bool) -> None:
-    """Do the same for a state that is too large to be read: the row then has no values."""
+    """Do the same for a state that cannot be read: the row then has no values."""
     with parts.database.connection() as conn:
         thread_rows.rest_thread(
             conn,
@@ -262,7 +279,7 @@ def _rest(
     parts: StateParts, graph: Graph, saver: ThreadSaver, thread_id: UUID, *, keep_error: bool
 ) -> None:
     config = thread_state.thread_config(str(thread_id))
-    snapshot = thread_state.bound(graph, saver).get_state(config)  # type: ignore[arg-type]
+    snapshot = thread_state.read_snapshot(graph, saver, config)
     # Values that are too large for the row are not decoded: that takes several times their size.
     values = to_json(thread_state.output_values(graph, snapshot.values))
     interrupts = thread_state.interrupts_by_task(snapshot.tasks)
@@ -281,10 +298,12 @@ def _rest(
 
 
 def read_values(parts: StateParts, thread: ThreadGraph, checkpoint_id: str) -> bytes:
-    """Return the JSON of the output values at a checkpoint. Raise ProjectError, TooMuch."""
+    """Return the JSON of the output values at a checkpoint. Raise ProjectError, TooMuch,
+    StateUnreadable."""
     where = thread_state.thread_config(str(thread.thread_id), {"checkpoint_id": checkpoint_id})
-    graph = parts.graphs.read(thread.graph_id, {**thread.config, **where})
-    snapshot = thread_state.bound(graph, parts.saver()).get_state(where)  # type: ignore[arg-type]
+    with _graph_code(parts):
+        graph = parts.graphs.read(thread.graph_id, {**thread.config, **where})
+        snapshot = thread_state.read_snapshot(graph, parts.saver(), where)
     values = to_json(thread_state.output_values(graph, snapshot.values))
     if len(values) > parts.settings.max_answer_bytes:
         raise TooMuch(parts.settings.max_answer_bytes)

@@ -11,7 +11,7 @@ import orjson
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
 from belay_server.db.connection import Database
-from belay_server.domain.errors import InvalidRequest
+from belay_server.domain.errors import InvalidRequest, StateUnreadable
 from belay_server.domain.runs import ACTIVE, RunStatus
 from belay_server.graphs.checkpoints.thread_saver import LargeState
 from belay_server.graphs.project.loading import ProjectError
@@ -120,7 +120,7 @@ def _values(states: StateProcess, found: _Checkpoint) -> bytes:
     """Read the values in this process. Raises LargeState."""
     try:
         return state_jobs.read_values(states.here, found.thread, found.checkpoint_id)
-    except ProjectError as error:
+    except (ProjectError, StateUnreadable) as error:
         log.warning(
             "cannot read the values of thread %s, returning none: %s",
             found.thread.thread_id,

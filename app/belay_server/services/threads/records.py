@@ -19,7 +19,13 @@ from belay_server.db import threads as thread_rows
 from belay_server.db.connection import Connection, Database
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.db.threads import DeletedThread, ThreadFilter, ThreadStorage
-from belay_server.domain.errors import BadRequest, Conflict, NotFound, StateTooLarge
+from belay_server.domain.errors import (
+    BadRequest,
+    Conflict,
+    NotFound,
+    StateTooLarge,
+    StateUnreadable,
+)
 from belay_server.domain.runs import CancelAction, user_cancel_reason
 from belay_server.domain.threads import Thread, ThreadStatus, ThreadTtl, TtlStrategy
 from belay_server.graphs import thread_state
@@ -291,11 +297,11 @@ def _settled(parts: Parts, thread: Thread, *, with_values: bool) -> Thread:
 
 
 def _rest(states: StateProcess, thread: ThreadGraph, *, keep_error: bool) -> None:
-    """Update the thread's row from its newest checkpoint. When the state is too large to read, the
-    row has no values."""
+    """Update the thread's row from its newest checkpoint. When the state cannot be read, the row
+    has no values."""
     try:
         states.run(state_jobs.rest, thread, keep_error=keep_error)
-    except StateTooLarge as error:
+    except (StateTooLarge, StateUnreadable) as error:
         log.warning("cannot read the values of thread %s: %s", thread.thread_id, error)
         state_jobs.rest_unread(states.here, thread.thread_id, keep_error=keep_error)
 
