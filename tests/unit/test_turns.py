@@ -16,7 +16,7 @@ import pytest
 import belay_server.api
 from belay_server.api.http.fields import Body, List, Map
 from belay_server.api.http.large_bodies import LargeBodies
-from belay_server.api.http.unread_bodies import _Chunks
+from belay_server.api.http.unread_bodies import _Chunks, _SizedBody
 from belay_server.api.streaming.clients import in_parts
 from belay_server.api.streaming.turns import StreamTurns
 from belay_server.bus.event_log import Event, Position
@@ -87,6 +87,25 @@ def test_a_body_of_very_many_chunks_is_read_in_turns(monkeypatch):
     )
     assert _Chunks(iter([b"x"] * 10_000)).read() == b"x" * 10_000
     assert turns == [0] * 39
+
+
+def test_a_large_body_is_received_in_large_steps(monkeypatch):
+    """gunicorn copies its buffer at each read: steps of 64 KiB held up others for half a second."""
+    turns, steps = [], []
+    module = "belay_server.api.http.unread_bodies"
+    monkeypatch.setattr(f"{module}.yield_to_sockets", lambda: turns.append(0))
+    text = b"x" * 3_000_000 + b"the end"
+
+    class Received(BytesIO):
+        def read(self, size):
+            steps.append(size)
+            return super().read(size)
+
+    body = _SizedBody(Received(text), len(text))
+    received = b"".join(iter(lambda: body.read(64 * 1024), b""))
+    assert received == text
+    assert steps == [2**20, 2**20, len(text) - 2 * 2**20]
+    assert len(turns) == 2
 
 
 def test_a_body_in_chunks_reads_like_any_file():

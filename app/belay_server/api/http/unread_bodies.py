@@ -1,4 +1,5 @@
-"""Discard large request bodies that the application has not read, without blocking other requests.
+"""Read large request bodies, and discard those that the application has not read, without blocking
+other requests.
 
 A request may be refused because of its headers. Its body must still be read, or the client would
 get a connection reset instead of the response. gunicorn reads it a kilobyte at a time, from a
@@ -33,18 +34,15 @@ _RESET = struct.pack("ii", 1, 0)
 _CHUNKS_AT_ONCE = 256
 
 
-class _Chunks:
-    """A request body in chunked encoding, read from gunicorn's parser.
+class _BufferedBody:
+    """A request body that is read from gunicorn in large steps, and in any steps from here.
 
-    gunicorn's own `read` parses chunks without yielding, and copies its whole buffer at each call.
+    gunicorn copies its buffer, of up to a megabyte, at each read. Werkzeug reads 64 KiB at a time.
     """
 
-    def __init__(self, parser: Iterator[bytes], body: Any = None) -> None:
-        """Read from `parser`, the one of gunicorn's `body`."""
-        self._parser = parser
+    def __init__(self, body: Any) -> None:
         self._of_gunicorn = body
         self._buffer = bytearray()
-        self._count = 0
 
     @property
     def failed(self) -> bool:
@@ -57,8 +55,12 @@ class _Chunks:
         if self._of_gunicorn is not None:
             self._of_gunicorn.failed = value
 
+    def _receive(self) -> bool:
+        """Add what comes next to the buffer. Return False at the end of the body."""
+        raise NotImplementedError
+
     def read(self, size: int = -1) -> bytes:
-        while (size < 0 or len(self._buffer) < size) and self._parse():
+        while (size < 0 or len(self._buffer) < size) and self._receive():
             pass
         return self._take(len(self._buffer) if size < 0 else size)
 
@@ -66,14 +68,49 @@ class _Chunks:
         searched = 0
         while (end := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
-            if 0 <= size <= searched or not self._parse():
+            if 0 <= size <= searched or not self._receive():
                 end = searched
                 break
         return self._take(end + 1 if size < 0 else min(end + 1, size))
 
-    def _parse(self) -> bool:
-        """Parse one more chunk. Returns False at the end of the body. Raises ValueError for
-        invalid encoding, also from `read` and `readline`."""
+    def _take(self, size: int) -> bytes:
+        with memoryview(self._buffer) as view, view[:size] as part:
+            data = bytes(part)
+        del self._buffer[:size]
+        return data
+
+
+class _SizedBody(_BufferedBody):
+    """A body with a Content-Length."""
+
+    def __init__(self, body: Any, length: int) -> None:
+        super().__init__(body)
+        self._left = length
+
+    def _receive(self) -> bool:
+        data = self._of_gunicorn.read(min(self._left, _STEP)) if self._left > 0 else b""
+        self._left -= len(data)
+        self._buffer += data
+        if data and self._left > 0:
+            yield_to_sockets()  # a fast client's data never has to be waited for
+        return bool(data)
+
+
+class _Chunks(_BufferedBody):
+    """A body in chunked encoding, read from gunicorn's parser.
+
+    gunicorn's own `read` parses chunks without yielding.
+    """
+
+    def __init__(self, parser: Iterator[bytes], body: Any = None) -> None:
+        """Read from `parser`, the one of gunicorn's `body`."""
+        super().__init__(body)
+        self._parser = parser
+        self._count = 0
+
+    def _receive(self) -> bool:
+        """Parse one more chunk. Raises ValueError for invalid encoding, also from `read` and
+        `readline`."""
         try:
             chunk = next(self._parser, None)
         except ParseException as error:
@@ -89,11 +126,6 @@ class _Chunks:
         if self._count % _CHUNKS_AT_ONCE == 0:
             yield_to_sockets()
         return True
-
-    def _take(self, size: int) -> bytes:
-        data = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return data
 
 
 class CountedBody:
@@ -206,7 +238,9 @@ def count_body(environ: MutableMapping[str, Any]) -> CountedBody | None:
         if length <= _SMALL:
             return None
     body = environ["wsgi.input"]
-    if length is None and (parser := getattr(getattr(body, "reader", None), "parser", None)):
+    if length is not None:
+        body = _SizedBody(body, length)
+    elif parser := getattr(getattr(body, "reader", None), "parser", None):
         body = _Chunks(parser, body)
     counted = CountedBody(body, length)
     environ["wsgi.input"] = counted
