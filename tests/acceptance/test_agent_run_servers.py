@@ -90,7 +90,7 @@ def test_an_unknown_key_is_refused(locked, method, path):
             assert_not_let_in(client.request(method, path))
 
 
-def test_a_team_may_have_many_keys_and_sees_no_other_team(locked):
+def test_the_keys_of_a_team_share_its_runs_and_see_no_other_teams(locked):
     keys = [locked.key(team="ours"), locked.key(team="ours", scope="agent_runs")]
     run = Exa(keys[0], base_url=locked.url).agent.runs.create_and_wait(query="q", poll_interval=20)
     for key in keys:
@@ -100,7 +100,7 @@ def test_a_team_may_have_many_keys_and_sees_no_other_team(locked):
         assert other.get("/agent/runs").json()["data"] == []
 
 
-def test_a_key_for_agent_runs_opens_nothing_else(locked):
+def test_a_key_of_scope_agent_runs_is_rejected_by_the_other_api(locked):
     key = locked.key(scope="agent_runs")
     with locked.raw(key) as client:
         assert create(client).status_code == 200
@@ -122,7 +122,7 @@ def test_a_revoked_key_is_refused(locked):
 # Limits.
 
 
-def test_the_beta_header_need_not_be_asked_for(locked):
+def test_the_beta_header_can_be_made_optional(locked):
     exa = Exa(locked.key(), base_url=locked.url)
     runs = exa.agent.runs
     run = runs.create_and_wait(query="q", poll_interval=20)
@@ -134,7 +134,7 @@ def test_the_beta_header_need_not_be_asked_for(locked):
 
 
 @pytest.mark.parametrize("how", ["cancel", "stop"])
-def test_a_queued_run_ends_without_having_started(locked, how):
+def test_a_queued_run_that_is_cancelled_or_stopped_never_starts(locked, how):
     runs = Exa(locked.key(), base_url=locked.url).beta.agent.runs
     with locked.held():
         run = runs.create(query="q", betas=BETAS)
@@ -149,7 +149,7 @@ def test_a_queued_run_ends_without_having_started(locked, how):
         assert events == ["agent_run.created", f"agent_run.{status}"]
 
 
-def test_a_stream_of_a_run_that_never_starts_says_so(locked):
+def test_the_stream_of_a_run_cancelled_while_queued_has_no_started_event(locked):
     runs = Exa(locked.key(), base_url=locked.url).beta.agent.runs
     with locked.held():
         stream = runs.create(query="q", stream=True, betas=BETAS)
@@ -166,7 +166,7 @@ def two_teams(locked):
         team.close()
 
 
-def test_a_team_has_so_many_active_runs_and_no_more_however_many_ask_at_once(locked, two_teams):
+def test_concurrent_creates_never_exceed_the_active_run_limit_of_a_team(locked, two_teams):
     with locked.held(), ThreadPoolExecutor(20) as pool:
         answers = list(pool.map(create, two_teams * 10))
         for n, team in enumerate(two_teams):
@@ -180,7 +180,7 @@ def test_a_team_has_so_many_active_runs_and_no_more_however_many_ask_at_once(loc
                 team.delete(f"/agent/runs/{run}")
 
 
-def test_what_has_ended_makes_room(locked, two_teams):
+def test_a_cancelled_or_deleted_run_no_longer_counts_toward_the_limit(locked, two_teams):
     team, _ = two_teams
     with locked.held():
         ids = [create(team).json()["id"] for _ in range(3)]
@@ -213,13 +213,13 @@ def as_user(guarded: LiveServer, token: str | None) -> httpx.Client:
 
 
 @pytest.mark.parametrize("token", [None, "banned"])
-def test_who_the_project_does_not_let_in_has_no_team(guarded, token):
+def test_a_caller_rejected_by_the_project_cannot_use_agent_runs(guarded, token):
     with as_user(guarded, token) as client:
         for method, path in ROUTES:
             assert_not_let_in(client.request(method, path))
 
 
-def test_a_user_is_a_team_and_the_run_is_theirs_in_the_other_api_too(guarded):
+def test_each_user_is_a_team_and_owns_the_run_in_both_apis(guarded):
     with as_user(guarded, "ann") as ann, as_user(guarded, "bob") as bob:
         run = create(ann).json()
         path = f"/agent/runs/{run['id']}"
@@ -237,12 +237,12 @@ def test_a_user_is_a_team_and_the_run_is_theirs_in_the_other_api_too(guarded):
         assert_gone(ann.get(path))
 
 
-def test_who_may_create_no_runs_may_create_no_agent_runs(guarded):
+def test_a_user_who_may_not_create_runs_may_not_create_agent_runs(guarded):
     with as_user(guarded, "ann:no-runs") as client:
         assert_not_let_in(create(client))
 
 
-def test_a_run_that_takes_too_long_has_failed(guarded):
+def test_a_run_that_exceeds_its_timeout_fails(guarded):
     """The timeout is one hour, or the operator's limit for all runs if that is shorter."""
     with as_user(guarded, "ann") as client:
         path = f"/agent/runs/{client.post('/agent/runs', json=asking(seconds=60)).json()['id']}"

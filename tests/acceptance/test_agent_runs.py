@@ -105,7 +105,7 @@ def test_a_run_is_created_polled_read_and_deleted(runs):
         runs.get(run.id, betas=BETAS)
 
 
-def test_the_async_client_does_the_same(aplay):
+def test_the_async_client_creates_reads_and_deletes_a_run(aplay):
     async def scene(runs):
         run = await runs.create_and_wait(query="hello", poll_interval=20, betas=BETAS)
         assert run.output.text == "done: hello"
@@ -125,7 +125,7 @@ def test_the_async_client_does_the_same(aplay):
     aplay(scene)
 
 
-def test_a_deleted_run_is_gone_everywhere_and_leaves_nothing(raw, runs, http):
+def test_a_deleted_run_is_not_found_and_its_thread_is_deleted(raw, runs, http):
     run = runs.create_and_wait(query="q", poll_interval=20, betas=BETAS)
     thread = http.post("/threads/search", json={"limit": 1, "sort_by": "created_at"}).json()[0]
     found = http.get(f"/threads/{thread['thread_id']}/runs").json()
@@ -154,7 +154,7 @@ def test_deleting_an_active_run_stops_its_work_first(runs, beats, stubborn):
         runs.get(run.id, betas=BETAS)
 
 
-def test_the_graph_gets_the_fields_of_the_request_under_their_own_names(runs):
+def test_the_graph_receives_the_request_fields_under_their_own_names(runs):
     previous = runs.create_and_wait(query="first", poll_interval=20, betas=BETAS)
     told = {"echo": True, "deep": {"a": [1, None]}}
     run = runs.create_and_wait(
@@ -179,7 +179,7 @@ def test_the_graph_gets_the_fields_of_the_request_under_their_own_names(runs):
     assert run.request == {**run.output.structured, "metadata": {"a": "b"}}
 
 
-def test_text_structured_and_grounding_of_the_graph_are_the_output(runs):
+def test_the_output_has_the_text_structure_and_grounding_of_the_graph(runs):
     citation = {"url": "https://example.com/", "title": "Example"}
     grounding = [
         {"field": "structured.name", "citations": [citation], "confidence": "high", "score": 0.5},
@@ -198,7 +198,7 @@ def test_text_structured_and_grounding_of_the_graph_are_the_output(runs):
     ]
 
 
-def test_without_a_schema_there_is_nothing_structured(runs):
+def test_without_a_schema_the_output_has_no_structure(runs):
     told = asking(structured={"name": "x"}, text=None, grounding="none")
     run = runs.create_and_wait(**told, poll_interval=20, betas=BETAS)
     assert (run.output.text, run.output.structured, run.output.grounding) == ("", None, [])
@@ -208,7 +208,7 @@ def test_without_a_schema_there_is_nothing_structured(runs):
 # Failures.
 
 
-def test_a_graph_that_fails_is_a_failed_run_with_its_error(runs, raw):
+def test_a_failing_graph_makes_a_failed_run_with_its_error(runs, raw):
     with pytest.raises(AgentRunFailedError, match="no luck") as raised:
         runs.create_and_wait(**asking(fail="no luck"), poll_interval=20, betas=BETAS)
     run = raised.value.run
@@ -232,7 +232,7 @@ def test_a_graph_that_fails_is_a_failed_run_with_its_error(runs, raw):
         "https://json-schema.org/draft/2020-12/schema",
     ],
 )
-def test_an_output_that_is_not_as_asked_fails_the_run_and_says_where(runs, http, dialect):
+def test_an_output_that_violates_its_schema_fails_the_run_with_the_path(runs, http, dialect):
     schema = {"type": "object", "properties": {"firms": {"type": "array", "items": OBJECT}}}
     if dialect is not None:
         schema["$schema"] = dialect
@@ -251,12 +251,12 @@ def test_an_output_that_is_not_as_asked_fails_the_run_and_says_where(runs, http,
     assert found["status"] == "error"
 
 
-def test_a_missing_output_is_not_as_asked_either(runs):
+def test_a_missing_output_violates_the_schema(runs):
     with pytest.raises(AgentRunFailedError, match="null is not of type"):
         runs.create_and_wait(query="q", output_schema=OBJECT, poll_interval=20, betas=BETAS)
 
 
-def test_a_schema_that_takes_forever_to_check_can_be_cancelled(runs, beats):
+def test_a_run_is_cancelled_during_an_endless_schema_check(runs, beats):
     """The schema is checked where the graph runs: in a child that can be killed."""
     pair = {
         f"a{n}": {"anyOf": [{"$ref": f"#/$defs/a{n + 1}"}, {"$ref": f"#/$defs/a{n + 1}"}]}
@@ -272,20 +272,20 @@ def test_a_schema_that_takes_forever_to_check_can_be_cancelled(runs, beats):
 
 
 BAD_SCHEMAS = {
-    "no such type": {"type": "objct"},
+    "an unknown type": {"type": "objct"},
     "a type that is a number": {"properties": {"a": {"type": 5}}},
-    "no regex": {"properties": {"a": {"pattern": "("}}},
-    "nothing there": {"$ref": "#/$defs/nothing"},
-    "somebody else's": {"$ref": "http://127.0.0.1:1/schema.json"},
-    "a file": {"$ref": "file:///etc/passwd"},
+    "an invalid regex": {"properties": {"a": {"pattern": "("}}},
+    "an unresolved reference": {"$ref": "#/$defs/nothing"},
+    "a remote reference": {"$ref": "http://127.0.0.1:1/schema.json"},
+    "a file reference": {"$ref": "file:///etc/passwd"},
     "draft 4": {"$schema": "http://json-schema.org/draft-04/schema#"},
-    "a dialect of its own": {"$schema": "https://example.com/schema"},
-    "a dialect that is no text": {"$schema": 7},
+    "an unknown dialect": {"$schema": "https://example.com/schema"},
+    "a dialect that is a number": {"$schema": 7},
 }
 
 
 @pytest.mark.parametrize("schema", BAD_SCHEMAS.values(), ids=BAD_SCHEMAS)
-def test_a_schema_that_is_none_is_refused(raw, schema):
+def test_an_invalid_schema_is_refused(raw, schema):
     error = assert_invalid(
         raw.post("/agent/runs", json={"query": "q", "outputSchema": schema}),
         "INVALID_OUTPUT_SCHEMA",
@@ -295,7 +295,7 @@ def test_a_schema_that_is_none_is_refused(raw, schema):
     assert raw.get("/agent/runs").json()["data"] == []
 
 
-def test_nothing_is_fetched_for_a_schema(raw):
+def test_a_remote_schema_reference_is_refused_and_not_fetched(raw):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         reference = f"http://127.0.0.1:{listener.getsockname()[1]}/schema.json"
@@ -316,7 +316,7 @@ def test_nothing_is_fetched_for_a_schema(raw):
 # Cancel and stop.
 
 
-def test_a_running_run_is_cancelled_when_the_answer_comes(runs, beats):
+def test_a_running_run_is_cancelled_when_cancel_returns(runs, beats):
     run = runs.create(**asking(beats=str(beats), seconds=60, first_text="so far"), betas=BETAS)
     beats.wait_for("working")
     assert runs.get(run.id, betas=BETAS).status == "running"
@@ -332,7 +332,7 @@ def test_a_running_run_is_cancelled_when_the_answer_comes(runs, beats):
 
 
 @pytest.mark.parametrize("stubborn", [False, True], ids=["waits", "has to be killed"])
-def test_a_stopped_run_has_completed_with_what_it_had_reached(runs, beats, stubborn):
+def test_a_stopped_run_is_completed_with_its_partial_output(runs, beats, stubborn):
     told = asking(
         beats=str(beats),
         seconds=60,
@@ -353,7 +353,7 @@ def test_a_stopped_run_has_completed_with_what_it_had_reached(runs, beats, stubb
     runs.create(query="q", previous_run_id=run.id, betas=BETAS)
 
 
-def test_a_run_that_has_ended_stays_as_it_is(runs):
+def test_an_ended_run_is_unchanged_by_cancel_and_stop(runs):
     done = runs.create_and_wait(query="q", poll_interval=20, betas=BETAS)
     for how in (runs.cancel, runs.stop, runs.get):
         assert how(done.id, betas=BETAS) == done
@@ -363,7 +363,7 @@ def test_a_run_that_has_ended_stays_as_it_is(runs):
         assert how(failing.id, betas=BETAS) == failed
 
 
-def test_cancels_and_stops_at_once_agree(runs, beats):
+def test_concurrent_cancels_and_stops_return_the_same_run(runs, beats):
     run = runs.create(**asking(beats=str(beats), seconds=60), betas=BETAS)
     beats.wait_for("working")
     hows = [runs.cancel, runs.stop] * 5
@@ -373,7 +373,7 @@ def test_cancels_and_stops_at_once_agree(runs, beats):
     assert answers[0].status in ("cancelled", "completed")
 
 
-def test_one_who_waits_for_a_cancelled_run_is_told(runs, beats):
+def test_a_client_waiting_for_a_cancelled_run_gets_an_error(runs, beats):
     def cancel():
         beats.wait_for("working")
         runs.cancel(runs.list(betas=BETAS).data[0].id, betas=BETAS)
@@ -386,7 +386,7 @@ def test_one_who_waits_for_a_cancelled_run_is_told(runs, beats):
     assert raised.value.run.stop_reason == "cancelled"
 
 
-def test_a_cancel_by_the_other_api_shows_here(runs, http, beats):
+def test_a_run_cancelled_by_the_other_api_is_shown_as_cancelled(runs, http, beats):
     for action in ("interrupt", "rollback"):
         name = f"{action}:working"
         run = runs.create(**asking(beats=str(beats), seconds=60, name=name), betas=BETAS)
@@ -402,7 +402,7 @@ def test_a_cancel_by_the_other_api_shows_here(runs, http, beats):
         assert runs.delete(run.id, betas=BETAS).deleted is True
 
 
-def test_a_run_whose_record_the_other_api_deleted_is_gone(runs, http):
+def test_a_run_deleted_by_the_other_api_is_not_found(runs, http):
     run = runs.create_and_wait(query="q", poll_interval=20, betas=BETAS)
     thread = http.post("/threads/search", json={"limit": 1, "sort_by": "created_at"}).json()[0]
     path = f"/threads/{thread['thread_id']}/runs"
@@ -416,7 +416,7 @@ def test_a_run_whose_record_the_other_api_deleted_is_gone(runs, http):
 # Lists.
 
 
-def test_all_runs_are_listed_newest_first_also_when_one_is_deleted_between_pages(runs):
+def test_runs_are_listed_newest_first_despite_a_deletion_between_pages(runs):
     made = [runs.create(query=f"q{n}", betas=BETAS).id for n in range(5)]
     seen = []
     for run in runs.list_all(limit=2, betas=BETAS):
@@ -429,7 +429,7 @@ def test_all_runs_are_listed_newest_first_also_when_one_is_deleted_between_pages
     assert [run.id for run in runs.get_all(betas=BETAS)] == rest
 
 
-def test_a_page_says_whether_there_is_more(runs):
+def test_a_page_of_runs_reports_whether_more_follow(runs):
     made = [runs.create(query="q", betas=BETAS).id for _ in range(3)]
     page = runs.list(limit=2, betas=BETAS)
     assert (page.has_more, page.next_cursor) == (True, made[1])
@@ -443,7 +443,7 @@ def test_a_page_says_whether_there_is_more(runs):
     assert (len(page.data), page.has_more, page.next_cursor) == (3, False, None)
 
 
-def test_the_async_client_lists_them_too(aplay):
+def test_the_async_client_lists_all_runs(aplay):
     async def scene(runs):
         made = [(await runs.create(query="q", betas=BETAS)).id for _ in range(3)]
         assert [run.id async for run in runs.list_all(limit=1, betas=BETAS)] == made[::-1]
@@ -451,7 +451,7 @@ def test_the_async_client_lists_them_too(aplay):
     aplay(scene)
 
 
-def test_a_cursor_need_not_be_there_but_must_be_one(raw, runs):
+def test_a_cursor_may_be_an_unknown_id_but_not_a_malformed_one(raw, runs):
     run = runs.create(query="q", betas=BETAS)
     oldest, newest = f"agent_run_{'0' * 26}", f"agent_run_7{'z' * 25}"
     assert raw.get("/agent/runs", params={"cursor": oldest}).json()["data"] == []
@@ -514,7 +514,7 @@ def frames(text: str) -> list[tuple[str, str, Any]]:
     return found
 
 
-def test_events_are_replayed_behind_the_last_one_seen(raw, runs):
+def test_events_are_replayed_after_the_last_event_id(raw, runs):
     told = asking(text=LINE_SEPARATOR)
     run = runs.create_and_wait(**told, poll_interval=20, betas=BETAS)
     url, accept = f"/agent/runs/{run.id}/events", {"accept": "text/event-stream"}
@@ -532,7 +532,7 @@ def test_events_are_replayed_behind_the_last_one_seen(raw, runs):
     assert_gone(raw.get(f"/agent/runs/{UNKNOWN}/events", headers=accept))
 
 
-def test_a_replay_does_not_wait_for_what_is_to_come(raw, runs, beats):
+def test_a_replay_does_not_wait_for_future_events(raw, runs, beats):
     run = runs.create(**asking(beats=str(beats), seconds=60), betas=BETAS)
     beats.wait_for("working")
     response = raw.get(f"/agent/runs/{run.id}/events", headers={"accept": "text/event-stream"})
@@ -560,7 +560,7 @@ def test_a_created_run_is_streamed_to_its_end(runs):
     assert [e.data for e in runs.events.list(run.id, betas=BETAS).data] == [e.data for e in events]
 
 
-def test_a_line_separator_survives_the_async_client(aplay):
+def test_a_line_separator_is_kept_by_the_async_client(aplay):
     async def scene(runs):
         stream = await runs.create(**asking(text=LINE_SEPARATOR), stream=True, betas=BETAS)
         events = [event async for event in stream]
@@ -570,7 +570,7 @@ def test_a_line_separator_survives_the_async_client(aplay):
     aplay(scene)
 
 
-def test_a_stream_is_on_the_wire_as_every_client_can_read_it(raw):
+def test_a_stream_is_sent_as_chunked_ascii_event_frames(raw):
     accept = {"accept": "text/event-stream"}
     with raw.stream("POST", "/agent/runs", json={"query": "ü\u2028"}, headers=accept) as response:
         text = response.read().decode()
@@ -579,7 +579,7 @@ def test_a_stream_is_on_the_wire_as_every_client_can_read_it(raw):
     assert [number for number, _, _ in frames(text)] == ["1", "2", "3"]
 
 
-def test_a_stream_says_that_it_has_started_and_beats_while_it_runs(raw, runs, beats):
+def test_a_stream_sends_the_start_and_heartbeats_while_the_run_is_running(raw, runs, beats):
     told = {**asking(beats=str(beats), seconds=60)}
     accept = {"accept": "text/event-stream"}
     with raw.stream("POST", "/agent/runs", json=told, headers=accept) as response:
@@ -606,7 +606,7 @@ def test_a_stream_says_that_it_has_started_and_beats_while_it_runs(raw, runs, be
 @pytest.mark.parametrize(
     ("how", "last"), [("stop", "completed"), ("cancel", "cancelled"), ("delete", "cancelled")]
 )
-def test_a_stream_ends_when_its_run_is_ended_by_somebody(runs, beats, how, last):
+def test_a_stream_ends_when_its_run_is_stopped_cancelled_or_deleted(runs, beats, how, last):
     stream = runs.create(**asking(beats=str(beats), seconds=60), stream=True, betas=BETAS)
     events = [next(stream)]
     beats.wait_for("working")
@@ -621,7 +621,7 @@ def test_a_stream_of_a_run_that_fails_ends_with_its_error(runs):
     assert events[-1].data["error"]["message"] == "no luck"
 
 
-def test_a_client_that_leaves_its_stream_does_not_end_the_run(raw, runs, beats):
+def test_a_client_that_disconnects_from_a_stream_does_not_end_the_run(raw, runs, beats):
     told = asking(beats=str(beats), seconds=0.5)
     accept = {"accept": "text/event-stream"}
     with raw.stream("POST", "/agent/runs", json=told, headers=accept) as response:
@@ -631,7 +631,7 @@ def test_a_client_that_leaves_its_stream_does_not_end_the_run(raw, runs, beats):
     assert ended(runs, run_id).status == "completed"
 
 
-def test_an_error_before_a_stream_starts_is_an_ordinary_one(raw):
+def test_an_error_before_a_stream_starts_is_an_ordinary_error_response(raw):
     accept = {"accept": "text/event-stream"}
     assert_invalid(raw.post("/agent/runs", json={"query": ""}, headers=accept))
     body = {"query": "q", "previousRunId": UNKNOWN}
@@ -643,7 +643,7 @@ def test_an_error_before_a_stream_starts_is_an_ordinary_one(raw):
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_no_key_is_401_before_anything_else(server, method, path):
+def test_a_missing_key_is_reported_before_any_other_error(server, method, path):
     with raw_client(server.url, None) as client:
         for headers in (
             {},
@@ -657,7 +657,7 @@ def test_no_key_is_401_before_anything_else(server, method, path):
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_the_beta_header_comes_before_what_is_asked(server, key, method, path):
+def test_the_beta_header_is_checked_before_the_request(server, key, method, path):
     with raw_client(server.url, key) as client:
         for beta, code in (
             ("", "MISSING_BETA_HEADER"),
@@ -672,7 +672,7 @@ def test_the_beta_header_comes_before_what_is_asked(server, key, method, path):
             assert answer.status_code in (200, 404)
 
 
-def test_the_clients_are_refused_without_the_beta_header(exa, runs):
+def test_exas_client_is_refused_without_the_beta_header(exa, runs):
     with refused(400, "MISSING_BETA_HEADER"):
         exa.agent.runs.list()
     with refused(400, "INVALID_BETA_HEADER"):
@@ -681,7 +681,7 @@ def test_the_clients_are_refused_without_the_beta_header(exa, runs):
         runs.stop(UNKNOWN)  # the client's default for `stop` is another beta
 
 
-def test_a_key_may_come_as_a_bearer_and_the_other_header_wins(server, raw, key, runs):
+def test_a_key_may_be_a_bearer_token_and_x_api_key_takes_precedence(server, raw, key, runs):
     run = runs.create(query="q", betas=BETAS)
     with raw_client(server.url, None, authorization=f"Bearer {key}") as client:
         assert client.get(f"/agent/runs/{run.id}").status_code == 200
@@ -689,7 +689,7 @@ def test_a_key_may_come_as_a_bearer_and_the_other_header_wins(server, raw, key, 
         assert_gone(client.get(f"/agent/runs/{run.id}", headers=other))
 
 
-def test_teams_do_not_see_each_other(server, runs, beats):
+def test_teams_do_not_see_the_runs_of_each_other(server, runs, beats):
     run = runs.create(**asking(beats=str(beats), seconds=60), betas=BETAS)
     beats.wait_for("working")
     with raw_client(server.url, "another team") as other:
@@ -706,7 +706,7 @@ def test_teams_do_not_see_each_other(server, runs, beats):
     assert runs.cancel(run.id, betas=BETAS).status == "cancelled"
 
 
-def test_the_key_itself_is_kept_nowhere(server, runs, key):
+def test_an_api_key_is_neither_stored_nor_logged(server, runs, key):
     runs.create_and_wait(query="q", poll_interval=20, betas=BETAS)
     with psycopg.connect(server.database_url) as conn:
         for table in ("agent_run", "run", "thread"):
@@ -727,11 +727,11 @@ NO_REQUESTS = {
     "a prompt that is a list": {"query": "q", "systemPrompt": []},
     "an input that is a text": {"query": "q", "input": "x"},
     "data that is an object": {"query": "q", "input": {"data": {}}},
-    "data that is no list of objects": {"query": "q", "input": {"data": ["x"]}},
+    "data that is a list of texts": {"query": "q", "input": {"data": ["x"]}},
     "a schema that is a text": {"query": "q", "outputSchema": "{}"},
     "a schema that is true": {"query": "q", "outputSchema": True},
     "an unknown effort": {"query": "q", "effort": "extreme"},
-    "a previous run that is no id": {"query": "q", "previousRunId": "a b"},
+    "a malformed previous run id": {"query": "q", "previousRunId": "a b"},
     "a previous run with a line break": {"query": "q", "previousRunId": f"{UNKNOWN}\n"},
     "metadata that is a list": {"query": "q", "metadata": []},
     "six data sources": {"query": "q", "dataSources": [{"provider": "x"}] * 6},
@@ -741,29 +741,29 @@ NO_REQUESTS = {
     "a NUL": {"query": "a\x00b"},
 }
 NO_JSON = {
-    "nothing": b"",
-    "a brace": b"{",
+    "an empty body": b"",
+    "an unclosed brace": b"{",
     "a list": b"[]",
     "null": b"null",
     "NaN": b'{"query": NaN}',
     "a surrogate": rb'{"query": "\ud800"}',
-    "no UTF-8": b'{"query": "\xff"}',
+    "invalid UTF-8": b'{"query": "\xff"}',
     "101 levels": b'{"query": "q", "metadata": ' + b'{"a":' * 100 + b"1" + b"}" * 101,
 }
 
 
 @pytest.mark.parametrize("body", NO_REQUESTS.values(), ids=NO_REQUESTS)
-def test_a_request_that_makes_no_sense_is_refused(raw, body):
+def test_an_invalid_create_request_is_refused(raw, body):
     assert_invalid(raw.post("/agent/runs", json=body))
     assert raw.get("/agent/runs").json()["data"] == []
 
 
 @pytest.mark.parametrize("body", NO_JSON.values(), ids=NO_JSON)
-def test_a_body_that_is_no_json_object_is_refused(raw, body):
+def test_a_body_that_is_not_a_json_object_is_refused(raw, body):
     assert_invalid(raw.post("/agent/runs", content=body))
 
 
-def test_every_word_for_effort_is_taken_and_what_is_unknown_or_null_is_left_out(raw):
+def test_every_effort_is_accepted_and_unknown_or_null_fields_are_dropped(raw):
     for effort in ("minimal", "low", "medium", "high", "xhigh", "auto", "ultra", "max"):
         run = raw.post("/agent/runs", json={"query": "q", "effort": effort}).json()
         assert run["request"] == {"query": "q", "effort": effort}
@@ -803,14 +803,14 @@ BAD_IDS = ("a%20b", "%00", "%ff", "x" * 201, "%F0%9F%98%80", "a%0Ab", "%25", "~"
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES[2:])
-def test_what_is_no_id_is_refused_and_what_is_not_there_is_not_found(raw, method, path):
+def test_a_malformed_run_id_is_refused_and_an_unknown_one_is_not_found(raw, method, path):
     for text in BAD_IDS:
         assert_invalid(raw.request(method, path.replace(UNKNOWN, text)))
     for text in (UNKNOWN, "x", "a.b:c-d_e", "x" * 200, UNKNOWN.upper()):
         assert_gone(raw.request(method, path.replace(UNKNOWN, text)))
 
 
-def test_an_empty_body_with_a_type_is_fine_where_none_is_wanted(raw, runs):
+def test_an_empty_body_with_a_content_type_is_accepted(raw, runs):
     run = runs.create(query="q", betas=BETAS)
     headers = {"content-type": "application/json"}
     for method, path in (
@@ -822,7 +822,7 @@ def test_an_empty_body_with_a_type_is_fine_where_none_is_wanted(raw, runs):
         assert raw.request(method, path, headers=headers, content=b"").status_code == 200
 
 
-def test_the_frameworks_own_errors_are_in_the_envelope(raw):
+def test_framework_errors_use_the_error_format_of_the_api(raw):
     for path in ("/agent", "/agent/", "/agent/x", "/agent/runs/a/b", "/agent/runs/a/events/1"):
         answer = raw.get(path)
         assert_error(answer, 404, "INVALID_REQUEST", "NOT_FOUND")

@@ -48,13 +48,13 @@ def test_a_patch_merges_metadata_and_replaces_the_rest(sync_client, made):
     assert sync_client.assistants.get(made["assistant_id"]) == patched
 
 
-def test_a_patch_of_the_config_is_mirrored_into_the_context(sync_client, made):
+def test_a_patched_config_is_mirrored_into_the_context(sync_client, made):
     patched = update(sync_client, made, config={"configurable": {"by": 4}})
     assert patched["context"] == {"by": 4}
     assert update(sync_client, made, config={"tags": ["t"]})["context"] == {}
 
 
-def test_what_changes_nothing_is_no_version(http, sync_client, made):
+def test_a_patch_without_changes_creates_no_version(http, sync_client, made):
     path = f"/assistants/{made['assistant_id']}"
     assert http.patch(path, json={}).json() == made
     assert update(sync_client, made, name="first", metadata={"k": "v"}, context={"by": 3}) == made
@@ -66,7 +66,7 @@ def test_a_patch_may_change_the_graph(sync_client, made):
     assert sync_client.runs.wait(None, made["assistant_id"], input={"count": 1})["count"] > 1
 
 
-def test_patches_at_once_all_count(http, sync_client, made):
+def test_concurrent_patches_all_take_effect(http, sync_client, made):
     path = f"/assistants/{made['assistant_id']}"
     patches = [
         threading.Thread(
@@ -93,7 +93,7 @@ def test_versions_are_listed_newest_first_without_updated_at(sync_client, made):
     assert [v["version"] for v in versions(sync_client, made, metadata={"round": 2})] == [3, 2]
 
 
-def test_an_older_version_comes_back_whole_and_is_what_runs_use(sync_client, made):
+def test_setting_an_older_version_as_latest_restores_all_its_fields(sync_client, made):
     update(sync_client, made, config={"configurable": {"by": 9}}, metadata={"k": "w"}, name="x")
     restored = sync_client.assistants.set_latest(made["assistant_id"], 1)
     same = {key: value for key, value in made.items() if key != "updated_at"}
@@ -127,7 +127,9 @@ def test_a_run_uses_the_version_that_is_latest_when_it_is_created(sync_client):
         ("POST", "/versions", {"limit": 0}, 422, "limit"),
     ],
 )
-def test_what_cannot_be_done_is_refused(http, made, method, path, body, status, detail):
+def test_an_invalid_change_of_an_assistant_is_refused(
+    http, made, method, path, body, status, detail
+):
     path = f"/assistants/{made['assistant_id']}{path}"
     assert detail in refused(http.request(method, path, json=body), status)
 
@@ -141,7 +143,7 @@ def test_an_unknown_assistant_is_not_found(http, method, path, body):
     assert detail == f"Assistant {UNKNOWN} not found"
 
 
-def test_assistants_are_counted_as_they_are_found(sync_client):
+def test_assistants_are_counted_by_the_filters_of_search(sync_client):
     tag = {"tag": uuid.uuid4().hex}
     for name in ("Alpha", "Beta", "alphabet"):
         sync_client.assistants.create("counter", name=name, metadata=tag)
@@ -150,7 +152,7 @@ def test_assistants_are_counted_as_they_are_found(sync_client):
     assert sync_client.assistants.count(metadata=tag, graph_id="steps") == 0
 
 
-def test_an_assistant_goes_with_its_threads_when_asked(http, sync_client, beats):
+def test_deleting_an_assistant_can_delete_its_threads(http, sync_client, beats):
     made = sync_client.assistants.create("steps")
     done, running, other = (new_thread(http) for _ in range(3))
     sync_client.runs.wait(done, made["assistant_id"], input={})
@@ -168,13 +170,13 @@ def test_an_assistant_goes_with_its_threads_when_asked(http, sync_client, beats)
 # -- the drawing of the graph ------------------------------------------------------------------
 
 
-def test_the_drawing_of_a_graph(sync_client):
+def test_the_drawing_of_a_graph_has_its_nodes_and_edges(sync_client):
     drawing = sync_client.assistants.get_graph("counter")
     assert [node["id"] for node in drawing["nodes"]] == ["__start__", "inc", "__end__"]
     assert {"source": "__start__", "target": "inc"} in drawing["edges"]
 
 
-def test_x_ray_draws_subgraphs(sync_client):
+def test_xray_draws_subgraphs(sync_client):
     def ids(**options):
         return {
             node["id"] for node in sync_client.assistants.get_graph("family", **options)["nodes"]
@@ -187,12 +189,12 @@ def test_x_ray_draws_subgraphs(sync_client):
 
 
 @pytest.mark.parametrize("xray", ["bad", "-1", "0", "1.5"])
-def test_a_bad_x_ray_is_refused(http, xray):
+def test_an_invalid_xray_value_is_refused(http, xray):
     response = http.get("/assistants/counter/graph", params={"xray": xray})
     assert refused(response, 422) == "Invalid xray value"
 
 
-def test_the_schemas_of_a_graph(sync_client):
+def test_the_schemas_of_a_graph_are_returned(sync_client):
     made = sync_client.assistants.create("counter")
     schemas = sync_client.assistants.get_schemas(made["assistant_id"])
     assert schemas["graph_id"] == "counter"
@@ -201,13 +203,13 @@ def test_the_schemas_of_a_graph(sync_client):
     assert sync_client.assistants.get_schemas("counter") == schemas
 
 
-def test_the_schema_of_a_context_is_the_configs_too(sync_client):
+def test_the_config_schema_is_the_context_schema(sync_client):
     schemas = sync_client.assistants.get_schemas("teller")
     assert "voice" in schemas["context_schema"]["properties"]
     assert schemas["config_schema"] == schemas["context_schema"]
 
 
-def test_the_subgraphs_of_a_graph(sync_client):
+def test_the_subgraphs_of_a_graph_are_returned_by_namespace(sync_client):
     found = sync_client.assistants.get_subgraphs("family")
     assert list(found) == ["child"]
     assert found["child"]["input_schema"]["properties"]
@@ -218,12 +220,12 @@ def test_the_subgraphs_of_a_graph(sync_client):
 
 
 @pytest.mark.parametrize("graph", ["made", "made_async", "made_with_config", "made_context"])
-def test_a_graph_that_a_factory_makes_can_be_drawn(sync_client, graph):
+def test_a_graph_from_a_factory_can_be_drawn(sync_client, graph):
     assert sync_client.assistants.get_graph(graph)["nodes"]
     assert sync_client.assistants.get_schemas(graph)["state_schema"]["properties"]
 
 
 @pytest.mark.parametrize("what", ["graph", "schemas", "subgraphs"])
-def test_of_an_unknown_assistant_nothing_is_shown(http, what):
+def test_the_graph_of_an_unknown_assistant_is_not_found(http, what):
     refused(http.get(f"/assistants/{UNKNOWN}/{what}"), 404)
     assert "Invalid assistant: 'nope'" in refused(http.get(f"/assistants/nope/{what}"), 422)

@@ -38,7 +38,7 @@ def create(http, **body):
     return response.json()
 
 
-def test_every_graph_has_a_system_assistant_with_the_id_all_installations_derive(http):
+def test_every_graph_has_a_system_assistant_with_a_derived_id(http):
     assistant = http.get(f"/assistants/{COUNTER_ID}").json()
     assert assistant.keys() == FIELDS
     assert assistant["graph_id"] == "counter"
@@ -53,7 +53,7 @@ def test_every_graph_has_a_system_assistant_with_the_id_all_installations_derive
     assert {"counter", "bad", "steps", "questions", "family", "made_async", "heavy"} <= set(graphs)
 
 
-def test_a_created_assistant_has_what_was_asked_and_is_found_by_its_id(sync_client, tag):
+def test_a_created_assistant_has_the_requested_fields(sync_client, tag):
     made = sync_client.assistants.create(
         "counter",
         config={"tags": ["t"], "recursion_limit": 7, "configurable": {"by": 3}},
@@ -93,7 +93,7 @@ def test_an_assistant_of_an_unknown_graph_is_refused(http):
     refused(http.post("/assistants", json={"graph_id": 5}), 422)
 
 
-def test_a_taken_id_conflicts_unless_the_existing_assistant_will_do(make_client, tag):
+def test_an_existing_id_is_a_conflict_unless_if_exists_is_do_nothing(make_client, tag):
     async def scene(client):
         taken = str(uuid.uuid4())
         first = await client.assistants.create("counter", assistant_id=taken, metadata=tag)
@@ -109,7 +109,7 @@ def test_a_taken_id_conflicts_unless_the_existing_assistant_will_do(make_client,
     play(make_client, scene)
 
 
-def test_an_unknown_assistant_is_not_found_and_a_name_is_no_id(sync_client, http):
+def test_an_unknown_assistant_is_not_found_and_a_graph_name_is_not_an_id(sync_client, http):
     with pytest.raises(NotFoundError):
         sync_client.assistants.get(UNKNOWN)
     assert refused(http.get(f"/assistants/{UNKNOWN}"), 404) == "Not Found"
@@ -139,7 +139,7 @@ def test_search_finds_by_graph_metadata_and_part_of_the_name(make_client, tag):
     play(make_client, scene)
 
 
-def test_search_pages_with_a_real_total(http, sync_client, tag):
+def test_assistant_search_is_paged_with_the_exact_total(http, sync_client, tag):
     made = [create(http, metadata=tag)["assistant_id"] for _ in range(5)]
 
     def page(limit, offset):
@@ -173,7 +173,7 @@ def test_search_pages_with_a_real_total(http, sync_client, tag):
         {"metadata": []},
     ],
 )
-def test_a_search_that_makes_no_sense_is_refused(http, body):
+def test_an_invalid_assistant_search_is_refused(http, body):
     refused(http.post("/assistants/search", json=body), 422)
 
 
@@ -181,7 +181,7 @@ def test_a_search_in_an_unknown_graph_is_not_found(http):
     refused(http.post("/assistants/search", json={"graph_id": "nope"}), 404)
 
 
-def test_a_run_may_name_a_graph_its_assistant_or_an_assistant_of_its_own(http, sync_client, tag):
+def test_a_run_may_name_a_graph_its_system_assistant_or_another_assistant(http, sync_client, tag):
     own = create(http, config={"configurable": {"by": 5}}, metadata=tag)["assistant_id"]
     thread_id = new_thread(http)
     for named, id_, count in (

@@ -68,14 +68,14 @@ def web_memory(server: LiveServer) -> int:
 # --- one request blocks all others ----------------------------------------------------------------
 
 
-def test_a_clients_text_in_a_stores_namespace_fails_its_run_and_frees_its_slot(api):
+def test_an_invalid_store_namespace_fails_the_run_and_frees_its_slot(api):
     body = {"assistant_id": "hostile", "input": {"label": os.urandom(3_000).hex()}}
     error = api.post("/runs/wait", json=body).json()["__error__"]
     assert error["error"] in ("ProgramLimitExceeded", "InvalidNamespaceError")
     assert api.post("/runs/wait", json=RUN).json() == {"count": 2}
 
 
-def test_a_run_with_a_webhook_and_a_large_context_can_be_ended(api):
+def test_a_run_with_a_webhook_and_a_large_context_can_be_cancelled(api):
     with ExitStack() as stack:
         receiver = Receiver()
         stack.callback(receiver.close)
@@ -97,7 +97,7 @@ def test_a_run_with_a_webhook_and_a_large_context_can_be_ended(api):
         assert api.delete(f"/threads/{thread}").status_code == 204
 
 
-def test_what_is_too_large_for_a_run_is_refused_before_it_is_stored(api):
+def test_a_run_larger_than_the_limit_is_refused(api):
     for path in ("/runs", "/runs/wait", "/runs/batch", "/runs/crons"):
         body = {**RUN, "context": {"x": "y" * 2_500_000}}
         if path == "/runs/crons":
@@ -106,7 +106,7 @@ def test_what_is_too_large_for_a_run_is_refused_before_it_is_stored(api):
         assert "BELAY_MAX_RUN_BYTES" in refused(answer, 413), path
 
 
-def test_metadata_that_grows_by_merging_has_an_end(api):
+def test_metadata_cannot_exceed_its_limit_by_merging(api):
     thread = api.post("/threads", json={}).json()["thread_id"]
     path = f"/threads/{thread}"
     assert api.patch(path, json={"metadata": {"a": "x" * 60_000}}).status_code == 200
@@ -117,7 +117,7 @@ def test_metadata_that_grows_by_merging_has_an_end(api):
     assert made.status_code == 413
 
 
-def test_the_versions_of_an_assistant_have_an_end(api):
+def test_the_stored_versions_of_an_assistant_are_bounded(api):
     body = {"graph_id": "counter", "context": {"text": os.urandom(30_000).hex()}}
     made = api.post("/assistants", json=body).json()
     path = f"/assistants/{made['assistant_id']}"
@@ -165,7 +165,7 @@ def crowded(api):
     return word, thread, assistant
 
 
-def test_an_answer_has_an_end(api, crowded):
+def test_a_response_larger_than_the_limit_is_refused(api, crowded):
     word, thread, assistant = crowded
     found = {"metadata": {"word": word}}
 
@@ -189,7 +189,7 @@ def test_an_answer_has_an_end(api, crowded):
     assert api.get(f"/threads/{thread}/history", params={"limit": 10}).status_code == 200
 
 
-def test_a_history_read_in_parts_is_whole(api):
+def test_a_history_read_in_parts_is_complete(api):
     thread = api.post("/threads", json={}).json()["thread_id"]
     api.post(f"/threads/{thread}/runs/wait", json={**RUN, "assistant_id": "hostile", "input": {}})
     for number in range(30):
@@ -204,7 +204,7 @@ def test_a_history_read_in_parts_is_whole(api):
     assert [state["checkpoint"]["checkpoint_id"] for state in some] == ids[5:12]
 
 
-def test_an_errors_message_has_an_end(api):
+def test_the_message_of_an_error_is_truncated(api):
     body = {"assistant_id": "hostile", "input": {"message": "x" * 1000, "size": 1000}}
     error = api.post("/runs/wait", json=body).json()["__error__"]
     assert len(error["message"]) < 21_000
@@ -223,7 +223,7 @@ def test_an_errors_message_has_an_end(api):
         b'{"metadata": {"a": [' + b'"\\\\",' * 300_000 + b"1]}}",
     ],
 )
-def test_a_body_of_very_many_values_is_refused(api, body):
+def test_a_body_with_too_many_values_is_refused(api, body):
     headers = {"content-type": "application/json"}
     for path in ("/threads", "/runs", "/assistants", "/store/items"):
         method = "PUT" if path == "/store/items" else "POST"
@@ -232,7 +232,7 @@ def test_a_body_of_very_many_values_is_refused(api, body):
 
 
 @pytest.mark.parametrize("path", ["/runs", "/threads", "/agent/runs", "/nowhere", "/ok"])
-def test_a_body_of_bad_chunks_is_refused_without_a_traceback(attacked, path):
+def test_invalid_chunks_are_refused_without_a_traceback(attacked, path):
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", attacked.port), timeout=20) as connection:
         connection.sendall(head.encode() + b"zz\r\n{}\r\n0\r\n\r\n")
@@ -240,7 +240,7 @@ def test_a_body_of_bad_chunks_is_refused_without_a_traceback(attacked, path):
     assert "InvalidChunkSize" not in attacked.log.read_text()
 
 
-def test_a_query_nested_very_deep_is_refused(api):
+def test_a_deeply_nested_query_parameter_is_refused(api):
     thread = api.post("/threads", json={}).json()["thread_id"]
     deep = '{"a":' + "[" * 300 + "]" * 300 + "}"
     answer = api.get(f"/threads/{thread}/runs", params={"metadata": deep})
@@ -251,7 +251,7 @@ def socket_url(server: LiveServer, thread: str) -> str:
     return server.url.replace("http", "ws") + f"/threads/{thread}/stream/events"
 
 
-def test_a_socket_takes_no_compression_and_no_large_message(attacked, api):
+def test_a_websocket_refuses_compression_and_large_messages(attacked, api):
     thread = api.post("/threads", json={}).json()["thread_id"]
     with connect(socket_url(attacked, thread), compression="deflate") as opened:
         assert "Sec-WebSocket-Extensions" not in opened.response.headers
@@ -272,7 +272,7 @@ def test_a_socket_takes_no_compression_and_no_large_message(attacked, api):
     ],
     ids=["no key", "other version", "no version"],
 )
-def test_a_handshake_that_is_none_is_refused(attacked, api, headers, status):
+def test_an_invalid_websocket_handshake_is_refused(attacked, api, headers, status):
     thread = api.post("/threads", json={}).json()["thread_id"]
     upgrade = {"connection": "upgrade", "upgrade": "websocket", **headers}
     url = f"{attacked.url}/threads/{thread}/stream/events"
@@ -282,7 +282,7 @@ def test_a_handshake_that_is_none_is_refused(attacked, api, headers, status):
 
 
 @pytest.mark.long
-def test_a_socket_that_is_not_read_holds_no_messages(attacked, api):
+def test_an_unread_websocket_does_not_accumulate_messages(attacked, api):
     """Fifty megabytes are sent; the server may hold only a few of them."""
     thread = api.post("/threads", json={}).json()["thread_id"]
     before = web_memory(attacked)
@@ -308,7 +308,7 @@ def test_a_socket_that_is_not_read_holds_no_messages(attacked, api):
 
 
 @pytest.mark.long
-def test_bodies_that_are_not_finished_do_not_fill_the_memory(guarded, bob):
+def test_unfinished_bodies_do_not_exhaust_the_memory(guarded, bob):
     """Forty clients send 7.5 of 8 MB and wait; another client's request succeeds meanwhile."""
     before = web_memory(guarded)
     head = (
@@ -336,7 +336,7 @@ def test_bodies_that_are_not_finished_do_not_fill_the_memory(guarded, bob):
 
 
 @pytest.mark.long
-def test_answers_that_are_not_read_do_not_fill_the_memory(scratch):
+def test_unread_responses_do_not_exhaust_the_memory(scratch):
     """Forty clients request a history of 12 MB and read nothing."""
     live = LiveServer(
         scratch / "unread",
@@ -372,7 +372,7 @@ def test_answers_that_are_not_read_do_not_fill_the_memory(scratch):
         live.stop()
 
 
-def test_a_large_run_that_is_waited_for_does_not_hold_up_another(api):
+def test_waiting_for_a_large_run_does_not_delay_another(api):
     """Large bodies are processed one at a time, but waiting for the run is not part of it."""
     thread = api.post("/threads", json={}).json()["thread_id"]
     body = {"assistant_id": "hostile", "input": {"seconds": 60}, "context": {"t": "x" * 600_000}}
@@ -422,7 +422,7 @@ def test_long_lists_of_ids_are_refused(api):
     assert "Longer than maximum length" in refused(api.post("/runs/cancel", json=body), 422)
 
 
-def test_an_item_has_an_end_of_texts_to_be_searched_by_meaning(api):
+def test_an_item_with_too_many_texts_to_embed_is_refused(api):
     """Tens of thousands of texts made a statement too large to send, reported as an outage."""
     item = {"namespace": ["v"], "key": "k", "index": ["a[*].b"]}
     many = {**item, "value": {"a": [{"b": "x"}] * 30_000}}
@@ -432,7 +432,7 @@ def test_an_item_has_an_end_of_texts_to_be_searched_by_meaning(api):
     assert api.put("/store/items", json=few).status_code == 204
 
 
-def test_many_paths_into_a_large_item_are_refused(api):
+def test_too_many_index_paths_into_a_large_item_are_refused(api):
     """A hundred paths into 190,000 values once kept the web process busy for fifteen seconds."""
     item = {"namespace": ["v"], "key": "k", "value": {"a": [1] * 30_000}}
     for paths in ([f"a[*].c{n}" for n in range(100)], ["{" + ",".join("abcdefgh") + "}"]):
@@ -443,7 +443,7 @@ def test_many_paths_into_a_large_item_are_refused(api):
     assert api.put("/store/items", json=few).status_code == 204
 
 
-def test_searches_that_refresh_the_same_items_do_not_fail_each_other(api):
+def test_concurrent_searches_that_refresh_the_same_items_succeed(api):
     """They deadlock in Postgres, for which the API once returned 503, as in an outage."""
     for n in range(200):
         api.put("/store/items", json={"namespace": ["ttl"], "key": str(n), "value": {}, "ttl": 60})
@@ -466,7 +466,7 @@ def test_searches_that_refresh_the_same_items_do_not_fail_each_other(api):
     ],
     ids=["namespaces", "names", "long name", "channels", "long channel"],
 )
-def test_what_a_subscription_asks_for_has_an_end(attacked, api, wanted):
+def test_a_subscription_larger_than_the_limit_is_refused(attacked, api, wanted):
     """A subscription is kept while the stream is open, and compared with every event."""
     thread = api.post("/threads", json={}).json()["thread_id"]
     asked = {"channels": ["values"], **wanted}
@@ -479,7 +479,7 @@ def test_what_a_subscription_asks_for_has_an_end(attacked, api, wanted):
         assert "at most" in answer["message"]
 
 
-def test_the_subscriptions_of_a_socket_have_an_end_together(attacked, api):
+def test_the_subscriptions_of_a_websocket_are_bounded_in_total(attacked, api):
     thread = api.post("/threads", json={}).json()["thread_id"]
     asked = {"channels": ["values"], "namespaces": [[f"{n:030}"] for n in range(900)]}
     with connect(socket_url(attacked, thread), compression=None) as opened:
@@ -492,13 +492,13 @@ def test_the_subscriptions_of_a_socket_have_an_end_together(attacked, api):
     assert "subscriptions are too large" in answers[-1]["message"]
 
 
-def test_a_command_has_an_end_of_targets(api):
+def test_a_command_with_too_many_targets_is_refused(api):
     goto = [{"node": "step", "input": {}}] * 1_001
     answer = api.post("/runs", json={**RUN, "command": {"goto": goto}})
     assert "at most 1,000 targets" in refused(answer, 422)
 
 
-def test_long_lists_and_maps_are_refused_by_their_length(api):
+def test_long_lists_and_maps_are_refused(api):
     for path, body in (
         ("/store/namespaces", {"prefix": [1] * 20_000}),
         ("/store/items/search", {"namespace_prefix": ["x"] * 20_000}),
@@ -507,14 +507,14 @@ def test_long_lists_and_maps_are_refused_by_their_length(api):
         assert "Longer than maximum length" in refused(api.post(path, json=body), 422)
 
 
-def test_a_moment_near_the_end_of_time_is_refused(api):
+def test_a_time_in_the_year_9999_is_refused(api):
     for moment in ("9999-12-31T23:59:59-23:59", "9999-12-31T00:00:00Z"):
         body = {**RUN, "schedule": "0 0 1 1 *", "end_time": moment}
         assert "before the year 9999" in refused(api.post("/runs/crons", json=body), 422)
 
 
 @pytest.mark.long
-def test_one_caller_does_not_hold_all_connections(guarded, ann, bob):
+def test_one_caller_cannot_occupy_all_database_connections(guarded, ann, bob):
     """Blocked statements of one caller (here on a lock) do not block other callers."""
     search = {"limit": 1}
     assert ann.post("/assistants/search", json=search).status_code == 200
@@ -536,7 +536,7 @@ def test_one_caller_does_not_hold_all_connections(guarded, ann, bob):
 
 
 @pytest.mark.long
-def test_a_statement_has_an_end(guarded, ann):
+def test_a_blocked_statement_times_out_with_503(guarded, ann):
     with psycopg.connect(guarded.database_url) as blocker:
         blocker.execute("LOCK TABLE cron IN ACCESS EXCLUSIVE MODE")
         answer = ann.post("/runs/crons/count", json={})
@@ -580,7 +580,7 @@ class Trickle:
         self.socket.close()
 
 
-def test_slow_receivers_hold_up_only_themselves(ann, bob):
+def test_slow_webhook_receivers_delay_no_other_calls(ann, bob):
     slow, good = Trickle(), Receiver()
     try:
         for _ in range(20):
@@ -595,7 +595,7 @@ def test_slow_receivers_hold_up_only_themselves(ann, bob):
         good.close()
 
 
-def test_a_call_has_a_deadline_in_all():
+def test_a_webhook_call_has_a_total_deadline():
     slow = Trickle()
     try:
         began = time.monotonic()
@@ -608,7 +608,7 @@ def test_a_call_has_a_deadline_in_all():
         slow.close()
 
 
-def test_a_call_ends_when_its_receiver_never_comes_to_its_answer():
+def test_a_webhook_call_ends_after_too_many_interim_responses():
     """Endless `100 Continue` responses once kept the worker's parent busy until the deadline."""
     listener = socket.create_server(("127.0.0.1", 0))
     sent = []
@@ -659,7 +659,7 @@ def bob(guarded):
         yield client
 
 
-def test_nobody_makes_a_system_assistant(ann, bob):
+def test_a_caller_cannot_create_a_system_assistant(ann, bob):
     forged = {"graph_id": "counter", "metadata": {"created_by": "system"}, "name": "counter"}
     made = bob.post("/assistants", json=forged).json()
     assert made["metadata"]["created_by"] == "system"
@@ -673,7 +673,7 @@ def test_nobody_makes_a_system_assistant(ann, bob):
     assert ann.get(f"/assistants/{made['assistant_id']}").status_code == 404
 
 
-def test_idempotency_keys_are_their_callers_own(ann, bob):
+def test_idempotency_keys_are_separate_for_each_caller(ann, bob):
     key = {"Idempotency-Key": f"order {uuid.uuid4()}"}
     hers = ann.post("/runs", json=LATER, headers=key)
     his = bob.post("/runs", json=LATER, headers=key)
@@ -682,7 +682,7 @@ def test_idempotency_keys_are_their_callers_own(ann, bob):
     assert ann.post("/runs", json=LATER, headers=key).json()["run_id"] == hers.json()["run_id"]
 
 
-def test_an_id_that_stands_for_a_key_cannot_be_chosen(ann):
+def test_a_client_cannot_choose_a_run_id_derived_from_a_key(ann):
     body = {**LATER, "run_id": "01234567-89ab-8def-8123-456789abcdef"}
     assert "version 8" in refused(ann.post("/runs", json=body), 422)
     key = {"Idempotency-Key": f"order {uuid.uuid4()}"}
@@ -690,7 +690,7 @@ def test_an_id_that_stands_for_a_key_cannot_be_chosen(ann):
     assert uuid.UUID(made["run_id"]).version == 8
 
 
-def test_a_batch_with_a_key_makes_each_of_its_runs_once(ann):
+def test_a_repeated_batch_with_a_key_creates_each_run_once(ann):
     key = {"Idempotency-Key": f"batch {uuid.uuid4()}"}
     first = ann.post("/runs/batch", json=[LATER] * 3, headers=key).json()
     again = ann.post("/runs/batch", json=[LATER] * 3, headers=key).json()
@@ -698,7 +698,7 @@ def test_a_batch_with_a_key_makes_each_of_its_runs_once(ann):
     assert [run["run_id"] for run in again] == [run["run_id"] for run in first]
 
 
-def test_the_thread_of_anothers_ended_stateless_run_is_taken(ann, bob):
+def test_the_thread_id_of_an_ended_stateless_run_stays_with_its_owner(ann, bob):
     run = ann.post("/runs", json=RUN).json()
     waiting = f"/threads/{run['thread_id']}"
     wait_until(lambda: ann.get(waiting).status_code == 404, 30, "the run to end")
@@ -709,7 +709,7 @@ def test_the_thread_of_anothers_ended_stateless_run_is_taken(ann, bob):
     assert ann.post("/threads", json={"thread_id": run["thread_id"]}).status_code == 200
 
 
-def test_ids_that_are_used_again_bring_nothing_of_what_they_were(ann, bob):
+def test_reused_ids_show_no_events_of_the_deleted_run(ann, bob):
     """The event log of a deleted run stays readable for a while, for clients that follow it."""
     thread, run = str(uuid.uuid4()), str(uuid.uuid4())
     streams = []
@@ -738,7 +738,7 @@ def test_ids_that_are_used_again_bring_nothing_of_what_they_were(ann, bob):
     assert ["2001" in text for text in streams] == [False, False, True, True]
 
 
-def test_a_star_is_nobodys_name_in_the_store(guarded, ann):
+def test_a_user_named_star_cannot_use_the_store(guarded, ann):
     secret = f"secret-{uuid.uuid4().hex[:8]}"
     item = {"namespace": ["ann", secret], "key": "k", "value": {"a": 1}}
     assert ann.put("/store/items", json=item).status_code == 204
@@ -753,7 +753,7 @@ def test_a_star_is_nobodys_name_in_the_store(guarded, ann):
 # --- keys -----------------------------------------------------------------------------------------
 
 
-def test_hidden_messages_of_errors_are_nowhere(guarded, ann):
+def test_a_redacted_error_message_is_in_no_response(guarded, ann):
     """The message is absent from every response about the run, its states and its events."""
     thread = ann.post("/threads", json={}).json()["thread_id"]
     body = {
@@ -798,7 +798,7 @@ def belay_keys(server: LiveServer, *words: str) -> str:
     return done.stdout.strip()
 
 
-def test_a_revoked_key_has_nothing_open_any_more(locked):
+def test_revoking_a_key_closes_its_streams_and_waits(locked):
     key = belay_keys(locked, "create", "--name", "doomed")
     headers = {"x-api-key": key}
     with watched(httpx.Client(base_url=locked.url, headers=headers, timeout=120)) as client:
@@ -839,7 +839,7 @@ def test_a_revoked_key_has_nothing_open_any_more(locked):
         pass
 
 
-def test_a_key_that_is_revoked_while_a_body_comes_in_is_refused(locked):
+def test_a_key_revoked_while_a_body_is_received_is_refused(locked):
     key = belay_keys(locked, "create", "--name", "slow")
     head = (
         f"POST /threads HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
@@ -865,7 +865,7 @@ def test_a_key_that_is_revoked_while_a_body_comes_in_is_refused(locked):
         assert slow.recv(4096).startswith(b"HTTP/1.1 401 ")
 
 
-def test_wrong_keys_are_slowed_down_and_right_ones_are_not(locked):
+def test_invalid_keys_are_rate_limited_and_valid_ones_are_not(locked):
     key = belay_keys(locked, "create", "--name", "right")
     with watched(httpx.Client(base_url=locked.url, timeout=60)) as client:
         statuses = [
@@ -883,7 +883,7 @@ def test_wrong_keys_are_slowed_down_and_right_ones_are_not(locked):
         assert answer.status_code == 200
 
 
-def test_bodies_of_cancels_that_trickle_in_have_an_end_in_number(locked):
+def test_the_number_of_slow_cancel_requests_is_limited(locked):
     key = belay_keys(locked, "create", "--name", "slow")
     head = f"POST /runs/cancel HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
     head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
@@ -910,7 +910,7 @@ def test_bodies_of_cancels_that_trickle_in_have_an_end_in_number(locked):
 # --- pages ----------------------------------------------------------------------------------------
 
 
-def test_a_foreign_page_changes_nothing(api):
+def test_a_request_from_a_foreign_origin_changes_nothing(api):
     foreign = {"Origin": "https://evil.example"}
     assert "may not call" in refused(api.post("/threads", json={}, headers=foreign), 403)
     for invalid in ("http://[::1", "http://]", "http://a[b]", "null", "//", ""):
@@ -922,7 +922,7 @@ def test_a_foreign_page_changes_nothing(api):
         assert api.post("/threads", json={}, headers={"Origin": origin}).status_code == 200
 
 
-def test_a_foreign_page_stops_nothing_by_leaving(api):
+def test_a_foreign_origin_cannot_cancel_on_disconnect(api):
     thread = api.post("/threads", json={}).json()["thread_id"]
     run = api.post(f"/threads/{thread}/runs", json=LATER).json()["run_id"]
     url = f"/threads/{thread}/runs/{run}"
@@ -934,14 +934,14 @@ def test_a_foreign_page_stops_nothing_by_leaving(api):
     api.delete(f"/threads/{thread}")
 
 
-def test_another_name_for_loopback_is_not_answered(api):
+def test_an_unknown_host_name_is_refused(api):
     for name in ("evil.example", "evil.example:2024", "127.0.0.1.evil.example"):
         assert "BELAY_HOSTS" in refused(api.get("/info", headers={"Host": name}), 403)
     for name in ("localhost:1", "127.0.0.1", "[::1]:2024", "belay.localhost"):
         assert api.get("/info", headers={"Host": name}).status_code == 200
 
 
-def test_a_socket_of_a_foreign_page_is_not_opened(attacked, api):
+def test_a_websocket_from_a_foreign_origin_is_refused(attacked, api):
     thread = api.post("/threads", json={}).json()["thread_id"]
     headers = {"Origin": "https://evil.example"}
     with (
@@ -951,7 +951,7 @@ def test_a_socket_of_a_foreign_page_is_not_opened(attacked, api):
         pass
 
 
-def test_no_header_says_where_the_application_is_mounted(attacked):
+def test_a_script_name_header_is_not_trusted(attacked):
     answer = httpx.get(f"{attacked.url}/x/ok", headers={"SCRIPT_NAME": "/x"}, timeout=60)
     assert answer.status_code >= 400
 
@@ -959,7 +959,7 @@ def test_no_header_says_where_the_application_is_mounted(attacked):
 # --- crons and limits -----------------------------------------------------------------------------
 
 
-def test_crons_have_a_shortest_time_and_a_number(api):
+def test_crons_have_a_minimum_interval_and_a_maximum_number(api):
     hasty = {**RUN, "schedule": "* * * * * *"}
     assert "BELAY_CRON_SHORTEST_SECONDS" in refused(api.post("/runs/crons", json=hasty), 422)
     yearly = {**RUN, "schedule": "0 0 1 1 *"}
@@ -975,13 +975,13 @@ def test_crons_have_a_shortest_time_and_a_number(api):
             api.delete(f"/runs/crons/{one.json()['cron_id']}")
 
 
-def test_pending_runs_are_capped_by_address_where_nobody_says_who_they_are(api):
+def test_pending_runs_of_unauthenticated_callers_are_capped_by_address(api):
     made = [api.post("/runs", json=LATER).status_code for _ in range(25)]
     assert made.count(429) == 5
     assert api.post("/runs/cancel", json={"status": "pending"}).status_code == 204
 
 
-def test_long_labels_keys_and_paths_of_the_store_are_refused(api):
+def test_long_store_labels_keys_and_index_paths_are_refused(api):
     item = {"namespace": ["a"], "key": "k", "value": {"a": 1}}
     for change in (
         {"namespace": ["x" * 6_000]},
@@ -998,7 +998,7 @@ def test_long_labels_keys_and_paths_of_the_store_are_refused(api):
 # --- files left on the disk -----------------------------------------------------------------------
 
 
-def test_belay_dev_leaves_nothing_for_other_users_to_read(attacked, api):
+def test_the_files_of_belay_dev_are_private_to_its_user(attacked, api):
     api.post("/runs/wait", json=RUN)
     folder = attacked.data_dir / "valkey"
     assert folder.stat().st_mode & 0o077 == 0

@@ -61,7 +61,7 @@ def bob(guarded):
 # --- authentication -----------------------------------------------------------------------------
 
 
-def test_who_does_not_say_who_they_are_is_refused_in_the_projects_words(guarded):
+def test_an_unauthenticated_request_is_refused_with_the_projects_error(guarded):
     with as_user(guarded, None) as nobody:
         answer = nobody.post("/threads/search", json={})
         assert refused(answer, 401) == "Who are you?"
@@ -73,21 +73,21 @@ def test_who_does_not_say_who_they_are_is_refused_in_the_projects_words(guarded)
         assert refused(banned.post("/threads", json={}), 403) == "You are banned"
 
 
-def test_the_projects_own_routes_ask_too_when_they_are_told_to(guarded):
+def test_custom_routes_require_authentication_if_so_configured(guarded):
     url = f"{guarded.url}/of/the/project"
     assert httpx.get(url, timeout=30).status_code == 401
     answer = httpx.get(url, headers={"Authorization": "Bearer ann"}, timeout=30)
     assert (answer.status_code, answer.text) == (200, "the project at /of/the/project")
 
 
-def test_an_authentication_that_breaks_lets_nobody_in_and_tells_nothing(guarded):
+def test_an_authentication_that_raises_returns_500_without_details(guarded):
     headers = {"Authorization": "Bearer broken"}
     answer = httpx.post(f"{guarded.url}/threads/search", json={}, headers=headers, timeout=30)
     assert answer.status_code == 500
     assert "canary" not in answer.text
 
 
-def test_the_graph_is_told_who_runs_it(ann, guarded):
+def test_the_graph_receives_the_authenticated_user(ann, guarded):
     body = {"assistant_id": "whoami", "input": {}, "config": {"configurable": {"user_id": "eve"}}}
     told = json.loads(ann.post("/runs/wait", json=body).json()["note"])
     assert told == ["ann", "gold", "eve", []]
@@ -96,7 +96,7 @@ def test_the_graph_is_told_who_runs_it(ann, guarded):
     assert told == ["ann", "gold", "ann", []]
 
 
-def test_the_sdk_is_let_in_by_its_headers(guarded):
+def test_the_sdk_authenticates_by_its_headers(guarded):
     headers = {"Authorization": "Bearer ann"}
     with watched(get_sync_client(url=guarded.url, headers=headers)) as client:
         thread = client.threads.create()
@@ -109,7 +109,7 @@ def test_the_sdk_is_let_in_by_its_headers(guarded):
         nobody.threads.create()
 
 
-def test_a_handler_that_says_no_is_a_403(guarded):
+def test_a_run_denied_by_a_handler_is_403(guarded):
     with as_user(guarded, "ann:no-runs") as client:
         thread = client.post("/threads", json={}).json()["thread_id"]
         body = {"assistant_id": "counter", "input": {"count": 1}}
@@ -120,7 +120,7 @@ def test_a_handler_that_says_no_is_a_403(guarded):
         assert refused(client.post("/runs/crons", json=cron), 403) == "Forbidden"
 
 
-def test_listing_a_threads_runs_is_a_search(guarded, ann):
+def test_listing_the_runs_of_a_thread_is_authorized_as_a_search(guarded, ann):
     thread = ann.post("/threads", json={}).json()["thread_id"]
     with as_user(guarded, "ann:no-search") as client:
         assert client.get(f"/threads/{thread}").status_code == 200
@@ -247,7 +247,7 @@ def test_the_matrix_has_every_operation_of_the_document(ann):
     assert operations == rows | NAMES_NOTHING.keys()
 
 
-def belongings(client: httpx.Client, *, active: bool) -> dict[str, str]:
+def create_resources(client: httpx.Client, *, active: bool) -> dict[str, str]:
     """Create one of each resource, with a run that has ended, or a pending one if `active`."""
     assistant = client.post(
         "/assistants", json={"graph_id": "counter", "context": {"secret": SECRET}}
@@ -271,7 +271,7 @@ def belongings(client: httpx.Client, *, active: bool) -> dict[str, str]:
     }
 
 
-def nothing() -> dict[str, str]:
+def unknown_ids() -> dict[str, str]:
     names = ("assistant_id", "thread_id", "run_id", "checkpoint_id", "cron_id")
     return {**{name: str(uuid.uuid4()) for name in names}, "namespace": "child"}
 
@@ -302,7 +302,7 @@ def send(client: httpx.Client, operation: str, body: Any, ids: dict[str, str]) -
     return response.status_code, text
 
 
-def things_of(client: httpx.Client, ids: dict[str, str]) -> dict[str, Any]:
+def resources_of(client: httpx.Client, ids: dict[str, str]) -> dict[str, Any]:
     """Return all resources that another user could have changed."""
     thread = ids["thread_id"]
     return {
@@ -318,23 +318,23 @@ def things_of(client: httpx.Client, ids: dict[str, str]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("operation", "body"), MATRIX, ids=[f"{n} {row[0]}" for n, row in enumerate(MATRIX)]
 )
-def test_what_is_anothers_is_not_there(ann, bob, operation, body):
-    ids = belongings(ann, active="cancel" in operation)
+def test_a_resource_of_another_user_is_not_found(ann, bob, operation, body):
+    ids = create_resources(ann, active="cancel" in operation)
     if "/runs/{run_id}" in operation and T not in operation:  # routes of stateless runs
         ids["run_id"] = ann.post("/runs", json=RUN).json()["run_id"]
-    before = things_of(ann, ids)
+    before = resources_of(ann, ids)
     strange = send(bob, operation, body, ids)
-    unknown = send(bob, operation, body, nothing())
+    unknown = send(bob, operation, body, unknown_ids())
     assert strange == unknown
     assert SECRET not in strange[1]
-    assert things_of(ann, ids) == before
+    assert resources_of(ann, ids) == before
     if "nope" not in str(body):
         status, text = send(ann, operation, body, ids)
         assert status < 300, text
         assert '"type":"error"' not in text or "input.respond" in str(body)
 
 
-def things_of_agent_runs(client: httpx.Client, ids: dict[str, str]) -> dict[str, Any]:
+def agent_runs_of(client: httpx.Client, ids: dict[str, str]) -> dict[str, Any]:
     path = filled(AGENT_RUN, ids)
     return {
         "run": client.get(path).json(),
@@ -346,7 +346,7 @@ def things_of_agent_runs(client: httpx.Client, ids: dict[str, str]) -> dict[str,
 @pytest.mark.parametrize(
     ("operation", "body"), AGENT_MATRIX, ids=[operation for operation, _ in AGENT_MATRIX]
 )
-def test_an_agent_run_that_is_anothers_is_not_there(ann, bob, operation, body):
+def test_an_agent_run_of_another_user_is_not_found(ann, bob, operation, body):
     active = operation.endswith(("cancel", "stop")) or operation.startswith("DELETE")
     asked = {**asking(seconds=60 if active else 0), "query": SECRET}
     made = ann.post("/agent/runs", json=asked)
@@ -354,12 +354,12 @@ def test_an_agent_run_that_is_anothers_is_not_there(ann, bob, operation, body):
     path = filled(AGENT_RUN, ids)
     wanted = "running" if active else "completed"
     wait_until(lambda: ann.get(path).json()["status"] == wanted, 20, f"it to be {wanted}")
-    before = things_of_agent_runs(ann, ids)
+    before = agent_runs_of(ann, ids)
     strange = send(bob, operation, body, ids)
     unknown = send(bob, operation, body, {"id": agent_run_id(uuid.uuid4())})
     assert strange == unknown
     assert SECRET not in strange[1]
-    assert things_of_agent_runs(ann, ids) == before
+    assert agent_runs_of(ann, ids) == before
     assert ids["id"] not in bob.get("/agent/runs").text
     status, text = send(ann, operation, body, ids)
     assert status == 200, text
@@ -369,7 +369,7 @@ def test_an_agent_run_that_is_anothers_is_not_there(ann, bob, operation, body):
 # --- operations without an id -----------------------------------------------------------------
 
 
-def test_what_is_created_is_its_creators(ann, bob):
+def test_a_created_resource_is_owned_by_its_creator(ann, bob):
     thread = ann.post("/threads", json={"metadata": {"owner": "bob"}}).json()
     assert thread["metadata"]["owner"] == "ann"
     assistant = ann.post("/assistants", json={"graph_id": "counter"}).json()
@@ -386,8 +386,8 @@ def test_what_is_created_is_its_creators(ann, bob):
     assert seen.status_code == 409
 
 
-def test_searches_and_counts_find_ones_own(ann, bob):
-    ids = belongings(ann, active=False)
+def test_searches_and_counts_exclude_resources_of_other_users(ann, bob):
+    ids = create_resources(ann, active=False)
     for noun, key in (("threads", "thread_id"), ("assistants", "assistant_id")):
         found = [one[key] for one in bob.post(f"/{noun}/search", json={"limit": 1000}).json()]
         assert ids[key] not in found
@@ -405,8 +405,8 @@ def test_searches_and_counts_find_ones_own(ann, bob):
     assert patched.status_code == 404
 
 
-def test_a_thread_shared_for_reading_can_be_read_and_no_more(ann, bob):
-    ids = belongings(ann, active=False)
+def test_a_thread_shared_for_reading_can_be_read_but_not_changed(ann, bob):
+    ids = create_resources(ann, active=False)
     path = f"/threads/{ids['thread_id']}"
     ann.patch(path, json={"metadata": {"readers": ["bob"]}}).raise_for_status()
     assert bob.get(f"{path}/state").json()["values"]["note"] == SECRET
@@ -416,16 +416,16 @@ def test_a_thread_shared_for_reading_can_be_read_and_no_more(ann, bob):
     assert bob.delete(path).status_code == 404
 
 
-def test_a_conditional_create_makes_nothing_on_anothers_thread(ann, bob):
-    ids = belongings(ann, active=False)
-    before = things_of(ann, ids)
+def test_a_conditional_create_on_the_thread_of_another_user_is_not_found(ann, bob):
+    ids = create_resources(ann, active=False)
+    before = resources_of(ann, ids)
     body = {**RUN, "if_not_exists": "create"}
     for how in ("", "/wait", "/stream"):
         answer = bob.post(f"/threads/{ids['thread_id']}/runs{how}", json=body)
         assert refused(answer, 404) == "Thread or assistant not found."
     answer = bob.post(f"/threads/{ids['thread_id']}/commands", json=START).json()
     assert (answer["type"], answer["message"]) == ("error", "404: Thread or assistant not found.")
-    assert things_of(ann, ids) == before
+    assert resources_of(ann, ids) == before
     fresh = str(uuid.uuid4())
     made = bob.post(f"/threads/{fresh}/runs", json=body)
     assert made.status_code == 200
@@ -433,8 +433,8 @@ def test_a_conditional_create_makes_nothing_on_anothers_thread(ann, bob):
     assert ann.get(f"/threads/{fresh}").status_code == 404
 
 
-def test_the_id_of_anothers_run_is_taken_and_tells_nothing(ann, bob):
-    ids = belongings(ann, active=False)
+def test_the_run_id_of_another_user_conflicts_without_revealing_the_run(ann, bob):
+    ids = create_resources(ann, active=False)
     mine = bob.post("/threads", json={}).json()["thread_id"]
     body = {**RUN, "run_id": ids["run_id"]}
     for path in (f"/threads/{mine}/runs", "/runs"):
@@ -444,9 +444,9 @@ def test_the_id_of_anothers_run_is_taken_and_tells_nothing(ann, bob):
         assert ids["thread_id"] not in answer.text
 
 
-def test_a_bulk_cancel_hits_ones_own(ann, bob):
-    ids = belongings(ann, active=True)
-    mine = belongings(bob, active=True)
+def test_a_bulk_cancel_cancels_only_runs_of_the_caller(ann, bob):
+    ids = create_resources(ann, active=True)
+    mine = create_resources(bob, active=True)
     for status in ("pending", "all", "running"):
         bob.post("/runs/cancel", json={"status": status})
     run = ann.get(f"/threads/{ids['thread_id']}/runs/{ids['run_id']}").json()
@@ -455,7 +455,7 @@ def test_a_bulk_cancel_hits_ones_own(ann, bob):
     assert run["status"] == "interrupted"
 
 
-def test_stateless_runs_are_their_makers(ann, bob):
+def test_a_stateless_run_is_owned_by_its_creator(ann, bob):
     run = ann.post("/runs", json=RUN).json()
     assert ann.get(f"/runs/{run['run_id']}/join").json() == {"count": 2}
     assert bob.get(f"/runs/{run['run_id']}/join").status_code == 404
@@ -464,7 +464,7 @@ def test_stateless_runs_are_their_makers(ann, bob):
     assert ann.get(f"/threads/{run['thread_id']}").json()["metadata"]["owner"] == "ann"
 
 
-def test_the_runs_of_a_cron_are_its_makers(ann, bob):
+def test_the_runs_of_a_cron_are_owned_by_its_creator(ann, bob):
     cron = ann.post(
         "/runs/crons",
         json={
@@ -487,7 +487,7 @@ def test_the_runs_of_a_cron_are_its_makers(ann, bob):
     assert bob.post("/threads/search", json=wanted).json() == []
 
 
-def test_the_store_is_apart(ann, bob):
+def test_each_user_has_a_separate_store(ann, bob):
     item = {"namespace": ["notes"], "key": "k", "value": {"text": SECRET}}
     assert ann.put("/store/items", json=item).status_code == 204
     read = {"namespace": "notes", "key": "k"}
@@ -506,7 +506,7 @@ def test_the_store_is_apart(ann, bob):
     assert ann.post("/store/namespaces", json={}).json()["namespaces"] == [["ann", "notes"]]
 
 
-def test_a_strangers_stream_tells_nothing_while_the_run_goes_on(ann, bob):
+def test_another_user_cannot_stream_join_or_cancel_a_running_run(ann, bob):
     thread_id = ann.post("/threads", json={}).json()["thread_id"]
     body = {"assistant_id": "steps", "input": {"seconds": 30}, "stream_resumable": True}
     run = ann.post(f"/threads/{thread_id}/runs", json=body).json()
@@ -519,7 +519,7 @@ def test_a_strangers_stream_tells_nothing_while_the_run_goes_on(ann, bob):
     assert ann.post(f"{path}/cancel", params={"wait": "1"}).status_code == 200
 
 
-def test_the_owners_streams_work(ann):
+def test_the_owner_of_a_thread_can_stream_its_runs(ann):
     thread_id = ann.post("/threads", json={}).json()["thread_id"]
     body = {**RUN, "stream_mode": ["values"]}
     with ann.stream("POST", f"/threads/{thread_id}/runs/stream", json=body) as response:
@@ -527,7 +527,7 @@ def test_the_owners_streams_work(ann):
     assert [frame.event for frame in frames] == ["metadata", "values", "values"]
 
 
-def test_a_stranger_opens_no_socket(guarded, ann):
+def test_only_the_owner_of_a_thread_can_open_its_websocket(guarded, ann):
     thread_id = ann.post("/threads", json={}).json()["thread_id"]
     url = guarded.url.replace("http://", "ws://") + f"/threads/{thread_id}/stream/events"
     with (
@@ -547,7 +547,7 @@ def test_a_stranger_opens_no_socket(guarded, ann):
 # --- secrets ------------------------------------------------------------------------------------
 
 
-def test_a_callers_secret_stands_in_no_log_no_answer_and_no_row(guarded, ann):
+def test_a_secret_of_a_caller_is_in_no_log_response_or_row(guarded, ann):
     """Send a canary wherever clients have secrets, with runs that succeed, fail and are killed. The
     log includes those of web and worker, with tracebacks of failed nodes."""
     canary = "canary-" + uuid.uuid4().hex

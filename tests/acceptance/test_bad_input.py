@@ -549,7 +549,7 @@ def test_the_table_has_every_body_and_every_field_of_the_document(http):
         assert fields - BODIES[operation][1].keys() == set(), operation
 
 
-def test_every_body_of_the_table_is_taken_as_it_stands(http):
+def test_every_base_body_of_the_table_is_accepted(http):
     """If a base body were invalid, the rejections below would prove nothing."""
     for operation, (base, _) in BODIES.items():
         assistant = http.post("/assistants", json={"graph_id": "counter"}).json()
@@ -673,7 +673,7 @@ def test_a_body_that_is_not_json_is_refused(http, spot, operation):
 
 
 @pytest.mark.parametrize("key", ["input", "metadata", "config", "context", "command"])
-def test_a_run_whose_data_cannot_be_kept_is_refused(http, spot, key):
+def test_a_run_with_data_that_cannot_be_stored_is_refused(http, spot, key):
     with leaving_no_trace(http, spot) as problems:
         for name, value in NO_VALUES.items():
             content = with_value(RUN, b'{"resume":' + value + b"}", key)
@@ -690,7 +690,7 @@ def test_a_body_that_is_not_an_object_is_refused(http, spot):
                 assert 'is not of type "object"' in assert_refused(answer), operation
 
 
-def test_a_body_whose_content_type_is_something_else_is_still_json(http):
+def test_a_body_is_parsed_as_json_whatever_its_content_type(http):
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "x"):
         answer = http.post("/threads", content=b"{}", headers={"content-type": kind})
         assert answer.status_code == 200, kind
@@ -703,7 +703,7 @@ _SIBLINGS = b'{"b": [{}, [], {"c": {}}]}'
 
 @pytest.mark.parametrize("inner", [b"", b"1", b'"x"', b"null"])
 @pytest.mark.parametrize("siblings", [b"1", _SIBLINGS])
-def test_100_levels_are_kept_whatever_stands_beside_them_and_101_are_refused(http, inner, siblings):
+def test_100_levels_of_nesting_are_kept_and_101_are_refused(http, inner, siblings):
     """A value in the innermost array does not count as a level."""
 
     def body(levels: int) -> bytes:
@@ -716,17 +716,17 @@ def test_100_levels_are_kept_whatever_stands_beside_them_and_101_are_refused(htt
     assert_refused(http.post("/threads", content=body(101)))
 
 
-def test_brackets_inside_strings_are_no_levels(http):
+def test_brackets_inside_strings_do_not_count_as_nesting(http):
     metadata = {"a": "[{" * 5_000, "[[" * 200: "}]"}
     assert http.post("/threads", json={"metadata": metadata}).json()["metadata"] == metadata
 
 
-def test_wide_data_is_not_deep_data(http):
+def test_siblings_do_not_count_as_nesting(http):
     metadata = {"a": [[{}]] * 2_000}
     assert http.post("/threads", json={"metadata": metadata}).json()["metadata"] == metadata
 
 
-def test_a_run_with_data_100_levels_deep_comes_through(http):
+def test_a_run_with_data_nested_100_levels_deep_succeeds(http):
     """The arrays begin at level 3 of the body; in responses they are nested deeper."""
     note = json.loads(nested(97, b'"x"'))
     spot = new_spot(http, graph_input={"count": 1, "note": note})
@@ -819,7 +819,7 @@ def test_the_table_has_every_path_with_an_id(http):
 
 
 @pytest.mark.parametrize(("operation", "body", "name"), PARAMETERS)
-def test_an_id_in_a_path_that_is_no_uuid_is_refused(http, spot, operation, body, name):
+def test_a_path_id_that_is_not_a_uuid_is_refused(http, spot, operation, body, name):
     method, path = operation.split(" ", 1)
     # Where a graph name is accepted, the text is not a known name either.
     named = any(f"}}{end}" in operation for end in BY_NAME)
@@ -842,7 +842,7 @@ OF_THREADS_TO_COME = ("/commands", "/stream/events")
     ("operation", "body"),
     [one for one in OPERATIONS if not one[0].endswith(OF_THREADS_TO_COME)],
 )
-def test_what_does_not_exist_is_404(http, spot, operation, body):
+def test_an_unknown_resource_is_not_found(http, spot, operation, body):
     """Cover an unknown thread, and an unknown run on a thread that exists."""
     if "checkpoint_id" in operation:
         where = [replace(spot, thread_id=UNKNOWN)]
@@ -867,7 +867,7 @@ def test_what_does_not_exist_is_404(http, spot, operation, body):
     ],
     ids=["upper case", "no dashes", "braces", "all three"],
 )
-def test_an_id_may_be_spelled_in_other_ways_and_is_echoed_normalised(http, spell):
+def test_an_id_is_accepted_in_any_spelling_and_returned_normalised(http, spell):
     thread_id, run_id = str(uuid.uuid4()), str(uuid.uuid4())
     made = http.post("/threads", json={"thread_id": spell(thread_id)})
     assert made.json()["thread_id"] == thread_id
@@ -923,12 +923,12 @@ LIST_RUNS = [
 ]
 
 
-def test_listing_runs_with_a_bad_query_is_refused(http, spot):
+def test_listing_runs_with_an_invalid_query_is_refused(http, spot):
     url = f"/threads/{spot.thread_id}/runs"
     assert_none({query: refusal(http.get(f"{url}?{query}")) for query in LIST_RUNS})
 
 
-def test_listing_runs_takes_the_bounds_and_every_status_and_field(http):
+def test_listing_runs_accepts_the_bounds_and_every_status_and_field(http):
     spot = new_spot(http)
     url = f"/threads/{spot.thread_id}/runs"
     ok = ["limit=0", "limit=1", "limit=1000", "offset=0", "offset=1000000"]
@@ -957,7 +957,7 @@ HISTORY = [
 ]
 
 
-def test_reading_history_with_a_bad_query_is_refused(http, spot):
+def test_reading_history_with_an_invalid_query_is_refused(http, spot):
     url = f"/threads/{spot.thread_id}/history"
     assert_none({query: refusal(http.get(f"{url}?{query}")) for query in HISTORY})
 
@@ -990,7 +990,7 @@ QUERIES = [
 ]
 
 
-def test_a_bad_query_is_refused(http, spot):
+def test_an_invalid_query_parameter_is_refused(http, spot):
     with leaving_no_trace(http, spot) as problems:
         for operation, query in QUERIES:
             method, path = operation.split(" ", 1)
@@ -1000,7 +1000,7 @@ def test_a_bad_query_is_refused(http, spot):
                 problems[f"{operation}?{query}"] = problem
 
 
-def test_a_refused_action_cancels_nothing(http):
+def test_an_invalid_cancel_action_cancels_nothing(http):
     thread_id = http.post("/threads", json={}).json()["thread_id"]
     run_id = http.post(f"/threads/{thread_id}/runs", json=LATER).json()["run_id"]
     run = f"/threads/{thread_id}/runs/{run_id}"
@@ -1022,7 +1022,7 @@ NO_EVENT_ID = [
 
 
 @pytest.mark.parametrize("event_id", NO_EVENT_ID, ids=lambda event_id: repr(event_id[:24]))
-def test_a_last_event_id_that_is_none_is_refused(http, event_id):
+def test_an_invalid_last_event_id_is_refused(http, event_id):
     thread_id = http.post("/threads", json={}).json()["thread_id"]
     body = {**LATER, "stream_resumable": True}
     run_id = http.post(f"/threads/{thread_id}/runs", json=body).json()["run_id"]
@@ -1060,16 +1060,16 @@ NOT_HTTP = {
     "a NUL in the query": b"GET /ok?a=\x00" + _HEAD + b"\r\n",
     "a NUL in a header": b"GET /ok" + _HEAD + b"X-Request-Id: a\x00b\r\n\r\n",
     "a NUL in a header's name": b"GET /ok" + _HEAD + b"X-\x00: a\r\n\r\n",
-    "bytes that are no ASCII in the path": b"GET /threads/\xff\xfe" + _HEAD + b"\r\n",
-    "a length that is no number": b"POST /threads" + _HEAD + b"Content-Length: x\r\n\r\n{}",
+    "non-ASCII bytes in the path": b"GET /threads/\xff\xfe" + _HEAD + b"\r\n",
+    "a non-numeric length": b"POST /threads" + _HEAD + b"Content-Length: x\r\n\r\n{}",
     "a negative length": b"POST /threads" + _HEAD + b"Content-Length: -1\r\n\r\n{}",
     "a very long path": b"GET /" + b"a" * 6000 + _HEAD + b"\r\n",
-    "no HTTP": b"nonsense\r\n\r\n",
+    "not HTTP": b"nonsense\r\n\r\n",
 }
 
 
 @pytest.mark.parametrize("name", NOT_HTTP)
-def test_what_is_not_http_is_refused_and_the_server_goes_on(server, http, spot, name):
+def test_malformed_http_is_refused_and_the_server_keeps_serving(server, http, spot, name):
     """gunicorn sends these responses, before the application gets a request."""
     with leaving_no_trace(http, spot):
         answer = exchange(server, NOT_HTTP[name])
@@ -1119,7 +1119,7 @@ def test_nothing_after_a_broken_chunked_body_is_taken_for_a_request(server, path
     assert answer.startswith(b"HTTP/1.1 4")
 
 
-def test_a_body_that_is_cut_short_makes_nothing(server, http, spot):
+def test_a_truncated_body_creates_nothing(server, http, spot):
     """The two bytes received are valid JSON, but fewer than the Content-Length."""
     with leaving_no_trace(http, spot):
         request = b"POST /threads" + _HEAD + b"Content-Length: 10\r\n\r\n{}"
@@ -1140,7 +1140,7 @@ def waiting(http):
     http.delete(f"/threads/{thread_id}")
 
 
-def test_a_bulk_cancel_that_does_not_say_what_to_cancel_is_refused(http, waiting):
+def test_a_bulk_cancel_without_a_valid_selection_is_refused(http, waiting):
     thread_id, run_id = waiting["thread_id"], waiting["run_id"]
     bodies: list[dict[str, Any]] = [
         {},
@@ -1187,7 +1187,7 @@ def test_a_bulk_cancel_that_matches_nothing_is_404_and_cancels_nothing(http, wai
 
 
 @pytest.mark.parametrize("more", [{}, {"status": "pending"}, {"status": "all"}, {"nope": None}])
-def test_a_bulk_cancel_by_ids_or_by_both_forms_cancels(http, waiting, more):
+def test_a_bulk_cancel_by_ids_with_or_without_a_status_cancels(http, waiting, more):
     thread_id, run_id = waiting["thread_id"], waiting["run_id"]
     body = {"thread_id": thread_id, "run_ids": [UNKNOWN, run_id, run_id], **more}
     answer = http.post("/runs/cancel", json=body)
@@ -1210,7 +1210,7 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize("operation", CREATES_A_RUN)
 @pytest.mark.parametrize(("more", "status"), CONTRADICTIONS)
-def test_a_run_that_cannot_be_made_leaves_no_run_and_no_thread(http, spot, operation, more, status):
+def test_a_rejected_create_leaves_no_run_and_no_thread(http, spot, operation, more, status):
     fresh = replace(spot, thread_id=str(uuid.uuid4()))
     with leaving_no_trace(http, spot):
         assert_refused(send(http, spot, operation, json={**RUN, **more}), status)
@@ -1220,7 +1220,7 @@ def test_a_run_that_cannot_be_made_leaves_no_run_and_no_thread(http, spot, opera
 
 
 @pytest.mark.parametrize("operation", [o for o in CREATES_A_RUN if o.startswith("POST /runs")])
-def test_a_stateless_run_has_nothing_to_resume(http, spot, operation):
+def test_resuming_a_stateless_run_is_refused_with_400(http, spot, operation):
     with leaving_no_trace(http, spot):
         body = {"assistant_id": "questions", "command": {"resume": "yes"}}
         detail = assert_refused(send(http, spot, operation, json=body), 400)
@@ -1236,7 +1236,7 @@ def test_an_assistant_with_context_and_configurable_is_refused(http, spot):
 @pytest.mark.parametrize(
     "command", [{}, {"goto": []}, {"goto": ""}, {"update": []}, {"resume": None}]
 )
-def test_a_command_that_commands_nothing_ends_with_words_a_user_understands(http, command):
+def test_an_empty_command_causes_no_internal_error(http, command):
     spot = new_spot(http)
     body = {"assistant_id": "counter", "command": command}
     answer = http.post(f"/threads/{spot.thread_id}/runs/wait", json=body)
@@ -1257,7 +1257,7 @@ def test_an_input_of_the_wrong_type_ends_the_run_with_an_error(http):
         assert (thread["status"], thread["error"]) == ("error", answer["__error__"])
 
 
-def test_no_input_on_a_fresh_thread_ends_the_run_with_an_error(http):
+def test_no_input_on_a_new_thread_ends_the_run_with_an_error(http):
     for body in ({"assistant_id": "counter"}, {"assistant_id": "counter", "input": None}):
         assert http.post("/runs/wait", json=body).json()["__error__"]["error"] == "EmptyInputError"
 
@@ -1276,9 +1276,7 @@ def test_no_input_on_a_fresh_thread_ends_the_run_with_an_error(http):
     ids=["id", "checkpoint", "configurable", "of another thread", "both", "namespace", "deep"],
 )
 @pytest.mark.parametrize("graph_input", [{"count": 100}, None], ids=["input", "no input"])
-def test_a_run_from_a_checkpoint_that_does_not_exist_does_not_start_from_nothing(
-    http, more, graph_input
-):
+def test_a_run_from_an_unknown_checkpoint_leaves_the_state_unchanged(http, more, graph_input):
     """The run is rejected or fails, and the thread's state stays unchanged."""
     spot, other = new_spot(http), new_spot(http)
     before = http.get(f"/threads/{spot.thread_id}/state").json()
@@ -1297,7 +1295,7 @@ def test_a_run_from_a_checkpoint_that_does_not_exist_does_not_start_from_nothing
 # States.
 
 
-def test_a_state_at_a_checkpoint_that_does_not_exist_is_not_the_newest_one(http, spot):
+def test_the_state_at_an_unknown_checkpoint_is_empty_or_not_found(http, spot):
     """The response is an empty state, as in the reference, or 404."""
     url = f"/threads/{spot.thread_id}/state"
     answers = [
@@ -1312,7 +1310,7 @@ def test_a_state_at_a_checkpoint_that_does_not_exist_is_not_the_newest_one(http,
             assert_refused(answer, 400, 404)
 
 
-def test_history_before_a_checkpoint_that_does_not_exist_is_answered(http, spot):
+def test_history_before_an_unknown_checkpoint_is_returned_or_not_found(http, spot):
     url = f"/threads/{spot.thread_id}/history"
     for before in (UNKNOWN, str(uuid.UUID(int=0))):
         for body in ({"before": before}, {"before": {"configurable": {"checkpoint_id": before}}}):
@@ -1366,13 +1364,13 @@ def spots(http):
         for graph, _, body in UPDATES
     ],
 )
-def test_a_state_that_the_graph_refuses_is_400_and_nothing_is_written(http, spots, graph, body):
+def test_a_state_update_the_graph_rejects_is_400_and_writes_nothing(http, spots, graph, body):
     spot = spots[graph]
     with leaving_no_trace(http, spot):
         assert_refused(http.post(f"/threads/{spot.thread_id}/state", json=body), 400)
 
 
-def test_a_state_at_a_checkpoint_that_does_not_exist_is_not_written(http, spot):
+def test_a_state_update_at_an_unknown_checkpoint_is_not_found(http, spot):
     url = f"/threads/{spot.thread_id}/state"
     with leaving_no_trace(http, spot):
         for where in ({"checkpoint_id": UNKNOWN}, {"checkpoint": {"checkpoint_id": UNKNOWN}}):
@@ -1380,7 +1378,7 @@ def test_a_state_at_a_checkpoint_that_does_not_exist_is_not_written(http, spot):
             assert UNKNOWN in assert_refused(http.post(url, json=body), 404)
 
 
-def test_a_thread_without_a_graph_has_no_state_to_write(http):
+def test_a_state_update_of_a_thread_without_a_graph_is_refused(http):
     for metadata in ({}, {"graph_id": "nope"}, {"graph_id": 5}, {"graph_id": None}):
         thread = http.post("/threads", json={"metadata": metadata}).json()
         url = f"/threads/{thread['thread_id']}/state"
@@ -1415,7 +1413,7 @@ STRANGE: dict[str, Any] = {
 }
 
 
-def test_strange_data_in_a_state_comes_back_as_it_went_in(http):
+def test_unusual_data_in_a_state_is_returned_unchanged(http):
     spot = new_spot(http, graph_input={"count": 1, "note": STRANGE})
     thread = http.get(f"/threads/{spot.thread_id}").json()
     assert thread["status"] == "idle"
@@ -1431,7 +1429,7 @@ def test_strange_data_in_a_state_comes_back_as_it_went_in(http):
     assert after == {"count": 2, "note": {"again": STRANGE}}
 
 
-def test_strange_data_in_metadata_config_and_context_comes_back(http):
+def test_unusual_metadata_config_and_context_are_returned_unchanged(http):
     body = {**RUN, "metadata": STRANGE, "context": {"by": 4, "strange": STRANGE}}
     thread = http.post("/threads", json={"metadata": STRANGE}).json()
     assert thread["metadata"] == STRANGE
@@ -1444,7 +1442,7 @@ def test_strange_data_in_metadata_config_and_context_comes_back(http):
     assert http.get(f"/threads/{thread['thread_id']}").json()["config"]["tags"] == ["'\r\n%s", ""]
 
 
-def test_strange_data_breaks_no_event_stream(http):
+def test_unusual_data_does_not_break_an_event_stream(http):
     body = {
         "assistant_id": "counter",
         "input": {"count": 1, "note": STRANGE},
@@ -1460,7 +1458,7 @@ def test_strange_data_breaks_no_event_stream(http):
     assert data[-1] == {"count": 2, "note": STRANGE}
 
 
-def test_reserved_words_at_the_top_of_an_input_do_not_steer_the_run(http):
+def test_reserved_keys_in_an_input_do_not_control_the_run(http):
     words = ("__interrupt__", "__error__", "__resume__", "__start__", "__end__", "__pregel_tasks")
     for word in words:
         thread_id = http.post("/threads", json={}).json()["thread_id"]
@@ -1478,7 +1476,7 @@ METADATA_KEYS = [
 
 
 @pytest.mark.parametrize("key", METADATA_KEYS, ids=repr)
-def test_a_strange_metadata_key_finds_its_thread_and_no_other(http, key):
+def test_a_search_by_an_unusual_metadata_key_finds_only_its_thread(http, key):
     value = str(uuid.uuid4())
     mine = http.post("/threads", json={"metadata": {key: value}}).json()
     http.post("/threads", json={"metadata": {"a": {"b": value}}})
@@ -1489,7 +1487,7 @@ def test_a_strange_metadata_key_finds_its_thread_and_no_other(http, key):
     assert found.headers["x-pagination-total"] == "1"
 
 
-def test_a_name_is_searched_for_as_it_stands(http):
+def test_an_assistant_name_is_searched_for_literally(http):
     mark = uuid.uuid4().hex
     for name in (f"{mark} 100%_a", f"{mark} 100xxa", f"{mark} 100\\a"):
         http.post("/assistants", json={"graph_id": "counter", "name": name})
@@ -1544,7 +1542,7 @@ def test_reserved_keys_of_a_client_never_reach_the_graphs_config(http, owner, ca
     assert http.get(f"/threads/{thread_id}/state").json()["values"] == {"count": 6}
 
 
-def test_reserved_metadata_of_a_client_is_the_servers(http):
+def test_a_client_cannot_set_reserved_metadata(http):
     thread_id = http.post("/threads", json={}).json()["thread_id"]
     evil = {"run_id": "evil", "thread_id": "evil", "assistant_id": "evil", "cron_id": "evil"}
     body = {**RUN, "metadata": {**evil, "mine": 1}, "config": {"metadata": {**evil, "also": 2}}}
@@ -1580,7 +1578,7 @@ def _at_once(server, requests: list[tuple[str, dict[str, Any]]]) -> list[httpx.R
 
 
 @pytest.mark.parametrize("round_", range(3))
-def test_one_run_id_on_many_threads_at_once_makes_one_run(server, http, round_):
+def test_concurrent_creates_with_one_run_id_create_one_run(server, http, round_):
     threads = [http.post("/threads", json={}).json()["thread_id"] for _ in range(8)]
     body = {**RUN, "run_id": str(uuid.uuid4())}
     answers = _at_once(server, [(f"/threads/{thread_id}/runs", body) for thread_id in threads])
@@ -1592,7 +1590,7 @@ def test_one_run_id_on_many_threads_at_once_makes_one_run(server, http, round_):
 
 
 @pytest.mark.parametrize("kind", ["thread", "assistant"])
-def test_one_id_created_many_times_at_once_is_made_once(server, kind):
+def test_concurrent_creates_with_one_id_succeed_once(server, kind):
     name = f"{kind}_id"
     body = {name: str(uuid.uuid4()), **({"graph_id": "counter"} if kind == "assistant" else {})}
     answers = _at_once(server, [(f"/{kind}s", body)] * 8)

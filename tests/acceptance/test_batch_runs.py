@@ -24,7 +24,7 @@ def joined(http, run):
 # -- batches
 
 
-def test_all_of_a_batch_are_created_and_run(http, sync_client):
+def test_all_runs_of_a_batch_are_created_and_executed(http, sync_client):
     runs = sync_client.runs.create_batch([item(input={"count": n}) for n in range(5)])
     assert [run["kwargs"]["input"] for run in runs] == [{"count": n} for n in range(5)]
     assert {run["status"] for run in runs} == {"pending"}
@@ -51,7 +51,7 @@ def test_runs_of_a_batch_may_name_their_thread_and_start_in_order(http, sync_cli
         ({"interrupt_before": ["nope"]}, 422, "Node 'nope'"),
     ],
 )
-def test_a_batch_with_one_that_cannot_be_makes_none(http, sync_client, bad, status, detail):
+def test_a_batch_with_one_invalid_run_creates_none(http, sync_client, bad, status, detail):
     thread_id = new_thread(http)
     tag = uuid.uuid4().hex
     good = item(thread_id=thread_id, metadata={"tag": tag})
@@ -61,11 +61,11 @@ def test_a_batch_with_one_that_cannot_be_makes_none(http, sync_client, bad, stat
 
 
 @pytest.mark.parametrize("body", [[], {}, "x", [5], [None], [[]], [item()] * 1001])
-def test_what_is_no_batch_is_refused(http, body):
+def test_an_invalid_batch_is_refused(http, body):
     refused(http.post("/runs/batch", json=body), 422)
 
 
-def test_a_batch_that_is_sent_again_makes_no_more(http, sync_client):
+def test_a_batch_sent_again_with_its_run_ids_creates_no_more_runs(http, sync_client):
     batch = [item(run_id=str(uuid.uuid4())) for _ in range(3)]
     first = sync_client.runs.create_batch(batch)
     again = sync_client.runs.create_batch(batch)
@@ -92,7 +92,7 @@ def test_runs_of_a_thread_are_found_by_metadata(http, sync_client):
 # -- stateless runs, by the location in the response to their creation
 
 
-def test_a_stateless_run_is_joined_and_streamed_where_its_location_says(http):
+def test_a_stateless_run_is_joined_and_streamed_at_its_content_location(http):
     body = {"assistant_id": "steps", "input": {"seconds": 0.2}, "stream_resumable": True}
     made = http.post("/runs", json=body)
     location = made.headers["content-location"]
@@ -102,7 +102,7 @@ def test_a_stateless_run_is_joined_and_streamed_where_its_location_says(http):
     assert len(http.get(f"{location}/join").json()["steps"]) == 4
 
 
-def test_a_run_of_a_thread_is_not_found_among_the_stateless(http, sync_client):
+def test_a_run_of_a_thread_is_not_found_on_the_stateless_routes(http, sync_client):
     run = sync_client.runs.create(new_thread(http), "counter", input={"count": 1})
     for what in ("join", "stream"):
         assert refused(http.get(f"/runs/{run['run_id']}/{what}"), 404) == "Run not found"
@@ -111,7 +111,7 @@ def test_a_run_of_a_thread_is_not_found_among_the_stateless(http, sync_client):
 # -- headers
 
 
-def test_a_graph_sees_the_headers_its_project_asks_for(http):
+def test_a_graph_receives_only_the_headers_its_project_configures(http):
     headers = {
         "X-Team": "red",
         "x-trace-id": "7",
@@ -124,7 +124,7 @@ def test_a_graph_sees_the_headers_its_project_asks_for(http):
     assert json.loads(answer["note"]) == {"x-team": "red", "x-trace-id": "7", "authority": "some"}
 
 
-def test_a_client_does_not_choose_what_a_header_says(http: httpx.Client):
+def test_a_client_cannot_override_a_header_in_configurable(http: httpx.Client):
     body = item(assistant_id="headers", config={"configurable": {"x-team": "blue"}})
     answer = http.post("/runs/wait", json=body, headers={"x-team": "red"}).json()
     assert json.loads(answer["note"]) == {"x-team": "red"}

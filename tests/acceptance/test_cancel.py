@@ -45,7 +45,9 @@ def cancel(http, thread_id, run_id, **params):
 
 
 @pytest.mark.parametrize("wait", ["1", "true"])
-def test_with_wait_it_answers_200_when_the_row_says_so(http, sync_client, thread_id, beats, wait):
+def test_a_cancel_with_wait_returns_200_after_the_run_has_ended(
+    http, sync_client, thread_id, beats, wait
+):
     run_id = running(sync_client, thread_id, beats)
     answer = cancel(http, thread_id, run_id, wait=wait)
     assert (answer.status_code, answer.json()) == (200, {})
@@ -54,7 +56,7 @@ def test_with_wait_it_answers_200_when_the_row_says_so(http, sync_client, thread
     assert sync_client.runs.get(thread_id, run_id)["status"] == "interrupted"
 
 
-def test_without_wait_it_answers_202_and_the_run_runs_until_it_is_stopped(
+def test_a_cancel_without_wait_returns_202_before_the_run_has_ended(
     http, sync_client, thread_id, beats
 ):
     run = sync_client.runs.create(
@@ -69,7 +71,7 @@ def test_without_wait_it_answers_202_and_the_run_runs_until_it_is_stopped(
     assert sync_client.threads.get(thread_id)["status"] == "interrupted"
 
 
-def test_a_run_that_has_ended_or_never_was_is_404_with_the_two_texts(
+def test_cancelling_an_ended_or_unknown_run_is_404_with_distinct_details(
     http, sync_client, thread_id, beats
 ):
     sync_client.runs.wait(thread_id, "counter", input={"count": 1})
@@ -98,7 +100,9 @@ def test_an_unknown_action_is_422_and_cancels_nothing(http, sync_client, thread_
 
 
 @pytest.mark.parametrize(("action", "error"), [("interrupt", "UserInterrupt"), ("rollback", None)])
-def test_who_asked_is_kept(http, sync_client, thread_id, beats, action, error):
+def test_the_error_of_the_thread_names_the_route_that_interrupted_it(
+    http, sync_client, thread_id, beats, action, error
+):
     run_id = running(sync_client, thread_id, beats)
     cancel(http, thread_id, run_id, wait=1, action=action)
     thread = sync_client.threads.get(thread_id)
@@ -114,9 +118,7 @@ def test_who_asked_is_kept(http, sync_client, thread_id, beats, action, error):
     ("action", "marker"),
     [("interrupt", ("interrupted", "UserInterrupt")), ("rollback", ("rollback", "UserRollback"))],
 )
-def test_a_cancelled_runs_stream_ends_with_a_marker_and_a_wait_is_released(
-    make_client, beats, action, marker
-):
+def test_a_cancel_ends_streams_with_a_marker_and_releases_joins(make_client, beats, action, marker):
     async def scene():
         async with make_client() as client:
             thread_id = (await client.threads.create())["thread_id"]
@@ -144,7 +146,7 @@ def test_a_cancelled_runs_stream_ends_with_a_marker_and_a_wait_is_released(
 
 
 @pytest.mark.parametrize("action", ["interrupt", "rollback"])
-def test_a_pending_run_never_starts_and_leaves_the_running_one_alone(
+def test_a_cancelled_pending_run_never_starts_nor_affects_the_running_one(
     http, sync_client, thread_id, beats, tmp_path, action
 ):
     first = running(sync_client, thread_id, beats)
@@ -167,7 +169,7 @@ def test_a_pending_run_never_starts_and_leaves_the_running_one_alone(
 
 
 @pytest.mark.parametrize("action", ["interrupt", "rollback"])
-def test_a_delayed_run_never_starts(http, sync_client, thread_id, beats, action):
+def test_a_cancelled_delayed_run_never_starts(http, sync_client, thread_id, beats, action):
     run_id = create(sync_client, thread_id, beats, after_seconds=1)
     assert cancel(http, thread_id, run_id, action=action).status_code == 202
     assert sync_client.threads.get(thread_id)["status"] == "idle"
@@ -175,9 +177,7 @@ def test_a_delayed_run_never_starts(http, sync_client, thread_id, beats, action)
     assert beats.lines() == []
 
 
-def test_a_cancel_right_after_the_create_lets_no_node_start_after_the_answer(
-    http, sync_client, tmp_path
-):
+def test_no_node_of_a_new_run_starts_after_its_cancel_has_returned(http, sync_client, tmp_path):
     """Cancel at moments between the doorbell, the claim and the first node."""
     from tests.conftest import Beats
 
@@ -194,7 +194,9 @@ def test_a_cancel_right_after_the_create_lets_no_node_start_after_the_answer(
         assert before == beats.lines()
 
 
-def test_twenty_crossed_cancels_at_once(server, sync_client, thread_id, beats):
+def test_twenty_concurrent_interrupts_and_rollbacks_agree_on_one_outcome(
+    server, sync_client, thread_id, beats
+):
     run_id = running(sync_client, thread_id, beats)
 
     def one(number):
@@ -211,7 +213,7 @@ def test_twenty_crossed_cancels_at_once(server, sync_client, thread_id, beats):
     assert [run["status"] for run in runs] in ([], ["interrupted"])
 
 
-def test_rollback_wins_over_an_interrupt_that_came_first(http, sync_client, thread_id, beats):
+def test_a_rollback_takes_precedence_over_an_earlier_interrupt(http, sync_client, thread_id, beats):
     run = sync_client.runs.create(
         thread_id, "nodes", input={"kind": "swallow_sync", "beats": str(beats)}
     )
@@ -255,7 +257,7 @@ def bulk(http, action="interrupt", **body):
 
 @pytest.mark.parametrize("action", ["interrupt", "rollback"])
 @pytest.mark.parametrize("status", ["pending", "running", "all"])
-def test_by_status_across_all_threads(http, sync_client, tmp_path, action, status):
+def test_a_bulk_cancel_by_status_covers_all_threads(http, sync_client, tmp_path, action, status):
     from tests.conftest import Beats
 
     threads = [sync_client.threads.create()["thread_id"] for _ in range(2)]
@@ -274,7 +276,7 @@ def test_by_status_across_all_threads(http, sync_client, tmp_path, action, statu
     wait_until(lambda: all(sync_client.threads.get(t)["status"] != "busy" for t in threads))
 
 
-def test_bulk_by_ids_and_by_both_forms(http, sync_client, thread_id, beats):
+def test_a_bulk_cancel_by_ids_may_be_narrowed_by_status(http, sync_client, thread_id, beats):
     run_id = running(sync_client, thread_id, beats)
     queued = create(sync_client, thread_id, beats)
     unknown = "01a1fb42-26fe-7244-abf0-02a7b8f2301a"
@@ -294,7 +296,7 @@ def test_bulk_by_ids_and_by_both_forms(http, sync_client, thread_id, beats):
     assert (answer.status_code, answer.json()) == (404, NOTHING_FOUND)
 
 
-def test_a_thousand_runs_in_one_call(server, http, sync_client, thread_id, beats):
+def test_a_bulk_cancel_cancels_a_thousand_runs(server, http, sync_client, thread_id, beats):
     running(sync_client, thread_id, beats)
     with psycopg.connect(server.database_url, autocommit=True) as database:
         database.execute(
@@ -313,7 +315,7 @@ def test_a_thousand_runs_in_one_call(server, http, sync_client, thread_id, beats
     assert (1000, {"interrupted"}) == (len(found), {run["status"] for run in found})
 
 
-def test_timeouts_end_a_run_by_the_same_steps_and_say_so(http, sync_client, beats):
+def test_a_timeout_stops_any_node_and_is_reported(http, sync_client, beats):
     for graph, kind in (("steps", None), ("nodes", "swallow_sync"), ("nodes", "time_sleep")):
         thread_id = sync_client.threads.create()["thread_id"]
         body = {
@@ -356,7 +358,7 @@ def test_ten_concurrent_runs_that_supersede_end_with_one_success(
 
 
 @pytest.mark.parametrize("path", ["/runs/wait", "/runs/stream"])
-def test_a_stateless_run_is_cancelled_when_its_client_leaves(server, beats, path):
+def test_a_stateless_run_is_cancelled_when_its_client_disconnects(server, beats, path):
     body = {
         "assistant_id": "steps",
         "input": {"seconds": 60, "beats": str(beats)},
@@ -382,7 +384,7 @@ def test_a_stateless_run_is_cancelled_when_its_client_leaves(server, beats, path
 
 
 @pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
-def test_a_superseding_run_starts_only_when_the_old_one_has_really_stopped(
+def test_a_superseding_run_starts_only_after_the_old_one_has_stopped(
     sync_client, thread_id, beats, strategy
 ):
     old = sync_client.runs.create(
@@ -434,7 +436,7 @@ def test_deleting_an_assistant_stops_its_runs(http, sync_client, thread_id, beat
     assert http.delete(f"/assistants/{of_graph}").status_code == 409
 
 
-def test_a_cancel_during_a_nodes_retries_lets_it_not_try_again(http, sync_client, thread_id, beats):
+def test_a_node_is_not_retried_after_its_run_was_cancelled(http, sync_client, thread_id, beats):
     run = sync_client.runs.create(thread_id, "retrying", input={"beats": str(beats)})
     beats.wait_for("try", 2)
     assert cancel(http, thread_id, run["run_id"], wait=1).status_code == 200
@@ -443,7 +445,7 @@ def test_a_cancel_during_a_nodes_retries_lets_it_not_try_again(http, sync_client
     assert before == beats.lines()
 
 
-def test_deleting_a_thread_stops_its_runs_and_nothing_leaks_into_a_new_one(
+def test_a_thread_recreated_after_its_deletion_has_no_runs_and_no_state(
     http, sync_client, thread_id, beats
 ):
     running(sync_client, thread_id, beats, seconds=60)

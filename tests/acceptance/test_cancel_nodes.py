@@ -51,7 +51,7 @@ def assert_silent(beats) -> None:
 
 @pytest.mark.parametrize("action", ["interrupt", long_case("rollback")])
 @pytest.mark.parametrize("kind", ASKED + KILLED + SUBPROCESS + INSIDE)
-def test_after_the_answer_the_node_is_silent(sync_client, beats, kind, action):
+def test_a_node_does_nothing_after_the_response_to_its_cancel(sync_client, beats, kind, action):
     thread_id, run_id = start(sync_client, kind, beats)
     sync_client.runs.cancel(thread_id, run_id, wait=True, action=action)
     assert_silent(beats)
@@ -70,7 +70,7 @@ def patient_client(scratch):
 
 
 @pytest.mark.parametrize("kind", ["time_sleep", "async_sleep"])
-def test_a_node_that_waits_gets_an_exception_and_its_finally_runs(patient_client, beats, kind):
+def test_a_sleeping_node_gets_an_exception_and_its_finally_runs(patient_client, beats, kind):
     thread_id, run_id = start(patient_client, kind, beats)
     beats.wait_for("asleep")
     patient_client.runs.cancel(thread_id, run_id, wait=True)
@@ -85,14 +85,14 @@ def test_a_child_that_does_not_stop_is_killed(sync_client, beats, kind):
     assert not alive(child)
 
 
-def test_a_subprocess_of_a_node_goes_with_it(sync_client, beats):
+def test_a_subprocess_of_a_node_is_killed_with_it(sync_client, beats):
     thread_id, run_id = start(sync_client, "leave_daemon", beats)
     pids = beats.pids() - {os.getpid()}
     sync_client.runs.cancel(thread_id, run_id, wait=True)
     assert [pid for pid in pids if alive(pid)] == []
 
 
-def test_other_runs_of_the_worker_finish_untouched(sync_client, beats, tmp_path):
+def test_other_runs_of_the_worker_are_not_affected(sync_client, beats, tmp_path):
     others = []
     for number in range(3):
         thread = sync_client.threads.create()

@@ -68,7 +68,7 @@ def moment(text):
 # -- records
 
 
-def test_a_cron_is_what_was_asked(http, crons):
+def test_a_created_cron_has_the_requested_fields(http, crons):
     end = datetime.now(UTC) + timedelta(days=800)
     cron = crons.create(
         input={"count": 1},
@@ -98,13 +98,13 @@ def test_a_cron_is_what_was_asked(http, crons):
     assert http.get(f"/runs/crons/{cron['cron_id']}").json() == cron
 
 
-def test_a_cron_of_a_thread_has_nothing_to_complete(http, crons):
+def test_a_cron_of_a_thread_has_no_on_run_completed(http, crons):
     thread_id = new_thread(http)
     cron = crons.create_for_thread(thread_id)
     assert (cron["thread_id"], cron["on_run_completed"]) == (thread_id, None)
 
 
-def test_a_cron_changes_by_what_is_given(http, crons):
+def test_an_update_of_a_cron_changes_only_the_given_fields(http, crons):
     cron = crons.create(input={"count": 1}, metadata={"a": 1}, context={"by": 2})
     changed = crons.update(
         cron["cron_id"], schedule="@daily", metadata={"b": 2}, input={"count": 5}, timezone="UTC"
@@ -119,7 +119,7 @@ def test_a_cron_changes_by_what_is_given(http, crons):
     assert http.patch(path, json={"timezone": None, "end_time": None}).json()["timezone"] is None
 
 
-def test_a_deleted_cron_is_gone(http, crons):
+def test_a_deleted_cron_is_not_found(http, crons):
     cron = crons.create()
     crons.delete(cron["cron_id"])
     with pytest.raises(NotFoundError):
@@ -127,7 +127,7 @@ def test_a_deleted_cron_is_gone(http, crons):
     assert refused(http.get(f"/runs/crons/{cron['cron_id']}"), 404) == "Not Found"
 
 
-def test_crons_go_with_their_thread_and_their_assistant(http, sync_client, crons):
+def test_deleting_a_thread_or_an_assistant_deletes_its_crons(http, sync_client, crons):
     thread_id = new_thread(http)
     assistant = sync_client.assistants.create("counter")
     made = [crons.create_for_thread(thread_id), crons.create(assistant["assistant_id"])]
@@ -137,7 +137,7 @@ def test_crons_go_with_their_thread_and_their_assistant(http, sync_client, crons
         refused(http.get(f"/runs/crons/{cron['cron_id']}"), 404)
 
 
-def test_crons_are_found_and_counted(http, crons):
+def test_crons_are_searched_and_counted_by_the_same_filters(http, crons):
     tag = {"tag": uuid.uuid4().hex}
     thread_id = new_thread(http)
     one = crons.create(metadata=tag)
@@ -171,19 +171,19 @@ def test_crons_are_found_and_counted(http, crons):
         ({"context": {"a": 1}, "config": {"configurable": {"a": 1}}}, 400, "both"),
     ],
 )
-def test_a_cron_that_could_not_run_is_refused(http, body, status, detail):
+def test_an_invalid_cron_is_refused(http, body, status, detail):
     whole = {"assistant_id": "counter", "schedule": NEVER_SOON, **body}
     assert detail in refused(http.post("/runs/crons", json=whole), status)
 
 
 @pytest.mark.parametrize("missing", ["assistant_id", "schedule"])
-def test_a_cron_without_a_graph_or_a_schedule_is_refused(http, missing):
+def test_a_cron_without_an_assistant_or_a_schedule_is_refused(http, missing):
     body = {"assistant_id": "counter", "schedule": NEVER_SOON}
     del body[missing]
     assert missing in refused(http.post("/runs/crons", json=body), 422)
 
 
-def test_what_cannot_be_changed_is_refused(http, crons):
+def test_an_invalid_update_of_a_cron_is_refused(http, crons):
     path = f"/runs/crons/{crons.create()['cron_id']}"
     assert refused(http.patch(path, json={}), 400) == "Request body cannot be empty"
     assert "Invalid cron schedule" in refused(http.patch(path, json={"schedule": "bad"}), 422)
@@ -212,7 +212,7 @@ def due_time(cron, run):
     raise AssertionError(f"not created for any second before {created}")
 
 
-def test_a_cron_fires_on_its_thread_every_time_it_is_due_and_once(http, sync_client, crons):
+def test_a_cron_fires_on_its_thread_once_each_time_it_is_due(http, sync_client, crons):
     thread_id = new_thread(http)
     cron = crons.create_for_thread(
         thread_id, EVERY_SECOND, input={"count": 1}, metadata={"m": 1}, context={"by": 4}
@@ -230,7 +230,7 @@ def test_a_cron_fires_on_its_thread_every_time_it_is_due_and_once(http, sync_cli
         assert sync_client.runs.join(thread_id, run["run_id"]) == {"count": 5}
 
 
-def test_a_cron_that_is_not_enabled_does_not_fire(http, sync_client, crons):
+def test_a_disabled_cron_does_not_fire_until_it_is_enabled(http, sync_client, crons):
     asleep, awake = new_thread(http), new_thread(http)
     cron = crons.create_for_thread(asleep, EVERY_SECOND, enabled=False, input={"count": 1})
     crons.create_for_thread(awake, EVERY_SECOND, input={"count": 1})
@@ -240,7 +240,7 @@ def test_a_cron_that_is_not_enabled_does_not_fire(http, sync_client, crons):
     wait_until(lambda: runs_of(sync_client, asleep), 20, "the cron that was enabled")
 
 
-def test_a_cron_ends_and_others_go_on(http, sync_client, crons):
+def test_a_cron_stops_at_its_end_time_and_others_continue(http, sync_client, crons):
     ending, other = new_thread(http), new_thread(http)
     end = datetime.now(UTC) + timedelta(seconds=2.5)
     cron = crons.create_for_thread(ending, EVERY_SECOND, end_time=end, input={"count": 1})
@@ -258,7 +258,7 @@ def test_a_cron_ends_and_others_go_on(http, sync_client, crons):
 
 
 @pytest.mark.parametrize("on_run_completed", ["keep", "delete"])
-def test_a_run_of_a_cron_without_a_thread_has_one_of_its_own(
+def test_each_run_of_a_cron_without_a_thread_has_its_own_thread(
     http, sync_client, crons, beats, on_run_completed
 ):
     tag = uuid.uuid4().hex
@@ -282,7 +282,7 @@ def test_a_run_of_a_cron_without_a_thread_has_one_of_its_own(
         wait_until(lambda: threads() == [], 20, "threads to go")
 
 
-def test_a_cron_of_a_busy_thread_does_as_its_strategy_says(http, sync_client, crons, beats):
+def test_a_cron_of_a_busy_thread_follows_its_multitask_strategy(http, sync_client, crons, beats):
     thread_id = new_thread(http)
     body = {"beats": str(beats), "seconds": 60}
     first = sync_client.runs.create(thread_id, "steps", input=body)

@@ -167,7 +167,7 @@ def interpreter(folder: Path) -> Iterator[Interpreter]:
 
 
 @pytest.mark.parametrize("name", [PAGES[0], *map(long_case, PAGES[1:])])
-def test_every_block_does_what_the_page_says(server, tmp_path, name):
+def test_every_block_works_as_the_page_describes(server, tmp_path, name):
     shell = Shell(tmp_path)
     with interpreter(tmp_path) as python:
         for block in blocks_of(name):
@@ -200,7 +200,7 @@ def is_part(expected: Any, found: Any) -> bool:
 @pytest.mark.parametrize(
     ("language", "expected"), [("text", "a\nc…e\n"), ("json", '{"a": {"b": 1}}')]
 )
-def test_other_output_is_refused(language, expected):
+def test_output_that_differs_from_the_page_fails(language, expected):
     right = {"text": "a\nb\ncde\n", "json": '{"a": {"b": 1, "c": 2}}'}[language]
     wrong = {"text": "cde\na\n", "json": '{"a": {"b": 2}}'}[language]
     refuse_other_output("here", language, expected, right)

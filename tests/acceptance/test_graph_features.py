@@ -53,7 +53,7 @@ def streamed(sync_client, thread_id, assistant, input_=None, **options):
     return rest
 
 
-def questions_of(answer) -> dict:
+def interrupt_ids_of(answer) -> dict:
     """Return the ids of the interrupts in a response to `wait`, by their values."""
     asked = answer.get("__interrupt__", [])
     return {question["value"]: question["id"] for question in asked}
@@ -75,7 +75,7 @@ def at_next(states, *nodes):
 # --- interrupts -----------------------------------------------------------------------------
 
 
-def test_a_question_pauses_the_run_and_its_thread(sync_client, thread_id, run):
+def test_an_interrupt_is_returned_and_shown_on_the_thread(sync_client, thread_id, run):
     answer = run("questions", {"topic": "tea"})
     (question,) = answer["__interrupt__"]
     assert question == {"value": FIRST, "id": question["id"], "response_schema": None}
@@ -89,7 +89,7 @@ def test_a_question_pauses_the_run_and_its_thread(sync_client, thread_id, run):
     assert sync_client.runs.list(thread_id)[0]["status"] == "success"
 
 
-def test_questions_in_sequence_are_asked_one_by_one(sync_client, thread_id, run):
+def test_interrupts_in_sequence_are_raised_one_by_one(sync_client, thread_id, run):
     run("questions", {"topic": "tea"})
     (question,) = run("questions", command={"resume": "a"})["__interrupt__"]
     assert question["value"] == SECOND
@@ -99,7 +99,7 @@ def test_questions_in_sequence_are_asked_one_by_one(sync_client, thread_id, run)
     assert (thread["status"], thread["interrupts"]) == ("idle", {})
 
 
-def test_questions_in_sequence_are_answered_by_id(run):
+def test_interrupts_in_sequence_are_resumed_by_id(run):
     answer = run("questions", {"topic": "tea"})
     for said in ("a", "b"):
         (question,) = answer["__interrupt__"]
@@ -108,15 +108,15 @@ def test_questions_in_sequence_are_answered_by_id(run):
 
 
 @pytest.mark.parametrize("said", [0, [], {}, {"deep": [1, None, {"x": True}]}, "ä\n"], ids=repr)
-def test_an_answer_by_id_may_be_any_json(run, said):
+def test_the_value_of_a_resume_by_id_may_be_any_json(run, said):
     (question,) = run("questions", {"topic": "tea"})["__interrupt__"]
     run("questions", command={"resume": {question["id"]: said}})
     assert run("questions", command={"resume": "b"})["answers"][1] == said
 
 
-def test_all_questions_of_a_step_are_asked_together(sync_client, thread_id, run):
+def test_all_interrupts_of_a_step_are_returned_together(sync_client, thread_id, run):
     answer = run("panel", {})
-    asked = questions_of(answer)
+    asked = interrupt_ids_of(answer)
     assert answer["log"] == ["cleo"]
     assert asked.keys() == {"ann?", "ben?"}
     assert len(set(asked.values())) == 2
@@ -131,8 +131,8 @@ def test_all_questions_of_a_step_are_asked_together(sync_client, thread_id, run)
     assert (thread["status"], thread["interrupts"]) == ("interrupted", stored)
 
 
-def test_many_questions_are_answered_at_once_by_their_ids(sync_client, thread_id, run, beats):
-    asked = questions_of(run("panel", {"beats": str(beats)}))
+def test_several_interrupts_are_resumed_together_by_their_ids(sync_client, thread_id, run, beats):
+    asked = interrupt_ids_of(run("panel", {"beats": str(beats)}))
     resume = {asked["ben?"]: "no", asked["ann?"]: "yes"}
     answer = run("panel", command={"resume": resume})
     assert answer["log"] == ["ann:yes", "ben:no", "cleo", "close"]
@@ -142,12 +142,12 @@ def test_many_questions_are_answered_at_once_by_their_ids(sync_client, thread_id
 
 
 @pytest.mark.parametrize(("first", "then"), [("ann", "ben"), ("ben", "ann")])
-def test_one_of_many_questions_is_answered_by_its_id(
+def test_one_of_several_interrupts_is_resumed_by_its_id(
     sync_client, thread_id, run, beats, first, then
 ):
-    asked = questions_of(run("panel", {"beats": str(beats)}))
+    asked = interrupt_ids_of(run("panel", {"beats": str(beats)}))
     answer = run("panel", command={"resume": {asked[f"{first}?"]: "yes"}})
-    assert questions_of(answer) == {f"{then}?": asked[f"{then}?"]}
+    assert interrupt_ids_of(answer) == {f"{then}?": asked[f"{then}?"]}
     thread = sync_client.threads.get(thread_id)
     ((question,),) = thread["interrupts"].values()
     assert (thread["status"], question["value"]) == ("interrupted", f"{then}?")
@@ -159,8 +159,8 @@ def test_one_of_many_questions_is_answered_by_its_id(
     assert beats.names().count("cleo") == beats.names().count("close") == 1
 
 
-def test_one_answer_to_many_questions_is_refused_and_they_stay_open(sync_client, thread_id, run):
-    asked = questions_of(run("panel", {}))
+def test_one_resume_value_for_several_interrupts_fails_and_keeps_them(sync_client, thread_id, run):
+    asked = interrupt_ids_of(run("panel", {}))
     error = run("panel", command={"resume": "yes"})["__error__"]
     assert error["error"] == "RuntimeError"
     assert "must specify the interrupt id" in error["message"]
@@ -171,15 +171,13 @@ def test_one_answer_to_many_questions_is_refused_and_they_stay_open(sync_client,
     assert answer["log"] == ["ann:yes", "ben:yes", "cleo", "close"]
 
 
-def test_an_answer_to_an_unknown_question_answers_nothing(run):
+def test_a_resume_of_an_unknown_interrupt_has_no_effect(run):
     answer = run("questions", {"topic": "tea"})
     again = run("questions", command={"resume": {uuid.uuid4().hex: "a"}})
     assert again["__interrupt__"] == answer["__interrupt__"]
 
 
-def test_a_strict_resume_that_answers_nothing_fails_and_leaves_the_questions(
-    sync_client, thread_id
-):
+def test_a_strict_resume_of_an_unknown_interrupt_fails_without_effect(sync_client, thread_id):
     asked = sync_client.runs.wait(thread_id, "questions", input={"topic": "T"})
 
     def resume(interrupt_id, **options):
@@ -197,14 +195,14 @@ def test_a_strict_resume_that_answers_nothing_fails_and_leaves_the_questions(
     assert "second" in second["value"]["question"]
 
 
-def test_an_answer_by_id_may_come_with_an_update(run):
+def test_a_resume_by_id_may_include_an_update(run):
     (question,) = run("questions", {"topic": "tea"})["__interrupt__"]
     command = {"resume": {question["id"]: "a"}, "update": {"topic": "coffee"}}
     (question,) = run("questions", command=command)["__interrupt__"]
     assert question["value"] == {"question": "second about coffee?"}
 
 
-def test_a_stream_tells_every_question(sync_client, thread_id):
+def test_a_stream_includes_every_interrupt(sync_client, thread_id):
     modes = ["values", "updates"]
     parts = streamed(sync_client, thread_id, "panel", {}, stream_mode=modes)
     told = [
@@ -226,7 +224,7 @@ def test_a_stream_tells_every_question(sync_client, thread_id):
     assert parts[-1] == ("values", {"log": ["ann:yes", "ben:yes", "cleo", "close"]})
 
 
-def test_each_send_asks_a_question_of_its_own(sync_client, thread_id, run):
+def test_each_send_raises_its_own_interrupt(sync_client, thread_id, run):
     answer = run("squares", {"numbers": [3, 1, 2], "ask": True})
     asked = answer["__interrupt__"]
     ids = {question["value"]["number"]: question["id"] for question in asked}
@@ -239,7 +237,7 @@ def test_each_send_asks_a_question_of_its_own(sync_client, thread_id, run):
     assert (sorted(answer["squares"]), answer["total"]) == ([25, 36, 49], 110)
 
 
-def test_wait_and_state_tell_questions_in_the_order_of_their_sends(sync_client, thread_id, run):
+def test_wait_and_state_list_interrupts_in_the_order_of_their_sends(sync_client, thread_id, run):
     numbers = list(range(8))
     answer = run("squares", {"numbers": numbers, "ask": True})
     state = sync_client.threads.get_state(thread_id)
@@ -250,7 +248,7 @@ def test_wait_and_state_tell_questions_in_the_order_of_their_sends(sync_client, 
 # --- Send -----------------------------------------------------------------------------------
 
 
-def test_each_send_runs_a_node_and_their_results_keep_the_order(history, run):
+def test_each_send_runs_a_node_and_the_results_keep_their_order(history, run):
     answer = run("squares", {"numbers": [3, 1, 2]})
     assert (answer["squares"], answer["total"]) == ([9, 1, 4], 14)
     fanned = history()[2]
@@ -264,7 +262,7 @@ def test_without_sends_no_node_runs(run):
     assert run("squares", {"numbers": []}) == {"numbers": [], "squares": []}
 
 
-def test_a_stream_tells_the_update_of_each_send(sync_client, thread_id):
+def test_a_stream_includes_the_update_of_each_send(sync_client, thread_id):
     parts = streamed(
         sync_client, thread_id, "squares", {"numbers": [3, 1, 2]}, stream_mode="updates"
     )
@@ -287,7 +285,7 @@ def test_a_stream_tells_the_update_of_each_send(sync_client, thread_id):
     ],
     ids=["one", "two"],
 )
-def test_a_client_sends_to_a_node(run, goto, squares):
+def test_the_command_of_a_client_may_send_input_to_a_node(run, goto, squares):
     run("squares", {"numbers": [3]})
     answer = run("squares", command={"goto": goto})
     assert (answer["squares"], answer["total"]) == (squares, sum(squares))
@@ -304,7 +302,7 @@ def test_a_client_sends_to_a_node(run, goto, squares):
         ("both", ["triage", "handed over", "sales", "sales"]),
     ],
 )
-def test_a_node_says_where_to_go_and_what_to_write(run, about, log):
+def test_the_command_of_a_node_sets_goto_and_update(run, about, log):
     answer = run("desk", {"about": about})
     assert answer == {"about": about, "by": "triage", "log": log}
 
@@ -314,19 +312,19 @@ def test_a_node_may_go_to_the_end(sync_client, thread_id, run):
     assert sync_client.threads.get(thread_id)["status"] == "idle"
 
 
-def test_a_client_says_where_to_go_and_what_to_write(run):
+def test_the_command_of_a_client_sets_goto_and_update(run):
     run("desk", {"about": "sales"})
     answer = run("desk", command={"goto": "sales", "update": {"by": "client", "log": ["note"]}})
     assert (answer["by"], answer["log"]) == ("client", ["triage", "sales", "note", "sales"])
 
 
-def test_a_client_goes_to_several_nodes_at_once(run):
+def test_the_command_of_a_client_may_go_to_several_nodes(run):
     run("desk", {"about": "sales"})
     answer = run("desk", command={"goto": ["sales", "repair"]})
     assert answer["log"] == ["triage", "sales", "handed over", "sales", "sales"]
 
 
-def test_a_client_only_writes(history, run):
+def test_the_command_of_a_client_may_only_update(history, run):
     run("desk", {"about": "sales"})
     answer = run("desk", command={"update": {"log": ["note"]}})
     assert answer["log"] == ["triage", "sales", "note"]
@@ -336,12 +334,12 @@ def test_a_client_only_writes(history, run):
 # --- subgraphs ------------------------------------------------------------------------------
 
 
-def test_a_subgraph_remembers_as_long_as_its_checkpointer_says(run):
+def test_the_memory_of_a_subgraph_depends_on_its_checkpointer(run):
     counts = [run("houses", {"name": name})["counts"] for name in ("ann", "ben", "cleo")]
     assert counts == [{"keeps": n, "inherits": 1, "forgets": 1} for n in (1, 2, 3)]
 
 
-def test_a_subgraph_that_remembers_has_a_history_of_its_own(history, run, thread_id):
+def test_a_subgraph_with_a_checkpointer_has_its_own_history(history, run, thread_id):
     for name in ("ann", "ben"):
         run("houses", {"name": name})
     states = history(checkpoint={"thread_id": thread_id, "checkpoint_ns": "keeps"})
@@ -355,7 +353,7 @@ def test_a_subgraph_that_remembers_has_a_history_of_its_own(history, run, thread
     assert [state["parent_checkpoint_id"] for state in states] == [*ids_of(states)[1:], None]
 
 
-def test_what_a_subgraph_remembers_belongs_to_the_thread(sync_client, run):
+def test_the_memory_of_a_subgraph_is_separate_for_each_thread(sync_client, run):
     run("houses", {"name": "ann"})
     other = sync_client.threads.create()["thread_id"]
     answer = sync_client.runs.wait(other, "houses", input={"name": "ben"})
@@ -371,9 +369,11 @@ def nested_states(state) -> list[dict]:
     return states
 
 
-def test_a_question_in_a_nested_subgraph_shows_the_state_of_each_level(sync_client, thread_id, run):
+def test_an_interrupt_in_a_nested_subgraph_shows_the_state_of_each_level(
+    sync_client, thread_id, run
+):
     answer = run("onion", {"log": []})
-    (id_,) = questions_of(answer).values()
+    (id_,) = interrupt_ids_of(answer).values()
     state = sync_client.threads.get_state(thread_id, subgraphs=True)
     states = nested_states(state)
     assert [(level["next"], level["values"]["log"]) for level in states] == [
@@ -407,15 +407,15 @@ def test_a_nested_state_is_read_by_its_checkpoint(sync_client, thread_id, run, h
         )
 
 
-def test_an_answer_reaches_the_innermost_subgraph(sync_client, thread_id, run):
-    (id_,) = questions_of(run("onion", {"log": []})).values()
+def test_a_resume_reaches_the_innermost_subgraph(sync_client, thread_id, run):
+    (id_,) = interrupt_ids_of(run("onion", {"log": []})).values()
     answer = run("onion", command={"resume": {id_: "yes"}})
     assert answer["log"] == ["before_skin", "before_core", "seed:yes", "after_core", "after_skin"]
     assert sync_client.threads.get(thread_id)["status"] == "idle"
 
 
-def test_subgraphs_that_ask_together_are_answered_one_by_one(sync_client, thread_id, run):
-    asked = questions_of(run("twins", {"log": []}))
+def test_parallel_interrupted_subgraphs_are_resumed_one_by_one(sync_client, thread_id, run):
+    asked = interrupt_ids_of(run("twins", {"log": []}))
     assert asked.keys() == {"eye?", "ear?"}
     state = sync_client.threads.get_state(thread_id, subgraphs=True)
     assert [(task["name"], task["state"]["next"]) for task in state["tasks"]] == [
@@ -423,7 +423,7 @@ def test_subgraphs_that_ask_together_are_answered_one_by_one(sync_client, thread
         ("right", ["ear"]),
     ]
     answer = run("twins", command={"resume": {asked["ear?"]: "yes"}})
-    assert questions_of(answer) == {"eye?": asked["eye?"]}
+    assert interrupt_ids_of(answer) == {"eye?": asked["eye?"]}
     (left, right) = sync_client.threads.get_state(thread_id, subgraphs=True)["tasks"]
     assert left["state"]["next"] == ["eye"]
     assert right["result"] == {"log": ["ear:yes"]}
@@ -431,7 +431,7 @@ def test_subgraphs_that_ask_together_are_answered_one_by_one(sync_client, thread
     assert answer["log"] == ["eye:no", "ear:yes"]
 
 
-def test_a_stream_tells_the_updates_of_each_level(sync_client, thread_id):
+def test_a_stream_includes_the_updates_of_each_level(sync_client, thread_id):
     options = {"stream_mode": "updates", "stream_subgraphs": True}
     parts = streamed(sync_client, thread_id, "onion", {"log": []}, **options)
     told = {
@@ -451,7 +451,7 @@ def test_a_stream_tells_the_updates_of_each_level(sync_client, thread_id):
     ]
 
 
-def test_a_subgraph_that_waits_is_given_another_state(sync_client, thread_id, run):
+def test_the_state_of_an_interrupted_subgraph_can_be_updated(sync_client, thread_id, run):
     run("family", {"ask": True})
     (task,) = sync_client.threads.get_state(thread_id, subgraphs=True)["tasks"]
     child = task["state"]["checkpoint"]
@@ -495,7 +495,7 @@ def test_a_cached_node_runs_once_for_the_same_input(run, beats):
     assert beats.names() == [tea, milk]
 
 
-def test_a_stream_tells_what_came_from_the_cache(sync_client, thread_id):
+def test_a_stream_marks_results_from_the_cache(sync_client, thread_id):
     input_ = {"words": [f"tea-{uuid.uuid4()}"] * 3}
     parts = streamed(sync_client, thread_id, "dictionary", input_, stream_mode="updates")
     found = [data for _, data in parts if "look_up" in data]
@@ -510,7 +510,7 @@ def test_a_stream_tells_what_came_from_the_cache(sync_client, thread_id):
 # --- retries --------------------------------------------------------------------------------
 
 
-def test_a_node_is_tried_again_until_it_succeeds(sync_client, thread_id, run, beats):
+def test_a_node_is_retried_until_it_succeeds(sync_client, thread_id, run, beats):
     answer = run("stubborn", {"beats": str(beats), "failures": 2, "kind": "connection"})
     assert answer["log"] == ["try 3", "rest"]
     assert beats.names() == ["try", "try", "try", "rest"]
@@ -519,7 +519,7 @@ def test_a_node_is_tried_again_until_it_succeeds(sync_client, thread_id, run, be
     assert (state["metadata"]["run_attempt"], state["metadata"]["step"]) == (1, 2)
 
 
-def test_a_node_that_fails_every_time_fails_its_run(sync_client, thread_id, run, beats):
+def test_a_node_that_fails_on_every_try_fails_its_run(sync_client, thread_id, run, beats):
     answer = run("stubborn", {"beats": str(beats), "failures": 3, "kind": "connection"})
     assert answer == {"__error__": {"error": "ConnectionError", "message": "failure 3"}}
     assert beats.names() == ["try"] * 3
@@ -530,13 +530,13 @@ def test_a_node_that_fails_every_time_fails_its_run(sync_client, thread_id, run,
     assert state["tasks"][0]["error"] == "ConnectionError('failure 3')"
 
 
-def test_an_error_that_will_not_go_away_is_not_tried_again(run, beats):
+def test_a_permanent_error_is_not_retried(run, beats):
     answer = run("stubborn", {"beats": str(beats), "failures": 1, "kind": "value"})
     assert answer == {"__error__": {"error": "ValueError", "message": "failure 1"}}
     assert beats.names() == ["try"]
 
 
-def test_a_run_goes_on_with_the_node_that_failed(sync_client, thread_id, run, beats):
+def test_a_new_run_continues_with_the_failed_node(sync_client, thread_id, run, beats):
     run("stubborn", {"beats": str(beats), "failures": 3, "kind": "connection"})
     assert run("stubborn")["log"] == ["try 4", "rest"]
     thread = sync_client.threads.get(thread_id)
@@ -568,20 +568,26 @@ def steps_now(sync_client, thread_id):
     return sync_client.threads.get_state(thread_id)["values"].get("steps")
 
 
-def test_sync_stores_a_step_before_the_next_one_begins(sync_client, thread_id, at_the_gate):
+def test_sync_durability_stores_a_step_before_the_next_one_begins(
+    sync_client, thread_id, at_the_gate
+):
     at_the_gate(durability="sync")
     state = sync_client.threads.get_state(thread_id)
     assert (state["values"]["steps"], state["next"]) == (["s1", "s2"], ["s3"])
 
 
 @pytest.mark.parametrize("options", [{"durability": "async"}, {}], ids=["async", "default"])
-def test_async_stores_a_step_while_the_next_one_runs(sync_client, thread_id, at_the_gate, options):
+def test_async_durability_stores_a_step_while_the_next_one_runs(
+    sync_client, thread_id, at_the_gate, options
+):
     at_the_gate(**options)
     wait_until(lambda: steps_now(sync_client, thread_id) == ["s1", "s2"])
     assert sync_client.runs.list(thread_id)[0]["kwargs"]["durability"] == "async"
 
 
-def test_exit_stores_nothing_before_the_end(sync_client, thread_id, history, at_the_gate, gate):
+def test_exit_durability_stores_nothing_before_the_end(
+    sync_client, thread_id, history, at_the_gate, gate
+):
     run_id = at_the_gate(durability="exit")
     assert history() == []
     gate.touch()
@@ -595,7 +601,7 @@ def test_exit_stores_nothing_before_the_end(sync_client, thread_id, history, at_
     ("durability", "steps"),
     [("sync", [4, 3, 2, 1, 0, -1]), ("async", [4, 3, 2, 1, 0, -1]), ("exit", [4])],
 )
-def test_durability_says_how_many_checkpoints_are_left(run, history, gate, durability, steps):
+def test_durability_determines_how_many_checkpoints_are_kept(run, history, gate, durability, steps):
     gate.touch()
     answer = run("gated", {"gate": str(gate)}, durability=durability)
     assert answer["steps"] == ALL_STEPS
@@ -603,7 +609,7 @@ def test_durability_says_how_many_checkpoints_are_left(run, history, gate, durab
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-def test_a_cancelled_run_goes_on_from_what_it_reached(
+def test_a_cancelled_run_is_continued_from_its_last_step(
     sync_client, thread_id, run, beats, gate, at_the_gate, durability
 ):
     run_id = at_the_gate(durability=durability)
@@ -617,7 +623,7 @@ def test_a_cancelled_run_goes_on_from_what_it_reached(
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-def test_a_failed_run_goes_on_from_what_it_reached(
+def test_a_failed_run_is_continued_from_its_last_step(
     sync_client, thread_id, run, beats, gate, durability
 ):
     gate.touch()
@@ -640,10 +646,10 @@ def test_a_failed_run_goes_on_from_what_it_reached(
         ("onion", ["before_skin", "before_core", "seed:yes", "after_core", "after_skin"]),
     ],
 )
-def test_questions_are_answered_whatever_the_durability(
+def test_interrupts_are_resumed_under_every_durability(
     sync_client, thread_id, run, assistant, log, durability
 ):
-    asked = questions_of(run(assistant, {"log": []}, durability=durability))
+    asked = interrupt_ids_of(run(assistant, {"log": []}, durability=durability))
     assert sync_client.threads.get(thread_id)["status"] == "interrupted"
     resume = dict.fromkeys(asked.values(), "yes")
     answer = run(assistant, command={"resume": resume}, durability=durability)
@@ -651,7 +657,7 @@ def test_questions_are_answered_whatever_the_durability(
     assert sync_client.threads.get_state(thread_id)["values"] == answer
 
 
-def test_exit_adds_one_checkpoint_a_run(run, history):
+def test_exit_durability_adds_one_checkpoint_for_each_run(run, history):
     for n in (1, 2, 3):
         run("steps", {"tag": ""}, durability="exit")
         assert len(history()) == n
@@ -677,7 +683,7 @@ def test_the_recursion_limit_ends_a_run_with_its_own_error(sync_client, thread_i
     assert (thread["values"]["laps"], thread["interrupts"]) == (10, {})
 
 
-def test_the_sdk_raises_what_the_recursion_limit_says(sync_client, thread_id):
+def test_the_sdk_raises_the_error_of_the_recursion_limit(sync_client, thread_id):
     with pytest.raises(Exception, match="GraphRecursionError: Recursion limit of 3 reached"):
         sync_client.runs.wait(thread_id, "track", input={"goal": 50}, config={"recursion_limit": 3})
 
@@ -690,19 +696,19 @@ def test_a_stream_ends_with_the_error_of_the_recursion_limit(sync_client, thread
     assert (event, error["error"]) == ("error", "GraphRecursionError")
 
 
-def test_a_run_goes_on_after_its_recursion_limit(sync_client, thread_id, run):
+def test_a_run_is_continued_after_its_recursion_limit(sync_client, thread_id, run):
     run("track", {"goal": 15}, config={"recursion_limit": 10})
     assert sync_client.threads.get_state(thread_id)["next"] == ["lap"]
     assert run("track", config={"recursion_limit": 10}) == {"goal": 15, "laps": 15}
     assert sync_client.threads.get(thread_id)["status"] == "idle"
 
 
-def test_a_graph_heeds_the_steps_that_remain(run):
+def test_a_graph_can_stop_before_its_recursion_limit(run):
     answer = run("track", {"goal": 50, "heeds": True}, config={"recursion_limit": 10})
     assert answer == {"goal": 50, "heeds": True, "laps": 9}
 
 
-def test_an_assistant_has_a_recursion_limit_that_a_run_may_set_anew(sync_client, thread_id, run):
+def test_a_run_overrides_the_recursion_limit_of_its_assistant(sync_client, thread_id, run):
     limited = sync_client.assistants.create("track", config={"recursion_limit": 4})
     error = run(limited["assistant_id"], {"goal": 6})["__error__"]
     assert error["message"].startswith("Recursion limit of 4 reached")
@@ -713,7 +719,7 @@ def test_an_assistant_has_a_recursion_limit_that_a_run_may_set_anew(sync_client,
     assert answer["laps"] == 6
 
 
-def test_a_run_without_a_limit_goes_on_for_long(run):
+def test_a_run_without_a_recursion_limit_can_take_many_steps(run):
     assert run("track", {"goal": 60})["laps"] == 60
 
 
@@ -740,7 +746,7 @@ def lineage(states) -> list[dict]:
     return line
 
 
-def test_a_replay_makes_a_branch_and_leaves_the_old_one(sync_client, thread_id, run, history):
+def test_a_replay_creates_a_branch_and_keeps_the_old_one(sync_client, thread_id, run, history):
     run("steps", {"tag": ""})
     before = history()
     old = before[2]
@@ -756,7 +762,7 @@ def test_a_replay_makes_a_branch_and_leaves_the_old_one(sync_client, thread_id, 
     assert {state["metadata"]["run_id"] for state in line[:3]} == {replay}
 
 
-def test_a_fork_goes_on_from_a_changed_past(sync_client, thread_id, run, history):
+def test_a_fork_continues_from_an_updated_old_state(sync_client, thread_id, run, history):
     first = run("steps", {"tag": ""})
     before = history()
     old = at_next(before, "s3")
@@ -774,7 +780,7 @@ def test_a_fork_goes_on_from_a_changed_past(sync_client, thread_id, run, history
     assert run("steps", {"tag": ""}, checkpoint=other["checkpoint"])["steps"] == ALL_STEPS * 2
 
 
-def test_a_fork_goes_on_by_itself_as_the_newest_state(sync_client, thread_id, run, history):
+def test_a_run_without_a_checkpoint_continues_the_newest_fork(sync_client, thread_id, run, history):
     run("steps", {"tag": ""})
     old = at_next(history(), "s2")
     sync_client.threads.update_state(
@@ -785,7 +791,7 @@ def test_a_fork_goes_on_by_itself_as_the_newest_state(sync_client, thread_id, ru
     assert sync_client.threads.get(thread_id)["status"] == "idle"
 
 
-def test_two_forks_of_one_past_do_not_know_each_other(sync_client, thread_id, run, history):
+def test_two_forks_of_one_checkpoint_are_independent(sync_client, thread_id, run, history):
     run("steps", {"tag": ""})
     old = at_next(history(), "s4")
     forks = [
@@ -797,14 +803,14 @@ def test_two_forks_of_one_past_do_not_know_each_other(sync_client, thread_id, ru
         assert answer["steps"] == ["s1", "s2", "s3", word, "s4"]
 
 
-def test_new_input_at_an_old_checkpoint_starts_over_on_top_of_it(run, history):
+def test_new_input_at_an_old_checkpoint_restarts_the_graph_from_it(run, history):
     run("steps", {"tag": ""})
     old = at_next(history(), "s2")
     answer = run("steps", {"tag": "x"}, checkpoint=old["checkpoint"])
     assert answer == {"tag": "x", "steps": ["s1", *ALL_STEPS]}
 
 
-def test_a_command_at_an_old_checkpoint_goes_on_from_it(run, history):
+def test_a_command_at_an_old_checkpoint_continues_from_it(run, history):
     run("steps", {"tag": ""})
     old = at_next(history(), "s2")
     command = {"goto": "s4", "update": {"steps": ["jump"]}}
@@ -813,7 +819,7 @@ def test_a_command_at_an_old_checkpoint_goes_on_from_it(run, history):
     assert answer["steps"] == ["s1", "jump", "s2", "s4", "s3", "s4"]
 
 
-def test_a_question_of_the_past_is_asked_again(sync_client, thread_id, run, history):
+def test_a_replay_raises_an_earlier_interrupt_again(sync_client, thread_id, run, history):
     run("questions", {"topic": "tea"})
     for said in ("a", "b"):
         run("questions", command={"resume": said})
@@ -826,11 +832,11 @@ def test_a_question_of_the_past_is_asked_again(sync_client, thread_id, run, hist
     assert answer["answers"] == ["prepared", "c", "d", "worked"]
 
 
-def test_a_question_of_the_past_is_answered_differently(run, history):
-    asked = questions_of(run("panel", {}))
+def test_an_earlier_interrupt_may_be_resumed_with_another_value(run, history):
+    asked = interrupt_ids_of(run("panel", {}))
     yes = run("panel", command={"resume": dict.fromkeys(asked.values(), "yes")})
     old = at_next(history(), "ann", "ben", "cleo")
-    again = questions_of(run("panel", checkpoint=old["checkpoint"]))
+    again = interrupt_ids_of(run("panel", checkpoint=old["checkpoint"]))
     no = run("panel", command={"resume": dict.fromkeys(again.values(), "no")})
     assert yes["log"] == ["ann:yes", "ben:yes", "cleo", "close"]
     assert no["log"] == ["ann:no", "ben:no", "cleo", "close"]
@@ -840,7 +846,7 @@ def test_a_question_of_the_past_is_answered_differently(run, history):
     ]
 
 
-def test_a_question_of_a_changed_past_is_another_one(sync_client, thread_id, run, history):
+def test_a_fork_with_a_changed_state_raises_another_interrupt(sync_client, thread_id, run, history):
     run("questions", {"topic": "tea"})
     for said in ("a", "b"):
         run("questions", command={"resume": said})
@@ -853,18 +859,18 @@ def test_a_question_of_a_changed_past_is_another_one(sync_client, thread_id, run
     assert answer == {"topic": "milk", "answers": ["prepared", "c", "d", "worked"]}
 
 
-def test_sends_of_the_past_are_sent_again(sync_client, thread_id, run, history):
+def test_a_replay_repeats_the_sends_of_its_checkpoint(sync_client, thread_id, run, history):
     run("squares", {"numbers": [3, 1, 2]})
     old = at_next(history(), "square", "square", "square")
     answer = run("squares", checkpoint=old["checkpoint"])
     assert (answer["squares"], answer["total"]) == ([9, 1, 4], 14)
 
 
-def test_a_question_in_a_subgraph_of_the_past_is_asked_again(run, history):
+def test_a_replay_raises_an_earlier_interrupt_of_a_subgraph_again(run, history):
     run("onion", {"log": []})
     run("onion", command={"resume": "yes"})
     old = at_next(history(), "skin")
-    assert list(questions_of(run("onion", checkpoint=old["checkpoint"]))) == ["seed?"]
+    assert list(interrupt_ids_of(run("onion", checkpoint=old["checkpoint"]))) == ["seed?"]
     answer = run("onion", command={"resume": "no"})
     assert answer["log"] == ["before_skin", "before_core", "seed:no", "after_core", "after_skin"]
 
@@ -879,7 +885,9 @@ def old_skin(sync_client, thread_id, run, history):
     return at_next(states, "before_core")["checkpoint"]
 
 
-def test_a_run_goes_on_from_an_old_checkpoint_of_a_subgraph(sync_client, thread_id, run, old_skin):
+def test_a_run_continues_from_an_old_checkpoint_of_a_subgraph(
+    sync_client, thread_id, run, old_skin
+):
     options = {"stream_mode": "updates", "stream_subgraphs": True}
     parts = streamed(sync_client, thread_id, "onion", checkpoint=old_skin, **options)
     assert [(event.count("|"), *data) for event, data in parts] == [
@@ -890,16 +898,16 @@ def test_a_run_goes_on_from_an_old_checkpoint_of_a_subgraph(sync_client, thread_
     assert answer["log"] == ["before_skin", "before_core", "seed:no", "after_core", "after_skin"]
 
 
-def test_a_fork_of_a_subgraph_answers_with_a_checkpoint_to_go_on_from(
+def test_a_fork_of_a_subgraph_returns_a_checkpoint_to_continue_from(
     sync_client, thread_id, run, old_skin
 ):
     saved = sync_client.threads.update_state(thread_id, {"log": ["mine"]}, checkpoint=old_skin)
     assert saved["checkpoint"]["checkpoint_ns"] == old_skin["checkpoint_ns"]
     answer = run("onion", checkpoint=saved["checkpoint"])
-    assert list(questions_of(answer)) == ["seed?"]
+    assert list(interrupt_ids_of(answer)) == ["seed?"]
 
 
-def test_there_is_no_going_back_to_an_unknown_checkpoint(sync_client, thread_id, run):
+def test_an_unknown_checkpoint_is_not_found(sync_client, thread_id, run):
     run("steps", {"tag": ""})
     before = sync_client.threads.get_state(thread_id)
     unknown = {"thread_id": thread_id, "checkpoint_ns": "", "checkpoint_id": UNKNOWN}
@@ -929,10 +937,10 @@ def test_there_is_no_going_back_to_an_unknown_checkpoint(sync_client, thread_id,
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_stateless_run_can_do_it_all(sync_client, assistant, input_, end):
+def test_a_stateless_run_supports_sends_commands_and_subgraphs(sync_client, assistant, input_, end):
     assert sync_client.runs.wait(None, assistant, input=input_) == end
 
 
-def test_a_stateless_run_tells_what_it_would_have_asked(sync_client):
+def test_a_stateless_run_returns_its_interrupts(sync_client):
     answer = sync_client.runs.wait(None, "panel", input={})
-    assert (answer["log"], questions_of(answer).keys()) == (["cleo"], {"ann?", "ben?"})
+    assert (answer["log"], interrupt_ids_of(answer).keys()) == (["cleo"], {"ann?", "ben?"})

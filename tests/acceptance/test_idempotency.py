@@ -20,7 +20,7 @@ def thread_id(http) -> str:
     return http.post("/threads", json={}).json()["thread_id"]
 
 
-def test_the_same_key_gets_the_same_run(http, thread_id, key):
+def test_the_same_key_returns_the_same_run(http, thread_id, key):
     path = f"/threads/{thread_id}/runs"
     first = http.post(path, json=BODY, headers=key).json()
     again = http.post(path, json=BODY, headers=key)
@@ -32,7 +32,7 @@ def test_the_same_key_gets_the_same_run(http, thread_id, key):
     assert len(http.get(path).json()) == 1
 
 
-def test_many_at_once_make_one_run(http, thread_id, key):
+def test_concurrent_creates_with_one_key_create_one_run(http, thread_id, key):
     path = f"/threads/{thread_id}/runs"
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda _: http.post(path, json=BODY, headers=key), range(20)))
@@ -40,7 +40,7 @@ def test_many_at_once_make_one_run(http, thread_id, key):
     assert len({answer.json()["run_id"] for answer in answers}) == 1
 
 
-def test_a_key_is_its_threads_own(http, key):
+def test_the_same_key_on_two_threads_creates_two_runs(http, key):
     threads = [http.post("/threads", json={}).json()["thread_id"] for _ in range(2)]
     runs = [
         http.post(f"/threads/{thread_id}/runs", json=BODY, headers=key).json()
@@ -50,20 +50,20 @@ def test_a_key_is_its_threads_own(http, key):
     assert [run["thread_id"] for run in runs] == threads
 
 
-def test_a_run_without_a_thread_too(http, key):
+def test_the_same_key_returns_the_same_stateless_run(http, key):
     answers = [http.post("/runs/wait", json=BODY, headers=key) for _ in range(2)]
     assert [answer.json() for answer in answers] == [{"count": 2}] * 2
     assert len({answer.headers["content-location"] for answer in answers}) == 1
 
 
-def test_other_keys_make_other_runs_and_none_makes_one_each_time(http, thread_id, key):
+def test_a_different_or_missing_key_creates_a_new_run(http, thread_id, key):
     path = f"/threads/{thread_id}/runs"
     headers = [key, {"Idempotency-Key": "another"}, {}, {}, {"Idempotency-Key": ""}]
     runs = {http.post(path, json=BODY, headers=sent).json()["run_id"] for sent in headers}
     assert len(runs) == 5
 
 
-def test_an_id_in_the_body_says_more_than_a_key(http, thread_id, key):
+def test_a_run_id_in_the_body_takes_precedence_over_a_key(http, thread_id, key):
     path = f"/threads/{thread_id}/runs"
     run_id = str(uuid.uuid4())
     assert http.post(path, json={**BODY, "run_id": run_id}, headers=key).json()["run_id"] == run_id

@@ -52,7 +52,7 @@ def call(server: LiveServer, **headers: str) -> httpx.Response:
     return httpx.post(f"{server.url}/threads/search", json={}, headers=headers, timeout=30)
 
 
-def test_a_key_opens_the_server_by_either_header(locked, key):
+def test_a_key_is_accepted_in_either_header(locked, key):
     assert call(locked, **{"x-api-key": key}).status_code == 200
     assert call(locked, Authorization=f"Bearer {key}").status_code == 200
     assert call(locked, Authorization=f"bearer   {key}").status_code == 200
@@ -72,21 +72,21 @@ def test_a_key_opens_the_server_by_either_header(locked, key):
     ],
     ids=str,
 )
-def test_without_one_nothing_is_answered(locked, headers):
+def test_a_request_without_a_valid_key_is_unauthorized(locked, headers):
     sent = {name: value.encode() for name, value in headers.items()}
     answer = call(locked, **sent)
     assert refused(answer, 401)
     assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_a_key_that_is_nearly_right_is_wrong(locked, key):
+def test_a_nearly_correct_key_is_refused(locked, key):
     for wrong in (key[:-1] + ("A" if key[-1] != "A" else "B"), key + "A", key.upper(), key[:-1]):
         assert refused(call(locked, **{"x-api-key": wrong}), 401)
     both = {"x-api-key": "wrong", "Authorization": f"Bearer {key}"}
     assert refused(call(locked, **both), 401)
 
 
-def test_every_route_but_the_public_ones_asks(locked):
+def test_every_route_except_the_public_ones_requires_a_key(locked):
     document = httpx.get(f"{locked.url}/openapi.json").json()
     open_ones = set()
     for path, methods in document["paths"].items():
@@ -100,12 +100,12 @@ def test_every_route_but_the_public_ones_asks(locked):
     assert open_ones == {"GET /ok", "GET /info"}
 
 
-def test_the_sdk_takes_a_key(locked, key):
+def test_the_sdk_authenticates_with_a_key(locked, key):
     with watched(get_sync_client(url=locked.url, api_key=key)) as client:
         assert client.runs.wait(None, "counter", input={"count": 1}) == {"count": 2}
 
 
-def test_a_revoked_key_is_refused_soon_and_others_stay(locked, key):
+def test_a_revoked_key_is_refused_and_others_stay_valid(locked, key):
     other = belay(locked, "create", "--name", "to be revoked")[0]
     assert call(locked, **{"x-api-key": other}).status_code == 200
     said, _ = belay(locked, "revoke", "to be revoked")
@@ -122,7 +122,7 @@ def test_a_key_expires(locked):
     assert "expired" in belay(locked, "list")[0]
 
 
-def test_a_key_for_agent_runs_opens_nothing_else(locked):
+def test_a_key_for_agent_runs_is_refused_on_other_routes(locked):
     narrow = belay(locked, "create", "--name", "narrow", "--scope", "agent_runs")[0]
     answer = call(locked, **{"x-api-key": narrow})
     assert refused(answer, 403) == "This API key is for Agent runs only"
@@ -141,7 +141,7 @@ def test_keys_are_listed_without_their_secrets_and_kept_as_hashes(locked, key):
     assert all(secret not in row[0] for row in rows)
 
 
-def test_a_secret_stands_in_no_log_and_in_no_answer(locked, key):
+def test_the_secret_of_a_key_is_in_no_log_and_no_response(locked, key):
     """Use the key as a canary in every place where a client may send one."""
     secret = key.split("_", 2)[2]
     headers = {"x-api-key": key, "Authorization": f"Bearer {key}"}
@@ -170,7 +170,7 @@ def test_a_secret_stands_in_no_log_and_in_no_answer(locked, key):
 
 
 @pytest.mark.long
-def test_no_password_is_told_while_redis_is_away(database_url, tmp_path):
+def test_no_password_is_logged_while_redis_is_unavailable(database_url, tmp_path):
     """Web and worker run and log errors without Redis; a run is accepted meanwhile."""
     environ = {
         "DATABASE_URL": database_url,
@@ -243,7 +243,7 @@ def dev(*words: str, **env: str) -> subprocess.CompletedProcess:
     )
 
 
-def test_dev_for_other_machines_does_not_start_without_auth(tmp_path):
+def test_belay_dev_does_not_start_on_a_public_address_without_auth(tmp_path):
     words = ("--host", "0.0.0.0", "--port", "20199", "--data-dir", str(tmp_path / "data"))
     done = dev(*words, "--config", str(PROJECT))
     assert done.returncode == 2
@@ -252,7 +252,7 @@ def test_dev_for_other_machines_does_not_start_without_auth(tmp_path):
     assert not (tmp_path / "data").exists()
 
 
-def test_gunicorn_for_other_machines_does_not_start_without_auth():
+def test_gunicorn_does_not_start_on_a_public_address_without_auth():
     command = [sys.executable, "-m", "gunicorn", "-c", "python:belay_server.gunicorn_conf"]
     command += ["--bind", "0.0.0.0:20198", "belay_server.factory:create_app()"]
     clean = {k: v for k, v in os.environ.items() if not k.startswith("BELAY_")}

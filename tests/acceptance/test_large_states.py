@@ -83,7 +83,7 @@ def test_a_history_of_large_states_is_read_in_order(api, thread_id):
     assert api.post(f"/threads/{thread_id}/history", json=before).json() == states[1:2]
 
 
-def test_a_large_state_is_updated_and_its_followers_are_told(api, large, thread_id):
+def test_an_update_of_a_large_state_is_streamed_to_its_clients(api, large, thread_id):
     path = f"/threads/{thread_id}/stream?stream_modes=state_update"
     with httpx.stream("GET", f"{large.url}{path}", timeout=30) as following:
         lines = following.iter_lines()
@@ -101,7 +101,7 @@ def test_a_refused_update_of_a_large_state_writes_nothing(api, thread_id):
     assert api.get(f"/threads/{thread_id}/state").json()["values"]["data"] == LARGE
 
 
-def test_a_search_passes_large_values_on_and_finds_parts_of_them(api, thread_id):
+def test_a_search_returns_and_extracts_large_values(api, thread_id):
     paths = {"last": "values.data[-1].number", "all": "values.data", "none": "values.x[0]"}
     body = {"ids": [thread_id], "extract": paths}
     (found,) = api.post("/threads/search", json=body).json()
@@ -114,7 +114,7 @@ def test_a_search_passes_large_values_on_and_finds_parts_of_them(api, thread_id)
 
 
 @pytest.mark.parametrize("size", [300_000, 3_000_000])
-def test_a_large_outcome_is_waited_for_joined_and_streamed(api, size):
+def test_a_large_outcome_is_returned_by_wait_join_and_stream(api, size):
     """Cover an outcome in the run's row, and one that is in its checkpoint only."""
     thread_id = new_thread(api)
     outcome = wait_for(api, thread_id, "hostile", {"size": size})
@@ -126,7 +126,7 @@ def test_a_large_outcome_is_waited_for_joined_and_streamed(api, size):
         assert frames_of(response.iter_lines())[-1].data == outcome
 
 
-def test_the_streams_of_a_thread_have_large_events_whole(api, large):
+def test_the_streams_of_a_thread_send_large_events_whole(api, large):
     thread_id = new_thread(api)
     body = {"assistant_id": "hostile", "input": {"size": 600_000}, "stream_resumable": True}
     asked = {**body, "stream_mode": ["values", "updates", "tasks"]}
@@ -155,7 +155,7 @@ def until(response, name, count):
     raise AssertionError("the stream has ended")
 
 
-def test_an_agent_run_has_a_large_output(api):
+def test_an_agent_run_may_have_a_large_output(api):
     told = {"text": "t" * 200_000, "structured": [{"n": n} for n in range(30_000)]}
     body = {"query": "q", "input": {"data": [told]}, "outputSchema": {}}
     headers = {"x-api-key": "k"}
@@ -174,7 +174,7 @@ def test_an_agent_run_has_a_large_output(api):
     assert json.loads(lines[-2].removeprefix("data: "))["output"] == output
 
 
-def test_a_state_above_the_bound_is_refused_and_runs_can_use_it(api, thread_id):
+def test_a_state_above_the_limit_is_refused_but_runs_can_use_it(api, thread_id):
     error = wait_for(api, thread_id, "hostile", {"size": 5_000_000, "data": []})["__error__"]
     assert error["error"] == "StateTooLarge"
     said = refused(api.get(f"/threads/{thread_id}/state"), 422)
@@ -187,7 +187,7 @@ def test_a_state_above_the_bound_is_refused_and_runs_can_use_it(api, thread_id):
     assert wait_for(api, thread_id, "hostile", {"size": 1})["text"] == "x"
 
 
-def test_supersteps_are_stored_up_to_a_bound(api):
+def test_supersteps_are_stored_up_to_a_limit(api):
     """Each superstep stores all that it changes: a small body may become a large history."""
     text = "x" * 200_000
     step = {"updates": [{"values": {"steps": [text]}, "as_node": "s4"}]}
@@ -198,7 +198,7 @@ def test_supersteps_are_stored_up_to_a_bound(api):
     assert said.startswith("supersteps: the states have more than 4,194,304 bytes together")
 
 
-def test_a_process_that_is_killed_is_made_again(api, large, thread_id):
+def test_a_killed_state_process_is_restarted(api, large, thread_id):
     path = f"/threads/{thread_id}/state"
     assert api.get(path).status_code == 200
     (helper,) = helpers(large)
@@ -218,7 +218,7 @@ def count_states(api, thread_id) -> int:
 
 
 @pytest.mark.long
-def test_an_update_whose_process_is_killed_is_written_once_or_not(api, large, thread_id):
+def test_an_update_whose_process_is_killed_is_written_at_most_once(api, large, thread_id):
     """The response is 200, or a 503 whose message says that the outcome is unknown."""
     accepted, unknown = set(), set()
     with ThreadPoolExecutor(1) as one:
@@ -240,7 +240,7 @@ def test_an_update_whose_process_is_killed_is_written_once_or_not(api, large, th
 
 
 @pytest.mark.long
-def test_unread_joins_of_a_large_outcome_hold_no_more_than_their_share(api, large):
+def test_unread_joins_of_a_large_outcome_use_bounded_memory(api, large):
     thread_id = new_thread(api)
     wait_for(api, thread_id, "hostile", {"size": 3_500_000})
     run_id = api.get(f"/threads/{thread_id}/runs").json()[0]["run_id"]
@@ -263,7 +263,7 @@ def test_unread_joins_of_a_large_outcome_hold_no_more_than_their_share(api, larg
 
 
 @pytest.mark.parametrize("values", [["small"], LARGE])
-def test_no_update_is_lost_to_another_one(api, values):
+def test_concurrent_updates_are_all_kept(api, values):
     thread_id = new_thread(api, graph_id="steps")
     update(api, thread_id, steps=values, as_node="s4")
 
@@ -278,7 +278,7 @@ def test_no_update_is_lost_to_another_one(api, values):
     assert sorted(found[len(values) :]) == sorted(names)
 
 
-def test_an_update_loses_nothing_of_a_run(api, large):
+def test_updates_between_runs_lose_no_writes(api, large):
     """Updates are rejected while a run is in flight; the writes of both are kept."""
     thread_id = new_thread(api, graph_id="steps")
     written, runs = [], []
@@ -306,7 +306,7 @@ def test_an_update_loses_nothing_of_a_run(api, large):
     assert len([step for step in steps if not step.startswith("u")]) == 4 * len(runs)
 
 
-def test_a_thread_that_rests_after_a_kill_has_large_values(api, large):
+def test_large_values_are_read_after_a_killed_run(api, large):
     """The first request for the values has the separate process read them."""
     thread_id = new_thread(api, graph_id="hostile")
     update(api, thread_id, data=LARGE)

@@ -56,7 +56,7 @@ def new_client(server: LiveServer, name: str) -> httpx.Client:
     return watched(httpx.Client(base_url=server.url, headers=headers, timeout=60))
 
 
-def test_who_asks_too_often_is_told_when_to_come_again_and_can_still_cancel(limited):
+def test_a_rate_limited_caller_gets_retry_after_and_can_still_cancel(limited):
     with new_client(limited, "often") as often, new_client(limited, "seldom") as seldom:
         run = often.post("/runs", json=LATER).json()
         answers = [often.post("/threads/search", json={}) for _ in range(40)]
@@ -73,7 +73,7 @@ def test_who_asks_too_often_is_told_when_to_come_again_and_can_still_cancel(limi
         assert often.get("/ok").status_code == 200
 
 
-def test_what_is_asked_on_a_socket_is_counted_too(limited):
+def test_websocket_commands_count_toward_the_rate_limit(limited):
     with new_client(limited, "socket") as client:
         thread = client.post("/threads", json={}).json()["thread_id"]
         url = limited.url.replace("http", "ws") + f"/threads/{thread}/stream/events"
@@ -89,7 +89,7 @@ def test_what_is_asked_on_a_socket_is_counted_too(limited):
         assert client.get(f"/threads/{thread}").status_code == 429
 
 
-def test_pending_runs_are_capped_by_caller_also_when_they_come_at_once(limited):
+def test_pending_runs_are_capped_by_caller_under_concurrent_creates(limited):
     with new_client(limited, "many") as many, new_client(limited, "few") as few:
         statuses = []
 
@@ -112,7 +112,7 @@ def test_pending_runs_are_capped_by_caller_also_when_they_come_at_once(limited):
         assert many.post("/runs", json=LATER).status_code == 200
 
 
-def test_a_body_that_trickles_in_is_given_up(limited):
+def test_a_slow_body_times_out_with_408(limited):
     with new_client(limited, "slow") as client:
         key = client.headers["x-api-key"]
     began = time.monotonic()
@@ -132,7 +132,7 @@ def test_a_body_that_trickles_in_is_given_up(limited):
     assert answer.startswith(b"HTTP/1.1 408")
 
 
-def test_headers_that_trickle_in_are_given_up(limited):
+def test_a_connection_with_slow_headers_is_closed(limited):
     began = time.monotonic()
     with socket.create_connection(("127.0.0.1", limited.port), timeout=0.2) as slow:
         slow.sendall(b"GET /ok HTTP/1.1\r\nHost: localhost\r\n")
@@ -147,7 +147,7 @@ def test_headers_that_trickle_in_are_given_up(limited):
     pytest.fail("nobody gave it up")
 
 
-def test_one_callers_open_streams_are_counted_and_a_cancel_is_not(limited):
+def test_the_open_requests_of_a_caller_are_limited_except_for_cancels(limited):
     with new_client(limited, "open") as client:
         thread = client.post("/threads", json={}).json()["thread_id"]
         run = client.post(f"/threads/{thread}/runs", json=LATER).json()
@@ -167,7 +167,7 @@ def test_one_callers_open_streams_are_counted_and_a_cancel_is_not(limited):
             stream.close()
 
 
-def test_a_body_that_is_too_large_is_refused_while_it_comes_in(limited):
+def test_a_body_that_is_too_large_is_refused_while_it_is_received(limited):
     with new_client(limited, "large") as client:
         endless = (b"[" + b" " * 10_000 for _ in range(10_000))
         assert client.post("/threads", content=b" " * 100_001).status_code == 413
@@ -187,12 +187,12 @@ def test_a_body_that_is_too_large_is_refused_while_it_comes_in(limited):
     ],
     ids=["batch", "prune", "search", "nodes", "feedback", "tags"],
 )
-def test_lists_have_an_end(limited, path, body):
+def test_lists_longer_than_the_limit_are_refused(limited, path, body):
     with new_client(limited, "lists") as client:
         assert client.post(path, json=body).status_code == 422
 
 
-def test_answers_are_not_to_be_guessed_at_framed_or_kept(limited):
+def test_responses_have_security_headers(limited):
     with new_client(limited, "headers") as client:
         for answer in (client.get("/ok"), client.post("/threads", json={}), client.get("/none")):
             assert answer.headers["x-content-type-options"] == "nosniff"
@@ -201,7 +201,7 @@ def test_answers_are_not_to_be_guessed_at_framed_or_kept(limited):
             assert answer.headers["cache-control"] == "no-store"
 
 
-def test_a_cancel_passes_a_flood_that_has_every_connection(limited):
+def test_a_cancel_succeeds_while_every_connection_is_occupied(limited):
     """All connections to Postgres wait for one lock, and so do further requests."""
     import psycopg
 

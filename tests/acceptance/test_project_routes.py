@@ -66,7 +66,7 @@ def bare(with_bare_asgi):
 
 
 @pytest.mark.parametrize("chunks", [b"zz\r\n", b"5\r\nabcdefgh\r\n", b"-1\r\n\r\n"])
-def test_a_body_of_bad_chunks_is_refused(with_starlette, chunks):
+def test_a_body_with_invalid_chunks_is_refused(with_starlette, chunks):
     """The response was a 500 once: the web server's own error passed through the bridge."""
     head = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     with socket.create_connection(("127.0.0.1", with_starlette.port), timeout=20) as connection:
@@ -76,14 +76,14 @@ def test_a_body_of_bad_chunks_is_refused(with_starlette, chunks):
 
 
 @pytest.mark.parametrize("path", ["/threads/%ff%fe", "/hello/%ff", "/%ff"])
-def test_a_path_that_is_not_utf_8_is_no_route_of_its(asgi, bare, path):
+def test_a_path_that_is_not_utf_8_matches_no_custom_route(asgi, bare, path):
     """The response was a 500 once: ASGI cannot represent such a path."""
     for client in (asgi, bare):
         assert client.get(path).status_code == (422 if path.startswith("/threads") else 404)
     assert asgi.get("/hello/%C3%A9").json()["name"] == "é"
 
 
-def test_its_routes_are_served_with_its_lifespans_state_and_the_request_id(asgi):
+def test_custom_routes_get_the_lifespan_state_and_the_request_id(asgi):
     answer = asgi.get("/hello/you", headers={"x-request-id": "mine", "origin": "https://a.example"})
     expected = {"name": "you", "opened": "at the start", "request_id": "mine", "loop": True}
     assert answer.json() == expected
@@ -95,7 +95,7 @@ def test_its_routes_are_served_with_its_lifespans_state_and_the_request_id(asgi)
     assert asgi.head("/hello/you").content == b""
 
 
-def test_its_routes_win_and_everything_else_is_belays(asgi):
+def test_custom_routes_take_precedence_over_those_of_belay(asgi):
     assert asgi.get("/info").json() == {"mine": True}
     assert asgi.get("/ok").json() == {"ok": True, "services": {}}
     thread_id = new_thread(asgi)  # the project has the same path with another method
@@ -106,7 +106,7 @@ def test_its_routes_win_and_everything_else_is_belays(asgi):
     assert "/threads/{thread_id}/runs" in asgi.get("/openapi.json").json()["paths"]
 
 
-def test_the_sdk_works_beside_it(with_starlette):
+def test_the_sdk_works_beside_custom_routes(with_starlette):
     async def scene():
         async with get_client(url=with_starlette.url) as client:
             thread = await client.threads.create()
@@ -117,7 +117,7 @@ def test_the_sdk_works_beside_it(with_starlette):
 
 
 @pytest.mark.parametrize("path", ["/slow", "/blocking"])
-def test_slow_handlers_run_side_by_side(with_starlette, path):
+def test_slow_handlers_run_concurrently(with_starlette, path):
     async def scene():
         async with httpx.AsyncClient(base_url=with_starlette.url, timeout=30) as client:
             began = time.monotonic()
@@ -129,7 +129,7 @@ def test_slow_handlers_run_side_by_side(with_starlette, path):
     assert seconds < 5
 
 
-def test_a_handler_that_holds_its_loop_does_not_hold_up_belay(with_starlette):
+def test_a_handler_that_blocks_its_event_loop_does_not_delay_belay(with_starlette):
     async def scene():
         async with httpx.AsyncClient(base_url=with_starlette.url, timeout=30) as client:
             spinning = asyncio.create_task(client.get("/spin"))
@@ -142,7 +142,7 @@ def test_a_handler_that_holds_its_loop_does_not_hold_up_belay(with_starlette):
     asyncio.run(scene())
 
 
-def test_its_streams_come_as_they_are_sent_and_end_with_their_client(asgi):
+def test_custom_streams_are_not_buffered_and_end_on_disconnect(asgi):
     before = asgi.get("/left").json()
     with asgi.stream("GET", "/beats") as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
@@ -152,7 +152,7 @@ def test_its_streams_come_as_they_are_sent_and_end_with_their_client(asgi):
     wait_until(lambda: asgi.get("/left").json() == before + 1, 10, "the stream's end")
 
 
-def test_an_error_of_its_is_a_500_and_in_the_log(with_starlette, asgi):
+def test_an_error_in_a_custom_route_is_500_and_logged(with_starlette, asgi):
     answer = asgi.get("/broken", headers={"x-request-id": "broken-1"})
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] == "broken-1"
@@ -160,7 +160,7 @@ def test_an_error_of_its_is_a_500_and_in_the_log(with_starlette, asgi):
     assert asgi.get("/ok").status_code == 200
 
 
-def test_its_requests_are_counted(asgi):
+def test_requests_to_custom_routes_are_counted(asgi):
     asgi.get("/hello/you")
     line = 'belay_http_requests_total{method="GET",route="http.app",status="200"}'
     assert line in asgi.get("/metrics").text
@@ -169,25 +169,25 @@ def test_its_requests_are_counted(asgi):
 # -- an ASGI app without a routing table ----------
 
 
-def test_an_app_without_a_routing_table_gets_what_belay_has_no_route_for(bare):
+def test_an_app_without_a_routing_table_gets_paths_unknown_to_belay(bare):
     assert bare.get("/anything").status_code == 418
     assert bare.get("/anything").text == "bare"
     assert bare.get("/ok").json() == {"ok": True, "services": {}}
     assert bare.get("/info").json()["flags"]["assistants"] is True
 
 
-def test_webhooks_that_are_switched_off_are_refused(bare):
+def test_disabled_webhooks_are_refused(bare):
     body = {"assistant_id": "counter", "webhook": "https://hooks.invalid/run"}
     assert "disable_webhooks" in refused(bare.post("/runs", json=body), 422)
 
 
-def test_an_error_before_an_answer_is_belays_own(bare):
+def test_an_error_before_a_response_is_reported_by_belay(bare):
     answer = bare.get("/bare/broken", headers={"x-request-id": "b-1"})
     assert refused(answer, 500) == "Internal Server Error"
     assert answer.headers["x-request-id"] == "b-1"
 
 
-def test_origins_may_be_few(bare):
+def test_only_the_configured_origins_are_allowed(bare):
     for origin in ("https://a.example", "https://b.example"):
         answer = bare.get("/ok", headers={"origin": origin})
         assert answer.headers["access-control-allow-origin"] == origin
@@ -200,7 +200,7 @@ def test_origins_may_be_few(bare):
 # -- a WSGI app, disabled routes, and the project's CORS -----------------
 
 
-def test_a_wsgi_app_is_served_as_it_is(with_flask, wsgi):
+def test_a_wsgi_app_is_served_unchanged(with_flask, wsgi):
     answer = wsgi.get("/hello/you", headers={"x-request-id": "mine"})
     assert answer.json() == {"name": "you", "request_id": "mine"}
     assert answer.headers["x-request-id"] == "mine"
@@ -229,19 +229,19 @@ def test_a_wsgi_app_is_served_as_it_is(with_flask, wsgi):
         ("GET", "/openapi.json"),
     ],
 )
-def test_what_is_switched_off_is_not_there(wsgi, method, path):
+def test_a_disabled_route_is_not_found(wsgi, method, path):
     body = {} if method == "POST" else None
     assert refused(wsgi.request(method, path, json=body), 404) == "Not Found"
 
 
-def test_what_is_not_switched_off_is_there(wsgi):
+def test_a_route_that_is_not_disabled_is_served(wsgi):
     assert wsgi.get("/ok?check_db=1").json() == {"ok": True, "services": {}}
     thread_id = new_thread(wsgi)
     assert wsgi.get(f"/threads/{thread_id}/state").status_code == 200
 
 
 @pytest.mark.parametrize("origin", ["https://one.example", "https://abc.two.example"])
-def test_the_projects_cors_wins_over_the_settings(wsgi, origin):
+def test_the_cors_of_the_project_takes_precedence_over_the_settings(wsgi, origin):
     answer = wsgi.get("/hello/you", headers={"origin": origin})
     assert answer.headers["access-control-allow-origin"] == origin
     assert answer.headers["access-control-allow-credentials"] == "true"
@@ -259,7 +259,7 @@ def test_the_projects_cors_wins_over_the_settings(wsgi, origin):
 @pytest.mark.parametrize(
     "origin", ["https://not.asked", "https://one.example.evil", "https://a.two.example.evil"]
 )
-def test_an_origin_that_is_not_allowed_is_told_nothing(wsgi, origin):
+def test_an_origin_that_is_not_allowed_gets_no_cors_headers(wsgi, origin):
     answer = wsgi.get("/ok", headers={"origin": origin})
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
@@ -267,6 +267,6 @@ def test_an_origin_that_is_not_allowed_is_told_nothing(wsgi, origin):
 # -- the end: the module's server is stopped --------
 
 
-def test_its_lifespan_ends_with_the_server(with_starlette, scratch):
+def test_the_lifespan_of_the_app_ends_with_the_server(with_starlette, scratch):
     with_starlette.stop()
     assert (scratch / "lifespan-end").read_text() == "ended"

@@ -104,7 +104,7 @@ def project(request, scratch):
     return root, expected
 
 
-def says(url: str, expected: dict[str, str]) -> None:
+def assert_outputs(url: str, expected: dict[str, str]) -> None:
     with watched(httpx.Client(base_url=url, timeout=60)) as client:
         for graph, where in expected.items():
             answer = client.post("/runs/wait", json={"assistant_id": graph, "input": {}})
@@ -116,7 +116,7 @@ def test_a_project_runs_in_its_own_folder(project, scratch):
     live = LiveServer(scratch / f"data-{root.name}", config=None, cwd=root)
     live.start()
     try:
-        says(live.url, expected)
+        assert_outputs(live.url, expected)
     finally:
         live.stop()
 
@@ -145,7 +145,7 @@ def test_a_run_waits_for_a_worker_that_has_its_graph(scratch):
     live = deploy("kept")
     with watched(httpx.Client(base_url=live.url, timeout=60)) as client:
         wait_until(lambda: f"run {run} stays pending" in live.log.read_text(), 60, "the warning")
-        says(live.url, {"kept": "kept"})
+        assert_outputs(live.url, {"kept": "kept"})
         path = f"/threads/{waiting}/runs/{run}"
         assert client.get(path).json()["status"] == "pending"
         for method, part in (("GET", "state"), ("GET", "history"), ("POST", "state")):
@@ -206,7 +206,7 @@ def run_python(installed: Path, code: str, cwd: Path) -> str:
     return done.stdout.strip()
 
 
-def test_an_installed_belay_takes_no_name_but_its_own(installed, tmp_path):
+def test_the_wheel_installs_no_generic_package_names(installed, tmp_path):
     code = """
         import importlib.util, sys
         import belay_server, belay_workers
@@ -216,7 +216,7 @@ def test_an_installed_belay_takes_no_name_but_its_own(installed, tmp_path):
     assert run_python(installed, code, tmp_path) == "[] True"
 
 
-def test_a_project_runs_with_the_wheels_commands(
+def test_a_project_runs_with_the_commands_of_the_wheel(
     installed, project, empty_database_url, valkey_url
 ):
     root, expected = project
@@ -257,7 +257,7 @@ def test_a_project_runs_with_the_wheels_commands(
 
     try:
         wait_until(is_up, 40, "the web process")
-        says(url, expected)
+        assert_outputs(url, expected)
     finally:
         for process in started:
             process.send_signal(signal.SIGTERM)
@@ -278,9 +278,9 @@ def test_a_project_runs_with_the_wheels_commands(
         long_case({"graphs": {"a": "./broken.py"}}, "must be 'path/to/file.py:variable'"),
         long_case("{", "langgraph.json"),
     ],
-    ids=["no file", "import fails", "no variable", "no JSON"],
+    ids=["no file", "import fails", "no variable", "invalid JSON"],
 )
-def test_the_last_line_says_why_a_project_cannot_start(
+def test_the_last_line_states_why_a_project_cannot_start(
     scratch, tmp_path, database_url, valkey_url, document, words
 ):
     write(tmp_path / "broken.py", "import nothing\n")

@@ -76,7 +76,7 @@ def listening(http, thread_id, channels=ALL, **wanted) -> Iterator[Listener]:
         listener.close()
 
 
-def told(http, thread_id, channels=ALL, ends=1, **wanted):
+def events_of(http, thread_id, channels=ALL, ends=1, **wanted):
     """Return the events of a thread up to the given number of ends."""
     channels = list(dict.fromkeys([*channels, "lifecycle"]))
     with listening(http, thread_id, channels, **wanted) as listener:
@@ -102,10 +102,10 @@ def thread_id(http):
 # --- events ---------------------------------------------------------------------------------
 
 
-def test_a_run_is_told_from_its_start_to_its_end(http):
+def test_the_events_of_a_run_are_sent_from_its_start_to_its_end(http):
     thread_id = str(uuid.uuid4())  # run.start creates the thread
     run_id = start(http, thread_id, "counter", {"count": 1})
-    events = told(http, thread_id)
+    events = events_of(http, thread_id)
     assert data_of(events, "lifecycle") == [
         {"event": "running", "graph_name": "counter"},
         {"event": "completed", "graph_name": "counter"},
@@ -121,23 +121,23 @@ def test_a_run_is_told_from_its_start_to_its_end(http):
     assert {event["event_id"].partition(":")[0] for event in events} == {run_id}
 
 
-def test_every_reader_is_told_the_same_numbers_and_since_goes_on_behind_one(http, thread_id):
+def test_sequence_numbers_are_stable_and_since_continues_after_one(http, thread_id):
     for count in (1, 5):
         start(http, thread_id, "counter", {"count": count})
-        told(http, thread_id, ends=1)
-    events = told(http, thread_id, ends=2)
+        events_of(http, thread_id, ends=1)
+    events = events_of(http, thread_id, ends=2)
     numbers = [event["seq"] for event in events]
     assert numbers == sorted(set(numbers))
     assert max(numbers) < 2**53
-    again = told(http, thread_id, ends=2)
+    again = events_of(http, thread_id, ends=2)
     assert [(e["seq"], e["event_id"]) for e in again] == [(e["seq"], e["event_id"]) for e in events]
-    rest = told(http, thread_id, ends=2, since=numbers[3])
+    rest = events_of(http, thread_id, ends=2, since=numbers[3])
     assert [event["seq"] for event in rest] == numbers[4:]
-    fewer = told(http, thread_id, ["values"], ends=2)
+    fewer = events_of(http, thread_id, ["values"], ends=2)
     assert {event["seq"] for event in fewer} < set(numbers)
 
 
-def test_frames_have_the_method_as_event_and_the_number_as_id(http, thread_id):
+def test_frames_have_the_method_as_event_and_the_sequence_number_as_id(http, thread_id):
     start(http, thread_id, "counter", {"count": 1})
     with listening(http, thread_id) as listener:
         listener.until_ends()
@@ -149,16 +149,16 @@ def test_frames_have_the_method_as_event_and_the_number_as_id(http, thread_id):
     assert headers["cache-control"] == "no-store"
 
 
-def test_runs_of_the_other_api_are_told_too(http, thread_id):
+def test_the_events_of_runs_of_the_other_api_are_sent(http, thread_id):
     wait_for(http, thread_id, "counter", {"count": 3}, stream_mode=["values"])
-    events = told(http, thread_id)
+    events = events_of(http, thread_id)
     assert data_of(events, "values") == [{"count": 3}, {"count": 4}]
     assert is_end(events[-1], "completed")
 
 
-def test_messages_grow_by_blocks(http, thread_id):
+def test_messages_are_streamed_in_content_blocks(http, thread_id):
     start(http, thread_id, "speaker", {"messages": "hello"})
-    events = told(http, thread_id, ["messages"])
+    events = events_of(http, thread_id, ["messages"])
     said = data_of(events, "messages")
     assert [one["event"] for one in said[:2]] == ["message-start", "content-block-start"]
     assert [one["event"] for one in said[-2:]] == ["content-block-finish", "message-finish"]
@@ -174,16 +174,16 @@ def test_messages_grow_by_blocks(http, thread_id):
     assert str(stream.text) == "one two three"
 
 
-def test_a_message_that_comes_whole_is_told_in_blocks_too(http, thread_id):
+def test_a_message_that_was_not_streamed_is_sent_in_content_blocks(http, thread_id):
     start(http, thread_id, "chat", {"messages": "hi"})
-    said = data_of(told(http, thread_id, ["messages"]), "messages")
+    said = data_of(events_of(http, thread_id, ["messages"]), "messages")
     assert said[-2]["content"]["text"] == "echo: hi"
     assert said[-1]["event"] == "message-finish"
 
 
-def test_tools_say_when_they_start_and_what_they_answer(http, thread_id):
+def test_the_start_and_the_output_of_a_tool_are_reported(http, thread_id):
     start(http, thread_id, "toolbox", {"messages": "21"})
-    events = told(http, thread_id)
+    events = events_of(http, thread_id)
     started, finished = data_of(events, "tools")
     assert (started["event"], started["tool_name"]) == ("tool-started", "double")
     assert started["tool_call_id"] == "call-21"
@@ -199,30 +199,30 @@ def test_tools_say_when_they_start_and_what_they_answer(http, thread_id):
     assert data_of(events, "custom") == [{"name": "progress", "payload": {"half": 21}}]
 
 
-def test_a_tool_that_fails_says_so(http, thread_id):
+def test_the_error_of_a_tool_is_reported(http, thread_id):
     start(http, thread_id, "toolbox", {"messages": "-1"})
-    events = told(http, thread_id)
+    events = events_of(http, thread_id)
     failed = data_of(events, "tools")[-1]
     assert failed["event"] == "tool-error"
     assert "below zero" in failed["message"]
     assert data_of(events, "lifecycle")[-1]["error"] == "no doubles below zero"
 
 
-def test_a_named_custom_channel_has_only_what_carries_its_name(http, thread_id):
+def test_a_named_custom_channel_has_only_events_of_that_name(http, thread_id):
     start(http, thread_id, "toolbox", {"messages": "4"})
-    assert data_of(told(http, thread_id, ["custom:progress"]), "custom") != []
-    assert data_of(told(http, thread_id, ["custom:other"]), "custom") == []
+    assert data_of(events_of(http, thread_id, ["custom:progress"]), "custom") != []
+    assert data_of(events_of(http, thread_id, ["custom:other"]), "custom") == []
 
 
-def test_what_a_node_writes_is_a_payload(http, thread_id):
+def test_custom_data_of_a_node_is_sent_as_payload(http, thread_id):
     start(http, thread_id, "teller", {"topic": "tea"})
-    events = told(http, thread_id, ["custom"])
+    events = events_of(http, thread_id, ["custom"])
     assert data_of(events, "custom") == [{"payload": {"telling": "tea"}}]
 
 
-def test_checkpoints_are_named(http, thread_id):
+def test_checkpoint_events_have_the_ids_of_the_history(http, thread_id):
     start(http, thread_id, "counter", {"count": 1})
-    stored = data_of(told(http, thread_id, ["checkpoints"]), "checkpoints")
+    stored = data_of(events_of(http, thread_id, ["checkpoints"]), "checkpoints")
     assert [(one["source"], one["step"]) for one in stored] == [
         ("input", -1),
         ("loop", 0),
@@ -235,9 +235,9 @@ def test_checkpoints_are_named(http, thread_id):
     assert stored[1]["parent_id"] == stored[0]["id"]
 
 
-def test_a_subgraph_has_a_namespace_and_a_life_of_its_own(http, thread_id):
+def test_a_subgraph_has_its_own_namespace_and_lifecycle(http, thread_id):
     start(http, thread_id, "family", {})
-    events = told(http, thread_id)
+    events = events_of(http, thread_id)
     (child,) = {tuple(e["params"]["namespace"]) for e in events if e["params"]["namespace"]}
     assert child == ("child",)
     lives = [
@@ -252,9 +252,9 @@ def test_a_subgraph_has_a_namespace_and_a_life_of_its_own(http, thread_id):
         assert [e["seq"] for e in listener.events] == wanted
 
 
-def test_a_subgraphs_namespace_names_the_task_it_is(http, thread_id):
+def test_the_namespace_of_a_subgraph_contains_its_task_id(http, thread_id):
     start(http, thread_id, "onion", {})
-    events = told(http, thread_id)
+    events = events_of(http, thread_id)
     ids = {e["params"]["data"]["id"] for e in events if e["method"] == "tasks"}
     namespaces = {tuple(e["params"]["namespace"]) for e in events} - {()}
     assert max(map(len, namespaces)) == 2
@@ -268,21 +268,21 @@ def test_a_subgraphs_namespace_names_the_task_it_is(http, thread_id):
     assert len(ends) == len(set(ends))
 
 
-def test_depth_leaves_out_what_is_deeper(http, thread_id):
+def test_depth_excludes_deeper_namespaces(http, thread_id):
     start(http, thread_id, "family", {})
-    events = told(http, thread_id, ["values"], namespaces=[[]], depth=0)
+    events = events_of(http, thread_id, ["values"], namespaces=[[]], depth=0)
     assert data_of(events, "values")
     assert {tuple(event["params"]["namespace"]) for event in events} == {()}
 
 
-def test_a_run_that_fails_is_told_with_its_error(http, thread_id):
+def test_a_failed_run_is_reported_with_its_error(http, thread_id):
     start(http, thread_id, "bad", {"count": 1})
-    end = told(http, thread_id)[-1]["params"]["data"]
+    end = events_of(http, thread_id)[-1]["params"]["data"]
     assert end == {"event": "failed", "graph_name": "bad", "error": "boom from bad node"}
 
 
 @pytest.mark.parametrize("action", ["interrupt", "rollback"])
-def test_a_run_that_is_cancelled_is_told_as_interrupted(http, thread_id, action):
+def test_a_cancelled_run_is_reported_as_interrupted(http, thread_id, action):
     run_id = start(http, thread_id, "steps", {"seconds": 30})
     with listening(http, thread_id) as listener:
         until_status(http, thread_id, run_id, "running")
@@ -294,16 +294,16 @@ def test_a_run_that_is_cancelled_is_told_as_interrupted(http, thread_id, action)
         assert is_end(listener.until_ends()[-1], "interrupted")
 
 
-def test_a_reader_that_is_there_first_misses_nothing(http):
+def test_a_client_that_subscribes_before_the_first_run_gets_every_event(http):
     thread_id = str(uuid.uuid4())
     with listening(http, thread_id) as listener:
         for count in (1, 5):
             start(http, thread_id, "counter", {"count": count})
         live = listener.until_ends(2)
-    assert [e["seq"] for e in live] == [e["seq"] for e in told(http, thread_id, ends=2)]
+    assert [e["seq"] for e in live] == [e["seq"] for e in events_of(http, thread_id, ends=2)]
 
 
-def test_the_stream_ends_with_its_thread(http, thread_id):
+def test_the_event_stream_ends_when_its_thread_is_deleted(http, thread_id):
     with listening(http, thread_id) as listener:
         start(http, thread_id, "counter", {"count": 1})
         listener.until_ends()
@@ -315,33 +315,33 @@ def test_the_stream_ends_with_its_thread(http, thread_id):
 # --- interrupts -----------------------------------------------------------------------------
 
 
-def questions(events):
+def interrupts_of(events):
     return data_of(events, "input.requested")
 
 
-def test_a_question_is_told_once_and_answered_by_its_id(http, thread_id):
+def test_an_interrupt_is_sent_once_and_resumed_by_its_id(http, thread_id):
     start(http, thread_id, "questions", {"topic": "tea"})
-    events = told(http, thread_id)
-    (asked,) = questions(events)
+    events = events_of(http, thread_id)
+    (asked,) = interrupts_of(events)
     assert asked["payload"] == asked["value"] == {"question": "first about tea?"}
     assert is_end(events[-1], "interrupted")
     assert all("__interrupt__" not in values for values in data_of(events, "values"))
     one = {"namespace": [], "interrupt_id": asked["interrupt_id"], "response": "green"}
     answer = command(http, thread_id, "input.respond", one, command_id=7)
     assert (answer["type"], answer["id"]) == ("success", 7)
-    events = told(http, thread_id, ends=2)
-    second = questions(events)[-1]
+    events = events_of(http, thread_id, ends=2)
+    second = interrupts_of(events)[-1]
     assert second["payload"] == {"question": "second about tea?"}
     # If a thread waits for one answer, the next input is that answer.
     start(http, thread_id, "questions", "black")
-    assert is_end(told(http, thread_id, ends=3)[-1], "completed")
+    assert is_end(events_of(http, thread_id, ends=3)[-1], "completed")
     state = http.get(f"/threads/{thread_id}/state").json()
     assert state["values"]["answers"] == ["prepared", "green", "black", "worked"]
 
 
-def test_several_questions_are_answered_together(http, thread_id):
+def test_several_interrupts_are_resumed_together(http, thread_id):
     start(http, thread_id, "panel", {})
-    asked = questions(told(http, thread_id))
+    asked = interrupts_of(events_of(http, thread_id))
     assert sorted(one["payload"] for one in asked) == ["ann?", "ben?"]
     refusal = command(http, thread_id, "run.start", {"assistant_id": "panel", "input": "yes"})
     assert (refusal["type"], refusal["error"]) == ("error", "invalid_argument")
@@ -352,15 +352,15 @@ def test_several_questions_are_answered_together(http, thread_id):
         http, thread_id, "input.respond", {"responses": answers, "update": {"log": ["both"]}}
     )
     assert answer["type"] == "success"
-    told(http, thread_id, ends=2)
+    events_of(http, thread_id, ends=2)
     log = http.get(f"/threads/{thread_id}/state").json()["values"]["log"]
     assert set(log) == {"cleo", "both", "ann:yes", "ben:yes", "close"}
 
 
-def test_a_question_of_a_subgraph_is_told_once(http, thread_id):
+def test_an_interrupt_of_a_subgraph_is_sent_once(http, thread_id):
     start(http, thread_id, "family", {"ask": True})
-    events = told(http, thread_id)
-    (asked,) = questions(events)
+    events = events_of(http, thread_id)
+    (asked,) = interrupts_of(events)
     assert asked["payload"] == "child asks"
     lives = [
         e["params"]["data"]["event"]
@@ -370,7 +370,7 @@ def test_a_question_of_a_subgraph_is_told_once(http, thread_id):
     assert lives == ["started", "interrupted"]
 
 
-def test_an_answer_to_nothing_is_refused(http, thread_id):
+def test_a_response_to_an_unknown_interrupt_is_refused(http, thread_id):
     answer = command(
         http, thread_id, "input.respond", {"interrupt_id": "x", "response": 1, "namespace": []}
     )
@@ -385,7 +385,7 @@ def test_an_answer_to_nothing_is_refused(http, thread_id):
 # --- commands -------------------------------------------------------------------------------
 
 
-def test_the_tree_says_what_runs(http, thread_id):
+def test_the_tree_has_the_status_of_the_latest_run(http, thread_id):
     assert command(http, thread_id, "agent.getTree")["error"] == "no_such_run"
     run_id = start(http, thread_id, "steps", {"seconds": 30})
     until_status(http, thread_id, run_id, "running")
@@ -399,7 +399,7 @@ def test_the_tree_says_what_runs(http, thread_id):
 
 
 @pytest.mark.parametrize("name", ["multitaskStrategy", "multitask_strategy"])
-def test_a_strategy_may_be_written_both_ways(http, thread_id, name):
+def test_the_multitask_strategy_may_be_written_in_either_case(http, thread_id, name):
     run_of(http, thread_id, "steps", {"seconds": 30})
     params = {"assistant_id": "counter", "input": {"count": 1}, name: "reject"}
     answer = command(http, thread_id, "run.start", params)
@@ -407,10 +407,10 @@ def test_a_strategy_may_be_written_both_ways(http, thread_id, name):
     assert answer["message"].startswith("409: Thread is already running a task.")
 
 
-def test_config_and_metadata_are_the_runs(http, thread_id):
+def test_run_start_passes_config_and_metadata_to_the_run(http, thread_id):
     config = {"configurable": {"by": 10}}
     run_id = start(http, thread_id, "counter", {"count": 1}, config=config, metadata={"a": "b"})
-    assert data_of(told(http, thread_id), "values")[-1] == {"count": 11}
+    assert data_of(events_of(http, thread_id), "values")[-1] == {"count": 11}
     run = http.get(f"/threads/{thread_id}/runs/{run_id}").json()
     assert run["metadata"]["a"] == "b"
 
@@ -433,7 +433,7 @@ def test_config_and_metadata_are_the_runs(http, thread_id):
         ("subscription.subscribe", {"channels": ["values"]}, "not_supported", "subscription.sub"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_the_envelope(
+def test_a_failed_command_returns_an_error_envelope(
     http, thread_id, method, params, error, message
 ):
     answer = command(http, thread_id, method, params, command_id=3)
@@ -456,7 +456,7 @@ def test_what_cannot_be_done_is_said_in_the_envelope(
     ],
     ids=str,
 )
-def test_what_is_no_command_is_a_400(http, thread_id, frame, command_id):
+def test_a_malformed_command_is_400(http, thread_id, frame, command_id):
     answered = http.post(f"/threads/{thread_id}/commands", content=json.dumps(frame))
     assert answered.status_code == 400
     answer = answered.json()
@@ -464,7 +464,7 @@ def test_what_is_no_command_is_a_400(http, thread_id, frame, command_id):
     assert answer["id"] == command_id
 
 
-def test_what_is_no_json_is_a_400(http, thread_id):
+def test_a_body_with_invalid_json_is_400(http, thread_id):
     for path in ("commands", "stream/events"):
         answered = http.post(f"/threads/{thread_id}/{path}", content=b"{")
         assert refused(answered, 400) == "Invalid JSON body"
@@ -488,12 +488,12 @@ def test_what_is_no_json_is_a_400(http, thread_id):
     ],
     ids=str,
 )
-def test_what_cannot_be_streamed_is_a_400(http, thread_id, body, detail):
+def test_an_invalid_subscription_is_400(http, thread_id, body, detail):
     answered = http.post(f"/threads/{thread_id}/stream/events", json=body)
     assert refused(answered, 400).startswith(detail)
 
 
-def test_an_id_that_is_none_is_refused(http):
+def test_a_malformed_thread_id_is_refused(http):
     frame = {"id": 1, "method": "agent.getTree"}
     assert http.post("/threads/x/commands", json=frame).status_code == 422
     assert http.post("/threads/x/stream/events", json={"channels": ["values"]}).status_code == 422
@@ -505,7 +505,7 @@ TRANSPORTS = ["sse", "websocket"]
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_session_answers_questions(sync_client, transport):
+def test_an_sdk_session_resumes_interrupts(sync_client, transport):
     with sync_client.threads.stream(assistant_id="questions", transport=transport) as talk:
         talk.run.start(input={"topic": "tea"})
         for number, answer in enumerate(("green", "black"), start=1):
@@ -517,7 +517,7 @@ def test_a_session_answers_questions(sync_client, transport):
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_a_session_has_messages_tools_and_extensions(sync_client, transport):
+def test_an_sdk_session_has_messages_tools_and_extensions(sync_client, transport):
     with sync_client.threads.stream(assistant_id="toolbox", transport=transport) as talk:
         talk.run.start(input={"messages": "8"})
         seen = list(talk.interleave_projections(["messages", "tool_calls", "progress", "updates"]))
@@ -531,7 +531,7 @@ def test_a_session_has_messages_tools_and_extensions(sync_client, transport):
     assert [update["node"] for update in kinds["updates"]] == ["call", "tools"]
 
 
-def test_a_session_finds_subgraphs(sync_client):
+def test_an_sdk_session_lists_subgraphs(sync_client):
     with sync_client.threads.stream(assistant_id="family") as talk:
         talk.run.start(input={})
         children = list(talk.subgraphs)
@@ -539,7 +539,7 @@ def test_a_session_finds_subgraphs(sync_client):
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_an_async_session_streams_a_message_as_it_grows(make_client, transport):
+def test_an_async_sdk_session_streams_a_message_in_parts(make_client, transport):
     async def scene(client):
         async with client.threads.stream(assistant_id="speaker", transport=transport) as talk:
             await talk.run.start(input={"messages": "hello"})
@@ -551,7 +551,7 @@ def test_an_async_session_streams_a_message_as_it_grows(make_client, transport):
     assert "".join(pieces) == "one two three"
 
 
-def test_a_session_of_a_run_that_fails_raises(sync_client):
+def test_an_sdk_session_raises_the_error_of_a_failed_run(sync_client):
     with (
         sync_client.threads.stream(assistant_id="bad") as talk,
         pytest.raises(RuntimeError, match="boom from bad node"),
@@ -570,11 +570,11 @@ def socket_of(server, thread_id, **how):
         yield socket
 
 
-def ask(socket, method, params=None, command_id=1):
+def send_command(socket, method, params=None, command_id=1):
     socket.send(json.dumps({"id": command_id, "method": method, "params": params or {}}))
 
 
-def heard(socket, wanted, timeout=20):
+def received(socket, wanted, timeout=20):
     """Return the messages up to the first that satisfies `wanted`."""
     messages = []
     while True:
@@ -587,82 +587,84 @@ def is_event_end(message):
     return message["type"] == "event" and is_end(message)
 
 
-def is_answer(message):
+def is_response(message):
     return message["type"] != "event"
 
 
-def test_a_socket_takes_commands_and_tells_what_becomes_of_them(http, server):
+def test_a_websocket_accepts_commands_and_sends_their_events(http, server):
     thread_id = str(uuid.uuid4())
     with socket_of(server, thread_id) as socket:
-        ask(socket, "subscription.subscribe", {"channels": ALL}, 1)
-        (subscribed,) = heard(socket, is_answer)
+        send_command(socket, "subscription.subscribe", {"channels": ALL}, 1)
+        (subscribed,) = received(socket, is_response)
         assert subscribed["result"]["replayed_events"] == 0
-        ask(socket, "run.start", {"assistant_id": "counter", "input": {"count": 1}}, 2)
-        messages = heard(socket, is_event_end)
-        assert [m["id"] for m in messages if is_answer(m)] == [2]
-        ask(socket, "agent.getTree", {}, 3)
-        assert heard(socket, is_answer)[-1]["result"]["tree"]["status"] == "completed"
+        send_command(socket, "run.start", {"assistant_id": "counter", "input": {"count": 1}}, 2)
+        messages = received(socket, is_event_end)
+        assert [m["id"] for m in messages if is_response(m)] == [2]
+        send_command(socket, "agent.getTree", {}, 3)
+        assert received(socket, is_response)[-1]["result"]["tree"]["status"] == "completed"
     events = [message for message in messages if message["type"] == "event"]
-    again = told(http, thread_id)
+    again = events_of(http, thread_id)
     assert [(e["seq"], e["params"]["data"]) for e in events] == [
         (e["seq"], e["params"]["data"]) for e in again
     ]
 
 
-def test_a_socket_can_unsubscribe_and_subscribe_again(http, server, thread_id):
+def test_a_websocket_can_unsubscribe_and_subscribe_again(http, server, thread_id):
     start(http, thread_id, "counter", {"count": 1})
     with socket_of(server, thread_id) as socket:
-        ask(socket, "subscription.subscribe", {"channels": ["lifecycle"]}, 1)
-        messages = heard(socket, is_event_end)
-        name = next(m for m in messages if is_answer(m))["result"]["subscription_id"]
-        ask(socket, "subscription.unsubscribe", {"subscription_id": name}, 2)
-        assert heard(socket, is_answer)[-1] == {
+        send_command(socket, "subscription.subscribe", {"channels": ["lifecycle"]}, 1)
+        messages = received(socket, is_event_end)
+        name = next(m for m in messages if is_response(m))["result"]["subscription_id"]
+        send_command(socket, "subscription.unsubscribe", {"subscription_id": name}, 2)
+        assert received(socket, is_response)[-1] == {
             "type": "success",
             "id": 2,
             "result": {},
             "meta": {"applied_through_seq": 0},
         }
-        ask(socket, "subscription.unsubscribe", {"subscription_id": name}, 3)
-        assert heard(socket, is_answer)[-1]["error"] == "no_such_subscription"
+        send_command(socket, "subscription.unsubscribe", {"subscription_id": name}, 3)
+        assert received(socket, is_response)[-1]["error"] == "no_such_subscription"
         since = messages[-1]["seq"]
-        ask(socket, "subscription.subscribe", {"channels": ["lifecycle"], "since": since}, 4)
+        send_command(
+            socket, "subscription.subscribe", {"channels": ["lifecycle"], "since": since}, 4
+        )
         start(http, thread_id, "counter", {"count": 1})
-        later = [m for m in heard(socket, is_event_end) if m["type"] == "event"]
+        later = [m for m in received(socket, is_event_end) if m["type"] == "event"]
         assert all(event["seq"] > since for event in later)
 
 
-def test_a_socket_says_what_is_wrong_and_stays(server, thread_id):
+def test_a_websocket_stays_open_after_an_invalid_message(server, thread_id):
     with socket_of(server, thread_id) as socket:
         for text in ("{", '"x"', "[" * 200 + "]" * 200, '{"id": 1}'):
             socket.send(text)
-            (answer,) = heard(socket, is_answer)
+            (answer,) = received(socket, is_response)
             assert (answer["type"], answer["error"]) == ("error", "invalid_argument")
-        ask(socket, "subscription.subscribe", {"channels": ["bad"]}, 5)
-        (answer,) = heard(socket, is_answer)
+        send_command(socket, "subscription.subscribe", {"channels": ["bad"]}, 5)
+        (answer,) = received(socket, is_response)
         assert answer["message"].startswith("channels contains unsupported entries: bad")
-        ask(socket, "agent.getTree", {}, 6)
-        assert heard(socket, is_answer)[-1]["error"] == "no_such_run"
+        send_command(socket, "agent.getTree", {}, 6)
+        assert received(socket, is_response)[-1]["error"] == "no_such_run"
 
 
-def test_a_large_event_passes_a_socket_whole(http, server, thread_id):
+def test_a_large_event_is_sent_whole_over_a_websocket(http, server, thread_id):
     """Send an event larger than a socket's buffer to a slow reader."""
     note = "x" * 3_000_000
     start(http, thread_id, "counter", {"count": 1, "note": note})
-    told(http, thread_id, ["lifecycle"])
+    events_of(http, thread_id, ["lifecycle"])
     with socket_of(server, thread_id, max_size=None) as socket:
-        ask(socket, "subscription.subscribe", {"channels": ["values", "lifecycle"]}, 1)
-        messages = heard(socket, is_event_end)
+        send_command(socket, "subscription.subscribe", {"channels": ["values", "lifecycle"]}, 1)
+        messages = received(socket, is_event_end)
     values = [m["params"]["data"] for m in messages if m.get("method") == "values"]
     assert [value["note"] for value in values] == [note, note]
 
 
-def test_a_malformed_id_opens_no_socket(server):
+def test_a_websocket_with_a_malformed_thread_id_is_refused(server):
     with pytest.raises(InvalidStatus) as refusal, socket_of(server, "nonsense"):
         pass
     assert refusal.value.response.status_code == 422
 
 
-def test_a_socket_that_closes_leaves_nobody_listening(http, server, thread_id):
+def test_a_closed_websocket_leaves_no_listener(http, server, thread_id):
     def listeners():
         lines = http.get("/metrics").text.splitlines()
         found = [line for line in lines if line.startswith("belay_listeners{")]
@@ -670,7 +672,7 @@ def test_a_socket_that_closes_leaves_nobody_listening(http, server, thread_id):
 
     wait_until(lambda: listeners() == 0, 20, "nobody to listen")
     with socket_of(server, thread_id) as socket:
-        ask(socket, "subscription.subscribe", {"channels": ["values"]}, 1)
-        heard(socket, is_answer)
+        send_command(socket, "subscription.subscribe", {"channels": ["values"]}, 1)
+        received(socket, is_response)
         wait_until(lambda: listeners() == 1, 20, "one who listens")
     wait_until(lambda: listeners() == 0, 20, "nobody to listen again")

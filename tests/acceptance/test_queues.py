@@ -128,7 +128,7 @@ def test_runs_go_to_the_worker_of_their_graphs_queue(deployment, web, beats):
     assert {psutil.Process(pid).ppid() for pid in beats.pids()} == {deployment.pid("runs")}
 
 
-def test_a_queue_without_a_worker_waits_and_holds_up_no_other(deployment, web):
+def test_runs_of_a_queue_without_a_worker_wait_and_delay_no_others(deployment, web):
     deployment.stop("heavy")
     thread_id = new_thread(web)
     run_id = run_of(web, thread_id, "heavy", {"count": 1})

@@ -37,7 +37,7 @@ def test_a_remote_graph_is_streamed_in_its_modes(remote):
     assert parts[1] == ("updates", {"s1": {"steps": ["s1"]}})
 
 
-def test_a_remote_graph_is_called_by_many_at_once(make_client):
+def test_a_remote_graph_is_called_concurrently(make_client):
     async def scene(client):
         remote = RemoteGraph("counter", client=client)
         found = await asyncio.gather(*(remote.ainvoke({"count": n}) for n in range(20)))
@@ -51,7 +51,7 @@ def test_a_remote_graph_that_fails_raises(sync_client):
         RemoteGraph("bad", sync_client=sync_client).invoke({"count": 1})
 
 
-def test_a_graph_that_belay_runs_calls_another_one(server, http):
+def test_a_graph_run_by_belay_calls_a_remote_graph(server, http):
     given = {"url": server.url, "graph": "counter", "count": 41}
     thread_id = new_thread(http)
     assert wait_for(http, thread_id, "parent", given)["count"] == 42

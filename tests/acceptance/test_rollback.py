@@ -95,7 +95,9 @@ def unchanged(sync_client, database, thread_id):
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
 @pytest.mark.parametrize("graph", ["steps", "sync_steps"])
-def test_of_the_first_run_of_a_thread(sync_client, thread_id, beats, unchanged, graph, durability):
+def test_rollback_of_the_first_run_restores_the_thread(
+    sync_client, thread_id, beats, unchanged, graph, durability
+):
     with unchanged:
         roll_back_midway(
             sync_client,
@@ -109,7 +111,9 @@ def test_of_the_first_run_of_a_thread(sync_client, thread_id, beats, unchanged, 
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-def test_of_the_third_run(sync_client, thread_id, beats, unchanged, durability):
+def test_rollback_of_the_third_run_restores_the_thread(
+    sync_client, thread_id, beats, unchanged, durability
+):
     for count in (1, 10):
         sync_client.runs.wait(thread_id, "counter", input={"count": count})
     with unchanged:
@@ -126,7 +130,9 @@ def test_of_the_third_run(sync_client, thread_id, beats, unchanged, durability):
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-def test_of_a_resume_brings_the_question_back(sync_client, thread_id, beats, unchanged, durability):
+def test_rollback_of_a_resume_restores_the_interrupt(
+    sync_client, thread_id, beats, unchanged, durability
+):
     sync_client.runs.wait(
         thread_id, "questions", input={"topic": "t", "beats": str(beats), "seconds": 60}
     )
@@ -145,7 +151,7 @@ def test_of_a_resume_brings_the_question_back(sync_client, thread_id, beats, unc
     assert [i["value"]["question"] for i in asked] == ["second about t?"]
 
 
-def test_of_a_fork_from_an_old_checkpoint(sync_client, thread_id, beats, unchanged):
+def test_rollback_of_a_fork_restores_the_thread(sync_client, thread_id, beats, unchanged):
     sync_client.runs.wait(thread_id, "steps", input={"seconds": 0.0, "beats": str(beats)})
     history = sync_client.threads.get_history(thread_id, limit=10)
     fork = next(s for s in history if s["next"] == ["s2"])["checkpoint"]
@@ -162,7 +168,7 @@ def test_of_a_fork_from_an_old_checkpoint(sync_client, thread_id, beats, unchang
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-def test_of_a_run_with_a_subgraph_that_checkpoints(
+def test_rollback_of_a_run_with_a_subgraph_restores_the_thread(
     sync_client, thread_id, beats, unchanged, durability
 ):
     sync_client.runs.wait(thread_id, "family", input={"log": ["first"]})
@@ -178,7 +184,7 @@ def test_of_a_run_with_a_subgraph_that_checkpoints(
         )
 
 
-def test_of_a_run_that_had_to_be_killed(sync_client, thread_id, beats, unchanged):
+def test_rollback_of_a_killed_run_restores_the_thread(sync_client, thread_id, beats, unchanged):
     sync_client.runs.wait(thread_id, "counter", input={"count": 1})
     with unchanged:
         roll_back_midway(
@@ -192,7 +198,9 @@ def test_of_a_run_that_had_to_be_killed(sync_client, thread_id, beats, unchanged
         )
 
 
-def test_of_one_of_five_queued_runs_leaves_the_others(sync_client, thread_id, beats, tmp_path):
+def test_rollback_of_one_of_five_queued_runs_leaves_the_others(
+    sync_client, thread_id, beats, tmp_path
+):
     first = sync_client.runs.create(
         thread_id, "steps", input={"seconds": 0.15, "beats": str(beats)}
     )
@@ -212,7 +220,7 @@ def test_of_one_of_five_queued_runs_leaves_the_others(sync_client, thread_id, be
     assert names == ["0:s1:start", "1:s1:start", "3:s1:start", "4:s1:start"]
 
 
-def test_keeps_what_others_did_meanwhile(sync_client, thread_id, beats):
+def test_rollback_keeps_concurrent_changes_to_the_thread(sync_client, thread_id, beats):
     run = sync_client.runs.create(thread_id, "steps", input={"seconds": 60, "beats": str(beats)})
     beats.wait_for("s1:start")
     sync_client.threads.update(thread_id, metadata={"meanwhile": True})
@@ -289,7 +297,7 @@ def check_rollback(client, database, folder, operations, last, durability, seed)
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(OPERATIONS, ROLLED_BACK, DURABILITY, st.integers(0, 10**6))
-def test_is_exact_after_any_history(
+def test_rollback_is_exact_after_any_history(
     sync_client, database, tmp_path, operations, last, durability, seed
 ):
     check_rollback(sync_client, database, tmp_path, operations, last, durability, seed)
@@ -303,7 +311,7 @@ def test_is_exact_after_any_history(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(OPERATIONS, ROLLED_BACK, DURABILITY, st.integers(0, 10**6))
-def test_is_exact_after_a_thousand_histories(
+def test_rollback_is_exact_after_a_thousand_histories(
     sync_client, database, tmp_path, operations, last, durability, seed
 ):
     check_rollback(sync_client, database, tmp_path, operations, last, durability, seed)

@@ -75,7 +75,7 @@ def history_of(http, thread_id):
 # --- create ---------------------------------------------------------------------------------
 
 
-def test_a_created_run_has_every_field_and_says_where_it_is(http, thread_id):
+def test_a_created_run_has_every_field_and_a_content_location(http, thread_id):
     body = {
         "assistant_id": "counter",
         "input": {"count": 1},
@@ -132,7 +132,7 @@ def test_a_created_run_has_every_field_and_says_where_it_is(http, thread_id):
     assert metadata == run["metadata"]
 
 
-def test_the_sdk_learns_of_the_run_from_the_headers(make_client):
+def test_the_sdk_reads_the_run_id_from_the_headers(make_client):
     async def scene(client):
         thread = await client.threads.create()
         seen = []
@@ -150,7 +150,7 @@ def test_the_sdk_learns_of_the_run_from_the_headers(make_client):
     play(make_client, scene)
 
 
-def test_a_run_on_an_unknown_thread_is_refused_unless_it_may_be_made(http, sync_client):
+def test_a_run_on_an_unknown_thread_is_not_found_unless_it_may_create_it(http, sync_client):
     wanted = str(uuid.uuid4())
     body = {"assistant_id": "counter", "input": {"count": 1}}
     for path in ("runs", "runs/wait", "runs/stream"):
@@ -196,7 +196,7 @@ def test_a_run_on_an_unknown_thread_is_refused_unless_it_may_be_made(http, sync_
     ],
     ids=str,
 )
-def test_a_run_that_makes_no_sense_is_refused_and_nothing_is_created(http, thread_id, options):
+def test_an_invalid_run_is_refused_and_nothing_is_created(http, thread_id, options):
     body = {"assistant_id": "counter", "input": {"count": 1}, **options}
     refused(http.post(f"/threads/{thread_id}/runs", json=body), 422)
     assert http.get(f"/threads/{thread_id}/runs").json() == []
@@ -212,7 +212,7 @@ def test_a_run_with_context_and_configurable_is_refused(http, thread_id):
     assert detail.startswith("Cannot specify both configurable and context.")
 
 
-def test_a_create_that_is_sent_again_with_its_run_id_gets_the_same_run(http, thread_id, beats):
+def test_a_create_repeated_with_its_run_id_returns_the_same_run(http, thread_id, beats):
     run_id = str(uuid.uuid4())
     body = {
         "assistant_id": "steps",
@@ -234,7 +234,7 @@ def test_a_create_that_is_sent_again_with_its_run_id_gets_the_same_run(http, thr
     assert http.get(f"/threads/{elsewhere}/runs").json() == []
 
 
-def test_a_rolled_back_run_is_not_resurrected_by_its_create(http, thread_id, beats, stops_all):
+def test_a_repeated_create_does_not_recreate_a_rolled_back_run(http, thread_id, beats, stops_all):
     run_id = str(uuid.uuid4())
     start_long(http, thread_id, beats, run_id=run_id)
     path = f"/threads/{thread_id}/runs"
@@ -269,7 +269,7 @@ def test_runs_are_listed_newest_first_ten_at_a_time(http, sync_client, thread_id
     assert "x-pagination-total" not in http.get(path).headers
 
 
-def test_the_list_runs_document_sets_no_upper_limit(http, thread_id):
+def test_the_limit_of_a_list_of_runs_has_no_maximum(http, thread_id):
     run_id = run_of(http, thread_id, "counter", {"count": 1})
     response = http.get(f"/threads/{thread_id}/runs", params={"limit": 1001})
     assert response.status_code == 200, response.text
@@ -296,7 +296,7 @@ def test_runs_are_listed_by_status(http, sync_client, thread_id, beats, stops_al
     assert len(listed("error")) == len(listed("success")) == len(listed("timeout")) == 1
 
 
-def test_a_list_shows_only_the_selected_fields(http, make_client, thread_id):
+def test_a_list_of_runs_has_only_the_selected_fields(http, make_client, thread_id):
     run_id = run_of(http, thread_id, "counter", {"count": 1})
     path = f"/threads/{thread_id}/runs"
     both = [("select", "run_id"), ("select", "multitask_strategy")]
@@ -325,11 +325,11 @@ def test_a_list_shows_only_the_selected_fields(http, make_client, thread_id):
         "select=run_id&select=nope",
     ],
 )
-def test_a_list_that_makes_no_sense_is_refused(http, thread_id, query):
+def test_an_invalid_list_query_is_refused(http, thread_id, query):
     refused(http.get(f"/threads/{thread_id}/runs?{query}"), 422)
 
 
-def test_runs_that_are_not_there_are_not_found(http, sync_client, thread_id):
+def test_an_unknown_run_is_not_found(http, sync_client, thread_id):
     elsewhere = new_thread(http)
     run_id = run_of(http, elsewhere, "counter", {"count": 1})
     unknown_thread = f"Thread with ID {UNKNOWN} not found"
@@ -358,7 +358,7 @@ def test_malformed_ids_are_refused(http, thread_id, method, follow):
     assert refused(response, 422) == "Invalid thread ID: must be a UUID"
 
 
-def test_a_run_is_read_as_it_was_made(http, sync_client, thread_id):
+def test_a_run_is_read_with_the_fields_it_was_created_with(http, sync_client, thread_id):
     body = {"assistant_id": "counter", "input": {"count": 1}, "metadata": {"m": 1}}
     made = http.post(f"/threads/{thread_id}/runs", json=body).json()
     sync_client.runs.join(thread_id, made["run_id"])
@@ -432,7 +432,7 @@ def test_a_run_is_deleted_through_both_clients(make_client, sync_client, thread_
 # --- wait and join --------------------------------------------------------------------------
 
 
-def test_wait_answers_the_final_values_and_says_where_to_join(http, thread_id):
+def test_wait_returns_the_final_values_and_the_location_of_the_join(http, thread_id):
     body = {"assistant_id": "counter", "input": {"count": 1}}
     response = http.post(f"/threads/{thread_id}/runs/wait", json=body)
     run_id = http.get(f"/threads/{thread_id}/runs").json()[0]["run_id"]
@@ -443,7 +443,7 @@ def test_wait_answers_the_final_values_and_says_where_to_join(http, thread_id):
     assert response.json() == {"count": 2}
 
 
-def test_wait_shows_only_the_output_of_a_graph(sync_client, thread_id):
+def test_wait_returns_only_the_output_of_a_graph(sync_client, thread_id):
     values = sync_client.runs.wait(thread_id, "teller", input={"topic": "tea"})
     assert values == {"told": "plain tea"}
 
@@ -455,7 +455,7 @@ def test_a_long_wait_is_kept_alive_by_newlines_before_the_json(http, thread_id):
     assert json.loads(text)["steps"] == ALL_STEPS
 
 
-def test_wait_answers_a_graphs_error_as_an_outcome(http, make_client, thread_id):
+def test_wait_returns_the_error_of_a_graph_as_the_outcome(http, make_client, thread_id):
     error = {"error": "ValueError", "message": "boom from bad node"}
     assert wait_for(http, thread_id, "bad", {"count": 1}) == {"__error__": error}
     assert http.get(f"/threads/{thread_id}/runs").json()[0]["status"] == "error"
@@ -469,7 +469,7 @@ def test_wait_answers_a_graphs_error_as_an_outcome(http, make_client, thread_id)
     play(make_client, scene)
 
 
-def test_join_answers_each_run_with_its_own_end_whatever_came_later(http, sync_client, thread_id):
+def test_join_returns_the_outcome_of_its_run_after_later_runs(http, sync_client, thread_id):
     ends = {}
     for graph, input_, end in (
         ("counter", {"count": 1}, {"count": 2}),
@@ -497,7 +497,7 @@ def test_join_waits_for_a_pending_and_for_a_running_run(make_client, thread_id):
     play(make_client, scene)
 
 
-def test_join_of_a_run_that_asks_answers_its_values_and_the_question(http, sync_client, thread_id):
+def test_join_returns_the_values_and_the_interrupt_of_its_run(http, sync_client, thread_id):
     waited = wait_for(http, thread_id, "questions", {"topic": "tea"})
     (asked,) = waited["__interrupt__"]
     assert waited == {"topic": "tea", "answers": ["prepared"], "__interrupt__": [asked]}
@@ -515,7 +515,7 @@ def test_join_of_a_run_that_asks_answers_its_values_and_the_question(http, sync_
     assert sync_client.runs.join(thread_id, run["run_id"]) == waited
 
 
-def test_join_of_a_cancelled_run_answers_how_far_it_came(http, sync_client, thread_id, stops_all):
+def test_join_of_a_cancelled_run_returns_its_last_values(http, sync_client, thread_id, stops_all):
     run_id = run_of(
         http,
         thread_id,
@@ -531,7 +531,7 @@ def test_join_of_a_cancelled_run_answers_how_far_it_came(http, sync_client, thre
     assert sync_client.runs.join(thread_id, run_id) == joined
 
 
-def test_join_of_a_run_cancelled_in_its_second_step_answers_the_first(
+def test_join_of_a_run_cancelled_in_its_second_step_returns_the_first(
     http, sync_client, thread_id, beats, stops_all
 ):
     input_ = {"seconds": 0.4, "beats": str(beats)}
@@ -562,7 +562,7 @@ def test_a_wait_ends_when_its_run_is_cancelled(http, make_client, thread_id, bea
 # --- cancel ---------------------------------------------------------------------------------
 
 
-def test_cancelling_a_run_answers_as_it_should(http, thread_id, beats, stops_all):
+def test_cancel_returns_the_documented_responses(http, thread_id, beats, stops_all):
     run_id = start_long(http, thread_id, beats)
     path = f"/threads/{thread_id}/runs/{run_id}/cancel"
     refused(http.post(path, params={"action": "bad"}), 422)
@@ -604,7 +604,7 @@ def test_bulk_cancel_by_ids_leaves_other_runs_alone(http, thread_id, beats, stop
 
 @pytest.mark.parametrize("status", ["pending", "running", "all"])
 @pytest.mark.parametrize("action", ["interrupt", "rollback"])
-def test_bulk_cancel_by_status_hits_exactly_those(
+def test_bulk_cancel_by_status_cancels_only_runs_of_that_status(
     http, sync_client, tmp_path, beats, status, action, stops_all
 ):
     one, two = new_thread(http), new_thread(http)
@@ -633,7 +633,7 @@ def test_bulk_cancel_by_status_hits_exactly_those(
     assert now(done, finished) == "success"
 
 
-def test_bulk_cancel_by_ids_and_status_together_narrows(http, thread_id, beats, stops_all):
+def test_bulk_cancel_by_ids_and_status_requires_both_to_match(http, thread_id, beats, stops_all):
     running = start_long(http, thread_id, beats)
     pending = run_of(http, thread_id, "steps", {"seconds": 20})
     other = run_of(http, thread_id, "steps", {"seconds": 20})
@@ -645,7 +645,7 @@ def test_bulk_cancel_by_ids_and_status_together_narrows(http, thread_id, beats, 
     refused(http.post("/runs/cancel", json=body), 404)
 
 
-def test_bulk_cancel_of_nothing_is_not_found(http, thread_id):
+def test_bulk_cancel_without_matching_runs_is_not_found(http, thread_id):
     nothing = "No runs found to cancel."
     wait_for(http, thread_id, "counter", {"count": 1})
     finished = http.get(f"/threads/{thread_id}/runs").json()[0]["run_id"]
@@ -682,14 +682,14 @@ def test_bulk_cancel_of_nothing_is_not_found(http, thread_id):
     ],
     ids=str,
 )
-def test_bulk_cancel_that_makes_no_sense_is_refused(http, query, body):
+def test_an_invalid_bulk_cancel_is_refused(http, query, body):
     refused(http.post(f"/runs/cancel{query}", json=body), 422)
 
 
 # --- options --------------------------------------------------------------------------------
 
 
-def test_a_resume_answers_the_question_and_meets_the_next(make_client, thread_id):
+def test_a_resume_continues_to_the_next_interrupt(make_client, thread_id):
     async def scene(client):
         await client.runs.wait(thread_id, "questions", input={"topic": "tea"})
         waited = await client.runs.wait(thread_id, "questions", command={"resume": "a"})
@@ -707,19 +707,19 @@ def test_a_resume_answers_the_question_and_meets_the_next(make_client, thread_id
     play(make_client, scene)
 
 
-def test_a_falsy_answer_is_an_answer(http, thread_id):
+def test_an_interrupt_may_be_resumed_with_a_falsy_value(http, thread_id):
     wait_for(http, thread_id, "questions", {"topic": "tea"})
     wait_for(http, thread_id, "questions", command={"resume": False})
     ended = wait_for(http, thread_id, "questions", command={"resume": ""})
     assert ended["answers"] == ["prepared", False, "", "worked"]
 
 
-def test_input_null_raises_the_same_question_again(http, thread_id):
+def test_input_null_raises_the_same_interrupt_again(http, thread_id):
     asked = wait_for(http, thread_id, "questions", {"topic": "tea"})["__interrupt__"]
     assert wait_for(http, thread_id, "questions", None)["__interrupt__"] == asked
 
 
-def test_a_command_updates_resumes_and_wins_over_input(http, thread_id):
+def test_a_command_updates_resumes_and_takes_precedence_over_input(http, thread_id):
     wait_for(http, thread_id, "questions", {"topic": "tea"})
     command = {"update": {"topic": "coffee"}, "resume": "a"}
     waited = wait_for(http, thread_id, "questions", {"topic": "milk"}, command=command)
@@ -741,12 +741,12 @@ def test_a_command_goes_to_a_node(http, sync_client, thread_id):
     assert wait_for(http, counted, "counter", command=pairs) == {"count": 91}
 
 
-def test_an_empty_command_is_no_command(http, thread_id):
+def test_an_empty_command_is_ignored(http, thread_id):
     assert wait_for(http, thread_id, "counter", {"count": 1}, command={}) == {"count": 2}
     assert wait_for(http, thread_id, "counter", {"count": 5}, command={}) == {"count": 6}
 
 
-def test_a_goto_leaves_the_question_open(http, thread_id):
+def test_a_goto_leaves_the_interrupt_pending(http, thread_id):
     wait_for(http, thread_id, "questions", {"topic": "tea"})
     wait_for(http, thread_id, "questions", command={"goto": "work"})
     assert http.get(f"/threads/{thread_id}").json()["status"] == "interrupted"
@@ -806,7 +806,7 @@ def test_a_recursion_limit_ends_a_run_with_an_error(http, sync_client, thread_id
         (None, "EmptyInputError", "Received no input for __start__"),
     ],
 )
-def test_input_a_graph_cannot_take_ends_the_run_with_an_error(
+def test_input_that_the_graph_rejects_ends_the_run_with_an_error(
     http, thread_id, input_, kind, message
 ):
     error = wait_for(http, thread_id, "counter", input_)["__error__"]
@@ -814,7 +814,7 @@ def test_input_a_graph_cannot_take_ends_the_run_with_an_error(
     assert error["message"].startswith(message)
 
 
-def test_metadata_of_a_run_keeps_the_servers_own_keys(http, sync_client, thread_id):
+def test_reserved_metadata_keys_of_a_run_are_set_by_the_server(http, sync_client, thread_id):
     reserved = dict.fromkeys(("assistant_id", "thread_id", "run_id", "cron_id"), "mine")
     run = sync_client.runs.create(
         thread_id, "counter", input={"count": 1}, metadata={"m": 1, **reserved}
@@ -830,7 +830,7 @@ def test_metadata_of_a_run_keeps_the_servers_own_keys(http, sync_client, thread_
 
 
 @pytest.mark.parametrize("how", ["checkpoint_id", "checkpoint", "config"])
-def test_a_run_goes_on_from_an_old_checkpoint(http, sync_client, thread_id, beats, how):
+def test_a_run_continues_from_an_old_checkpoint(http, sync_client, thread_id, beats, how):
     wait_for(http, thread_id, "steps", {"beats": str(beats)})
     old = history_of(http, thread_id)[2]
     assert old["next"] == ["s3"]
@@ -871,7 +871,7 @@ def test_interrupt_before_and_after_pause_a_run(make_client, http, thread_id):
     assert seen == [ALL_STEPS[:n] for n in (1, 2, 3, 4)]
 
 
-def test_new_input_starts_an_interrupted_thread_over_on_top_of_its_state(http, thread_id):
+def test_new_input_restarts_the_graph_on_an_interrupted_thread(http, thread_id):
     wait_for(http, thread_id, "steps", {}, interrupt_before=["s2"])
     assert wait_for(http, thread_id, "steps", {"tag": "x"})["steps"] == ["s1", *ALL_STEPS]
 
@@ -892,7 +892,7 @@ def test_durability_decides_which_checkpoints_are_kept(http, thread_id, options,
     assert http.get(f"/threads/{thread_id}/state").json()["values"]["steps"] == ALL_STEPS
 
 
-def test_after_seconds_starts_a_run_later_and_holds_up_no_other(
+def test_after_seconds_delays_the_start_of_a_run_and_of_no_other(
     http, sync_client, thread_id, beats
 ):
     much_later = sync_client.runs.create(thread_id, "steps", input={}, after_seconds=3600)
@@ -909,7 +909,7 @@ def test_after_seconds_starts_a_run_later_and_holds_up_no_other(
     assert run_of(http, thread_id, "counter", {"count": 1}, after_seconds=-5)
 
 
-def test_a_run_that_takes_too_long_times_out(http, sync_client, thread_id, beats):
+def test_a_run_that_exceeds_its_timeout_times_out(http, sync_client, thread_id, beats):
     input_ = {"seconds": 20, "beats": str(beats)}
     run_id = run_of(http, thread_id, "steps", input_, timeout_seconds=0.3)
     joined = sync_client.runs.join(thread_id, run_id)
@@ -922,7 +922,7 @@ def test_a_run_that_takes_too_long_times_out(http, sync_client, thread_id, beats
     assert beats.lines() == before
 
 
-def test_a_node_that_swallows_everything_times_out_too(http, sync_client, thread_id, beats):
+def test_a_node_that_suppresses_every_exception_times_out(http, sync_client, thread_id, beats):
     run_id = run_of(
         http,
         thread_id,
@@ -958,7 +958,7 @@ def test_reject_refuses_a_run_on_a_busy_thread_and_creates_nothing(
     assert sync_client.runs.join(thread_id, run["run_id"])["count"] == 2
 
 
-def test_enqueue_runs_one_after_the_other_in_order(http, make_client, thread_id, beats):
+def test_enqueued_runs_are_executed_one_by_one_in_order(http, make_client, thread_id, beats):
     async def scene(client):
         runs = [
             await client.runs.create(
@@ -992,7 +992,7 @@ def first_then(http, thread_id, beats, strategy):
     return first, second, joined
 
 
-def test_interrupt_stops_the_run_and_starts_on_top_of_what_it_did(
+def test_interrupt_stops_the_run_and_the_next_starts_from_its_state(
     http, sync_client, thread_id, beats
 ):
     first, second, joined = first_then(http, thread_id, beats, "interrupt")
@@ -1005,7 +1005,9 @@ def test_interrupt_stops_the_run_and_starts_on_top_of_what_it_did(
     assert "s2:end" not in beats.names()
 
 
-def test_rollback_removes_the_run_and_starts_from_before_it(http, sync_client, thread_id, beats):
+def test_rollback_removes_the_run_and_the_next_starts_from_before_it(
+    http, sync_client, thread_id, beats
+):
     wait_for(http, thread_id, "steps", {})
     before = history_of(http, thread_id)
     first, second, joined = first_then(http, thread_id, beats, "rollback")
@@ -1036,7 +1038,7 @@ def test_interrupt_and_rollback_also_clear_the_queue(
     assert not never.exists()
 
 
-def test_of_many_rejects_at_once_exactly_one_is_taken(make_client, thread_id, stops_all):
+def test_of_concurrent_runs_with_reject_exactly_one_is_accepted(make_client, thread_id, stops_all):
     async def scene(client):
         import asyncio
 
@@ -1054,7 +1056,7 @@ def test_of_many_rejects_at_once_exactly_one_is_taken(make_client, thread_id, st
     play(make_client, scene)
 
 
-def test_of_many_runs_that_may_make_their_thread_all_run(make_client):
+def test_concurrent_runs_that_may_create_their_thread_all_run(make_client):
     async def scene(client):
         import asyncio
 

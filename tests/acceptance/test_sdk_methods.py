@@ -206,14 +206,14 @@ def test_the_table_has_every_method_and_every_option(prefix):
     assert {(c, m) for c, m, _ in rows} == {(c, m) for c, m, _ in options_of(prefix)}
 
 
-def test_a_client_has_no_part_that_the_table_does_not_know():
+def test_the_table_covers_every_part_of_a_client():
     for client in (get_sync_client(url="http://localhost"), get_client(url="http://localhost")):
         parts = {name for name in vars(client) if not name.startswith("_")}
         assert parts == {*CLIENTS, "http"}
 
 
 @pytest.mark.parametrize("row", TABLE, ids=str)
-def test_it_does_what_it_says(sdk, row):
+def test_each_method_works_with_its_options(sdk, row):
     row.check(sdk)
     wanted = {(row.client, row.method, option) for option in row.options}
     assert wanted - sdk.passed == set(), "the row stands for options that it does not pass"
@@ -292,7 +292,7 @@ def is_found_by_its_id(sdk):
 
 
 @row("assistants", "create", "config", "metadata", "assistant_id", "name", "description")
-def is_made_as_it_was_asked(sdk):
+def is_created_with_its_fields(sdk):
     wanted = {
         "config": {"configurable": {"by": 3}, "tags": ["t"]},
         "metadata": tag(),
@@ -307,14 +307,14 @@ def is_made_as_it_was_asked(sdk):
 
 
 @row("assistants", "create", "context")
-def speaks_with_its_context(sdk):
+def uses_its_context(sdk):
     made = sdk.assistants.create("teller", context={"voice": "loud"})
     answer = sdk.runs.wait(None, made["assistant_id"], input={"topic": "tea"})
     assert answer == {"told": "loud tea"}
 
 
 @row("assistants", "create", "if_exists")
-def is_made_once(sdk):
+def is_created_once(sdk):
     made = sdk.assistants.create("counter", name="first")
     again = {"assistant_id": made["assistant_id"], "name": "second"}
     with pytest.raises(ConflictError):
@@ -340,7 +340,7 @@ def is_changed(sdk):
 
 
 @row("assistants", "update", "context")
-def changes_its_context(sdk):
+def updates_its_context(sdk):
     made = sdk.assistants.create("teller", context={"voice": "loud"})
     sdk.assistants.update(made["assistant_id"], context={"voice": "low"})
     answer = sdk.runs.wait(None, made["assistant_id"], input={"topic": "tea"})
@@ -348,7 +348,7 @@ def changes_its_context(sdk):
 
 
 @row("assistants", "delete", "delete_threads")
-def goes_and_its_threads_with_it_if_asked(sdk):
+def is_deleted_with_its_threads_if_asked(sdk):
     for delete_threads in (False, True):
         made = sdk.assistants.create("counter")
         thread_id = new_thread(sdk)
@@ -402,7 +402,7 @@ def lists_its_versions(sdk):
 
 
 @row("assistants", "set_latest")
-def goes_back_to_a_version(sdk):
+def restores_an_earlier_version(sdk):
     made = sdk.assistants.create("counter", name="one")
     sdk.assistants.update(made["assistant_id"], name="two")
     assert sdk.assistants.set_latest(made["assistant_id"], 1)["name"] == "one"
@@ -433,7 +433,7 @@ def is_searched(sdk):
 
 
 @row("assistants", "search", "response_format")
-def says_that_there_is_more(sdk):
+def reports_the_next_page(sdk):
     mine = tag()
     for _ in range(2):
         sdk.assistants.create("counter", metadata=mine)
@@ -458,7 +458,7 @@ def is_counted(sdk):
 
 
 @row("threads", "create", "metadata", "thread_id", "if_exists", "graph_id")
-def is_made_once_with_its_id(sdk):
+def is_created_once_with_its_id(sdk):
     mine, thread_id = tag(), str(uuid.uuid4())
     made = sdk.threads.create(metadata=mine, thread_id=thread_id, graph_id="counter")
     assert made["thread_id"] == thread_id
@@ -469,7 +469,7 @@ def is_made_once_with_its_id(sdk):
 
 
 @row("threads", "create", "supersteps")
-def is_made_with_a_past(sdk):
+def is_created_with_supersteps(sdk):
     steps = [
         {"updates": [{"values": {"count": 1}, "as_node": "__input__"}]},
         {"updates": [{"values": {"count": 5}, "as_node": "inc"}]},
@@ -481,7 +481,7 @@ def is_made_with_a_past(sdk):
 
 @row("threads", "create", "ttl")
 @row("threads", "get", "include")
-def expires_when_it_says(sdk):
+def expires_after_its_ttl(sdk):
     thread_id = new_thread(sdk, ttl={"ttl": 30, "strategy": "delete"})
     ttl = sdk.threads.get(thread_id, include=["ttl"])["ttl"]
     assert (ttl["strategy"], ttl["ttl_minutes"]) == ("delete", 30)
@@ -491,7 +491,7 @@ def expires_when_it_says(sdk):
 
 
 @row("threads", "update", "ttl", "return_minimal")
-def takes_more_metadata(sdk):
+def merges_metadata(sdk):
     thread_id = new_thread(sdk, metadata={"a": 1})
     changed = sdk.threads.update(thread_id, metadata={"b": 2}, ttl=5)
     assert changed["metadata"] == {"a": 1, "b": 2}
@@ -501,7 +501,7 @@ def takes_more_metadata(sdk):
 
 
 @row("threads", "delete")
-def goes(sdk):
+def is_not_found_after_its_deletion(sdk):
     thread_id = counted(sdk, 1)
     sdk.threads.delete(thread_id)
     with pytest.raises(NotFoundError):
@@ -512,7 +512,7 @@ def goes(sdk):
     *("threads", "search", "metadata", "values", "ids", "status", "limit", "offset"),
     *("sort_by", "sort_order", "select", "extract"),
 )
-def is_found_by_what_it_holds(sdk):
+def is_searched_by_every_filter(sdk):
     mine = tag()
     one, two = (new_thread(sdk, metadata=mine) for _ in range(2))
     sdk.runs.wait(two, "counter", input={"count": 1}, interrupt_before=["inc"])
@@ -533,7 +533,7 @@ def is_found_by_what_it_holds(sdk):
 
 
 @row("threads", "count", "metadata", "values", "status")
-def is_counted_by_what_it_holds(sdk):
+def is_counted_by_every_filter(sdk):
     mine = tag()
     new_thread(sdk, metadata=mine)
     asked = new_thread(sdk, metadata=mine)
@@ -564,7 +564,7 @@ def is_pruned(sdk):
 
 
 @row("threads", "get_state", "checkpoint", "checkpoint_id", "select")
-def shows_its_state_then_and_now(sdk):
+def shows_its_state_now_and_at_a_checkpoint(sdk):
     thread_id = counted(sdk, 1, 5)
     now = sdk.threads.get_state(thread_id)
     assert now["values"] == {"count": 6}
@@ -588,7 +588,7 @@ def shows_the_state_of_its_subgraphs(sdk):
 
 
 @row("threads", "update_state", "as_node", "checkpoint", "checkpoint_id")
-def is_written_to(sdk):
+def has_its_state_updated(sdk):
     thread_id = new_thread(sdk)
     sdk.runs.wait(thread_id, "steps", input={}, interrupt_after=["s1"])
     at_s1 = sdk.threads.get_state(thread_id)
@@ -622,7 +622,7 @@ def shows_its_history(sdk):
 
 
 @row("threads", "join_stream", "last_event_id", "stream_mode")
-def is_followed(sdk):
+def is_streamed_and_resumed(sdk):
     thread_id = new_thread(sdk)
     run = sdk.runs.create(thread_id, "counter", input={"count": 1}, stream_resumable=True)
     sdk.runs.join(thread_id, run["run_id"])
@@ -640,7 +640,7 @@ def is_followed(sdk):
 
 
 @row("threads", "stream", "thread_id", "transport", "run_start_timeout")
-def is_talked_with(sdk):
+def is_streamed_over_each_transport(sdk):
     for transport in ("sse", "websocket"):
         talk = sdk.threads.stream(
             str(uuid.uuid4()),
@@ -653,7 +653,7 @@ def is_talked_with(sdk):
 
 
 @row("threads", "stream")
-def gets_a_thread_of_its_own(sdk):
+def creates_its_own_thread(sdk):
     talk = sdk.threads.stream(assistant_id="counter")
     assert sdk.talked(talk, {"count": 3})[1] == {"count": 4}
     assert sdk.threads.get_state(talk.thread_id)["values"] == {"count": 4}
@@ -672,7 +672,7 @@ def counts_from_its_input(sdk, method):
 
 
 @row("runs", MAKES_A_RUN, "command")
-def answers_a_question(sdk, method):
+def resumes_an_interrupt(sdk, method):
     thread_id = new_thread(sdk)
     sdk.runs.wait(thread_id, "questions", input={"topic": "tea"})
     answer = outcome(sdk, method, thread_id, "questions", command={"resume": "one"})
@@ -681,7 +681,7 @@ def answers_a_question(sdk, method):
 
 
 @row("runs", MAKES_A_RUN, "strict_resume")
-def fails_to_answer_what_was_not_asked(sdk, method):
+def fails_to_resume_an_unknown_interrupt(sdk, method):
     thread_id = new_thread(sdk)
     sdk.runs.wait(thread_id, "questions", input={"topic": "tea"})
     how = {"raise_error": False} if method == "wait" else {}
@@ -709,13 +709,13 @@ def counts_by_its_config(sdk, method):
 
 
 @row("runs", MAKES_A_RUN, "context")
-def speaks_in_its_context(sdk, method):
+def runs_with_its_context(sdk, method):
     how = {"input": {"topic": "tea"}, "context": {"voice": "loud"}}
     assert outcome(sdk, method, None, "teller", **how) == {"told": "loud tea"}
 
 
 @row("runs", MAKES_A_RUN, "checkpoint", "checkpoint_id")
-def goes_on_from_a_checkpoint(sdk, method):
+def continues_from_a_checkpoint(sdk, method):
     thread_id = counted(sdk, 1)
     then = sdk.threads.get_state(thread_id)
     sdk.runs.wait(thread_id, "counter", input={"count": 10})
@@ -743,7 +743,7 @@ def keeps_no_checkpoint_during_the_run(sdk, method):
 
 
 @row("runs", MAKES_A_RUN, "interrupt_before", "interrupt_after")
-def stops_where_it_is_told(sdk, method):
+def pauses_before_and_after_nodes(sdk, method):
     for where in ({"interrupt_before": ["s2"]}, {"interrupt_after": ["s1"]}):
         thread_id = new_thread(sdk)
         outcome(sdk, method, thread_id, "steps", input={}, **where)
@@ -762,7 +762,7 @@ def is_refused_on_a_busy_thread(sdk, method):
 
 
 @row("runs", MAKES_A_RUN, "if_not_exists")
-def makes_its_thread(sdk, method):
+def creates_its_thread(sdk, method):
     thread_id, how = str(uuid.uuid4()), {"input": {"count": 1}}
     with refused(404):
         outcome(sdk, method, thread_id, "counter", **how, if_not_exists="reject")
@@ -771,7 +771,7 @@ def makes_its_thread(sdk, method):
 
 
 @row("runs", MAKES_A_RUN, "on_completion")
-def leaves_its_thread_if_it_is_told(sdk, method):
+def keeps_its_thread_if_asked(sdk, method):
     for on_completion, left in (("delete", 0), ("keep", 1)):
         note = tag()["tag"]
         how = {"input": {"count": 1, "note": note}, "on_completion": on_completion}
@@ -788,7 +788,7 @@ def starts_later(sdk, method):
 
 
 @row("runs", MAKES_A_RUN, "langsmith_tracing")
-def runs_with_tracing_asked_for_though_there_is_none(sdk, method):
+def accepts_langsmith_tracing_without_effect(sdk, method):
     """This server sends no traces: the option is accepted and has no effect on the run."""
     thread_id = new_thread(sdk)
     how = {"input": {"count": 1}, "langsmith_tracing": {"project_name": "elsewhere"}}
@@ -797,7 +797,7 @@ def runs_with_tracing_asked_for_though_there_is_none(sdk, method):
 
 
 @row("runs", MAKES_A_RUN, "on_run_created")
-def tells_which_run_it_is(sdk, method):
+def reports_the_created_run(sdk, method):
     thread_id, told = new_thread(sdk), []
     how = {"input": {"count": 1}, "on_run_created": told.append}
     outcome(sdk, method, thread_id, "counter", **how)
@@ -813,7 +813,7 @@ def is_accepted_with_a_webhook(sdk, method):
 
 
 @row("runs", "wait stream", "on_disconnect")
-def is_cancelled_when_its_client_leaves(sdk, method):
+def is_cancelled_when_its_client_disconnects(sdk, method):
     thread_id = new_thread(sdk)
     how = {"input": {"seconds": 30}, "on_disconnect": "cancel"}
     if method == "stream":
@@ -828,7 +828,7 @@ def is_cancelled_when_its_client_leaves(sdk, method):
 
 
 @row("runs", "wait", "raise_error")
-def raises_what_the_graph_raised_if_asked(sdk):
+def raises_the_error_of_the_graph_if_asked(sdk):
     answer = sdk.runs.wait(None, "bad", input={}, raise_error=False)
     assert answer["__error__"]["error"] == "ValueError"
     with pytest.raises(Exception, match="boom from bad node"):
@@ -836,7 +836,7 @@ def raises_what_the_graph_raised_if_asked(sdk):
 
 
 @row("runs", "stream", "stream_mode", "stream_subgraphs")
-def streams_the_modes_it_was_asked_for(sdk):
+def streams_the_requested_modes(sdk):
     def events(**options):
         parts = list(sdk.runs.stream(None, "family", input={}, **options))[1:]
         return [part.event for part in parts]
@@ -883,7 +883,7 @@ def keeps_its_feedback_keys(sdk):
 
 
 @row("runs", "stream", "version")
-def streams_in_the_shape_that_is_asked(sdk):
+def streams_in_the_requested_version(sdk):
     parts = list(sdk.runs.stream(None, "counter", input={"count": 1}, version="v2"))
     assert [(p["type"], p["ns"], p["data"]) for p in parts[1:]] == [
         ("values", [], {"count": 1}),
@@ -894,7 +894,7 @@ def streams_in_the_shape_that_is_asked(sdk):
 
 
 @row("runs", "create_batch")
-def makes_many(sdk):
+def creates_a_batch(sdk):
     payloads = [{"assistant_id": "counter", "input": {"count": n}} for n in (1, 5)]
     made = sdk.runs.create_batch(payloads)
     answers = [sdk.runs.join(run["thread_id"], run["run_id"]) for run in made]
@@ -936,7 +936,7 @@ def is_cancelled(sdk):
 
 
 @row("runs", "cancel_many", "thread_id", "run_ids", "status", "action")
-def is_cancelled_with_others(sdk):
+def is_cancelled_in_bulk(sdk):
     first, other = running(sdk), running(sdk)
     sdk.runs.cancel_many(thread_id=first["thread_id"], run_ids=[first["run_id"]], action="rollback")
     wait_until(lambda: sdk.runs.list(first["thread_id"]) == [], 20, "the rollback")
@@ -946,14 +946,14 @@ def is_cancelled_with_others(sdk):
 
 
 @row("runs", "join")
-def is_waited_for(sdk):
+def is_joined(sdk):
     thread_id = new_thread(sdk)
     run = sdk.runs.create(thread_id, "counter", input={"count": 1})
     assert sdk.runs.join(thread_id, run["run_id"]) == {"count": 2}
 
 
 @row("runs", "join_stream", "cancel_on_disconnect")
-def is_cancelled_when_who_joined_leaves(sdk):
+def is_cancelled_when_a_joined_client_disconnects(sdk):
     for cancel, status in ((False, "running"), (True, "interrupted")):
         thread_id = new_thread(sdk)
         how = {"input": {"seconds": 30}, "stream_resumable": True}
@@ -1017,7 +1017,7 @@ def is_accepted_with_a_webhook_for_its_runs(sdk, method="update"):
 
 
 @row("crons", MAKES_A_CRON, *HANDED_ON, "metadata", "config", "multitask_strategy")
-def hands_its_options_on_to_its_runs(sdk, method):
+def passes_its_options_to_its_runs(sdk, method):
     mine = tag()
     how = {**HANDED_ON, "metadata": mine, "multitask_strategy": "interrupt"}
     with cron(sdk, method, **how) as made:
@@ -1030,7 +1030,7 @@ def hands_its_options_on_to_its_runs(sdk, method):
 
 
 @row("crons", MAKES_A_CRON, "end_time", "enabled", "timezone")
-def fires_when_it_should(sdk, method):
+def is_scheduled_with_end_time_and_timezone(sdk, method):
     end = datetime.now(UTC) + timedelta(days=800)
     how = {"end_time": end, "enabled": False, "timezone": "Europe/Berlin"}
     with cron(sdk, method, **how) as made:
@@ -1067,7 +1067,7 @@ def fires_on_its_thread(sdk):
 
 
 @row("crons", "delete")
-def is_counted_no_more(sdk):
+def is_not_counted_after_its_deletion(sdk):
     with cron(sdk, "create") as other:
         made = sdk.crons.create("counter", schedule=NEVER_SOON, metadata=tag())
         sdk.crons.delete(made["cron_id"])
@@ -1081,7 +1081,7 @@ def is_counted_no_more(sdk):
     *("crons", "update", *HANDED_ON, "schedule", "end_time", "metadata", "config"),
     *("on_run_completed", "enabled", "timezone"),
 )
-def changes(sdk):
+def is_updated(sdk):
     end = datetime.now(UTC) + timedelta(days=800)
     with cron(sdk, "create", metadata={"a": 1}) as made:
         changed = sdk.crons.update(
@@ -1181,7 +1181,7 @@ def expires_unless_it_is_read(sdk):
 
 @row("store", "get_item")
 @row("store", "delete_item")
-def is_there_until_it_is_deleted(sdk):
+def is_read_until_it_is_deleted(sdk):
     root = new_root()
     sdk.store.put_item([root, "a"], "k", {"n": 1})
     item = sdk.store.get_item([root, "a"], "k")

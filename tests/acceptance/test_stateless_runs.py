@@ -31,7 +31,7 @@ def is_gone(http, thread_id, run_id=None) -> bool:
     return False
 
 
-def test_a_stateless_run_is_made_on_a_thread_that_goes_with_it(http):
+def test_a_stateless_run_has_a_thread_that_is_deleted_with_it(http):
     body = {"assistant_id": "steps", "input": {"seconds": 0.1}}
     response = http.post("/runs", json=body)
     run = response.json()
@@ -49,7 +49,7 @@ def test_a_stateless_run_is_made_on_a_thread_that_goes_with_it(http):
     assert (found.json(), found.headers["x-pagination-total"]) == ([], "0")
 
 
-def test_stateless_wait_answers_the_values(http, sync_client):
+def test_stateless_wait_returns_the_values(http, sync_client):
     response = http.post("/runs/wait", json={"assistant_id": "counter", "input": {"count": 1}})
     assert response.json() == {"count": 2}
     thread_id, run_id = response.headers["location"].split("/")[2::2][:2]
@@ -59,7 +59,7 @@ def test_stateless_wait_answers_the_values(http, sync_client):
     assert sync_client.runs.wait(None, "counter", input={"count": 5}) == {"count": 6}
 
 
-def test_stateless_stream_streams(http, make_client):
+def test_stateless_stream_sends_the_events_of_its_run(http, make_client):
     body = {"assistant_id": "counter", "input": {"count": 1}, "stream_mode": ["values", "updates"]}
     response, frames = stream(http, "POST", "/runs/stream", json=body)
     run_id = frames[0].data["run_id"]
@@ -84,7 +84,7 @@ def test_stateless_stream_streams(http, make_client):
 
 
 @pytest.mark.parametrize("path", ["/runs", "/runs/wait", "/runs/stream"])
-def test_a_run_to_be_kept_stays_with_its_thread(http, path):
+def test_a_stateless_run_created_with_keep_stays_with_its_thread(http, path):
     body = {"assistant_id": "counter", "input": {"count": 1}, "on_completion": "keep"}
     response = http.post(path, json=body)
     assert response.status_code == 200
@@ -101,7 +101,7 @@ def test_a_run_to_be_kept_stays_with_its_thread(http, path):
     assert http.get(f"/threads/{thread_id}/state").json()["values"] == {"count": 2}
 
 
-def test_the_clients_keep_and_delete(make_client, sync_client):
+def test_the_sdk_clients_keep_or_delete_a_stateless_run(make_client, sync_client):
     kept = sync_client.runs.create(None, "counter", input={"count": 1}, on_completion="keep")
     assert sync_client.runs.join(kept["thread_id"], kept["run_id"]) == {"count": 2}
     assert sync_client.threads.get(kept["thread_id"])["values"] == {"count": 2}
@@ -117,7 +117,7 @@ def test_the_clients_keep_and_delete(make_client, sync_client):
     play(make_client, scene)
 
 
-def test_a_run_that_fails_leaves_nothing_either(http):
+def test_a_failed_stateless_run_leaves_nothing(http):
     response = http.post("/runs/wait", json={"assistant_id": "bad", "input": {"count": 1}})
     assert response.status_code == 200
     error = {"error": "ValueError", "message": "boom from bad node"}
@@ -125,7 +125,7 @@ def test_a_run_that_fails_leaves_nothing_either(http):
     assert is_gone(http, response.headers["location"].split("/")[2])
 
 
-def test_a_run_that_asks_answers_the_question_and_leaves_nothing(http):
+def test_a_stateless_run_returns_its_interrupt_and_leaves_nothing(http):
     body = {"assistant_id": "questions", "input": {"topic": "tea"}}
     response = http.post("/runs/wait", json=body)
     assert response.json()["__interrupt__"][0]["value"] == {"question": "first about tea?"}
@@ -149,13 +149,13 @@ def test_a_cancelled_stateless_run_leaves_nothing(
 
 @pytest.mark.parametrize("path", ["/runs", "/runs/wait", "/runs/stream"])
 @pytest.mark.parametrize("answer", ["yes", False, {"a": 1}], ids=str)
-def test_a_resume_needs_a_thread(http, path, answer):
+def test_a_resume_without_a_thread_is_refused(http, path, answer):
     body = {"assistant_id": "questions", "command": {"resume": answer}}
     detail = refused(http.post(path, json=body), 400)
     assert detail == "You must provide a thread_id when resuming."
 
 
-def test_a_resume_without_a_thread_is_refused_by_the_clients(make_client, sync_client):
+def test_a_resume_without_a_thread_raises_in_the_sdk_clients(make_client, sync_client):
     with pytest.raises(BadRequestError):
         sync_client.runs.create(None, "questions", command={"resume": "yes"})
 
@@ -178,11 +178,11 @@ def test_a_resume_without_a_thread_is_refused_by_the_clients(make_client, sync_c
     ids=str,
 )
 @pytest.mark.parametrize("path", ["/runs", "/runs/wait", "/runs/stream"])
-def test_a_stateless_run_that_makes_no_sense_is_refused(http, path, options):
+def test_an_invalid_stateless_run_is_refused(http, path, options):
     refused(http.post(path, json={"assistant_id": "counter", "input": {}, **options}), 422)
 
 
-def test_options_that_are_about_threads_do_no_harm(http):
+def test_a_stateless_run_ignores_options_for_threads(http):
     body = {
         "assistant_id": "counter",
         "input": {"count": 1},
@@ -192,9 +192,7 @@ def test_options_that_are_about_threads_do_no_harm(http):
     assert http.post("/runs/wait", json=body).json() == {"count": 2}
 
 
-def test_a_stateless_create_that_is_sent_again_with_its_run_id_gets_the_same_run(
-    http, beats, stops_all
-):
+def test_a_stateless_create_repeated_with_its_run_id_returns_the_same_run(http, beats, stops_all):
     run_id = str(uuid.uuid4())
     body = {
         "assistant_id": "steps",

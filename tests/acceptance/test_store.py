@@ -38,7 +38,7 @@ def search(sync_client, root):
 # -- items
 
 
-def test_an_item_is_what_was_put(sync_client, root, put):
+def test_an_item_is_returned_as_it_was_put(sync_client, root, put):
     value = {"name": "Ä", "n": 1.5, "deep": {"list": [1, None, {"a": True}]}}
     put("k", value, "users")
     item = sync_client.store.get_item([root, "users"], "k")
@@ -46,7 +46,7 @@ def test_an_item_is_what_was_put(sync_client, root, put):
     assert (item["namespace"], item["key"], item["value"]) == ([root, "users"], "k", value)
 
 
-def test_an_item_that_is_put_again_keeps_its_creation(sync_client, root, put):
+def test_an_item_that_is_put_again_keeps_its_creation_time(sync_client, root, put):
     put("k", {"a": 1})
     first = sync_client.store.get_item([root], "k")
     put("k", {"b": 2})
@@ -56,7 +56,7 @@ def test_an_item_that_is_put_again_keeps_its_creation(sync_client, root, put):
     assert second["updated_at"] > first["updated_at"]
 
 
-def test_an_item_that_is_not_there_is_null_and_may_be_deleted(sync_client, root, put):
+def test_a_missing_item_is_null_and_may_be_deleted(sync_client, root, put):
     assert sync_client.store.get_item([root], "k") is None
     sync_client.store.delete_item([root], "k")
     put("k", {"a": 1})
@@ -70,7 +70,7 @@ def test_a_key_may_be_empty_and_a_namespace_deep(sync_client, root):
     assert sync_client.store.get_item(labels, "")["namespace"] == labels
 
 
-def test_a_path_that_is_named_twice_is_indexed_once(sync_client, root, put, search):
+def test_an_index_path_given_twice_is_indexed_once(sync_client, root, put, search):
     put("k", {"note": "green tea"}, index=["note", "note"])
     assert search(query="green tea") == ["k"]
 
@@ -80,7 +80,7 @@ def test_an_item_whose_name_cannot_be_stored_is_refused(http, query):
     assert "NUL" in refused(http.get(f"/store/items?{query}"), 422)
 
 
-def test_a_namespace_may_be_asked_for_label_by_label(http, root, put):
+def test_a_namespace_may_be_given_with_dots_or_label_by_label(http, root, put):
     put("k", {"a": 1}, "b")
     dotted = {"key": "k", "namespace": f"{root}.b"}
     repeated = {"key": "k", "namespace": [root, "b"]}
@@ -110,7 +110,7 @@ def test_a_namespace_may_be_asked_for_label_by_label(http, root, put):
         ({"index": [5]}, 422, "index"),
     ],
 )
-def test_what_cannot_be_put_is_refused(http, root, body, status, detail):
+def test_an_invalid_put_is_refused(http, root, body, status, detail):
     whole = {"namespace": [root], "key": "k", "value": {}, **body}
     assert detail in refused(http.put("/store/items", json=whole), status)
     missing = [name for name in ("namespace", "key", "value") if name in body]
@@ -119,7 +119,7 @@ def test_what_cannot_be_put_is_refused(http, root, body, status, detail):
         refused(http.put("/store/items", json=whole), 422)
 
 
-def test_what_cannot_be_read_is_refused(http, root):
+def test_an_invalid_read_or_delete_is_refused(http, root):
     assert refused(http.get("/store/items"), 400) == "Key is required"
     bad = {"key": "k", "namespace": f"{root}..b"}
     assert "Namespace label" in refused(http.get("/store/items", params=bad), 422)
@@ -129,7 +129,7 @@ def test_what_cannot_be_read_is_refused(http, root):
 # -- searches
 
 
-def test_a_search_is_by_prefix_of_whole_labels(put, search, root):
+def test_a_search_matches_a_prefix_of_whole_labels(put, search, root):
     put("a", {}, "users", "1")
     put("b", {}, "users", "2")
     put("c", {}, "users_too")
@@ -139,7 +139,7 @@ def test_a_search_is_by_prefix_of_whole_labels(put, search, root):
     assert search("nobody") == []
 
 
-def test_a_search_pages(put, search):
+def test_a_store_search_is_paged(put, search):
     for n in range(5):
         put(f"k{n}", {"n": n})
     pages = [search(limit=2, offset=offset) for offset in (0, 2, 4, 6)]
@@ -193,7 +193,7 @@ def test_a_filter_compares_numbers_as_numbers(put, search, asked, keys):
         ({"namespace_prefix": ["a.b"]}, 422, "Namespace label"),
     ],
 )
-def test_what_cannot_be_searched_is_refused(http, body, status, detail):
+def test_an_invalid_store_search_is_refused(http, body, status, detail):
     assert detail in refused(http.post("/store/items/search", json=body), status)
 
 
@@ -218,7 +218,7 @@ def test_a_search_by_meaning_finds_the_nearest_first(sync_client, root, put):
 # -- namespaces
 
 
-def test_namespaces_are_those_with_items(sync_client, root, put):
+def test_only_namespaces_with_items_are_listed(sync_client, root, put):
     def namespaces(**options):
         found = sync_client.store.list_namespaces(prefix=[root], **options)["namespaces"]
         return [tuple(labels[1:]) for labels in found]
@@ -238,14 +238,14 @@ def test_namespaces_are_those_with_items(sync_client, root, put):
 @pytest.mark.parametrize(
     "body", [{"max_depth": 0}, {"limit": 0}, {"offset": -1}, {"prefix": "x"}, {"suffix": [5]}]
 )
-def test_what_are_no_namespaces_is_refused(http, body):
+def test_an_invalid_namespaces_query_is_refused(http, body):
     refused(http.post("/store/namespaces", json=body), 422)
 
 
 # -- time to live
 
 
-def test_an_expired_item_is_not_shown(sync_client, root, put):
+def test_an_expired_item_is_not_returned(sync_client, root, put):
     put("soon", {"a": 1}, ttl=0.01)
     put("later", {"a": 1}, ttl=60)
     put("ever", {"a": 1})
@@ -261,7 +261,7 @@ def test_an_expired_item_is_not_shown(sync_client, root, put):
 
 
 @pytest.mark.parametrize("ttl", [5e-324, 1e-300, 1e-20, 1e-10, 1e-6])
-def test_an_item_may_live_for_next_to_no_time(sync_client, root, put, ttl):
+def test_an_item_may_have_a_tiny_time_to_live(sync_client, root, put, ttl):
     put("soon", {"a": 1}, ttl=ttl)
 
     def is_gone():
@@ -285,7 +285,7 @@ def test_graphs_and_clients_share_the_store(sync_client, root):
     assert run("cake") == ["async: cake", "mine: coffee", "sync: cake"]
 
 
-def test_a_run_that_is_putting_is_cancelled_like_any_other(http, sync_client, root, beats):
+def test_a_run_that_is_writing_to_the_store_can_be_cancelled(http, sync_client, root, beats):
     thread_id = new_thread(http)
     body = {"user": root, "seconds": 60, "beats": str(beats)}
     run = sync_client.runs.create(thread_id, "busy_memory", input=body)

@@ -24,7 +24,7 @@ def data_of(frames, event):
     return [frame.data for frame in frames if frame.event == event]
 
 
-def test_tasks_are_their_start_and_their_result(http, thread_id):
+def test_tasks_mode_sends_the_start_and_the_result_of_a_task(http, thread_id):
     frames = streamed(http, thread_id, "counter", {"count": 1}, "tasks")
     start, result = data_of(frames, "tasks")
     assert len(frames) == 2
@@ -39,7 +39,7 @@ def test_tasks_are_their_start_and_their_result(http, thread_id):
     }
 
 
-def test_checkpoints_are_the_states_of_the_history(http, thread_id):
+def test_checkpoints_mode_sends_the_states_of_the_history(http, thread_id):
     frames = streamed(http, thread_id, "counter", {"count": 1}, "checkpoints")
     found = data_of(frames, "checkpoints")
     assert len(found) == len(frames) == 3
@@ -54,7 +54,7 @@ def test_checkpoints_are_the_states_of_the_history(http, thread_id):
         assert checkpoint["metadata"]["step"] == state["metadata"]["step"]
 
 
-def test_debug_is_checkpoints_and_tasks_with_their_steps(http, thread_id):
+def test_debug_mode_sends_checkpoints_and_tasks_with_their_steps(http, thread_id):
     frames = streamed(http, thread_id, "counter", {"count": 1}, "debug")
     found = data_of(frames, "debug")
     assert [(event["step"], event["type"]) for event in found] == [
@@ -72,14 +72,14 @@ def test_debug_is_checkpoints_and_tasks_with_their_steps(http, thread_id):
     assert second["checkpoint"].keys() == {"checkpoint_id", "checkpoint_ns", "thread_id"}
 
 
-def test_a_stateless_run_has_no_checkpoints_to_show(http):
+def test_a_stateless_run_streams_no_checkpoints(http):
     frames = streamed(http, None, "counter", {"count": 1}, "debug", "checkpoints", "tasks")
     assert not data_of(frames, "checkpoints")
     assert [event["type"] for event in data_of(frames, "debug")] == ["task", "task_result"]
     assert len(data_of(frames, "tasks")) == 2
 
 
-def test_events_are_those_of_everything_that_runs(http, thread_id):
+def test_events_mode_sends_the_events_of_graph_and_model(http, thread_id):
     question = {"messages": [{"role": "user", "content": "hi"}]}
     frames = streamed(http, thread_id, "speaker", question, "events")
     run_id = http.get(f"/threads/{thread_id}/runs").json()[0]["run_id"]
@@ -100,7 +100,7 @@ def test_events_are_those_of_everything_that_runs(http, thread_id):
     assert all(run_id in event["parent_ids"] for event in events[1:-1])
 
 
-def test_events_come_with_the_other_modes_in_between(http, thread_id):
+def test_events_mode_is_interleaved_with_the_other_modes(http, thread_id):
     frames = streamed(http, thread_id, "counter", {"count": 1}, "events", "values", "updates")
     assert [frame.event for frame in frames] == [
         "events",
@@ -127,7 +127,7 @@ EVERY_MODE = [
 ]
 
 
-def test_all_modes_together_of_the_root_and_of_subgraphs(http, thread_id):
+def test_all_modes_together_cover_the_root_and_its_subgraphs(http, thread_id):
     frames = streamed(http, thread_id, "family", {}, *EVERY_MODE, stream_subgraphs=True)
     names = {frame.event for frame in frames}
     modes = {"values", "updates", "debug", "tasks", "checkpoints"}
@@ -145,7 +145,7 @@ def test_all_modes_together_of_the_root_and_of_subgraphs(http, thread_id):
     assert parent["checkpoint"]["checkpoint_ns"].startswith("child")
 
 
-def test_all_modes_together_order_a_step_by_what_causes_what(http, thread_id):
+def test_all_modes_together_order_the_events_of_a_step_causally(http, thread_id):
     modes = ["values", "updates", "tasks", "debug", "checkpoints"]
     frames = streamed(http, thread_id, "counter", {"count": 1}, *modes)
     step = [
@@ -165,7 +165,7 @@ def test_all_modes_together_order_a_step_by_what_causes_what(http, thread_id):
     ]
 
 
-def test_an_interrupt_is_in_every_mode(http, thread_id):
+def test_an_interrupt_is_streamed_with_the_result_of_its_task(http, thread_id):
     frames = streamed(http, thread_id, "questions", {"topic": "tea"}, "tasks", "debug", "events")
     (asked,) = data_of(frames, "tasks")[-1]["interrupts"]
     assert asked["value"]["question"] == "first about tea?"
@@ -183,7 +183,7 @@ def test_an_error_ends_the_stream_in_every_mode(http, thread_id, modes):
         assert any("boom from bad node" in str(error) for error in errors)
 
 
-def test_a_joined_stream_picks_among_the_modes(http, thread_id):
+def test_a_joined_stream_can_select_among_the_modes_of_its_run(http, thread_id):
     frames = streamed(
         http, thread_id, "counter", {"count": 1}, "tasks", "events", stream_resumable=True
     )

@@ -64,7 +64,7 @@ def data_of(frames):
 # --- the wire format ------------------------------------------------------------------------
 
 
-def test_a_stream_has_its_headers(http, thread_id):
+def test_a_stream_has_the_documented_headers(http, thread_id):
     body = {"assistant_id": "counter", "input": {"count": 1}}
     response, _ = stream(http, "POST", f"/threads/{thread_id}/runs/stream", json=body)
     run_id = http.get(f"/threads/{thread_id}/runs").json()[0]["run_id"]
@@ -80,7 +80,7 @@ def test_a_stream_has_its_headers(http, thread_id):
     assert {name: response.headers.get(name) for name in expected} == expected
 
 
-def test_an_event_is_its_name_its_data_and_an_id_only_when_resumable(http, thread_id):
+def test_an_event_has_an_id_only_if_its_run_is_resumable(http, thread_id):
     path = f"/threads/{thread_id}/runs/stream"
     body = {"assistant_id": "counter", "input": {"count": 1}}
     assert fields_of_events(http.post(path, json=body)) == [["event", "data"]] * 3
@@ -112,17 +112,17 @@ def test_values_are_only_the_output_of_a_graph(http, thread_id):
     assert all(data.keys() <= {"told"} for data in data_of(frames))
 
 
-def test_updates_are_what_each_node_wrote(http, thread_id):
+def test_updates_are_the_writes_of_each_node(http, thread_id):
     frames = streamed(http, thread_id, "steps", {}, stream_mode="updates")
     assert frames == [Frame("updates", {step: {"steps": [step]}}) for step in ALL_STEPS]
 
 
-def test_custom_events_are_what_a_node_says(http, thread_id):
+def test_custom_events_are_the_data_that_a_node_emits(http, thread_id):
     frames = streamed(http, thread_id, "teller", {"topic": "tea"}, stream_mode="custom")
     assert frames == [Frame("custom", {"telling": "tea"})]
 
 
-def test_thousands_of_events_all_come_in_order_and_again_on_replay(http, thread_id):
+def test_thousands_of_events_are_streamed_and_replayed_in_order(http, thread_id):
     body = {
         "assistant_id": "teller",
         "input": {"topic": "tea", "chatter": 3000},
@@ -138,7 +138,7 @@ def test_thousands_of_events_all_come_in_order_and_again_on_replay(http, thread_
     assert rest == frames[1501:]
 
 
-def test_several_modes_come_in_the_order_of_the_steps(http, thread_id):
+def test_several_modes_are_streamed_in_the_order_of_the_steps(http, thread_id):
     frames = streamed(
         http, thread_id, "teller", {"topic": "tea"}, stream_mode=["values", "updates", "custom"]
     )
@@ -152,7 +152,7 @@ def test_several_modes_come_in_the_order_of_the_steps(http, thread_id):
     assert set(events_of(frames[:-3])) <= {"values"}
 
 
-def test_messages_grow_until_they_are_whole(http, thread_id):
+def test_partial_messages_grow_until_they_are_complete(http, thread_id):
     input_ = {"messages": [{"role": "user", "content": "hi"}]}
     frames = streamed(http, thread_id, "speaker", input_, stream_mode="messages")
     assert events_of(frames) == ["messages/metadata"] + ["messages/partial"] * (len(frames) - 1)
@@ -171,7 +171,7 @@ def test_messages_grow_until_they_are_whole(http, thread_id):
     assert state["values"]["messages"][-1]["content"] == "one two three"
 
 
-def test_a_message_that_was_not_streamed_comes_whole(http, thread_id):
+def test_a_message_that_was_not_streamed_is_sent_complete(http, thread_id):
     input_ = {"messages": [{"role": "user", "content": "hi"}]}
     frames = streamed(http, thread_id, "chat", input_, stream_mode="messages")
     assert events_of(frames) == ["messages/metadata", "messages/complete"]
@@ -200,7 +200,7 @@ def test_both_message_modes_keep_their_own_names(http, thread_id):
     assert set(events_of(frames)) == {"messages", "messages/metadata", "messages/partial"}
 
 
-def test_events_of_subgraphs_carry_their_namespace(http, thread_id):
+def test_events_of_subgraphs_have_their_namespace(http, thread_id):
     modes = ["values", "updates", "custom"]
     frames = streamed(
         http, thread_id, "family", {"ask": False}, stream_mode=modes, stream_subgraphs=True
@@ -228,7 +228,7 @@ def test_without_stream_subgraphs_only_the_root_is_streamed(http, thread_id):
     assert set(events_of(frames)) == {"values", "updates"}
 
 
-def test_a_question_is_the_last_of_the_stream(http, thread_id):
+def test_an_interrupt_is_the_last_event_of_the_stream(http, thread_id):
     modes = ["values", "updates"]
     frames = streamed(http, thread_id, "questions", {"topic": "tea"}, stream_mode=modes)
     interrupt_id = http.get(f"/threads/{thread_id}/state").json()["interrupts"][0]["id"]
@@ -246,12 +246,12 @@ def test_a_question_is_the_last_of_the_stream(http, thread_id):
     assert updates == [{"prepare": {"answers": ["prepared"]}}, {"__interrupt__": asked}]
 
 
-def test_a_pause_asked_for_is_an_interrupt_without_a_question(http, thread_id):
+def test_a_pause_by_interrupt_before_is_an_empty_interrupt(http, thread_id):
     frames = streamed(http, thread_id, "steps", {}, stream_mode="updates", interrupt_before=["s2"])
     assert data_of(frames) == [{"s1": {"steps": ["s1"]}}, {"__interrupt__": []}]
 
 
-def test_an_error_is_an_event_and_the_last(http, thread_id):
+def test_an_error_is_the_last_event_of_the_stream(http, thread_id):
     frames = streamed(http, thread_id, "bad", {"count": 1})
     assert frames == [
         Frame("values", {"count": 1}),
@@ -259,7 +259,7 @@ def test_an_error_is_an_event_and_the_last(http, thread_id):
     ]
 
 
-def test_a_timeout_is_an_error_event_and_the_last(http, thread_id):
+def test_a_timeout_is_an_error_event_at_the_end_of_the_stream(http, thread_id):
     frames = streamed(http, thread_id, "steps", {"seconds": 20}, timeout_seconds=0.3)
     assert frames[-1].event == "error"
     assert frames[-1].data["error"] == "TimeoutError"
@@ -280,7 +280,7 @@ def test_a_cancelled_stream_ends_with_a_marker(make_client, thread_id, action):
     play(make_client, scene)
 
 
-def test_a_silent_stream_has_a_heartbeat(http, thread_id):
+def test_a_stream_without_events_has_heartbeats(http, thread_id):
     body = {"assistant_id": "steps", "input": {"seconds": 0.35}, "stream_mode": "custom"}
     with http.stream("POST", f"/threads/{thread_id}/runs/stream", json=body) as response:
         lines = list(response.iter_lines())
@@ -288,7 +288,7 @@ def test_a_silent_stream_has_a_heartbeat(http, thread_id):
     assert events_of(frames_of(lines)) == ["metadata"]
 
 
-def test_events_come_as_they_happen(http, thread_id, beats):
+def test_events_are_streamed_as_they_occur(http, thread_id, beats):
     body = {
         "assistant_id": "steps",
         "input": {"seconds": 0.5, "beats": str(beats)},
@@ -304,7 +304,7 @@ def test_events_come_as_they_happen(http, thread_id, beats):
     assert "s2:end" not in seen
 
 
-def test_the_clients_stream_to_the_end(make_client, sync_client, thread_id):
+def test_the_sdk_clients_stream_to_the_end(make_client, sync_client, thread_id):
     created = []
     parts = list(
         sync_client.runs.stream(
@@ -338,7 +338,7 @@ def test_the_clients_stream_to_the_end(make_client, sync_client, thread_id):
 
 
 @pytest.mark.parametrize("mode", ["tools", "lifecycle", "nope"])
-def test_a_mode_that_is_not_served_is_refused_before_anything_runs(http, thread_id, mode):
+def test_an_unsupported_stream_mode_is_refused_and_creates_no_run(http, thread_id, mode):
     body = {"assistant_id": "counter", "input": {"count": 1}, "stream_mode": [mode]}
     detail = refused(http.post(f"/threads/{thread_id}/runs/stream", json=body), 422)
     assert mode in detail
@@ -392,19 +392,19 @@ def test_a_finished_resumable_run_is_replayed_from_the_start(
     play(make_client, scene)
 
 
-def test_a_resumed_stream_has_exactly_what_comes_after(http, thread_id, whole, run_id):
+def test_a_resumed_stream_has_exactly_the_later_events(http, thread_id, whole, run_id):
     for position, frame in enumerate(whole):
         assert joined(http, thread_id, run_id, frame.id) == whole[position + 1 :]
 
 
-def test_after_the_end_there_is_nothing(http, thread_id, whole, run_id):
+def test_a_stream_resumed_after_its_end_has_no_events(http, thread_id, whole, run_id):
     assert joined(http, thread_id, run_id, whole[-1].id) == NO_EVENTS
     later = f"{id_key(whole[-1].id)[0]}-{id_key(whole[-1].id)[1] + 1000}"
     assert joined(http, thread_id, run_id, later) == NO_EVENTS
     assert joined(http, thread_id, run_id) == NO_EVENTS
 
 
-def test_a_joined_stream_shows_only_the_modes_asked_for(http, thread_id, whole, run_id):
+def test_a_joined_stream_has_only_the_requested_modes(http, thread_id, whole, run_id):
     updates = [frame for frame in whole if frame.event == "updates"]
     assert joined(http, thread_id, run_id, "-1", stream_mode="updates") == updates
     assert joined(http, thread_id, run_id, "-1", stream_mode='["updates"]') == updates
@@ -419,7 +419,7 @@ def test_a_run_that_is_not_resumable_is_not_replayed(http, thread_id):
         assert joined(http, thread_id, run_id, last_event_id) == NO_EVENTS
 
 
-def test_a_cut_stream_is_resumed_while_the_run_goes_on(http, thread_id):
+def test_a_disconnected_stream_is_resumed_while_the_run_continues(http, thread_id):
     body = {
         "assistant_id": "steps",
         "input": {"seconds": 0.2},
@@ -457,7 +457,7 @@ def test_a_running_resumable_run_is_replayed_from_the_start_and_then_live(
     ]
 
 
-def test_joining_a_running_run_shows_what_comes_from_now_on(http, thread_id, beats):
+def test_joining_a_running_run_streams_only_later_events(http, thread_id, beats):
     input_ = {"seconds": 0.4, "beats": str(beats)}
     run_id = run_of(http, thread_id, "steps", input_, stream_mode="updates")
     # The update of s1 is sent by the time s2 starts; that of s2 is not sent before s2 ends.
@@ -466,7 +466,9 @@ def test_joining_a_running_run_shows_what_comes_from_now_on(http, thread_id, bea
     assert [next(iter(frame.data)) for frame in frames] == ["s2", "s3", "s4"]
 
 
-def test_joining_a_pending_run_shows_everything(make_client, http, thread_id, beats, stops_all):
+def test_joining_a_pending_run_streams_all_its_events(
+    make_client, http, thread_id, beats, stops_all
+):
     first = run_of(http, thread_id, "steps", {"seconds": 20, "beats": str(beats)})
     second = run_of(http, thread_id, "counter", {"count": 1})
     beats.wait_for("s1:start")
@@ -507,7 +509,7 @@ def test_joining_an_ended_run_ends_at_once(http, sync_client, thread_id, stops_a
         assert events == (["end"] if run["run_id"] == cancelled else [])
 
 
-def test_two_followers_see_the_same(make_client, thread_id):
+def test_concurrent_readers_of_a_run_get_the_same_events(make_client, thread_id):
     async def scene(client):
         run = await client.runs.create(
             thread_id,

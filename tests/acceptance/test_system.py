@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 
 
-def test_ok_says_so_and_may_ask_the_database(http):
+def test_ok_reports_health_and_may_check_the_database(http):
     for path in ("/ok", "/ok?check_db=1"):
         assert http.get(path).json() == {"ok": True, "services": {}}
 
 
-def test_info_names_versions(http):
+def test_info_reports_versions_and_flags(http):
     info = http.get("/info").json()
     assert info["flags"]["assistants"] is True
     assert info["host"]["kind"] == "self-hosted"
@@ -34,7 +34,7 @@ def test_the_openapi_document_is_3_1_and_names_every_route(http):
     assert set(body) == {"status", "thread_id", "run_ids"}
 
 
-def test_every_error_in_the_document_has_the_one_shape_of_its_api(http):
+def test_every_error_in_the_document_has_the_format_of_its_api(http):
     document = http.get("/openapi.json").json()
     for path, item in document["paths"].items():
         name = "AgentErrorResponse" if path.startswith("/agent/") else "Error"
@@ -51,7 +51,7 @@ def test_every_error_in_the_document_has_the_one_shape_of_its_api(http):
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/"])
-def test_the_documentation_is_a_page_that_needs_no_network(http, path):
+def test_the_api_documentation_needs_no_network(http, path):
     page = http.get(path, follow_redirects=True)
     assert page.status_code == 200
     assert "swagger" in page.text.lower()
@@ -59,7 +59,7 @@ def test_the_documentation_is_a_page_that_needs_no_network(http, path):
     assert http.get("/docs/swagger-ui-bundle.js").status_code == 200
 
 
-def test_metrics_are_for_prometheus_or_in_json(http):
+def test_metrics_are_in_prometheus_format_or_in_json(http):
     text = http.get("/metrics")
     assert text.headers["content-type"].startswith("text/plain")
     for name in ("python_info", "process_cpu_seconds_total", "belay_runs", "belay_http_requests"):
@@ -80,7 +80,7 @@ PREFLIGHT = {"origin": "https://a.example", "access-control-request-method": "PO
 
 
 @pytest.mark.parametrize("path", ["/threads", "/runs/cancel", "/nothing/here"])
-def test_any_page_may_ask_by_default(http, path):
+def test_every_origin_is_allowed_by_default(http, path):
     headers = {**PREFLIGHT, "access-control-request-headers": "content-type, x-api-key"}
     answer = http.options(path, headers=headers)
     assert (answer.status_code, answer.text) == (200, "OK")
@@ -92,7 +92,7 @@ def test_any_page_may_ask_by_default(http, path):
     assert answer.headers["access-control-max-age"] == "600"
 
 
-def test_a_page_may_read_the_headers_of_an_answer_and_of_an_error(http):
+def test_responses_and_errors_expose_their_headers_to_any_origin(http):
     for path in ("/ok", "/threads/x", "/nothing/here"):
         answer = http.get(path, headers={"origin": "https://a.example"})
         assert answer.headers["access-control-allow-origin"] == "*"

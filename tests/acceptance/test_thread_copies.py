@@ -54,7 +54,7 @@ def test_a_copy_has_the_state_and_the_history_but_not_the_runs(sync_client, thre
         assert state["metadata"]["thread_id"] == copy["thread_id"]
 
 
-def test_a_copy_and_its_original_go_their_own_ways(sync_client, thread_id):
+def test_a_copy_and_its_original_are_independent(sync_client, thread_id):
     sync_client.runs.wait(thread_id, "counter", input={"count": 1})
     copy_id = sync_client.threads.copy(thread_id)["thread_id"]
     assert sync_client.runs.wait(copy_id, "counter", input={"count": 50}) == {"count": 51}
@@ -64,7 +64,7 @@ def test_a_copy_and_its_original_go_their_own_ways(sync_client, thread_id):
     assert len(history(sync_client, copy_id)) == 6
 
 
-def test_a_copy_of_an_interrupted_thread_answers_the_same_question(sync_client, thread_id):
+def test_a_copy_of_an_interrupted_thread_can_be_resumed(sync_client, thread_id):
     sync_client.runs.wait(thread_id, "questions", input={"topic": "T"})
     copy = sync_client.threads.copy(thread_id)
     assert copy["status"] == "interrupted"
@@ -88,7 +88,7 @@ def test_a_copy_has_the_states_of_subgraphs(sync_client, thread_id):
     assert inner(copy_id) == inner(thread_id)
 
 
-def test_a_copy_of_a_busy_thread_is_what_was_stored_so_far(http, sync_client, thread_id, beats):
+def test_a_copy_of_a_busy_thread_is_not_busy(http, sync_client, thread_id, beats):
     sync_client.runs.wait(thread_id, "steps", input={})
     body = {"beats": str(beats), "seconds": 60}
     run = sync_client.runs.create(thread_id, "steps", input=body)
@@ -98,7 +98,7 @@ def test_a_copy_of_a_busy_thread_is_what_was_stored_so_far(http, sync_client, th
     assert sync_client.threads.get(thread_id)["status"] == "busy"
 
 
-def test_an_unknown_thread_has_no_copy(http):
+def test_a_copy_of_an_unknown_thread_is_not_found(http):
     assert "not found" in refused(http.post(f"/threads/{UNKNOWN}/copy"), 404)
     assert "Invalid thread ID" in refused(http.post("/threads/nonsense/copy"), 422)
 
@@ -106,7 +106,7 @@ def test_an_unknown_thread_has_no_copy(http):
 # -- storage
 
 
-def test_a_thread_says_how_much_its_history_takes(http, sync_client, thread_id):
+def test_the_storage_of_the_history_of_a_thread_is_reported(http, sync_client, thread_id):
     def storage():
         return http.get(f"/threads/{thread_id}/storage").json()
 
@@ -132,7 +132,7 @@ def test_a_thread_says_how_much_its_history_takes(http, sync_client, thread_id):
 # -- pruning
 
 
-def test_pruned_threads_are_gone(http, sync_client):
+def test_pruned_threads_are_deleted(http, sync_client):
     threads = [new_thread(http) for _ in range(3)]
     pruned = sync_client.threads.prune([*threads[:2], UNKNOWN, threads[0]])
     assert pruned == {"pruned_count": 2}
@@ -142,7 +142,7 @@ def test_pruned_threads_are_gone(http, sync_client):
     assert sync_client.threads.get(threads[2])["status"] == "idle"
 
 
-def test_what_runs_on_a_pruned_thread_is_stopped_first(http, sync_client, thread_id, beats):
+def test_pruning_deletes_a_thread_with_a_running_run(http, sync_client, thread_id, beats):
     body = {"beats": str(beats), "seconds": 60}
     run = sync_client.runs.create(thread_id, "steps", input=body)
     until_status(http, thread_id, run["run_id"], "running")
@@ -151,7 +151,7 @@ def test_what_runs_on_a_pruned_thread_is_stopped_first(http, sync_client, thread
         sync_client.threads.get(thread_id)
 
 
-def test_a_thread_may_keep_only_its_latest_state(sync_client, thread_id):
+def test_pruning_with_keep_latest_keeps_only_the_latest_state(sync_client, thread_id):
     for count in (1, 2, 3):
         sync_client.runs.wait(thread_id, "counter", input={"count": count})
     (latest, *_) = history(sync_client, thread_id)
@@ -163,7 +163,7 @@ def test_a_thread_may_keep_only_its_latest_state(sync_client, thread_id):
     assert sync_client.runs.wait(thread_id, "counter", input={"count": 10}) == {"count": 11}
 
 
-def test_a_question_survives_the_pruning_of_its_thread(sync_client, thread_id):
+def test_pruning_with_keep_latest_keeps_a_pending_interrupt(sync_client, thread_id):
     sync_client.runs.wait(thread_id, "questions", input={"topic": "T"})
     sync_client.threads.prune([thread_id], strategy="keep_latest")
     assert sync_client.threads.get(thread_id)["status"] == "interrupted"
@@ -171,7 +171,7 @@ def test_a_question_survives_the_pruning_of_its_thread(sync_client, thread_id):
     assert "second" in asked["__interrupt__"][0]["value"]["question"]
 
 
-def test_a_prune_beside_other_changes_is_done_or_refused(http, sync_client, thread_id):
+def test_a_prune_during_other_changes_succeeds_or_conflicts(http, sync_client, thread_id):
     sync_client.runs.wait(thread_id, "counter", input={"count": 1})
 
     def change(number: int) -> int:
@@ -185,7 +185,7 @@ def test_a_prune_beside_other_changes_is_done_or_refused(http, sync_client, thre
     assert len(history(sync_client, thread_id)) == 1
 
 
-def test_a_busy_thread_keeps_its_history(http, sync_client, thread_id, beats):
+def test_pruning_with_keep_latest_skips_a_busy_thread(http, sync_client, thread_id, beats):
     sync_client.runs.wait(thread_id, "counter", input={"count": 1})
     body = {"beats": str(beats), "seconds": 60}
     run = sync_client.runs.create(thread_id, "steps", input=body)
@@ -195,7 +195,7 @@ def test_a_busy_thread_keeps_its_history(http, sync_client, thread_id, beats):
     assert len(history(sync_client, thread_id)) >= 3
 
 
-def test_a_state_that_is_built_from_its_history_is_not_pruned(sync_client, thread_id):
+def test_a_state_that_depends_on_its_history_is_not_pruned(sync_client, thread_id):
     for item in ("a", "b"):
         sync_client.runs.wait(thread_id, "delta", input={"items": [item]})
     before = history(sync_client, thread_id)
@@ -212,14 +212,14 @@ def test_a_state_that_is_built_from_its_history_is_not_pruned(sync_client, threa
         ({"thread_ids": [], "strategy": "some"}, "strategy"),
     ],
 )
-def test_what_cannot_be_pruned_is_refused(http, body, detail):
+def test_an_invalid_prune_is_refused(http, body, detail):
     assert detail in refused(http.post("/threads/prune", json=body), 422)
 
 
 # -- expiry
 
 
-def test_a_thread_shows_when_it_expires_if_asked(http, sync_client):
+def test_a_thread_includes_its_ttl_if_requested(http, sync_client):
     made = sync_client.threads.create(ttl={"ttl": 60, "strategy": "keep_latest"})
     path = f"/threads/{made['thread_id']}"
     shown = http.get(path, params={"include": "ttl"}).json()
@@ -234,7 +234,7 @@ def test_a_thread_shows_when_it_expires_if_asked(http, sync_client):
     assert plain["ttl"] is None
 
 
-def test_using_a_thread_puts_its_expiry_off(http, sync_client):
+def test_using_a_thread_postpones_its_expiry(http, sync_client):
     thread_id = sync_client.threads.create(ttl=60)["thread_id"]
 
     def expires_at():
@@ -252,7 +252,7 @@ def test_using_a_thread_puts_its_expiry_off(http, sync_client):
         assert expires_at() > before
 
 
-def test_expired_threads_are_deleted_or_pruned_and_busy_ones_left_alone(http, sync_client, beats):
+def test_expired_threads_are_deleted_or_pruned_unless_they_are_busy(http, sync_client, beats):
     soon = 0.02
     gone = sync_client.threads.create(ttl=soon)["thread_id"]
     kept = sync_client.threads.create(ttl={"ttl": soon, "strategy": "keep_latest"})["thread_id"]
@@ -269,14 +269,14 @@ def test_expired_threads_are_deleted_or_pruned_and_busy_ones_left_alone(http, sy
 
 
 @pytest.mark.parametrize("ttl", [5, {"ttl": 0}, {"ttl": -1}, {"strategy": "delete"}, {"ttl": "x"}])
-def test_what_is_no_ttl_is_refused(http, ttl):
+def test_an_invalid_ttl_is_refused(http, ttl):
     assert "ttl" in refused(http.post("/threads", json={"ttl": ttl}), 422)
 
 
 # -- supersteps
 
 
-def test_a_thread_may_begin_with_the_states_of_another_one(sync_client):
+def test_a_thread_may_be_created_with_supersteps(sync_client):
     made = sync_client.threads.create(
         graph_id="counter",
         supersteps=[
@@ -307,7 +307,7 @@ def test_a_thread_may_begin_with_the_states_of_another_one(sync_client):
         ({"supersteps": 5}, 422, "supersteps"),
     ],
 )
-def test_states_that_cannot_be_leave_no_thread(http, body, status, detail):
+def test_invalid_supersteps_create_no_thread(http, body, status, detail):
     thread_id = "0f0e0d0c-0000-4000-8000-00000000abcd"
     assert detail in refused(http.post("/threads", json={**body, "thread_id": thread_id}), status)
     assert http.get(f"/threads/{thread_id}").status_code == 404
@@ -350,11 +350,11 @@ def test_a_search_extracts_parts_of_threads(http, sync_client, thread_id):
         ["values"],
     ],
 )
-def test_what_cannot_be_extracted_is_refused(http, extract):
+def test_an_invalid_extract_is_refused(http, extract):
     assert "extract" in refused(http.post("/threads/search", json={"extract": extract}), 422)
 
 
-def test_threads_are_counted_as_they_are_found(http, sync_client):
+def test_threads_are_counted_by_the_filters_of_search(http, sync_client):
     tag = {"tag": "counted"}
     threads = [sync_client.threads.create(metadata=tag)["thread_id"] for _ in range(3)]
     sync_client.runs.wait(threads[0], "counter", input={"count": 1})
@@ -365,7 +365,7 @@ def test_threads_are_counted_as_they_are_found(http, sync_client):
     assert sync_client.threads.count(metadata={"tag": "nobody's"}) == 0
 
 
-def test_a_state_may_be_asked_for_in_part(sync_client, thread_id):
+def test_a_state_may_be_read_in_part(sync_client, thread_id):
     sync_client.runs.wait(thread_id, "counter", input={"count": 1, "note": "n"})
     whole = sync_client.threads.get_state(thread_id)
     some = sync_client.threads.get_state(thread_id, select=["values.note", "next"])

@@ -55,7 +55,7 @@ def stepped(http):
     return thread_id
 
 
-def test_a_fresh_thread_has_an_empty_state_and_no_history(http, sync_client):
+def test_a_new_thread_has_an_empty_state_and_no_history(http, sync_client):
     thread_id = new_thread(http)
     assert sync_client.threads.get_state(thread_id) == FRESH
     assert sync_client.threads.get_state(thread_id, subgraphs=True) == FRESH
@@ -143,7 +143,7 @@ def test_a_failed_task_shows_its_error(http):
     assert state["tasks"][0]["error"] == "ValueError('boom from bad node')"
 
 
-def test_a_waiting_task_shows_its_interrupt(http):
+def test_an_interrupted_task_shows_its_interrupt(http):
     thread_id = new_thread(http)
     waited = wait_for(http, thread_id, "questions", {"topic": "tea"})
     state = http.get(f"/threads/{thread_id}/state").json()
@@ -156,7 +156,7 @@ def test_a_waiting_task_shows_its_interrupt(http):
     assert state["interrupts"] == [asked]
 
 
-def test_the_state_is_the_whole_state_though_values_are_only_the_output(http):
+def test_the_state_is_complete_although_wait_returns_only_the_output(http):
     thread_id = new_thread(http)
     assert wait_for(http, thread_id, "teller", {"topic": "tea"}) == {"told": "plain tea"}
     values = http.get(f"/threads/{thread_id}/state").json()["values"]
@@ -176,7 +176,7 @@ def test_a_state_is_read_at_a_checkpoint_by_its_id_or_by_the_checkpoint(make_cli
     play(make_client, scene)
 
 
-def test_post_state_checkpoint_needs_one_and_an_empty_one_is_the_newest(http, stepped):
+def test_an_empty_checkpoint_reads_the_newest_state(http, stepped):
     newest = http.get(f"/threads/{stepped}/state").json()
     response = http.post(f"/threads/{stepped}/state/checkpoint", json={"checkpoint": {}})
     assert response.json() == newest
@@ -213,7 +213,7 @@ def test_history_is_limited(http, sync_client, stepped):
         refused(http.post(path, json={"limit": limit}), 422)
 
 
-def test_history_goes_on_before_a_checkpoint_however_it_is_named(make_client, http, stepped):
+def test_history_continues_before_a_checkpoint_given_in_any_form(make_client, http, stepped):
     whole = history_of(http, stepped)
     third = whole[2]
 
@@ -239,7 +239,7 @@ def test_history_is_filtered_by_metadata(sync_client, http, stepped):
     assert sync_client.threads.get_history(stepped, metadata={"step": 99}) == []
 
 
-def test_a_subgraph_that_waits_is_seen_through_its_parent(make_client, http):
+def test_an_interrupted_subgraph_is_shown_in_the_state_of_its_parent(make_client, http):
     thread_id = new_thread(http)
     wait_for(http, thread_id, "family", {"ask": True})
 
@@ -273,7 +273,7 @@ def test_a_subgraph_that_waits_is_seen_through_its_parent(make_client, http):
     play(make_client, scene)
 
 
-def test_a_child_that_waits_leaves_the_parents_values_on_the_thread(http):
+def test_an_interrupted_subgraph_leaves_the_values_of_its_parent_unchanged(http):
     for subgraphs in (False, True):
         thread_id = new_thread(http)
         wait_for(http, thread_id, "family", {"ask": True}, stream_subgraphs=subgraphs)
@@ -305,7 +305,7 @@ def test_an_update_becomes_the_newest_state_and_the_threads_values(sync_client, 
     assert thread["status"] == "idle"
 
 
-def test_an_update_as_a_node_goes_on_behind_that_node(make_client, http, beats):
+def test_an_update_as_a_node_continues_after_that_node(make_client, http, beats):
     thread_id = new_thread(http)
     wait_for(http, thread_id, "steps", {"beats": str(beats)}, interrupt_before=["s2"])
 
@@ -321,7 +321,7 @@ def test_an_update_as_a_node_goes_on_behind_that_node(make_client, http, beats):
     assert [name for name in beats.names() if name.endswith(":start")] == ["s1:start", "s4:start"]
 
 
-def test_an_update_that_leaves_nothing_to_do_lets_the_thread_rest(http, sync_client):
+def test_an_update_as_the_last_node_makes_the_thread_idle(http, sync_client):
     thread_id = new_thread(http)
     wait_for(http, thread_id, "questions", {"topic": "tea"})
     assert sync_client.threads.get(thread_id)["status"] == "interrupted"
@@ -348,7 +348,7 @@ def test_an_update_of_an_old_checkpoint_forks_from_it(sync_client, http, stepped
     assert wait_for(http, stepped, "steps")["steps"] == ["s1", "s2", "fork", "s3", "s4"]
 
 
-def test_an_update_the_graph_refuses_writes_nothing(http, stepped):
+def test_an_update_that_the_graph_rejects_writes_nothing(http, stepped):
     before = history_of(http, stepped)
     thread = http.get(f"/threads/{stepped}").json()
     path = f"/threads/{stepped}/state"
@@ -364,7 +364,7 @@ def test_an_update_the_graph_refuses_writes_nothing(http, stepped):
     assert http.get(f"/threads/{stepped}").json() == thread
 
 
-def test_an_update_of_an_unknown_checkpoint_does_not_become_the_newest_state(http, stepped):
+def test_an_update_of_an_unknown_checkpoint_leaves_the_state_unchanged(http, stepped):
     before = http.get(f"/threads/{stepped}/state").json()
     body = {"values": {"steps": ["x"]}, "checkpoint_id": UNKNOWN}
     response = http.post(f"/threads/{stepped}/state", json=body)
@@ -372,7 +372,7 @@ def test_an_update_of_an_unknown_checkpoint_does_not_become_the_newest_state(htt
     assert http.get(f"/threads/{stepped}/state").json() == before
 
 
-def test_an_update_needs_a_graph(http, sync_client):
+def test_an_update_of_a_thread_without_a_graph_is_refused(http, sync_client):
     thread_id = new_thread(http)
     with pytest.raises(BadRequestError) as refusal:
         sync_client.threads.update_state(thread_id, {"count": 1})
@@ -397,7 +397,7 @@ def test_a_busy_thread_cannot_be_updated(sync_client, http, beats, stops_all):
     assert sync_client.threads.get(thread_id)["values"]["steps"] == ["x"]
 
 
-def test_a_state_is_read_while_a_run_is_on(http, sync_client, beats, stops_all):
+def test_a_state_can_be_read_during_a_run(http, sync_client, beats, stops_all):
     thread_id = new_thread(http)
     run_of(
         http,

@@ -69,11 +69,11 @@ def done(run_id):
     return ("metadata", {"status": "run_done", "run_id": run_id})
 
 
-def said(frames):
+def events_of(frames):
     return [(frame.event, frame.data) for frame in frames]
 
 
-def test_a_thread_stream_has_what_every_run_streams_and_their_ends(server, http, thread_id):
+def test_a_thread_stream_has_the_events_and_the_end_of_every_run(server, http, thread_id):
     run(http, thread_id)  # before a client follows the thread
     with listening(server, thread_id) as listener:
         headers = listener.response.headers
@@ -82,7 +82,7 @@ def test_a_thread_stream_has_what_every_run_streams_and_their_ends(server, http,
         first = run(http, thread_id)
         second = run(http, thread_id, stream_mode=["updates"])
         frames = listener.wait_for(7)
-        assert said(frames) == [
+        assert events_of(frames) == [
             started(first),
             ("values", {"count": 1}),
             ("values", {"count": 2}),
@@ -95,7 +95,7 @@ def test_a_thread_stream_has_what_every_run_streams_and_their_ends(server, http,
         assert not listener.ended.is_set()
 
 
-def test_lifecycle_and_state_updates_can_be_asked_for(server, http, thread_id):
+def test_a_thread_stream_may_be_limited_to_lifecycle_and_state_updates(server, http, thread_id):
     modes = {
         "lifecycle": {"stream_modes": "lifecycle"},
         "state": {"stream_modes": "state_update"},
@@ -107,36 +107,36 @@ def test_lifecycle_and_state_updates_can_be_asked_for(server, http, thread_id):
     http.post(f"/threads/{thread_id}/state", json={"values": {"count": 7}})
     try:
         lifecycle = [started(run_id), done(run_id)]
-        assert said(listeners["lifecycle"].wait_for(2)) == lifecycle
+        assert events_of(listeners["lifecycle"].wait_for(2)) == lifecycle
         (update,) = listeners["state"].wait_for(1)
         assert update.event == "state_update"
         assert update.data["state"] == http.get(f"/threads/{thread_id}/state").json()
         assert update.data["state"]["values"] == {"count": 7}
         both = [*lifecycle, ("state_update", update.data)]
-        assert said(listeners["both"].wait_for(3)) == both
-        assert said(listeners["listed"].wait_for(3)) == both
+        assert events_of(listeners["both"].wait_for(3)) == both
+        assert events_of(listeners["listed"].wait_for(3)) == both
     finally:
         for listener in listeners.values():
             listener.close()
 
 
 @pytest.mark.parametrize("start", ["-", "0", "-1"])
-def test_a_thread_stream_can_be_had_from_its_start(server, http, thread_id, start):
+def test_a_thread_stream_can_be_replayed_from_its_start(server, http, thread_id, start):
     run(http, thread_id)  # not to be replayed
     resumable = run(http, thread_id, stream_resumable=True)
     with listening(server, thread_id, start) as listener:
         frames = listener.wait_for(4)
-        assert said(frames) == [
+        assert events_of(frames) == [
             started(resumable),
             ("values", {"count": 1}),
             ("values", {"count": 2}),
             done(resumable),
         ]
         last = run(http, thread_id)
-        assert said(listener.wait_for(8))[4] == started(last)
+        assert events_of(listener.wait_for(8))[4] == started(last)
 
 
-def test_a_thread_stream_goes_on_after_any_of_its_events_exactly_once(server, http, thread_id):
+def test_a_thread_stream_resumes_exactly_after_any_of_its_events(server, http, thread_id):
     for mode in ("values", "updates"):
         run(http, thread_id, "steps", {"tag": mode}, stream_mode=[mode], stream_resumable=True)
     http.post(f"/threads/{thread_id}/state", json={"values": {"tag": "x"}})
@@ -150,25 +150,25 @@ def test_a_thread_stream_goes_on_after_any_of_its_events_exactly_once(server, ht
         assert rest == whole[number + 1 :], frame
 
 
-def test_joining_in_the_middle_of_a_run_shows_what_comes_from_now_on(
+def test_joining_a_thread_during_a_run_streams_only_later_events(
     server, http, thread_id, beats, stops_all
 ):
     body = {"assistant_id": "steps", "input": {"seconds": 0.4, "beats": str(beats)}}
     run_id = http.post(f"/threads/{thread_id}/runs", json=body).json()["run_id"]
     beats.wait_for("s2:start")
     with listening(server, thread_id) as listener:
-        wait_until(lambda: done(run_id) in said(listener.frames), 20, "the run's end")
+        wait_until(lambda: done(run_id) in events_of(listener.frames), 20, "the run's end")
         assert listener.frames[0].event == "values"
         assert len(listener.frames) < 6
 
 
-def test_a_cancelled_run_is_done_too(make_client, server, http, thread_id):
+def test_a_cancelled_run_is_reported_as_done(make_client, server, http, thread_id):
     async def scene(client):
         made = await client.runs.create(thread_id, "steps", input={"seconds": 20})
         with listening(server, thread_id, stream_modes="lifecycle") as listener:
             until_status(http, thread_id, made["run_id"], "running")
             await client.runs.cancel(thread_id, made["run_id"], action="rollback", wait=True)
-            wait_until(lambda: done(made["run_id"]) in said(listener.frames), 20, "its end")
+            wait_until(lambda: done(made["run_id"]) in events_of(listener.frames), 20, "its end")
 
     play(make_client, scene)
 
@@ -179,7 +179,7 @@ def test_the_stream_of_a_deleted_thread_ends(server, http, thread_id):
         assert listener.ended.wait(20)
 
 
-def test_the_sdk_follows_a_thread(sync_client, http, thread_id):
+def test_the_sdk_streams_a_thread(sync_client, http, thread_id):
     run_id = run(http, thread_id, stream_resumable=True)
     seen = []
     for part in sync_client.threads.join_stream(
@@ -201,6 +201,8 @@ def test_the_sdk_follows_a_thread(sync_client, http, thread_id):
         ("{thread}/stream", {"Last-Event-ID": "1-2-3"}, 422, "Invalid Last-Event-ID"),
     ],
 )
-def test_what_cannot_be_followed_is_refused(http, thread_id, path, headers, status, detail):
+def test_an_invalid_thread_stream_request_is_refused(
+    http, thread_id, path, headers, status, detail
+):
     answer = http.get(path.format(thread=f"/threads/{thread_id}"), headers=headers)
     assert detail in refused(answer, status)

@@ -62,14 +62,14 @@ def test_a_new_thread_is_idle_and_empty(sync_client, tag):
     assert sync_client.threads.get(thread["thread_id"]) == thread
 
 
-def test_a_thread_may_bring_its_own_id_in_any_spelling(http):
+def test_a_thread_may_be_created_with_an_id_in_any_spelling(http):
     wanted = uuid.uuid4()
     assert new_thread(http, thread_id=str(wanted).upper()) == str(wanted)
     for spelling in (str(wanted), str(wanted).upper(), wanted.hex, f"{{{wanted}}}"):
         assert http.get(f"/threads/{spelling}").json()["thread_id"] == str(wanted)
 
 
-def test_a_taken_id_conflicts_unless_the_existing_thread_will_do(make_client, tag):
+def test_an_existing_thread_id_conflicts_unless_if_exists_is_do_nothing(make_client, tag):
     async def scene(client):
         first = await client.threads.create(metadata=tag)
         taken = first["thread_id"]
@@ -95,7 +95,7 @@ def test_a_taken_id_conflicts_unless_the_existing_thread_will_do(make_client, ta
         {"if_exists": "overwrite"},
     ],
 )
-def test_a_create_that_makes_no_sense_is_refused(http, body):
+def test_an_invalid_thread_is_refused(http, body):
     refused(http.post("/threads", json=body), 422)
 
 
@@ -140,7 +140,7 @@ def test_a_failed_run_leaves_its_error_and_the_next_success_clears_it(http):
     assert (thread["status"], thread["error"], thread["values"]) == ("idle", None, {"count": 2})
 
 
-def test_an_interrupted_thread_shows_what_it_asks_by_task(http):
+def test_an_interrupted_thread_shows_its_interrupts_by_task(http):
     thread_id = new_thread(http)
     wait_for(http, thread_id, "questions", {"topic": "tea"})
     thread = http.get(f"/threads/{thread_id}").json()
@@ -157,7 +157,7 @@ def test_an_interrupted_thread_shows_what_it_asks_by_task(http):
     assert (thread["status"], thread["interrupts"]) == ("idle", {})
 
 
-def test_a_patch_merges_metadata_at_the_top(sync_client, http):
+def test_a_patch_merges_metadata_at_the_top_level(sync_client, http):
     thread = sync_client.threads.create(metadata={"a": 1, "deep": {"x": 1}})
     thread_id = thread["thread_id"]
     changed = sync_client.threads.update(thread_id, metadata={"deep": {"y": 2}, "n": None})
@@ -169,7 +169,7 @@ def test_a_patch_merges_metadata_at_the_top(sync_client, http):
     refused(http.patch(f"/threads/{thread_id}", json={"metadata": 5}), 422)
 
 
-def test_a_patch_answers_nothing_when_told_to_prefer_so(http, sync_client):
+def test_a_patch_with_prefer_minimal_returns_no_content(http, sync_client):
     thread_id = new_thread(http)
     response = http.patch(
         f"/threads/{thread_id}",
@@ -181,7 +181,7 @@ def test_a_patch_answers_nothing_when_told_to_prefer_so(http, sync_client):
     assert sync_client.threads.get(thread_id)["metadata"] == {"a": 1, "b": 2}
 
 
-def test_a_deleted_thread_is_gone_with_its_runs_and_states(http, sync_client):
+def test_a_deleted_thread_is_not_found_nor_are_its_runs_and_states(http, sync_client):
     thread_id = new_thread(http)
     run_id = run_of(http, thread_id, "counter", {"count": 1})
     sync_client.runs.join(thread_id, run_id)
@@ -196,7 +196,7 @@ def test_a_deleted_thread_is_gone_with_its_runs_and_states(http, sync_client):
     assert refused(http.get(f"/threads/{thread_id}/runs/{run_id}"), 404) == detail
 
 
-def assert_sees_nothing_old(http, thread_id):
+def assert_has_no_old_data(http, thread_id):
     assert new_thread(http, thread_id=thread_id) == thread_id
     thread = http.get(f"/threads/{thread_id}").json()
     assert (thread["values"], thread["metadata"], thread["status"]) == (None, {}, "idle")
@@ -207,17 +207,17 @@ def assert_sees_nothing_old(http, thread_id):
     assert wait_for(http, thread_id, "steps", {})["steps"] == ALL_STEPS
 
 
-def test_a_thread_made_again_with_a_deleted_id_sees_nothing_old(make_client, http):
+def test_a_thread_recreated_with_a_deleted_id_has_no_old_data(make_client, http):
     async def scene(client):
         thread = await client.threads.create(metadata={"old": 1})
         await client.runs.wait(thread["thread_id"], "steps", input={})
         await client.threads.delete(thread["thread_id"])
         return thread["thread_id"]
 
-    assert_sees_nothing_old(http, play(make_client, scene))
+    assert_has_no_old_data(http, play(make_client, scene))
 
 
-def test_deleting_a_thread_stops_what_runs_on_it_and_what_waits(
+def test_deleting_a_thread_stops_its_running_and_pending_runs(
     http, sync_client, beats, tmp_path, stops_all
 ):
     thread_id = new_thread(http)
@@ -233,7 +233,7 @@ def test_deleting_a_thread_stops_what_runs_on_it_and_what_waits(
     time.sleep(_LISTENING_SECONDS)  # nothing may happen meanwhile
     assert beats.lines() == before
     assert "s1:end" not in beats.names()
-    assert_sees_nothing_old(http, thread_id)
+    assert_has_no_old_data(http, thread_id)
     assert not waiting.exists()
 
 
@@ -248,7 +248,7 @@ def test_search_finds_by_metadata(http, sync_client, tag):
     assert found[0] == sync_client.threads.get(plain)
 
 
-def test_search_finds_by_values_though_some_threads_have_none(http, tag):
+def test_search_finds_by_values_among_threads_without_values(http, tag):
     new_thread(http, metadata=tag)
     seven = new_thread(http, metadata=tag)
     wait_for(http, seven, "counter", {"count": 6})
@@ -306,7 +306,7 @@ def test_search_finds_by_ids_and_selects_fields(http, sync_client, tag):
     assert found == [{"thread_id": two, "status": "idle"}]
 
 
-def test_search_sorts(http, tag):
+def test_thread_search_is_sorted_by_the_requested_field(http, tag):
     one, two, three = (new_thread(http, metadata=tag) for _ in range(3))
     http.patch(f"/threads/{one}", json={"metadata": {"touched": True}})
 
@@ -321,7 +321,7 @@ def test_search_sorts(http, tag):
     assert sorted_by(sort_by="status", sort_order="desc")[0] == two
 
 
-def test_search_pages_with_a_real_total(http, tag):
+def test_thread_search_is_paged_with_the_exact_total(http, tag):
     made = [new_thread(http, metadata=tag) for _ in range(12)][::-1]
 
     def page(**how):
@@ -351,7 +351,7 @@ def test_search_pages_with_a_real_total(http, tag):
         {"values": []},
     ],
 )
-def test_a_search_that_makes_no_sense_is_refused(http, body):
+def test_an_invalid_thread_search_is_refused(http, body):
     refused(http.post("/threads/search", json=body), 422)
 
 

@@ -116,7 +116,7 @@ ACTIONS = pytest.mark.parametrize(
 
 
 @ACTIONS
-def test_a_cancel_of_a_node_that_stops_is_timed_as_asked(watched, web, beats, action, status):
+def test_the_cancel_of_a_node_that_stops_is_timed_as_asked(watched, web, beats, action, status):
     change = Change(watched.worker_metrics)
     cancelled(web, change, beats, "async_sleep", "asked", action, status)
     assert change.of("belay_child_deaths_total", cause="killed") == 0
@@ -124,7 +124,7 @@ def test_a_cancel_of_a_node_that_stops_is_timed_as_asked(watched, web, beats, ac
 
 
 @ACTIONS
-def test_a_cancel_of_a_node_that_goes_on_is_timed_as_killed(
+def test_the_cancel_of_a_node_that_does_not_stop_is_timed_as_killed(
     impatient, impatient_web, beats, action, status
 ):
     change = Change(impatient.worker_metrics)
@@ -159,7 +159,7 @@ def test_a_cancel_of_a_pending_run_is_counted_by_the_web_process(watched, web):
     assert change.of("belay_runs_ended_total", status="interrupted") == 1
 
 
-def test_what_waits_and_runs_is_counted_by_queue(watched, web):
+def test_pending_and_running_runs_are_counted_by_queue(watched, web):
     def now(name, **labels):
         return scraped(f"{watched.url}/metrics")[(name, *sorted(labels.items()))]
 
@@ -185,7 +185,7 @@ def test_what_waits_and_runs_is_counted_by_queue(watched, web):
     assert web.delete(f"/threads/{thread_id}").status_code == 204
 
 
-def test_the_worker_says_how_busy_it_is(watched):
+def test_the_worker_reports_its_own_metrics(watched):
     found = scraped(watched.worker_metrics)
     assert found["belay_worker_children", ("state", "idle")] >= 1
     assert found["belay_lease_losses_total", ("seen_by", "sweeper")] >= 0
@@ -208,7 +208,7 @@ def test_requests_are_counted_by_route_over_all_web_processes(watched):
     assert {**labels, "status": "404", "value": 20.0} in counted
 
 
-def test_listeners_are_counted_while_they_listen(watched, web):
+def test_open_streams_and_joins_are_counted_as_listeners(watched, web):
     def listening(of):
         return scraped(f"{watched.url}/metrics")["belay_listeners", ("of", of)]
 
@@ -232,7 +232,7 @@ def test_listeners_are_counted_while_they_listen(watched, web):
     wait_until(lambda: (listening("events"), listening("end")) == before, 10, "nobody")
 
 
-def test_a_request_id_is_taken_or_made_and_always_answered(watched, web):
+def test_a_request_id_is_accepted_or_generated_and_always_returned(watched, web):
     for given in ("abc-1.2_X", "x" * 128):
         assert web.get("/ok", headers={"x-request-id": given}).headers["x-request-id"] == given
     for refused in ("", "a b", "x" * 129, "{0}", "a\tb", "a/b"):
@@ -245,7 +245,7 @@ def test_a_request_id_is_taken_or_made_and_always_answered(watched, web):
         assert re.fullmatch(r"[0-9a-f-]{36}", stream.headers["x-request-id"])
 
 
-def test_a_run_knows_the_request_that_made_it(web):
+def test_a_run_has_the_id_of_the_request_that_created_it(web):
     thread_id = new_thread(web)
     body = {"assistant_id": "counter", "input": {"count": 1}}
     answer = web.post(f"/threads/{thread_id}/runs", json=body, headers={"x-request-id": "mine-1"})
@@ -276,7 +276,7 @@ def test_every_line_of_the_logs_is_json(watched, web):
             assert {"timestamp", "level", "logger", "message"} <= json.loads(line).keys()
 
 
-def test_a_requests_line_says_which_and_never_what(watched, web):
+def test_an_access_log_line_names_the_request_without_its_secrets(watched, web):
     request_id = uuid.uuid4().hex
     secret = f"secret-{uuid.uuid4()}"
     web.get(
@@ -295,7 +295,7 @@ def test_a_requests_line_says_which_and_never_what(watched, web):
     assert secret not in watched.log.read_text()
 
 
-def test_what_a_graph_logs_belongs_to_its_run(watched, web):
+def test_log_lines_of_a_graph_have_the_ids_of_its_run(watched, web):
     thread_id = new_thread(web)
     run_id = run_of(web, thread_id, "talker", {"count": 1})
     web.get(f"/threads/{thread_id}/runs/{run_id}/join")
@@ -323,7 +323,7 @@ def test_the_traceback_of_a_failed_node_is_in_the_log(watched, web):
     assert 'raise ValueError("boom from bad node")' in record["exc_info"]
 
 
-def test_a_kill_in_the_log_names_its_run(impatient, impatient_web, beats):
+def test_the_log_line_of_a_kill_has_the_ids_of_its_run(impatient, impatient_web, beats):
     thread_id = new_thread(impatient_web)
     run_id = run_of(
         impatient_web, thread_id, "nodes", {"kind": "swallow_sync", "beats": str(beats)}
@@ -336,7 +336,7 @@ def test_a_kill_in_the_log_names_its_run(impatient, impatient_web, beats):
     assert (record["thread_id"], record["attempt"]) == (thread_id, 1)
 
 
-def test_a_child_that_dies_leaves_its_counts(impatient, impatient_web, beats):
+def test_the_counters_of_a_killed_child_are_kept(impatient, impatient_web, beats):
     change = Change(impatient.worker_metrics)
     thread_id = new_thread(impatient_web)
     for _ in range(3):

@@ -47,7 +47,7 @@ def hook(receiver):
     return f"{receiver.url}/hook?a=1"
 
 
-def test_a_call_has_the_run_and_its_values(client, rest, receiver, hook):
+def test_a_webhook_call_has_the_run_and_its_values(client, rest, receiver, hook):
     thread_id = new_thread(rest)
     run = client.runs.create(
         thread_id, "counter", input={"count": 1}, metadata={"m": 1}, webhook=hook
@@ -64,7 +64,7 @@ def test_a_call_has_the_run_and_its_values(client, rest, receiver, hook):
     assert receiver.calls[0][0] == "/hook?a=1"
 
 
-def test_a_call_is_signed(client, receiver, hook):
+def test_a_webhook_call_is_signed(client, receiver, hook):
     run = client.runs.create(None, "counter", input={"count": 1}, webhook=hook)
     receiver.wait_for(run["run_id"])
     _, headers, body = receiver.calls[0]
@@ -74,19 +74,19 @@ def test_a_call_is_signed(client, receiver, hook):
     assert headers["webhook-signature"] == f"v1,{base64.b64encode(digest).decode()}"
 
 
-def test_a_stateless_run_has_its_values_too(client, receiver, hook):
+def test_the_call_of_a_stateless_run_has_its_values(client, receiver, hook):
     run = client.runs.create(None, "counter", input={"count": 5}, webhook=hook)
     assert receiver.wait_for(run["run_id"])["values"] == {"count": 6}
 
 
-def test_a_failed_run_tells_its_error(client, receiver, hook):
+def test_the_call_of_a_failed_run_has_its_error(client, receiver, hook):
     run = client.runs.create(None, "bad", input={}, webhook=hook)
     payload = receiver.wait_for(run["run_id"])
     assert payload["status"] == "error"
     assert payload["error"] == {"error": "ValueError", "message": "boom from bad node"}
 
 
-def test_a_run_that_took_too_long_tells_so(rest, receiver, hook):
+def test_the_call_of_a_timed_out_run_has_its_error(rest, receiver, hook):
     body = {"assistant_id": "steps", "input": {"seconds": 30}, "webhook": hook}
     run = rest.post("/runs", json={**body, "timeout_seconds": 0.3}).json()
     payload = receiver.wait_for(run["run_id"])
@@ -95,7 +95,9 @@ def test_a_run_that_took_too_long_tells_so(rest, receiver, hook):
 
 @pytest.mark.parametrize(("action", "status"), [("interrupt", "interrupted"), ("rollback",) * 2])
 @pytest.mark.parametrize("started", [True, False], ids=["running", "pending"])
-def test_a_cancelled_run_tells_how(client, rest, receiver, hook, beats, action, status, started):
+def test_the_call_of_a_cancelled_run_has_its_status(
+    client, rest, receiver, hook, beats, action, status, started
+):
     thread_id = new_thread(rest)
     body = {"beats": str(beats), "seconds": 60}
     later = None if started else 3600
@@ -109,7 +111,7 @@ def test_a_cancelled_run_tells_how(client, rest, receiver, hook, beats, action, 
     assert payload["run_ended_at"] is not None
 
 
-def test_every_way_to_create_a_run_takes_a_webhook(client, rest, receiver, hook):
+def test_every_route_that_creates_a_run_accepts_a_webhook(client, rest, receiver, hook):
     thread_id = new_thread(rest)
     body = {"assistant_id": "counter", "input": {"count": 1}, "webhook": hook}
     for path in (f"/threads/{thread_id}/runs/wait", "/runs/wait", "/runs/stream"):
@@ -122,7 +124,7 @@ def test_every_way_to_create_a_run_takes_a_webhook(client, rest, receiver, hook)
     client.crons.delete(cron["cron_id"])
 
 
-def test_a_call_that_fails_is_made_again_with_the_same_id(client, receiver, hook):
+def test_a_failed_webhook_call_is_retried_with_the_same_id(client, receiver, hook):
     receiver.statuses = [500, 302, 404]
     run = client.runs.create(None, "counter", input={"count": 1}, webhook=hook)
     receiver.wait_for(run["run_id"], 4)
@@ -132,7 +134,7 @@ def test_a_call_that_fails_is_made_again_with_the_same_id(client, receiver, hook
     assert {path for path, _, _ in receiver.calls} == {"/hook?a=1"}
 
 
-def test_a_receiver_that_does_not_answer_holds_up_no_run_and_no_other_call(client, receiver, hook):
+def test_an_unreachable_receiver_delays_no_run_and_no_other_call(client, receiver, hook):
     silent = "http://127.0.0.1:9/closed"
     for _ in range(10):
         client.runs.create(None, "counter", input={"count": 1}, webhook=silent)
@@ -156,7 +158,7 @@ def test_a_receiver_that_does_not_answer_holds_up_no_run_and_no_other_call(clien
         (5, "webhook"),
     ],
 )
-def test_a_webhook_that_leads_inward_is_refused_and_nothing_is_created(
+def test_an_invalid_or_private_webhook_is_refused_and_creates_nothing(
     http, sync_client, url, detail
 ):
     thread_id = new_thread(http)

@@ -38,7 +38,7 @@ def crowded(open_server):
         ("GET", "/openapi.json", None),
     ],
 )
-def test_no_answer_stalls_the_others(open_server, crowded, method, path, body):
+def test_no_large_response_delays_other_requests(open_server, crowded, method, path, body):
     """Compare with the response times during small requests on the same machine."""
     with httpx.Client(base_url=open_server.url, timeout=120) as client:
         with watching(open_server) as usual:

@@ -104,7 +104,7 @@ def bodies(shape: bytes, chosen: random.Random) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [100, 30_000, 2_000_000])
-def test_no_body_is_answered_with_a_500(open_server, shape, size):
+def test_no_body_causes_a_server_error(open_server, shape, size):
     chosen = random.Random(f"{shape.__name__} {size}")
     before = web_memory(open_server)
     asked = list(routes(open_server))
@@ -122,7 +122,7 @@ def test_no_body_is_answered_with_a_500(open_server, shape, size):
 @pytest.mark.full
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("size", [1_000_000, 4_000_000, 8_300_000, 30_000_000])
-def test_no_body_stalls_the_others(open_server, shape, size):
+def test_no_body_delays_other_requests(open_server, shape, size):
     """Compare with the response times during small requests on the same machine."""
     chosen = random.Random(f"{shape.__name__} {size}")
     asked = chosen.sample(list(routes(open_server)), 5)
@@ -140,7 +140,7 @@ def test_no_body_stalls_the_others(open_server, shape, size):
 
 
 @pytest.mark.full
-def test_many_large_bodies_at_once_stall_nobody(open_server):
+def test_concurrent_large_bodies_do_not_delay_other_requests(open_server):
     """Large bodies are processed one at a time: other requests wait for one of them only."""
     context = b"[" + b'{"a":1,"b":"xxxxxxxxxxxxxxxx"},' * 39_000 + b"0]"
     body = b'{"assistant_id":"counter","input":{"count":1},"context":{"x":%b}}' % context

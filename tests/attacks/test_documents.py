@@ -113,11 +113,11 @@ def walk(server, examples: int, steps: int, seed: int | None = None) -> int:
 
 
 @pytest.mark.long
-def test_what_one_walks_the_other_is_never_shown(shared_server):
+def test_no_resource_of_one_tenant_is_shown_to_another(shared_server):
     assert walk(shared_server, examples=4, steps=8) > 5
 
 
 @pytest.mark.full
 @pytest.mark.timeout(1800)
-def test_nor_on_very_many_ways(shared_server):
+def test_no_resource_of_one_tenant_is_shown_to_another_on_long_walks(shared_server):
     assert walk(shared_server, examples=120, steps=20) > 500

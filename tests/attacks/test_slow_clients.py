@@ -70,7 +70,7 @@ def some(server, number: int) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_slow_clients_hold_up_nobody(open_server, way):
+def test_slow_clients_do_not_delay_other_requests(open_server, way):
     before = established(open_server)
     with ExitStack() as stack, watching(open_server) as stalls:
         for method, path in some(open_server, 80):
@@ -87,7 +87,7 @@ def test_slow_clients_hold_up_nobody(open_server, way):
 
 @pytest.mark.long
 @pytest.mark.parametrize("way", [slow_headers, slow_body])
-def test_the_server_gives_them_up(open_server, way):
+def test_the_connection_of_a_slow_client_is_closed(open_server, way):
     """The server closes the connection, even if the client sends a byte now and then."""
     method, path = next(routes(open_server))
     with way(open_server, method, path) as opened:
@@ -107,7 +107,7 @@ def test_the_server_gives_them_up(open_server, way):
 
 @pytest.mark.long
 @pytest.mark.parametrize("path", ["/ok", "/nowhere", "/info"])
-def test_pipelined_requests_leave_the_others_their_turn(open_server, path):
+def test_pipelined_requests_do_not_starve_other_clients(open_server, path):
     """A connection whose next request was always ready was once served alone, without end."""
     many = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * 500
     over = threading.Event()
@@ -134,7 +134,7 @@ def test_pipelined_requests_leave_the_others_their_turn(open_server, path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("path", ["/nowhere", "/ok", "/threads"])
-def test_a_body_of_very_many_chunks_leaves_the_others_their_turn(open_server, path):
+def test_a_body_of_many_chunks_does_not_starve_other_clients(open_server, path):
     """A million one-byte chunks once took three seconds in one go. Here they are endless."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     over = threading.Event()

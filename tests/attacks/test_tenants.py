@@ -234,11 +234,11 @@ def play(server, seed: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nobody_sees_what_is_not_theirs(shared_server, seed):
+def test_no_caller_sees_resources_of_another(shared_server, seed):
     play(shared_server, seed, 120)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(100, 140))
-def test_nobody_ever_does(shared_server, seed):
+def test_no_caller_sees_resources_of_another_in_long_plays(shared_server, seed):
     play(shared_server, seed, 1_000)

@@ -56,7 +56,7 @@ def test_a_doorbell_rung_many_times_starts_one_execution(cluster, probe, doorbel
     assert probe.row(run[1])["claim_no"] == 1
 
 
-def test_a_doorbell_for_nothing_does_nothing(cluster, probe, doorbell):
+def test_a_doorbell_for_an_unknown_or_delayed_run_has_no_effect(cluster, probe, doorbell):
     assert doorbell.ring(uuid.uuid4(), "runs")
     thread_id, run_id, _ = probe.start(after_seconds=60)
     assert doorbell.ring(UUID(run_id), "runs")
@@ -67,7 +67,7 @@ def test_a_doorbell_for_nothing_does_nothing(cluster, probe, doorbell):
 
 @pytest.mark.long
 @pytest.mark.parametrize("skews", [(600, -600), full_case((-600, 600))])
-def test_clocks_that_are_wrong_by_minutes_change_nothing(make_cluster, tmp_path, skews):
+def test_clocks_that_are_wrong_by_minutes_have_no_effect(make_cluster, tmp_path, skews):
     """A run, and a thread, continue on a worker whose clock differs."""
     cluster = make_cluster(workers=1, FAULT_CLOCK_SKEW=str(skews[0]))
     with get_sync_client(url=cluster.url) as client:
@@ -101,18 +101,18 @@ def sweeper(cluster) -> str | None:
     return None if row is None else row[0]
 
 
-@pytest.mark.parametrize("how", [long_case("dies"), "hangs", long_case("loses its right")])
-def test_another_worker_sweeps_when_the_sweeping_one(cluster, probe, how):
+@pytest.mark.parametrize("how", [long_case("dies"), "hangs", long_case("loses its lease")])
+def test_another_worker_becomes_the_sweeper_when_the_current_one_fails(cluster, probe, how):
     before = wait_until(lambda: sweeper(cluster), what="a sweeper")
     worker = next(w for w in cluster.workers if f"this worker is {before};" in w.text())
     if how == "dies":
         worker.kill()
-    elif how == "loses its right":
+    elif how == "loses its lease":
         with psycopg.connect(cluster.postgres.url, autocommit=True) as conn:
             conn.execute("UPDATE scheduler_lease SET owner = 'a thief'")
     else:
         signal_tree(worker, signal.SIGSTOP)
-    others = (None, "a thief", *([] if how == "loses its right" else [before]))
+    others = (None, "a thief", *([] if how == "loses its lease" else [before]))
     wait_until(lambda: sweeper(cluster) not in others, 10, "somebody to sweep again")
     due = probe.start(after_seconds=0.5)
     probe.assert_done_once(*due)
@@ -122,7 +122,7 @@ def test_another_worker_sweeps_when_the_sweeping_one(cluster, probe, how):
 
 
 @pytest.mark.long
-def test_due_runs_start_once_with_several_workers_and_full_ones_delay_no_sweep(cluster, probe):
+def test_due_runs_are_rung_while_every_slot_is_busy_and_start_once(cluster, probe):
     slots = 6
     busy = [probe.start(seconds=2.0) for _ in range(slots)]
     for run in busy:

@@ -40,7 +40,7 @@ def created(client, thread_id):
     return [datetime.fromisoformat(run["created_at"]) for run in reversed(runs)]
 
 
-def test_a_cron_fires_on_time_when_every_slot_is_taken(client, busy, cron):
+def test_a_cron_fires_on_time_while_every_slot_is_busy(client, busy, cron):
     wait_until(lambda: len(created(client, cron)) >= 4, 30, "four runs")
     at = created(client, cron)
     apart = sorted(later - earlier for earlier, later in pairwise(at))
@@ -48,7 +48,7 @@ def test_a_cron_fires_on_time_when_every_slot_is_taken(client, busy, cron):
 
 
 @pytest.mark.long
-def test_a_cron_goes_on_when_its_sweeper_is_gone(cluster, client, cron):
+def test_a_cron_continues_after_every_worker_was_killed(cluster, client, cron):
     wait_until(lambda: created(client, cron), 30, "the first run")
     for worker in cluster.workers:
         signal_tree(worker, signal.SIGKILL)

@@ -9,7 +9,7 @@ import pytest
 from tests.long_forms import full_case
 
 
-def test_a_run_that_outlasts_the_grace_goes_on_elsewhere_uncharged(cluster, probe):
+def test_a_run_that_exceeds_the_grace_period_continues_elsewhere_uncharged(cluster, probe):
     thread_id, run_id, tag = probe.start(seconds=1.0)
     worker, _ = probe.worker_of(probe.wait_for(tag, "s2").pid)
     assert worker.stop() == 0
@@ -21,7 +21,7 @@ def test_a_run_that_outlasts_the_grace_goes_on_elsewhere_uncharged(cluster, prob
 
 
 @pytest.mark.full
-def test_a_run_that_ends_within_the_grace_is_left_to_end(cluster, probe):
+def test_a_run_that_ends_within_the_grace_period_is_not_stopped(cluster, probe):
     thread_id, run_id, tag = probe.start(seconds=0.1)
     worker, _ = probe.worker_of(probe.wait_for(tag, "s2").pid)
     assert worker.stop() == 0
@@ -30,7 +30,7 @@ def test_a_run_that_ends_within_the_grace_is_left_to_end(cluster, probe):
 
 
 @pytest.mark.parametrize("action", [full_case("interrupt"), "rollback"])
-def test_a_cancel_during_the_drain_wins(cluster, probe, action):
+def test_a_cancel_during_a_drain_takes_effect(cluster, probe, action):
     thread_id, run_id, tag = probe.start(seconds=5.0, graph="probe")
     worker, _ = probe.worker_of(probe.wait_for(tag, "s1").pid)
     worker.send(signal.SIGTERM)
@@ -41,7 +41,7 @@ def test_a_cancel_during_the_drain_wins(cluster, probe, action):
     assert probe.starts(tag) == ["s1"]
 
 
-def test_a_worker_that_drains_takes_no_more(cluster, probe):
+def test_a_draining_worker_takes_no_further_runs(cluster, probe):
     long = probe.start(seconds=0.1)
     worker, other = probe.worker_of(probe.wait_for(long[2], "s1").pid)
     worker.send(signal.SIGTERM)

@@ -38,7 +38,7 @@ def unlapsing(scratch):
 
 @pytest.mark.parametrize("durability", ["sync", "async"])
 @pytest.mark.parametrize("point", IN_A_CHILD)
-def test_a_child_killed_at_this_point_is_replaced_before_its_lease_lapses(
+def test_a_child_killed_at_any_point_is_replaced_before_its_lease_expires(
     unlapsing, tmp_path, point, durability
 ):
     mend(unlapsing)
@@ -75,14 +75,14 @@ def test_a_child_killed_inside_a_node_resumes_at_that_node(probe, step, durabili
 
 @pytest.mark.parametrize("fault", ["segv", "exit"])
 @pytest.mark.parametrize("point", ["P4", "P7", "P9"])
-def test_a_child_that_crashes_is_like_one_that_was_killed(cluster, probe, point, fault):
+def test_a_crashed_child_is_recovered_like_a_killed_one(cluster, probe, point, fault):
     cluster.plan(point, fault)
     thread_id, run_id, tag = probe.start()
     probe.assert_done_once(thread_id, run_id, tag)
     assert probe.row(run_id)["attempts"] == 2
 
 
-def test_a_child_killed_three_times_ends_the_run_with_an_error_that_says_so(cluster, probe):
+def test_a_child_killed_three_times_ends_the_run_with_an_error(cluster, probe):
     cluster.plan("P8", "kill", "kill", "kill")
     thread_id, run_id, _ = probe.start()
     assert probe.wait_until_over(thread_id, run_id) == "error"
@@ -108,7 +108,7 @@ def test_a_killed_worker_is_taken_over_by_another(cluster, probe, point):
     assert len(probe.starts(tag)) <= 5
 
 
-def test_a_web_process_killed_before_the_commit_has_accepted_nothing(cluster, probe):
+def test_a_web_process_killed_before_the_commit_has_accepted_no_run(cluster, probe):
     thread_id = probe.client.threads.create()["thread_id"]
     run_id = str(uuid.uuid4())
     cluster.plan("P0", "kill")
@@ -124,7 +124,7 @@ def test_a_web_process_killed_before_the_commit_has_accepted_nothing(cluster, pr
     ("point", "by"),
     [("P1", "key"), ("P2", "run_id"), full_case("P1", "run_id"), full_case("P2", "key")],
 )
-def test_a_create_whose_answer_was_lost_may_be_sent_again(cluster, probe, point, by):
+def test_a_create_whose_response_was_lost_can_be_retried(cluster, probe, point, by):
     thread_id = probe.client.threads.create()["thread_id"]
     run_id = str(uuid.uuid4())
     cluster.plan(point, "kill")
@@ -154,7 +154,7 @@ def create(cluster, probe, thread_id, run_id, by="run_id"):
 
 @pytest.mark.parametrize("action", ["interrupt", "rollback"])
 @pytest.mark.parametrize("point", ["P5", "P7", "P8", "P9"])
-def test_a_cancel_then_a_kill_is_a_cancel(cluster, probe, point, action):
+def test_a_cancelled_run_whose_child_is_killed_ends_as_cancelled(cluster, probe, point, action):
     before = probe.start()
     probe.assert_done_once(*before)
     state = probe.client.threads.get_state(before[0])
@@ -177,7 +177,7 @@ def test_a_cancel_then_a_kill_is_a_cancel(cluster, probe, point, action):
     assert len(probe.starts(tag)) == steps
 
 
-def test_a_child_killed_in_the_middle_of_a_rollback_leaves_it_whole(cluster, probe):
+def test_a_rollback_whose_child_is_killed_is_completed(cluster, probe):
     before = probe.start()
     probe.assert_done_once(*before)
     state = probe.client.threads.get_state(before[0])
@@ -192,7 +192,7 @@ def test_a_child_killed_in_the_middle_of_a_rollback_leaves_it_whole(cluster, pro
     assert probe.client.threads.get_history(thread_id, limit=100) == history
 
 
-def test_a_run_rolled_back_is_never_executed_by_a_create_sent_again(cluster, probe):
+def test_a_rolled_back_run_is_not_executed_by_a_repeated_create(cluster, probe):
     thread_id = probe.client.threads.create()["thread_id"]
     run_id = str(uuid.uuid4())
     given = {"tag": "once", "history": str(probe.history), "seconds": 5.0}
@@ -209,9 +209,7 @@ def test_a_run_rolled_back_is_never_executed_by_a_create_sent_again(cluster, pro
 
 
 @pytest.mark.parametrize("seconds", [0, full_case(60)])
-def test_a_paused_worker_that_comes_back_is_told_that_its_run_is_not_its_own(
-    cluster, probe, seconds
-):
+def test_a_worker_paused_beyond_its_lease_abandons_its_attempt(cluster, probe, seconds):
     thread_id, run_id, tag = probe.start(seconds=0.4)
     beat = probe.wait_for(tag, "s2")
     worker, _ = probe.worker_of(beat.pid)
@@ -243,7 +241,7 @@ def event_log(cluster, run_id):
         return bus.xrange(f"belay:events:{run_id}")
 
 
-def test_a_graphs_own_exception_is_not_tried_again(probe):
+def test_an_exception_of_the_graph_is_not_retried(probe):
     thread_id, run_id, tag = probe.start(input={"fails": True})
     assert probe.wait_until_over(thread_id, run_id) == "error"
     assert probe.starts(tag) == ["s1", "s2", "s3"]
@@ -251,7 +249,7 @@ def test_a_graphs_own_exception_is_not_tried_again(probe):
     assert probe.client.runs.join(thread_id, run_id)["__error__"]["error"] == "ValueError"
 
 
-def test_runs_that_kill_every_worker_are_given_up_and_the_others_go_on(cluster, probe):
+def test_runs_that_crash_every_child_are_given_up_and_the_others_continue(cluster, probe):
     """More of these runs than there are children, with ordinary runs queued behind them."""
     poisoned = [probe.start(input={"crashes": True}) for _ in range(12)]
     good = [probe.start(seconds=0.02) for _ in range(6)]

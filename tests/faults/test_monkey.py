@@ -12,7 +12,7 @@ LEASES = {"BELAY_LEASE_SECONDS": "4", "BELAY_LEASE_RENEWAL_SECONDS": "1"}
 
 
 @pytest.mark.long
-def test_a_little_of_everything(scratch):
+def test_random_faults_neither_lose_nor_duplicate_runs(scratch):
     """Run the monkey briefly; `make faults` is the long form."""
     report = play(
         scratch / "monkey",
@@ -32,7 +32,7 @@ def test_a_little_of_everything(scratch):
 
 
 @pytest.mark.long
-def test_a_rolling_restart_under_load_loses_and_doubles_nothing(scratch):
+def test_a_rolling_restart_neither_loses_nor_duplicates_runs(scratch):
     """Stop and start workers and web processes all the time; streams are resumed on another one."""
     stops = {kind: weight for kind, weight in WEIGHTS.items() if "SIGTERM" in kind}
     report = play(
@@ -79,7 +79,7 @@ def verdict(promises, history, faults=(), status="success", done=None, thread="i
     return Checker(promises, history, list(faults), runs, {"thread-1": (thread, done)}).check()
 
 
-def test_a_run_as_promised_is_found_in_order():
+def test_the_checker_accepts_a_correct_run():
     assert verdict([promise()], beats()).holds
 
 
@@ -103,12 +103,12 @@ def test_a_run_as_promised_is_found_in_order():
         ("broken", {"promises": [promise(kind="stream", event_ids=["1-1", "1-2"])]}),
     ],
 )
-def test_what_breaks_a_promise_is_named(found, case):
+def test_the_checker_classifies_each_violation(found, case):
     given = {"promises": [promise()], "history": beats(), **case}
     assert getattr(verdict(**given), found)
 
 
-def test_what_a_rolled_back_run_left_behind_is_named():
+def test_the_checker_reports_what_a_rolled_back_run_left_behind():
     rolled_back = promise(kind="rollback", cancelled="rollback")
     assert verdict([rolled_back], beats(), status=None, done=[]).holds
     assert verdict([rolled_back], beats(), status=None).broken

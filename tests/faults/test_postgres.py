@@ -34,7 +34,7 @@ def each_statement(cluster, connection: str, fault: str):
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_at_any_statement_of_an_attempt_is_waited_out_in_place(cluster, probe, fault):
+def test_a_fault_at_any_statement_of_an_attempt_is_retried_in_place(cluster, probe, fault):
     """Cover claim, checkpoints, writes and end: each statement in turn."""
     tried = 0
     for plan in each_statement(cluster, "belay child", fault):
@@ -86,7 +86,7 @@ def test_a_fault_at_any_statement_of_a_create_accepts_the_run_once(cluster, prob
 
 @pytest.mark.parametrize("connection", ["belay supervisor keep", long_case("belay sweeper")])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_worker_whose_own_connections_fail_goes_on(cluster, probe, connection, fault):
+def test_a_worker_continues_after_its_own_connections_fail(cluster, probe, connection, fault):
     cluster.plan("statements", f"{connection} 2 {fault}")
     thread_id, run_id, tag = probe.start(seconds=0.5)
     probe.assert_done_once(thread_id, run_id, tag)
@@ -95,7 +95,7 @@ def test_a_worker_whose_own_connections_fail_goes_on(cluster, probe, connection,
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_the_end_of_a_dead_child_is_written_whatever_its_connection_does(cluster, probe, fault):
+def test_the_end_of_a_dead_child_is_written_despite_connection_faults(cluster, probe, fault):
     for number in range(1, 5):
         cluster.clear_plans()
         cluster.plan("P8", "kill")
@@ -116,7 +116,7 @@ def test_the_end_of_a_dead_child_is_written_whatever_its_connection_does(cluster
         full_case(signal.SIGKILL, 2 * LEASE_SECONDS, id="crash, longer than a lease"),
     ],
 )
-def test_a_restart_in_the_middle_costs_a_run_nothing(cluster, probe, number, away):
+def test_a_restart_of_postgres_costs_a_run_no_attempt_and_no_step(cluster, probe, number, away):
     thread_id, run_id, tag = probe.start(seconds=0.3, stream_resumable=True)
     queued = probe.start(thread_id=thread_id)
     probe.wait_for(tag, "s2")
@@ -157,7 +157,7 @@ def follow(cluster, thread_id, run_id, path, told) -> None:
             told[path] += text
 
 
-def test_a_server_that_hangs_for_longer_than_a_lease_makes_nobody_look_lost(cluster, probe):
+def test_no_run_is_taken_over_after_postgres_hangs_longer_than_a_lease(cluster, probe):
     runs = [probe.start(seconds=0.3) for _ in range(4)]
     for run in runs:
         probe.wait_for(run[2], "s1")
@@ -170,7 +170,7 @@ def test_a_server_that_hangs_for_longer_than_a_lease_makes_nobody_look_lost(clus
         assert probe.starts(run[2]) == ["s1", "s2", "s3", "s4"]
 
 
-def test_a_server_that_may_only_be_read_accepts_nothing_and_loses_nothing(cluster, probe):
+def test_while_postgres_is_read_only_writes_get_503_and_no_run_is_lost(cluster, probe):
     thread_id, run_id, tag = probe.start(seconds=0.4)
     probe.wait_for(tag, "s1")
     settle = "SELECT pg_reload_conf()"
@@ -202,9 +202,7 @@ def test_a_server_that_may_only_be_read_accepts_nothing_and_loses_nothing(cluste
 
 @pytest.mark.long
 @pytest.mark.parametrize("requests", [100, full_case(500)])
-def test_a_flood_of_requests_takes_no_lease_and_gets_honest_answers(
-    make_cluster, tmp_path, requests
-):
+def test_a_flood_of_requests_costs_no_lease_and_no_accepted_run(make_cluster, tmp_path, requests):
     """All requests share two connections at once, while runs continue."""
     cluster = make_cluster(workers=1, concurrency=4, BELAY_WEB_POOL_SIZE="2")
     with get_sync_client(url=cluster.url) as client:
@@ -238,7 +236,7 @@ def test_a_flood_of_requests_takes_no_lease_and_gets_honest_answers(
 
 
 @pytest.mark.long
-def test_no_request_waits_for_a_server_that_hangs(cluster, probe):
+def test_every_request_gets_503_while_postgres_hangs(cluster, probe):
     """Every request gets a 503 while the server hangs, even on an established connection."""
     thread_id = probe.client.threads.create()["thread_id"]
     url = f"{cluster.url}/threads/{thread_id}"

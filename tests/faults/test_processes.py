@@ -37,7 +37,7 @@ def own_client(own_server):
         yield made
 
 
-def gone(processes) -> list[psutil.Process]:
+def still_alive(processes) -> list[psutil.Process]:
     """Return the processes that are still alive."""
     left = []
     for process in processes:
@@ -66,7 +66,7 @@ def queue_steps(client, thread_id, tmp_path):
 
 
 @pytest.mark.full
-def test_a_killed_worker_loses_nothing(own_server, own_client, beats, tmp_path):
+def test_a_killed_worker_loses_no_run(own_server, own_client, beats, tmp_path):
     """Use the default settings; `test_fault_points` covers a shorter lease."""
     thread_id, run_id = start_steps(own_client, beats)
     queued = queue_steps(own_client, thread_id, tmp_path)
@@ -83,7 +83,7 @@ def test_a_killed_worker_loses_nothing(own_server, own_client, beats, tmp_path):
 @pytest.mark.parametrize(
     ("graph", "error"), [("leaves", "RuntimeError"), ("leaves_async", "MaxAttemptsExceeded")]
 )
-def test_a_node_that_exits_ends_its_run_and_nothing_else(cluster, probe, graph, error):
+def test_a_node_that_exits_its_process_ends_only_its_run(cluster, probe, graph, error):
     client = probe.client
     answer = client.runs.wait(None, graph, input={"count": 1}, raise_error=False)
     assert answer["__error__"]["error"] == error
@@ -101,7 +101,7 @@ def test_a_cancel_accepted_before_the_worker_died_is_carried_out(cluster, probe)
 
 
 @pytest.mark.long
-def test_the_server_has_a_limit_for_runs_that_set_none(scratch, tmp_path):
+def test_the_run_timeout_of_the_server_applies_to_runs_without_one(scratch, tmp_path):
     live = LiveServer(scratch / tmp_path.name, BELAY_RUN_TIMEOUT_SECONDS="0.4").start()
     try:
         with get_sync_client(url=live.url) as client:
@@ -115,7 +115,7 @@ def test_the_server_has_a_limit_for_runs_that_set_none(scratch, tmp_path):
 
 
 @pytest.mark.parametrize("number", [full_case(signal.SIGKILL), signal.SIGTERM])
-def test_a_web_process_that_goes_is_not_a_client_that_left(cluster, probe, number):
+def test_the_end_of_a_web_process_is_not_taken_for_a_disconnect(cluster, probe, number):
     thread_id = probe.client.threads.create()["thread_id"]
     body = {
         "assistant_id": "probe",
@@ -142,7 +142,7 @@ def test_a_web_process_that_goes_is_not_a_client_that_left(cluster, probe, numbe
 
 
 @pytest.mark.long
-def test_a_restart_goes_on_with_running_and_pending_runs(own_server, own_client, beats, tmp_path):
+def test_a_restart_continues_running_and_pending_runs(own_server, own_client, beats, tmp_path):
     thread_id, run_id = start_steps(own_client, beats, seconds=0.8)
     queued = queue_steps(own_client, thread_id, tmp_path)
     beats.wait_for("s2:start")
@@ -165,13 +165,13 @@ def test_belay_dev_leaves_no_process_behind(own_server, own_client, beats, numbe
     tree = own_server.tree()
     assert len(tree) > 10
     own_server.stop(number)
-    wait_until(lambda: not gone(tree), 20, "every process to be gone")
+    wait_until(lambda: not still_alive(tree), 20, "every process to be gone")
 
 
 # A wait whose server dies continues at its Location, and the SDK warns of it.
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Request failed, attempting reconnect")
-def test_belay_dev_restarts_what_dies_and_says_so(own_server, own_client):
+def test_belay_dev_restarts_a_dead_process_and_reports_it(own_server, own_client):
     for name, words in {
         "web": ("gunicorn",),
         "worker": ("celery",),
@@ -223,7 +223,7 @@ def test_a_project_that_cannot_be_loaded_stops_the_start(scratch, tmp_path, docu
 
 
 @pytest.mark.long
-def test_more_runs_at_once_than_postgres_has_connections_for_stop_the_start(database_url):
+def test_a_concurrency_above_the_postgres_connections_stops_the_start(database_url):
     """The children would use all connections: no lease would be renewed, no cancel received."""
     environ = {
         "DATABASE_URL": database_url,

@@ -59,7 +59,7 @@ def bus(cluster) -> redis.Redis:
 @pytest.mark.parametrize(
     "kind", ["killed", *map(long_case, ("emptied", "hangs", "full", "read-only"))]
 )
-def test_runs_waits_and_streams_end_with_the_right_answer(cluster, probe, kind):
+def test_runs_joins_and_streams_end_correctly_despite_an_outage(cluster, probe, kind):
     """Runs accepted before continue and end; those accepted meanwhile start when Redis is back."""
     running = probe.start(seconds=0.6, stream_resumable=True)
     probe.wait_for(running[2], "s1")
@@ -113,7 +113,7 @@ def test_runs_waits_and_streams_end_with_the_right_answer(cluster, probe, kind):
         full_case("full", "rollback"),
     ],
 )
-def test_a_cancel_accepted_meanwhile_takes_effect(cluster, probe, kind, action):
+def test_a_cancel_accepted_during_an_outage_takes_effect(cluster, probe, kind, action):
     thread_id, run_id, tag = probe.start(seconds=20, graph="probe")
     probe.wait_for(tag, "s1")
     with trouble(cluster, kind):
@@ -127,7 +127,7 @@ def test_a_cancel_accepted_meanwhile_takes_effect(cluster, probe, kind, action):
 
 @pytest.mark.parametrize("kind", ["killed", full_case("full")])
 @pytest.mark.parametrize("seconds", [0, full_case(60)])
-def test_what_was_queued_starts_when_redis_is_back(cluster, probe, kind, seconds):
+def test_runs_created_during_an_outage_start_when_redis_is_back(cluster, probe, kind, seconds):
     with trouble(cluster, kind):
         runs = [probe.start() for _ in range(20)]
         pass_time(seconds)
@@ -138,7 +138,7 @@ def test_what_was_queued_starts_when_redis_is_back(cluster, probe, kind, seconds
 
 
 @pytest.mark.long
-def test_a_worker_stopped_while_redis_is_away_drains_and_ends(cluster, probe):
+def test_a_worker_stopped_while_redis_is_unavailable_drains_and_exits(cluster, probe):
     thread_id, run_id, tag = probe.start(seconds=0.5)
     beat = probe.wait_for(tag, "s1")
     worker, other = probe.worker_of(beat.pid)
@@ -153,9 +153,7 @@ def test_a_worker_stopped_while_redis_is_away_drains_and_ends(cluster, probe):
 
 @pytest.mark.long
 @pytest.mark.parametrize("away", [False, full_case(True)])
-def test_a_worker_that_has_stopped_consuming_ends_itself_to_be_started_anew(
-    make_cluster, tmp_path, away
-):
+def test_a_worker_that_has_stopped_consuming_exits_to_be_restarted(make_cluster, tmp_path, away):
     """The process, its supervisor and its sweeper work, but no message arrives. A busy worker, or
     one whose broker was unavailable, does not exit."""
     cluster = make_cluster(workers=1, concurrency=1, BELAY_LIVENESS_SECONDS="0.8")

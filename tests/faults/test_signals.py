@@ -69,7 +69,7 @@ def test_a_signal_to_every_process_drains_the_worker(cluster, probe, send, numbe
     "number", [signal.SIGTERM, *map(long_case, (signal.SIGHUP, signal.SIGQUIT, signal.SIGINT))]
 )
 @pytest.mark.parametrize("graph", ["sync_probe", "probe"])
-def test_a_child_takes_no_notice_of_them(cluster, probe, number, graph):
+def test_a_busy_child_ignores_termination_signals(cluster, probe, number, graph):
     thread_id, run_id, tag = probe.start(seconds=0.4, graph=graph)
     pid = probe.wait_for(tag, "s2").pid
     os.kill(pid, number)
@@ -78,7 +78,7 @@ def test_a_child_takes_no_notice_of_them(cluster, probe, number, graph):
     assert probe.row(run_id)["claim_no"] == 1
 
 
-def test_an_idle_child_takes_no_notice_either(cluster, probe):
+def test_an_idle_child_ignores_termination_signals(cluster, probe):
     thread_id, run_id, tag = probe.start()
     probe.assert_done_once(thread_id, run_id, tag)
     worker, _ = probe.worker_of(probe.beats(tag)[0].pid)

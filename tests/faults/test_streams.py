@@ -55,7 +55,7 @@ def two_webs(make_cluster):
 
 
 @pytest.mark.parametrize("durability", ["async", full_case("sync")])
-def test_a_stream_goes_on_exactly_once_with_the_next_attempt_on_another_web_process(
+def test_a_stream_continues_with_the_next_attempt_on_another_web_process(
     two_webs, tmp_path, durability
 ):
     with httpx.Client(base_url=two_webs.url) as http:
@@ -140,7 +140,9 @@ BYTES_PER_SLOW_READER = 600_000
 @pytest.mark.parametrize(
     ("readers", "megabytes"), [long_case(60, 20), full_case(500, 60)], ids=["60", "500"]
 )
-def test_slow_readers_slow_no_run_and_fill_no_memory(cluster, client, readers, megabytes):
+def test_slow_readers_neither_delay_runs_nor_exhaust_the_memory(
+    cluster, client, readers, megabytes
+):
     """The bound is lower than all events held once per reader. The events fit into one event log
     (BELAY_EVENT_LOG_MAX_BYTES, 64 MiB)."""
     flood = {"count": megabytes * 100, "size": 10_000}
@@ -162,7 +164,7 @@ def test_slow_readers_slow_no_run_and_fill_no_memory(cluster, client, readers, m
         assert web_memory(cluster) - before < 60e6 + readers * BYTES_PER_SLOW_READER
 
 
-def test_a_reader_that_stood_still_gets_the_rest(cluster, client):
+def test_a_reader_that_has_paused_gets_the_remaining_events(cluster, client):
     thread_id = client.threads.create()["thread_id"]
     flood = {"count": 800, "size": 10_000}
     run = client.runs.create(
@@ -188,7 +190,7 @@ def test_a_reader_that_stood_still_gets_the_rest(cluster, client):
 @pytest.mark.parametrize(
     ("count", "size"), [(30_000, 10), (1, 10_000_000), (5, 3_000_000)], ids=str
 )
-def test_much_at_once_is_batched_and_not_dropped(client, count, size):
+def test_many_or_large_events_at_once_are_all_streamed(client, count, size):
     seen = [
         (part.data["n"], len(part.data["text"]))
         for part in client.runs.stream(
@@ -199,7 +201,7 @@ def test_much_at_once_is_batched_and_not_dropped(client, count, size):
     assert seen == [(n, size) for n in range(count)]
 
 
-def test_many_follow_one_run_and_all_see_the_same(cluster, client):
+def test_fifty_readers_of_a_run_get_the_same_events(cluster, client):
     thread_id = client.threads.create()["thread_id"]
     run = client.runs.create(thread_id, "steps", input={"seconds": 0.3}, stream_resumable=True)
     found: list[list] = []

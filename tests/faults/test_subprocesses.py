@@ -67,7 +67,9 @@ def daemon_of(beats) -> int:
 
 
 @pytest.mark.parametrize("kind", DAEMONS)
-def test_it_ends_with_a_child_that_somebody_else_killed(cluster, client, probe, beats, kind):
+def test_a_subprocess_ends_with_a_child_that_was_killed_from_outside(
+    cluster, client, probe, beats, kind
+):
     thread_id, run_id = start(client, kind, beats)
     first = daemon_of(beats)
     _, child = child_of(cluster, first)
@@ -81,7 +83,9 @@ def test_it_ends_with_a_child_that_somebody_else_killed(cluster, client, probe, 
 
 
 @pytest.mark.parametrize("kind", DAEMONS)
-def test_it_has_ended_when_the_cancel_of_a_killed_child_has(cluster, client, probe, beats, kind):
+def test_a_subprocess_has_ended_when_the_cancel_of_a_killed_child_has(
+    cluster, client, probe, beats, kind
+):
     thread_id, run_id = start(client, kind, beats)
     daemon = daemon_of(beats)
     worker, child = child_of(cluster, daemon)
@@ -96,7 +100,7 @@ def test_it_has_ended_when_the_cancel_of_a_killed_child_has(cluster, client, pro
 
 
 @pytest.mark.parametrize("kind", [DAEMONS[0], *map(long_case, (*DAEMONS[1:], "use_pool"))])
-def test_it_ends_with_a_worker_that_was_killed_outright(cluster, client, beats, kind):
+def test_a_subprocess_ends_with_a_killed_worker(cluster, client, beats, kind):
     thread_id, run_id = start(client, kind, beats)
     word = "pooled" if kind == "use_pool" else "beat"
     beats.wait_for(word, 3)
@@ -125,7 +129,7 @@ def test_the_guardian_is_replaced_when_it_is_killed(cluster, client, beats):
     wait_until(lambda: is_gone(daemon), 20, "the daemon to end")
 
 
-def test_a_daemon_ends_with_a_run_that_succeeded(cluster, client, beats):
+def test_a_daemon_ends_with_a_successful_run(cluster, client, beats):
     thread_id, run_id = start(client, "leave_daemon", beats, seconds=0.5)
     client.runs.join(thread_id, run_id)
     assert client.runs.get(thread_id, run_id)["status"] == "success"
@@ -134,7 +138,7 @@ def test_a_daemon_ends_with_a_run_that_succeeded(cluster, client, beats):
 
 
 @pytest.mark.long
-def test_those_who_want_it_keep_it(make_cluster, tmp_path, beats):
+def test_a_subprocess_outlives_its_run_if_so_configured(make_cluster, tmp_path, beats):
     from langgraph_sdk import get_sync_client
 
     kept = make_cluster(workers=1, concurrency=1, BELAY_KEEP_SUBPROCESSES="1")
@@ -155,7 +159,7 @@ def test_a_node_may_use_multiprocessing(client, beats):
     wait_until(lambda: all(map(is_gone, started_by_nodes(beats))), 10, "the pool to end")
 
 
-def test_a_pool_ends_with_a_cancel(client, beats):
+def test_a_multiprocessing_pool_ends_with_a_cancel(client, beats):
     thread_id, run_id = start(client, "use_pool", beats)
     beats.wait_for("pooled", 4)
     client.runs.cancel(thread_id, run_id, wait=True)
@@ -163,7 +167,7 @@ def test_a_pool_ends_with_a_cancel(client, beats):
     assert client.runs.get(thread_id, run_id)["status"] == "interrupted"
 
 
-def test_a_node_that_closes_every_descriptor_ends_its_run(cluster, client, probe, beats):
+def test_a_node_that_closes_every_descriptor_fails_only_its_run(cluster, client, probe, beats):
     thread_id, run_id = start(client, "close_descriptors", beats)
     probe.wait_until_over(thread_id, run_id, seconds=60)
     assert client.runs.get(thread_id, run_id)["status"] == "error"

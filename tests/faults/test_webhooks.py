@@ -14,7 +14,7 @@ __all__ = ["receiver"]
 
 
 @pytest.mark.parametrize("point", ["P9", "P10", "P11"])
-def test_a_call_is_made_when_the_child_dies_at_the_end(cluster, probe, receiver, point):
+def test_a_webhook_is_called_although_the_child_dies_at_the_end(cluster, probe, receiver, point):
     cluster.plan(point, "kill")
     _, run_id, _ = probe.start(webhook=f"{receiver.url}/hook")
     assert receiver.wait_for(run_id)["status"] == "success"
@@ -22,7 +22,7 @@ def test_a_call_is_made_when_the_child_dies_at_the_end(cluster, probe, receiver,
 
 
 @pytest.mark.long
-def test_a_call_outlives_every_worker(cluster, probe, client):
+def test_a_webhook_call_survives_the_death_of_every_worker(cluster, probe, client):
     port = free_port()
     thread_id, run_id, _ = probe.start(webhook=f"http://127.0.0.1:{port}/hook")
     client.runs.join(thread_id, run_id)
@@ -39,7 +39,7 @@ def test_a_call_outlives_every_worker(cluster, probe, client):
 
 
 @pytest.mark.long
-def test_a_call_outlives_postgres(cluster, probe, receiver):
+def test_a_webhook_call_survives_a_restart_of_postgres(cluster, probe, receiver):
     receiver.statuses = [500]
     _, run_id, _ = probe.start(webhook=f"{receiver.url}/hook")
     receiver.wait_for(run_id)

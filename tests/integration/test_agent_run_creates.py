@@ -75,7 +75,7 @@ class AnswersLost:
         return done
 
 
-def test_a_create_whose_answer_was_lost_is_the_same_run_and_counts_once(parts, team):
+def test_a_create_retried_after_a_lost_commit_creates_one_run(parts, team):
     patchy: Any = limited(parts, 1)
     patchy.database = AnswersLost(parts.database, lost=2)
     request = asked(parts, team)
@@ -86,7 +86,7 @@ def test_a_create_whose_answer_was_lost_is_the_same_run_and_counts_once(parts, t
         create_agent_run(limited(parts, 1), asked(parts, team))
 
 
-def test_of_very_many_creates_at_once_as_many_as_may_be_are_in(parts, team):
+def test_concurrent_creates_are_accepted_up_to_the_limit_of_the_team(parts, team):
     few = limited(parts, 5)
 
     def create(_n: int) -> bool:
@@ -104,7 +104,7 @@ def test_of_very_many_creates_at_once_as_many_as_may_be_are_in(parts, team):
     create_agent_run(few, asked(few, uuid.uuid4().hex))
 
 
-def test_what_is_refused_leaves_nothing(parts, team):
+def test_a_refused_create_leaves_no_run_and_no_thread(parts, team):
     refusals = (
         (PreviousRunNotFound, parts, asked(parts, team, previousRunId="agent_run_x")),
         (TooManyRuns, limited(parts, 0), asked(parts, team)),
@@ -121,7 +121,7 @@ def test_what_is_refused_leaves_nothing(parts, team):
     assert list_agent_runs(parts, team, after=None, limit=10).runs == []
 
 
-def test_an_agent_run_goes_with_its_thread_and_with_its_runs_record(parts, team):
+def test_an_agent_run_is_deleted_with_its_thread_or_its_run(parts, team):
     first, second = (create_agent_run(parts, asked(parts, team)) for _ in range(2))
     delete_thread(parts, first.thread_id)
     delete_run(parts, second.thread_id, second.run_id)
@@ -131,7 +131,7 @@ def test_an_agent_run_goes_with_its_thread_and_with_its_runs_record(parts, team)
     assert list_agent_runs(parts, team, after=None, limit=10).runs == []
 
 
-def test_one_that_was_rolled_back_is_cancelled_and_makes_room(parts, team):
+def test_a_rolled_back_agent_run_is_cancelled_and_frees_its_place(parts, team):
     few = limited(parts, 1)
     run = create_agent_run(few, asked(few, team))
     filter_ = CancelFilter(run_ids=[run.run_id])
@@ -142,7 +142,7 @@ def test_one_that_was_rolled_back_is_cancelled_and_makes_room(parts, team):
     create_agent_run(few, asked(few, team))
 
 
-def test_pages_are_in_the_order_of_creation_whoever_creates_at_the_same_time(parts, team):
+def test_pages_are_in_the_order_of_creation_under_concurrent_creates(parts, team):
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: create_agent_run(parts, asked(parts, team)), range(20)))
     seen, after = [], None

@@ -63,7 +63,7 @@ def now():
     return datetime.now(UTC)
 
 
-def test_what_was_missed_fires_once_and_the_next_time_counts_from_now(conn, run_parts):
+def test_missed_due_times_fire_once_and_the_next_counts_from_now(conn, run_parts):
     cron = new_cron(conn, due=now() - timedelta(hours=5), schedule="* * * * *")
     for _ in range(3):
         fire_due_crons(run_parts, conn, limit=ALL)
@@ -72,7 +72,7 @@ def test_what_was_missed_fires_once_and_the_next_time_counts_from_now(conn, run_
     assert now() < after <= now() + timedelta(minutes=1)
 
 
-def test_many_sweepers_at_once_create_one_run(conn, run_parts, database_url):
+def test_concurrent_sweepers_create_one_run_for_each_cron(conn, run_parts, database_url):
     crons = [new_cron(conn, due=now() - timedelta(seconds=1)) for _ in range(20)]
     ready = threading.Barrier(4)
 
@@ -89,7 +89,7 @@ def test_many_sweepers_at_once_create_one_run(conn, run_parts, database_url):
     assert [len(runs_of(conn, cron)) for cron in crons] == [1] * 20
 
 
-def test_a_cron_whose_end_has_come_is_not_due_again(conn, run_parts):
+def test_a_cron_that_has_reached_its_end_time_is_not_due_again(conn, run_parts):
     cron = new_cron(conn, due=now() - timedelta(seconds=2), end_time=now())
     fire_due_crons(run_parts, conn, limit=ALL)
     assert len(runs_of(conn, cron)) == 1
@@ -128,7 +128,7 @@ def too_much_for_postgres(monkeypatch):
 
 
 @pytest.mark.long
-def test_a_cron_whose_run_cannot_be_stored_is_put_off_then_disabled(
+def test_a_cron_whose_run_cannot_be_stored_is_postponed_then_disabled(
     conn, run_parts, too_much_for_postgres
 ):
     cron = new_cron(conn, due=now() - timedelta(seconds=2), schedule="* * * * * *")
@@ -151,7 +151,7 @@ def test_a_cron_whose_run_cannot_be_stored_is_put_off_then_disabled(
     assert runs_of(conn, cron) == []
 
 
-def test_a_cron_that_works_again_has_no_error(conn, run_parts, too_much_for_postgres):
+def test_a_cron_that_fires_again_has_its_error_cleared(conn, run_parts, too_much_for_postgres):
     cron = new_cron(conn, due=now() - timedelta(seconds=2))
     too_much_for_postgres.append(str(cron.cron_id))
     fire_due_crons(run_parts, conn, limit=ALL)
@@ -163,7 +163,7 @@ def test_a_cron_that_works_again_has_no_error(conn, run_parts, too_much_for_post
     assert len(runs_of(conn, cron)) == 1
 
 
-def test_a_cron_whose_run_is_refused_says_why_and_stays(conn, run_parts):
+def test_a_cron_whose_run_is_refused_has_the_error_and_stays_enabled(conn, run_parts):
     cron = new_cron(conn, due=now() - timedelta(seconds=2), context={"x": "y" * 2_000_000})
     small = dataclasses.replace(run_parts.settings, max_run_bytes=1_000_000)
     fire_due_crons(dataclasses.replace(run_parts, settings=small), conn, limit=ALL)
@@ -172,7 +172,7 @@ def test_a_cron_whose_run_is_refused_says_why_and_stays(conn, run_parts):
     assert "BELAY_MAX_RUN_BYTES" in refused.last_error
 
 
-def test_a_caller_with_very_many_crons_makes_only_their_own_late(conn, run_parts):
+def test_a_caller_with_many_due_crons_delays_only_their_own(conn, run_parts):
     conn.execute("DELETE FROM cron")
     flood = [new_cron(conn, due=now() - timedelta(minutes=5), caller="ann") for _ in range(30)]
     others = [new_cron(conn, due=now(), caller=name) for name in ("bob", "cid", None)]

@@ -41,7 +41,7 @@ def test_a_ring_is_a_message_in_the_queue_and_can_be_counted(doorbell, bus, pref
     assert doorbell.waiting("heavy") == 1
 
 
-def test_a_broker_that_is_full_or_read_only_makes_a_ring_fail_and_raises_nothing(doorbell, bus):
+def test_a_ring_fails_without_an_exception_while_the_broker_is_full(doorbell, bus):
     bus.config_set("maxmemory", "1")
     try:
         assert doorbell.ring(uuid4(), "runs") is False
@@ -49,7 +49,7 @@ def test_a_broker_that_is_full_or_read_only_makes_a_ring_fail_and_raises_nothing
         bus.config_set("maxmemory", "0")
 
 
-def test_a_broker_that_is_away_makes_a_ring_fail_and_is_left_alone_for_a_while():
+def test_a_ring_fails_while_the_broker_is_unavailable_and_is_not_retried_at_once():
     environ = {"DATABASE_URL": "postgresql://nowhere/", "REDIS_URL": "redis://127.0.0.1:1/0"}
     doorbell = Doorbell.of(Settings.from_environ(environ))
     assert doorbell.ring(uuid4(), "runs") is False

@@ -62,12 +62,12 @@ def allows(conn, filter_, metadata) -> bool:
 
 
 @pytest.mark.parametrize("filter_", PASSES, ids=str)
-def test_it_passes(conn, filter_):
+def test_the_filter_matches(conn, filter_):
     assert allows(conn, filter_, MINE) is True
 
 
 @pytest.mark.parametrize("filter_", REFUSES, ids=str)
-def test_it_does_not_pass(conn, filter_):
+def test_the_filter_does_not_match(conn, filter_):
     assert allows(conn, filter_, MINE) is False
 
 
@@ -77,6 +77,6 @@ def test_elements_of_a_list_are_compared_whole(conn):
     assert allows(conn, {"readers": {"$contains": {"id": "me", "admin": True}}}, listed) is True
 
 
-def test_without_a_filter_everything_passes(conn):
+def test_without_a_filter_everything_matches(conn):
     sql = "SELECT belay_allows(NULL, %(metadata)s)"
     assert fetch_value(conn, sql, {"metadata": Jsonb({})}) is True

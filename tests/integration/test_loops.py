@@ -215,7 +215,7 @@ class Sweeping:
 
 
 @every_state
-def test_the_sweeper_goes_on(rows, run_parts, failures, quick, state):
+def test_the_sweeper_continues_after_a_failed_statement(rows, run_parts, failures, quick, state):
     rows.conn.execute("DELETE FROM thread")
     rows.conn.execute("DELETE FROM scheduler_lease")
     doorbell = Doorbell(0)
@@ -242,7 +242,9 @@ def test_the_sweeper_goes_on(rows, run_parts, failures, quick, state):
 
 
 @every_state
-def test_the_webhook_caller_goes_on(rows, run_parts, failures, quick, monkeypatch, state):
+def test_the_webhook_caller_continues_after_a_failed_statement(
+    rows, run_parts, failures, quick, monkeypatch, state
+):
     """Some of the calls succeed at once, the others at the second attempt."""
     rows.conn.execute("DELETE FROM webhook_call")
     made: list[str] = []
@@ -298,7 +300,9 @@ def death(run, reason: StopReason, phase: Phase = Phase.RUNNING) -> Death:
 
 
 @every_state
-def test_the_ends_of_dead_runs_go_on_being_written(rows, run_parts, failures, quick, state):
+def test_the_ends_of_dead_runs_are_written_after_a_failed_statement(
+    rows, run_parts, failures, quick, state
+):
     """Only the run whose end cannot be written is left to the sweeper."""
     from belay_server.services.runs.cancellation import announcer
 
@@ -347,7 +351,9 @@ def test_the_ends_of_dead_runs_go_on_being_written(rows, run_parts, failures, qu
 
 
 @every_state
-def test_leases_go_on_being_renewed_and_cancels_seen(rows, run_parts, failures, quick, state):
+def test_leases_are_renewed_and_cancels_seen_after_a_failed_statement(
+    rows, run_parts, failures, quick, state
+):
     settings = dataclasses.replace(settings_of(run_parts), lease_seconds=60.0)
     slots = SlotTable(1)
     slot = slots.take()
@@ -387,7 +393,9 @@ def test_leases_go_on_being_renewed_and_cancels_seen(rows, run_parts, failures, 
 
 
 @every_state
-def test_revoked_keys_go_on_being_looked_for(conn, database_url, failures, quick, state):
+def test_revoked_keys_are_detected_after_a_failed_statement(
+    conn, database_url, failures, quick, state
+):
     pool = open_pool(database_url, size=2, pgbouncer=False, name="belay web")
     keys = OpenKeys(Database(pool), seconds=0.02)
     failing = failures("belay web")
@@ -408,7 +416,7 @@ def test_revoked_keys_go_on_being_looked_for(conn, database_url, failures, quick
     assert len(failing.seen) >= 1
 
 
-def test_a_connection_of_another_name_is_left_alone(conn: Connection, failures):
+def test_failures_leave_connections_of_another_name_alone(conn: Connection, failures):
     failing = failures("belay sweeper")
     conn.execute("SELECT 1")
     assert not failing.seen

@@ -14,7 +14,7 @@ def test_migrating_twice_does_nothing_the_second_time(database_url):
         assert schema_is_ready(conn)
 
 
-def test_a_start_without_migrations_says_what_to_run(tmp_path, scratch):
+def test_a_start_without_migrations_names_the_command_to_run(tmp_path, scratch):
     with running(EmbeddedPostgres(scratch / "fresh", durable=False)) as url:
         with pytest.raises(SchemaNotReady, match="belay migrate"):
             wait_for_schema(url, seconds=0.2)

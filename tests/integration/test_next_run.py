@@ -44,7 +44,7 @@ def insert(conn, thread_id: UUID) -> UUID:
 
 
 @pytest.mark.parametrize("cancelled", [False, True], ids=["finished", "interrupted"])
-def test_a_run_created_while_another_ends_is_rung_by_one_of_the_two(database_url, cancelled):
+def test_a_run_created_while_another_ends_is_rung_exactly_once(database_url, cancelled):
     with (
         connect(database_url) as creator,
         connect(database_url) as worker,

@@ -20,13 +20,13 @@ def states(rows):
     return {state.queue: state for state in queue_states(rows.conn)}
 
 
-def test_nothing_is_counted_as_nothing(empty):
+def test_an_empty_queue_is_counted_as_zero(empty):
     assert {None} == set(states(empty))
     total = states(empty)[None]
     assert (total.running, total.pending, total.due, total.oldest_seconds) == (0, 0, 0, 0.0)
 
 
-def test_queues_are_counted_by_themselves_and_together(empty):
+def test_queues_are_counted_separately_and_in_total(empty):
     busy = empty.thread()
     empty.running(busy)
     empty.pending(busy)  # blocked by the running run
@@ -43,7 +43,7 @@ def test_queues_are_counted_by_themselves_and_together(empty):
     assert (total.running, total.pending, total.due, total.claimable) == (1, 5, 4, 2)
 
 
-def test_ages_are_those_of_the_oldest_that_is_due(empty):
+def test_the_age_of_a_queue_is_that_of_its_oldest_due_run(empty):
     old, blocked = empty.pending(), empty.thread()
     empty.running(blocked)
     oldest = empty.pending(blocked)
@@ -58,7 +58,7 @@ def test_ages_are_those_of_the_oldest_that_is_due(empty):
     assert found.median_seconds == pytest.approx(330, abs=5)
 
 
-def test_what_the_sweeper_takes_from_the_gone_is_counted(empty):
+def test_leases_that_the_sweeper_takes_over_are_counted(empty):
     table = SlotTable(1)
     made = sweeper(Doorbell(0), table.counters)
     for attempts in (1, 3):

@@ -60,7 +60,7 @@ def test_fifty_workers_racing_for_one_run_make_one_claim(rows, many):
         assert [c.claim_no for c in claims if c is not None] == [1]
 
 
-def test_two_runs_of_one_thread_never_run_at_once(rows, many):
+def test_two_runs_of_one_thread_are_never_claimed_at_once(rows, many):
     for _ in range(10):
         thread_id = rows.thread()
         queued = [rows.pending(thread_id) for _ in range(4)]
@@ -69,7 +69,7 @@ def test_two_runs_of_one_thread_never_run_at_once(rows, many):
         assert [c.run_id for c in claims if c is not None] == [queued[0].run_id]
 
 
-def test_a_thread_is_served_first_come_first_served(rows):
+def test_the_runs_of_a_thread_are_claimed_in_their_order(rows):
     thread_id = rows.thread()
     first, second, third = (rows.pending(thread_id) for _ in range(3))
     assert claim_rows.claim_run(rows.conn, second.run_id, **LEASE) is None
@@ -102,7 +102,7 @@ def test_a_run_of_an_unknown_graph_waits_for_a_worker_that_has_it(rows):
     assert claim_rows.claim_run(rows.conn, run.run_id, **LEASE).attempts == 1
 
 
-def test_the_id_of_a_run_that_was_rolled_back_is_not_used_again(rows):
+def test_the_id_of_a_rolled_back_run_is_not_reused(rows):
     run = rows.pending()
     reason = user_cancel_reason(CancelAction.ROLLBACK, "/runs")
     cancel_rows.roll_back_unstarted_runs(rows.conn, [run.run_id], reason)
@@ -120,7 +120,7 @@ def test_the_id_of_a_run_that_was_rolled_back_is_not_used_again(rows):
     assert rows.status(run.run_id) is None
 
 
-def test_a_run_put_back_goes_before_an_older_one_that_has_become_due(rows):
+def test_a_run_put_back_precedes_an_older_one_that_has_become_due(rows):
     thread_id = rows.thread()
     older = rows.pending(thread_id, after_seconds=3600)
     started = rows.running(thread_id)
@@ -130,7 +130,7 @@ def test_a_run_put_back_goes_before_an_older_one_that_has_become_due(rows):
     assert claim_rows.claim_run(rows.conn, started.run_id, **LEASE) is not None
 
 
-def test_a_delayed_run_is_not_claimed_before_it_is_due_and_blocks_nobody(rows):
+def test_a_delayed_run_is_not_claimed_before_it_is_due_and_blocks_no_other(rows):
     thread_id = rows.thread()
     delayed = rows.pending(thread_id, after_seconds=60)
     now = rows.pending(thread_id)
@@ -168,7 +168,7 @@ def test_a_takeover_waits_for_a_checkpoint_being_written_and_then_fences(rows, d
         assert recover(rows.conn, claimed.claim).ring is not None
 
 
-def test_renewal_skips_a_locked_row_and_does_not_call_it_lost(rows, database_url):
+def test_renewal_skips_a_locked_row_and_does_not_report_it_as_lost(rows, database_url):
     from belay_server.db.connection import connect
 
     first, second = rows.running(), rows.running()
@@ -178,7 +178,7 @@ def test_renewal_skips_a_locked_row_and_does_not_call_it_lost(rows, database_url
     assert {first.run_id, second.run_id} == {state.run_id for state in standing}
 
 
-def test_a_lease_renewed_in_time_is_not_taken(rows, unswept):
+def test_a_lease_renewed_in_time_is_not_taken_over(rows, unswept):
     claimed = rows.running()
     assert recover(rows.conn, claimed.claim) == recover(rows.conn, Claim(uuid.uuid4(), 1))
     rows.expire(claimed.run_id)
@@ -194,7 +194,7 @@ def test_a_lease_renewed_in_time_is_not_taken(rows, unswept):
     assert recover(rows.conn, claimed.claim).ring is None
 
 
-def test_attempts_are_charged_capped_and_given_back_by_a_drain(rows):
+def test_attempts_are_charged_and_capped_and_a_drain_charges_none(rows):
     claimed = rows.running()
     claim_rows.put_run_back(rows.conn, claimed.claim, uncharge=True, rering_seconds=5.0)
     for attempt in (1, 2, 3):
@@ -208,7 +208,7 @@ def test_attempts_are_charged_capped_and_given_back_by_a_drain(rows):
 
 
 @pytest.mark.parametrize("action", [INTERRUPT, ROLLBACK])
-def test_a_cancel_of_a_run_that_never_started_ends_it_and_leaves_the_thread(rows, action):
+def test_a_cancel_of_a_pending_run_ends_it_and_leaves_the_thread_unchanged(rows, action):
     thread_id = rows.thread()
     running, waiting = rows.running(thread_id), rows.pending(thread_id)
     before = threads.get_thread(rows.conn, thread_id)
@@ -221,7 +221,7 @@ def test_a_cancel_of_a_run_that_never_started_ends_it_and_leaves_the_thread(rows
     assert threads.get_thread(rows.conn, thread_id).status == "idle"
 
 
-def test_a_cancel_accepted_before_the_end_wins_over_it(rows):
+def test_a_cancel_accepted_before_the_end_takes_precedence(rows):
     claimed = rows.running()
     cancel(rows.conn, claimed.run_id)
     end = end_run(rows.conn, claimed.thread_id, claimed.claim, SUCCESS)
@@ -230,7 +230,7 @@ def test_a_cancel_accepted_before_the_end_wins_over_it(rows):
     assert thread.error == {"error": "UserInterrupt", "message": "interrupt requested via TEST"}
 
 
-def test_an_end_written_before_the_cancel_stays(rows):
+def test_an_end_written_before_the_cancel_is_kept(rows):
     claimed = rows.running()
     assert end_run(rows.conn, claimed.thread_id, claimed.claim, SUCCESS).status == "success"
     cancelled = cancel(rows.conn, claimed.run_id)
@@ -239,7 +239,7 @@ def test_an_end_written_before_the_cancel_stays(rows):
 
 
 @pytest.mark.parametrize("order", [(INTERRUPT, ROLLBACK), (ROLLBACK, INTERRUPT)])
-def test_rollback_wins_over_interrupt_in_either_order(rows, order):
+def test_rollback_takes_precedence_over_interrupt_in_either_order(rows, order):
     claimed = rows.running()
     for action in order:
         cancel(rows.conn, claimed.run_id, action)
@@ -248,7 +248,7 @@ def test_rollback_wins_over_interrupt_in_either_order(rows, order):
     assert runs.run_is_buried(rows.conn, claimed.run_id)
 
 
-def test_a_cancel_accepted_by_a_worker_that_died_is_carried_out(rows):
+def test_an_accepted_cancel_is_carried_out_after_the_worker_died(rows):
     claimed = rows.running()
     cancel(rows.conn, claimed.run_id)
     rows.expire(claimed.run_id)
@@ -266,7 +266,7 @@ def test_a_cancel_of_a_run_that_was_put_back_ends_it_at_once(rows, action):
     assert threads.get_thread(rows.conn, claimed.thread_id).status == expected
 
 
-def test_a_timeout_loses_against_an_accepted_cancel(rows):
+def test_an_accepted_cancel_takes_precedence_over_a_timeout(rows):
     claimed = rows.running()
     cancel(rows.conn, claimed.run_id)
     end = end_run(rows.conn, claimed.thread_id, claimed.claim, timed_out())
@@ -275,7 +275,7 @@ def test_a_timeout_loses_against_an_accepted_cancel(rows):
     assert end_run(rows.conn, claimed.thread_id, claimed.claim, timed_out()).status == "timeout"
 
 
-def test_a_rollback_restores_what_the_claim_had_set_on_the_thread(rows):
+def test_a_rollback_restores_what_the_claim_changed_on_the_thread(rows):
     thread_id = rows.thread()
     first = rows.running(thread_id)
     end_run(rows.conn, thread_id, first.claim, SUCCESS)
@@ -343,14 +343,14 @@ def expired_for(conn, seconds):
     return conn.execute(f"{sql} RETURNING owner", (seconds,)).fetchone()[0]
 
 
-def test_one_sweeper_at_a_time_and_a_hanging_one_is_replaced(unswept, many):
+def test_only_one_sweeper_is_active_and_a_hanging_one_is_replaced(unswept, many):
     assert many(10, lambda conn, number: sweep(conn, f"worker {number}")).count(True) == 1
     number = int(expired_for(unswept, 0.1).split()[1])
     assert sweep(unswept, f"worker {number + 1}")
     assert not sweep(unswept, f"worker {number}")
 
 
-def test_after_an_outage_nobody_is_judged_for_one_lease(unswept, rows):
+def test_after_an_outage_no_run_is_taken_over_for_one_lease_period(unswept, rows):
     claimed = rows.running()
     rows.expire(claimed.run_id)
 
@@ -370,7 +370,7 @@ def test_after_an_outage_nobody_is_judged_for_one_lease(unswept, rows):
     assert judged("two")
 
 
-def test_lock_order_lets_creates_claims_ends_and_cancels_meet_without_deadlock(rows, many):
+def test_concurrent_locks_cancels_renewals_and_recoveries_do_not_deadlock(rows, many):
     thread_id = rows.thread()
     running = rows.running(thread_id)
 
@@ -421,19 +421,19 @@ def race(rows, many, seed):
     return status
 
 
-def test_cancel_against_completion_agrees_in_every_race(rows, many):
+def test_a_cancel_racing_a_completion_has_consistent_results(rows, many):
     seen = {race(rows, many, seed) for seed in range(200)}
     assert "success" in seen or "interrupted" in seen
 
 
 @pytest.mark.full
 @pytest.mark.timeout(1800)
-def test_cancel_against_completion_agrees_in_ten_thousand_races(rows, many):
+def test_a_cancel_racing_a_completion_is_consistent_in_ten_thousand_races(rows, many):
     for seed in range(10_000):
         race(rows, many, seed)
 
 
-def test_a_bulk_cancel_pages_through_everything_once(rows):
+def test_a_bulk_cancel_pages_through_every_run_once(rows):
     threads = [rows.thread() for _ in range(3)]
     made = {rows.pending(threads[n % 3]).run_id for n in range(10)}
     found, after = [], None
@@ -473,7 +473,7 @@ def test_a_claim_finds_the_head_of_a_long_queue_without_sorting_it(rows):
     rows.conn.execute("DELETE FROM thread WHERE thread_id = %s", (thread_id,))
 
 
-def test_an_id_that_its_client_chose_is_known_after_the_run_was_swept_away(rows):
+def test_a_run_id_chosen_by_a_client_is_remembered_after_its_deletion(rows):
     chosen = rows.pending(temporary=True, id_chosen=True)
     ours = rows.pending(temporary=True)
     for run in (chosen, ours):
@@ -483,7 +483,7 @@ def test_an_id_that_its_client_chose_is_known_after_the_run_was_swept_away(rows)
     assert not runs.run_is_buried(rows.conn, ours.run_id)
 
 
-def test_an_end_whose_answer_was_lost_is_found_by_asking_again(rows):
+def test_an_end_retried_after_a_lost_result_returns_the_same_end(rows):
     claimed = rows.running()
     queued = rows.pending(claimed.thread_id)
     first = end_run(rows.conn, claimed.thread_id, claimed.claim, SUCCESS)
@@ -492,7 +492,7 @@ def test_an_end_whose_answer_was_lost_is_found_by_asking_again(rows):
     assert recover(rows.conn, claimed.claim, only_if_expired=False).end == first
 
 
-def test_a_claim_whose_answer_was_lost_is_found_by_its_owner_alone(rows):
+def test_a_claim_whose_result_was_lost_is_found_only_by_its_owner(rows):
     claimed = rows.running()
     assert claim_rows.held_run(rows.conn, claimed.run_id, owner=LEASE["owner"]) == claimed
     assert claim_rows.held_run(rows.conn, claimed.run_id, owner="somebody else") is None
@@ -500,7 +500,7 @@ def test_a_claim_whose_answer_was_lost_is_found_by_its_owner_alone(rows):
     assert claim_rows.held_run(rows.conn, claimed.run_id, owner=LEASE["owner"]) is None
 
 
-def test_a_squatted_id_of_a_system_assistant_is_taken_over(rows):
+def test_a_system_assistant_id_taken_by_a_client_is_reclaimed(rows):
     """A client created it before the graph existed. Callers that use the graph must not run it."""
     graph_id = f"later-{uuid.uuid4().hex}"
     squat = assistants.AssistantContent(

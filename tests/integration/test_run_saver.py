@@ -67,7 +67,7 @@ def roll_back(conn, claimed) -> None:
 
 
 @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
-def test_rolling_back_a_resume_that_asked_again_brings_the_first_question_back(
+def test_rollback_of_a_resume_with_a_new_interrupt_restores_the_first(
     rows, conn, graphs, thread_of_execution, durability
 ):
     thread_id = rows.thread()
@@ -110,7 +110,9 @@ def test_a_zombie_writes_no_checkpoint_after_a_rollback(rows, conn, graphs, thre
     assert tables(conn, zombie.thread_id) == {table: [] for table in TABLES}
 
 
-def test_langgraphs_own_saver_reads_what_ours_wrote(rows, conn, graphs, thread_of_execution):
+def test_langgraphs_saver_reads_checkpoints_written_by_belays(
+    rows, conn, graphs, thread_of_execution
+):
     claimed = rows.running()
     invoke(conn, graphs, claimed, "counter", {"count": 1}, thread_of_execution)
     found = PostgresSaver(conn).get_tuple(
@@ -153,7 +155,7 @@ async def stream(conn, graphs, claimed, graph_id, given, pool, **options):
     return saver, [rows for rows in stored if rows]
 
 
-def test_writes_behind_are_stored_together_and_as_langgraph_would(
+def test_write_behind_stores_in_batches_what_langgraph_would_store(
     rows, conn, graphs, thread_of_execution
 ):
     behind, plain = rows.running(), rows.running()
@@ -188,7 +190,7 @@ def test_a_write_behind_that_is_refused_stops_the_graph(rows, conn, graphs, thre
     assert tables(conn, zombie.thread_id) == {table: [] for table in TABLES}
 
 
-def test_a_read_waits_for_what_was_written_behind(rows, conn, graphs, thread_of_execution):
+def test_a_read_waits_for_the_pending_writes_behind(rows, conn, graphs, thread_of_execution):
     claimed = rows.running()
 
     async def scene():
@@ -207,7 +209,7 @@ def test_a_read_waits_for_what_was_written_behind(rows, conn, graphs, thread_of_
     )
 
 
-def test_what_happens_before_a_checkpoint_happens_before_it_is_stored(
+def test_the_before_checkpoint_hook_is_called_before_it_is_stored(
     rows, conn, graphs, thread_of_execution
 ):
     claimed = rows.running()

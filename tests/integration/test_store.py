@@ -37,7 +37,7 @@ def expiry(conn, root):
 
 
 @pytest.mark.parametrize("minutes", [60, 0.25])
-def test_reading_an_item_puts_its_expiry_off(conn, root, minutes):
+def test_reading_an_item_postpones_its_expiry(conn, root, minutes):
     store = store_with(conn, refresh_on_read=True)
     store.put((root,), "k", {}, ttl=minutes)
     conn.execute(_SHORTEN, {"root": root})
@@ -48,7 +48,7 @@ def test_reading_an_item_puts_its_expiry_off(conn, root, minutes):
     assert expiry(conn, root) > short
 
 
-def test_a_project_may_say_that_reading_does_not(conn, root):
+def test_a_project_may_disable_the_refresh_on_read(conn, root):
     store = store_with(conn, refresh_on_read=False)
     store.put((root,), "k", {}, ttl=60)
     before = expiry(conn, root)
@@ -56,7 +56,7 @@ def test_a_project_may_say_that_reading_does_not(conn, root):
     assert expiry(conn, root) == before
 
 
-def test_items_have_the_projects_time_to_live_unless_they_say_otherwise(conn, root):
+def test_items_have_the_default_ttl_of_the_project_unless_they_set_one(conn, root):
     store = store_with(conn, default_ttl=60)
     store.put((root,), "k", {})
     assert expiry(conn, root) is not None
@@ -77,7 +77,7 @@ def test_expired_items_are_deleted_and_no_others(conn, root):
     assert fetch_value(conn, counted, {"root": root}) == 1
 
 
-def test_a_search_follows_a_page_of_rows_on_the_same_connection(database_url, root):
+def test_a_search_succeeds_after_a_page_of_rows_on_the_same_connection(database_url, root):
     with open_pool(database_url, size=1, pgbouncer=False, name="test") as pool:
         store = ApiStore(pool, StoreConfig())
         store.put((root,), "k", {"a": 1})

@@ -100,7 +100,7 @@ class AwayDoorbell(Doorbell):
         return False
 
 
-def test_what_was_not_sent_is_not_counted_and_is_due_at_once(rows, overdue):
+def test_a_doorbell_that_could_not_be_sent_is_due_again_at_once(rows, overdue):
     for _ in range(10):
         away = AwayDoorbell()
         sweeper(away)._ring_due(rows.conn)
@@ -110,7 +110,7 @@ def test_what_was_not_sent_is_not_counted_and_is_due_at_once(rows, overdue):
     assert sorted(there.rung) == sorted(overdue)
 
 
-def test_a_queue_that_lost_its_messages_is_rung_for_again(rows, overdue):
+def test_a_queue_that_lost_its_messages_is_rung_again(rows, overdue):
     """Doorbells that were sent often are postponed for long. Then the broker is flushed."""
     rows.conn.execute("UPDATE run SET rings = 9, next_ring_at = now() + interval '60 seconds'")
     busy = Doorbell(3)
@@ -122,7 +122,7 @@ def test_a_queue_that_lost_its_messages_is_rung_for_again(rows, overdue):
     assert sorted(flushed.rung) == sorted(overdue)
 
 
-def test_who_cannot_ring_gives_the_right_to_sweep_up(rows, overdue):
+def test_a_sweeper_that_cannot_ring_gives_up_its_lease(rows, overdue):
     away, there = sweeper(AwayDoorbell()), sweeper(Doorbell(0))
     away._owner, there._owner = "away", "there"
     rows.conn.execute("DELETE FROM scheduler_lease")
@@ -151,7 +151,7 @@ STATES = ("0A000", "21000", "22P05", "23505", "40001", "42601", "53200", "54000"
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("state", STATES)
-def test_no_part_of_a_tick_stops_the_others(rows, monkeypatch, part, state):
+def test_an_error_in_one_part_of_a_tick_does_not_stop_the_others(rows, monkeypatch, part, state):
     import belay_workers.background.sweeper
 
     called = []
@@ -173,7 +173,7 @@ def test_no_part_of_a_tick_stops_the_others(rows, monkeypatch, part, state):
     assert called == list(PARTS)
 
 
-def test_a_lost_run_that_cannot_be_recovered_does_not_hold_up_the_others(rows, monkeypatch):
+def test_a_lost_run_that_cannot_be_recovered_does_not_delay_the_others(rows, monkeypatch):
     import belay_workers.background.sweeper
 
     rows.conn.execute("DELETE FROM thread")

@@ -35,7 +35,7 @@ def writes(saver, config):
 
 
 @pytest.mark.parametrize("store", [sends, writes])
-def test_a_state_of_many_tasks_is_not_read(conn, config, store):
+def test_a_state_with_too_many_tasks_is_refused(conn, config, store):
     store(ThreadSaver(conn), config)
     limited = ThreadSaver(conn, most_bytes=512 * 1024, most_tasks=600)
     with pytest.raises(LargeState, match="tasks"):

@@ -48,7 +48,7 @@ STARTED = replace(RUN_ROW, run_status="running", started_at=MORNING)
 ENDED = replace(STARTED, ended_at=MORNING + timedelta(seconds=1))
 
 
-def test_an_id_is_the_runs_own_written_as_a_ulid():
+def test_an_agent_run_id_is_its_run_id_as_a_ulid():
     assert agent_run_id(UUID(int=0)) == "agent_run_" + "0" * 26
     assert agent_run_id(UUID(int=31)) == "agent_run_" + "0" * 25 + "z"
     assert agent_run_id(UUID(int=2**128 - 1)) == "agent_run_7" + "z" * 25
@@ -59,7 +59,7 @@ def test_an_id_is_the_runs_own_written_as_a_ulid():
     assert run_id_of("agent_run_x") is None
 
 
-def test_ids_sort_by_the_time_they_were_made():
+def test_ids_sort_by_their_creation_time():
     made = [agent_run_id(new_id()) for _ in range(10_000)]
     assert made == sorted(made)
     chance = random.Random(7)
@@ -86,7 +86,7 @@ def test_ids_sort_by_the_time_they_were_made():
         ("١", False, False),
     ],
 )
-def test_what_may_be_an_id(text, any_id, our_id):
+def test_only_valid_texts_are_accepted_as_ids(text, any_id, our_id):
     assert (is_any_id(text), is_our_id(text)) == (any_id, our_id)
 
 
@@ -106,13 +106,13 @@ def test_what_may_be_an_id(text, any_id, our_id):
         (replace(ENDED, run_status=None), "cancelled", "cancelled"),
     ],
 )
-def test_status_and_reason_follow_from_the_run(run, status, reason):
+def test_status_and_stop_reason_are_derived_from_the_run(run, status, reason):
     assert (run.status, run.stop_reason) == (status, reason)
     check(RUN, run.document, status)
     assert ("error" in run.document) == (status == "failed")
 
 
-def test_a_run_that_took_too_long_says_so():
+def test_a_timed_out_run_has_a_timeout_error():
     error = {"error": "TimeoutError", "message": "The run exceeded its time limit."}
     run = replace(ENDED, run_status="timeout", run_error=error)
     expected = {"type": "SERVER_ERROR", "code": "TIMEOUT", "message": error["message"]}
@@ -127,7 +127,7 @@ def test_a_run_that_took_too_long_says_so():
         ({"error": "KeyError", "message": "'a'"}, "'a'"),
     ],
 )
-def test_an_error_always_has_words(error, message):
+def test_an_error_always_has_a_message(error, message):
     run = replace(ENDED, run_status="error", run_error=error)
     assert run.document["error"]["message"] == message
 
@@ -155,7 +155,7 @@ def test_only_a_completed_run_has_an_output():
         ({"text": {"a": "ü"}}, '{"a": "ü"}'),
     ],
 )
-def test_whatever_a_graph_leaves_there_is_a_text(values, text):
+def test_the_output_text_is_a_string_whatever_the_graph_returns(values, text):
     assert output_of(values, structured=True) == {
         "text": text,
         "structured": None,
@@ -163,7 +163,7 @@ def test_whatever_a_graph_leaves_there_is_a_text(values, text):
     }
 
 
-def test_a_moment_is_written_in_utc_with_milliseconds():
+def test_a_timestamp_is_written_in_utc_with_milliseconds():
     assert written(MORNING) == "2026-05-07T18:31:00.000Z"
     east = MORNING.astimezone(timezone(timedelta(hours=5, minutes=30)))
     assert written(east.replace(microsecond=123_999)) == "2026-05-07T18:31:00.123Z"
@@ -181,7 +181,7 @@ def test_a_moment_is_written_in_utc_with_milliseconds():
         (replace(ENDED, run_status=None, started_at=None), ["created", "cancelled"]),
     ],
 )
-def test_events_are_counted_from_one(run, names):
+def test_events_are_numbered_from_one(run, names):
     events = events_of(run)
     assert [event.name for event in events] == [f"agent_run.{name}" for name in names]
     assert [event.number for event in events] == list(range(1, len(names) + 1))
@@ -213,7 +213,7 @@ def answered(response, path: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("error", [Unavailable(), Interrupted()])
-def test_a_database_that_is_away_is_500_and_says_when_to_come_again(monkeypatch, error):
+def test_an_unavailable_database_is_500_with_retry_after(monkeypatch, error):
     def away(*_args: Any, **_kwargs: Any):
         raise error
 
@@ -227,7 +227,7 @@ def test_a_database_that_is_away_is_500_and_says_when_to_come_again(monkeypatch,
     assert bare_client().get("/nothing").json == {"detail": "Not Found"}
 
 
-def test_what_nobody_expected_is_500_and_tells_nothing_of_it(monkeypatch, caplog):
+def test_an_unexpected_error_is_500_without_details(monkeypatch, caplog):
     def broken(*_args: Any, **_kwargs: Any):
         raise RuntimeError("a secret")
 
@@ -247,7 +247,7 @@ def without_agent_runs(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/agent/runs", "/agent/runs/x", "/agent/runs/x/events", "/agent"])
-def test_a_project_that_names_no_graph_has_no_agent_runs(without_agent_runs, path):
+def test_a_project_without_an_agent_runs_graph_has_no_agent_runs(without_agent_runs, path):
     served = bare_client(config=without_agent_runs)
     for headers in (HEADERS, {}):
         response = served.get(path, headers=headers)

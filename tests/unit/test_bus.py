@@ -73,7 +73,7 @@ def read_on(subscription):
     return seen
 
 
-def test_events_come_back_in_order_after_a_position(log):
+def test_events_are_read_in_order_after_a_position(log):
     run_id = uuid.uuid4()
     log.append(run_id, [event(1, n) for n in range(1, 6)])
     assert ids(log.read_after(run_id, Position(1, 2), count=10).events) == ["1-3", "1-4", "1-5"]
@@ -81,7 +81,7 @@ def test_events_come_back_in_order_after_a_position(log):
     assert log.last_position(uuid.uuid4()) == START
 
 
-def test_events_that_come_together_share_an_entry_and_keep_their_own_names(connect, keys, log):
+def test_events_appended_together_share_an_entry_and_keep_their_names(connect, keys, log):
     run_id = uuid.uuid4()
     names = ["metadata", "values|child:1", "custom"]
     log.append(run_id, [event(1, n, name, b'{"n":%d}' % n) for n, name in enumerate(names, 1)])
@@ -93,7 +93,7 @@ def test_events_that_come_together_share_an_entry_and_keep_their_own_names(conne
     assert not more
 
 
-def test_an_entry_is_bounded_and_a_large_event_has_one_of_its_own(connect, keys, log):
+def test_an_entry_is_bounded_and_a_large_event_has_its_own(connect, keys, log):
     run_id = uuid.uuid4()
     large = b'"' + b"x" * 10_000_000 + b'"'
     log.append(run_id, [event(1, 1), event(1, 2, data=large), event(1, 3)])
@@ -107,7 +107,7 @@ def test_an_entry_is_bounded_and_a_large_event_has_one_of_its_own(connect, keys,
     assert ids(log.read_newest(run_id, count=1)) == [f"1-{n}" for n in range(1004, 1204)]
 
 
-def test_the_log_keeps_about_the_newest_events(connect, keys):
+def test_the_log_keeps_approximately_the_newest_events(connect, keys):
     run_id = uuid.uuid4()
     log = EventLog(connect(5), keys, ttl_seconds=60, max_events=1_000)
     for first in range(1, 50_001, 10):
@@ -123,12 +123,12 @@ def test_the_log_keeps_about_the_newest_events(connect, keys):
 
 
 @pytest.mark.parametrize("text", ["", "1", "1-", "-1", "a-b", "1-2-3", "1-²", "1-2\n", "9" * 40])
-def test_what_is_no_position_is_refused(text):
+def test_an_invalid_position_is_refused(text):
     with pytest.raises(ValueError, match="not an event id"):
         Position.parse(text)
 
 
-def test_what_a_zombie_writes_is_refused(log):
+def test_events_of_a_zombie_are_refused(log):
     run_id = uuid.uuid4()
     log.append(run_id, [event(1, 1), event(2, 1)])
     log.append(run_id, [event(1, 2), event(2, 2)])
@@ -136,7 +136,7 @@ def test_what_a_zombie_writes_is_refused(log):
     assert ids(log.read_after(run_id, START, count=10).events) == ["1-1", "2-1", "2-2"]
 
 
-def test_flags_are_seen_by_poll_and_lowered(connect, keys):
+def test_cancel_flags_are_seen_by_polling_and_lowered(connect, keys):
     flags = CancelFlags(connect(5), keys)
     up, down = uuid.uuid4(), uuid.uuid4()
     flags.raise_flags([up], "interrupt")
@@ -146,7 +146,7 @@ def test_flags_are_seen_by_poll_and_lowered(connect, keys):
     assert set() == flags.raised_flags([])
 
 
-def test_a_nudge_is_heard_and_garbage_is_ignored(connect, keys):
+def test_a_nudge_is_received_and_garbage_is_ignored(connect, keys):
     nudges = CancelNudges(connect(None), keys)
     client = connect(5)
     nudges.wait(0.2)
@@ -175,7 +175,7 @@ def feed(connect, keys, log, ended):
     made.close()
 
 
-def test_a_subscriber_gets_what_was_there_and_what_comes_then_the_end(feed, log):
+def test_a_subscriber_gets_past_and_new_events_then_the_end(feed, log):
     run_id = uuid.uuid4()
     log.append(run_id, [event(1, 1)])
     subscription = feed.subscribe(run_id)
@@ -189,7 +189,7 @@ def test_a_subscriber_gets_what_was_there_and_what_comes_then_the_end(feed, log)
     feed.unsubscribe(subscription)
 
 
-def test_a_wait_ends_when_its_moment_has_come(feed):
+def test_a_wait_ends_at_its_deadline(feed):
     subscription = feed.subscribe(uuid.uuid4())
     begun = time.monotonic()
     assert subscription.take(begun + 1.5) == []
@@ -197,7 +197,7 @@ def test_a_wait_ends_when_its_moment_has_come(feed):
     assert not subscription.wait_for_end(time.monotonic() - 1)
 
 
-def test_two_subscribers_at_different_positions_each_get_theirs_once(feed, log):
+def test_subscribers_at_different_positions_get_their_events_once(feed, log):
     run_id = uuid.uuid4()
     log.append(run_id, [event(1, n) for n in range(1, 1201)])
     early, late = feed.subscribe(run_id), feed.subscribe(run_id, after=Position(1, 700))
@@ -209,7 +209,7 @@ def test_two_subscribers_at_different_positions_each_get_theirs_once(feed, log):
 @pytest.mark.parametrize(
     ("size", "most"), [(2, 2_000), (2_000, 132)], ids=["many events", "large events"]
 )
-def test_a_slow_subscriber_is_bounded_and_loses_nothing(feed, log, size, most):
+def test_a_slow_subscriber_has_a_bounded_buffer_and_loses_no_event(feed, log, size, most):
     run_id = uuid.uuid4()
     for first in range(1, 6001, 500):
         events = [event(1, n, data=b"x" * size) for n in range(first, first + 500)]
@@ -222,7 +222,7 @@ def test_a_slow_subscriber_is_bounded_and_loses_nothing(feed, log, size, most):
     assert list(range(1, 6001)) == read_on(subscription)
 
 
-def test_one_that_falls_behind_does_not_miss_what_another_one_reads(feed, log):
+def test_a_subscriber_that_falls_behind_another_misses_no_event(feed, log):
     run_id = uuid.uuid4()
     slow, fast = feed.subscribe(run_id), feed.subscribe(run_id)
     seen = {slow: [], fast: []}
@@ -245,7 +245,7 @@ def test_waiters_are_released_by_the_end_and_read_no_events(feed, log):
     assert subscription.position == START
 
 
-def test_the_end_is_learned_from_the_rows_when_the_log_was_lost(feed, log, ended):
+def test_the_end_is_read_from_the_rows_when_the_log_was_lost(feed, log, ended):
     run_id = uuid.uuid4()
     log.append(run_id, [event(1, 1)])
     subscription = feed.subscribe(run_id)
@@ -255,7 +255,7 @@ def test_the_end_is_learned_from_the_rows_when_the_log_was_lost(feed, log, ended
     assert subscription.drained
 
 
-def test_a_run_that_is_yet_to_be_accepted_is_not_taken_for_one_that_is_gone(feed, log, ended):
+def test_a_run_that_is_not_yet_accepted_is_not_taken_for_a_deleted_one(feed, log, ended):
     run_id = uuid.uuid4()
     ended[run_id] = None
     subscription = feed.subscribe(run_id, has_row=False)
@@ -265,7 +265,7 @@ def test_a_run_that_is_yet_to_be_accepted_is_not_taken_for_one_that_is_gone(feed
     assert subscription.wait_for_end(soon(10))
 
 
-def test_a_client_that_left_is_released(feed):
+def test_a_client_that_disconnects_is_released(feed):
     subscription = feed.subscribe(uuid.uuid4())
     threading.Timer(0.05, subscription.leave).start()
     assert subscription.take(soon(10)) == []
@@ -307,7 +307,7 @@ def test_open_requests_are_counted_over_all_processes(connect, keys, new_process
     assert places(connect, keys) == 2
 
 
-def test_the_places_of_a_process_that_died_lapse_and_those_of_another_do_not(new_process):
+def test_only_the_open_requests_of_a_dead_process_expire(new_process):
     living, dead = new_process(), new_process()
     living.enter("ann")
     dead.enter("ann")
@@ -324,7 +324,7 @@ def _enters(process):
     return True
 
 
-def test_a_flushed_redis_is_filled_again(connect, keys, new_process):
+def test_open_requests_are_registered_again_after_redis_is_flushed(connect, keys, new_process):
     process = new_process()
     leave = process.enter("ann")
     process.enter("ann")
@@ -334,7 +334,7 @@ def test_a_flushed_redis_is_filled_again(connect, keys, new_process):
     assert places(connect, keys) == 1
 
 
-def test_without_redis_each_process_counts_for_itself_until_it_is_back(keys, caplog):
+def test_without_redis_each_process_counts_its_own_open_requests(keys, caplog):
     server = fakeredis.FakeServer()
     with fakeredis.FakeRedis(server=server) as client:
         process = OpenRequests(client, keys, 2, place_seconds=0.3)
@@ -361,7 +361,7 @@ def sizes(log, run_id) -> int:
     return total
 
 
-def test_the_log_keeps_about_the_newest_bytes_of_an_attempt(connect, keys):
+def test_the_log_keeps_approximately_the_newest_bytes_of_an_attempt(connect, keys):
     log = EventLog(connect(5), keys, ttl_seconds=60, max_events=10_000, max_bytes=1_000_000)
     run_id = uuid.uuid4()
     for seq in range(1, 101):
@@ -377,7 +377,7 @@ def test_the_log_keeps_about_the_newest_bytes_of_an_attempt(connect, keys):
     assert log.read_newest(run_id, count=1)[0].name == "__end__"
 
 
-def test_one_event_larger_than_all_is_kept(connect, keys):
+def test_an_event_larger_than_the_limit_of_the_log_is_kept(connect, keys):
     log = EventLog(connect(5), keys, ttl_seconds=60, max_events=10_000, max_bytes=1_000_000)
     run_id = uuid.uuid4()
     log.append(run_id, [event(1, 1)])
@@ -385,7 +385,7 @@ def test_one_event_larger_than_all_is_kept(connect, keys):
     assert ids(log.read_newest(run_id, count=1)) == ["1-2"]
 
 
-def test_the_data_of_large_events_goes_with_their_entries(connect, keys):
+def test_the_data_of_large_events_is_deleted_with_their_entries(connect, keys):
     log = EventLog(connect(5), keys, ttl_seconds=60, max_events=10_000, max_bytes=1_000_000)
     run_id = uuid.uuid4()
     large = b'"' + b"x" * 300_000 + b'"'
@@ -414,7 +414,7 @@ def test_a_thread_keeps_the_newest_of_its_large_events(connect, keys):
     assert all(one is None or one.data == data for one, data in zip(found, datas, strict=True))
 
 
-def test_the_logs_of_what_is_deleted_go_soon(connect, keys):
+def test_the_log_of_a_deleted_run_expires_soon(connect, keys):
     log = EventLog(connect(5), keys, ttl_seconds=3600, max_events=100)
     run_id, other = uuid.uuid4(), uuid.uuid4()
     for one in (run_id, other):
@@ -428,7 +428,7 @@ def test_the_logs_of_what_is_deleted_go_soon(connect, keys):
     assert ids(log.read_after(run_id, START, count=10).events) == ["1-1"]
 
 
-def test_who_comes_while_the_end_of_a_run_is_looked_up_misses_nothing(connect, keys, log):
+def test_a_subscriber_added_during_the_end_look_up_misses_no_event(connect, keys, log):
     """Such a subscriber once got an empty stream: it was ended with the others before any event."""
     run_id = uuid.uuid4()
     log.append(run_id, [event(1, n) for n in range(1, 6)])
@@ -478,7 +478,7 @@ def test_the_replay_of_a_long_log_does_not_delay_another_run(connect, keys, log)
         feed.close()
 
 
-def test_after_a_failure_no_old_log_is_dropped_for_a_while(keys, monkeypatch):
+def test_after_a_failed_drop_no_log_is_dropped_for_a_while(keys, monkeypatch):
     """The caller of `drop` holds a database connection meanwhile."""
     tried = []
 

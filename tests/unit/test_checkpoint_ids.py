@@ -33,7 +33,7 @@ def test_an_id_from_a_clock_that_is_ahead_is_followed_by_later_ones():
     assert [ahead, *following] == sorted([ahead, *following])
 
 
-def test_an_id_from_the_past_changes_nothing():
+def test_an_id_from_the_past_has_no_effect():
     past = str(library.uuid6(clock_seq=1))
     library._last_v6_timestamp = None
     go_on_after(past)
@@ -42,7 +42,7 @@ def test_an_id_from_the_past_changes_nothing():
 
 
 @pytest.mark.parametrize("other", ["not an id", "c4aab21d-2e8d-4783-b473-69d5ca8409b1", ""])
-def test_ids_that_have_no_time_are_left_alone(other):
+def test_ids_without_a_timestamp_are_ignored(other):
     library._last_v6_timestamp = None
     go_on_after(other)
     assert library._last_v6_timestamp is None

@@ -112,13 +112,13 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("path", "status", "how"), FITTING)
-def test_what_is_documented_passes(path, status, how):
+def test_a_documented_response_passes(path, status, how):
     assert answer(path, status, **how).status_code == status
     assert asyncio.run(async_answer(path, status, **how)).status_code == status
 
 
 @pytest.mark.parametrize(("path", "status", "how", "reason"), OTHERS)
-def test_what_is_not_documented_is_refused_in_words(path, status, how, reason):
+def test_an_undocumented_response_fails_with_the_reason(path, status, how, reason):
     with pytest.raises(AssertionError, match=reason):
         answer(path, status, **how)
     with pytest.raises(AssertionError, match=reason):

@@ -10,7 +10,7 @@ from belay_server.db.connection_shares import ConnectionShares
 from belay_server.domain.errors import TooMany
 
 
-def test_a_caller_has_half_and_others_have_theirs():
+def test_a_caller_gets_at_most_half_of_the_connections():
     callers = ["ann"]
     shares = ConnectionShares(6, lambda: callers[0], seconds=0.01)
     with ExitStack() as held:
@@ -27,14 +27,14 @@ def test_a_caller_has_half_and_others_have_theirs():
     assert not shares._shares
 
 
-def test_the_server_itself_has_no_share():
+def test_the_server_itself_has_no_connection_limit():
     shares = ConnectionShares(2, lambda: None, seconds=0.01)
     with ExitStack() as held:
         for _ in range(10):
             held.enter_context(shares.hold(nullcontext()))
 
 
-def test_two_are_had_by_everybody():
+def test_a_caller_may_use_both_connections_of_a_pool_of_two():
     shares = ConnectionShares(2, lambda: "ann", seconds=0.01)
     with ExitStack() as held:
         for _ in range(2):

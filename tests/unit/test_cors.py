@@ -24,8 +24,6 @@ URLS = {"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"}
         ("https://c.example", CorsRules(allow_origin_regex="https://a"), "https://ab", False),
     ],
 )
-def test_an_origin_may_ask_by_the_projects_rules_and_else_by_the_settings(
-    settings, rules, origin, may
-):
+def test_an_origin_is_allowed_by_the_project_or_else_by_the_settings(settings, rules, origin, may):
     read = Settings.from_environ({**URLS, "BELAY_CORS_ORIGINS": settings})
     assert origin_may_ask(read, rules, origin) is may

@@ -12,7 +12,7 @@ def end(status, **more):
     return RunEnd(uuid.uuid4(), 1, status, **more)
 
 
-def test_what_children_count_is_added_up_and_outlives_them():
+def test_the_counts_of_children_are_summed_and_outlive_them():
     table = SlotTable(2)
     for _ in range(3):
         child = os.fork()
@@ -31,7 +31,7 @@ def test_what_children_count_is_added_up_and_outlives_them():
     assert table.counter_table.times(CLAIM_LATENCY, "").counts[2] == 3
 
 
-def test_what_is_longer_than_every_bucket_is_counted_too():
+def test_a_duration_above_every_bucket_is_counted():
     table = SlotTable(1)
     table.counters.claimed(1e6)
     times = table.counter_table.times(CLAIM_LATENCY, "")
@@ -39,7 +39,7 @@ def test_what_is_longer_than_every_bucket_is_counted_too():
     assert len(times.counts) == len(CLAIM_LATENCY.buckets) + 1
 
 
-def test_only_an_end_by_cancel_is_timed_as_one():
+def test_only_an_end_by_cancel_has_a_cancel_latency():
     table = SlotTable(1)
     table.counters.ended(end("success"), "asked", 1.0)
     table.counters.ended(end(None, cancel_seconds=0.2), "killed", None)

@@ -86,7 +86,7 @@ def test_the_site_builds_strictly(tmp_path):
     ],
     ids=["dead link", "dead anchor", "orphan page"],
 )
-def test_the_build_fails_on(copied, path, text, words):
+def test_the_build_fails_for_dead_links_and_orphan_pages(copied, path, text, words):
     with (copied / "docs" / path).open("a") as broken:
         broken.write(text)
     built = build(copied / "mkdocs.yml", copied / "site")
@@ -100,7 +100,7 @@ def headings(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_links_from_outside_the_site_lead_somewhere(name):
+def test_links_in_pages_outside_the_site_are_valid(name):
     source = ROOT / name
     for link in _LINK.findall(_FENCE.sub("", source.read_text())):
         if "://" in link:
@@ -111,7 +111,7 @@ def test_links_from_outside_the_site_lead_somewhere(name):
         assert not anchor or anchor in headings(target.read_text()), f"{name}: {link}"
 
 
-def test_the_readme_is_an_overview():
+def test_the_readme_is_short_and_links_to_every_page():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 250
     for path in sorted(DOCS.rglob("*.md")):
@@ -192,19 +192,19 @@ def name_read(node: ast.AST) -> str | None:
     return str(cast(ast.Constant, node.args[0]).value) if is_reader else None
 
 
-def test_the_settings_are_those_of_the_code():
+def test_the_documented_settings_match_the_code():
     text = page("reference/settings.md").partition(_GUNICORN)[0]
     assert documented(text) == settings_of_the_code()
 
 
-def test_every_setting_has_a_unit_and_a_meaning_and_stands_once():
+def test_every_setting_is_documented_once_with_unit_and_meaning():
     table = rows(page("reference/settings.md"))
     assert all(len(row) == 4 and all(row) for row in table)
     names = [row[0] for row in table]
     assert len(names) == len(set(names))
 
 
-def test_the_web_servers_variables_are_those_of_its_configuration():
+def test_the_documented_web_server_variables_match_its_configuration():
     tree = ast.parse((PACKAGE / "gunicorn_conf.py").read_text())
     found: dict[str, str] = {}
     for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
@@ -250,7 +250,7 @@ def labels_of(families: Any) -> dict[str, set[str]]:
     return found
 
 
-def test_the_metrics_are_those_of_the_code():
+def test_the_documented_metrics_match_the_code():
     web, _, worker = page("reference/metrics.md").partition("## Of a worker")
     for kind, text in (("web", web), ("worker", worker.partition("## How they are")[0])):
         named = [re.fullmatch(r"`(\w+)(?:\{(.*)\})?`", row[0]) for row in rows(text)]
@@ -263,7 +263,7 @@ def test_the_metrics_are_those_of_the_code():
 # --- routes, commands, langgraph.json -------------------------------------------------------------
 
 
-def test_the_routes_are_those_of_the_openapi_document():
+def test_the_documented_routes_match_the_openapi_document():
     # In a separate context: the request's fields would stay in the logs of the following tests.
     answer = contextvars.copy_context().run(bare_client().get, "/openapi.json")
     document = answer.get_json()
@@ -290,7 +290,7 @@ def commands(group: click.Group, path: str) -> dict[str, click.Command]:
     return found
 
 
-def test_the_commands_and_their_options_are_those_of_the_cli():
+def test_every_command_and_option_of_the_cli_is_documented():
     text = page("reference/cli.md")
     for name, command in commands(cli.main, "belay").items():
         assert name in text
@@ -299,18 +299,18 @@ def test_the_commands_and_their_options_are_those_of_the_cli():
                 assert not option.startswith("--") or option in text, f"{name} {option}"
 
 
-def test_the_make_targets_are_those_of_the_makefile():
+def test_the_documented_make_targets_match_the_makefile():
     [phony] = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = set(re.findall(r"`make ([\w-]+)`", page("reference/cli.md")))
     assert named == set(phony.split())
 
 
-def test_every_switch_of_the_http_section_is_named():
+def test_every_switch_of_the_http_section_is_documented():
     named = set(re.findall(r"`disable_(\w+)`", page("reference/langgraph-json.md")))
     assert named == set(NOUNS)
 
 
-def test_every_decision_has_its_three_parts_and_its_line_in_the_index():
+def test_every_decision_has_its_three_parts_and_an_index_entry():
     index = page("decisions/index.md")
     records = sorted((DOCS / "decisions").glob("0*.md"))
     assert [int(path.name[:4]) for path in records] == list(range(1, len(records) + 1))

@@ -101,7 +101,7 @@ def test_flushes_and_emits_from_many_threads_lose_nothing(writer, log):
     assert [position.seq for position, _ in log.events] == list(range(1, emitted + 1))
 
 
-def test_runs_do_not_share_an_append_and_only_the_first_says_that_it_started(writer, log):
+def test_runs_share_no_append_and_the_start_is_sent_once(writer, log):
     first, second = claim(1), claim(2)
     started = Started(uuid.uuid4(), resumable=True)
     log.may_go_on.clear()
@@ -120,7 +120,7 @@ def test_runs_do_not_share_an_append_and_only_the_first_says_that_it_started(wri
     assert log.appends[0][2] == started
 
 
-def test_events_are_dropped_while_redis_is_away_and_the_graph_goes_on(writer, log):
+def test_events_are_dropped_without_blocking_while_redis_is_unavailable(writer, log):
     writer.begin(claim())
     log.is_away = True
     writer.emit("lost", b"{}")
@@ -131,7 +131,7 @@ def test_events_are_dropped_while_redis_is_away_and_the_graph_goes_on(writer, lo
     assert log.events == []
 
 
-def test_what_waits_is_bounded_in_bytes(writer, log, monkeypatch):
+def test_the_buffer_of_unwritten_events_is_bounded_in_bytes(writer, log, monkeypatch):
     monkeypatch.setattr(event_writer, "_MOST_BYTES", 1_000)
     writer.begin(claim())
     log.may_go_on.clear()

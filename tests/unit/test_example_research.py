@@ -16,7 +16,7 @@ def research(**asked: Any) -> dict[str, Any]:
     return asyncio.run(graph.ainvoke(cast(Any, asked)))
 
 
-def test_it_tells_what_is_on_its_shelf_and_where():
+def test_the_example_returns_its_findings_with_citations():
     found = research(query="What is a belay, and what is a run?")
     assert "order back" in found["text"]
     assert "one request" in found["text"]
@@ -50,7 +50,7 @@ def test_it_tells_what_is_on_its_shelf_and_where():
         {"type": "string"},
     ],
 )
-def test_what_it_found_has_the_shape_that_was_asked_for(schema):
+def test_the_structured_output_of_the_example_matches_its_schema(schema):
     check_output_schema(schema)
     for query in ("a belay and a run", "nothing of the kind"):
         assert mismatch(schema, research(query=query, outputSchema=schema)["structured"]) is None

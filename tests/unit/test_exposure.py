@@ -18,13 +18,13 @@ def project(tmp_path):
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost", "unix:/tmp/x", "/tmp/x"]
 )
-def test_these_are_reached_from_here_only(host, project):
+def test_a_loopback_address_is_accepted_without_authentication(host, project):
     assert is_loopback(host)
     refuse_open_server([host], {"BELAY_CONFIG": str(project)})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.4", "10.0.0.1", "example.com"])
-def test_these_are_not(host, project):
+def test_a_public_address_is_refused_unless_authentication_is_configured(host, project):
     assert not is_loopback(host)
     environ = {"BELAY_CONFIG": str(project)}
     with pytest.raises(SettingsError, match="can be reached from other machines"):

@@ -34,7 +34,7 @@ assert lock.acquire(timeout=5)
 """
 
 
-def test_a_fork_waits_for_its_turn_and_the_child_finds_the_lock_free():
+def test_a_fork_waits_for_the_lock_and_the_child_finds_it_free():
     subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=60, env={**os.environ})
 
 
@@ -53,7 +53,7 @@ class Celery:
         raise OSError("no broker here")
 
 
-def test_a_doorbell_is_at_work_only_in_its_turn():
+def test_a_doorbell_uses_the_broker_only_while_it_holds_the_lock():
     lock = threading.Lock()
     celery = Celery(lock)
     doorbell = Doorbell(celery, turn=lock)

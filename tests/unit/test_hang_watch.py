@@ -69,7 +69,7 @@ print(told)
         ("answers", [("short", "done", False), ("long", "done", False)]),
     ],
 )
-def test_who_waits_is_ended_only_when_the_server_hangs(server, told):
+def test_a_wait_is_ended_only_when_the_server_hangs(server, told):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, server],
         capture_output=True,

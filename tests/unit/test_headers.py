@@ -22,11 +22,11 @@ SENT = {"X-User": "u", "X-Org": "o", "Authorization": "secret", "Cookie": "secre
         ({"include": ["x-user"], "exclude": []}, {"x-user"}),
     ],
 )
-def test_patterns_pick(document, names):
+def test_patterns_select_the_headers_for_the_graph(document, names):
     assert HeaderPatterns.of(document).pick(SENT).keys() == names
 
 
 @pytest.mark.parametrize("document", [[], "x", {"includes": "x"}, {"excludes": [1]}])
-def test_what_is_no_list_of_names_is_refused(document):
+def test_an_invalid_list_of_header_names_is_refused(document):
     with pytest.raises(ValueError, match="must"):
         HeaderPatterns.of(document)

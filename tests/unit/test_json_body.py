@@ -44,13 +44,13 @@ def test_any_deeper_body_is_refused(levels, opened_only):
 
 @pytest.mark.parametrize("levels", [0, 1, MAX_DEPTH - 2])
 @pytest.mark.parametrize("text", [rb'"\u0000"', rb'"a\u0000b"', rb'{"\u0000":1}', rb'"\\\u0000"'])
-def test_a_nul_is_refused_however_deep_it_stands(levels, text):
+def test_a_nul_is_refused_at_any_depth(levels, text):
     with pytest.raises(InvalidRequest):
         read(nested(levels, text))
 
 
 @pytest.mark.parametrize("text", [rb'"\\u0000"', rb'{"\\u0000": "\\\\u0000"}'])
-def test_a_backslash_before_u0000_is_no_nul(text):
+def test_an_escaped_backslash_before_u0000_is_not_a_nul(text):
     assert read(text) == json.loads(text)
 
 
@@ -63,7 +63,7 @@ _DOCUMENTS = st.recursive(
 
 
 @given(_DOCUMENTS, st.booleans())
-def test_what_can_be_kept_is_read_as_it_was_written(document, ascii_only):
+def test_a_storable_document_is_read_unchanged(document, ascii_only):
     assert read(json.dumps(document, ensure_ascii=ascii_only).encode()) == document
 
 
@@ -78,7 +78,7 @@ def marks_of(document) -> int:
 
 
 @given(_DOCUMENTS, st.booleans())
-def test_values_are_counted_exactly_whatever_stands_in_texts(document, as_ascii):
+def test_values_are_counted_exactly_whatever_the_strings_contain(document, as_ascii):
     raw = json.dumps(document, ensure_ascii=as_ascii).encode()
     most = marks_of(document)
     assert parse_document(raw, most_values=most) == json.loads(raw)
@@ -90,12 +90,12 @@ def test_values_are_counted_exactly_whatever_stands_in_texts(document, as_ascii)
 @pytest.mark.parametrize(
     "body", [b'"' + b'\\"' * 300_000, b'["' + b"," * 300_000, b'["' + b"\\" * 300_001]
 )
-def test_a_text_that_does_not_end_is_no_json(body):
+def test_an_unterminated_string_is_refused(body):
     with pytest.raises(InvalidRequest):
         read(body)
 
 
-def test_collecting_garbage_goes_on_after_a_document():
+def test_garbage_collection_is_enabled_after_a_document():
     assert gc.isenabled()
     with pytest.raises(InvalidRequest):
         read(b"{")

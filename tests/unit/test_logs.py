@@ -42,7 +42,7 @@ def test_a_json_line_has_the_fields_of_its_request_and_run(logged):
     assert line["timestamp"].endswith("+00:00")
 
 
-def test_a_line_of_text_names_them(logged):
+def test_a_text_line_has_the_ids_of_its_run(logged):
     logs.configure(settings())
     log = logging.getLogger("belay_server.test")
     log.info("before")
@@ -56,7 +56,7 @@ def test_a_line_of_text_names_them(logged):
     assert after.endswith("INFO belay_server.test: after")
 
 
-def test_only_we_say_more_than_info(logged):
+def test_only_belays_loggers_log_below_info(logged):
     logs.configure(settings(BELAY_LOG_LEVEL="debug"))
     logging.getLogger("belay_server.test").debug("ours")
     logging.getLogger("httpcore").debug("headers")
@@ -65,7 +65,7 @@ def test_only_we_say_more_than_info(logged):
     assert "headers" not in written
 
 
-def test_a_setting_wins_over_the_command_line(logged):
+def test_the_log_level_setting_takes_precedence_over_the_command_line(logged):
     logs.configure(settings(BELAY_LOG_LEVEL="error"), logging.INFO)
     logging.getLogger("belay_server.test").warning("a warning")
     logging.getLogger("anybody").warning("a warning")
@@ -73,7 +73,7 @@ def test_a_setting_wins_over_the_command_line(logged):
 
 
 @pytest.mark.parametrize("name", ["BELAY_LOG_FORMAT", "BELAY_LOG_LEVEL"])
-def test_a_word_that_is_not_known_stops_the_start(name):
+def test_an_unknown_log_setting_is_refused(name):
     with pytest.raises(SettingsError, match=name):
         settings(**{name: "loud"})
 
@@ -81,7 +81,7 @@ def test_a_word_that_is_not_known_stops_the_start(name):
 @pytest.mark.parametrize(
     "words", ["a\nINFO app: forged", "a\r\nb", "\x1b[31mred", "\x00", "\x85next", "\u2028line"]
 )
-def test_nobody_forges_a_line_of_text(logged, words):
+def test_a_message_cannot_forge_a_log_line(logged, words):
     logs.configure(settings())
     logs.in_request({"request_id": "r-1"})
     logging.getLogger("belay_server.test").warning("asked for %s", words)
@@ -104,7 +104,7 @@ def test_nobody_forges_a_line_of_text(logged, words):
         ("Worker (pid:%s) exited with code %s: what's wrong?", (1, 3), None),
     ],
 )
-def test_the_web_servers_own_records_quote_no_client(words, arguments, shown):
+def test_records_of_the_web_server_do_not_quote_the_request(words, arguments, shown):
     record = logging.LogRecord("gunicorn.error", logging.WARNING, "", 1, words, arguments, None)
     expected = record.getMessage() if shown is None else shown
     assert logs.without_request_lines(record)

@@ -28,7 +28,7 @@ def test_one_call_runs_on_the_main_thread(executor):
     assert thread is threading.main_thread()
 
 
-def test_a_second_call_at_once_goes_to_the_pool(executor):
+def test_a_second_concurrent_call_runs_in_the_pool(executor):
     both = threading.Barrier(2, timeout=10)
 
     def meet():
@@ -51,7 +51,7 @@ def test_calls_one_after_another_all_run_on_the_main_thread(executor):
     assert serve_while(executor, work) == {threading.main_thread()}
 
 
-def test_an_exception_of_a_call_reaches_its_waiter(executor):
+def test_an_exception_of_a_call_is_raised_to_its_caller(executor):
     def fail():
         raise ValueError("boom")
 

@@ -32,7 +32,7 @@ def origins(*, is_open=True, **environ: str) -> Origins:
         "box:2024",
     ],
 )
-def test_a_server_that_asks_nobody_answers_to_loopback_and_to_what_it_is_told(host):
+def test_an_open_server_accepts_loopback_and_configured_host_names(host):
     origins(BELAY_HOSTS="box,other").refuse_foreign_host(host)
 
 
@@ -54,14 +54,14 @@ def test_a_server_that_asks_nobody_answers_to_loopback_and_to_what_it_is_told(ho
         "user@evil",
     ],
 )
-def test_it_answers_to_no_other_name(host):
+def test_an_open_server_refuses_other_host_names(host):
     with pytest.raises(Forbidden, match="BELAY_HOSTS"):
         origins().refuse_foreign_host(host)
     origins(is_open=False).refuse_foreign_host(host)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
-def test_a_foreign_page_changes_nothing(method):
+def test_a_change_from_a_foreign_origin_is_refused(method):
     mine = origins(BELAY_CORS_ORIGINS="https://good.example")
     for origin in ("https://evil.example", "null", "http://box:1", "https://good.example.evil"):
         with pytest.raises(Forbidden, match="may not call"):
@@ -71,11 +71,11 @@ def test_a_foreign_page_changes_nothing(method):
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
-def test_what_changes_nothing_is_the_browsers_to_guard(method):
+def test_a_safe_method_from_a_foreign_origin_is_accepted(method):
     origins(BELAY_CORS_ORIGINS="").refuse_foreign_change(method, "https://evil.example", "box")
 
 
-def test_a_foreign_page_stops_nothing_by_leaving_a_stream():
+def test_a_stop_on_disconnect_from_a_foreign_origin_is_refused():
     mine = origins(BELAY_CORS_ORIGINS="https://good.example")
     for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
         with pytest.raises(Forbidden, match="may not call"):

@@ -71,7 +71,7 @@ early.kill()
 """
 
 
-def test_what_a_dead_child_left_is_killed_and_nothing_else():
+def test_only_the_orphans_of_a_dead_child_are_killed():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=50, check=False
     )

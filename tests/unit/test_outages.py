@@ -27,22 +27,22 @@ OF_THE_STATEMENT = [*UNSTORABLE, E.OutOfMemory, E.QueryCanceled, E.UniqueViolati
 
 
 @pytest.mark.parametrize("error", OUTAGES)
-def test_an_outage_is_waited_for(error):
+def test_an_outage_is_worth_waiting_for(error):
     assert is_outage(error()) and is_worth_waiting(error())
 
 
 @pytest.mark.parametrize("error", CONFLICTS)
-def test_a_conflict_is_no_outage_and_is_worth_waiting(error):
+def test_a_conflict_is_not_an_outage_but_is_worth_waiting_for(error):
     assert is_worth_waiting(error()) and not is_outage(error())
 
 
 @pytest.mark.parametrize("error", [*OF_THE_STATEMENT, ValueError])
-def test_a_statements_own_error_is_not_waited_for(error):
+def test_an_error_of_the_statement_itself_is_not_worth_waiting_for(error):
     assert not is_outage(error()) and not is_worth_waiting(error())
 
 
 @pytest.mark.parametrize("error", UNSTORABLE)
-def test_values_that_cannot_be_stored_are_the_clients(error):
+def test_a_value_that_cannot_be_stored_is_an_invalid_request(error):
     assert is_unstorable(error())
     with pytest.raises(InvalidRequest, match="cannot store"), unavailable_when_unreachable():
         raise error("too long")
@@ -61,13 +61,13 @@ def test_an_outage_in_a_request_is_a_503(error):
         (E.QueryCanceled, "longer than BELAY_STATEMENT_SECONDS"),
     ],
 )
-def test_what_the_server_refuses_for_itself_is_a_503_that_says_what(error, words):
+def test_a_statement_that_postgres_refuses_is_503_with_the_reason(error, words):
     with pytest.raises(Unavailable, match=words), unavailable_when_unreachable():
         raise error("no")
 
 
 @pytest.mark.parametrize("error", OF_THE_STATEMENT)
-def test_a_child_does_not_wait_for_a_statement_that_cannot_succeed(error):
+def test_a_child_does_not_retry_a_statement_that_cannot_succeed(error):
     class Open:
         closed = True
 
@@ -91,7 +91,7 @@ def test_a_child_does_not_wait_for_a_statement_that_cannot_succeed(error):
         "sending query failed: cannot allocate memory for output buffer",
     ],
 )
-def test_what_libpq_refuses_to_send_is_no_outage(words):
+def test_a_statement_that_libpq_cannot_send_is_not_an_outage(words):
     error = psycopg.OperationalError(words)
     assert not is_outage(error)
     assert is_unstorable(error)

@@ -32,7 +32,7 @@ def check_output_schema(schema):
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_three_dialects_are_taken_by_any_of_their_names(dialect):
+def test_the_three_dialects_are_accepted_under_each_of_their_names(dialect):
     schema = {"$schema": dialect, "type": "object", "required": ["a"]}
     check_output_schema(schema)
     assert mismatch(schema, {"a": 1}) is None
@@ -45,7 +45,7 @@ def test_the_three_dialects_are_taken_by_any_of_their_names(dialect):
     )
 
 
-def test_a_dialect_has_its_own_words():
+def test_each_dialect_has_its_own_keywords():
     tuple_of_two = [{"type": "string"}, {"type": "integer"}]
     old = {"$schema": DIALECTS[0], "items": tuple_of_two}
     new = {"prefixItems": tuple_of_two}
@@ -71,14 +71,14 @@ def test_a_dialect_has_its_own_words():
         ({"$schema": None}, "outputSchema.$schema", "$schema"),
     ],
 )
-def test_what_is_no_schema_is_refused_and_it_is_said_where(schema, path, keyword):
+def test_an_invalid_schema_is_refused_with_its_path(schema, path, keyword):
     with pytest.raises(InvalidOutputSchema, match="outputSchema") as raised:
         check_output_schema(schema)
     assert raised.value.about["path"] == path
     assert raised.value.about["keyword"] == keyword
 
 
-def test_the_first_thing_that_is_wrong_is_told_with_its_place():
+def test_the_first_mismatch_is_reported_with_its_path():
     schema = {
         "type": "object",
         "properties": {"firms": {"type": "array", "items": {"$ref": "#/$defs/firm"}}},
@@ -94,7 +94,7 @@ def test_the_first_thing_that_is_wrong_is_told_with_its_place():
     assert len(wrong["message"]) < 400
 
 
-def test_a_schema_that_refers_to_itself_ends():
+def test_the_check_of_a_recursive_schema_terminates():
     for schema in (
         {"$ref": "#"},
         {"allOf": [{"$ref": "#"}]},
@@ -111,7 +111,7 @@ def test_a_schema_that_refers_to_itself_ends():
     assert wrong["path"] == "structured.child.child"
 
 
-def test_an_empty_schema_takes_anything():
+def test_an_empty_schema_accepts_any_value():
     check_output_schema({})
     for value in (None, 1, "x", [], {}):
         assert mismatch({}, value) is None
@@ -160,7 +160,7 @@ def test_no_step_of_a_check_takes_long(dialect, schema, is_taken):
     assert time.thread_time() - began < 1.0
 
 
-def test_a_wrong_regular_expression_is_found_wherever_it_is():
+def test_an_invalid_regular_expression_is_found_at_any_depth():
     for schema, place in (
         ({"properties": {"a": {"anyOf": [{}, {"pattern": "a{2,1}"}]}}}, ".properties.a.anyOf[1]"),
         ({"not": {"patternProperties": {"a{2,1}": {}}}}, ".not.patternProperties"),
@@ -170,13 +170,13 @@ def test_a_wrong_regular_expression_is_found_wherever_it_is():
         assert raised.value.about["path"].startswith(f"outputSchema{place}")
 
 
-def test_a_large_schema_that_is_wrong_is_refused_without_an_explanation():
+def test_a_large_invalid_schema_is_refused_without_an_explanation():
     schema = {"properties": {str(n): {"type": "strin"} for n in range(1_000)}}
     with pytest.raises(InvalidOutputSchema, match="validate it in parts"):
         check_output_schema(schema)
 
 
-def test_the_patterns_that_people_write_are_taken():
+def test_common_patterns_are_accepted():
     patterns = [r"^.{1,500}$", r"^[^\s@]+@[^\s@]+\.\w+$", r"^(?!x)\d{4}-\d\d$", r"^\p{L}+$"]
     for pattern in patterns:
         check_output_schema({"properties": {f"p{n}": {"pattern": pattern} for n in range(100)}})

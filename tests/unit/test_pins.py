@@ -40,7 +40,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(("package", "safe", "advisory"), SAFE_FROM)
-def test_what_is_installed_and_what_is_locked_are_safe(package, safe, advisory):
+def test_the_installed_and_locked_versions_are_safe(package, safe, advisory):
     assert _numbers(version(package)) >= _numbers(safe), advisory
     lock = (Path(__file__).parents[2] / "requirements.lock").read_text()
     locked = re.search(rf"^{package}==([0-9.]+)", lock, re.MULTILINE)
@@ -48,13 +48,13 @@ def test_what_is_installed_and_what_is_locked_are_safe(package, safe, advisory):
     assert _numbers(locked[1]) >= _numbers(safe), advisory
 
 
-def test_what_has_no_place_here_is_not_locked():
+def test_unwanted_packages_are_not_locked():
     lock = (Path(__file__).parents[2] / "requirements.lock").read_text()
     for package in ("langgraph-checkpoint-sqlite", "langgraph-api", "flower"):
         assert re.search(rf"^{package}", lock, re.MULTILINE) is None
 
 
-def test_checkpoints_make_no_objects_but_those_of_the_state():
+def test_checkpoints_deserialise_only_types_of_the_state():
     assert msgpack_safety.STRICT_MSGPACK_ENABLED
     saver = ThreadSaver(None)
     serde = saver.serde
@@ -77,7 +77,7 @@ class _Evil:
         return {}
 
 
-def test_celery_takes_json_and_keeps_no_results():
+def test_celery_accepts_only_json_and_stores_no_results():
     urls = {"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"}
     config = celery_config(Settings.from_environ(urls))
     assert config["task_serializer"] == "json"

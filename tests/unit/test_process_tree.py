@@ -21,7 +21,7 @@ time.sleep(600)
 """
 
 
-def test_what_does_not_stop_is_killed_with_its_descendants(capfd):
+def test_a_process_that_does_not_stop_is_killed_with_its_descendants(capfd):
     tree = ProcessTree()
     command = [sys.executable, "-c", _STUBBORN]
     process = tree.start(Program("stubborn", command, os.environ, stop_seconds=0.1))

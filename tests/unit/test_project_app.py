@@ -36,12 +36,12 @@ def project(tmp_path, http, **files):
         ({"configurable_headers": 5}, "'http.configurable_headers'"),
     ],
 )
-def test_a_section_that_is_wrong_says_where(tmp_path, http, message):
+def test_an_invalid_http_section_is_refused_with_its_key(tmp_path, http, message):
     with pytest.raises(ProjectError, match=message):
         project(tmp_path, http)
 
 
-def test_what_is_not_said_is_off():
+def test_without_an_http_section_the_defaults_apply():
     http = read_project(PROJECT).http
     assert http.app is None
     assert http.serves("runs")
@@ -65,7 +65,7 @@ async def fails(scope, receive, send):
         (STARTS, "no database"),
     ],
 )
-def test_an_app_that_cannot_be_served_says_why(tmp_path, source, message):
+def test_an_app_that_cannot_be_served_is_refused_with_the_reason(tmp_path, source, message):
     files = {} if source is None else {"own_app": source}
     read = project(tmp_path, {"app": "./own_app.py:fails"}, **files)
     sys.modules.pop(f"belay_project.{'_'.join((tmp_path / 'own_app').parts[1:])}", None)

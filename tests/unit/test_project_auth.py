@@ -64,18 +64,18 @@ def ask(auth: ProjectAuth, **how) -> Caller:
         ("body", "{'n': 1}"),
     ],
 )
-def test_authenticate_is_given_what_it_names(tmp_path, parameter, told):
+def test_authenticate_receives_the_parameters_it_names(tmp_path, parameter, told):
     auth = authenticating(tmp_path, parameter, f"str({parameter})")
     caller = ask(auth, json={"n": 1}, headers={"Authorization": "Bearer x"})
     assert (caller.team, caller.name) == (told, f"user:{told}")
 
 
-def test_headers_are_bytes_by_names_in_small_letters(tmp_path):
+def test_headers_are_bytes_with_lower_case_names(tmp_path):
     auth = authenticating(tmp_path, "headers: dict", "headers[b'x-team'].decode()")
     assert ask(auth, headers={"X-Team": "blue"}).team == "blue"
 
 
-def test_the_request_is_starlettes(tmp_path):
+def test_the_request_is_a_starlette_request(tmp_path):
     result = "request.headers['x-team'] + request.url.path + (await request.json())['n']"
     auth = authenticating(tmp_path, "request", result)
     assert ask(auth, json={"n": "!"}, headers={"X-Team": "blue"}).team == "blue/threads/t1!"
@@ -111,7 +111,7 @@ def test_authenticate_may_be_a_plain_function(tmp_path):
         ),
     ],
 )
-def test_a_user_is_an_id_a_mapping_or_an_object(tmp_path, result, fields):
+def test_a_user_may_be_an_id_a_mapping_or_an_object(tmp_path, result, fields):
     caller = ask(authenticating(tmp_path, "path", result))
     assert caller.team == "ann"
     assert caller.user is not None
@@ -119,12 +119,12 @@ def test_a_user_is_an_id_a_mapping_or_an_object(tmp_path, result, fields):
 
 
 @pytest.mark.parametrize("result", ["None", "{}", "{'identity': ''}", "5"])
-def test_what_is_nobody_lets_nobody_in(tmp_path, result):
+def test_a_user_without_an_identity_is_an_error(tmp_path, result):
     with pytest.raises(TypeError, match="identity"):
         ask(authenticating(tmp_path, "path", result))
 
 
-def test_who_hangs_is_cancelled_and_lets_nobody_in(tmp_path, monkeypatch):
+def test_an_authentication_that_hangs_is_cancelled_and_unavailable(tmp_path, monkeypatch):
     left = tmp_path / "left"
     body = f"""
 import asyncio
@@ -143,7 +143,7 @@ async def authenticate():
     assert left.exists()
 
 
-def test_a_refusal_has_its_status_its_words_and_its_headers(tmp_path):
+def test_a_refusal_keeps_its_status_detail_and_headers(tmp_path):
     auth = load(
         tmp_path,
         "@auth.authenticate\nasync def authenticate(path):\n"
@@ -163,12 +163,12 @@ def test_a_refusal_has_its_status_its_words_and_its_headers(tmp_path):
         ("raise ValueError('at import')", "at import"),
     ],
 )
-def test_what_can_never_work_does_not_start(tmp_path, body, message):
+def test_an_unusable_authenticate_handler_stops_the_start(tmp_path, body, message):
     with pytest.raises(ProjectError, match=message):
         load(tmp_path, body)
 
 
-def test_what_is_no_auth_does_not_start(tmp_path):
+def test_an_object_that_is_not_an_auth_stops_the_start(tmp_path):
     with pytest.raises(ProjectError, match=r"langgraph_sdk\.Auth"):
         load(tmp_path, "other = 5", "other")
 
@@ -180,7 +180,7 @@ def deciding(auth: Auth) -> ProjectAuth:
     return ProjectAuth(auth, [])
 
 
-def test_the_most_specific_handler_is_asked_and_no_other():
+def test_only_the_most_specific_handler_is_called():
     auth, asked = Auth(), []
 
     def note(name):
@@ -212,11 +212,11 @@ def test_the_most_specific_handler_is_asked_and_no_other():
     assert asked[0][1:] == ("threads", "create")
 
 
-def test_without_a_handler_it_may_be_done():
+def test_without_a_handler_an_action_is_allowed():
     assert deciding(Auth()).decide(ANN, "threads", "read", {}) is None
 
 
-def test_a_handler_sees_the_user_and_changes_the_value():
+def test_a_handler_receives_the_user_and_may_change_the_value():
     auth = Auth()
 
     @auth.on
@@ -235,7 +235,7 @@ def test_a_handler_sees_the_user_and_changes_the_value():
 
 
 @pytest.mark.parametrize(("answer", "allowed"), [(True, True), (None, True), (False, False)])
-def test_yes_and_no(answer, allowed):
+def test_a_handler_allows_with_true_or_none_and_denies_with_false(answer, allowed):
     auth = Auth()
 
     @auth.on
@@ -250,7 +250,7 @@ def test_yes_and_no(answer, allowed):
 
 
 @pytest.mark.parametrize("answer", ["yes", 1, ["owner"], 0, ""])
-def test_what_is_no_answer_lets_nothing_pass(answer):
+def test_an_invalid_result_of_a_handler_is_an_error(answer):
     auth = Auth()
 
     @auth.on
@@ -274,7 +274,7 @@ def test_a_handler_may_refuse_with_a_status(kind):
     assert (refusal.value.status, refusal.value.detail) == (404, "nothing here")
 
 
-def test_a_user_has_only_what_it_has():
+def test_a_user_has_only_the_given_fields():
     user = ProjectUser({"identity": "ann"})
     assert set(user) == {"identity", "display_name", "is_authenticated", "permissions"}
     assert not hasattr(user, "plan")

@@ -18,7 +18,7 @@ class Clock:
         return self.now
 
 
-def test_an_item_that_fails_is_put_off_longer_each_time_and_then_set_aside():
+def test_a_failing_item_is_postponed_longer_each_time_then_set_aside():
     clock, aside, tries = Clock(), [], []
     quarantine = Quarantine("the thing", on_set_aside=lambda: aside.append(1), clock=clock)
     item = uuid.uuid4()
@@ -40,7 +40,7 @@ def test_an_item_that_fails_is_put_off_longer_each_time_and_then_set_aside():
     assert quarantine.handle(item, lambda: "again") == "again"
 
 
-def test_others_are_served_meanwhile():
+def test_other_items_are_handled_while_one_is_postponed():
     quarantine = Quarantine("the thing", clock=Clock())
     bad, good = uuid.uuid4(), uuid.uuid4()
     quarantine.handle(bad, lambda: 1 // 0)
@@ -48,7 +48,7 @@ def test_others_are_served_meanwhile():
     assert quarantine.handle(bad, lambda: "too early") is None
 
 
-def test_an_outage_is_no_items_failure():
+def test_an_outage_does_not_count_as_a_failure_of_an_item():
     quarantine = Quarantine("the thing", clock=Clock())
     item = uuid.uuid4()
 

@@ -56,14 +56,14 @@ def always() -> bool:
         psycopg.errors.ReadOnlySqlTransaction,
     ],
 )
-def test_it_tries_until_the_work_is_done(error):
+def test_work_is_retried_until_it_succeeds(error):
     server = Server(refuse=2, fail=2, error=error)
     patient = ReconnectingConnection(server.connect)
     assert patient.run(server.work, keep_waiting=always) is server.opened[-1]
     assert patient.run(server.work, keep_waiting=always) is server.opened[-1]
 
 
-def test_it_gives_up_when_told_to_and_says_why():
+def test_retries_end_on_request_with_the_last_error():
     server = Server(fail=100)
     left = iter([True, True, False])
     with pytest.raises(psycopg.OperationalError, match="not now"):
@@ -71,13 +71,13 @@ def test_it_gives_up_when_told_to_and_says_why():
     assert server.fail == 97
 
 
-def test_what_is_wrong_with_the_work_itself_is_not_tried_again():
+def test_an_error_of_the_work_itself_is_not_retried():
     server = Server(fail=1, error=psycopg.errors.CheckViolation)
     with pytest.raises(psycopg.errors.CheckViolation):
         ReconnectingConnection(server.connect).run(server.work, keep_waiting=always)
 
 
-def test_a_connection_in_the_middle_of_something_is_dropped():
+def test_a_connection_in_a_failed_transaction_is_dropped():
     server = Server()
     patient = ReconnectingConnection(server.connect)
     first = patient.get()

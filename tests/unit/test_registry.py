@@ -44,7 +44,7 @@ def import_path():
         ({"graphs": {"a": "./a.py:g"}, "agent_runs": {"graph": 5}}, "'agent_runs' must be"),
     ],
 )
-def test_a_file_that_cannot_be_served_says_why(tmp_path, document, message):
+def test_an_invalid_langgraph_json_is_refused_with_the_reason(tmp_path, document, message):
     with pytest.raises(ProjectError, match=message):
         read_project(write(tmp_path, document))
 
@@ -59,16 +59,14 @@ def test_a_file_that_cannot_be_served_says_why(tmp_path, document, message):
         ("import sys; sys.exit(3)", "SystemExit"),
     ],
 )
-def test_a_graph_that_cannot_be_loaded_stops_the_start_with_its_name_and_cause(
-    tmp_path, source, message
-):
+def test_a_graph_that_cannot_be_loaded_stops_the_start_with_its_cause(tmp_path, source, message):
     path = write(tmp_path, {"graphs": {"broken": "./broken.py:graph"}}, broken=source)
     with pytest.raises(ProjectError, match=message) as raised:
         GraphRegistry.load(read_project(path))
     assert "broken" in str(raised.value)
 
 
-def test_env_is_read_from_a_file_or_a_map_and_the_operator_wins(tmp_path):
+def test_env_from_a_file_or_a_map_does_not_override_the_operators(tmp_path):
     (tmp_path / ".env").write_text("FROM_FILE=1\nSET=file\n")
     project = read_project(write(tmp_path, {"graphs": {"a": "./a.py:g"}, "env": ".env"}))
     environ = {"SET": "operator"}
@@ -107,7 +105,7 @@ def test_a_module_below_src_is_loaded_once_under_its_own_name(tmp_path):
     assert "src.my_agent_of_src.agent" not in sys.modules
 
 
-def test_queues_route_graphs():
+def test_graphs_are_routed_to_their_queues():
     project = read_project(PROJECT)
     assert project.queues == ["runs", "heavy", "parents"]
     registry = GraphRegistry(project)

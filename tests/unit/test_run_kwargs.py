@@ -80,7 +80,7 @@ def test_a_run_without_options_has_the_defaults_of_the_reference():
 
 
 @pytest.mark.parametrize("place", ["configurable", "context"])
-def test_the_run_wins_over_the_assistant_and_the_assistant_over_the_project(place):
+def test_the_run_overrides_the_assistant_which_overrides_the_project(place):
     defaults = {place: {"model": "project", "depth": "project", "tone": "project"}}
     of_assistant = {"model": "assistant", "depth": "assistant"}
     of_run = {"model": "run"}
@@ -97,18 +97,18 @@ def test_the_run_wins_over_the_assistant_and_the_assistant_over_the_project(plac
     assert {name: merged[name] for name in expected} == expected
 
 
-def test_a_context_is_seen_as_configurable_and_the_other_way_round():
+def test_a_context_is_copied_to_configurable_and_vice_versa():
     by_context = merge(options(context={"model": "a"})).kwargs
     by_config = merge(options(config={"configurable": {"model": "a"}})).kwargs
     assert by_context.configurable["model"] == by_config.context["model"] == "a"
 
 
-def test_a_context_and_a_configurable_contradict_each_other():
+def test_a_context_beside_a_configurable_is_refused():
     with pytest.raises(BadRequest, match="Cannot specify both configurable and context"):
         merge(options(context={"a": 1}, config={"configurable": {"b": 2}}))
 
 
-def test_an_empty_context_contradicts_nothing():
+def test_an_empty_context_beside_a_configurable_is_accepted():
     assert merge(options(context={}, config={"configurable": {"b": 2}})).kwargs.context == {"b": 2}
 
 
@@ -117,7 +117,7 @@ RESERVED = ["run_id", "thread_id", "assistant_id", "graph_id", "langgraph_auth_u
 
 @pytest.mark.parametrize("key", RESERVED)
 @pytest.mark.parametrize("where", ["run", "context", "assistant"])
-def test_a_client_cannot_set_what_the_server_sets(key, where):
+def test_a_client_cannot_set_reserved_keys(key, where):
     given = {key: "forged", "open": True}
     run, of = options(), assistant()
     if where == "run":
@@ -164,7 +164,7 @@ def test_the_default_of_user_id_is_the_identity(user, expected):
     assert merged.thread_config["configurable"] == {}
 
 
-def test_tags_are_joined_once_each_and_other_config_is_replaced():
+def test_tags_are_merged_without_duplicates_and_other_config_replaced():
     of = assistant(config={"tags": ["a", "b"], "recursion_limit": 5, "run_name": "of assistant"})
     merged = merge(options(config={"tags": ["b", "c"], "recursion_limit": 7}), of)
     for config in (merged.kwargs.config, merged.thread_config):
@@ -173,7 +173,7 @@ def test_tags_are_joined_once_each_and_other_config_is_replaced():
         assert config["run_name"] == "of assistant"
 
 
-def test_metadata_is_the_runs_over_the_assistants_and_never_the_servers():
+def test_metadata_of_the_run_overrides_the_assistants_but_no_reserved_key():
     forged = dict.fromkeys(("run_id", "thread_id", "assistant_id", "cron_id"), "forged")
     of = assistant(metadata={"owner": "assistant", "kind": "assistant"})
     merged = merge(
@@ -189,7 +189,7 @@ def test_metadata_is_the_runs_over_the_assistants_and_never_the_servers():
     assert merged.kwargs.config["metadata"] == {"trace": 1, **merged.metadata}
 
 
-def test_the_threads_config_has_nothing_of_the_server_nor_of_the_request():
+def test_the_config_of_the_thread_has_no_server_or_request_keys():
     merged = merge(
         options(config={"configurable": {"model": "a"}, "metadata": {"trace": 1}}),
         headers={"x-secret": "s"},
@@ -216,7 +216,7 @@ ADDRESS = {"checkpoint_id": "c", "checkpoint_ns": "sub:1", "checkpoint_map": {""
         ({}, {}),
     ],
 )
-def test_a_checkpoint_is_named_in_one_of_three_ways(given, expected):
+def test_a_checkpoint_may_be_given_in_three_ways(given, expected):
     kwargs = merge(options(**given)).kwargs
     assert {k: v for k, v in kwargs.configurable.items() if k.startswith("checkpoint")} == expected
     assert kwargs.starts_at_checkpoint is bool(expected)
@@ -232,13 +232,13 @@ def test_a_checkpoint_is_named_in_one_of_three_ways(given, expected):
         ({"durability": "exit"}, "exit"),
     ],
 )
-def test_checkpoint_during_is_an_older_word_for_durability(given, durability):
+def test_checkpoint_during_is_translated_to_durability(given, durability):
     kwargs = merge(options(**given)).kwargs
     assert kwargs.durability == durability
     assert kwargs.writes_behind is (durability == "async")
 
 
-def test_kwargs_survive_being_stored():
+def test_stored_kwargs_are_read_back_unchanged():
     kwargs = merge(
         options(
             input={"a": 1},
@@ -256,14 +256,14 @@ def test_kwargs_survive_being_stored():
     assert RunKwargs.from_document({**stored, "of_a_later_version": 1}) == kwargs
 
 
-def test_options_are_made_of_stored_json_without_what_is_not_theirs():
+def test_options_are_read_from_stored_json_without_other_keys():
     made = RunOptions.from_document(
         {"assistant_id": "agent", "schedule": "* * * * *", "stream_mode": None, "input": {}}
     )
     assert made == options(input={})
 
 
-def test_the_nodes_that_options_name():
+def test_options_list_the_nodes_that_they_name():
     named = options(
         interrupt_before=["a"],
         interrupt_after=["*"],

@@ -32,34 +32,34 @@ def times(schedule, timezone, after, count):
         ("0 0 29 2 *", ["2028-02-29T00:00", "2032-02-29T00:00"]),
     ],
 )
-def test_the_next_times(schedule, expected):
+def test_a_schedule_yields_its_next_due_times(schedule, expected):
     assert times(schedule, None, NOON, 2) == expected
 
 
-def test_six_fields_have_the_seconds_last():
+def test_the_sixth_field_of_a_schedule_is_the_seconds():
     first = next_time("* * * * * */20", None, NOON)
     assert first == datetime(2026, 11, 21, 12, 0, 20, tzinfo=UTC)
     assert next_time("30 12 * * * 5", None, NOON) == datetime(2026, 11, 21, 12, 30, 5, tzinfo=UTC)
 
 
-def test_a_schedule_is_in_its_timezone():
+def test_a_schedule_is_evaluated_in_its_timezone():
     assert times("0 9 * * *", "America/New_York", NOON, 1) == ["2026-11-21T14:00"]
     assert times("0 9 * * *", "Asia/Kolkata", NOON, 1) == ["2026-11-22T03:30"]
 
 
-def test_what_the_clocks_skip_in_spring_comes_right_after():
+def test_a_time_that_is_skipped_in_spring_is_due_right_after():
     before = datetime(2026, 3, 28, 12, 0, tzinfo=UTC)
     expected = ["2026-03-29T01:00", "2026-03-30T00:30"]
     assert times("30 2 * * *", "Europe/Berlin", before, 2) == expected
 
 
-def test_what_the_clocks_repeat_in_autumn_comes_once():
+def test_a_time_that_is_repeated_in_autumn_is_due_once():
     before = datetime(2026, 10, 24, 12, 0, tzinfo=UTC)
     expected = ["2026-10-25T00:30", "2026-10-26T01:30"]
     assert times("30 2 * * *", "Europe/Berlin", before, 2) == expected
 
 
-def test_every_half_hour_is_every_half_hour_when_clocks_change():
+def test_a_half_hourly_schedule_is_unaffected_by_clock_changes():
     before = datetime(2026, 10, 25, 0, 0, tzinfo=UTC)
     expected = [f"2026-10-25T0{n // 2}:{n % 2 * 3}0" for n in range(1, 6)]
     assert times("*/30 * * * *", "Europe/Berlin", before, 5) == expected
@@ -69,12 +69,12 @@ def test_every_half_hour_is_every_half_hour_when_clocks_change():
     "schedule",
     ["", "bad", "* * * *", "* * * * * * *", "60 * * * *", "* * * * * 60", "@never", "0 0 31 2 *"],
 )
-def test_what_is_no_schedule_says_why(schedule):
+def test_an_invalid_schedule_is_refused_with_the_reason(schedule):
     with pytest.raises(ValueError, match=r"\w+ \w+"):
         check_schedule(schedule)
 
 
 @pytest.mark.parametrize("timezone", ["Bad/Zone", "", "../etc/passwd", "x" * 500])
-def test_what_is_no_timezone_is_refused(timezone):
+def test_an_unknown_timezone_is_refused(timezone):
     with pytest.raises(ValueError, match="not a known timezone"):
         check_timezone(timezone)

@@ -24,7 +24,7 @@ class Opaque:
         return "<opaque>"
 
 
-def test_what_graphs_produce_becomes_json():
+def test_values_of_graphs_are_converted_to_json():
     value = {
         "message": HumanMessage("hi", id="1"),
         "point": Point(1, (2, 3)),
@@ -59,7 +59,7 @@ def test_nul_is_replaced_and_an_escaped_backslash_is_not():
     assert to_plain({"k\0": 1}) == {"k\ufffd": 1}
 
 
-def test_what_orjson_refuses_still_becomes_json():
+def test_values_that_orjson_refuses_are_converted_to_json():
     assert to_plain("\ud800") == "?"
     assert to_plain({"n": 2**70})["n"] == float(2**70)
     nested: list = []
@@ -74,11 +74,11 @@ def test_what_orjson_refuses_still_becomes_json():
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     )
 )
-def test_anything_becomes_json_without_nul(value):
+def test_any_value_is_converted_to_json_without_nul(value):
     encoded = to_json(value)
     assert "\0" not in repr(orjson.loads(encoded)).encode("utf-8", "replace").decode()
 
 
-def test_a_fragment_stays_what_it_is_beside_what_is_encoded_the_slow_way():
+def test_a_fragment_is_unchanged_beside_a_value_that_orjson_refuses():
     fragment = orjson.Fragment(b'{"a":[1,"x"]}')
     assert to_plain({"f": fragment, "huge": 2**70}) == {"f": {"a": [1, "x"]}, "huge": float(2**70)}

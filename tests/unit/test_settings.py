@@ -14,7 +14,7 @@ def test_defaults_are_complete():
     assert settings.config_path == EXAMPLE_CONFIG
 
 
-def test_heroku_urls_are_understood():
+def test_heroku_urls_are_accepted():
     settings = Settings.from_environ(
         {
             "DATABASE_URL": "postgres://u:p@db/x",
@@ -26,7 +26,7 @@ def test_heroku_urls_are_understood():
     assert settings.redis_url == "rediss://:p@bus:6380?ssl_cert_reqs=none"
 
 
-def test_a_certificate_is_verified_elsewhere():
+def test_the_certificate_of_redis_is_verified_outside_heroku():
     settings = Settings.from_environ({**MINIMAL, "REDIS_URL": "rediss://bus:6380"})
     assert settings.redis_url == "rediss://bus:6380?ssl_cert_reqs=required"
 
@@ -45,7 +45,7 @@ def test_a_certificate_is_verified_elsewhere():
         ("BELAY_CONFIG", "/nowhere/langgraph.json"),
     ],
 )
-def test_a_bad_value_names_its_variable(name, value):
+def test_an_invalid_value_is_refused_with_its_variable(name, value):
     with pytest.raises(SettingsError, match=name):
         Settings.from_environ({**MINIMAL, name: value})
 
@@ -58,7 +58,7 @@ def test_a_bad_value_names_its_variable(name, value):
         ("BELAY_WEBHOOK_SECRET", "whsec_canary!"),
     ],
 )
-def test_a_secret_that_is_wrong_is_not_repeated(name, value):
+def test_an_invalid_secret_is_not_in_the_error_message(name, value):
     with pytest.raises(SettingsError) as refused:
         Settings.from_environ({**MINIMAL, name: value})
     assert "canary" not in str(refused.value)

@@ -10,7 +10,7 @@ from belay_server.domain.runs import Claim
 from belay_workers.slots import Phase, SlotTable, StopReason
 
 
-def test_a_slot_says_who_runs_what():
+def test_a_slot_shows_its_process_and_its_run():
     table = SlotTable(2)
     slot = table.take()
     run_id, thread_id = uuid.uuid4(), uuid.uuid4()
@@ -30,7 +30,7 @@ def test_a_slot_says_who_runs_what():
     assert table.read_all()[0].phase is Phase.IDLE
 
 
-def test_what_is_asked_of_another_run_is_not_for_this_one():
+def test_a_stop_request_applies_only_to_its_claim():
     table = SlotTable(1)
     slot = table.take()
     claim = Claim(uuid.uuid4(), 1)
@@ -40,7 +40,7 @@ def test_what_is_asked_of_another_run_is_not_for_this_one():
     assert slot.asked(Claim(uuid.uuid4(), 1)) is StopReason.NONE
 
 
-def test_a_slot_is_readable_when_its_process_is_dead_and_taken_again_when_freed():
+def test_the_slot_of_a_dead_process_is_readable_and_reusable_once_freed():
     table = SlotTable(2)
     claim = Claim(uuid.uuid4(), 7)
     child = os.fork()

@@ -18,7 +18,7 @@ def claim():
     return Claim(uuid.uuid4(), 1)
 
 
-def test_a_drain_gives_way_to_every_other_reason_and_nothing_to_a_drain():
+def test_a_cancel_replaces_a_drain_and_is_not_replaced_by_a_timeout():
     requests = StopRequests()
     one = claim()
     assert requests.add(one, StopReason.DRAIN)
@@ -28,7 +28,7 @@ def test_a_drain_gives_way_to_every_other_reason_and_nothing_to_a_drain():
     assert requests.reason_for(claim()) is StopReason.NONE
 
 
-def test_a_request_is_forgotten_when_its_run_has_left_its_slot():
+def test_a_stop_request_is_forgotten_when_its_run_has_left_its_slot():
     requests = StopRequests()
     here, gone, late = claim(), claim(), claim()
     requests.add(here, StopReason.CANCEL)
@@ -44,7 +44,7 @@ def test_a_request_is_forgotten_when_its_run_has_left_its_slot():
     assert late in requests
 
 
-def test_a_death_is_seen_by_a_descriptor_of_any_number():
+def test_a_death_is_detected_with_a_high_descriptor_number():
     """A worker with many child processes has higher descriptors than `select` supports."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))

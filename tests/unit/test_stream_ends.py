@@ -66,17 +66,17 @@ def stream(monkeypatch):
 
 
 @pytest.mark.parametrize("status", [RunStatus.ERROR, RunStatus.TIMEOUT])
-def test_an_error_that_the_log_has_not_said_is_said_from_the_row(stream, status):
+def test_an_error_that_is_missing_from_the_log_is_sent_from_the_row(stream, status):
     assert stream(Ended(VALUES, status=status)) == b"event: values\ndata: {}\n\n" + SAID
 
 
-def test_an_error_that_the_log_has_said_is_not_said_again(stream):
+def test_an_error_that_is_in_the_log_is_sent_once(stream):
     assert stream(Ended(VALUES, OF_THE_LOG, status=RunStatus.TIMEOUT)).count(SAID) == 1
 
 
-def test_who_comes_after_the_end_is_not_told_again(stream):
+def test_a_client_that_connects_after_the_end_is_sent_no_error(stream):
     assert stream(Ended(status=RunStatus.TIMEOUT), is_over=True) == b""
 
 
-def test_a_success_has_no_last_word(stream):
+def test_a_successful_run_has_no_final_event(stream):
     assert stream(Ended(VALUES, status=RunStatus.SUCCESS)) == b"event: values\ndata: {}\n\n"

@@ -27,11 +27,11 @@ from belay_server.bus.event_log import END_SEQ, START, Event, Position
         (Position(1, 5), Position(1, END_SEQ), True),
     ],
 )
-def test_what_follows_directly(last, position, follows):
+def test_a_missing_event_is_detected_by_its_position(last, position, follows):
     assert follows_directly(last, position) is follows
 
 
-def test_a_gap_is_a_comment_where_the_events_are_missing():
+def test_a_gap_is_marked_by_a_comment_where_events_are_missing():
     follow = FollowedRun(thread_id=uuid.uuid4(), run_id=uuid.uuid4(), resumable=True)
     events = [Event(Position(1, seq), "values", b'{"n":%d}' % seq) for seq in (1, 2, 5, 6)]
     frames = _frames(events, follow, START)
@@ -43,7 +43,7 @@ def test_a_gap_is_a_comment_where_the_events_are_missing():
     assert [part.data["n"] for part in seen if part is not None] == [1, 2, 5, 6]
 
 
-def test_the_stream_of_a_thread_says_it_too():
+def test_a_gap_in_the_stream_of_a_thread_is_marked():
     events = [Event(Position(1, seq), "values", b"{}") for seq in (1, 2, 5, 6, 9)]
     parts = [
         ([event.position.seq for event in part], is_behind_gap)

@@ -33,7 +33,7 @@ class Counted(ma.fields.String):
         return super()._deserialize(*args, **kwargs)
 
 
-def test_what_is_too_long_is_not_looked_into():
+def test_the_elements_of_a_list_that_is_too_long_are_not_checked():
     element = Counted()
     field = List(element, validate=ma.validate.Length(max=2))
     with pytest.raises(ma.ValidationError, match="Longer than maximum length 2"):
@@ -42,7 +42,7 @@ def test_what_is_too_long_is_not_looked_into():
     assert field.deserialize(["a"] * 2) == ["a", "a"]
 
 
-def test_others_have_their_turn_between_the_steps_of_a_schemas_check(monkeypatch):
+def test_other_requests_run_between_the_steps_of_a_schema_check(monkeypatch):
     turns = []
     monkeypatch.setattr(
         "belay_server.services.agent_runs.output_schemas.yield_to_sockets", lambda: turns.append(0)
@@ -56,7 +56,7 @@ def test_others_have_their_turn_between_the_steps_of_a_schemas_check(monkeypatch
     assert (turns, aside) == ([0], [(check_schema, schema)])
 
 
-def test_every_list_and_map_of_a_request_has_an_end_that_is_looked_at_first():
+def test_every_list_and_map_of_a_request_checks_its_length_first():
     """marshmallow's own fields check each element before the length, so none may be used."""
     seen = 0
     folder = Path(belay_server.api.__file__).parent
@@ -72,7 +72,7 @@ def test_every_list_and_map_of_a_request_has_an_end_that_is_looked_at_first():
     assert seen > 100
 
 
-def test_a_map_that_is_too_long_is_not_looked_into_either():
+def test_the_values_of_a_map_that_is_too_long_are_not_checked():
     value = Counted()
     field = Map(keys=ma.fields.String(), values=value, validate=ma.validate.Length(max=2))
     with pytest.raises(ma.ValidationError, match="Longer than maximum length 2"):
@@ -80,7 +80,7 @@ def test_a_map_that_is_too_long_is_not_looked_into_either():
     assert value.seen == 0
 
 
-def test_a_body_of_very_many_chunks_is_read_in_turns(monkeypatch):
+def test_reading_a_body_of_many_chunks_yields_to_other_requests(monkeypatch):
     turns = []
     monkeypatch.setattr(
         "belay_server.api.http.unread_bodies.yield_to_sockets", lambda: turns.append(0)
@@ -108,7 +108,7 @@ def test_a_large_body_is_received_in_large_steps(monkeypatch):
     assert len(turns) == 2
 
 
-def test_a_body_in_chunks_reads_like_any_file():
+def test_a_chunked_body_reads_like_a_file():
     text = b"".join(b"line %d\n" % number for number in range(50)) + b"the rest"
     for step in (1, 3, 1000):
         pieces = [text[at : at + step] for at in range(0, len(text), step)]
@@ -125,7 +125,7 @@ def test_a_body_in_chunks_reads_like_any_file():
             assert chunks.readline(size) == b""
 
 
-def test_small_requests_have_the_process_to_themselves_between_two_large_bodies(monkeypatch):
+def test_small_requests_run_between_two_large_bodies(monkeypatch):
     pauses = []
     monkeypatch.setattr("belay_server.api.http.large_bodies.time.sleep", pauses.append)
     bodies = LargeBodies(1024 * 1024, lambda: "caller")
@@ -150,7 +150,7 @@ def test_a_long_log_is_translated_in_parts():
     assert [len(part) for part in in_parts(left)] == [1, 1, 2]
 
 
-def test_streams_work_one_at_a_time():
+def test_streams_take_turns_one_at_a_time():
     turns, at_work, most = StreamTurns(), [], []
 
     def work(_):

@@ -28,7 +28,7 @@ ANY = WebhookPolicy()
         ("http://[2001:4860:4860::8888]/x", "2001:4860:4860::8888", 80, "/x", None),
     ],
 )
-def test_a_url_is_taken_apart(url, host, port, path, authority):
+def test_a_webhook_url_is_parsed_into_its_parts(url, host, port, path, authority):
     target = parse_target(url, ANY)
     assert (target.host, target.port, target.path) == (host, port, path)
     assert target.authority == (authority or f"[{host}]")
@@ -52,12 +52,12 @@ def test_a_url_is_taken_apart(url, host, port, path, authority):
         ("https://example.com/" + "a" * 2048, "at most 2048"),
     ],
 )
-def test_what_is_no_webhook_is_refused(url, reason):
+def test_an_invalid_webhook_url_is_refused(url, reason):
     with pytest.raises(ValueError, match=reason):
         parse_target(url, ANY)
 
 
-def test_a_policy_may_ask_for_https_domains_and_ports():
+def test_a_policy_may_require_https_domains_and_ports():
     policy = WebhookPolicy(
         https_only=True, allowed_domains=("example.com", "*.hooks.io"), allowed_ports=(443,)
     )
@@ -110,7 +110,7 @@ def test_a_policy_may_ask_for_https_domains_and_ports():
         ("64:ff9b::808:808", None),
     ],
 )
-def test_addresses_inside_are_blocked(address, kind):
+def test_private_addresses_are_blocked(address, kind):
     assert blocked_range(ipaddress.ip_address(address)) == kind
 
 
@@ -128,7 +128,7 @@ def test_every_spelling_of_loopback_is_blocked(host):
     ("secret", "key"),
     [("plain", b"plain"), ("whsec_" + base64.b64encode(b"key").decode(), b"key")],
 )
-def test_a_call_is_signed_over_its_id_its_time_and_its_body(secret, key):
+def test_the_signature_of_a_call_covers_its_id_time_and_body(secret, key):
     call_id, body = uuid.uuid4(), b'{"a": 1}'
     headers = signed_headers(call_id, body, secret)
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
@@ -138,7 +138,7 @@ def test_a_call_is_signed_over_its_id_its_time_and_its_body(secret, key):
     assert "webhook-signature" not in signed_headers(call_id, body, None)
 
 
-def test_a_name_that_is_served_slowly_holds_up_nobody_for_long(monkeypatch):
+def test_slow_host_name_look_ups_time_out_and_are_limited(monkeypatch):
     let_go = threading.Event()
 
     def slow(*_args, flags=0, **_kwargs):
@@ -159,7 +159,7 @@ def test_a_name_that_is_served_slowly_holds_up_nobody_for_long(monkeypatch):
     assert patient.look_up("slow.example", 80) == [ipaddress.ip_address("8.8.8.8")]
 
 
-def test_one_caller_has_half_of_the_look_ups(monkeypatch):
+def test_a_caller_gets_at_most_half_of_the_look_ups(monkeypatch):
     let_go = threading.Event()
 
     def slow(host, *_args, flags=0, **_kwargs):
@@ -180,7 +180,7 @@ def test_one_caller_has_half_of_the_look_ups(monkeypatch):
 
 
 @pytest.mark.parametrize("host", ["a..b", f"{'a' * 64}.com", "%61.com", "."])
-def test_a_name_that_no_resolver_takes_is_refused_before_it_is_looked_up(host):
+def test_an_invalid_host_name_is_refused_before_it_is_looked_up(host):
     with pytest.raises(InvalidRequest, match="Invalid webhook hostname"):
         refuse_bad_webhook(ANY, f"http://{host}/hook", HostNames())
 
