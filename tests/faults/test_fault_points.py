@@ -21,7 +21,7 @@ from tests.faults.conftest import (
     pass_time,
     signal_tree,
 )
-from tests.long_forms import full_case
+from tests.long_forms import full_case, in_turn
 from tests.waiting import wait_until
 
 #: The moments in a child, from the doorbell's arrival to the announcement of the end.
@@ -36,8 +36,7 @@ def unlapsing(scratch):
     made.stop()
 
 
-@pytest.mark.parametrize("durability", ["sync", "async"])
-@pytest.mark.parametrize("point", IN_A_CHILD)
+@pytest.mark.parametrize(("point", "durability"), in_turn(IN_A_CHILD, ["sync", "async"]))
 def test_a_child_killed_at_any_point_is_replaced_before_its_lease_expires(
     unlapsing, tmp_path, point, durability
 ):
@@ -60,8 +59,7 @@ def assert_replaced(cluster, probe, point, durability):
         assert len(probe.starts(tag)) <= 5
 
 
-@pytest.mark.parametrize("step", ["s1", "s3"])
-@pytest.mark.parametrize("durability", ["sync", "async"])
+@pytest.mark.parametrize(("durability", "step"), in_turn(["sync", "async"], ["s1", "s3"]))
 def test_a_child_killed_inside_a_node_resumes_at_that_node(probe, step, durability):
     thread_id, run_id, tag = probe.start(seconds=0.2, durability=durability)
     beat = probe.wait_for(tag, step)
@@ -73,8 +71,7 @@ def test_a_child_killed_inside_a_node_resumes_at_that_node(probe, step, durabili
         assert len(starts) == 5
 
 
-@pytest.mark.parametrize("fault", ["segv", "exit"])
-@pytest.mark.parametrize("point", ["P4", "P7", "P9"])
+@pytest.mark.parametrize(("point", "fault"), in_turn(["P4", "P7", "P9"], ["segv", "exit"]))
 def test_a_crashed_child_is_recovered_like_a_killed_one(cluster, probe, point, fault):
     cluster.plan(point, fault)
     thread_id, run_id, tag = probe.start()
@@ -152,8 +149,9 @@ def create(cluster, probe, thread_id, run_id, by="run_id"):
     return httpx.post(url, json=body, headers=headers, timeout=30)
 
 
-@pytest.mark.parametrize("action", ["interrupt", "rollback"])
-@pytest.mark.parametrize("point", ["P5", "P7", "P8", "P9"])
+@pytest.mark.parametrize(
+    ("point", "action"), in_turn(["P5", "P7", "P8", "P9"], ["interrupt", "rollback"])
+)
 def test_a_cancelled_run_whose_child_is_killed_ends_as_cancelled(cluster, probe, point, action):
     before = probe.start()
     probe.assert_done_once(*before)

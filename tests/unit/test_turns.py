@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -185,3 +187,41 @@ def test_callers_go_one_after_the_other_however_many_streams_they_have():
     assert order == ["a", "b", None, "a", "b", "a", "a"]
     with turns.turn("b"):
         pass
+
+
+class Interrupted:
+    def acquire(self):
+        raise InterruptedError
+
+
+def test_a_stream_whose_wait_is_interrupted_leaves_the_queue():
+    turns = StreamTurns()
+
+    def interrupt():
+        wait_until(lambda: turns._waiting, what="the second stream to wait")
+        os.kill(os.getpid(), signal.SIGALRM)
+
+    def handle(*_):
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGALRM, handle)
+    try:
+        with turns.turn("a"):
+            threading.Thread(target=interrupt).start()
+            with pytest.raises(InterruptedError), turns.turn("b"):
+                pass
+            assert not turns._waiting
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    with turns.turn("b"):
+        pass
+
+
+def test_a_stream_that_is_interrupted_when_its_turn_comes_passes_it_on():
+    turns = StreamTurns()
+    with turns.turn("a"):
+        turns._take_or_queue("b")
+    with pytest.raises(InterruptedError):
+        turns._wait(Interrupted(), "b")
+    with turns.turn("c"):
+        assert not turns._waiting

@@ -34,7 +34,7 @@ class StreamTurns:
         """Wait until no other stream is working, and the sockets of other requests were served."""
         gate = self._take_or_queue(caller)
         if gate is not None:
-            gate.acquire()  # the previous stream opens it, and passes the turn on
+            self._wait(gate, caller)
         try:
             yield_to_sockets()
             yield
@@ -51,6 +51,23 @@ class StreamTurns:
             gate.acquire()
             self._waiting.setdefault(caller, deque()).append(gate)
             return gate
+
+    def _wait(self, gate: threading.Lock, caller: str | None) -> None:
+        """Wait for the stream that opens the gate when it passes its turn on. If the wait is
+        interrupted, leave the queue, or pass on the turn that came at the same time."""
+        try:
+            gate.acquire()
+        except BaseException:
+            with self._lock:
+                gates = self._waiting.get(caller, deque())
+                is_waiting = gate in gates
+                if is_waiting:
+                    gates.remove(gate)
+                    if not gates:
+                        del self._waiting[caller]
+            if not is_waiting:
+                self._pass_on()
+            raise
 
     def _pass_on(self) -> None:
         with self._lock:
