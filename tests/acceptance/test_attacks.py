@@ -211,6 +211,24 @@ def test_the_message_of_an_error_is_truncated(api):
     assert "980000 characters cut off" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"escaped": json.dumps("half \ud83d")}, "cannot parse half ?"),
+        ({"escaped": json.dumps("a \x00 NUL")}, "cannot parse a \ufffd NUL"),
+        ({"unprintable": True}, "(its message cannot be formatted: KeyError)"),
+    ],
+    ids=["surrogate", "NUL", "unprintable"],
+)
+def test_an_error_message_that_json_cannot_have_is_stored_at_the_first_attempt(api, given, message):
+    thread_id = api.post("/threads", json={}).json()["thread_id"]
+    body = {**RUN, "assistant_id": "hostile", "input": given}
+    found = api.post(f"/threads/{thread_id}/runs/wait", json=body).json()["__error__"]
+    assert found["message"] == message
+    thread = api.get(f"/threads/{thread_id}").json()
+    assert (thread["status"], thread["error"]["message"]) == ("error", message)
+
+
 # --- memory and time ------------------------------------------------------------------------------
 
 

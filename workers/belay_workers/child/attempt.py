@@ -302,11 +302,12 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
 def _write_some_end(
     child: Child, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
 ) -> RunEnd | None:
-    """Write the end. If Postgres refuses its values, write an error end without values."""
+    """Write the end. If its values cannot be encoded, or Postgres refuses them, write an error end
+    without values."""
     try:
         return _write_end(child, claimed, prepared, ending)
-    except psycopg.Error as error:
-        if is_worth_waiting(error):
+    except (psycopg.Error, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, psycopg.Error) and is_worth_waiting(error):
             raise
         log.exception("the end of run %s cannot be stored", claimed.run_id)
         refused = _failed(

@@ -394,8 +394,15 @@ async def read_now(graph: Graph, execution: Execution) -> Any:
 
 
 def _describe(error: Exception, *, redact: bool) -> dict[str, str]:
-    message = REDACTED if redact else shortened(str(error))
-    return {"error": type(error).__name__, "message": message}
+    message = REDACTED if redact else shortened(_message_of(error))
+    return {"error": shortened(type(error).__name__), "message": message}
+
+
+def _message_of(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception as failed:  # noqa: BLE001  (the project's own code)
+        return f"(its message cannot be formatted: {type(failed).__name__})"
 
 
 #: Characters of an error message that are stored in the row, the event and the webhook's payload.
@@ -403,6 +410,8 @@ _LONGEST_MESSAGE = 20_000
 
 
 def shortened(message: str) -> str:
-    """Return an error message as it is stored. The number of characters cut off is added."""
+    """Return an error message as it is stored: without NUL characters and lone surrogates, which
+    JSON in Postgres cannot have. The number of characters cut off is added."""
     over = len(message) - _LONGEST_MESSAGE
-    return message if over <= 0 else f"{message[:_LONGEST_MESSAGE]}… ({over} characters cut off)"
+    stored = str(to_plain(message[:_LONGEST_MESSAGE]))
+    return stored if over <= 0 else f"{stored}… ({over} characters cut off)"
