@@ -216,13 +216,18 @@ def test_the_message_of_an_error_is_truncated(api):
     [
         ({"escaped": json.dumps("half \ud83d")}, "cannot parse half ?"),
         ({"escaped": json.dumps("a \x00 NUL")}, "cannot parse a \ufffd NUL"),
-        ({"unprintable": True}, "(its message cannot be formatted: KeyError)"),
+        ({"raises": "Unprintable"}, "(its message cannot be formatted: KeyError)"),
+        ({"raises": "Panic"}, "no way on"),
+        ({"raises": "GeneratorExit"}, "no way on"),
     ],
-    ids=["surrogate", "NUL", "unprintable"],
+    ids=["surrogate", "NUL", "unprintable", "panic", "GeneratorExit"],
 )
-def test_an_error_message_that_json_cannot_have_is_stored_at_the_first_attempt(api, given, message):
+@pytest.mark.parametrize("graph", ["hostile", "hostile_async"])
+def test_an_unusual_exception_of_a_node_ends_the_run_at_the_first_attempt(
+    api, graph, given, message
+):
     thread_id = api.post("/threads", json={}).json()["thread_id"]
-    body = {**RUN, "assistant_id": "hostile", "input": given}
+    body = {**RUN, "assistant_id": graph, "input": given}
     found = api.post(f"/threads/{thread_id}/runs/wait", json=body).json()["__error__"]
     assert found["message"] == message
     thread = api.get(f"/threads/{thread_id}").json()

@@ -433,7 +433,7 @@ GOOD = {"log": ["a"], "messages": [{"role": "user", "content": "hi"}]}
 @pytest.mark.parametrize(("graph", "key", "run"), UNREADABLE)
 @pytest.mark.parametrize("is_used", [False, True], ids=["new", "used"])
 def test_an_input_that_a_reducer_rejects_leaves_the_thread_readable(http, graph, key, run, is_used):
-    """LangGraph keeps such an input as pending writes, and fails to apply them at every read."""
+    """LangGraph keeps such an input in the checkpoint, and fails to read that every time."""
     thread_id = new_thread(http)
     before = wait_for(http, thread_id, graph, {key: GOOD[key]})[key] if is_used else []
     body = {"assistant_id": graph, **run}
@@ -451,3 +451,19 @@ def test_an_input_that_a_reducer_rejects_leaves_the_thread_readable(http, graph,
     if "input" in run:
         wait_for(http, thread_id, graph, {key: GOOD[key]})
         assert http.get(f"/threads/{thread_id}").json()["status"] == "idle"
+
+
+def test_an_input_that_the_states_schema_rejects_leaves_the_thread_readable(http):
+    """The schema rejects it when a node gets it, and whenever LangGraph looks for the next node."""
+    thread_id = new_thread(http)
+    assert wait_for(http, thread_id, "strict", {"name": "you"}) == {"name": "hello you"}
+    assert "__error__" in wait_for(http, thread_id, "strict", {"name": 5})
+    thread = http.get(f"/threads/{thread_id}").json()
+    assert (thread["status"], thread["values"]) == ("error", {"name": 5})
+    state = http.get(f"/threads/{thread_id}/state").json()
+    assert (state["values"], state["next"], state["tasks"]) == ({"name": 5}, [], [])
+    newest, *before = history_of(http, thread_id)
+    assert newest["checkpoint_id"] == state["checkpoint_id"]
+    assert {"name": "hello you"} in [state["values"] for state in before]
+    at = {"checkpoint_id": before[0]["checkpoint_id"]}
+    assert http.post(f"/threads/{thread_id}/state/checkpoint", json={"checkpoint": at}).json()

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
 
 import orjson
 import psycopg
+from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.errors import InvalidUpdateError
 from langgraph.types import PregelTask, StateSnapshot, StateUpdate
 
@@ -111,20 +112,39 @@ def read_snapshot(
 ) -> StateSnapshot:
     """Return the state at `config`. Raise LargeState if it is too large.
 
-    The newest state includes the pending writes of its checkpoint. A run that failed because a
-    reducer did not accept its input leaves such writes. Then return the checkpoint as it is stored.
+    LangGraph applies pending writes and looks for the next nodes. A run that failed because a
+    reducer or the state's schema did not accept its input makes that fail at every read. Then
+    return what `as_stored` returns.
     """
     try:
         return bound(graph, saver).get_state(config, subgraphs=subgraphs)  # type: ignore[arg-type]
     except _OURS:
         raise
     except Exception as error:
-        log.debug("cannot read a state with its pending input: %r", error)
-        saver = saver.without_pending_input()
         stored = saver.get_tuple(config)
         if stored is None:
             raise
-        return bound(graph, saver).get_state(stored.config, subgraphs=subgraphs)
+        log.debug("the graph cannot read a state, returning it as it is stored: %r", error)
+        return as_stored(graph, stored)
+
+
+def as_stored(graph: Graph, stored: CheckpointTuple) -> StateSnapshot:
+    """Return a checkpoint's values as they are stored, without next nodes and tasks. None of the
+    graph's own code is executed."""
+    channels = stored.checkpoint["channel_values"]
+    shown = graph.stream_channels_asis
+    return StateSnapshot(
+        values=channels.get(shown)
+        if isinstance(shown, str)
+        else {name: channels[name] for name in shown if name in channels},
+        next=(),
+        config=stored.config,
+        metadata=stored.metadata,
+        created_at=stored.checkpoint["ts"],
+        parent_config=stored.parent_config,
+        tasks=(),
+        interrupts=(),
+    )
 
 
 def read_state(
@@ -159,18 +179,23 @@ def read_history(
 
     Raise LargeState for a state that is too large, TooMuch for a list of more than `most_bytes`.
     """
+    graph = bound(graph, saver)
     try:
-        return _read_history(graph, saver, config, **options)
+        return _read_history(graph.get_state_history, config, **options)
     except _OURS:
         raise
     except Exception as error:  # noqa: BLE001  (the project's own code)
-        log.debug("cannot read a history with its pending input: %r", error)
-        return _read_history(graph, saver.without_pending_input(), config, **options)
+        log.debug("the graph cannot read a history, reading one state at a time: %r", error)
+
+    def one_by_one(config: Any, **page: Any) -> Iterator[StateSnapshot]:
+        stored = list(saver.list(config, **page))  # while it is read, the saver is locked
+        return (read_snapshot(graph, saver, dict(one.config)) for one in stored)
+
+    return _read_history(one_by_one, config, **options)
 
 
 def _read_history(
-    graph: Graph,
-    saver: ThreadSaver,
+    history: Callable[..., Iterator[StateSnapshot]],
     config: dict[str, Any],
     **options: Unpack[HistoryOptions],
 ) -> bytes:
@@ -186,12 +211,7 @@ def _read_history(
     at_once = 1
     while len(found) < limit:
         at_once = min(at_once, limit - len(found))
-        snapshots = bound(graph, saver).get_state_history(
-            config,  # type: ignore[arg-type]
-            filter=options["metadata"],
-            before=before,  # type: ignore[arg-type]
-            limit=at_once,
-        )
+        snapshots = history(config, filter=options["metadata"], before=before, limit=at_once)
         # This waits for Postgres, so it does not hold `turn`.
         try:
             snapshot = next(snapshots, None)

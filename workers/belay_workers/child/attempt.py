@@ -246,8 +246,11 @@ def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending |
         raise
     except CheckpointsUnavailable:
         return None  # a stop was requested, or it would still be waiting
-    except Exception as error:  # noqa: BLE001  (a graph's factory may raise anything)
-        return _failed(child, type(error).__name__, str(error))
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        log.warning("a graph raised an exception, which ends its run", exc_info=error)
+        return _failed(child, type(error).__name__, graph_executor.message_of(error))
     if ending.status is RunStatus.ERROR and child.asked is not StopReason.NONE:
         # A node raised its own error because of the stop; it was stopped all the same.
         return None

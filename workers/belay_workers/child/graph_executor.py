@@ -394,11 +394,12 @@ async def read_now(graph: Graph, execution: Execution) -> Any:
 
 
 def _describe(error: Exception, *, redact: bool) -> dict[str, str]:
-    message = REDACTED if redact else shortened(_message_of(error))
+    message = REDACTED if redact else shortened(message_of(error))
     return {"error": shortened(type(error).__name__), "message": message}
 
 
-def _message_of(error: Exception) -> str:
+def message_of(error: BaseException) -> str:
+    """Return the message of an exception of the project's code, even if it cannot be formatted."""
     try:
         return str(error)
     except Exception as failed:  # noqa: BLE001  (the project's own code)

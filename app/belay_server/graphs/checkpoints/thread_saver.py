@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -46,8 +45,6 @@ _SIZE_OF_WRITES = """
 SELECT coalesce(sum(octet_length(blob)), 0)::bigint AS size FROM checkpoint_writes
 WHERE thread_id = %s AND checkpoint_ns = %s AND channel = ANY (%s)
 """
-#: The task id of writes that belong to no task: those of a run's input. Postgres returns bytes.
-_NO_TASK = b"00000000-0000-0000-0000-000000000000"
 #: Decoding this many bytes takes about five milliseconds.
 _TAKES_A_TURN = 64 * 1024
 
@@ -84,14 +81,6 @@ class ThreadSaver(FormatSaver):
         self._most_tasks = most_tasks
         self._stored_bytes = 0
         self._turn = turn or nullcontext()
-        self._leaves_out_input = False
-
-    def without_pending_input(self) -> ThreadSaver:
-        """Return a saver that leaves out the input that a run wrote and that the graph has not
-        applied. If a reducer does not accept that input, it fails at every read of the state."""
-        other = copy.copy(self)
-        other._leaves_out_input = True
-        return other
 
     @contextmanager
     def _cursor(self, *, pipeline: bool = False) -> Iterator[Any]:
@@ -145,9 +134,6 @@ class ThreadSaver(FormatSaver):
             raise LargeState(f"about {tasks:,} tasks and writes of tasks")
 
     def _load_checkpoint_tuple(self, value: Any) -> CheckpointTuple:
-        if self._leaves_out_input and value["pending_writes"]:
-            left = [row for row in value["pending_writes"] if row[0] != _NO_TASK]
-            value = {**value, "pending_writes": left}
         if _blob_bytes(value) < _TAKES_A_TURN:
             return super()._load_checkpoint_tuple(value)
         with self._turn:
