@@ -21,6 +21,7 @@ _Client = TypeVar("_Client")
 #: The framework serves these paths. They have no operation in the document.
 _UNDOCUMENTED_PATHS = re.compile(r"/openapi\.json|/docs(/.*)?")
 _NOT_FOUND = {"detail": "Not Found"}
+_NOT_ALLOWED = {"detail": "Method Not Allowed"}
 #: The agent runs API has its own error envelope and statuses, even for unknown paths below it.
 _AGENT_PATHS = re.compile(r"/agent(/.*)?")
 _NO_AGENT_ROUTE = {404: "NOT_FOUND", 400: "INVALID_REQUEST"}
@@ -158,8 +159,9 @@ def _head_checked(response: httpx.Response) -> Callable[[bytes], None] | None:
         if _AGENT_PATHS.fullmatch(path):
             kind = _NO_AGENT_ROUTE.get(response.status_code)
             return lambda body: _assert_no_agent_route(name, kind, body)
-        assert response.status_code == 404, f"{name} is undocumented: {response.status_code}"
-        return lambda body: _assert_not_found(name, body)
+        assert response.status_code in (404, 405), f"{name} is undocumented: {response.status_code}"
+        expected = _NOT_FOUND if response.status_code == 404 else _NOT_ALLOWED
+        return lambda body: _assert_no_route(name, body, expected)
     name = f"{operation.name}: {response.status_code}"
     assert response.status_code in operation.answers, f"{name} is undocumented"
     media = operation.answers[response.status_code]
@@ -172,8 +174,8 @@ def _head_checked(response: httpx.Response) -> Callable[[bytes], None] | None:
     return lambda body: _assert_valid(name, media[kind].validator, body)
 
 
-def _assert_not_found(name: str, body: bytes) -> None:
-    assert json.loads(body) == _NOT_FOUND, f"{name} is undocumented: {body[:200]!r}"
+def _assert_no_route(name: str, body: bytes, expected: dict[str, str]) -> None:
+    assert json.loads(body) == expected, f"{name} is undocumented: {body[:200]!r}"
 
 
 def _assert_no_agent_route(name: str, kind: str | None, body: bytes) -> None:

@@ -229,6 +229,7 @@ NAMES_NOTHING = {
     "DELETE /store/items": "store",
     "POST /store/items/search": "store",
     "POST /store/namespaces": "store",
+    "GET /": "public",
     "GET /ok": "public",
     "GET /info": "public",
     "GET /metrics": "numbers of the whole server; asks who calls",

@@ -897,9 +897,24 @@ def test_an_unknown_route_or_method_is_not_found(http, spot):
     with leaving_no_trace(http, spot) as problems:
         for operation in NOWHERE:
             answer = send(http, spot, operation)
-            problem = refusal(answer, 404)
-            if problem or answer.json() != {"detail": "Not Found"}:
+            problem = refusal(answer, 404, 405)
+            expected = "Not Found" if answer.status_code == 404 else "Method Not Allowed"
+            if problem or answer.json() != {"detail": expected}:
                 problems[operation] = problem or answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/threads", "OPTIONS, POST"),
+        ("DELETE", "/ok", "GET, HEAD, OPTIONS"),
+        ("POST", f"/threads/{UNKNOWN}", "DELETE, GET, HEAD, OPTIONS, PATCH"),
+    ],
+)
+def test_another_method_of_a_known_path_is_not_allowed(http, method, path, allowed):
+    answer = http.request(method, path, json={})
+    assert answer.status_code == 405
+    assert answer.headers["Allow"] == allowed
 
 
 # ---------------------------------------------------------------------------------------------

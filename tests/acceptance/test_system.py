@@ -4,7 +4,7 @@ import pytest
 
 
 def test_ok_reports_health_and_may_check_the_database(http):
-    for path in ("/ok", "/ok?check_db=1"):
+    for path in ("/", "/ok", "/ok?check_db=1"):
         assert http.get(path).json() == {"ok": True, "services": {}}
 
 

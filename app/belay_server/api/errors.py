@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from flask import Flask, Response
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from belay_server.api.agent_runs.errors import agent_error, is_agent_request
 from belay_server.api.http.json_body import json_response
@@ -71,10 +71,12 @@ def _belay_error(error: BelayError) -> Response:
 
 
 def _http_error(error: HTTPException) -> Response:
-    """Return the response for an error of Flask's. A method that is not allowed is a 404, as in the
-    reference."""
-    if error.code in (404, 405):
+    """Return the response for an error of Flask's."""
+    if error.code == 404:
         return json_response({"detail": "Not Found"}, 404)
+    if isinstance(error, MethodNotAllowed):
+        allowed = ", ".join(sorted(error.valid_methods or ()))
+        return json_response({"detail": "Method Not Allowed"}, 405, {"Allow": allowed})
     if error.code is not None and 300 <= error.code < 400:
         response = error.get_response()
         return Response(response.get_data(), error.code, dict(response.headers))

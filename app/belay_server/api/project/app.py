@@ -74,6 +74,8 @@ class ProjectApp:
         """
         if self._bridge is not None and not _is_text(request.environ["PATH_INFO"]):
             return False
+        if self._fit is None and request.path == "/":
+            return True
         if self._fit is None or request.path in self._documents:
             return not ours
         fit = self._fit(request.environ)

@@ -21,6 +21,14 @@ blueprint = Blueprint("system", __name__, description="Versions and metrics")
 health = Blueprint("health", __name__, description="Health check")
 
 
+@health.get("/")
+@health.response(200, Ok, description="The same as `/ok`.")
+@public
+def root() -> Response:
+    """Return that the server is up."""
+    return json_response({"ok": True, "services": {}})
+
+
 @health.get("/ok")
 @health.response(200, Ok, description="The server is up. `check_db=1` also queries Postgres.")
 @public
