@@ -467,3 +467,15 @@ def test_an_input_that_the_states_schema_rejects_leaves_the_thread_readable(http
     assert {"name": "hello you"} in [state["values"] for state in before]
     at = {"checkpoint_id": before[0]["checkpoint_id"]}
     assert http.post(f"/threads/{thread_id}/state/checkpoint", json={"checkpoint": at}).json()
+
+
+def test_a_factorys_graph_is_read_and_updated_with_the_config_of_the_last_run(http):
+    thread_id = new_thread(http)
+    config = {"configurable": {"node": "adder"}}
+    assert wait_for(http, thread_id, "made_named", {"count": 1}, config=config) == {"count": 2}
+    assert http.get(f"/threads/{thread_id}/state").json()["values"] == {"count": 2}
+    body = {"values": {"count": 7}, "as_node": "adder"}
+    assert http.post(f"/threads/{thread_id}/state", json=body).status_code == 200
+    state = http.get(f"/threads/{thread_id}/state").json()
+    assert (state["values"], state["next"]) == ({"count": 7}, [])
+    assert len(history_of(http, thread_id)) == 4

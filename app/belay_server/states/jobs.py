@@ -87,12 +87,15 @@ class ThreadGraph:
     graph_id: str
     config: dict[str, Any]
 
-    def load(self, parts: StateParts) -> Graph:
-        """Return the graph. Raise ProjectError if the project does not have it, StateUnreadable if
-        its factory fails."""
-        config = {**self.config, **thread_state.thread_config(str(self.thread_id))}
+    def load(self, parts: StateParts, checkpoint_id: str | None = None) -> Graph:
+        """Return the graph. A factory gets the config of the thread's last run.
+
+        Raise ProjectError if the project does not have it, StateUnreadable if its factory fails.
+        """
+        where = thread_state.thread_config(str(self.thread_id), {"checkpoint_id": checkpoint_id})
+        configurable = {**(self.config.get("configurable") or {}), **where["configurable"]}
         with _graph_code(parts):
-            return parts.graphs.read(self.graph_id, config)
+            return parts.graphs.read(self.graph_id, {**self.config, "configurable": configurable})
 
 
 def _graph_code(parts: StateParts) -> AbstractContextManager[None]:
@@ -301,8 +304,8 @@ def read_values(parts: StateParts, thread: ThreadGraph, checkpoint_id: str) -> b
     """Return the JSON of the output values at a checkpoint. Raise ProjectError, TooMuch,
     StateUnreadable."""
     where = thread_state.thread_config(str(thread.thread_id), {"checkpoint_id": checkpoint_id})
+    graph = thread.load(parts, checkpoint_id)
     with _graph_code(parts):
-        graph = parts.graphs.read(thread.graph_id, {**thread.config, **where})
         snapshot = thread_state.read_snapshot(graph, parts.saver(), where)
     values = to_json(thread_state.output_values(graph, snapshot.values))
     if len(values) > parts.settings.max_answer_bytes:

@@ -42,6 +42,17 @@ def make_with_config(config):
     return _counter(by=config["configurable"].get("start_by", 30)).compile()
 
 
+def make_named(config):
+    """Name the only node as the config says."""
+    name = config["configurable"]["node"]
+    return (
+        StateGraph(Count)
+        .add_node(name, lambda state: {"count": state["count"] + 1})
+        .add_edge(START, name)
+        .compile()
+    )
+
+
 @contextlib.asynccontextmanager
 async def make_in_context(config):
     yield _counter(by=40).compile()
