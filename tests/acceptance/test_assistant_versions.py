@@ -54,11 +54,16 @@ def test_a_patched_config_is_mirrored_into_the_context(sync_client, made):
     assert update(sync_client, made, config={"tags": ["t"]})["context"] == {}
 
 
-def test_a_patch_without_changes_creates_no_version(http, sync_client, made):
-    path = f"/assistants/{made['assistant_id']}"
-    assert http.patch(path, json={}).json() == made
-    assert update(sync_client, made, name="first", metadata={"k": "v"}, context={"by": 3}) == made
-    assert len(versions(sync_client, made)) == 1
+def test_a_patch_without_changes_creates_a_version_too(http, sync_client, made):
+    def unversioned(assistant):
+        return {k: v for k, v in assistant.items() if k not in ("version", "updated_at")}
+
+    again = http.patch(f"/assistants/{made['assistant_id']}", json={}).json()
+    assert (again["version"], unversioned(again)) == (2, unversioned(made))
+    same = update(sync_client, made, name="first", metadata={"k": "v"}, context={"by": 3})
+    assert (same["version"], unversioned(same)) == (3, unversioned(made))
+    sync_client.assistants.set_latest(made["assistant_id"], 1)
+    assert http.patch(f"/assistants/{made['assistant_id']}", json={}).json()["version"] == 4
 
 
 def test_a_patch_may_change_the_graph(sync_client, made):

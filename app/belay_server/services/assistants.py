@@ -92,7 +92,7 @@ def _mirrored(
 
 def patch_assistant(parts: Parts, assistant_id: UUID, body: dict[str, Any]) -> Assistant:
     """Change an assistant: merge its metadata, and replace the other fields that are given. Create
-    a new version only if this changes anything, and delete the oldest versions beyond
+    a new version, even if nothing changes, and delete the oldest versions beyond
     BELAY_MAX_VERSIONS_BYTES.
 
     Raises NotFound (assistant or graph), BadRequest, TooLarge.
@@ -114,8 +114,6 @@ def patch_assistant(parts: Parts, assistant_id: UUID, body: dict[str, Any]) -> A
             metadata={**current.metadata, **(body.get("metadata") or {})},
             **given,
         )
-        if after == before:
-            return current
         _refuse_large(parts.settings, after)
         changed = assistant_rows.update_assistant(conn, assistant_id, after)
         if changed is None:

@@ -68,7 +68,7 @@ def get_assistant(assistant_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("assistants", "update")
 def patch_assistant(body: dict[str, Any], assistant_id: str) -> Response:
-    """Update an assistant. A new version is created only if this changes anything."""
+    """Update an assistant. This creates a new version, even if nothing changes."""
     patched = assistants.patch_assistant(parts(), path_uuid(assistant_id, "assistant"), body)
     return json_response(shown(patched, ASSISTANT_FIELDS))
 
