@@ -40,6 +40,7 @@ from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
 from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.open_keys import OpenKeys
 from belay_server.services.parts import Parts
+from belay_server.setting_aliases import warn_of_ignored
 from belay_server.settings import Settings, SettingsError
 from belay_server.states.jobs import StateParts
 from belay_server.states.process import StateProcess
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     try:
         settings = Settings.from_environ(os.environ)
         logs.configure(settings)
+        warn_of_ignored(os.environ)
         return create_api(open_context(settings))
     except (SettingsError, ProjectError, SchemaNotReady) as error:
         print(f"belay web: {error}", file=sys.stderr, flush=True)

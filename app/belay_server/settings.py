@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from belay_server.setting_aliases import alias_in_use, with_own_names
+
 DEFAULT_QUEUE = "runs"
 AUTH_WORDS = ("keys", "none")
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
@@ -163,6 +165,7 @@ class Settings:
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read the settings. Raises SettingsError, which names the first invalid variable."""
         read = _Reader(environ)
+        environ = with_own_names(environ)
         redis_verify_tls = read.boolean("BELAY_REDIS_VERIFY_TLS", "DYNO" not in environ)
         redis_url = _redis_url(_any_redis_url(read.required("REDIS_URL")), redis_verify_tls)
         settings = cls(
@@ -259,7 +262,12 @@ class _Reader:
     """Reads one variable at a time. Its methods raise SettingsError, which names the variable."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
+        self._given = environ
+        self._environ = with_own_names(environ)
+
+    def _error(self, name: str, problem: str) -> SettingsError:
+        """Return an error that names the variable that is set, which may be an alias."""
+        return SettingsError(f"{alias_in_use(self._given, name)} {problem}")
 
     def words(self, name: str, default: str) -> tuple[str, ...]:
         """Return the words of a comma-separated list."""
@@ -268,13 +276,13 @@ class _Reader:
     def one_of(self, name: str, words: tuple[str, ...]) -> str | None:
         value = self.text(name, "").lower()
         if value and value not in words:
-            raise SettingsError(f"{name} must be one of {', '.join(words)}, not {value!r}")
+            raise self._error(name, f"must be one of {', '.join(words)}, not {value!r}")
         return value or None
 
     def rate(self, name: str) -> str | None:
         value = self.text(name, "")
         if value and _RATE.fullmatch(value) is None:
-            raise SettingsError(f"{name} must be like 100/second or 5000/hour, not {value!r}")
+            raise self._error(name, f"must be like 100/second or 5000/hour, not {value!r}")
         return value or None
 
     def folder(self, name: str) -> Path | None:
@@ -287,7 +295,7 @@ class _Reader:
     def required(self, name: str) -> str:
         value = self.text(name, "")
         if not value:
-            raise SettingsError(f"{name} is not set")
+            raise self._error(name, "is not set")
         return value
 
     def integer(self, name: str, default: int, *, minimum: int) -> int:
@@ -304,7 +312,7 @@ class _Reader:
             return True
         if raw in ("0", "false", "no", "off"):
             return False
-        raise SettingsError(f"{name} must be 1 or 0, not {raw!r}")
+        raise self._error(name, f"must be 1 or 0, not {raw!r}")
 
     def _bounded(self, name: str, default: Any, cast: Callable[[str], Any], minimum: Any) -> Any:
         raw = self.text(name, "")
@@ -313,9 +321,9 @@ class _Reader:
         try:
             value = cast(raw)
         except ValueError:
-            raise SettingsError(f"{name} must be a number, not {raw!r}") from None
+            raise self._error(name, f"must be a number, not {raw!r}") from None
         if value < minimum:
-            raise SettingsError(f"{name} must be at least {minimum}, not {raw}")
+            raise self._error(name, f"must be at least {minimum}, not {raw}")
         return value
 
 

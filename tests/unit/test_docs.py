@@ -22,6 +22,7 @@ from belay_server import cli
 from belay_server.db.queues import QueueState
 from belay_server.graphs.project.http_section import NOUNS
 from belay_server.services import queue_metrics
+from belay_server.setting_aliases import ALIASES, IGNORED
 from belay_server.settings import Settings
 from belay_server.web_metrics import WebMetrics
 from belay_workers.background.metrics import _RunCollector
@@ -138,6 +139,7 @@ def test_the_tests_and_files_that_a_page_names_exist():
 # --- settings -------------------------------------------------------------------------------------
 
 _OTHERS = "## Variables for graphs"
+_ALIASES = "## Names of LangGraph's server"
 _GUNICORN = "## The web server's own variables"
 
 
@@ -198,10 +200,19 @@ def test_the_documented_settings_match_the_code():
 
 
 def test_every_setting_is_documented_once_with_unit_and_meaning():
-    table = rows(page("reference/settings.md"))
+    table = rows(page("reference/settings.md").partition(_ALIASES)[0])
     assert all(len(row) == 4 and all(row) for row in table)
     names = [row[0] for row in table]
     assert len(names) == len(set(names))
+
+
+def test_the_documented_aliases_match_the_code():
+    text = page("reference/settings.md").partition(_ALIASES)[2]
+    found: dict[str, list[str]] = {}
+    for alias, name in ALIASES.items():
+        found.setdefault(f"`{name}`", []).append(f"`{alias}`")
+    assert rows(text) == [[name, ", ".join(aliases)] for name, aliases in found.items()]
+    assert all(f"`{name}`" in text for name in IGNORED)
 
 
 def test_the_documented_web_server_variables_match_its_configuration():

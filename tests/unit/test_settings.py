@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from belay_server.setting_aliases import warn_of_ignored
 from belay_server.settings import EXAMPLE_CONFIG, Settings, SettingsError
 
 MINIMAL = {"DATABASE_URL": "postgresql://db/belay", "REDIS_URL": "redis://bus:6379/0"}
@@ -62,3 +63,40 @@ def test_an_invalid_secret_is_not_in_the_error_message(name, value):
     with pytest.raises(SettingsError) as refused:
         Settings.from_environ({**MINIMAL, name: value})
     assert "canary" not in str(refused.value)
+
+
+def test_the_names_of_langgraphs_server_are_understood():
+    settings = Settings.from_environ(
+        {
+            "POSTGRES_URI": "postgres://db/last",
+            "DATABASE_URI": "postgres://db/first",
+            "REDIS_URI": "redis://bus",
+            "N_JOBS_PER_WORKER": "7",
+            "BG_JOB_TIMEOUT_SECS": "90.5",
+            "CORS_ALLOW_ORIGINS": "https://a.example,https://b.example",
+        }
+    )
+    assert settings.database_url == "postgresql://db/first"
+    assert (settings.redis_url, settings.broker_url) == ("redis://bus", "redis://bus")
+    assert (settings.concurrency, settings.run_timeout_seconds) == (7, 90.5)
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+
+
+def test_belays_own_name_has_precedence_unless_it_is_empty():
+    given = {**MINIMAL, "N_JOBS_PER_WORKER": "7"}
+    assert Settings.from_environ({**given, "BELAY_CONCURRENCY": "3"}).concurrency == 3
+    assert Settings.from_environ({**given, "BELAY_CONCURRENCY": " "}).concurrency == 7
+
+
+def test_an_error_names_the_variable_that_is_set():
+    with pytest.raises(SettingsError, match=r"^N_JOBS_PER_WORKER must be a number, not 'many'"):
+        Settings.from_environ({**MINIMAL, "N_JOBS_PER_WORKER": "many"})
+    with pytest.raises(SettingsError, match=r"^DATABASE_URL is not set"):
+        Settings.from_environ({"REDIS_URI": "redis://bus"})
+
+
+def test_a_variable_that_is_ignored_is_logged(caplog):
+    warn_of_ignored({"LANGGRAPH_AES_KEY": "k", "MOUNT_PREFIX": "", "N_JOBS_PER_WORKER": "7"})
+    assert [record.getMessage() for record in caplog.records] == [
+        "LANGGRAPH_AES_KEY is set, but Belay does not support it: it has no effect"
+    ]

@@ -14,6 +14,7 @@ from belay_server.doorbell import celery_config
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
+from belay_server.setting_aliases import warn_of_ignored
 from belay_server.settings import Settings, SettingsError
 from belay_workers.broker import PromptAMQP
 from belay_workers.child.process import Child
@@ -55,6 +56,7 @@ def make_app() -> Belay:
 
 def load_graphs(app: Belay) -> None:
     """Import the project's graphs. Exits when one of them cannot be loaded."""
+    warn_of_ignored(os.environ)
     try:
         app.graphs = GraphRegistry.load(app.graphs.project)
     except ProjectError as error:

@@ -21,6 +21,7 @@ from belay_server.command_lines import cli_command, web_command, worker_command
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
 from belay_server.dev.process_tree import ProcessTree, Program, say
 from belay_server.exposure import refuse_open_server
+from belay_server.setting_aliases import with_own_names
 from belay_server.settings import DEFAULT_QUEUE, config_path
 
 _READY_SECONDS = 60.0
@@ -59,7 +60,7 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
     _refuse_busy_port(options.host, options.port)
     # Other users must not read the files of this process and of the servers that it starts.
     os.umask(0o077)
-    env = {**environ, "PYTHONUNBUFFERED": "1"}
+    env = {**with_own_names(environ), "PYTHONUNBUFFERED": "1"}
     if options.config is not None:
         env["BELAY_CONFIG"] = str(options.config)
     env["BELAY_CONFIG"] = str(config_path(env))
