@@ -13,7 +13,7 @@ from tests.conformance import watched
 from tests.long_forms import long_case
 from tests.servers import LiveServer
 
-ASKED = ["async_sleep", "async_beats", "time_sleep", "sync_beats", "spin", "regex"]
+ASKED = ["async_sleep", "async_beats", "time_sleep", "sync_beats", "timer_beats", "spin", "regex"]
 KILLED = ["swallow_sync", "swallow_async", "block_loop", "hold_gil", "leave_daemon"]
 SUBPROCESS = ["wait_for_subprocess"]
 INSIDE = ["sub_async_beats", "sub_spin", "sub_swallow_sync", "fan_async_beats", "fan_sync_beats"]

@@ -48,8 +48,10 @@ class _Work:
 class MainThreadExecutor(ThreadPoolExecutor):
     """An executor whose `serve` runs on the main thread; `submit` may be called from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, after_node: Callable[[], None] = lambda: None) -> None:
+        """`after_node` is called on the main thread after each node that ran there."""
         super().__init__(max_workers=_WORKERS, thread_name_prefix="belay-node")
+        self._after_node = after_node
         self._inbox: queue.SimpleQueue[_Work | None] = queue.SimpleQueue()
         self._hand_over = threading.Lock()
         self._main_is_free = False
@@ -120,9 +122,11 @@ class MainThreadExecutor(ThreadPoolExecutor):
             self._in_node = True
             result = work.call()
             self._in_node = False
+            self._after_node()
         except BaseException as raised:  # noqa: BLE001  (passed to the future)
             self._in_node = False
             error = _for_the_loop(raised)
+            self._after_node()
         # Accept calls before the result is set: the next node may be submitted immediately.
         self._set_free(True)
         if error is not None:

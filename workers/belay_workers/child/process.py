@@ -29,6 +29,7 @@ from belay_server.services.runs.endings import Announcer
 from belay_server.settings import Settings
 from belay_workers.child.event_writer import EventWriter
 from belay_workers.child.main_thread_executor import MainThreadExecutor
+from belay_workers.child.signals import NodeSignals
 from belay_workers.slots import Slot, SlotTable, StopReason
 from belay_workers.supervision.processes import (
     become_session_and_reaper,
@@ -82,15 +83,16 @@ class Child:
         self.database_thread = ThreadPoolExecutor(1, thread_name_prefix="belay-database")
         self.database_thread.submit(lambda: None).result()
         self.store = RunStore(self.database, self.database_thread, graphs.store)
-        self._nodes = MainThreadExecutor()
-        self._loop = asyncio.new_event_loop()
-        self._loop.set_default_executor(self._nodes)
-        threading.Thread(target=self._run_loop, name="belay-loop", daemon=True).start()
         self._claim: Claim | None = None
         self._task: asyncio.Task[Any] | None = None
         self._asked = StopReason.NONE
-        self._threads_of_our_own = set(threading.enumerate())
         signal.signal(ASK_SIGNAL, self._on_ask)
+        self._signals = NodeSignals()
+        self._nodes = MainThreadExecutor(self._signals.restore)
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(self._nodes)
+        threading.Thread(target=self._run_loop, name="belay-loop", daemon=True).start()
+        self._threads_of_our_own = set(threading.enumerate())
 
     def asked_of(self, claim: Claim) -> StopReason:
         """Return the stop requested for this run, whether or not its signal has been handled."""
@@ -118,6 +120,7 @@ class Child:
                 self._wait_for_leftovers()
         finally:
             self._claim = None
+            self._signals.restore()  # nodes on other threads may set timers, too
             if not self.settings.keep_subprocesses:
                 end_children()
         return future.result()

@@ -1,4 +1,4 @@
-"""Make a worker's children ignore the signals that end programs.
+"""Keep signals from ending a worker's children, and a node's own signals from outliving the node.
 
 A platform that stops a worker may signal all of its processes: Heroku and systemd do so by default,
 and so does Ctrl-C. Only the supervisor ends children, after their runs have been put back or ended.
@@ -6,14 +6,21 @@ So these signals have no effect on a child, from the first instruction after the
 
 The handler is a function and not SIG_IGN, which programs started by a node would inherit. Those
 have the default handlers, and so have processes that a node forks (`multiprocessing`).
+
+A synchronous node runs on the main thread, where it may set signal handlers and timers. An alarm of
+a node that was cancelled would fire in the next run of the child, which may be another caller's.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from types import FrameType
 
+log = logging.getLogger(__name__)
+
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -57,3 +64,37 @@ def have_the_defaults() -> None:
 
 def _do_nothing(_number: int, _frame: FrameType | None) -> None:
     pass
+
+
+class NodeSignals:
+    """Undoes what nodes do to the signals of their child. Make it on the main thread, before any
+    node runs, when the child's own handlers are set."""
+
+    def __init__(self) -> None:
+        self._handlers = {
+            number: handler
+            for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+            if (handler := signal.getsignal(number)) is not None
+        }
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def restore(self) -> None:
+        """Stop all timers, and restore the handlers and the mask. Call it on the main thread.
+
+        A handler of the node may still be called meanwhile, and raise: then start again.
+        """
+        is_restored = False
+        while not is_restored:
+            try:
+                self._restore()
+                is_restored = True
+            except BaseException as error:  # noqa: BLE001  (of the node's handler)
+                log.warning("a signal handler of a node raised after the node's end: %r", error)
+
+    def _restore(self) -> None:
+        for timer in _TIMERS:
+            signal.setitimer(timer, 0)
+        for number, handler in self._handlers.items():
+            if signal.getsignal(number) is not handler:
+                signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
