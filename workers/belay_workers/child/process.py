@@ -87,8 +87,8 @@ class Child:
         self._task: asyncio.Task[Any] | None = None
         self._asked = StopReason.NONE
         signal.signal(ASK_SIGNAL, self._on_ask)
-        self._signals = NodeSignals()
-        self._nodes = MainThreadExecutor(self._signals.restore)
+        self._signals: NodeSignals | None = None
+        self._nodes = MainThreadExecutor(self._restore_signals)
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(self._nodes)
         threading.Thread(target=self._run_loop, name="belay-loop", daemon=True).start()
@@ -111,6 +111,8 @@ class Child:
         happens, the supervisor kills this process. Processes that a run leaves behind are killed,
         unless the settings keep them.
         """
+        if self._signals is None:  # the pool sets its handlers after this object is made
+            self._signals = NodeSignals()
         self._claim, self._asked, self._task = claim, StopReason.NONE, None
         try:
             future: Future[Any] = self._nodes.serve(
@@ -120,10 +122,14 @@ class Child:
                 self._wait_for_leftovers()
         finally:
             self._claim = None
-            self._signals.restore()  # nodes on other threads may set timers, too
+            self._restore_signals()  # nodes on other threads may set timers, too
             if not self.settings.keep_subprocesses:
                 end_children()
         return future.result()
+
+    def _restore_signals(self) -> None:
+        if self._signals is not None:
+            self._signals.restore()
 
     def finish(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Run a short coroutine of Belay's own, which has no nodes and is not stopped."""
