@@ -80,11 +80,14 @@ def test_custom_routes_require_authentication_if_so_configured(guarded):
     assert (answer.status_code, answer.text) == (200, "the project at /of/the/project")
 
 
-def test_an_authentication_that_raises_returns_500_without_details(guarded):
-    headers = {"Authorization": "Bearer broken"}
+@pytest.mark.parametrize("token", ["broken", "exits"])
+def test_an_authentication_that_raises_returns_500_without_details(ann, guarded, token):
+    headers = {"Authorization": f"Bearer {token}"}
     answer = httpx.post(f"{guarded.url}/threads/search", json={}, headers=headers, timeout=30)
     assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/json"
     assert "canary" not in answer.text
+    assert ann.post("/threads/search", json={}).status_code == 200
 
 
 def test_the_graph_receives_the_authenticated_user(ann, guarded):

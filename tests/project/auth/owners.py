@@ -6,6 +6,8 @@ errors.
 
 from __future__ import annotations
 
+import sys
+
 from langgraph_sdk import Auth
 
 auth = Auth()
@@ -25,6 +27,8 @@ async def authenticate(
         raise Auth.exceptions.HTTPException(status_code=403, detail="You are banned")
     if token == "broken":
         raise RuntimeError("the provider said s3cr3t-canary")
+    if token == "exits":
+        sys.exit("s3cr3t-canary")
     name, _, permission = token.partition(":")
     assert headers[b"authorization"].decode().endswith(given)
     assert path.startswith("/")

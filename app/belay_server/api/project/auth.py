@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 from a2wsgi.asgi import build_scope
@@ -110,7 +111,8 @@ class ProjectAuth:
         Unavailable."""
         handler = self._auth._authenticate_handler
         assert handler is not None
-        found = self._call(handler(**{name: _INJECTED[name]() for name in self._wants}))
+        wanted = {name: _INJECTED[name]() for name in self._wants}
+        found = self._call(partial(handler, **wanted))
         user = _user_of(found)
         fields = to_plain(user.to_dict())
         return Caller(f"user:{user.identity}", user.identity, user=fields)
@@ -133,7 +135,7 @@ class ProjectAuth:
             resource=resource,  # type: ignore[arg-type]
             action=action,  # type: ignore[arg-type]
         )
-        decided = self._call(handler(ctx=context, value=value))
+        decided = self._call(partial(handler, ctx=context, value=value))
         if decided is None or decided is True:
             return None
         if decided is False:
@@ -150,9 +152,13 @@ class ProjectAuth:
                 return found[-1]
         return self._auth._global_handlers[-1] if self._auth._global_handlers else None
 
-    def _call(self, answer: Any) -> Any:
+    def _call(self, handler: Callable[[], Any]) -> Any:
         """Return a handler's result. Raises Unavailable after the time limit, Refused, and what the
-        handler raises."""
+        handler raises; instead of an exception that would end the process, RuntimeError."""
+        try:
+            answer = handler()
+        except (SystemExit, KeyboardInterrupt) as error:
+            raise RuntimeError(f"an auth handler raised {type(error).__name__}") from error
         if not inspect.isawaitable(answer):
             return answer
         future = asyncio.run_coroutine_threadsafe(_awaited(answer), self._loop)
@@ -167,8 +173,13 @@ class ProjectAuth:
 
 
 async def _awaited(answer: Any) -> Any:
-    async with asyncio.timeout(_HANDLER_SECONDS):
-        return await answer
+    try:
+        async with asyncio.timeout(_HANDLER_SECONDS):
+            return await answer
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as error:  # SystemExit would end the event loop
+        raise RuntimeError(f"an auth handler raised {type(error).__name__}") from error
 
 
 def _refusal(error: Exception) -> Refused | None:
