@@ -55,6 +55,15 @@ def options(**given: Any) -> RunOptions:
     return RunOptions(assistant_id="agent", **given)
 
 
+def given_in(where: str, given: dict[str, Any]) -> tuple[RunOptions, Assistant]:
+    """Return a run's options and an assistant, one of which has these values."""
+    if where == "assistant":
+        return options(), assistant(config={"configurable": given})
+    if where == "context":
+        return options(context=given), assistant()
+    return options(config={"configurable": given}), assistant()
+
+
 def test_a_run_without_options_has_the_defaults_of_the_reference():
     document = merge().kwargs.to_document()
     configurable = document["config"].pop("configurable")
@@ -118,14 +127,7 @@ RESERVED = ["run_id", "thread_id", "assistant_id", "graph_id", "langgraph_auth_u
 @pytest.mark.parametrize("key", RESERVED)
 @pytest.mark.parametrize("where", ["run", "context", "assistant"])
 def test_a_client_cannot_set_reserved_keys(key, where):
-    given = {key: "forged", "open": True}
-    run, of = options(), assistant()
-    if where == "run":
-        run = options(config={"configurable": given})
-    elif where == "context":
-        run = options(context=given)
-    else:
-        of = assistant(config={"configurable": given})
+    run, of = given_in(where, {key: "forged", "open": True})
     configurable = merge(run, of).kwargs.configurable
     assert configurable.get(key) != "forged"
     assert configurable["open"] is True
@@ -144,13 +146,7 @@ def test_headers_and_the_user_reach_the_graph():
 def test_a_user_id_of_the_client_is_kept(where):
     """Agents keep each user's memories under it. The authenticated user is in other keys."""
     given = {"user_id": "u-7"}
-    run, of = options(), assistant()
-    if where == "run":
-        run = options(config={"configurable": given})
-    elif where == "context":
-        run = options(context=given)
-    else:
-        of = assistant(config={"configurable": given})
+    run, of = given_in(where, given)
     merged = merge(run, of, user={"identity": "alice"})
     assert merged.kwargs.configurable["user_id"] == "u-7"
     assert merged.kwargs.configurable["langgraph_auth_user_id"] == "alice"
