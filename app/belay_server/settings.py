@@ -165,7 +165,6 @@ class Settings:
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read the settings. Raises SettingsError, which names the first invalid variable."""
         read = _Reader(environ)
-        environ = with_own_names(environ)
         redis_verify_tls = read.boolean("BELAY_REDIS_VERIFY_TLS", "DYNO" not in environ)
         redis_url = _redis_url(_any_redis_url(read.required("REDIS_URL")), redis_verify_tls)
         settings = cls(

@@ -9,9 +9,9 @@ _MOMENT = 1e-6
 
 
 def yield_to_sockets() -> None:
-    """Wait until the event loop has looked at all sockets.
+    """Wait until the event loop has polled all sockets.
 
-    Under gevent, `sleep(0)` does less: it only lets the other greenlets run that are ready, fifty
-    of them before the loop looks at the sockets. In other processes this is a switch of threads.
+    Under gevent, `sleep(0)` does less: it lets other ready greenlets run, fifty of them before the
+    loop polls the sockets. Without gevent this lets other threads run.
     """
     time.sleep(_MOMENT)

@@ -21,6 +21,7 @@ from types import FrameType
 log = logging.getLogger(__name__)
 
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+_MOST_TRIES = 100
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -81,15 +82,17 @@ class NodeSignals:
     def restore(self) -> None:
         """Stop all timers, and restore the handlers and the mask. Call it on the main thread.
 
-        A handler of the node may still be called meanwhile, and raise: then start again.
+        A handler of the node may still be called meanwhile, and raise: then start again. Raises
+        RuntimeError when that does not end.
         """
-        is_restored = False
-        while not is_restored:
+        for _ in range(_MOST_TRIES):
             try:
                 self._restore()
-                is_restored = True
             except BaseException as error:  # noqa: BLE001  (of the node's handler)
                 log.warning("a signal handler of a node raised after the node's end: %r", error)
+            else:
+                return
+        raise RuntimeError("the signal handlers of the child cannot be restored")
 
     def _restore(self) -> None:
         for timer in _TIMERS:

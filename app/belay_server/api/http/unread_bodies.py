@@ -35,9 +35,10 @@ _CHUNKS_AT_ONCE = 256
 
 
 class _BufferedBody:
-    """A request body that is read from gunicorn in large steps, and in any steps from here.
+    """A request body that is received from gunicorn in large steps, into a buffer.
 
-    gunicorn copies its buffer, of up to a megabyte, at each read. Werkzeug reads 64 KiB at a time.
+    gunicorn copies its own buffer, of up to a megabyte, at each read, and Werkzeug reads 64 KiB at
+    a time.
     """
 
     def __init__(self, body: Any) -> None:
@@ -92,7 +93,7 @@ class _SizedBody(_BufferedBody):
         self._left -= len(data)
         self._buffer += data
         if data and self._left > 0:
-            yield_to_sockets()  # a fast client's data never has to be waited for
+            yield_to_sockets()  # the data of a fast client is there without waiting
         return bool(data)
 
 

@@ -31,7 +31,7 @@ class StreamTurns:
 
     @contextmanager
     def turn(self, caller: str | None) -> Iterator[None]:
-        """Wait until no other stream is working, and the sockets of other requests were served."""
+        """Wait until no other stream is working and the event loop has polled all sockets."""
         gate = self._take_or_queue(caller)
         if gate is not None:
             self._wait(gate, caller)
