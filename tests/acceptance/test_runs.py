@@ -132,6 +132,41 @@ def test_a_created_run_has_every_field_and_a_content_location(http, thread_id):
     assert metadata == run["metadata"]
 
 
+def test_a_thread_gives_its_metadata_and_its_first_assistants_configurable(http):
+    """As LangGraph's server: the assistant's values, then the thread's, then the run's own."""
+
+    def assistant(**configurable):
+        body = {"graph_id": "counter", "config": {"configurable": configurable}}
+        return http.post("/assistants", json=body).json()["assistant_id"]
+
+    def run(assistant_id, **options):
+        body = {"assistant_id": assistant_id, "input": {"count": 1}, **options}
+        made = http.post(f"/threads/{thread_id}/runs", json=body)
+        assert made.status_code == 200, made.text
+        return made.json()
+
+    def open_part(run):
+        configurable = run["kwargs"]["config"]["configurable"]
+        return {key: configurable[key] for key in ("by", "tone") if key in configurable}
+
+    metadata = {"user": "ann", "project": "x"}
+    thread_id = http.post("/threads", json={"metadata": metadata}).json()["thread_id"]
+    first = run(assistant(by=2, tone="dry"), metadata={"project": "y"}, after_seconds=3600)
+    assert open_part(first) == {"by": 2, "tone": "dry"}
+    for place in (first["metadata"], first["kwargs"]["config"]["metadata"]):
+        assert (place["user"], place["project"]) == ("ann", "y")
+    # Chat interfaces find a thread by its graph as soon as its first run is created.
+    found = http.post("/threads/search", json={"metadata": {"graph_id": "counter", **metadata}})
+    assert [t["thread_id"] for t in found.json()] == [thread_id]
+    other = assistant(by=3)
+    options = [{}, {"multitask_strategy": "interrupt"}]  # one statement, and a transaction
+    for more in options:
+        assert open_part(run(other, **more)) == {"by": 2, "tone": "dry"}
+    own = run(other, config={"configurable": {"by": 5}})
+    assert open_part(own) == {"by": 5, "tone": "dry"}
+    assert open_part(run(other)) == {"by": 2, "tone": "dry"}
+
+
 def test_the_sdk_reads_the_run_id_from_the_headers(make_client):
     async def scene(client):
         thread = await client.threads.create()

@@ -95,6 +95,7 @@ class Rows:
             "metadata": {},
             "kwargs": RunKwargs(config={"configurable": {}}),
             "thread_config": {"tags": ["of the run"]},
+            "thread_configurable": {"model": "of the assistant"},
             "multitask_strategy": "enqueue",
             "temporary": False,
             "timeout_seconds": None,

@@ -34,6 +34,7 @@ def insert(conn, thread_id: UUID) -> UUID:
         metadata={},
         kwargs=RunKwargs(config={"configurable": {}}),
         thread_config={},
+        thread_configurable={},
         multitask_strategy="enqueue",
         temporary=False,
         timeout_seconds=None,

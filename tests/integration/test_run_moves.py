@@ -298,6 +298,59 @@ def test_a_rollback_restores_what_the_claim_changed_on_the_thread(rows):
     )
 
 
+NO_MARKS = {"mine": 1}, {}, {}
+
+
+def marks_of(rows, thread_id):
+    """Return a thread's metadata, config and what its runs inherit."""
+    thread = threads.get_thread(rows.conn, thread_id)
+    given = threads.thread_defaults(rows.conn, thread_id)
+    assert given.metadata == thread.metadata
+    return thread.metadata, thread.config, given.configurable
+
+
+def test_the_first_run_marks_its_thread_when_it_is_created(rows):
+    thread_id = uuid.uuid4()
+    threads.insert_thread(rows.conn, thread_id, {"mine": 1})
+    assert marks_of(rows, thread_id) == NO_MARKS
+    first = rows.pending(thread_id)
+    marked = marks_of(rows, thread_id)
+    own = {"graph_id": "counter", "assistant_id": str(first.assistant_id)}
+    assert marked == (
+        {"mine": 1, **own},
+        {"tags": ["of the run"]},
+        {"model": "of the assistant"},
+    )
+    second = rows.pending(thread_id, thread_config={"tags": ["2"]}, thread_configurable={"m": 2})
+    assert marks_of(rows, thread_id) == marked
+    cancel(rows.conn, second.run_id, ROLLBACK)
+    assert marks_of(rows, thread_id) == marked
+
+
+@pytest.mark.parametrize("claimed", [False, True], ids=["pending", "running"])
+def test_a_rollback_of_the_first_run_removes_its_marks(rows, claimed):
+    thread_id = uuid.uuid4()
+    threads.insert_thread(rows.conn, thread_id, {"mine": 1})
+    if claimed:
+        first = rows.running(thread_id)
+        cancel(rows.conn, first.run_id, ROLLBACK)
+        end_cancelled_run(rows.conn, thread_id, first.claim, STOPPED)
+    else:
+        first = rows.pending(thread_id)
+        cancel(rows.conn, first.run_id, ROLLBACK)
+    assert rows.status(first.run_id) is None
+    assert marks_of(rows, thread_id) == NO_MARKS
+
+
+def test_an_interrupted_pending_run_leaves_its_marks(rows):
+    first = rows.pending()
+    cancel(rows.conn, first.run_id, INTERRUPT)
+    assert marks_of(rows, first.thread_id)[1:] == (
+        {"tags": ["of the run"]},
+        {"model": "of the assistant"},
+    )
+
+
 def test_lost_doorbells_are_rung_again_with_backoff_and_only_for_heads(rows):
     thread_id = rows.thread()
     first, second = rows.pending(thread_id), rows.pending(thread_id)

@@ -13,6 +13,7 @@ import pytest
 from belay_server.domain.assistants import Assistant
 from belay_server.domain.errors import BadRequest
 from belay_server.domain.run_options import RunKwargs, RunOptions
+from belay_server.domain.threads import ThreadDefaults
 from belay_server.services.runs.kwargs import MergedRun, build_run_kwargs
 
 RUN, THREAD, ASSISTANT = UUID(int=1), UUID(int=2), UUID(int=3)
@@ -44,10 +45,16 @@ def merge(
     return build_run_kwargs(
         options or RunOptions(assistant_id="agent"),
         assistant=of or assistant(),
-        thread_id=THREAD,
         run_id=RUN,
         request_id="request",
-        **{"headers": {}, "user": None, "temporary": False, "defaults": {}, **given},
+        **{
+            "thread": ThreadDefaults(THREAD),
+            "headers": {},
+            "user": None,
+            "temporary": False,
+            "defaults": {},
+            **given,
+        },
     )
 
 
@@ -104,6 +111,30 @@ def test_the_run_overrides_the_assistant_which_overrides_the_project(place):
     merged = kwargs.configurable if place == "configurable" else kwargs.context
     expected = {"model": "run", "depth": "assistant", "tone": "project"}
     assert {name: merged[name] for name in expected} == expected
+
+
+def test_the_thread_gives_metadata_and_configurable_below_the_runs_own():
+    thread = ThreadDefaults(
+        THREAD,
+        metadata={"a": 2, "b": 2, "run_id": "x", "graph_id": "other", "assistant_id": "x"},
+        configurable={"a": 2, "b": 2, "thread_id": "x", "__own": "x"},
+    )
+    merged = merge(
+        options(config={"configurable": {"a": 3}}, metadata={"a": 3}),
+        assistant(
+            config={"configurable": {"a": 1, "b": 1, "c": 1}}, metadata={"a": 1, "b": 1, "c": 1}
+        ),
+        thread=thread,
+    )
+    open_keys = {"a": 3, "b": 2, "c": 1}
+    own = {"graph_id": "agent", "assistant_id": str(ASSISTANT)}
+    assert merged.metadata == merged.kwargs.config["metadata"] == {**open_keys, **own}
+    configurable = merged.kwargs.configurable
+    assert {key: configurable[key] for key in open_keys} == open_keys
+    assert (configurable["thread_id"], "__own" in configurable) == (str(THREAD), False)
+    # Later runs inherit what the assistant of the first run had, not what the run itself set.
+    assert merged.thread_configurable == {"a": 1, "b": 1, "c": 1}
+    assert merged.kwargs.context == {"a": 3}
 
 
 def test_a_context_is_copied_to_configurable_and_vice_versa():

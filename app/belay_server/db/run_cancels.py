@@ -118,6 +118,7 @@ def roll_back_unstarted_runs(
     conn: Connection, run_ids: Sequence[UUID], reason: dict[str, str]
 ) -> None:
     params = {"run_ids": list(run_ids), "reason": Jsonb(reason)}
+    execute(conn, SQL.restore_thread_marks, params)
     execute(conn, SQL.roll_back_unstarted_runs, params)
 
 
@@ -141,5 +142,5 @@ def undo_run(conn: Connection, thread_id: UUID, run_id: UUID) -> None:
     execute(conn, SQL.delete_checkpoints_of_run, text)
     fault_points.reached(FaultPoint.ROLLING_BACK, run_id)
     execute(conn, SQL.reinsert_before_images, params)
-    execute(conn, SQL.restore_thread_marks, params)
+    execute(conn, SQL.restore_thread_marks, {"run_ids": [run_id]})
     execute(conn, SQL.bury_run, params)

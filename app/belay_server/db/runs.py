@@ -41,6 +41,8 @@ class NewRun:
     metadata: dict[str, Any]
     kwargs: RunKwargs
     thread_config: dict[str, Any]
+    #: The `configurable` that the thread gives to later runs, if this is its first.
+    thread_configurable: dict[str, Any]
     multitask_strategy: str
     temporary: bool
     timeout_seconds: float | None
@@ -121,6 +123,7 @@ def _new_run_params(new: NewRun) -> dict[str, Any]:
         "metadata": Jsonb(new.metadata),
         "kwargs": Jsonb(new.kwargs.to_document()),
         "thread_config": Jsonb(new.thread_config),
+        "thread_configurable": Jsonb(new.thread_configurable),
         "multitask_strategy": new.multitask_strategy,
         "temporary": new.temporary,
         "timeout_seconds": new.timeout_seconds,

@@ -19,7 +19,7 @@ from belay_server.db.connection import (
     fetch_value,
 )
 from belay_server.db.queries import load_queries
-from belay_server.domain.threads import Thread, ThreadTtl
+from belay_server.domain.threads import Thread, ThreadDefaults, ThreadTtl
 
 SQL = load_queries("threads")
 SORT_COLUMNS = ("thread_id", "created_at", "updated_at", "state_updated_at", "status")
@@ -90,6 +90,11 @@ def get_thread(conn: Connection, thread_id: UUID, *, with_values: bool = False) 
     """Return a thread. Without `with_values` its values, which may be large, are None."""
     params = {"thread_id": thread_id, "with_values": with_values}
     return fetch_one(conn, SQL.get_thread, params, Thread)
+
+
+def thread_defaults(conn: Connection, thread_id: UUID) -> ThreadDefaults | None:
+    """Return what a thread gives to its runs. Return None if there is no such thread."""
+    return fetch_one(conn, SQL.thread_defaults, {"thread_id": thread_id}, ThreadDefaults)
 
 
 def questions_of_thread(conn: Connection, thread_id: UUID) -> list[str]:

@@ -7,7 +7,8 @@ status is stored, the one that it has while no run is active.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -33,6 +34,16 @@ class ThreadTtl:
 
     minutes: float
     strategy: TtlStrategy = TtlStrategy.DELETE
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadDefaults:
+    """What a thread gives to each of its runs, unless the run sets it itself."""
+
+    thread_id: UUID
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    #: The `configurable` of the assistant of the thread's first run.
+    configurable: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,10 +113,11 @@ WHERE b.thread_id = %(thread_id)s AND b.checkpoint_ns = o.checkpoint_ns
   AND b.channel = o.channel AND b.version = o.version
 
 -- name: restore_thread_marks
--- Restore the thread's fields that the claim has set, except those that were changed since.
+-- Restore the thread's fields that the run has set, except those that were changed since.
 UPDATE thread t SET
     config = CASE WHEN t.config = r.thread_config
         THEN r.thread_before -> 'config' ELSE t.config END,
+    configurable = CASE WHEN r.thread_before -> 'config' = '{}' THEN '{}' ELSE t.configurable END,
     metadata = (t.metadata - CASE WHEN t.metadata -> 'graph_id' = to_jsonb(r.graph_id)
             THEN ARRAY['graph_id'] ELSE ARRAY[]::text[] END
         - CASE WHEN t.metadata -> 'assistant_id' = to_jsonb(r.assistant_id)
@@ -131,7 +132,7 @@ UPDATE thread t SET
     hidden_at = CASE WHEN r.temporary THEN now() END,
     updated_at = now()
 FROM run r
-WHERE r.run_id = %(run_id)s AND t.thread_id = r.thread_id AND r.thread_before IS NOT NULL
+WHERE r.run_id = ANY(%(run_ids)s) AND t.thread_id = r.thread_id AND r.thread_before IS NOT NULL
 
 -- name: bury_run
 WITH gone AS (

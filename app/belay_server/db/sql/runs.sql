@@ -1,60 +1,97 @@
 -- Insert and read runs, and delete ended ones.
 
 -- name: insert_run
--- No row is returned if the id is in use, or was that of a run that has been rolled back.
--- `next_ring_at` is when the sweeper sends a doorbell: if the first was lost, or the run gets due.
-INSERT INTO run (
-    run_id, thread_id, assistant_id, graph_id, queue, metadata, kwargs, thread_config,
-    multitask_strategy, temporary, timeout_seconds, caller, id_chosen, scheduled_at, next_ring_at
+-- The caller has locked the thread. No row is returned if the id is in use, or was that of a run that
+-- has been rolled back. `next_ring_at` is when the sweeper sends a doorbell: if the first was lost, or
+-- the run gets due. The first run of a thread sets the thread's fields at once and saves what they
+-- were in `thread_before`; later runs do so when they are claimed.
+WITH its_thread AS (
+    SELECT thread_id, CASE WHEN config = '{}' THEN jsonb_build_object(
+        'config', config, 'graph_id', metadata -> 'graph_id',
+        'assistant_id', metadata -> 'assistant_id') END AS before_first
+    FROM thread WHERE thread_id = %(thread_id)s
+), inserted AS (
+    INSERT INTO run (
+        run_id, thread_id, assistant_id, graph_id, queue, metadata, kwargs, thread_config,
+        thread_before, multitask_strategy, temporary, timeout_seconds, caller, id_chosen,
+        scheduled_at, next_ring_at
+    )
+    SELECT
+        %(run_id)s, thread_id, %(assistant_id)s, %(graph_id)s, %(queue)s, %(metadata)s, %(kwargs)s,
+        %(thread_config)s, before_first, %(multitask_strategy)s, %(temporary)s,
+        %(timeout_seconds)s, %(caller)s, %(id_chosen)s,
+        now() + make_interval(secs => %(after_seconds)s),
+        now() + make_interval(secs =>
+            CASE WHEN %(after_seconds)s > 0 THEN %(after_seconds)s ELSE %(rering_seconds)s END)
+    FROM its_thread
+    WHERE NOT EXISTS (SELECT 1 FROM run_tombstone t WHERE t.run_id = %(run_id)s)
+    ON CONFLICT (run_id) DO NOTHING
+    RETURNING
+        run_id, thread_id, assistant_id, graph_id, queue, status, metadata, kwargs,
+        multitask_strategy, created_at, updated_at, scheduled_at, temporary, claim_no, attempts,
+        lease_owner, cancel_action, cancel_reason, error, thread_before, thread_config
+), marked AS (
+    UPDATE thread t SET
+        config = i.thread_config, configurable = %(thread_configurable)s,
+        metadata = t.metadata || jsonb_build_object(
+            'graph_id', i.graph_id, 'assistant_id', i.assistant_id)
+    FROM inserted i
+    WHERE t.thread_id = i.thread_id AND i.thread_before IS NOT NULL
 )
 SELECT
-    %(run_id)s, %(thread_id)s, %(assistant_id)s, %(graph_id)s, %(queue)s, %(metadata)s, %(kwargs)s,
-    %(thread_config)s, %(multitask_strategy)s, %(temporary)s, %(timeout_seconds)s, %(caller)s,
-    %(id_chosen)s, now() + make_interval(secs => %(after_seconds)s),
-    now() + make_interval(secs =>
-        CASE WHEN %(after_seconds)s > 0 THEN %(after_seconds)s ELSE %(rering_seconds)s END)
-WHERE NOT EXISTS (SELECT 1 FROM run_tombstone t WHERE t.run_id = %(run_id)s)
-ON CONFLICT (run_id) DO NOTHING
-RETURNING
     run_id, thread_id, assistant_id, graph_id, queue, status, metadata, kwargs, multitask_strategy,
     created_at, updated_at, scheduled_at, temporary, claim_no, attempts, lease_owner, cancel_action,
     cancel_reason, error
+FROM inserted
 
 -- name: accept_run
 -- A create in one statement, on an existing thread or one that is made for the run. No row is
 -- inserted or returned if there is no such thread, or if the assistant has changed since the run
--- was made from it.
+-- was made from it. The first run of a thread sets the thread's fields, as in `insert_run`.
 WITH unchanged AS MATERIALIZED (
     SELECT assistant_id FROM assistant
     WHERE assistant_id = %(assistant_id)s AND updated_at = %(assistant_updated_at)s
       AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
            OR is_system)
 ), made_thread AS (
-    -- With the fields that the claim would otherwise have to set.
-    INSERT INTO thread (thread_id, config, metadata, ttl_minutes, ttl_strategy)
-    SELECT %(thread_id)s, %(thread_config)s,
+    INSERT INTO thread (
+        thread_id, config, configurable, metadata, ttl_minutes, ttl_strategy)
+    SELECT %(thread_id)s, %(thread_config)s, %(thread_configurable)s,
         %(thread_metadata)s || jsonb_build_object(
             'graph_id', %(graph_id)s::text, 'assistant_id', %(assistant_id)s::uuid),
         %(ttl_minutes)s, %(ttl_strategy)s
     FROM unchanged WHERE %(new_thread)s
-    RETURNING thread_id
+    RETURNING thread_id, jsonb_build_object(
+        'config', '{}'::jsonb, 'graph_id', %(thread_metadata)s::jsonb -> 'graph_id',
+        'assistant_id', %(thread_metadata)s::jsonb -> 'assistant_id') AS before_first
 ), found_thread AS (
-    SELECT t.thread_id FROM thread t, unchanged
+    SELECT t.thread_id, CASE WHEN t.config = '{}' THEN jsonb_build_object(
+        'config', t.config, 'graph_id', t.metadata -> 'graph_id',
+        'assistant_id', t.metadata -> 'assistant_id') END AS before_first
+    FROM thread t, unchanged
     WHERE t.thread_id = %(thread_id)s AND t.hidden_at IS NULL AND NOT %(new_thread)s
       AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, t.metadata))
     FOR NO KEY UPDATE OF t
+), marked AS (
+    UPDATE thread t SET
+        config = %(thread_config)s, configurable = %(thread_configurable)s,
+        metadata = t.metadata || jsonb_build_object(
+            'graph_id', %(graph_id)s::text, 'assistant_id', %(assistant_id)s::uuid)
+    FROM found_thread f
+    WHERE t.thread_id = f.thread_id AND f.before_first IS NOT NULL
 ), accepted AS (
     INSERT INTO run (
         run_id, thread_id, assistant_id, graph_id, queue, metadata, kwargs, thread_config,
-        multitask_strategy, temporary, timeout_seconds, caller, scheduled_at, next_ring_at
+        thread_before, multitask_strategy, temporary, timeout_seconds, caller, scheduled_at,
+        next_ring_at
     )
     SELECT
         %(run_id)s, thread_id, %(assistant_id)s, %(graph_id)s, %(queue)s, %(metadata)s, %(kwargs)s,
-        %(thread_config)s, %(multitask_strategy)s, %(temporary)s, %(timeout_seconds)s, %(caller)s,
-        now() + make_interval(secs => %(after_seconds)s),
+        %(thread_config)s, before_first, %(multitask_strategy)s, %(temporary)s,
+        %(timeout_seconds)s, %(caller)s, now() + make_interval(secs => %(after_seconds)s),
         now() + make_interval(secs =>
             CASE WHEN %(after_seconds)s > 0 THEN %(after_seconds)s ELSE %(rering_seconds)s END)
-    FROM (SELECT thread_id FROM made_thread UNION ALL SELECT thread_id FROM found_thread) t
+    FROM (TABLE made_thread UNION ALL TABLE found_thread) t
     RETURNING run_id, thread_id, created_at, updated_at, scheduled_at
 )
 SELECT a.created_at, a.updated_at, a.scheduled_at, n.next_run_id, n.next_queue

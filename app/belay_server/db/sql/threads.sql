@@ -22,6 +22,11 @@ FROM thread_view
 WHERE thread_id = %(thread_id)s
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 
+-- name: thread_defaults
+SELECT thread_id, metadata, configurable FROM thread
+WHERE thread_id = %(thread_id)s AND hidden_at IS NULL
+  AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
+
 -- name: questions_of_thread
 -- The ids of its pending interrupts.
 SELECT question ->> 'id' AS id
@@ -141,9 +146,9 @@ SET TRANSACTION ISOLATION LEVEL REPEATABLE READ
 
 -- name: copy_thread
 -- A busy thread's copy reads its values from the copied checkpoint, which is newer than the row.
-INSERT INTO thread (thread_id, metadata, config, resting_status, "values", values_known, interrupts,
-                    error, ttl_minutes, ttl_strategy)
-SELECT %(copy_id)s, t.metadata || %(metadata)s, t.config, t.resting_status, t."values",
+INSERT INTO thread (thread_id, metadata, config, configurable, resting_status, "values",
+                    values_known, interrupts, error, ttl_minutes, ttl_strategy)
+SELECT %(copy_id)s, t.metadata || %(metadata)s, t.config, t.configurable, t.resting_status, t."values",
        t.values_known AND v.status <> 'busy', t.interrupts, t.error, t.ttl_minutes, t.ttl_strategy
 FROM thread t JOIN thread_view v USING (thread_id)
 WHERE t.thread_id = %(thread_id)s

@@ -31,6 +31,7 @@ from belay_server.domain.errors import (
 )
 from belay_server.domain.run_options import MultitaskStrategy, RunOptions
 from belay_server.domain.runs import CancelAction, Run, superseded_reason
+from belay_server.domain.threads import ThreadDefaults
 from belay_server.doorbell import Doorbell
 from belay_server.fault_points import FaultPoint
 from belay_server.graphs.registry import GraphRegistry
@@ -152,12 +153,14 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
     if assistant is None or not _leaves_nothing_to_decide(parts, request, assistant):
         return None
     refuse_unknown_nodes(parts.graphs, assistant, request.options)
-    thread_id = request.thread_id or new_id()
-    new = _new_run(parts, request, assistant, thread_id, run_id)
-    if new.kwargs.starts_at_checkpoint:
-        return None
-    fault_points.reached(FaultPoint.BEFORE_COMMIT, run_id)
     with parts.database.connection() as conn:
+        thread = _thread_defaults(conn, request)
+        if thread is None:
+            return None
+        new = _new_run(parts, request, assistant, thread, run_id)
+        if new.kwargs.starts_at_checkpoint:
+            return None
+        fault_points.reached(FaultPoint.BEFORE_COMMIT, run_id)
         accepted = run_rows.accept_run(
             conn,
             new,
@@ -172,6 +175,13 @@ def _create_at_once(parts: Parts, request: RunRequest, run_id: UUID) -> Run | No
     fault_points.reached(FaultPoint.COMMITTED, run_id)
     _ring_if_next(parts.doorbell, run_id, accepted.ringable)
     return run_rows.as_accepted(new, accepted)
+
+
+def _thread_defaults(conn: Connection, request: RunRequest) -> ThreadDefaults | None:
+    """Return what the run's thread gives to it. Return None if there is no such thread."""
+    if request.thread_id is None:
+        return ThreadDefaults(new_id(), metadata=request.thread_metadata)
+    return thread_rows.thread_defaults(conn, request.thread_id)
 
 
 def _leaves_nothing_to_decide(parts: Parts, request: RunRequest, assistant: Assistant) -> bool:
@@ -240,7 +250,8 @@ def _refuse_large_batch(parts: Parts, conn: Connection, requests: Sequence[RunRe
     size = 0
     for request in requests:
         assistant = resolve_assistant(conn, parts.graphs, request.options.assistant_id)
-        merged = _merge(parts, request, assistant, request.thread_id or request.run_id)
+        thread = _thread_defaults(conn, request) or ThreadDefaults(request.run_id)
+        merged = _merge(parts, request, assistant, thread)
         size += len(to_json(merged.kwargs.to_document()))
         if size > parts.settings.max_answer_bytes:
             raise TooMuch(parts.settings.max_answer_bytes)
@@ -268,7 +279,8 @@ def create_in_transaction(
         return Accepted(existing, None, head)
     _refuse_too_many(parts.settings, conn, request.caller)
     thread_id = _thread_of(parts, conn, request)
-    new = _new_run(parts, request, assistant, thread_id, run_id)
+    thread = thread_rows.thread_defaults(conn, thread_id) or ThreadDefaults(thread_id)
+    new = _new_run(parts, request, assistant, thread, run_id)
     _refuse_unknown_checkpoint(conn, new)
     cancelled = _make_room(conn, request, thread_id, run_id)
     run = run_rows.insert_run(conn, new, rering_seconds=parts.settings.rering_seconds)
@@ -374,13 +386,16 @@ def _make_room(
 
 
 def _merge(
-    parts: RunParts, request: RunRequest, assistant: Assistant, thread_id: UUID
+    parts: RunParts,
+    request: RunRequest,
+    assistant: Assistant,
+    thread: ThreadDefaults,
 ) -> MergedRun:
     """Return the run's merged options. Raises BadRequest, TooLarge."""
     merged = build_run_kwargs(
         request.options,
         assistant=assistant,
-        thread_id=thread_id,
+        thread=thread,
         run_id=request.run_id,
         request_id=request.request_id,
         headers=request.headers,
@@ -398,19 +413,24 @@ def _merge(
 
 
 def _new_run(
-    parts: RunParts, request: RunRequest, assistant: Assistant, thread_id: UUID, run_id: UUID
+    parts: RunParts,
+    request: RunRequest,
+    assistant: Assistant,
+    thread: ThreadDefaults,
+    run_id: UUID,
 ) -> NewRun:
     options = request.options
-    merged = _merge(parts, request, assistant, thread_id)
+    merged = _merge(parts, request, assistant, thread)
     return NewRun(
         run_id=run_id,
-        thread_id=thread_id,
+        thread_id=thread.thread_id,
         assistant_id=assistant.assistant_id,
         graph_id=assistant.graph_id,
         queue=parts.graphs.queue_of(assistant.graph_id),
         metadata=merged.metadata,
         kwargs=merged.kwargs,
         thread_config=merged.thread_config,
+        thread_configurable=merged.thread_configurable,
         multitask_strategy=options.strategy,
         temporary=request.temporary,
         timeout_seconds=options.timeout_seconds,

@@ -14,6 +14,7 @@ from uuid import UUID
 from belay_server.domain.assistants import Assistant
 from belay_server.domain.errors import BadRequest
 from belay_server.domain.run_options import Durability, RunKwargs, RunOptions
+from belay_server.domain.threads import ThreadDefaults
 
 #: Keys of metadata that only the server sets.
 RESERVED_METADATA = frozenset({"assistant_id", "thread_id", "run_id", "cron_id"})
@@ -32,18 +33,23 @@ _RESERVED_CONFIGURABLE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class MergedRun:
-    """The merged options for a new run's row. `thread_config` becomes the config of its thread."""
+    """The merged options for a new run's row.
+
+    `thread_config` becomes the config of its thread. If the run is the thread's first, later runs
+    inherit `thread_configurable`.
+    """
 
     kwargs: RunKwargs
     metadata: dict[str, Any]
     thread_config: dict[str, Any]
+    thread_configurable: dict[str, Any]
 
 
 def build_run_kwargs(
     options: RunOptions,
     *,
     assistant: Assistant,
-    thread_id: UUID,
+    thread: ThreadDefaults,
     run_id: UUID,
     request_id: str,
     headers: Mapping[str, str],
@@ -51,12 +57,13 @@ def build_run_kwargs(
     temporary: bool,
     defaults: Mapping[str, Any],
 ) -> MergedRun:
-    """Merge a run's options with its assistant's config and context.
+    """Merge a run's options with its thread's defaults and its assistant's config and context.
 
-    The run's options take precedence over the assistant's, and those over `defaults`: the `config`
-    and `context` that the project sets for the graph. `headers` are the request headers that the
-    project copies into `configurable`. `user` is the user that the project's authentication
-    returned; its identity is the default of `user_id`, which clients may set as they like.
+    The run's options take precedence over the thread's, those over the assistant's, and those over
+    `defaults`: the `config` and `context` that the project sets for the graph. `headers` are the
+    request headers that the project copies into `configurable`. `user` is the user that the
+    project's authentication returned; its identity is the default of `user_id`, which clients may
+    set as they like.
 
     Raises BadRequest when the options have both a context and a `configurable`.
     """
@@ -67,11 +74,12 @@ def build_run_kwargs(
             "Context was introduced in LangGraph 0.6.0 and is the long term planned replacement "
             "for configurable."
         )
-    metadata = _metadata(options, assistant)
+    metadata = _metadata(options, assistant, thread)
     shared_config = _config(config, assistant)
     configurable = {
         **(defaults.get("configurable") or {}),
         **_open_configurable(assistant.config),
+        **_open(thread.configurable),
         **(_open_configurable(config) or _open(options.context or {})),
     }
     identity = str((user or {}).get("identity") or "")
@@ -83,7 +91,7 @@ def build_run_kwargs(
         "__request_start_time_ms__": int(time.time() * 1000),
         "__after_seconds__": options.after_seconds or 0,
         "run_id": str(run_id),
-        "thread_id": str(thread_id),
+        "thread_id": str(thread.thread_id),
         "graph_id": assistant.graph_id,
         "assistant_id": str(assistant.assistant_id),
     }
@@ -107,12 +115,14 @@ def build_run_kwargs(
         kwargs=_kwargs(options, merged, context, temporary=temporary),
         metadata=metadata,
         thread_config={**shared_config, "configurable": configurable},
+        thread_configurable=_open_configurable(assistant.config),
     )
 
 
-def _metadata(options: RunOptions, assistant: Assistant) -> dict[str, Any]:
+def _metadata(options: RunOptions, assistant: Assistant, thread: ThreadDefaults) -> dict[str, Any]:
     return {
         **assistant.metadata,
+        **_without(thread.metadata, RESERVED_METADATA),
         "graph_id": assistant.graph_id,
         **_without(options.metadata or {}, RESERVED_METADATA),
         "assistant_id": str(assistant.assistant_id),
