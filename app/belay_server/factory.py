@@ -25,6 +25,7 @@ from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.client import Keys, connect_redis
 from belay_server.bus.event_log import EventLog
 from belay_server.bus.open_requests import OpenRequests
+from belay_server.bus.project_cache import ProjectCache
 from belay_server.bus.rate_limits import FailedLogins, RateLimits
 from belay_server.bus.run_feed import RunFeed
 from belay_server.db import assistants as assistant_rows
@@ -73,6 +74,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def open_context(settings: Settings) -> ApiContext:
     """Open the connections and load the project. Raises ProjectError or SchemaNotReady."""
+    ProjectCache(settings).install()
     graphs = _load_graphs(settings)
     pool = open_pool(
         settings.database_url,

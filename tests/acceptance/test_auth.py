@@ -99,6 +99,28 @@ def test_the_graph_receives_the_authenticated_user(ann, guarded):
     assert told == ["ann", "gold", "ann", []]
 
 
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_factory_gets_the_user_the_store_and_why_it_is_called(ann, bob, kind):
+    graph_id = f"for_users_{kind}"
+    thread_id = ann.post("/threads", json={"metadata": {"graph_id": graph_id}}).json()["thread_id"]
+    assert ann.get(f"/threads/{thread_id}/state").status_code == 200
+    assert ann.post(f"/threads/{thread_id}/history", json={}).status_code == 200
+    for part in ("schemas", "graph", "subgraphs"):
+        assert ann.get(f"/assistants/{graph_id}/{part}").status_code == 200
+    update = {"values": {"count": 1}, "as_node": "say"}
+    assert ann.post(f"/threads/{thread_id}/state", json=update).status_code == 200
+    body = {"assistant_id": graph_id, "input": {}, "context": {"voice": "loud"}}
+    told = json.loads(ann.post(f"/threads/{thread_id}/runs/wait", json=body).json()["note"])
+    assert told == {
+        "calls": ["assistants.read", "threads.create_run", "threads.read", "threads.update"],
+        "user": ["ann", "gold", True],
+        "node": ["ann", "gold", None, "gold"],
+        "voice": "loud",
+    }
+    told = json.loads(bob.post("/runs/wait", json=body).json()["note"])
+    assert (told["calls"], told["user"][0]) == (["threads.create_run"], "bob")
+
+
 def test_the_sdk_authenticates_by_its_headers(guarded):
     headers = {"Authorization": "Bearer ann"}
     with watched(get_sync_client(url=guarded.url, headers=headers)) as client:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from langgraph.checkpoint.postgres import PostgresSaver
+from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command
 
 from belay_server.db import run_cancels as cancel_rows
@@ -16,6 +17,7 @@ from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.runs import CancelAction, Ending, RunStatus
 from belay_server.graphs.checkpoints.run_saver import ClaimLost, RunSaver
 from belay_server.graphs.checkpoints.thread_saver import ThreadSaver
+from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.thread_state import bound
@@ -38,9 +40,13 @@ def thread_of_execution():
         yield pool
 
 
+#: None of the graphs here comes from a factory.
+USE = GraphUse("threads.read", {}, store=InMemoryStore)
+
+
 def invoke(conn, graphs, claimed, graph_id, given, pool, durability="sync"):
     saver = RunSaver(ReconnectingConnection(lambda: conn), claimed.claim, pool, lambda: False)
-    graph = bound(graphs.read(graph_id, {}), saver)
+    graph = bound(graphs.read(graph_id, USE), saver)
     config = {"configurable": {"thread_id": str(claimed.thread_id)}}
     return graph.invoke(given, config, durability=durability)
 
@@ -83,7 +89,7 @@ def test_rollback_of_a_resume_with_a_new_interrupt_restores_the_first(
     assert before != tables(conn, thread_id)
     roll_back(conn, second)
     assert before == tables(conn, thread_id)
-    state = bound(graphs.read("questions", {}), ThreadSaver(conn)).get_state(
+    state = bound(graphs.read("questions", USE), ThreadSaver(conn)).get_state(
         {"configurable": {"thread_id": str(thread_id)}}
     )
     assert [i.value["question"] for i in state.interrupts] == ["first about t?"]
@@ -147,7 +153,7 @@ async def stream(conn, graphs, claimed, graph_id, given, pool, **options):
     stored = []
     store = saver._store
     saver._store = lambda rows: (stored.append(rows), store(rows))
-    graph = bound(graphs.read(graph_id, {}), saver)
+    graph = bound(graphs.read(graph_id, USE), saver)
     config = {"configurable": {"thread_id": str(claimed.thread_id)}}
     async for _ in graph.astream(given, config, durability="async"):
         pass
@@ -197,7 +203,7 @@ def test_a_read_waits_for_the_pending_writes_behind(rows, conn, graphs, thread_o
         saver, _ = await stream(
             conn, graphs, claimed, "counter", {"count": 1}, thread_of_execution, is_new=True
         )
-        graph = bound(graphs.read("counter", {}), saver)
+        graph = bound(graphs.read("counter", USE), saver)
         config = {"configurable": {"thread_id": str(claimed.thread_id)}}
         written = await graph.aupdate_state(config, {"count": 7})
         return written, await graph.aget_state(config)

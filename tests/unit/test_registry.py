@@ -5,7 +5,9 @@ import json
 import sys
 
 import pytest
+from langgraph.store.memory import InMemoryStore
 
+from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
@@ -127,13 +129,14 @@ def test_graphs_are_routed_to_their_queues():
 def test_a_graph_may_be_compiled_uncompiled_or_a_factory(graph_id, expected):
     registry = GraphRegistry.load(read_project(PROJECT))
     config = {"configurable": {}}
+    use = GraphUse("threads.read", config, store=InMemoryStore)
 
     async def run():
-        async with registry.open(graph_id, config) as graph:
+        async with registry.open(graph_id, use) as graph:
             return await graph.ainvoke({"count": 1}, config)
 
     assert asyncio.run(run()) == {"count": expected}
-    assert registry.read(graph_id, config).nodes
+    assert registry.read(graph_id, use).nodes
 
 
 def test_langgraph_config_sets_defaults_by_graph(monkeypatch):

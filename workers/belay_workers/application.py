@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from celery import Celery
 
+from belay_server.bus.project_cache import ProjectCache
 from belay_server.doorbell import celery_config
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
@@ -57,6 +58,7 @@ def make_app() -> Belay:
 def load_graphs(app: Belay) -> None:
     """Import the project's graphs. Exits when one of them cannot be loaded."""
     warn_of_ignored(os.environ)
+    ProjectCache(app.settings).install()
     try:
         app.graphs = GraphRegistry.load(app.graphs.project)
     except ProjectError as error:

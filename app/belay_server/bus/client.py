@@ -5,6 +5,7 @@
     {prefix}events:{thread_id} stream   the thread's own log: where its runs begin. Expires.
     {prefix}large:{log_id}     hash     the data of a log's large events, in parts. Expires.
     {prefix}open:{caller}      zset     a caller's open requests, by expiry. Expires.
+    {prefix}cache:{key}        string   a value of the project, by `langgraph_sdk.cache`. Expires.
     {prefix}cancels            channel  the run_id whose cancel flag was set
     {prefix}limits…            string   counters of requests by caller, those of `limits`. Expire.
     {prefix}failures…          string   counters of failed authentications by address. Expire.
@@ -44,6 +45,9 @@ class Keys:
 
     def large_events(self, run_id: UUID | str) -> str:
         return f"{self.prefix}large:{run_id}"
+
+    def cached(self, key: str) -> str:
+        return f"{self.prefix}cache:{key}"
 
     def open_requests(self, caller: str) -> str:
         return f"{self.prefix}open:{caller}"

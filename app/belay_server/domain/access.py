@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Filter = Mapping[str, Any]
+#: The key in a run's `configurable` of its user's fields.
+AUTH_USER = "langgraph_auth_user"
 #: An `$or` without alternatives never matches: no resource may be accessed.
 NOTHING: Filter = {"$or": []}
 

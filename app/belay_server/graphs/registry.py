@@ -1,7 +1,7 @@
 """The loaded graphs of a project.
 
-A graph may be compiled, a `StateGraph` that is not compiled yet, or a factory of either: sync,
-async, a context manager, with or without the run's config.
+A graph may be compiled, a `StateGraph` that is not compiled yet, or a factory of either
+(`graphs.project.factories`): sync, async, or a context manager.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from langgraph.graph.state import StateGraph
 from langgraph.pregel import Pregel
 from langgraph.store.base import ensure_embeddings
 
+from belay_server.graphs.project.factories import GraphFactory, GraphUse
 from belay_server.graphs.project.langgraph_json import GraphSpec, Project
 from belay_server.graphs.project.loading import ProjectError, load_object
 from belay_server.graphs.store import StoreConfig
@@ -72,8 +73,8 @@ class GraphRegistry:
         return frozenset(made.nodes) if isinstance(made, Pregel) else None
 
     @asynccontextmanager
-    async def open(self, graph_id: str, config: dict[str, Any]) -> AsyncIterator[Graph]:
-        """Yield the compiled graph. A factory makes it for this config.
+    async def open(self, graph_id: str, use: GraphUse) -> AsyncIterator[Graph]:
+        """Yield the compiled graph. A factory makes it for this use.
 
         Raise ProjectError for an unknown graph, ValueError if a factory returns another object.
         """
@@ -81,8 +82,8 @@ class GraphRegistry:
             raise ProjectError(f"Graph '{graph_id}' is not in this project")
         made = self._loaded[graph_id]
         async with contextlib.AsyncExitStack() as stack:
-            if _is_factory(made):
-                made = _call_factory(made, config)
+            if isinstance(made, GraphFactory):
+                made = made(use)
                 if inspect.isawaitable(made):
                     made = await made
                 if hasattr(made, "__aenter__"):
@@ -91,17 +92,17 @@ class GraphRegistry:
                     made = stack.enter_context(made)
             yield _compiled(graph_id, made)
 
-    def read(self, graph_id: str, config: dict[str, Any]) -> Graph:
+    def read(self, graph_id: str, use: GraphUse) -> Graph:
         """Return the compiled graph for reading state, never for running nodes. Raise as `open`."""
         if graph_id not in self._loaded:
             raise ProjectError(f"Graph '{graph_id}' is not in this project")
         made = self._loaded[graph_id]
-        if not _is_factory(made):
+        if not isinstance(made, GraphFactory):
             return _compiled(graph_id, made)
-        return _run_to_end(self._read_async(graph_id, config))
+        return _run_to_end(self._read_async(graph_id, use))
 
-    async def _read_async(self, graph_id: str, config: dict[str, Any]) -> Graph:
-        async with self.open(graph_id, config) as graph:
+    async def _read_async(self, graph_id: str, use: GraphUse) -> Graph:
+        async with self.open(graph_id, use) as graph:
             return graph
 
 
@@ -138,26 +139,12 @@ def _run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
 def _load(project: Project, spec: GraphSpec) -> Any:
     who = f"Graph '{spec.graph_id}'"
     made = load_object(project.root, project.dependencies, spec.target, who)
-    if not _is_factory(made):
-        try:
-            made = _compiled(spec.graph_id, made)
-        except ValueError as error:
-            raise ProjectError(f"{who} ({spec.target}): {error}") from error
-    return made
-
-
-def _is_factory(made: Any) -> bool:
-    return callable(made) and not isinstance(made, (Pregel, StateGraph))
-
-
-def _call_factory(factory: Callable[..., Any], config: dict[str, Any]) -> Any:
-    parameters = inspect.signature(factory).parameters
-    if not parameters:
-        return factory()
-    name = next(iter(parameters))
-    if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY:
-        return factory(**{name: config})
-    return factory(config)
+    if callable(made) and not isinstance(made, (Pregel, StateGraph)):
+        return GraphFactory(made, f"{who} ({spec.target})")
+    try:
+        return _compiled(spec.graph_id, made)
+    except ValueError as error:
+        raise ProjectError(f"{who} ({spec.target}): {error}") from error
 
 
 def _compiled(graph_id: str, made: Any) -> Graph:

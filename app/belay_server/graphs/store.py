@@ -22,11 +22,13 @@ from psycopg_pool import ConnectionPool
 from belay_server.db.connection import (
     Connection,
     again_on_conflict,
+    connect,
     end_row_by_row_mode,
     unavailable_when_unreachable,
 )
 from belay_server.db.reconnecting import ReconnectingConnection
 from belay_server.domain.errors import BadRequest
+from belay_server.settings import Settings
 
 _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
@@ -84,6 +86,25 @@ class ApiStore(ProjectStore):
             end_row_by_row_mode(conn)
             with ProjectStore._cursor(_on(self, conn), pipeline=pipeline) as cursor:
                 yield cursor
+
+
+class FactoryStore(ProjectStore):
+    """The store of factories of graphs outside of a run: a connection for each batch, from
+    whichever thread and event loop the factory runs in."""
+
+    def __init__(self, settings: Settings, config: StoreConfig) -> None:
+        super().__init__(None, config)
+        self._settings = settings
+
+    def batch(self, ops: Iterable[Any]) -> list[Any]:
+        settings = self._settings
+        with connect(
+            settings.database_url, pgbouncer=settings.pgbouncer, name="belay factory"
+        ) as conn:
+            return super(FactoryStore, _on(self, conn)).batch(ops)
+
+    async def abatch(self, ops: Iterable[Any]) -> list[Any]:
+        return self.batch(ops)  # the event loop is the factory's own
 
 
 class RunStore(ProjectStore):

@@ -12,8 +12,10 @@ from belay_server.db.connection import Connection, Database
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.assistants import Assistant, AssistantVersion, system_assistant_id
 from belay_server.domain.errors import BadRequest, Conflict, NotFound
+from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import Graph, GraphRegistry
+from belay_server.graphs.store import FactoryStore
 from belay_server.services.assistant_cache import resolve_assistant
 from belay_server.services.parts import Parts
 from belay_server.services.runs.cancellation import stop_runs
@@ -201,7 +203,13 @@ def graph_of(parts: Parts, named: str) -> tuple[str, Graph]:
     with parts.database.connection() as conn:
         assistant = resolve_assistant(conn, parts.graphs, named)
     try:
-        graph = parts.graphs.read(assistant.graph_id, {"configurable": {}, **assistant.config})
+        use = GraphUse(
+            "assistants.read",
+            {"configurable": {}, **assistant.config},
+            store=lambda: FactoryStore(parts.settings, parts.graphs.store),
+            user=parts.user,
+        )
+        graph = parts.graphs.read(assistant.graph_id, use)
     except ProjectError as error:
         raise BadRequest(str(error)) from error
     except Exception as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.event_log import EventLog
@@ -53,6 +54,8 @@ class Parts(RunParts):
     store: ApiStore
     #: Reads and writes the states of threads; large ones in separate processes.
     states: StateProcess
+    #: The user of the request, if the project's own authentication returned one.
+    user: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def close(self) -> None:
         self.states.close()

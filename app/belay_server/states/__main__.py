@@ -23,6 +23,7 @@ from typing import Any
 import orjson
 
 from belay_server import allocator, logs
+from belay_server.bus.project_cache import ProjectCache
 from belay_server.db.connection import Database, open_pool
 from belay_server.domain.errors import BelayError, StateTooLarge
 from belay_server.graphs.checkpoints.thread_saver import LargeState
@@ -78,6 +79,7 @@ def _parts(settings: Settings) -> StateParts:
         name="belay states",
         statement_seconds=settings.statement_seconds,
     )
+    ProjectCache(settings).install()
     graphs = GraphRegistry.load(read_project(settings.config_path))
     return StateParts(settings, graphs, Database(pool), most_bytes=settings.max_answer_bytes)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,7 @@ from uuid import UUID
 
 import orjson
 import tenacity
+from langgraph_sdk.runtime import AccessContext
 
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
@@ -27,9 +28,11 @@ from belay_server.domain.errors import BadRequest, Conflict, NotFound, TooMuch
 from belay_server.domain.json_paths import extract
 from belay_server.graphs import thread_state
 from belay_server.graphs.checkpoints.thread_saver import ThreadSaver, UpdateSaver
+from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.protocol.events import INTERRUPT
 from belay_server.graphs.registry import Graph, GraphRegistry
 from belay_server.graphs.serde import to_json
+from belay_server.graphs.store import FactoryStore
 from belay_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -86,8 +89,16 @@ class ThreadGraph:
     thread_id: UUID
     graph_id: str
     config: dict[str, Any]
+    #: The user who reads or writes the states, for a factory.
+    user: Mapping[str, Any] | None = field(default=None, repr=False)
 
-    def load(self, parts: StateParts, checkpoint_id: str | None = None) -> Graph:
+    def load(
+        self,
+        parts: StateParts,
+        checkpoint_id: str | None = None,
+        *,
+        access: AccessContext = "threads.read",
+    ) -> Graph:
         """Return the graph. A factory gets the config of the thread's last run.
 
         Raise ProjectError if the project does not have it, StateUnreadable if its factory fails.
@@ -95,7 +106,15 @@ class ThreadGraph:
         where = thread_state.thread_config(str(self.thread_id), {"checkpoint_id": checkpoint_id})
         configurable = {**(self.config.get("configurable") or {}), **where["configurable"]}
         with _graph_code(parts):
-            return parts.graphs.read(self.graph_id, {**self.config, "configurable": configurable})
+            return parts.graphs.read(
+                self.graph_id,
+                GraphUse(
+                    access,
+                    {**self.config, "configurable": configurable},
+                    store=lambda: FactoryStore(parts.settings, parts.graphs.store),
+                    user=self.user,
+                ),
+            )
 
 
 def _graph_code(parts: StateParts) -> AbstractContextManager[None]:
@@ -195,7 +214,7 @@ def update_state(
     values, Conflict while runs are in flight or if other requests keep changing the state. Then
     nothing is written.
     """
-    graph = thread.load(parts)
+    graph = thread.load(parts, access="threads.update")
     saved = _AGAIN(_try_update, parts, graph, thread.thread_id, checkpoint, body)
     if saved is None:
         raise Conflict(

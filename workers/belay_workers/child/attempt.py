@@ -29,12 +29,15 @@ from belay_server.db import run_claims as claim_rows
 from belay_server.db import runs as run_rows
 from belay_server.db.connection import Connection
 from belay_server.db.outages import in_short, is_worth_waiting
+from belay_server.domain.access import AUTH_USER
 from belay_server.domain.agent_runs.output_schemas import mismatch
 from belay_server.domain.metrics import ASKED
 from belay_server.domain.runs import Claim, ClaimedRun, Ending, RunStatus
 from belay_server.fault_points import FaultPoint
 from belay_server.graphs.checkpoints.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
+from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.serde import to_json
+from belay_server.graphs.store import RunStore
 from belay_server.graphs.thread_state import REDACTED
 from belay_server.services.runs.endings import (
     STOPPED,
@@ -287,11 +290,12 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
         if name != "error" or child.asked is StopReason.NONE:
             child.events.emit(name, data)
 
-    async with child.graphs.open(claimed.graph_id, claimed.kwargs.config) as graph:
+    store = child.store.of_run(_unasked(child, claimed.claim))
+    async with child.graphs.open(claimed.graph_id, _use_of(claimed, store)) as graph:
         prepared.execution = Execution(
             graph=graph,
             saver=prepared.saver,
-            store=child.store.of_run(_unasked(child, claimed.claim)),
+            store=store,
             kwargs=claimed.kwargs,
             resumes=prepared.resumes,
             attempt=claimed.attempts,
@@ -300,6 +304,17 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
         )
         fault_points.reached(FaultPoint.GRAPH_LOADED, claimed.run_id)
         return await graph_executor.execute(prepared.execution, emit)
+
+
+def _use_of(claimed: ClaimedRun, store: RunStore) -> GraphUse:
+    kwargs = claimed.kwargs
+    return GraphUse(
+        "threads.create_run",
+        kwargs.config,
+        store=lambda: store,
+        user=kwargs.configurable.get(AUTH_USER),
+        context=kwargs.context or None,
+    )
 
 
 def _write_some_end(

@@ -20,10 +20,12 @@ from langchain_core.messages import (
 )
 from langgraph.constants import INTERRUPT
 
+from belay_server.domain.access import AUTH_USER
 from belay_server.domain.run_options import RunKwargs
 from belay_server.domain.runs import Ending, RunStatus
 from belay_server.graphs.checkpoints.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
 from belay_server.graphs.commands import to_command
+from belay_server.graphs.project.user import ProjectUser
 from belay_server.graphs.registry import Graph
 from belay_server.graphs.serde import to_json, to_plain
 from belay_server.graphs.store import RunStore
@@ -82,6 +84,8 @@ class Execution:
         if self.resumes:
             for key in ("checkpoint_id", "checkpoint_map", "checkpoint_ns"):
                 configurable.pop(key, None)
+        if (user := configurable.get(AUTH_USER)) is not None:
+            configurable[AUTH_USER] = ProjectUser(user)
         if self.kwargs.strict_resume:
             configurable[_STRICT_RESUME] = True
         config["configurable"] = configurable

@@ -10,7 +10,7 @@ import asyncio
 import importlib.util
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,58 +26,12 @@ from belay_server.domain.access import Caller, Filter
 from belay_server.domain.errors import Forbidden, InvalidRequest, Refused, Unavailable
 from belay_server.graphs.project.langgraph_json import Project
 from belay_server.graphs.project.loading import ProjectError, load_object
+from belay_server.graphs.project.user import ProjectUser
 from belay_server.graphs.serde import to_plain
 
 log = logging.getLogger(__name__)
 
 _HANDLER_SECONDS = 30.0
-
-
-class ProjectUser:
-    """The authenticated user that handlers get, for any return value of `authenticate`."""
-
-    def __init__(self, fields: Mapping[str, Any]) -> None:
-        self._fields = dict(fields)
-
-    @property
-    def identity(self) -> str:
-        return str(self._fields["identity"])
-
-    @property
-    def display_name(self) -> str:
-        return str(self._fields.get("display_name") or self.identity)
-
-    @property
-    def is_authenticated(self) -> bool:
-        return bool(self._fields.get("is_authenticated", True))
-
-    @property
-    def permissions(self) -> Sequence[str]:
-        return list(self._fields.get("permissions") or [])
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["_fields"][name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-    def __getitem__(self, key: str) -> Any:
-        return self.to_dict()[key]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.to_dict()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.to_dict())
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **self._fields,
-            "identity": self.identity,
-            "display_name": self.display_name,
-            "is_authenticated": self.is_authenticated,
-            "permissions": self.permissions,
-        }
 
 
 class ProjectAuth:
@@ -114,7 +68,7 @@ class ProjectAuth:
         wanted = {name: _INJECTED[name]() for name in self._wants}
         found = self._call(partial(handler, **wanted))
         user = _user_of(found)
-        fields = to_plain(user.to_dict())
+        fields = to_plain(dict(user))
         return Caller(f"user:{user.identity}", user.identity, user=fields)
 
     def decide(

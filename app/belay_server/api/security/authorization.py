@@ -34,7 +34,9 @@ _WITH_ACCESS = ("threads", "assistants", "crons")
 
 def use_database(database: Database) -> None:
     """Use this database for the rest of the current request."""
-    request.environ[OWN_PARTS] = dataclasses.replace(parts(), database=database)
+    who = caller()
+    user = None if who is None else who.user
+    request.environ[OWN_PARTS] = dataclasses.replace(parts(), database=database, user=user)
 
 
 def confine_request() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from belay_server.domain.access import AUTH_USER
 from belay_server.domain.assistants import Assistant
 from belay_server.domain.errors import BadRequest
 from belay_server.domain.run_options import Durability, RunKwargs, RunOptions
@@ -84,7 +85,7 @@ def build_run_kwargs(
     }
     identity = str((user or {}).get("identity") or "")
     of_the_server: dict[str, Any] = {
-        "langgraph_auth_user": user,
+        AUTH_USER: user,
         "langgraph_auth_user_id": identity,
         "langgraph_auth_permissions": list((user or {}).get("permissions") or []),
         "langgraph_request_id": request_id,

@@ -11,6 +11,7 @@ import orjson
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
 from belay_server.db.connection import Database
+from belay_server.domain.access import AUTH_USER
 from belay_server.domain.errors import InvalidRequest, StateUnreadable
 from belay_server.domain.runs import ACTIVE, RunStatus
 from belay_server.graphs.checkpoints.thread_saver import LargeState
@@ -111,9 +112,9 @@ def _last_checkpoint(database: Database, thread_id: UUID, run_id: UUID) -> _Chec
         checkpoint_id = run_rows.last_checkpoint_of_run(conn, run.thread_id, run.run_id)
     if checkpoint_id is None:
         return None
-    return _Checkpoint(
-        ThreadGraph(run.thread_id, run.graph_id, run.kwargs["config"]), checkpoint_id
-    )
+    config = run.kwargs["config"]
+    user = config["configurable"].get(AUTH_USER)
+    return _Checkpoint(ThreadGraph(run.thread_id, run.graph_id, config, user), checkpoint_id)
 
 
 def _values(states: StateProcess, found: _Checkpoint) -> bytes:

@@ -31,7 +31,6 @@ from belay_server.domain.threads import Thread, ThreadStatus, ThreadTtl, TtlStra
 from belay_server.graphs import thread_state
 from belay_server.graphs.checkpoints.thread_saver import LargeState, ThreadSaver
 from belay_server.graphs.project.loading import ProjectError
-from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.serde import to_json
 from belay_server.services.parts import Parts
 from belay_server.services.runs.cancellation import announcer, stop_runs
@@ -95,10 +94,10 @@ def _with_supersteps(parts: Parts, thread: Thread, supersteps: list[dict[str, An
     """Write the states of `supersteps`, which another server may have exported, and return the new
     thread. Raises BadRequest, after deleting the thread."""
     with parts.database.connection() as conn:
-        its_graph = _graph_of(parts.graphs, conn, thread)
+        its_graph = _graph_of(parts, conn, thread)
     updates = [[thread_state.state_update(u) for u in step["updates"]] for step in supersteps]
     config = thread_state.thread_config(str(thread.thread_id))
-    graph = its_graph.load(parts.states.here)
+    graph = its_graph.load(parts.states.here, access="threads.update")
     saver = ThreadSaver(parts.database.pool, most_stored_bytes=parts.settings.max_answer_bytes)
     try:
         thread_state.write_state(graph, saver, config, updates)
@@ -287,7 +286,7 @@ def _settled(parts: Parts, thread: Thread, *, with_values: bool) -> Thread:
         return thread
     try:
         with parts.database.connection() as conn:
-            graph = _graph_of(parts.graphs, conn, thread)
+            graph = _graph_of(parts, conn, thread)
         _rest(parts.states, graph, keep_error=True)
     except (BadRequest, NotFound, ProjectError) as error:
         log.warning("cannot read the values of thread %s: %s", thread.thread_id, error)
@@ -306,10 +305,11 @@ def _rest(states: StateProcess, thread: ThreadGraph, *, keep_error: bool) -> Non
         state_jobs.rest_unread(states.here, thread.thread_id, keep_error=keep_error)
 
 
-def _graph_of(graphs: GraphRegistry, conn: Connection, thread: Thread) -> ThreadGraph:
+def _graph_of(parts: Parts, conn: Connection, thread: Thread) -> ThreadGraph:
     """Return the graph in the thread's metadata, which is that of its last run; otherwise the graph
     of an active or the oldest run. Raises NotFound when the thread has states of a graph that is
     not in the project, BadRequest when it has neither a graph nor states."""
+    graphs = parts.graphs
     graph_id = thread.metadata.get("graph_id")
     if not isinstance(graph_id, str):
         graph_id = run_rows.oldest_active_graph_id(conn, thread.thread_id)
@@ -325,7 +325,7 @@ def _graph_of(graphs: GraphRegistry, conn: Connection, thread: Thread) -> Thread
             "Please ensure a run has been made for the thread or manually update the thread "
             "metadata (by setting the 'graph_id' field) before running this operation."
         )
-    return ThreadGraph(thread.thread_id, graph_id, thread.config)
+    return ThreadGraph(thread.thread_id, graph_id, thread.config, parts.user)
 
 
 def get_state(
@@ -344,7 +344,7 @@ def get_state(
     with parts.database.connection() as conn:
         thread = _found(conn, thread_id)
         try:
-            graph = _graph_of(parts.graphs, conn, thread)
+            graph = _graph_of(parts, conn, thread)
         except BadRequest:
             return to_json(thread_state.selected(thread_state.EMPTY_STATE, fields))
     return parts.states.run(state_jobs.read_state, graph, checkpoint, fields, subgraphs=subgraphs)
@@ -358,7 +358,7 @@ def get_history(parts: Parts, thread_id: UUID, page: HistoryPage) -> bytes:
     with parts.database.connection() as conn:
         thread = _found(conn, thread_id)
         try:
-            graph = _graph_of(parts.graphs, conn, thread)
+            graph = _graph_of(parts, conn, thread)
         except BadRequest:
             return b"[]"
     return parts.states.run(state_jobs.read_history, graph, page)
@@ -374,7 +374,7 @@ def update_state(parts: Parts, thread_id: UUID, body: dict[str, Any]) -> dict[st
         thread = _found(conn, thread_id)
         if thread.status == ThreadStatus.BUSY:
             raise Conflict(f"Thread {thread_id} has in-flight runs. Wait for them or cancel them.")
-        graph = _graph_of(parts.graphs, conn, thread)
+        graph = _graph_of(parts, conn, thread)
     checkpoint = dict(body.get("checkpoint") or {})
     if body.get("checkpoint_id"):
         checkpoint["checkpoint_id"] = str(body["checkpoint_id"])

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from belay_server.db.webhooks import WebhookCall
+from belay_server.domain.access import AUTH_USER
 from belay_server.domain.errors import InvalidRequest
 from belay_server.domain.runs import RUN_FIELDS
 from belay_server.domain.webhooks import (
@@ -148,6 +149,6 @@ def _without_user(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return the kwargs without the user's data from the project's authentication."""
     config = dict(kwargs.get("config") or {})
     configurable = dict(config.get("configurable") or {})
-    if configurable.pop("langgraph_auth_user", None) is None:
+    if configurable.pop(AUTH_USER, None) is None:
         return kwargs
     return {**kwargs, "config": {**config, "configurable": configurable}}
