@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from belay_server.command_lines import web_command, worker_command
+from belay_server.project_env import add_project_env
 from belay_server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -92,6 +93,12 @@ def _become(command: list[str]) -> NoReturn:
     os.execv(command[0], command)  # noqa: S606
 
 
+def _database_settings() -> Settings:
+    """Read the settings of a command that uses no Redis. Raises SettingsError."""
+    add_project_env(os.environ)
+    return Settings.from_environ({"REDIS_URL": "redis://unused", **os.environ})
+
+
 @main.command()
 def migrate() -> None:
     """Apply the migrations that the database is missing. Run this before a new version starts."""
@@ -103,7 +110,7 @@ def migrate() -> None:
     from belay_server.graphs.project.loading import ProjectError  # noqa: PLC0415
 
     try:
-        settings = Settings.from_environ({"REDIS_URL": "redis://unused", **os.environ})
+        settings = _database_settings()
         index = read_project(settings.config_path).store.index
         applied = apply_migrations(settings.database_url, store_index=index)
     except (SettingsError, ProjectError, VectorsUnavailable, psycopg.Error) as error:
@@ -127,7 +134,7 @@ def _database() -> Iterator[Connection]:
     from belay_server.db.connection import connect  # noqa: PLC0415
 
     try:
-        settings = Settings.from_environ({"REDIS_URL": "redis://unused", **os.environ})
+        settings = _database_settings()
         with connect(settings.database_url, name="belay keys") as conn:
             yield conn
     except (SettingsError, psycopg.Error) as error:

@@ -37,6 +37,7 @@ from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import ApiStore
+from belay_server.project_env import add_project_env
 from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
 from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.open_keys import OpenKeys
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     if settings is not None:
         return create_api(open_context(settings))
     try:
+        add_project_env(os.environ)
         settings = Settings.from_environ(os.environ)
         logs.configure(settings)
         warn_of_ignored(os.environ)

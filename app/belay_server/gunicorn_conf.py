@@ -26,12 +26,21 @@ if TYPE_CHECKING:
     from gunicorn.workers.base import Worker
 
 
+from belay_server.project_env import add_project_env
+from belay_server.settings import SettingsError
+
+
 def _remove_if_master(folder: str, master: int) -> None:
     """Remove the folder when the master exits. Forked workers inherit this exit handler."""
     if os.getpid() == master:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+try:
+    add_project_env(os.environ)
+except SettingsError as error:
+    print(f"belay web: {error}", file=sys.stderr, flush=True)
+    sys.exit(3)
 bind = os.environ.get("BELAY_BIND") or f"0.0.0.0:{os.environ.get('PORT', '2024')}"
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
 worker_class = "gevent"
@@ -122,7 +131,6 @@ def when_ready(server: Arbiter) -> None:
 def _check_exposure(addresses: list[Any]) -> None:
     """Exit with code 3 if `refuse_open_server` refuses one of gunicorn's bind addresses."""
     from belay_server.exposure import refuse_open_server  # noqa: PLC0415
-    from belay_server.settings import SettingsError  # noqa: PLC0415
 
     hosts = [a[0] if isinstance(a, tuple) else str(a) for a in addresses]
     try:

@@ -58,6 +58,16 @@ def bob(guarded):
         yield client
 
 
+# --- the project's environment --------------------------------------------------------------
+
+
+def test_settings_in_the_projects_env_count(ann):
+    assert ann.get("/agent/runs", headers={"Exa-Beta": ""}).status_code == 200
+    body = {"assistant_id": "headers", "input": {}}
+    told = json.loads(ann.post("/runs/wait", json=body).json()["note"])
+    assert told == {"x-default": "of the project"}
+
+
 # --- authentication -----------------------------------------------------------------------------
 
 

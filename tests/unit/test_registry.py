@@ -11,6 +11,8 @@ from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
+from belay_server.project_env import add_project_env
+from belay_server.settings import Settings, SettingsError
 from tests.servers import PROJECT
 
 
@@ -74,8 +76,42 @@ def test_env_from_a_file_or_a_map_does_not_override_the_operators(tmp_path):
     environ = {"SET": "operator"}
     project.apply_environment(environ)
     assert environ == {"SET": "operator", "FROM_FILE": "1"}
-    project = read_project(write(tmp_path, {"graphs": {"a": "./a.py:g"}, "env": {"N": 5}}))
-    assert project.env == {"N": "5"}
+    env = {"N": 5, "ON": True, "NOT": None, "LIST": [1, "a"]}
+    project = read_project(write(tmp_path, {"graphs": {"a": "./a.py:g"}, "env": env}))
+    assert project.env == {"N": "5", "ON": "true", "LIST": '[1,"a"]'}
+
+
+@pytest.mark.parametrize("env", [".env", {"LANGGRAPH_CONFIG": {"a": {"context": {"by": 7}}}}])
+def test_langgraph_config_may_be_in_env(tmp_path, monkeypatch, env):
+    (tmp_path / ".env").write_text("""LANGGRAPH_CONFIG='{"a": {"context": {"by": 7}}}'\n""")
+    path = write(tmp_path, {"graphs": {"a": "./a.py:g"}, "env": env})
+    monkeypatch.delenv("LANGGRAPH_CONFIG", raising=False)
+    assert read_project(path).defaults == {"a": {"context": {"by": 7}}}
+    monkeypatch.setenv("LANGGRAPH_CONFIG", '{"b": {}}')
+    assert read_project(path).defaults == {"b": {}}
+
+
+def test_settings_may_be_in_env(tmp_path):
+    env = {"DATABASE_URL": "postgresql:///of_the_project", "BELAY_CONCURRENCY": 3}
+    path = write(tmp_path, {"graphs": {"a": "./a.py:g"}, "env": env})
+    environ = {"BELAY_CONFIG": str(path), "REDIS_URL": "redis://host", "BELAY_CONCURRENCY": "5"}
+    add_project_env(environ)
+    settings = Settings.from_environ(environ)
+    assert (settings.database_url, settings.concurrency) == ("postgresql:///of_the_project", 5)
+
+
+@pytest.mark.parametrize("env", [".env.missing", 5])
+def test_an_invalid_env_is_refused_with_the_files_name(tmp_path, env):
+    path = write(tmp_path, {"graphs": {"a": "./a.py:g"}, "env": env})
+    with pytest.raises(SettingsError, match=rf"{path}: 'env'"):
+        add_project_env({"BELAY_CONFIG": str(path)})
+
+
+@pytest.mark.parametrize("document", ["{", "[]"])
+def test_another_error_of_the_file_is_left_to_who_reads_the_project(tmp_path, document):
+    environ = {"BELAY_CONFIG": str(write(tmp_path, document))}
+    add_project_env(environ)
+    assert list(environ) == ["BELAY_CONFIG"]
 
 
 def test_dependencies_are_on_the_import_path_with_their_src(tmp_path):

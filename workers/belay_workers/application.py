@@ -15,6 +15,7 @@ from belay_server.doorbell import celery_config
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
+from belay_server.project_env import add_project_env
 from belay_server.setting_aliases import warn_of_ignored
 from belay_server.settings import Settings, SettingsError
 from belay_workers.broker import PromptAMQP
@@ -41,6 +42,7 @@ class Belay(Celery):
 
 def make_app() -> Belay:
     try:
+        add_project_env(os.environ)
         settings = Settings.from_environ(os.environ)
         project = read_project(settings.config_path)
     except (SettingsError, ProjectError) as error:

@@ -21,6 +21,7 @@ from belay_server.command_lines import cli_command, web_command, worker_command
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
 from belay_server.dev.process_tree import ProcessTree, Program, say
 from belay_server.exposure import refuse_open_server
+from belay_server.project_env import add_project_env
 from belay_server.setting_aliases import with_own_names
 from belay_server.settings import DEFAULT_QUEUE, config_path
 
@@ -60,16 +61,8 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
     _refuse_busy_port(options.host, options.port)
     # Other users must not read the files of this process and of the servers that it starts.
     os.umask(0o077)
-    env = {**with_own_names(environ), "PYTHONUNBUFFERED": "1"}
-    if options.config is not None:
-        env["BELAY_CONFIG"] = str(options.config)
-    env["BELAY_CONFIG"] = str(config_path(env))
+    env = _environment(options, environ)
     refuse_open_server([options.host], env)
-    if options.concurrency is not None:
-        env["BELAY_CONCURRENCY"] = str(options.concurrency)
-    env.setdefault("BELAY_DRAIN_GRACE_SECONDS", _DRAIN_SECONDS)
-    env.setdefault("BELAY_CORS_PRIVATE_NETWORK", "1")
-    env["BELAY_BIND"] = f"{options.host}:{options.port}"
     queues = _queues(Path(env["BELAY_CONFIG"]))
 
     data_dir = options.data_dir.resolve()
@@ -90,6 +83,8 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
             if env.get("BELAY_AUTH") == "keys":
                 url = env["DATABASE_URL"]
                 say("belay", f"create a key: DATABASE_URL='{url}' belay keys create --name me")
+        if not is_embedded:
+            say("belay", "using the servers of DATABASE_URL and REDIS_URL")
         _start_belay(tree, env, queues)
         url = f"http://{options.host}:{options.port}"
         graph_ids = _graph_ids(Path(env["BELAY_CONFIG"]))
@@ -107,6 +102,22 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
     if tree.failure is not None:
         raise StartFailed(tree.failure)
     say("belay", "stopped")
+
+
+def _environment(options: DevOptions, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of all processes. Raises SettingsError."""
+    env = dict(environ)
+    if options.config is not None:
+        env["BELAY_CONFIG"] = str(options.config)
+    env["BELAY_CONFIG"] = str(config_path(env))
+    add_project_env(env)
+    env = {**with_own_names(env), "PYTHONUNBUFFERED": "1"}
+    if options.concurrency is not None:
+        env["BELAY_CONCURRENCY"] = str(options.concurrency)
+    env.setdefault("BELAY_DRAIN_GRACE_SECONDS", _DRAIN_SECONDS)
+    env.setdefault("BELAY_CORS_PRIVATE_NETWORK", "1")
+    env["BELAY_BIND"] = f"{options.host}:{options.port}"
+    return env
 
 
 def _refuse_busy_port(host: str, port: int) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from dotenv import dotenv_values
 
 from belay_server.domain.headers import HeaderPatterns
 from belay_server.domain.threads import ThreadTtl, TtlStrategy
@@ -24,6 +23,7 @@ from belay_server.domain.webhooks import WebhookPolicy
 from belay_server.graphs.project.http_section import HttpConfig, read_http_config
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.store import StoreConfig
+from belay_server.project_env import read_env
 from belay_server.settings import DEFAULT_QUEUE
 
 
@@ -102,6 +102,7 @@ def read_project(path: Path) -> Project:
         raise ProjectError(f"{path}: 'queues' must map graph ids to queue names")
     if unknown := sorted(set(queues) - set(graphs)):
         raise ProjectError(f"{path}: 'queues' names a graph that is not in 'graphs': {unknown[0]}")
+    env = _environment(path, root, document.get("env", {}))
     return Project(
         root=root,
         graphs={
@@ -109,8 +110,8 @@ def read_project(path: Path) -> Project:
             for graph_id, entry in graphs.items()
         },
         dependencies=_dependencies(path, root, document.get("dependencies", ["."])),
-        env=_environment(path, root, document.get("env", {})),
-        defaults=_defaults(),
+        env=env,
+        defaults=_defaults({**env, **os.environ}),
         thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
         auth=_auth(path, document.get("auth")),
         http=read_http_config(path, document.get("http")),
@@ -232,18 +233,14 @@ def _dependencies(path: Path, root: Path, entries: Any) -> tuple[Path, ...]:
 
 
 def _environment(path: Path, root: Path, env: Any) -> dict[str, str]:
-    if isinstance(env, str):
-        file = root / env
-        if not file.is_file():
-            raise ProjectError(f"{path}: 'env' names a file that does not exist: {env}")
-        return {name: value for name, value in dotenv_values(file).items() if value is not None}
-    if isinstance(env, dict):
-        return {str(name): str(value) for name, value in env.items()}
-    raise ProjectError(f"{path}: 'env' must be a file name or an object")
+    try:
+        return read_env(root, env)
+    except ValueError as error:
+        raise ProjectError(f"{path}: {error}") from error
 
 
-def _defaults() -> dict[str, dict[str, Any]]:
-    raw = os.environ.get("LANGGRAPH_CONFIG", "").strip()
+def _defaults(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    raw = environ.get("LANGGRAPH_CONFIG", "").strip()
     if not raw:
         return {}
     try:
