@@ -19,6 +19,7 @@ from belay_server.api.application import create_api
 from belay_server.api.context import ApiContext
 from belay_server.api.project.app import ProjectApp
 from belay_server.api.project.auth import ProjectAuth
+from belay_server.api.project.code_access import access_headers
 from belay_server.api.security.authentication import KeyAuthentication, authentication_of
 from belay_server.api.security.limits import connection_owner
 from belay_server.bus.cancel_flag import CancelFlags
@@ -35,6 +36,7 @@ from belay_server.db.migrate import SchemaNotReady, wait_for_schema
 from belay_server.doorbell import Doorbell
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
+from belay_server.graphs.project.loopback import Loopback
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import ApiStore
 from belay_server.project_env import add_project_env
@@ -77,6 +79,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 def open_context(settings: Settings) -> ApiContext:
     """Open the connections and load the project. Raises ProjectError or SchemaNotReady."""
     ProjectCache(settings).install()
+    Loopback(settings.internal_url, access_headers).install()
     graphs = _load_graphs(settings)
     pool = open_pool(
         settings.database_url,

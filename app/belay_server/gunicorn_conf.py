@@ -15,6 +15,7 @@ monkey.patch_all()
 import atexit
 import ctypes
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 from belay_server.project_env import add_project_env
-from belay_server.settings import SettingsError
+from belay_server.settings import SERVER_TOKEN, SettingsError
 
 
 def _remove_if_master(folder: str, master: int) -> None:
@@ -41,6 +42,8 @@ try:
 except SettingsError as error:
     print(f"belay web: {error}", file=sys.stderr, flush=True)
     sys.exit(3)
+# Authenticates the project's code in these processes (`api.project.code_access`).
+os.environ[SERVER_TOKEN] = secrets.token_urlsafe(32)
 bind = os.environ.get("BELAY_BIND") or f"0.0.0.0:{os.environ.get('PORT', '2024')}"
 workers = int(os.environ.get("WEB_CONCURRENCY", "1"))
 worker_class = "gevent"

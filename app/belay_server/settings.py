@@ -19,6 +19,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from belay_server.setting_aliases import alias_in_use, with_own_names
 
 DEFAULT_QUEUE = "runs"
+#: The environment variable of a random token that the processes of one gunicorn share.
+SERVER_TOKEN = "BELAY_SERVER_TOKEN"  # noqa: S105
 AUTH_WORDS = ("keys", "none")
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _MIB = 1024 * 1024
@@ -43,6 +45,8 @@ class Settings:
     broker_url: str
     #: The project's `langgraph.json`.
     config_path: Path
+    #: Where the code of graphs reaches the web process, for `langgraph_sdk` clients without a URL.
+    internal_url: str
     #: Child processes per worker. Each executes one run at a time.
     concurrency: int
     #: How much to raise the niceness of child processes (0 to 19): the others have precedence.
@@ -172,6 +176,9 @@ class Settings:
             redis_url=redis_url,
             broker_url=_redis_url(read.text("BROKER_URL", redis_url), redis_verify_tls),
             config_path=config_path(environ),
+            internal_url=_http_url(
+                "BELAY_INTERNAL_URL", read.text("BELAY_INTERNAL_URL", _own_url(environ))
+            ),
             concurrency=read.integer("BELAY_CONCURRENCY", 16, minimum=1),
             child_nice=read.integer("BELAY_CHILD_NICE", 10, minimum=0),
             keep_subprocesses=read.boolean("BELAY_KEEP_SUBPROCESSES", False),
@@ -240,6 +247,16 @@ class Settings:
                 "otherwise one slow renewal loses every lease"
             )
         return settings
+
+
+def _own_url(environ: Mapping[str, str]) -> str:
+    """Return the URL of a web process on this machine, by the address that gunicorn binds."""
+    bound = environ.get("BELAY_BIND", "").strip()
+    host, _, port = bound.rpartition(":")
+    if not bound or "/" in bound or not port.isdecimal():
+        host, port = "", environ.get("PORT", "").strip() or "2024"
+    is_any = host.strip("[]") in ("", "0.0.0.0", "::")  # noqa: S104
+    return f"http://{'127.0.0.1' if is_any else host}:{port}"
 
 
 def config_path(environ: Mapping[str, str]) -> Path:
@@ -324,6 +341,12 @@ class _Reader:
         if value < minimum:
             raise self._error(name, f"must be at least {minimum}, not {raw}")
         return value
+
+
+def _http_url(name: str, url: str) -> str:
+    if not url.startswith(("http://", "https://")) or not urlsplit(url).hostname:
+        raise SettingsError(f"{name} must start with http:// or https://")
+    return url
 
 
 def _secret(text: str) -> str | None:

@@ -517,7 +517,7 @@ def test_a_claim_finds_the_head_of_a_long_queue_without_sorting_it(rows):
         (first.run_id,),
     )
     rows.conn.execute("ANALYZE run")
-    params = {"run_id": first.run_id, **LEASE}
+    params = {"run_id": first.run_id, **LEASE, "token_hash": None}
     plan = rows.conn.execute(f"EXPLAIN {claim_rows.SQL.claim_run}", params).fetchall()
     text = "\n".join(row[0] for row in plan)
     assert "run_thread_queue" in text

@@ -100,3 +100,26 @@ def test_a_variable_that_is_ignored_is_logged(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "LANGGRAPH_AES_KEY is set, but Belay does not support it: it has no effect"
     ]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "http://127.0.0.1:2024"),
+        ({"PORT": "8000"}, "http://127.0.0.1:8000"),
+        ({"BELAY_BIND": "0.0.0.0:9", "PORT": "8000"}, "http://127.0.0.1:9"),
+        ({"BELAY_BIND": "[::]:9"}, "http://127.0.0.1:9"),
+        ({"BELAY_BIND": "[::1]:9"}, "http://[::1]:9"),
+        ({"BELAY_BIND": "10.1.2.3:9"}, "http://10.1.2.3:9"),
+        ({"BELAY_BIND": "unix:/run/belay.sock"}, "http://127.0.0.1:2024"),
+        ({"BELAY_INTERNAL_URL": "https://a.example/x"}, "https://a.example/x"),
+    ],
+)
+def test_the_web_process_is_reached_where_it_listens(given, expected):
+    assert Settings.from_environ({**MINIMAL, **given}).internal_url == expected
+
+
+@pytest.mark.parametrize("url", ["web:2024", "ftp://web", "http://"])
+def test_an_internal_url_must_be_http(url):
+    with pytest.raises(SettingsError, match="BELAY_INTERNAL_URL"):
+        Settings.from_environ({**MINIMAL, "BELAY_INTERNAL_URL": url})

@@ -19,6 +19,7 @@ from belay_server.project_env import add_project_env
 from belay_server.setting_aliases import warn_of_ignored
 from belay_server.settings import Settings, SettingsError
 from belay_workers.broker import PromptAMQP
+from belay_workers.child.access import RunAccess
 from belay_workers.child.process import Child
 from belay_workers.slots import SlotTable
 from belay_workers.supervision.guardian import Guardian
@@ -32,6 +33,7 @@ class Belay(Celery):
     settings: Settings
     graphs: GraphRegistry
     slots: SlotTable
+    access: RunAccess
     owner: str
     guardian: Guardian
     orphans: Orphans
@@ -53,6 +55,7 @@ def make_app() -> Belay:
     made.conf.worker_pool = "belay_workers.pool:ChildTaskPool"
     made.settings = settings
     made.graphs = GraphRegistry(project)
+    made.access = RunAccess(settings.internal_url)
     made.owner = f"{socket.gethostname()}/{uuid.uuid4().hex[:8]}"
     return made
 
@@ -61,6 +64,7 @@ def load_graphs(app: Belay) -> None:
     """Import the project's graphs. Exits when one of them cannot be loaded."""
     warn_of_ignored(os.environ)
     ProjectCache(app.settings).install()
+    app.access.install()
     try:
         app.graphs = GraphRegistry.load(app.graphs.project)
     except ProjectError as error:

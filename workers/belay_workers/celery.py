@@ -55,7 +55,9 @@ def _prepare_child(**_: Any) -> None:
     if not app.settings.preload_graphs:
         load_graphs(app)
     doorbell = Doorbell.of(app.settings)
-    app.child = Child(app.settings, app.graphs, app.slots, app.owner, doorbell)
+    app.child = Child(
+        app.settings, app.graphs, app.slots, app.owner, doorbell=doorbell, access=app.access
+    )
     warm_up(app.child)
 
 

@@ -23,6 +23,7 @@ from belay_server.api.http.request_context import (
     request_context,
 )
 from belay_server.api.http.unread_bodies import count_body
+from belay_server.api.project.code_access import act_as_caller, act_as_server
 from belay_server.api.security.authentication import CALLER, identify
 from belay_server.api.security.authorization import confine_request, use_database
 from belay_server.api.security.cors import REQUEST_ID, cors_headers
@@ -101,10 +102,12 @@ def _begin_request(origins: Origins) -> Response | None:
         return Response("OK", content_type="text/plain; charset=utf-8")
     found = context()
     project = found.project_routes
+    act_as_server()  # this greenlet may have handled another request of its connection
     if project is not None and project.answers(ours=request.url_rule is not None):
         state.route = _PROJECT
         if found.parts.graphs.project.http.authenticates_project:
             _authenticate(found)
+            act_as_caller(request.headers)
         return project.respond()
     if request.endpoint is not None:
         view = current_app.view_functions[request.endpoint]

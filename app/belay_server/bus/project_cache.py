@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import orjson
 import redis.asyncio
 from langgraph_sdk import cache as sdk_cache
 
 from belay_server.bus.client import Keys, RedisError
+from belay_server.per_loop import PerLoop
 from belay_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -36,13 +36,13 @@ class ProjectCache:
     """A cache of JSON values. Its coroutines may be called from any event loop."""
 
     def __init__(self, settings: Settings) -> None:
-        self._url = settings.redis_url
         self._keys = Keys(settings.redis_prefix)
-        #: The client of each event loop, and the generator that closes it.
-        self._clients: WeakKeyDictionary[
-            asyncio.AbstractEventLoop,
-            tuple[redis.asyncio.Redis, AsyncGenerator[redis.asyncio.Redis]],
-        ] = WeakKeyDictionary()
+        self._clients = PerLoop(
+            lambda: redis.asyncio.Redis.from_url(
+                settings.redis_url, socket_timeout=2.0, socket_connect_timeout=1.0
+            ),
+            lambda client: client.aclose(),
+        )
         self._refreshing: dict[str, asyncio.Task[Any]] = {}
 
     def install(self) -> None:
@@ -54,7 +54,7 @@ class ProjectCache:
     async def get(self, key: str) -> Any:
         """Return a value; None if there is none, it has expired, or Redis cannot be reached."""
         try:
-            stored = await (await self._client()).get(self._keys.cached(key))
+            stored = await (await self._clients.get()).get(self._keys.cached(key))
         except RedisError as error:
             log.warning("cannot read the project's cache, taking the key as missing: %s", error)
             return None
@@ -65,7 +65,7 @@ class ProjectCache:
         kept = min(ttl, _LONGEST) if ttl else _LONGEST
         encoded = orjson.dumps(value)
         try:
-            await (await self._client()).set(
+            await (await self._clients.get()).set(
                 self._keys.cached(key), encoded, px=max(1, int(kept.total_seconds() * 1000))
             )
         except RedisError as error:
@@ -109,24 +109,6 @@ class ProjectCache:
         self._refreshing.pop(key, None)
         if not done.cancelled() and (error := done.exception()) is not None:
             log.warning("cannot refresh a value of the project's cache: %r", error)
-
-    async def _client(self) -> redis.asyncio.Redis:
-        """Return the client of the running event loop."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._clients:
-            opened = self._open()
-            self._clients[loop] = (await anext(opened), opened)
-        return self._clients[loop][0]
-
-    async def _open(self) -> AsyncGenerator[redis.asyncio.Redis]:
-        """Yield a client, and close it with the event loop, which closes its generators."""
-        client = redis.asyncio.Redis.from_url(
-            self._url, socket_timeout=2.0, socket_connect_timeout=1.0
-        )
-        try:
-            yield client
-        finally:
-            await client.aclose()
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,17 +56,20 @@ def claim_run(
     owner: str,
     lease_seconds: float,
     graph_ids: Sequence[str],
+    token_hash: str | None = None,
 ) -> ClaimedRun | None:
     """Claim a run of one of these graphs: take its lease. Return None if the run cannot be claimed
     now.
 
-    If that changes later, another doorbell is sent.
+    If that changes later, another doorbell is sent. `token_hash` is of the token that authenticates
+    the run's code while the claim lasts.
     """
     params = {
         "run_id": run_id,
         "owner": owner,
         "lease_seconds": lease_seconds,
         "graph_ids": list(graph_ids),
+        "token_hash": token_hash,
     }
     try:
         return _claimed(fetch_dicts(conn, SQL.claim_run, params))

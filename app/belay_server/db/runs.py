@@ -51,6 +51,8 @@ class NewRun:
     id_chosen: bool = False
     #: The name of the caller, for limits.
     caller: str | None = None
+    #: What `Caller.as_creator` returns; None without authentication.
+    creator: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,14 @@ class RunEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class RunCreator:
+    """A running run's creator, as `Caller.as_creator` returns it, and the authenticated user."""
+
+    creator: dict[str, Any] | None
+    auth_user: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class RunOutcome:
     """A run's status and the response for clients that wait for it.
 
@@ -128,6 +138,7 @@ def _new_run_params(new: NewRun) -> dict[str, Any]:
         "temporary": new.temporary,
         "timeout_seconds": new.timeout_seconds,
         "caller": new.caller,
+        "creator": None if new.creator is None else Jsonb(new.creator),
         "after_seconds": new.after_seconds,
     }
 
@@ -198,6 +209,13 @@ def run_end(conn: Connection, thread_id: UUID, run_id: UUID) -> RunEnd | None:
     """Return a run's status and interrupts. Ended stateless runs are included."""
     params = {"thread_id": thread_id, "run_id": run_id}
     return fetch_one(conn, SQL.run_end, params, RunEnd)
+
+
+def creator_of_run(conn: Connection, run_id: UUID, token_hash: str) -> RunCreator | None:
+    """Return the creator of the running run whose current claim has this token. Return None if
+    there is none."""
+    params = {"run_id": run_id, "token_hash": token_hash}
+    return fetch_one(conn, SQL.creator_of_run, params, RunCreator)
 
 
 def run_outcome(conn: Connection, thread_id: UUID, run_id: UUID) -> RunOutcome | None:

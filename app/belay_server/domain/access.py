@@ -7,15 +7,21 @@ a resource that the caller may not access is not found, and gets the same respon
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 Filter = Mapping[str, Any]
 #: The key in a run's `configurable` of its user's fields.
 AUTH_USER = "langgraph_auth_user"
 #: An `$or` without alternatives never matches: no resource may be accessed.
 NOTHING: Filter = {"$or": []}
+
+
+def hash_of(token: str) -> str:
+    """Return the hash that is stored of a random token."""
+    return hashlib.sha256(token.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +48,12 @@ class Caller:
     everything: bool = True
     #: The user that the project's own authentication returned. It goes into the graphs' config.
     user: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def as_creator(self) -> dict[str, Any]:
+        """Return the JSON that is stored with the runs that this caller creates."""
+        return {"name": self.name, "team": self.team, "everything": self.everything}
+
+    @classmethod
+    def of_creator(cls, creator: Mapping[str, Any], user: Mapping[str, Any] | None) -> Self:
+        """Return the caller that `as_creator` has described."""
+        return cls(creator["name"], creator["team"], everything=creator["everything"], user=user)

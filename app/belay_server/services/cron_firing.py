@@ -117,5 +117,6 @@ def _request(cron: DueCron) -> RunRequest:
         headers={"cron_id": str(cron.cron_id)},
         caller=cron.maker.get("caller"),
         user=cron.maker.get("user"),
+        creator=cron.maker.get("creator"),
         thread_metadata=cron.maker.get("thread_metadata") or {},
     )

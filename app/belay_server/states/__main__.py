@@ -28,6 +28,7 @@ from belay_server.db.connection import Database, open_pool
 from belay_server.domain.errors import BelayError, StateTooLarge
 from belay_server.graphs.checkpoints.thread_saver import LargeState
 from belay_server.graphs.project.langgraph_json import read_project
+from belay_server.graphs.project.loopback import Loopback
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.settings import Settings
 from belay_server.states.jobs import StateParts
@@ -80,6 +81,7 @@ def _parts(settings: Settings) -> StateParts:
         statement_seconds=settings.statement_seconds,
     )
     ProjectCache(settings).install()
+    Loopback(settings.internal_url, dict).install()
     graphs = GraphRegistry.load(read_project(settings.config_path))
     return StateParts(settings, graphs, Database(pool), most_bytes=settings.max_answer_bytes)
 

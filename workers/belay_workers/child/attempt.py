@@ -29,7 +29,7 @@ from belay_server.db import run_claims as claim_rows
 from belay_server.db import runs as run_rows
 from belay_server.db.connection import Connection
 from belay_server.db.outages import in_short, is_worth_waiting
-from belay_server.domain.access import AUTH_USER
+from belay_server.domain.access import AUTH_USER, hash_of
 from belay_server.domain.agent_runs.output_schemas import mismatch
 from belay_server.domain.metrics import ASKED
 from belay_server.domain.runs import Claim, ClaimedRun, Ending, RunStatus
@@ -81,6 +81,7 @@ def attempt_run(child: Child, run_id: UUID) -> None:
         log.warning("abandoned the attempt of run %s: %s", run_id, error)
         child.database.drop()
     finally:
+        child.access.end()
         child.slot.idle()
         logs.about_run(None)
 
@@ -89,6 +90,7 @@ def _claim(child: Child, run_id: UUID) -> ClaimedRun | None:
     """Claim the run. A claim whose response was lost may have been committed: then return the run
     if this child holds its lease."""
     asked_before = False
+    token = child.access.new_token()
 
     def claim(conn: Connection) -> ClaimedRun | None:
         nonlocal asked_before
@@ -102,12 +104,16 @@ def _claim(child: Child, run_id: UUID) -> ClaimedRun | None:
             owner=child.owner,
             lease_seconds=seconds,
             graph_ids=child.graphs.graph_ids,
+            token_hash=hash_of(token),
         )
         if claimed is None:
             _put_off_unknown_graph(child, conn, run_id)
         return claimed
 
-    return child.database.run(claim, keep_waiting=lambda: not child.slots.draining)
+    claimed = child.database.run(claim, keep_waiting=lambda: not child.slots.draining)
+    if claimed is not None:
+        child.access.begin(run_id, token)
+    return claimed
 
 
 def _put_off_unknown_graph(child: Child, conn: Connection, run_id: UUID) -> None:

@@ -27,6 +27,7 @@ from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import RunStore
 from belay_server.services.runs.endings import Announcer
 from belay_server.settings import Settings
+from belay_workers.child.access import RunAccess
 from belay_workers.child.event_writer import EventWriter
 from belay_workers.child.main_thread_executor import MainThreadExecutor
 from belay_workers.child.signals import NodeSignals
@@ -54,7 +55,9 @@ class Child:
         graphs: GraphRegistry,
         slots: SlotTable,
         owner: str,
+        *,
         doorbell: Doorbell,
+        access: RunAccess,
     ) -> None:
         self.settings = settings
         # Before it is a group of its own, by which the parent tells orphans from children.
@@ -82,6 +85,7 @@ class Child:
         self.events = EventWriter(self.event_log)
         self.database_thread = ThreadPoolExecutor(1, thread_name_prefix="belay-database")
         self.database_thread.submit(lambda: None).result()
+        self.access = access
         self.store = RunStore(self.database, self.database_thread, graphs.store)
         self._claim: Claim | None = None
         self._task: asyncio.Task[Any] | None = None

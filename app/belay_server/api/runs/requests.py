@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 from flask import request
 
 from belay_server.api.context import context, parts
 from belay_server.api.http.request_context import request_id
-from belay_server.api.security.authentication import caller
+from belay_server.api.security.authentication import caller, parent_run
 from belay_server.api.security.authorization import authorize, is_confined
 from belay_server.api.security.limits import asker
+from belay_server.domain.access import Caller
 from belay_server.domain.errors import BadRequest, InvalidRequest
 from belay_server.domain.ids import parse_uuid
 from belay_server.domain.run_options import MultitaskStrategy, RunOptions
@@ -46,6 +47,9 @@ def run_request(options: RunOptions, thread_id: UUID | None) -> RunRequest:
     if thread_id is None and options.resumes:
         raise BadRequest("You must provide a thread_id when resuming.")
     check_webhook(options.webhook)
+    if (parent := parent_run()) is not None:
+        metadata = {**(options.metadata or {}), "parent_run_id": str(parent)}
+        options = dataclasses.replace(options, metadata=metadata)
     options, maker = authorize_runs(options, thread_id)
     return RunRequest(
         options=options,
@@ -55,6 +59,7 @@ def run_request(options: RunOptions, thread_id: UUID | None) -> RunRequest:
         headers=parts().graphs.project.configurable_headers.pick(dict(request.headers)),
         caller=maker.caller or (asker() if parts().settings.max_pending_runs else None),
         user=maker.user,
+        creator=maker.creator,
         thread_metadata=maker.thread_metadata,
         key_scope=_key_scope(),
     )
@@ -75,9 +80,15 @@ class Maker:
     caller: str | None
     user: Mapping[str, Any] | None
     thread_metadata: dict[str, Any]
+    #: What `Caller.as_creator` returns; None without authentication.
+    creator: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, who: Caller, thread_metadata: dict[str, Any]) -> Self:
+        return cls(who.name, who.user, thread_metadata, who.as_creator())
 
     def as_json(self) -> dict[str, Any]:
-        return {"caller": self.caller, "user": self.user, "thread_metadata": self.thread_metadata}
+        return dataclasses.asdict(self)
 
 
 def authorize_runs(options: RunOptions, thread_id: UUID | None) -> tuple[RunOptions, Maker]:
@@ -90,14 +101,14 @@ def authorize_runs(options: RunOptions, thread_id: UUID | None) -> tuple[RunOpti
     if who is None:
         return options, Maker(None, None, {})
     if not is_confined():
-        return options, Maker(who.name, who.user, {})
+        return options, Maker.of(who, {})
     options, stamped = _authorize_run(options, thread_id)
     authorize("assistants", "read", {"assistant_id": _id_or_name(options.assistant_id)})
     if thread_id is None or options.if_not_exists == "create":
         created: dict[str, Any] = {"thread_id": thread_id, "metadata": dict(stamped)}
         authorize("threads", "create", created)
         stamped = dict(created.get("metadata") or {})
-    return options, Maker(who.name, who.user, stamped)
+    return options, Maker.of(who, stamped)
 
 
 def _authorize_run(

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import hmac
+import os
 from collections.abc import Callable
 from typing import TypeVar
+from uuid import UUID
 
 from flask import request
 
 from belay_server.api.context import ApiContext, Authentication
 from belay_server.api.project.auth import ProjectAuth
+from belay_server.db import runs as run_rows
 from belay_server.db.connection import Database
-from belay_server.domain.access import Caller
+from belay_server.domain.access import Caller, hash_of
 from belay_server.domain.errors import Forbidden, Refused, TooMany, Unauthorized
+from belay_server.domain.ids import parse_uuid
 from belay_server.graphs.project.langgraph_json import Project
+from belay_server.graphs.project.loopback import RUN_HEADER, SERVER_HEADER
 from belay_server.services.api_keys import ApiKeys
-from belay_server.settings import Settings
+from belay_server.settings import SERVER_TOKEN, Settings
 
 _View = TypeVar("_View", bound=Callable[..., object])
+#: The key of the run whose code sends the request, in the request's environment.
+_PARENT_RUN = "belay.parent_run"
+_NO_SUCH_RUN = f"{RUN_HEADER}: there is no running run with this token"
 #: The key of the authenticated caller in a request's environment.
 CALLER = "belay.caller"
 #: The prefix of the names of callers with API keys.
@@ -51,8 +60,7 @@ class KeyAuthentication:
         caller = self._keys.caller_of(key)
         if caller is None:
             raise Unauthorized("This API key is unknown, revoked or expired")
-        if not caller.everything and not request.path.startswith(AGENT_RUNS):
-            raise Forbidden("This API key is for Agent runs only")
+        refuse_out_of_scope(caller)
         return caller
 
 
@@ -65,13 +73,20 @@ def key_of_request() -> str:
 
 
 def identify(found: ApiContext) -> Caller | None:
-    """Return the caller that the request's headers authenticate; None without authentication.
+    """Return the caller that the request's headers authenticate; None without authentication, and
+    for the project's own code in this server.
 
     Raises Unauthorized, Forbidden, Refused; TooMany for an address that has failed too often.
     """
-    if found.authentication is None:
+    headers = request.headers
+    if found.authentication is None and RUN_HEADER not in headers:
         return None
     try:
+        if RUN_HEADER in headers:
+            return _creator_of_run(found, headers[RUN_HEADER])
+        if SERVER_HEADER in headers and _is_this_server(headers[SERVER_HEADER]):
+            return None
+        assert found.authentication is not None
         return found.authentication.caller()
     except (Unauthorized, Refused) as error:
         address = request.remote_addr or ""
@@ -82,6 +97,46 @@ def identify(found: ApiContext) -> Caller | None:
                 detail = "Too many failed authentications from this address; try again later"
                 raise TooMany(detail, retry_after=wait) from error
         raise
+
+
+def _creator_of_run(found: ApiContext, credential: str) -> Caller | None:
+    """Return the caller who created the run whose code sends the request. None without
+    authentication. Raises Unauthorized, Forbidden."""
+    named, _, token = credential.partition(".")
+    try:
+        run_id = parse_uuid(named)
+    except ValueError:
+        raise Unauthorized(_NO_SUCH_RUN) from None
+    with found.parts.database.connection() as conn:
+        run = run_rows.creator_of_run(conn, run_id, hash_of(token))
+    if run is None:
+        raise Unauthorized(_NO_SUCH_RUN)
+    request.environ[_PARENT_RUN] = run_id
+    if found.authentication is None:
+        return None
+    if run.creator is None:
+        raise Unauthorized("The run was created without authentication; its code has no access")
+    who = Caller.of_creator(run.creator, run.auth_user)
+    refuse_out_of_scope(who)
+    return who
+
+
+def parent_run() -> UUID | None:
+    """Return the run whose code sends the request; None for other clients."""
+    found: UUID | None = request.environ.get(_PARENT_RUN)
+    return found
+
+
+def _is_this_server(token: str) -> bool:
+    """Return whether the request is sent by the project's code in a process of this server."""
+    own = os.environ.get(SERVER_TOKEN)
+    return own is not None and hmac.compare_digest(token.encode(), own.encode())
+
+
+def refuse_out_of_scope(who: Caller) -> None:
+    """Raise Forbidden for a caller that may not use the requested path."""
+    if not who.everything and not request.path.startswith(AGENT_RUNS):
+        raise Forbidden("This API key is for Agent runs only")
 
 
 def watch_key(

@@ -26,6 +26,7 @@ WITH locked AS (
         claim_no = r.claim_no + 1,
         attempts = r.attempts + 1,
         lease_owner = %(owner)s,
+        token_hash = %(token_hash)s,
         lease_expires_at = now() + make_interval(secs => %(lease_seconds)s),
         next_ring_at = NULL,
         started_at = coalesce(r.started_at, now()),

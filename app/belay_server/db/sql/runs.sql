@@ -13,13 +13,13 @@ WITH its_thread AS (
 ), inserted AS (
     INSERT INTO run (
         run_id, thread_id, assistant_id, graph_id, queue, metadata, kwargs, thread_config,
-        thread_before, multitask_strategy, temporary, timeout_seconds, caller, id_chosen,
+        thread_before, multitask_strategy, temporary, timeout_seconds, caller, creator, id_chosen,
         scheduled_at, next_ring_at
     )
     SELECT
         %(run_id)s, thread_id, %(assistant_id)s, %(graph_id)s, %(queue)s, %(metadata)s, %(kwargs)s,
         %(thread_config)s, before_first, %(multitask_strategy)s, %(temporary)s,
-        %(timeout_seconds)s, %(caller)s, %(id_chosen)s,
+        %(timeout_seconds)s, %(caller)s, %(creator)s, %(id_chosen)s,
         now() + make_interval(secs => %(after_seconds)s),
         now() + make_interval(secs =>
             CASE WHEN %(after_seconds)s > 0 THEN %(after_seconds)s ELSE %(rering_seconds)s END)
@@ -82,13 +82,14 @@ WITH unchanged AS MATERIALIZED (
 ), accepted AS (
     INSERT INTO run (
         run_id, thread_id, assistant_id, graph_id, queue, metadata, kwargs, thread_config,
-        thread_before, multitask_strategy, temporary, timeout_seconds, caller, scheduled_at,
-        next_ring_at
+        thread_before, multitask_strategy, temporary, timeout_seconds, caller, creator,
+        scheduled_at, next_ring_at
     )
     SELECT
         %(run_id)s, thread_id, %(assistant_id)s, %(graph_id)s, %(queue)s, %(metadata)s, %(kwargs)s,
         %(thread_config)s, before_first, %(multitask_strategy)s, %(temporary)s,
-        %(timeout_seconds)s, %(caller)s, now() + make_interval(secs => %(after_seconds)s),
+        %(timeout_seconds)s, %(caller)s, %(creator)s,
+        now() + make_interval(secs => %(after_seconds)s),
         now() + make_interval(secs =>
             CASE WHEN %(after_seconds)s > 0 THEN %(after_seconds)s ELSE %(rering_seconds)s END)
     FROM (TABLE made_thread UNION ALL TABLE found_thread) t
@@ -125,6 +126,10 @@ WHERE run_id = %(run_id)s AND thread_id = %(thread_id)s
   AND (%(allowed_threads)s::jsonb IS NULL OR EXISTS (
       SELECT 1 FROM thread t
       WHERE t.thread_id = run.thread_id AND belay_allows(%(allowed_threads)s, t.metadata)))
+
+-- name: creator_of_run
+SELECT creator, kwargs #> '{config,configurable,langgraph_auth_user}' AS auth_user FROM run
+WHERE run_id = %(run_id)s AND status = 'running' AND token_hash = %(token_hash)s
 
 -- name: run_outcome
 SELECT status, error, pg_column_size(outcome) AS stored_bytes,

@@ -85,6 +85,8 @@ class RunRequest:
     #: The caller's name, which limits count by, and the authenticated user, which the graph gets.
     caller: str | None = None
     user: Mapping[str, Any] | None = field(default=None, repr=False)
+    #: What `Caller.as_creator` returns; None without authentication.
+    creator: Mapping[str, Any] | None = None
     #: The caller whose Idempotency-Key it is, and the position among several creates of a request.
     key_scope: str = ""
     key_position: int = 0
@@ -437,4 +439,5 @@ def _new_run(
         after_seconds=max(0.0, float(options.after_seconds or 0)),
         id_chosen=request.chosen_id is not None,
         caller=request.caller,
+        creator=None if request.creator is None else dict(request.creator),
     )

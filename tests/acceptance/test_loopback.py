@@ -1,0 +1,120 @@
+"""Test clients of `langgraph_sdk` without a URL, in graphs and in the project's app.
+
+They reach the server that they run in. A node may do what the run's creator may.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.acceptance.playing import refused
+from tests.conformance import watched
+from tests.servers import PROJECT, LiveServer
+from tests.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def scheduled(scratch):
+    return scratch / "scheduled-thread"
+
+
+@pytest.fixture(scope="module")
+def server(scratch, scheduled):
+    config = PROJECT.parent / "with_loopback.json"
+    live = LiveServer(scratch / "loopback", config=config, TEST_SCHEDULED=str(scheduled)).start()
+    yield live
+    live.stop()
+
+
+def as_user(server: LiveServer, name: str) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {name}"}
+    return watched(httpx.Client(base_url=server.url, timeout=60, headers=headers))
+
+
+@pytest.fixture(scope="module")
+def ann(server):
+    with as_user(server, "ann") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def bob(server):
+    with as_user(server, "bob") as client:
+        yield client
+
+
+def outcome(client: httpx.Client, graph_id: str, **given: Any) -> tuple[dict[str, Any], str]:
+    """Run a graph on a new thread. Return what its node has told, and the run's id."""
+    thread_id = client.post("/threads", json={}).json()["thread_id"]
+    body = {"assistant_id": graph_id, "input": given}
+    values = client.post(f"/threads/{thread_id}/runs/wait", json=body).json()
+    (run,) = client.get(f"/threads/{thread_id}/runs").json()
+    return json.loads(values["note"]), run["run_id"]
+
+
+def test_a_node_calls_its_server_with_the_access_of_the_runs_creator(ann, bob):
+    foreign = bob.post("/threads", json={}).json()["thread_id"]
+    told, run_id = outcome(ann, "calls", thread_id=foreign)
+    assert told == {
+        "values": {"count": 2},
+        "parent": run_id,
+        "events": ["metadata", "values", "values"],
+        "remote": {"count": 2},
+        "owner": "ann",
+        "refused": 404,
+    }
+
+
+def test_a_sync_node_calls_its_server(bob):
+    told, run_id = outcome(bob, "calls_sync")
+    assert told == {
+        "values": {"count": 2},
+        "parent": run_id,
+        "remote": {"count": 2},
+        "owner": "bob",
+    }
+
+
+def test_a_run_of_a_cron_acts_for_the_creator_of_the_cron(ann):
+    cron = {"assistant_id": "calls", "schedule": "* * * * * *", "on_run_completed": "keep"}
+    cron_id = ann.post("/runs/crons", json={**cron, "input": {}}).json()["cron_id"]
+    search = {"metadata": {"made_by": "a node"}, "limit": 1000}
+    before = len(ann.post("/threads/search", json=search).json())
+    wait_until(lambda: len(ann.post("/threads/search", json=search).json()) > before, 60)
+    assert ann.delete(f"/runs/crons/{cron_id}").status_code in (200, 204)
+
+
+def test_the_access_ends_with_the_run(ann, server):
+    told, run_id = outcome(ann, "tells")
+    credential = told["x-belay-run"]
+    assert credential.startswith(run_id)
+    # The SDK takes this key from the environment; it is LangSmith's.
+    assert "x-api-key" not in told
+    for header in (credential, f"{run_id}.", "no-run.token", ""):
+        answer = httpx.post(
+            f"{server.url}/threads/search",
+            json={},
+            headers={"x-belay-run": header, "Authorization": "Bearer ann"},
+            timeout=30,
+        )
+        assert "x-belay-run" in refused(answer, 401)
+    answer = httpx.post(f"{server.url}/threads", json={}, headers={"x-belay-server": ""})
+    assert refused(answer, 401) == "Who are you?"
+
+
+def test_a_route_of_the_project_acts_for_its_caller(ann, bob, server):
+    for client, name in ((ann, "ann"), (bob, "bob")):
+        client.post("/threads", json={})
+        headers = {"Authorization": f"Bearer {name}"}
+        answer = httpx.get(f"{server.url}/mine/threads", headers=headers, timeout=30)
+        assert set(answer.json()) == {name}
+
+
+def test_the_code_of_the_project_outside_of_requests_may_do_everything(ann, scheduled):
+    wait_until(lambda: scheduled.exists() and scheduled.read_text(), 60)
+    thread = ann.get(f"/threads/{scheduled.read_text()}").json()
+    assert thread["metadata"] == {"owner": "ann", "by": "a scheduler"}

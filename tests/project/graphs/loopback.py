@@ -1,0 +1,69 @@
+"""Graphs whose nodes call the server that they run in, with clients that have no URL."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, TypedDict
+
+import httpx
+from langgraph.graph import START, StateGraph
+from langgraph.pregel.remote import RemoteGraph
+from langgraph_sdk import get_client, get_sync_client
+from langgraph_sdk.errors import APIStatusError
+
+from .simple import Count
+
+#: Made at import, before there is a run or an event loop.
+client = get_client()
+sync_client = get_sync_client()
+
+
+class Call(TypedDict, total=False):
+    thread_id: str
+    note: str
+
+
+async def _call(state: Call) -> Call:
+    thread = await client.threads.create(metadata={"made_by": "a node"})
+    values = await get_client().runs.wait(thread["thread_id"], "counter", input={"count": 1})
+    streamed = [
+        part.event async for part in client.runs.stream(None, "counter", input={"count": 1})
+    ]
+    (run,) = await client.runs.list(thread["thread_id"])
+    told = {"values": values, "parent": run["metadata"].get("parent_run_id"), "events": streamed}
+    told["remote"] = await RemoteGraph("counter").ainvoke({"count": 1})
+    told["owner"] = thread["metadata"].get("owner")
+    if "thread_id" in state:
+        try:
+            await client.threads.get(state["thread_id"])
+        except APIStatusError as error:
+            told["refused"] = error.status_code
+    return {"note": json.dumps(told)}
+
+
+def _call_sync(state: Call) -> Call:
+    thread = sync_client.threads.create()
+    values = get_sync_client().runs.wait(thread["thread_id"], "counter", input={"count": 1})
+    (run,) = sync_client.runs.list(thread["thread_id"])
+    told: dict[str, Any] = {"values": values, "parent": run["metadata"].get("parent_run_id")}
+    told["remote"] = RemoteGraph("counter").invoke({"count": 1})
+    told["owner"] = thread["metadata"].get("owner")
+    return {"note": json.dumps(told)}
+
+
+async def _tell(state: Count) -> Count:
+    """Return the headers that a request of this node has."""
+    shown: dict[str, str] = {}
+
+    async def note(request: httpx.Request) -> None:
+        shown.update(request.headers)
+
+    transport = client.http.client._transport
+    request = transport._loopback.request(httpx.Request("GET", "http://belay/ok"))
+    await note(request)
+    return {"note": json.dumps(shown)}
+
+
+calls = StateGraph(Call).add_node("call", _call).add_edge(START, "call").compile()
+calls_sync = StateGraph(Call).add_node("call", _call_sync).add_edge(START, "call").compile()
+tells = StateGraph(Count).add_node("tell", _tell).add_edge(START, "tell").compile()
