@@ -135,6 +135,8 @@ class Settings:
     max_pending_runs: int
     #: How many crons one caller may have. 0: no limit.
     max_crons: int
+    #: Size limit of a cron's payload, in bytes: each of its runs has it.
+    max_cron_bytes: int
     #: The shortest time between two runs of a cron, in seconds.
     cron_shortest_seconds: int
     #: How many requests, streams and waits included, one caller may have open in all web processes
@@ -225,6 +227,7 @@ class Settings:
             cancel_rate_limit=read.rate("BELAY_CANCEL_RATE_LIMIT"),
             max_pending_runs=read.integer("BELAY_MAX_PENDING_RUNS", 0, minimum=0),
             max_crons=read.integer("BELAY_MAX_CRONS", 1000, minimum=0),
+            max_cron_bytes=read.integer("BELAY_MAX_CRON_BYTES", _MIB, minimum=1024),
             cron_shortest_seconds=read.integer("BELAY_CRON_SHORTEST_SECONDS", 10, minimum=1),
             max_open_requests=read.integer("BELAY_MAX_OPEN_REQUESTS", 0, minimum=0),
             body_seconds=read.number("BELAY_BODY_SECONDS", 60.0, minimum=1.0),

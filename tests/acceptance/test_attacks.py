@@ -103,7 +103,8 @@ def test_a_run_larger_than_the_limit_is_refused(api):
         if path == "/runs/crons":
             body |= {"schedule": "0 0 1 1 *", "input": {"x": "y" * 2_500_000}}
         answer = api.post(path, json=[body] if path == "/runs/batch" else body)
-        assert "BELAY_MAX_RUN_BYTES" in refused(answer, 413), path
+        limit = "BELAY_MAX_CRON_BYTES" if path == "/runs/crons" else "BELAY_MAX_RUN_BYTES"
+        assert limit in refused(answer, 413), path
 
 
 def test_metadata_cannot_exceed_its_limit_by_merging(api):

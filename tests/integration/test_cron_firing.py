@@ -19,6 +19,7 @@ from belay_server.domain.assistants import system_assistant_id
 from belay_server.services import cron_firing
 from belay_server.services.cron_firing import fire_due_crons
 from belay_server.services.runs import creation as run_creates
+from belay_server.services.time_slice import TimeSlice
 
 COUNTER = system_assistant_id("counter")
 ALL = 100
@@ -66,7 +67,7 @@ def now():
 def test_missed_due_times_fire_once_and_the_next_counts_from_now(conn, run_parts):
     cron = new_cron(conn, due=now() - timedelta(hours=5), schedule="* * * * *")
     for _ in range(3):
-        fire_due_crons(run_parts, conn, limit=ALL)
+        fire_due_crons(run_parts, conn, limit=ALL, time_slice=TimeSlice(60))
     assert len(runs_of(conn, cron)) == 1
     after = cron_rows.get_cron(conn, cron.cron_id).next_run_date
     assert now() < after <= now() + timedelta(minutes=1)
@@ -79,7 +80,7 @@ def test_concurrent_sweepers_create_one_run_for_each_cron(conn, run_parts, datab
     def sweep():
         with connect(database_url) as mine:
             ready.wait()
-            fire_due_crons(run_parts, mine, limit=ALL)
+            fire_due_crons(run_parts, mine, limit=ALL, time_slice=TimeSlice(60))
 
     sweepers = [threading.Thread(target=sweep) for _ in range(4)]
     for sweeper in sweepers:
@@ -91,7 +92,7 @@ def test_concurrent_sweepers_create_one_run_for_each_cron(conn, run_parts, datab
 
 def test_a_cron_that_has_reached_its_end_time_is_not_due_again(conn, run_parts):
     cron = new_cron(conn, due=now() - timedelta(seconds=2), end_time=now())
-    fire_due_crons(run_parts, conn, limit=ALL)
+    fire_due_crons(run_parts, conn, limit=ALL, time_slice=TimeSlice(60))
     assert len(runs_of(conn, cron)) == 1
     assert cron_rows.get_cron(conn, cron.cron_id).next_run_date is None
 
@@ -107,7 +108,7 @@ def test_a_run_that_cannot_be_created_does_not_stop_its_cron_or_others(conn, run
     conn.execute(
         "UPDATE cron SET next_run_date = %s WHERE cron_id = %s", (past - timedelta(1), busy.cron_id)
     )
-    fire_due_crons(run_parts, conn, limit=ALL)
+    fire_due_crons(run_parts, conn, limit=ALL, time_slice=TimeSlice(60))
     assert len(runs_of(conn, refused)) == 1  # the run of the other cron
     assert len(runs_of(conn, other)) == 1
     assert cron_rows.get_cron(conn, refused.cron_id).next_run_date > now()
@@ -140,7 +141,7 @@ def test_a_cron_whose_run_cannot_be_stored_is_postponed_then_disabled(
             (cron.cron_id,),
         )
         before = conn.execute("SELECT clock_timestamp()").fetchone()[0]
-        fire_due_crons(run_parts, conn, limit=ALL)
+        fire_due_crons(run_parts, conn, limit=ALL, time_slice=TimeSlice(60))
         assert len(runs_of(conn, other)) == 1
         failing = cron_rows.get_cron(conn, cron.cron_id)
         assert failing.failures == failures
@@ -154,10 +155,10 @@ def test_a_cron_whose_run_cannot_be_stored_is_postponed_then_disabled(
 def test_a_cron_that_fires_again_has_its_error_cleared(conn, run_parts, too_much_for_postgres):
     cron = new_cron(conn, due=now() - timedelta(seconds=2))
     too_much_for_postgres.append(str(cron.cron_id))
-    fire_due_crons(run_parts, conn, limit=ALL)
+    fire_due_crons(run_parts, conn, limit=ALL, time_slice=TimeSlice(60))
     too_much_for_postgres.clear()
     conn.execute("UPDATE cron SET next_run_date = now() WHERE cron_id = %s", (cron.cron_id,))
-    fire_due_crons(run_parts, conn, limit=ALL)
+    fire_due_crons(run_parts, conn, limit=ALL, time_slice=TimeSlice(60))
     again = cron_rows.get_cron(conn, cron.cron_id)
     assert (again.failures, again.last_error) == (0, None)
     assert len(runs_of(conn, cron)) == 1
@@ -166,7 +167,9 @@ def test_a_cron_that_fires_again_has_its_error_cleared(conn, run_parts, too_much
 def test_a_cron_whose_run_is_refused_has_the_error_and_stays_enabled(conn, run_parts):
     cron = new_cron(conn, due=now() - timedelta(seconds=2), context={"x": "y" * 2_000_000})
     small = dataclasses.replace(run_parts.settings, max_run_bytes=1_000_000)
-    fire_due_crons(dataclasses.replace(run_parts, settings=small), conn, limit=ALL)
+    fire_due_crons(
+        dataclasses.replace(run_parts, settings=small), conn, limit=ALL, time_slice=TimeSlice(60)
+    )
     refused = cron_rows.get_cron(conn, cron.cron_id)
     assert refused.enabled and refused.next_run_date > now()
     assert "BELAY_MAX_RUN_BYTES" in refused.last_error
@@ -176,7 +179,19 @@ def test_a_caller_with_many_due_crons_delays_only_their_own(conn, run_parts):
     conn.execute("DELETE FROM cron")
     flood = [new_cron(conn, due=now() - timedelta(minutes=5), caller="ann") for _ in range(30)]
     others = [new_cron(conn, due=now(), caller=name) for name in ("bob", "cid", None)]
-    fire_due_crons(run_parts, conn, limit=6)
+    fire_due_crons(run_parts, conn, limit=6, time_slice=TimeSlice(60))
     assert [len(runs_of(conn, cron)) for cron in others] == [1, 1, 1]
     assert sum(len(runs_of(conn, cron)) for cron in flood) == 3
+    conn.execute("DELETE FROM cron")
+
+
+def test_after_its_time_slice_only_the_first_cron_of_each_caller_is_fired(conn, run_parts):
+    conn.execute("DELETE FROM cron")
+    flood = [new_cron(conn, due=now() - timedelta(minutes=5), caller="ann") for _ in range(5)]
+    other = new_cron(conn, due=now(), caller="bob")
+    fire_due_crons(run_parts, conn, limit=ALL, time_slice=TimeSlice(0))
+    assert len(runs_of(conn, other)) == 1
+    assert sum(len(runs_of(conn, cron)) for cron in flood) == 1
+    fire_due_crons(run_parts, conn, limit=ALL, time_slice=TimeSlice(60))
+    assert [len(runs_of(conn, cron)) for cron in flood] == [1] * 5
     conn.execute("DELETE FROM cron")

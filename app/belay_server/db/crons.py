@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 from belay_server.db.connection import (
     Connection,
     execute,
-    fetch_dicts,
+    fetch_all,
     fetch_one,
     fetch_page,
     fetch_value,
@@ -139,9 +139,17 @@ def count_crons(conn: Connection, filter_: CronFilter) -> int:
     return int(fetch_value(conn, SQL.count_crons, filter_.params()))
 
 
-def due_crons(conn: Connection, *, limit: int) -> list[UUID]:
-    """Return the ids of crons that are due, in turn for each caller."""
-    return [row["cron_id"] for row in fetch_dicts(conn, SQL.due_crons, {"limit": limit})]
+@dataclass(frozen=True, slots=True)
+class DueCronId:
+    """A due cron, and whether it is the first one of its caller."""
+
+    cron_id: UUID
+    is_first: bool
+
+
+def due_crons(conn: Connection, *, limit: int) -> list[DueCronId]:
+    """Return the crons that are due, in turn for each caller."""
+    return fetch_all(conn, SQL.due_crons, {"limit": limit}, DueCronId)
 
 
 def lock_due_cron(conn: Connection, cron_id: UUID) -> DueCron | None:

@@ -29,6 +29,7 @@ from belay_server.services.runs.creation import (
     announce_accepted,
     create_in_transaction,
 )
+from belay_server.services.time_slice import TimeSlice
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +38,21 @@ TRIES = 5
 FIRST_SECONDS = 5.0
 
 
-def fire_due_crons(parts: RunParts, conn: Connection, *, limit: int) -> None:
-    """Fire every cron that is due. Raises only the error of an outage."""
-    for cron_id in cron_rows.due_crons(conn, limit=limit):
+def fire_due_crons(parts: RunParts, conn: Connection, *, limit: int, time_slice: TimeSlice) -> None:
+    """Fire the crons that are due; when the time slice is over, only the first of each caller. So
+    crons with large inputs delay only those of the same caller.
+
+    Raises only the error of an outage.
+    """
+    for due in cron_rows.due_crons(conn, limit=limit):
+        if time_slice.is_over and not due.is_first:
+            break
         try:
-            _fire(parts, conn, cron_id)
+            _fire(parts, conn, due.cron_id)
         except Exception as error:
             if is_outage(error):
                 raise
-            _put_off(conn, cron_id, error)
+            _put_off(conn, due.cron_id, error)
 
 
 def _put_off(conn: Connection, cron_id: UUID, error: Exception) -> None:

@@ -91,7 +91,8 @@ def _refuse_frequent(settings: Settings, content: CronContent) -> None:
 def _refuse_large(parts: Parts, content: CronContent) -> None:
     """Raise TooLarge when the payload or the metadata exceed their limits."""
     settings = parts.settings
-    refuse_large(settings.max_run_bytes, "BELAY_MAX_RUN_BYTES", payload=content.payload)
+    limit = min(settings.max_cron_bytes, settings.max_run_bytes)
+    refuse_large(limit, "BELAY_MAX_CRON_BYTES", payload=content.payload)
     refuse_large(settings.max_metadata_bytes, "BELAY_MAX_METADATA_BYTES", metadata=content.metadata)
 
 

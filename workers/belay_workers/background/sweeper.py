@@ -39,6 +39,7 @@ from belay_server.services.quarantine import Quarantine
 from belay_server.services.runs.cancellation import announcer
 from belay_server.services.runs.endings import Recovery, recover_run
 from belay_server.services.threads.pruning import expire_threads
+from belay_server.services.time_slice import TimeSlice
 from belay_workers.background.lost_doorbells import LostDoorbells
 from belay_workers.background_thread import BackgroundThread
 from belay_workers.counters import Counters
@@ -50,8 +51,11 @@ log = logging.getLogger(__name__)
 _LEASE_PART = 0.6
 _BATCH = 200
 _BATCH_OF_ITEMS = 5_000
-#: Each cron creates a run in its own transaction; a batch takes about a second.
+#: Each cron creates a run in its own transaction; a batch takes about half a second.
 _BATCH_OF_CRONS = 50
+#: The parts of a tick whose items clients make leave the rest for the next tick after this time. An
+#: item may be large: a cron with an input of megabytes, a thread with gigabytes of history.
+_SLICE_SECONDS = 0.5
 #: A queue with this many messages has not lost its doorbells: its workers are busy, and ringing
 #: again would only lengthen it.
 _DEEP = 1_000
@@ -105,7 +109,7 @@ class Sweeper:
     def _sweep(self, conn: Connection) -> None:
         """Do one tick. Raises only the error of an outage."""
         self._broker_is_away = False
-        self._try("crons", lambda: fire_due_crons(self._parts, conn, limit=_BATCH_OF_CRONS))
+        self._try("crons", lambda: self._fire_crons(conn))
         self._try("lost doorbells", lambda: self._find_lost_doorbells(conn))
         self._try("due runs", lambda: self._ring_due(conn))
         self._try("lost runs", lambda: self._take_from_the_gone(conn))
@@ -161,6 +165,10 @@ class Sweeper:
         if not self._lost_doorbells.find(conn):
             self._broker_is_away = True
 
+    def _fire_crons(self, conn: Connection) -> None:
+        time_slice = TimeSlice(_SLICE_SECONDS)
+        fire_due_crons(self._parts, conn, limit=_BATCH_OF_CRONS, time_slice=time_slice)
+
     def _take_from_the_gone(self, conn: Connection) -> None:
         for claim in claim_rows.expired_leases(
             conn, sweeper=self._owner, limit=_BATCH, but=self._lost_runs.put_off()
@@ -196,14 +204,16 @@ class Sweeper:
 
     def _delete_hidden(self, conn: Connection) -> None:
         delete = thread_rows.delete_hidden_thread
-        for thread_id in thread_rows.hidden_threads(
+        hidden = thread_rows.hidden_threads(
             conn, seconds=_HIDDEN_SECONDS, limit=_BATCH, but=self._hidden.put_off()
-        ):
+        )
+        for thread_id in TimeSlice(_SLICE_SECONDS).take(hidden):
             work = partial(in_transaction, conn, partial(delete, conn, thread_id))
             gone = self._hidden.handle(thread_id, work)
             if gone is not None:
                 self._announcer.forget_logs(gone.run_ids)
 
     def _expire_threads(self, conn: Connection) -> None:
-        deleted = expire_threads(conn, self._expired, limit=_BATCH)
+        time_slice = TimeSlice(_SLICE_SECONDS)
+        deleted = expire_threads(conn, self._expired, limit=_BATCH, time_slice=time_slice)
         self._announcer.announce_deleted_threads(deleted)

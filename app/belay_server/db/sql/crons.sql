@@ -58,7 +58,7 @@ WHERE (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
 -- name: due_crons
 -- The first cron of each caller, then the second of each, and so on. A caller with very many crons
 -- delays only its own.
-SELECT cron_id FROM (
+SELECT cron_id, place = 1 AS is_first FROM (
     SELECT cron_id, next_run_date,
         row_number() OVER (PARTITION BY maker ->> 'caller' ORDER BY next_run_date) AS place
     FROM cron WHERE enabled AND next_run_date <= now()

@@ -17,6 +17,7 @@ from belay_server.domain.errors import BadRequest, Conflict
 from belay_server.domain.threads import TtlStrategy
 from belay_server.graphs.checkpoints.thread_saver import CannotPrune, ThreadSaver
 from belay_server.services.quarantine import Quarantine
+from belay_server.services.time_slice import TimeSlice
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +60,14 @@ def _prune(conn: Connection, thread_id: UUID) -> bool:
         return True
 
 
-def expire_threads(conn: Connection, quarantine: Quarantine, *, limit: int) -> list[DeletedThread]:
-    """Prune or delete the threads that have expired. Return the deleted ones."""
+def expire_threads(
+    conn: Connection, quarantine: Quarantine, *, limit: int, time_slice: TimeSlice
+) -> list[DeletedThread]:
+    """Prune or delete the threads that have expired, until the time slice is over. Return the
+    deleted ones."""
     deleted = []
-    for expired in thread_rows.expired_threads(conn, limit=limit, but=quarantine.put_off()):
+    found = thread_rows.expired_threads(conn, limit=limit, but=quarantine.put_off())
+    for expired in time_slice.take(found):
         thread_id = expired.thread_id
         if expired.ttl_strategy == TtlStrategy.DELETE:
             gone = quarantine.handle(thread_id, partial(_delete_expired, conn, thread_id))
