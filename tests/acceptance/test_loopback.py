@@ -114,6 +114,32 @@ def test_a_route_of_the_project_acts_for_its_caller(ann, bob, server):
         assert set(answer.json()) == {name}
 
 
+def test_a_webhook_may_be_a_route_of_the_project(ann, server):
+    body = {"assistant_id": "counter", "input": {"count": 1}, "webhook": "/hooks/ended?a=b"}
+    thread_id = ann.post("/threads", json={}).json()["thread_id"]
+    run_id = ann.post(f"/threads/{thread_id}/runs", json=body).json()["run_id"]
+
+    def calls():
+        headers = {"Authorization": "Bearer ann"}
+        found = httpx.get(f"{server.url}/hooks/ended", headers=headers, timeout=30).json()
+        return [call for call in found if call["body"]["run_id"] == run_id]
+
+    (call,) = wait_until(calls, 60)
+    assert call == {
+        "user": "Bearer hooks",
+        "body": {"run_id": run_id, "status": "success", "values": {"count": 2}},
+    }
+
+
+@pytest.mark.parametrize(
+    "path", ["/threads", "/threads/{id}/runs/{id}/cancel", "/runs?x=y", "/th%72eads", "/ok"]
+)
+def test_a_webhook_may_not_be_a_route_of_the_server(ann, path):
+    named = path.replace("{id}", "0f715a29-8ef9-58bb-8994-759656ff6aee")
+    body = {"assistant_id": "counter", "input": {}, "webhook": named}
+    assert "http.app" in refused(ann.post("/runs", json=body), 422)
+
+
 def test_the_code_of_the_project_outside_of_requests_may_do_everything(ann, scheduled):
     wait_until(lambda: scheduled.exists() and scheduled.read_text(), 60)
     thread = ann.get(f"/threads/{scheduled.read_text()}").json()

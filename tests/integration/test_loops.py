@@ -26,7 +26,7 @@ from belay_server.domain.api_keys import make_key
 from belay_server.domain.webhooks import WebhookPolicy
 from belay_server.services import cron_firing, quarantine
 from belay_server.services.open_keys import OpenKeys
-from belay_server.services.webhooks.calls import CallFailed
+from belay_server.services.webhooks.calls import CallFailed, CallSettings
 from belay_workers import background_thread
 from belay_workers.background import sweeper, webhooks
 from belay_workers.background.sweeper import Sweeper
@@ -256,7 +256,8 @@ def test_the_webhook_caller_continues_after_a_failed_statement(
 
     monkeypatch.setattr(webhooks, "make_call", make_call)
     monkeypatch.setattr(webhooks, "_FIRST_WAIT_SECONDS", 0.02)
-    caller = Webhooks(settings_of(run_parts), WebhookPolicy(), {})
+    calls = CallSettings(WebhookPolicy(), "http://127.0.0.1:1")
+    caller = Webhooks(settings_of(run_parts), calls)
     failing = failures("belay webhooks")
 
     def play() -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 
 import pytest
 from langgraph.store.memory import InMemoryStore
 
+from belay_server.domain.webhooks import LOOPBACK
 from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
@@ -89,6 +91,48 @@ def test_langgraph_config_may_be_in_env(tmp_path, monkeypatch, env):
     assert read_project(path).defaults == {"a": {"context": {"by": 7}}}
     monkeypatch.setenv("LANGGRAPH_CONFIG", '{"b": {}}')
     assert read_project(path).defaults == {"b": {}}
+
+
+GRAPHS = {"a": "./a.py:g"}
+
+
+def test_the_webhooks_of_a_project_are_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("LG_WEBHOOK_TOKEN", "t0ken")
+    webhooks = {
+        "url": {"disable_loopback": False, "disable_private_ips": True},
+        "headers": {"X-From": "a ${{ env.LG_WEBHOOK_TOKEN }} ${{env.LG_WEBHOOK_NAME}}"},
+        "allowed_fields": ["run_id"],
+    }
+    document = {"graphs": GRAPHS, "webhooks": webhooks, "env": {"LG_WEBHOOK_NAME": "me"}}
+    found = read_project(write(tmp_path, document)).webhooks
+    assert (found.headers, found.fields) == ({"x-from": "a t0ken me"}, {"run_id"})
+    assert (found.policy.allows_paths, found.policy.allowed_ranges) == (True, {LOOPBACK})
+    found = read_project(write(tmp_path, {"graphs": GRAPHS})).webhooks
+    assert (found.policy.allows_paths, found.policy.allowed_ranges, found.fields) == (
+        False,
+        frozenset(),
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("webhooks", "message"),
+    [
+        ([], "'webhooks' must be an object"),
+        ({"url": 5}, "'webhooks.url'"),
+        ({"url": {"disable_loopback": "no"}}, "'webhooks.url.disable_loopback' must be true"),
+        ({"headers": {"x": 5}}, "'webhooks.headers'"),
+        ({"headers": {"x": "${{ env.HOME }}"}}, "HOME must start with LG_WEBHOOK_"),
+        ({"headers": {"x": "${{ env.MY_X }}"}, "env_prefix": "MY_"}, "MY_X is not set"),
+        ({"headers": {"x": "${{ secrets.X }}"}}, "'webhooks.headers.x': a template must be"),
+        ({"env_prefix": 5}, "'webhooks.env_prefix'"),
+        ({"allowed_fields": "run_id"}, "'webhooks.allowed_fields' must be a list"),
+        ({"allowed_fields": ["run_ids"]}, "run_ids is none of assistant_id, "),
+    ],
+)
+def test_an_invalid_webhooks_section_is_refused(tmp_path, webhooks, message):
+    with pytest.raises(ProjectError, match=re.escape(message)):
+        read_project(write(tmp_path, {"graphs": GRAPHS, "webhooks": webhooks}))
 
 
 def test_settings_may_be_in_env(tmp_path):

@@ -13,11 +13,20 @@ import uuid
 import pytest
 
 from belay_server.domain.errors import InvalidRequest
-from belay_server.domain.webhooks import WebhookPolicy, blocked_range, parse_target
+from belay_server.domain.webhooks import (
+    LOOPBACK,
+    PRIVATE,
+    WebhookPolicy,
+    blocked_range,
+    check_path,
+    is_path,
+    parse_target,
+)
 from belay_server.services.webhooks.calls import refuse_bad_webhook, signed_headers
 from belay_server.services.webhooks.host_names import HostNames
 
 ANY = WebhookPolicy()
+PATHS = WebhookPolicy(allows_paths=True)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +64,56 @@ def test_a_webhook_url_is_parsed_into_its_parts(url, host, port, path, authority
 def test_an_invalid_webhook_url_is_refused(url, reason):
     with pytest.raises(ValueError, match=reason):
         parse_target(url, ANY)
+
+
+def test_a_path_is_allowed_only_by_the_project():
+    with pytest.raises(ValueError, match="disable_loopback"):
+        check_path("/hooks/x", ANY)
+    check_path("/hooks/x?a=b/../c", PATHS)
+    check_path("/", PATHS)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "//example.com/x",
+        "/a//b",
+        "/a/../threads",
+        "/a/%2e%2e/threads",
+        "/./threads",
+        "/a%2Fb",
+        "/a%5cb",
+        "/a\\b",
+        "/a b",
+        "/a\r\nX: y",
+        "/ä",
+        "/" + "a" * 2048,
+    ],
+)
+def test_a_path_that_may_mean_another_is_refused(url):
+    assert is_path(url)
+    with pytest.raises(ValueError, match=r"Invalid|at most"):
+        check_path(url, PATHS)
+
+
+@pytest.mark.parametrize(
+    ("address", "policy", "refused"),
+    [
+        ("127.0.0.1", ANY, True),
+        ("127.0.0.1", WebhookPolicy(allowed_ranges=frozenset({LOOPBACK})), False),
+        ("::ffff:127.0.0.1", WebhookPolicy(allowed_ranges=frozenset({LOOPBACK})), False),
+        ("10.0.0.1", WebhookPolicy(allowed_ranges=frozenset({LOOPBACK})), True),
+        ("10.0.0.1", WebhookPolicy(allowed_ranges=frozenset({PRIVATE})), False),
+        ("fd00::1", WebhookPolicy(allowed_ranges=frozenset({PRIVATE})), False),
+        ("169.254.169.254", WebhookPolicy(allowed_ranges=frozenset({PRIVATE, LOOPBACK})), True),
+        ("168.63.129.16", WebhookPolicy(allowed_ranges=frozenset({PRIVATE})), True),
+        ("192.0.2.1", WebhookPolicy(allowed_ranges=frozenset({PRIVATE})), True),
+        ("169.254.169.254", WebhookPolicy(allow_private=True), False),
+        ("8.8.8.8", ANY, False),
+    ],
+)
+def test_a_project_may_allow_loopback_and_private_ranges(address, policy, refused):
+    assert (policy.refuses(ipaddress.ip_address(address)) is not None) == refused
 
 
 def test_a_policy_may_require_https_domains_and_ports():

@@ -20,6 +20,7 @@ from belay_server.doorbell import PING_TASK, Doorbell
 from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.parts import RunParts
 from belay_server.services.runs.cancellation import announcer
+from belay_server.services.webhooks.calls import CallSettings
 from belay_workers.application import Belay, load_graphs, refuse_to_start
 from belay_workers.background.liveness import Liveness
 from belay_workers.background.sweeper import Sweeper
@@ -125,8 +126,15 @@ class BackgroundStep(bootsteps.StartStopStep):
         self._supervisor.start()
         self._sweeper = Sweeper(parts, app.owner, app.slots.counters)
         self._sweeper.start()
-        headers = dict(app.graphs.project.webhook_headers)
-        self._webhooks = Webhooks(settings, parts.webhook_policy, headers)
+        of_project = app.graphs.project.webhooks
+        calls = CallSettings(
+            parts.webhook_policy,
+            settings.internal_url,
+            secret=settings.webhook_secret,
+            headers=of_project.headers,
+            fields=of_project.fields,
+        )
+        self._webhooks = Webhooks(settings, calls)
         self._webhooks.start()
         self._watch_liveness(doorbell)
         if settings.worker_metrics_port:

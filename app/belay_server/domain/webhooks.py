@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+
+from belay_server.domain.runs import RUN_FIELDS
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -40,6 +42,18 @@ _NOT_GLOBAL = tuple(
     )
 )
 _PORTS = {"http": 80, "https": 443}
+#: Kinds of ranges that a project may allow.
+LOOPBACK, PRIVATE = "loopback IP range", "private IP range"
+_PRIVATE_NETWORKS = tuple(
+    map(
+        ipaddress.ip_network,
+        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"),
+    )
+)
+#: The fields of a call's payload.
+PAYLOAD_FIELDS = frozenset(
+    (*RUN_FIELDS, "run_started_at", "run_ended_at", "webhook_sent_at", "values", "error")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +62,21 @@ class WebhookPolicy:
 
     https_only: bool = False
     allow_private: bool = False
+    #: Kinds of ranges that are allowed although they are not public: LOOPBACK, PRIVATE.
+    allowed_ranges: frozenset[str] = frozenset()
+    #: Whether a webhook may be a path: a route of the project's own app.
+    allows_paths: bool = False
     allowed_domains: tuple[str, ...] = ()
     allowed_ports: tuple[int, ...] = ()
     longest_url: int = 2048
+
+    def refuses(self, address: Address) -> str | None:
+        """Return the kind of range for which an address is refused. Return None if it is
+        allowed."""
+        kind = None if self.allow_private else blocked_range(address)
+        if kind == PRIVATE and not _is_private(_embedded(address)):
+            return kind
+        return None if kind in self.allowed_ranges else kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +126,34 @@ def parse_target(url: str, policy: WebhookPolicy) -> WebhookTarget:
     return WebhookTarget(url, parts.scheme, host, port, path)
 
 
+def is_path(url: str) -> bool:
+    """Return whether a webhook is a path of this server."""
+    return url.startswith("/")
+
+
+def check_path(url: str, policy: WebhookPolicy) -> None:
+    """Raise ValueError if the policy does not allow a webhook that is a path."""
+    if not policy.allows_paths:
+        raise ValueError(
+            "Invalid webhook hostname '': a webhook that is a path of this server needs "
+            "webhooks.url.disable_loopback to be false in langgraph.json"
+        )
+    if len(url) > policy.longest_url:
+        raise ValueError(f"Webhook URL must be at most {policy.longest_url} characters")
+    path = url.partition("?")[0]
+    segments = unquote(path).split("/")[1:]
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in unquote(path):
+        raise ValueError("Invalid webhook URL")
+    if "%2f" in path.lower() or any(segment in (".", "..") for segment in segments):
+        raise ValueError("Invalid webhook URL")
+    if not all(segments[:-1]):  # `//host/path` is a URL of another server
+        raise ValueError("Invalid webhook URL")
+
+
+def _is_private(address: Address) -> bool:
+    return any(address.version == net.version and address in net for net in _PRIVATE_NETWORKS)
+
+
 def _can_be_looked_up(host: str) -> bool:
     """Return whether a resolver accepts the host: labels of 1 to 63 characters, valid in IDNA."""
     try:
@@ -137,11 +191,11 @@ def _is_not_global(address: Address) -> bool:
 
 def _blocked(address: Address) -> str | None:
     kinds = {
-        "loopback IP range": address.is_loopback,
+        LOOPBACK: address.is_loopback,
         "link-local IP range": address.is_link_local,
         "unspecified address": address.is_unspecified,
         "multicast IP range": address.is_multicast,
-        "private IP range": not address.is_global or _is_not_global(address),
+        PRIVATE: not address.is_global or _is_not_global(address),
     }
     return next((kind for kind, applies in kinds.items() if applies), None)
 

@@ -36,7 +36,7 @@ class RunParts:
     @property
     def webhook_policy(self) -> WebhookPolicy:
         """Return the project's webhook policy, restricted by the operator's settings."""
-        project_policy, settings = self.graphs.project.webhook_policy, self.settings
+        project_policy, settings = self.graphs.project.webhooks.policy, self.settings
         return dataclasses.replace(
             project_policy,
             https_only=project_policy.https_only or settings.webhook_https_only,

@@ -38,4 +38,19 @@ async def threads(_request):
     return JSONResponse([thread["metadata"]["owner"] for thread in found])
 
 
-app = Starlette(lifespan=lifespan, routes=[Route("/mine/threads", threads)])
+calls: list[dict] = []
+
+
+async def hook(request):
+    if request.method == "POST":
+        calls.append({"user": request.headers["authorization"], "body": await request.json()})
+    return JSONResponse(calls)
+
+
+app = Starlette(
+    lifespan=lifespan,
+    routes=[
+        Route("/mine/threads", threads),
+        Route("/hooks/{name}", hook, methods=["GET", "POST"]),
+    ],
+)

@@ -14,8 +14,7 @@ from belay_server.db import webhooks as call_rows
 from belay_server.db.connection import Connection, connect
 from belay_server.db.outages import is_outage
 from belay_server.db.webhooks import WebhookCall
-from belay_server.domain.webhooks import WebhookPolicy
-from belay_server.services.webhooks.calls import CALL_SECONDS, CallFailed, make_call
+from belay_server.services.webhooks.calls import CALL_SECONDS, CallFailed, CallSettings, make_call
 from belay_server.services.webhooks.host_names import HostNames
 from belay_server.settings import Settings
 from belay_workers.background_thread import BackgroundThread
@@ -37,10 +36,9 @@ _LONGEST_WAIT_SECONDS = 3600.0
 class Webhooks:
     """A thread in each worker's parent process, and a thread pool that waits for the answers."""
 
-    def __init__(self, settings: Settings, policy: WebhookPolicy, headers: dict[str, str]) -> None:
+    def __init__(self, settings: Settings, calls: CallSettings) -> None:
         self._settings = settings
-        self._policy = policy
-        self._headers = headers
+        self._calls = calls
         self._names = HostNames(at_once=_AT_ONCE)
         self._stopping = threading.Event()
         self._callers = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="belay-webhook")
@@ -81,13 +79,7 @@ class Webhooks:
                     self._try_to_settle(conn, under_way.pop(future), future)
 
     def _make(self, call: WebhookCall) -> None:
-        make_call(
-            call,
-            self._policy,
-            self._names,
-            secret=self._settings.webhook_secret,
-            headers=self._headers,
-        )
+        make_call(call, self._calls, self._names)
 
     def _try_to_settle(self, conn: Connection, call: WebhookCall, future: Future[None]) -> None:
         """Write the outcome of a call. Raises only the error of an outage.

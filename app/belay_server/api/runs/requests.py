@@ -6,9 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import unquote
 from uuid import UUID
 
-from flask import request
+from flask import current_app, request
+from werkzeug.exceptions import MethodNotAllowed, NotFound
+from werkzeug.routing import RequestRedirect
 
 from belay_server.api.context import context, parts
 from belay_server.api.http.request_context import request_id
@@ -19,6 +22,7 @@ from belay_server.domain.access import Caller
 from belay_server.domain.errors import BadRequest, InvalidRequest
 from belay_server.domain.ids import parse_uuid
 from belay_server.domain.run_options import MultitaskStrategy, RunOptions
+from belay_server.domain.webhooks import is_path
 from belay_server.services.runs.creation import RunRequest
 from belay_server.services.webhooks.calls import refuse_bad_webhook
 
@@ -157,3 +161,17 @@ def check_webhook(url: str | None) -> None:
     if not parts().graphs.project.http.serves("webhooks"):
         raise InvalidRequest("webhook: this server has webhooks disabled (http.disable_webhooks)")
     refuse_bad_webhook(parts().webhook_policy, url, context().host_names, asker())
+    if is_path(url) and (context().project_routes is None or _is_route_of_belay(url)):
+        raise InvalidRequest("A webhook that is a path must be a route of the project's http.app")
+
+
+def _is_route_of_belay(url: str) -> bool:
+    """Return whether a path is one of Belay's own routes, which no webhook may call."""
+    path = unquote(url.partition("?")[0])
+    try:
+        current_app.url_map.bind("").match(path, method="POST")
+    except NotFound:
+        return False
+    except (MethodNotAllowed, RequestRedirect):
+        return True
+    return True

@@ -19,9 +19,9 @@ import orjson
 
 from belay_server.domain.headers import HeaderPatterns
 from belay_server.domain.threads import ThreadTtl, TtlStrategy
-from belay_server.domain.webhooks import WebhookPolicy
 from belay_server.graphs.project.http_section import HttpConfig, read_http_config
 from belay_server.graphs.project.loading import ProjectError
+from belay_server.graphs.project.webhooks_section import WebhooksConfig, read_webhooks_config
 from belay_server.graphs.store import StoreConfig
 from belay_server.project_env import read_env
 from belay_server.settings import DEFAULT_QUEUE
@@ -49,9 +49,7 @@ class Project:
     defaults: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     #: The TTL of threads that are created without one (`checkpointer.ttl`).
     thread_ttl: ThreadTtl | None = None
-    #: `webhooks`: the URLs that are allowed, and headers that every call has.
-    webhook_policy: WebhookPolicy = field(default_factory=WebhookPolicy)
-    webhook_headers: Mapping[str, str] = field(default_factory=dict)
+    webhooks: WebhooksConfig = field(default_factory=WebhooksConfig)
     #: `store`. The `embed` of its index is the name of the function.
     store: StoreConfig = field(default_factory=StoreConfig)
     #: `auth.path`: the name of the project's `langgraph_sdk.Auth`.
@@ -103,6 +101,7 @@ def read_project(path: Path) -> Project:
     if unknown := sorted(set(queues) - set(graphs)):
         raise ProjectError(f"{path}: 'queues' names a graph that is not in 'graphs': {unknown[0]}")
     env = _environment(path, root, document.get("env", {}))
+    environ = {**env, **os.environ}
     return Project(
         root=root,
         graphs={
@@ -111,14 +110,13 @@ def read_project(path: Path) -> Project:
         },
         dependencies=_dependencies(path, root, document.get("dependencies", ["."])),
         env=env,
-        defaults=_defaults({**env, **os.environ}),
+        defaults=_defaults(environ),
         thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
         auth=_auth(path, document.get("auth")),
         http=read_http_config(path, document.get("http")),
         agent_runs_graph=_agent_runs_graph(path, graphs, document.get("agent_runs")),
         store=_store(path, document.get("store") or {}),
-        webhook_policy=_webhook_policy(path, _webhooks(path, document).get("url") or {}),
-        webhook_headers=_webhook_headers(path, _webhooks(path, document).get("headers") or {}),
+        webhooks=read_webhooks_config(path, document.get("webhooks"), environ),
     )
 
 
@@ -142,36 +140,6 @@ def _agent_runs_graph(path: Path, graphs: dict[str, Any], agent_runs: Any) -> st
     if named not in graphs:
         raise ProjectError(f"{path}: 'agent_runs' names a graph that is not in 'graphs': {named}")
     return named
-
-
-def _webhooks(path: Path, document: dict[str, Any]) -> dict[str, Any]:
-    webhooks = document.get("webhooks") or {}
-    if not isinstance(webhooks, dict):
-        raise ProjectError(f"{path}: 'webhooks' must be an object")
-    return webhooks
-
-
-def _webhook_policy(path: Path, url: Any) -> WebhookPolicy:
-    """Read `{"require_https", "allowed_domains", "allowed_ports", "max_url_length"}`."""
-    if not isinstance(url, dict):
-        raise ProjectError(f"{path}: 'webhooks.url' must be an object")
-    domains, ports = url.get("allowed_domains") or [], url.get("allowed_ports") or []
-    if not isinstance(domains, list) or not all(isinstance(d, str) for d in domains):
-        raise ProjectError(f"{path}: 'webhooks.url.allowed_domains' must be a list of domains")
-    if not isinstance(ports, list) or not all(isinstance(p, int) for p in ports):
-        raise ProjectError(f"{path}: 'webhooks.url.allowed_ports' must be a list of ports")
-    return WebhookPolicy(
-        https_only=bool(url.get("require_https")),
-        allowed_domains=tuple(domains),
-        allowed_ports=tuple(ports),
-        longest_url=int(url.get("max_url_length") or WebhookPolicy().longest_url),
-    )
-
-
-def _webhook_headers(path: Path, headers: Any) -> dict[str, str]:
-    if not isinstance(headers, dict) or not all(isinstance(v, str) for v in headers.values()):
-        raise ProjectError(f"{path}: 'webhooks.headers' must map names to values")
-    return {name.lower(): value for name, value in headers.items()}
 
 
 def _store(path: Path, store: Any) -> StoreConfig:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -18,11 +20,13 @@ from belay_server.domain.access import AUTH_USER
 from belay_server.domain.errors import InvalidRequest
 from belay_server.domain.runs import RUN_FIELDS
 from belay_server.domain.webhooks import (
+    LOOPBACK,
     Address,
     WebhookPolicy,
     WebhookTarget,
-    blocked_range,
+    check_path,
     is_local_name,
+    is_path,
     parse_target,
 )
 from belay_server.graphs.serde import to_json
@@ -45,19 +49,22 @@ def refuse_bad_webhook(
     accepted: it is looked up again when the call is made. `caller` is whose limit of look-ups
     applies."""
     try:
+        if is_path(url):
+            check_path(url, policy)
+            return
         target = parse_target(url, policy)
     except ValueError as error:
         raise InvalidRequest(str(error)) from error
     if policy.allow_private:
         return
-    if is_local_name(target.host):
-        raise InvalidRequest("Webhook host blocked: loopback IP range")
+    if is_local_name(target.host) and LOOPBACK not in policy.allowed_ranges:
+        raise InvalidRequest(f"Webhook host blocked: {LOOPBACK}")
     try:
         addresses = names.look_up(target.host, target.port, caller=caller)
     except OSError:
         return
     for address in addresses:
-        if (kind := blocked_range(address)) is not None:
+        if (kind := policy.refuses(address)) is not None:
             raise InvalidRequest(f"Webhook host blocked: {kind}")
 
 
@@ -68,34 +75,49 @@ def _address_to_call(target: WebhookTarget, policy: WebhookPolicy, names: HostNa
         addresses = names.look_up(target.host, target.port)
     except OSError as error:
         raise CallFailed(f"cannot resolve '{target.host}': {error}") from error
-    blocked = [kind for address in addresses if (kind := blocked_range(address))]
-    if blocked and not policy.allow_private:
+    blocked = [kind for address in addresses if (kind := policy.refuses(address))]
+    if blocked:
         raise CallFailed(f"host blocked: {blocked[0]}")
     return addresses[0]
 
 
-def make_call(
-    call: WebhookCall,
-    policy: WebhookPolicy,
-    names: HostNames,
-    *,
-    secret: str | None,
-    headers: dict[str, str],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class CallSettings:
+    """How all calls are made."""
+
+    policy: WebhookPolicy
+    #: Where the web process is reached, for webhooks that are a path.
+    internal_url: str
+    secret: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    #: The fields of the payload that are sent. None: all.
+    fields: frozenset[str] | None = None
+
+
+def make_call(call: WebhookCall, settings: CallSettings, names: HostNames) -> None:
     """Make a webhook call. Raises CallFailed."""
+    policy = settings.policy
     try:
-        target = parse_target(call.url, policy)
+        if is_path(call.url):
+            check_path(call.url, policy)
+            policy = WebhookPolicy(allow_private=True)
+            target = parse_target(settings.internal_url.rstrip("/") + call.url, policy)
+        else:
+            target = parse_target(call.url, policy)
     except ValueError as error:
         raise CallFailed(str(error)) from error
     address = _address_to_call(target, policy, names)
     host = f"[{address}]" if address.version == 6 else str(address)
-    body = to_json(payload_of(call.run))
+    payload = payload_of(call.run)
+    if settings.fields is not None:
+        payload = {name: value for name, value in payload.items() if name in settings.fields}
+    body = to_json(payload)
     request_headers = {
-        **headers,
+        **settings.headers,
         "host": target.authority,
         "content-type": "application/json",
         "user-agent": "belay-webhook",
-        **signed_headers(call.call_id, body, secret),
+        **signed_headers(call.call_id, body, settings.secret),
     }
     try:
         # Proxies and redirects would send the call to an address that was not checked.
