@@ -5,6 +5,7 @@ gunicorn -c python:belay_server.gunicorn_conf "belay_server.factory:create_app()
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -49,6 +50,8 @@ from belay_server.settings import Settings, SettingsError
 from belay_server.states.jobs import StateParts
 from belay_server.states.process import StateProcess
 from belay_server.web_metrics import WebMetrics
+
+log = logging.getLogger(__name__)
 
 _SCHEMA_WAIT_SECONDS = 60.0
 _CANCEL_CONNECTIONS = 2
@@ -157,6 +160,8 @@ def _load_graphs(settings: Settings) -> GraphRegistry:
         seconds=_SCHEMA_WAIT_SECONDS,
         vectors=graphs.project.store.index is not None,
     )
+    for warning in graphs.project.warnings:
+        log.warning("%s", warning)
     return graphs
 
 

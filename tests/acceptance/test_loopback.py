@@ -25,7 +25,14 @@ def scheduled(scratch):
 @pytest.fixture(scope="module")
 def server(scratch, scheduled):
     config = PROJECT.parent / "with_loopback.json"
-    live = LiveServer(scratch / "loopback", config=config, TEST_SCHEDULED=str(scheduled)).start()
+    live = LiveServer(
+        scratch / "loopback",
+        config=config,
+        TEST_SCHEDULED=str(scheduled),
+        BELAY_ACCESS_LOG="1",
+        BELAY_LOG_FORMAT="json",
+    )
+    live.start()
     yield live
     live.stop()
 
@@ -112,6 +119,31 @@ def test_a_route_of_the_project_acts_for_its_caller(ann, bob, server):
         headers = {"Authorization": f"Bearer {name}"}
         answer = httpx.get(f"{server.url}/mine/threads", headers=headers, timeout=30)
         assert set(answer.json()) == {name}
+
+
+def test_the_openapi_document_has_the_projects_authentication(ann):
+    document = ann.get("/openapi.json").json()
+    assert document["components"]["securitySchemes"]["Token"] == {
+        "type": "http",
+        "scheme": "bearer",
+    }
+    assert document["security"] == [{"Token": []}]
+    assert document["paths"]["/ok"]["get"]["security"] == []
+    assert "security" not in document["paths"]["/threads/search"]["post"]
+
+
+def test_log_records_have_the_headers_that_the_project_names(ann, server):
+    headers = {"X-Team": "blue", "x-team-secret": "no", "x-request-id": "logged-headers"}
+    assert ann.get("/info", headers=headers).status_code == 200
+
+    def record():
+        lines = server.log.read_text().splitlines()
+        found = [line.partition("| ")[2] for line in lines if "logged-headers" in line]
+        return json.loads(found[0]) if found else None
+
+    logged = wait_until(record, 30)
+    assert logged["x-team"] == "blue"
+    assert "x-team-secret" not in logged
 
 
 def test_a_webhook_may_be_a_route_of_the_project(ann, server):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
 
 
@@ -12,9 +14,17 @@ def test_info_reports_versions_and_flags(http):
     info = http.get("/info").json()
     assert info["flags"]["assistants"] is True
     assert info["host"]["kind"] == "self-hosted"
+    assert info["version"] == "0.16.7"
+    assert info["belay_version"] == version("belay-server")
     assert info["langgraph_py_version"].startswith("1.")
     assert info["flags"]["crons"] is True
     assert info["flags"]["strict_resume"] is True
+
+
+def test_the_schema_of_langgraph_json_is_served(http):
+    answer = http.get("/langgraph.schema.json")
+    assert answer.headers["content-type"] == "application/schema+json"
+    assert answer.json()["required"] == ["graphs"]
 
 
 def test_the_openapi_document_is_3_1_and_names_every_route(http):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import re
 import sys
@@ -9,10 +10,12 @@ import pytest
 from langgraph.store.memory import InMemoryStore
 
 from belay_server.domain.webhooks import LOOPBACK
+from belay_server.graphs.checkpoints.base_saver import FormatSaver
 from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
+from belay_server.graphs.thread_state import bound
 from belay_server.project_env import add_project_env
 from belay_server.settings import Settings, SettingsError
 from tests.servers import PROJECT
@@ -217,6 +220,17 @@ def test_a_graph_may_be_compiled_uncompiled_or_a_factory(graph_id, expected):
 
     assert asyncio.run(run()) == {"count": expected}
     assert registry.read(graph_id, use).nodes
+
+
+@pytest.mark.parametrize("graph_id", ["counter", "made", "uncompiled"])
+def test_states_may_have_the_types_that_the_project_allows(graph_id):
+    allowed = ("my_models", "Order")
+    project = dataclasses.replace(read_project(PROJECT), allowed_types=frozenset({allowed}))
+    use = GraphUse("threads.read", {"configurable": {}}, store=InMemoryStore)
+    saver = FormatSaver(None)
+    graph = bound(GraphRegistry.load(project).read(graph_id, use), saver)
+    graph._apply_checkpointer_allowlist(saver)
+    assert allowed in saver.serde._allowed_msgpack_modules
 
 
 def test_langgraph_config_sets_defaults_by_graph(monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property, partial
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
 import flask_smorest
@@ -44,6 +46,8 @@ class _Api(flask_smorest.Api):
     ERROR_SCHEMA = Error
     #: Every error status is documented at its operations, so no default response is needed.
     DEFAULT_ERROR_RESPONSE_NAME = None
+    #: The project's `auth.openapi`.
+    authentication: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -56,10 +60,26 @@ class _Api(flask_smorest.Api):
     def _encoded_document(self) -> bytes:
         """The encoded OpenAPI document, created once: creating it takes many times as long as a
         usual request, and the document is public."""
-        return orjson.dumps(self.spec.to_dict(), option=orjson.OPT_INDENT_2)
+        document = self.spec.to_dict()
+        _describe_authentication(document, self.authentication)
+        return orjson.dumps(document, option=orjson.OPT_INDENT_2)
 
     def _openapi_json(self) -> Response:
         return Response(self._encoded_document, content_type="application/json")
+
+
+def _describe_authentication(document: dict[str, Any], openapi: Mapping[str, Any]) -> None:
+    """Add the project's `auth.openapi` to the document. Security in `paths` is by path and
+    method."""
+    if schemes := openapi.get("securitySchemes"):
+        document["components"].setdefault("securitySchemes", {}).update(schemes)
+    if "security" in openapi:
+        document["security"] = openapi["security"]
+    for path, methods in openapi.get("paths", {}).items():
+        for method, security in methods.items():
+            operation = document["paths"].get(path, {}).get(method.lower())
+            if operation is not None:
+                operation["security"] = security
 
 
 #: Blueprints by the noun of the option `http.disable_<noun>` in `langgraph.json` that disables
@@ -102,6 +122,7 @@ def create_api(context: ApiContext) -> Flask:
     app.url_map.merge_slashes = False
     app.extensions[CONTEXT] = context
     api = _Api(app)
+    api.authentication = context.parts.graphs.project.openapi
     for noun, blueprints in _BLUEPRINTS.items():
         if http.serves(noun):
             for blueprint in blueprints:
@@ -116,7 +137,7 @@ def create_api(context: ApiContext) -> Flask:
     _refuse_open_views(app)
     register_error_handlers(app)
     authenticates = context.authentication is not None
-    prepare_requests(app, context.parts.settings, http.cors, authenticates=authenticates)
+    prepare_requests(app, context.parts.settings, http, authenticates=authenticates)
     return app
 
 

@@ -31,7 +31,8 @@ from belay_server.api.security.limits import asker, count_request, take_place
 from belay_server.api.security.origins import ORIGINS, Origins
 from belay_server.api.streaming.turns import STREAM_TURNS, StreamTurns
 from belay_server.domain.errors import TooMany
-from belay_server.graphs.project.http_section import CorsRules
+from belay_server.domain.headers import HeaderPatterns
+from belay_server.graphs.project.http_section import HttpConfig
 from belay_server.settings import Settings
 from belay_server.web_metrics import WebMetrics
 
@@ -50,13 +51,13 @@ _NO_ROUTE, _PROJECT = "none", "http.app"
 
 
 def prepare_requests(
-    app: Flask, settings: Settings, cors: CorsRules, *, authenticates: bool
+    app: Flask, settings: Settings, http: HttpConfig, *, authenticates: bool
 ) -> None:
     """Register the handlers that run before and after every request. There is one of each, as each
     handler adds to the cost of every request."""
     access = logging.INFO if settings.access_log else logging.DEBUG
     templates = {rule.rule: _template(rule.rule) for rule in app.url_map.iter_rules()}
-    allow = cors_headers(settings, cors)
+    allow = cors_headers(settings, http.cors)
 
     answers = app.extensions[LARGE_ANSWERS] = LargeAnswers(
         settings.max_answers_bytes,
@@ -74,16 +75,16 @@ def prepare_requests(
             response = allow(response)
         return _end_request(response, context().metrics, templates, access)
 
-    origins = Origins(settings, cors, is_open=not authenticates and settings.auth is None)
+    origins = Origins(settings, http.cors, is_open=not authenticates and settings.auth is None)
     app.extensions[ORIGINS] = origins
     app.extensions[STREAM_TURNS] = StreamTurns()
     bodies = app.extensions[LARGE_BODIES] = LargeBodies(settings.max_bodies_bytes, asker)
-    app.before_request(partial(_begin_request, origins))
+    app.before_request(partial(_begin_request, origins, http.logging_headers))
     app.teardown_request(lambda _error: bodies.release(request))
     app.after_request(end_request)
 
 
-def _begin_request(origins: Origins) -> Response | None:
+def _begin_request(origins: Origins, logged: HeaderPatterns) -> Response | None:
     environ = request.environ
     given = environ.get("HTTP_X_REQUEST_ID", "")
     sane = given if _SANE_ID.fullmatch(given) else str(uuid.uuid4())
@@ -94,6 +95,8 @@ def _begin_request(origins: Origins) -> Response | None:
     # The project's own app sees the same id.
     environ["HTTP_X_REQUEST_ID"] = sane
     logs.in_request(about)
+    if logged.includes:
+        about.update(logged.pick(dict(request.headers)))
     host = environ.get("HTTP_HOST")
     if host is not None:  # a browser always sends it
         origins.refuse_foreign_host(host)

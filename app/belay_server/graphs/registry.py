@@ -90,7 +90,7 @@ class GraphRegistry:
                     made = await stack.enter_async_context(made)
                 elif hasattr(made, "__enter__"):
                     made = stack.enter_context(made)
-            yield _compiled(graph_id, made)
+            yield self._readable(_compiled(graph_id, made))
 
     def read(self, graph_id: str, use: GraphUse) -> Graph:
         """Return the compiled graph for reading state, never for running nodes. Raise as `open`."""
@@ -98,8 +98,14 @@ class GraphRegistry:
             raise ProjectError(f"Graph '{graph_id}' is not in this project")
         made = self._loaded[graph_id]
         if not isinstance(made, GraphFactory):
-            return _compiled(graph_id, made)
+            return self._readable(_compiled(graph_id, made))
         return _run_to_end(self._read_async(graph_id, use))
+
+    def _readable(self, graph: Graph) -> Graph:
+        """Let the graph's states have the types that the project allows. Return the graph."""
+        if self.project.allowed_types:
+            graph._serde_allowlist = (graph._serde_allowlist or set()) | self.project.allowed_types
+        return graph
 
     async def _read_async(self, graph_id: str, use: GraphUse) -> Graph:
         async with self.open(graph_id, use) as graph:

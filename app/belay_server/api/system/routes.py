@@ -14,8 +14,11 @@ from belay_server.api.http.json_body import Blueprint, json_response
 from belay_server.api.security.authorization import authorizes_itself, public
 from belay_server.api.system.schemas import Info, Ok
 from belay_server.db.connection import Database, fetch_value
+from belay_server.graphs.project.keys import schema_text
 from belay_server.services.queue_metrics import QueueCollector, queue_summary
 
+#: The version of LangGraph's server whose API this is. Clients choose features by it.
+SPOKEN_VERSION = "0.16.7"
 #: `http.disable_meta` disables this blueprint, but not `health`.
 blueprint = Blueprint("system", __name__, description="Versions and metrics")
 health = Blueprint("health", __name__, description="Health check")
@@ -51,7 +54,8 @@ def info() -> Response:
     }
     return json_response(
         {
-            "version": version("belay-server"),
+            "version": SPOKEN_VERSION,
+            "belay_version": version("belay-server"),
             "langgraph_py_version": version("langgraph"),
             "flags": flags,
             "host": {
@@ -63,6 +67,14 @@ def info() -> Response:
             },
         }
     )
+
+
+@blueprint.get("/langgraph.schema.json")
+@blueprint.response(200, description="The JSON schema of `langgraph.json`.")
+@blueprint.doc(responses={"200": {"content": {"application/schema+json": {"schema": {}}}}})
+@public
+def langgraph_schema() -> Response:
+    return Response(schema_text(), content_type="application/schema+json")
 
 
 _METRICS = {

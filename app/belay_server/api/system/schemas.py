@@ -14,6 +14,7 @@ class Ok(ma.Schema):
 
 class Info(ma.Schema):
     version = ma.fields.String(required=True)
+    belay_version = ma.fields.String(required=True)
     langgraph_py_version = ma.fields.String(required=True)
     flags = Object(required=True)
     host = Object(required=True)

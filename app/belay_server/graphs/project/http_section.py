@@ -50,6 +50,8 @@ class HttpConfig:
     authenticates_project: bool = False
     #: The headers of a request that its runs can read.
     configurable_headers: HeaderPatterns = field(default_factory=HeaderPatterns)
+    #: The headers of a request that its log records have.
+    logging_headers: HeaderPatterns = field(default_factory=HeaderPatterns)
 
     def serves(self, noun: str) -> bool:
         return noun not in self.disabled
@@ -69,15 +71,16 @@ def read_http_config(path: Path, http: Any) -> HttpConfig:
         disabled=frozenset(noun for noun in NOUNS if _flag(path, http, f"disable_{noun}")),
         authenticates_project=_flag(path, http, "enable_custom_route_auth"),
         cors=_cors(path, http.get("cors")),
-        configurable_headers=_configurable_headers(path, http),
+        configurable_headers=_headers(path, http, "configurable_headers"),
+        logging_headers=_headers(path, http, "logging_headers"),
     )
 
 
-def _configurable_headers(path: Path, http: Mapping[str, Any]) -> HeaderPatterns:
+def _headers(path: Path, http: Mapping[str, Any], name: str) -> HeaderPatterns:
     try:
-        return HeaderPatterns.of(http.get("configurable_headers") or {})
+        return HeaderPatterns.of(http.get(name) or {})
     except ValueError as error:
-        raise ProjectError(f"{path}: 'http.configurable_headers' {error}") from error
+        raise ProjectError(f"{path}: 'http.{name}' {error}") from error
 
 
 def _flag(path: Path, section: Mapping[str, Any], name: str, where: str = "http") -> bool:

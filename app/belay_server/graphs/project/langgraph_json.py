@@ -20,6 +20,7 @@ import orjson
 from belay_server.domain.headers import HeaderPatterns
 from belay_server.domain.threads import ThreadTtl, TtlStrategy
 from belay_server.graphs.project.http_section import HttpConfig, read_http_config
+from belay_server.graphs.project.keys import check_keys
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.webhooks_section import WebhooksConfig, read_webhooks_config
 from belay_server.graphs.store import StoreConfig
@@ -45,15 +46,22 @@ class Project:
     graphs: Mapping[str, GraphSpec]
     dependencies: tuple[Path, ...]
     env: Mapping[str, str]
+    #: What a start says about keys that have no effect and graphs that are not served.
+    warnings: tuple[str, ...] = ()
     #: Defaults of a graph's config and context, by graph id (LANGGRAPH_CONFIG).
     defaults: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     #: The TTL of threads that are created without one (`checkpointer.ttl`).
     thread_ttl: ThreadTtl | None = None
+    #: Types that states may have besides LangChain's and those of the graph's schema, each the
+    #: parts of a module and a name (`checkpointer.serde.allowed_msgpack_modules`).
+    allowed_types: frozenset[tuple[str, ...]] = frozenset()
     webhooks: WebhooksConfig = field(default_factory=WebhooksConfig)
     #: `store`. The `embed` of its index is the name of the function.
     store: StoreConfig = field(default_factory=StoreConfig)
     #: `auth.path`: the name of the project's `langgraph_sdk.Auth`.
     auth: str | None = None
+    #: `auth.openapi`: what the OpenAPI document says about authentication.
+    openapi: Mapping[str, Any] = field(default_factory=dict)
     #: The configuration of the HTTP API (`http`).
     http: HttpConfig = field(default_factory=HttpConfig)
     #: The graph that serves agent runs (`agent_runs`). None: there are no agent runs.
@@ -91,6 +99,7 @@ def read_project(path: Path) -> Project:
         raise ProjectError(f"{path}: {error}") from error
     if not isinstance(document, dict):
         raise ProjectError(f"{path}: must be a JSON object")
+    warnings = check_keys(path, document)
     root = path.resolve().parent
     graphs = document.get("graphs")
     if not isinstance(graphs, dict) or not graphs:
@@ -100,19 +109,31 @@ def read_project(path: Path) -> Project:
         raise ProjectError(f"{path}: 'queues' must map graph ids to queue names")
     if unknown := sorted(set(queues) - set(graphs)):
         raise ProjectError(f"{path}: 'queues' names a graph that is not in 'graphs': {unknown[0]}")
+    python = {name: entry for name, entry in graphs.items() if not _is_javascript(entry)}
+    warnings += [
+        f"{path}: graph '{name}' is JavaScript and is not served"
+        for name in graphs.keys() - python.keys()
+    ]
+    if not python:
+        raise ProjectError(f"{path}: 'graphs' must name at least one graph in Python")
+    if document.get("ui"):
+        warnings.append(f"{path}: the user interface components of 'ui' are not served")
     env = _environment(path, root, document.get("env", {}))
     environ = {**env, **os.environ}
     return Project(
         root=root,
+        warnings=tuple(warnings),
         graphs={
             graph_id: _graph_spec(path, graph_id, entry, queues.get(graph_id, DEFAULT_QUEUE))
-            for graph_id, entry in graphs.items()
+            for graph_id, entry in python.items()
         },
         dependencies=_dependencies(path, root, document.get("dependencies", ["."])),
         env=env,
         defaults=_defaults(environ),
         thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
+        allowed_types=_allowed_types(path, document.get("checkpointer") or {}),
         auth=_auth(path, document.get("auth")),
+        openapi=_openapi(path, document.get("auth")),
         http=read_http_config(path, document.get("http")),
         agent_runs_graph=_agent_runs_graph(path, graphs, document.get("agent_runs")),
         store=_store(path, document.get("store") or {}),
@@ -128,6 +149,50 @@ def _auth(path: Path, auth: Any) -> str | None:
     if not isinstance(target, str) or ":" not in target:
         raise ProjectError(f"{path}: 'auth.path' must be 'path/to/file.py:variable'")
     return target
+
+
+def _openapi(path: Path, auth: Any) -> dict[str, Any]:
+    """Return the `securitySchemes`, `security` and `paths` of `auth.openapi`."""
+    openapi = auth.get("openapi") or {} if isinstance(auth, dict) else {}
+    types = {"securitySchemes": dict, "security": list, "paths": dict}
+    if not isinstance(openapi, dict) or not all(
+        isinstance(openapi.get(name, kind()), kind) for name, kind in types.items()
+    ):
+        raise ProjectError(
+            f"{path}: 'auth.openapi' must have objects 'securitySchemes' and 'paths', and a list "
+            "'security'"
+        )
+    return openapi
+
+
+def _allowed_types(path: Path, checkpointer: Any) -> frozenset[tuple[str, ...]]:
+    """Return the types of `{"serde": {"allowed_msgpack_modules": [["module", "Name"], …]}}`."""
+    serde = checkpointer.get("serde") or {} if isinstance(checkpointer, dict) else {}
+    who = f"{path}: 'checkpointer.serde"
+    if not isinstance(serde, dict):
+        raise ProjectError(f"{who}' must be an object")
+    if serde.get("pickle_fallback"):
+        raise ProjectError(f"{who}.pickle_fallback' is not supported: Belay never unpickles")
+    allowed = serde.get("allowed_msgpack_modules") or []
+    if allowed is True:
+        raise ProjectError(
+            f"{who}.allowed_msgpack_modules' must be a list of types; to read any type, set "
+            "LANGGRAPH_STRICT_MSGPACK=false in the environment of all processes"
+        )
+    if not isinstance(allowed, list) or not all(map(_names_a_type, allowed)):
+        raise ProjectError(f'{who}.allowed_msgpack_modules\' must be a list of ["module", "Name"]')
+    return frozenset(tuple(one) for one in allowed)
+
+
+def _names_a_type(one: Any) -> bool:
+    is_words = isinstance(one, list) and all(isinstance(word, str) for word in one)
+    return is_words and len(one) >= 2
+
+
+def _is_javascript(entry: Any) -> bool:
+    target = entry.get("path") if isinstance(entry, dict) else entry
+    location = target.rpartition(":")[0] if isinstance(target, str) else ""
+    return location.endswith((".js", ".mjs", ".cjs", ".jsx", ".ts", ".mts", ".cts", ".tsx"))
 
 
 def _agent_runs_graph(path: Path, graphs: dict[str, Any], agent_runs: Any) -> str | None:
