@@ -58,7 +58,7 @@ class LiveServer:
         for name in ("DATABASE_URL", "REDIS_URL", "BROKER_URL", "PORT"):
             environ.pop(name, None)
         command = [sys.executable, "-m", "belay_server", "dev", "--port", str(self.port)]
-        command += ["--data-dir", str(self.data_dir), "--concurrency", "8", *extra]
+        command += ["--data-dir", str(self.data_dir), "--concurrency", "8", "--no-reload", *extra]
         if self.config is not None:
             command += ["--config", str(self.config)]
         # As root, Postgres runs as `nobody`. If it cannot reach this folder, its data is stored

@@ -1,8 +1,9 @@
-"""Define the `belay` command: `dev`, `web`, `worker`, `migrate` and `keys`."""
+"""Define the `belay` command and its subcommands."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import click
 
 from belay_server.command_lines import web_command, worker_command
 from belay_server.project_env import add_project_env
-from belay_server.settings import Settings, SettingsError
+from belay_server.settings import EXAMPLE_CONFIG, Settings, SettingsError, config_path
 
 if TYPE_CHECKING:
     from belay_server.db.connection import Connection
@@ -47,7 +48,21 @@ def main() -> None:
     envvar="BELAY_CONCURRENCY",
     help="How many runs to execute at once. [default: 16]",
 )
-def dev(config: Path | None, host: str, port: int, data_dir: Path, concurrency: int | None) -> None:
+@click.option(
+    "--reload/--no-reload",
+    default=True,
+    show_default=True,
+    help="Load the project again when one of its files changes.",
+)
+def dev(
+    config: Path | None,
+    host: str,
+    port: int,
+    data_dir: Path,
+    concurrency: int | None,
+    *,
+    reload: bool,
+) -> None:
     """Run the API, a worker, Postgres and Valkey on this machine until Ctrl-C."""
     from belay_server.dev.embedded import EmbeddedUnavailable  # noqa: PLC0415
     from belay_server.dev.server import (  # noqa: PLC0415
@@ -59,10 +74,49 @@ def dev(config: Path | None, host: str, port: int, data_dir: Path, concurrency: 
     )
 
     try:
-        run_dev(DevOptions(config, host, port, data_dir, concurrency), os.environ)
+        run_dev(DevOptions(config, host, port, data_dir, concurrency, reload), os.environ)
     except (PortBusy, FolderBusy, SettingsError, EmbeddedUnavailable, StartFailed) as error:
         click.echo(f"belay dev: {error}", err=True)
         sys.exit(2)
+
+
+@main.command()
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The project's langgraph.json. [default: $BELAY_CONFIG or ./langgraph.json]",
+)
+def validate(config: Path | None) -> None:
+    """Check a langgraph.json and import all that it names, without starting anything."""
+    from belay_server.validation import validate_project  # noqa: PLC0415
+
+    if config is None:
+        try:
+            config = config_path(os.environ)
+        except SettingsError as error:
+            raise click.UsageError(str(error)) from error
+        if config == EXAMPLE_CONFIG:
+            raise click.UsageError("there is no langgraph.json here; name one with --config")
+    failed = False
+    for finding in validate_project(config.resolve()):
+        failed = failed or finding.is_error
+        click.echo(f"{'error: ' if finding.is_error else ''}{finding.text}", err=finding.is_error)
+    sys.exit(1 if failed else 0)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def new(folder: Path) -> None:
+    """Create a project in FOLDER: graphs to start from, which need no API key."""
+    if folder.exists() and any(folder.iterdir()):
+        raise click.UsageError(f"{folder} exists and is not empty")
+    shutil.copytree(
+        EXAMPLE_CONFIG.parent,
+        folder,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    click.echo(f"created {folder}; now: cd {folder} && belay dev")
 
 
 _PASSED_ON = {"ignore_unknown_options": True, "allow_interspersed_args": False}

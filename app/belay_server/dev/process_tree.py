@@ -8,6 +8,7 @@ a `kill -9` of the parent.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
@@ -46,6 +47,8 @@ class Program:
     before: Callable[[], None] | None = None
     #: Whether the others need it until they have ended. It is stopped after them.
     is_server: bool = False
+    #: Whether it loads the project, and so is started again when that changes.
+    loads_project: bool = False
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     start_at: float = 0.0
@@ -116,6 +119,9 @@ class ProcessTree:
     def __init__(self) -> None:
         self._programs: list[Program] = []
         self._stopping = threading.Event()
+        self._reload = threading.Event()
+        #: Whether a change of the project has made it invalid: then it is not a failure.
+        self._may_be_invalid = False
         #: Why the tree stopped by itself. None if it did not.
         self.failure: str | None = None
 
@@ -128,6 +134,16 @@ class ProcessTree:
         """Make `run` return. May be called in any thread or signal handler."""
         self._stopping.set()
 
+    def request_reload(self, changed: str) -> None:
+        """Make `run` start the programs that load the project again. May be called in any
+        thread."""
+        say("belay", f"{changed} changed; loading the project again")
+        self._reload.set()
+
+    @property
+    def stopping(self) -> threading.Event:
+        return self._stopping
+
     @property
     def is_stopping(self) -> bool:
         return self._stopping.is_set()
@@ -135,6 +151,9 @@ class ProcessTree:
     def run(self) -> None:
         """Restart programs that die, until `request_stop`. Call this in the main thread."""
         while not self._stopping.wait(_TICK_SECONDS):
+            if self._reload.is_set():
+                self._reload.clear()
+                self._start_again([p for p in self._programs if p.loads_project])
             for program in self._programs:
                 self._keep_running(program)
 
@@ -143,6 +162,10 @@ class ProcessTree:
         if program.process is not None and program.process.poll() is not None:
             code = program.process.returncode
             program.process = None
+            if code == CANNOT_START and self._may_be_invalid:
+                say("belay", f"{program.name} cannot start; waiting for the next change")
+                program.start_at = math.inf
+                return
             if code == CANNOT_START:
                 self.failure = program.last_line() or f"{program.name} cannot start"
                 self.request_stop()
@@ -156,18 +179,19 @@ class ProcessTree:
         if program.process is None and now >= program.start_at and not self.is_stopping:
             program.start()
 
+    def _start_again(self, programs: Sequence[Program]) -> None:
+        """Stop programs and start them. The runs of a worker are put back, and go on after it."""
+        self._may_be_invalid = True
+        _stop(programs)
+        for program in programs:
+            program.process, program.backoff, program.start_at = None, 0.0, 0.0
+
     def stop(self) -> None:
         """Stop all programs, the servers after the others. Kill those that take too long."""
         if self.failure is not None:
             self._wait_for_failed_starts()
         for are_servers in (False, True):
-            stopping = [p for p in self._programs if p.is_server is are_servers]
-            for program in stopping:
-                if program.process is not None:
-                    with suppress(ProcessLookupError):
-                        program.process.send_signal(program.stop_signal)
-            for program in stopping:
-                _wait_or_kill(program)
+            _stop([p for p in self._programs if p.is_server is are_servers])
 
     def _wait_for_failed_starts(self) -> None:
         """Let programs that cannot start end by themselves. Kill those that take too long.
@@ -182,6 +206,16 @@ class ProcessTree:
                     program.process.wait(max(0.0, deadline - time.monotonic()))
                 except subprocess.TimeoutExpired:
                     _kill(program.process)
+
+
+def _stop(programs: Sequence[Program]) -> None:
+    """Stop programs, all at once. Kill those that take too long."""
+    for program in programs:
+        if program.process is not None:
+            with suppress(ProcessLookupError):
+                program.process.send_signal(program.stop_signal)
+    for program in programs:
+        _wait_or_kill(program)
 
 
 def _wait_or_kill(program: Program) -> None:

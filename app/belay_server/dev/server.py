@@ -20,14 +20,16 @@ import orjson
 from belay_server.command_lines import cli_command, web_command, worker_command
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
 from belay_server.dev.process_tree import ProcessTree, Program, say
+from belay_server.dev.reload import CodeChanges, watch
 from belay_server.exposure import refuse_open_server
 from belay_server.project_env import add_project_env
 from belay_server.setting_aliases import with_own_names
 from belay_server.settings import DEFAULT_QUEUE, config_path
 
 _READY_SECONDS = 60.0
-#: In development, active runs are put back soon after the stop. They continue at the next start.
-_DRAIN_SECONDS = "1"
+#: Settings of development. Active runs are put back soon after the stop; they continue at the next
+#: start.
+_DEFAULTS = {"BELAY_DRAIN_GRACE_SECONDS": "1", "BELAY_CORS_PRIVATE_NETWORK": "1"}
 #: Connections to Postgres besides one for each run: those of web, worker, psql and so on.
 _OTHER_CONNECTIONS = 200
 
@@ -51,6 +53,8 @@ class DevOptions:
     port: int
     data_dir: Path
     concurrency: int | None
+    #: Whether the project is loaded again when one of its files changes.
+    reload: bool = True
 
 
 def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
@@ -62,25 +66,29 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
     # Other users must not read the files of this process and of the servers that it starts.
     os.umask(0o077)
     env = _environment(options, environ)
-    refuse_open_server([options.host], env)
+    # The processes read `env` of the project by themselves, and again after it has changed.
+    effective = dict(env)
+    add_project_env(effective)
+    effective = with_own_names(effective)
+    refuse_open_server([options.host], effective)
     queues = _queues(Path(env["BELAY_CONFIG"]))
 
     data_dir = options.data_dir.resolve()
-    is_embedded = not (env.get("REDIS_URL") and env.get("DATABASE_URL"))
+    is_embedded = not (effective.get("REDIS_URL") and effective.get("DATABASE_URL"))
     lock = _lock_folder(data_dir) if is_embedded else None
     tree = ProcessTree()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: tree.request_stop())
     postgres: EmbeddedPostgres | None = None
     try:
-        if not env.get("REDIS_URL"):
+        if not effective.get("REDIS_URL"):
             env["REDIS_URL"] = _start_valkey(tree, data_dir)
-        if not env.get("DATABASE_URL"):
+        if not effective.get("DATABASE_URL"):
             connections = _OTHER_CONNECTIONS + (options.concurrency or 0)
             postgres = EmbeddedPostgres(data_dir, connections=connections)
             env["DATABASE_URL"] = _start_postgres(tree, postgres)
             say("belay", f"data in {postgres.data} and {data_dir}")
-            if env.get("BELAY_AUTH") == "keys":
+            if effective.get("BELAY_AUTH") == "keys":
                 url = env["DATABASE_URL"]
                 say("belay", f"create a key: DATABASE_URL='{url}' belay keys create --name me")
         if not is_embedded:
@@ -91,6 +99,10 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
         say("belay", f"serving {env['BELAY_CONFIG']}: {', '.join(graph_ids)}")
         example = graph_ids[0] if graph_ids else "agent"
         threading.Thread(target=_announce, args=(tree, url, example), daemon=True).start()
+        if options.reload:
+            config = Path(env["BELAY_CONFIG"])
+            changes = CodeChanges(config, data_dir)
+            watch(_folders(config), changes, tree.request_reload, tree.stopping)
         tree.run()
         say("belay", "stopping")
     finally:
@@ -110,12 +122,14 @@ def _environment(options: DevOptions, environ: Mapping[str, str]) -> dict[str, s
     if options.config is not None:
         env["BELAY_CONFIG"] = str(options.config)
     env["BELAY_CONFIG"] = str(config_path(env))
-    add_project_env(env)
     env = {**with_own_names(env), "PYTHONUNBUFFERED": "1"}
     if options.concurrency is not None:
         env["BELAY_CONCURRENCY"] = str(options.concurrency)
-    env.setdefault("BELAY_DRAIN_GRACE_SECONDS", _DRAIN_SECONDS)
-    env.setdefault("BELAY_CORS_PRIVATE_NETWORK", "1")
+    of_project = dict(env)
+    add_project_env(of_project)
+    for name, value in _DEFAULTS.items():
+        if name not in with_own_names(of_project):
+            env[name] = value
     env["BELAY_BIND"] = f"{options.host}:{options.port}"
     return env
 
@@ -166,6 +180,19 @@ def _graph_ids(config: Path) -> list[str]:
         return []  # the web process and the worker report the error
 
 
+def _folders(config: Path) -> list[Path]:
+    """Return the folders of the project's code. This does not import LangGraph."""
+    root = config.resolve().parent
+    try:
+        entries = orjson.loads(config.read_bytes()).get("dependencies", [])
+        named = [root / entry for entry in entries if str(entry).startswith(".")]
+    except (OSError, orjson.JSONDecodeError, AttributeError, TypeError):
+        named = []
+    found = {folder.resolve() for folder in [root, *named]}
+    inside = {folder for folder in found if any(parent in found for parent in folder.parents)}
+    return sorted(found - inside)
+
+
 def _start_valkey(tree: ProcessTree, data_dir: Path) -> str:
     valkey = EmbeddedValkey(data_dir)
     server = valkey.server()
@@ -206,9 +233,9 @@ def _start_belay(tree: ProcessTree, env: Mapping[str, str], queues: list[str]) -
     """Start migrations, web and worker together. The latter two wait for the schema."""
     migration = Program("migrate", cli_command("migrate"), env)
     migrating = migration.start()
-    tree.start(Program("web", web_command(), env, stop_seconds=5.0))
+    tree.start(Program("web", web_command(), env, stop_seconds=5.0, loads_project=True))
     worker = worker_command(["-Q", ",".join(queues)])
-    tree.start(Program("worker", worker, env, stop_seconds=15.0))
+    tree.start(Program("worker", worker, env, stop_seconds=15.0, loads_project=True))
     if migrating.wait() != 0:
         tree.failure = migration.last_line()
         tree.request_stop()

@@ -128,6 +128,11 @@ def _load_embed(project: Project, target: str) -> Any:
     return embed
 
 
+def load_graph(project: Project, spec: GraphSpec) -> str:
+    """Import a graph, and return what kind it is. Raise ProjectError."""
+    return "a factory" if isinstance(_load(project, spec), GraphFactory) else "a graph"
+
+
 def _run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """Run a project's coroutine from synchronous code.
 

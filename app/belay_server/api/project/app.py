@@ -49,13 +49,20 @@ class ProjectApp:
         target = project.http.app
         if target is None:
             return None
+        made = cls(cls.check(project))
+        made._start(target)
+        return made
+
+    @staticmethod
+    def check(project: Project) -> Any:
+        """Import the project's app and return it, without starting it. Raises ProjectError."""
+        target = project.http.app
+        assert target is not None
         app = load_object(project.root, project.dependencies, target, "http.app")
         if not callable(app):
             kind = type(app).__name__
             raise ProjectError(f"http.app ({target}): must be a WSGI or ASGI app, not a {kind}")
-        made = cls(app)
-        made._start(target)
-        return made
+        return app
 
     def _start(self, target: str) -> None:
         try:

@@ -1,0 +1,149 @@
+"""Test `belay new`, `belay validate`, and that `belay dev` loads a changed project again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+import watchfiles
+
+from belay_server.dev.reload import CodeChanges
+from tests.conformance import watched
+from tests.servers import LiveServer
+from tests.waiting import wait_until
+
+GRAPH = """
+import asyncio
+from pathlib import Path
+from typing import TypedDict
+from langgraph.graph import START, StateGraph
+
+class State(TypedDict, total=False):
+    started: str
+    answer: str
+    notes: list[str]
+
+async def first(state: State):
+    return {"notes": ["first of VERSION"]}
+
+async def second(state: State):
+    if "started" in state:
+        Path(state["started"]).touch()
+        if "VERSION" == "v1":
+            await asyncio.sleep(600)
+    return {"answer": "VERSION", "notes": [*state["notes"], "second of VERSION"]}
+
+graph = (
+    StateGraph(State).add_node("first", first).add_node("second", second)
+    .add_edge(START, "first").add_edge("first", "second").compile()
+)
+"""
+
+
+def belay(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "belay_server", *map(str, words)]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def project(folder: Path, **document: object) -> Path:
+    (folder / "agent.py").write_text(GRAPH)
+    path = folder / "langgraph.json"
+    path.write_text(json.dumps({"graphs": {"agent": "./agent.py:graph"}, **document}))
+    return path
+
+
+def test_a_new_project_is_valid(tmp_path):
+    made = belay("new", tmp_path / "mine")
+    assert (made.returncode, made.stderr) == (0, "")
+    checked = belay("validate", cwd=tmp_path / "mine")
+    assert checked.returncode == 0, checked.stderr
+    assert "graph 'agent' (./graphs/agent.py:graph): a graph" in checked.stdout
+    again = belay("new", tmp_path / "mine")
+    assert again.returncode == 2
+    assert "not empty" in again.stderr
+
+
+def test_every_error_of_a_project_is_reported(tmp_path):
+    path = project(
+        tmp_path,
+        graphs={"agent": "./agent.py:graph", "no": "./agent.py:nothing", "gone": "./gone.py:g"},
+        http={"app": "./agent.py:GRAPHS"},
+        auth={"path": "./agent.py:graph"},
+        dependancies=[],
+    )
+    checked = belay("validate", "--config", path)
+    assert checked.returncode == 1
+    assert "graph 'agent' (./agent.py:graph): a graph" in checked.stdout
+    assert "did you mean 'dependencies'" in checked.stdout
+    for error in ("has no 'nothing'", "there is no file ./gone.py", "no 'GRAPHS'", "langgraph_sdk"):
+        assert error in checked.stderr
+    assert len(checked.stderr.splitlines()) == 4
+
+
+@pytest.mark.parametrize("words", [(), ("--config", "nowhere.json")])
+def test_a_missing_langgraph_json_is_named(tmp_path, words):
+    checked = belay("validate", *words, cwd=tmp_path)
+    assert checked.returncode == 2
+    assert "langgraph.json" in checked.stderr or "nowhere.json" in checked.stderr
+
+
+def test_a_changed_project_is_loaded_again_and_its_runs_continue(tmp_path, scratch):
+    path = project(tmp_path)
+    code, started = tmp_path / "agent.py", tmp_path / "started"
+    code.write_text(GRAPH.replace("VERSION", "v1"))
+    server = LiveServer(scratch / "reloading", config=path).start("--reload")
+    try:
+        with watched(httpx.Client(base_url=server.url, timeout=60)) as client:
+            thread_id = client.post("/threads", json={}).json()["thread_id"]
+            body = {"assistant_id": "agent", "input": {"started": str(started)}}
+            run = client.post(f"/threads/{thread_id}/runs", json=body).json()
+            wait_until(started.exists, 60, "the run is in its second node")
+
+            code.write_text("this is not Python")
+            wait_until(
+                lambda: "waiting for the next change" in server.log.read_text(), 60, "it is invalid"
+            )
+            code.write_text(GRAPH.replace("VERSION", "v2"))
+
+            def values():
+                try:
+                    joined = client.get(f"/threads/{thread_id}/runs/{run['run_id']}/join")
+                    return joined.json() if joined.status_code == 200 else None
+                except httpx.HTTPError:
+                    return None  # the web process is being started again
+
+            # The run continues with its second node, which it repeats.
+            found = wait_until(values, 90, "the run continues with the new code")
+        assert found["answer"] == "v2"
+        assert found["notes"] == ["first of v1", "second of v2"]
+    finally:
+        server.stop()
+    assert "agent.py changed; loading the project again" in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("agent.py", True),
+        ("pkg/tools.py", True),
+        ("langgraph.json", True),
+        (".env", True),
+        (".env.local", True),
+        ("data.json", False),
+        ("pkg/langgraph.json", False),
+        ("notes.txt", False),
+        (".venv/lib/x.py", False),
+        ("node_modules/x.py", False),
+        ("pkg/__pycache__/x.py", False),
+        (".belay/x.py", False),
+    ],
+)
+def test_only_the_code_and_the_configuration_are_watched(tmp_path, name, counts):
+    changes = CodeChanges(tmp_path / "langgraph.json", tmp_path / ".belay")
+    assert changes(watchfiles.Change.modified, str(tmp_path / name)) == counts
