@@ -44,8 +44,8 @@ def report_on(saver: FormatSaver) -> Any:
     return asyncio.run(validate(checkpointer))
 
 
-#: The `run_id` in a checkpoint's metadata is Belay's own: rollback deletes checkpoints by it. So the
-#: savers do not take one from the caller, which these check.
+#: The `run_id` in a checkpoint's metadata is Belay's own: rollback deletes checkpoints by it. So
+#: the savers do not take one from the caller, which these check.
 OF_THE_RUN_ID = {"test_put_preserves_run_id", "test_list_metadata_custom_keys"}
 
 

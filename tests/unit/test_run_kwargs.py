@@ -191,6 +191,16 @@ def test_the_default_of_user_id_is_the_identity(user, expected):
     assert merged.thread_config["configurable"] == {}
 
 
+def test_the_langsmith_project_of_a_run_is_in_its_configurable():
+    tracer = {"project_name": "mine", "example_id": "e"}
+    configurable = merge(options(langsmith_tracer=tracer)).kwargs.configurable
+    assert configurable["__langsmith_project__"] == "mine"
+    assert configurable["__langsmith_example_id__"] == "e"
+    for none in ({}, {"project_name": None}):
+        configurable = merge(options(langsmith_tracer=none)).kwargs.configurable
+        assert not any(key.startswith("__langsmith") for key in configurable)
+
+
 def test_tags_are_merged_without_duplicates_and_other_config_replaced():
     of = assistant(config={"tags": ["a", "b"], "recursion_limit": 5, "run_name": "of assistant"})
     merged = merge(options(config={"tags": ["b", "c"], "recursion_limit": 7}), of)

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 from uuid import UUID
 
+#: The keys of `configurable` that LangGraph's server has for `langsmith_tracer`.
+LANGSMITH_PROJECT, LANGSMITH_EXAMPLE = "__langsmith_project__", "__langsmith_example_id__"
+
 
 class MultitaskStrategy(enum.StrEnum):
     """What happens to a new run if its thread already has an active run."""
@@ -75,6 +78,8 @@ class RunOptions:
     #: Fail when `command.resume` answers an interrupt that is not pending.
     strict_resume: bool | None = None
     feedback_keys: list[str] | None = None
+    #: `project_name` and `example_id` of LangSmith.
+    langsmith_tracer: dict[str, Any] | None = None
     #: The JSON Schema of `structured` in the graph's output. Only agent runs have one.
     output_schema: dict[str, Any] | None = None
 

@@ -18,14 +18,16 @@ from langchain_core.messages import (
     BaseMessageChunk,
     message_chunk_to_message,
 )
-from langgraph.constants import INTERRUPT
+from langchain_core.tracers import LangChainTracer
+from langsmith.utils import tracing_is_enabled
 
 from belay_server.domain.access import AUTH_USER
-from belay_server.domain.run_options import RunKwargs
+from belay_server.domain.run_options import LANGSMITH_EXAMPLE, LANGSMITH_PROJECT, RunKwargs
 from belay_server.domain.runs import Ending, RunStatus
 from belay_server.graphs.checkpoints.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
 from belay_server.graphs.commands import to_command
 from belay_server.graphs.project.user import ProjectUser
+from belay_server.graphs.protocol.events import INTERRUPT
 from belay_server.graphs.registry import Graph
 from belay_server.graphs.serde import to_json, to_plain
 from belay_server.graphs.store import RunStore
@@ -89,6 +91,8 @@ class Execution:
         if self.kwargs.strict_resume:
             configurable[_STRICT_RESUME] = True
         config["configurable"] = configurable
+        if (tracer := _tracer(configurable)) is not None:
+            config["callbacks"] = [tracer]
         config.setdefault("run_name", configurable["graph_id"])
         config["metadata"] = {**config.get("metadata", {}), "run_attempt": self.attempt}
         return config
@@ -111,6 +115,16 @@ class Execution:
         if self.graph.context_schema is None:
             return None
         return self.kwargs.context or None
+
+
+def _tracer(configurable: Mapping[str, Any]) -> LangChainTracer | None:
+    """Return a tracer for the LangSmith project that the run names. Without one, or without
+    tracing, return None: LangChain then uses the environment's project if tracing is on."""
+    project = configurable.get(LANGSMITH_PROJECT)
+    example = configurable.get(LANGSMITH_EXAMPLE)
+    if (project is None and example is None) or not tracing_is_enabled():
+        return None
+    return LangChainTracer(project_name=project, example_id=example)
 
 
 @dataclass(slots=True)

@@ -79,6 +79,11 @@ def is_no_key_id(run_id: UUID) -> None:
         raise ma.ValidationError("a UUID of version 8 cannot be chosen; use another version")
 
 
+class LangsmithTracer(ma.Schema):
+    project_name = ma.fields.String(allow_none=True)
+    example_id = ma.fields.String(allow_none=True)
+
+
 class _RunCreate(Body):
     """The common fields of all bodies that create a run."""
 
@@ -118,6 +123,11 @@ class _RunCreate(Body):
     strict_resume = Boolean(
         allow_none=True,
         metadata={"description": "Fail the run if it resumes an interrupt that is not pending."},
+    )
+    langsmith_tracer = ma.fields.Nested(
+        LangsmithTracer,
+        allow_none=True,
+        metadata={"description": "Where LangSmith records the run, if tracing is on."},
     )
     feedback_keys = List(ma.fields.String(), allow_none=True, validate=ma.validate.Length(max=1000))
     on_disconnect = ma.fields.String(allow_none=True, validate=one_of("cancel", "continue"))

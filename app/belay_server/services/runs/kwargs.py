@@ -14,7 +14,13 @@ from uuid import UUID
 from belay_server.domain.access import AUTH_USER
 from belay_server.domain.assistants import Assistant
 from belay_server.domain.errors import BadRequest
-from belay_server.domain.run_options import Durability, RunKwargs, RunOptions
+from belay_server.domain.run_options import (
+    LANGSMITH_EXAMPLE,
+    LANGSMITH_PROJECT,
+    Durability,
+    RunKwargs,
+    RunOptions,
+)
 from belay_server.domain.threads import ThreadDefaults
 
 #: Keys of metadata that only the server sets.
@@ -96,6 +102,7 @@ def build_run_kwargs(
         "graph_id": assistant.graph_id,
         "assistant_id": str(assistant.assistant_id),
     }
+    of_the_server |= _langsmith(options)
     merged = {
         **shared_config,
         "configurable": {
@@ -118,6 +125,15 @@ def build_run_kwargs(
         thread_config={**shared_config, "configurable": configurable},
         thread_configurable=_open_configurable(assistant.config),
     )
+
+
+def _langsmith(options: RunOptions) -> dict[str, Any]:
+    tracer = options.langsmith_tracer or {}
+    named = {
+        LANGSMITH_PROJECT: tracer.get("project_name"),
+        LANGSMITH_EXAMPLE: tracer.get("example_id"),
+    }
+    return {key: value for key, value in named.items() if value is not None}
 
 
 def _metadata(options: RunOptions, assistant: Assistant, thread: ThreadDefaults) -> dict[str, Any]:
