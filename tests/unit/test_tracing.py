@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from langchain_core.tracers import LangChainTracer
+from langchain_core.tracers import LangChainTracer, langchain
 from langsmith import utils
 
 from belay_server.domain.run_options import RunKwargs
@@ -16,7 +16,8 @@ NAMED = {"__langsmith_project__": "mine"}
 def environment(monkeypatch):
     for name in ("LANGSMITH_TRACING", "LANGSMITH_TRACING_V2", "LANGCHAIN_TRACING_V2"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("LANGSMITH_API_KEY", "a key")
+    # A real client starts a thread that connects to LangSmith.
+    monkeypatch.setattr(langchain, "get_client", lambda: None)
     utils.get_env_var.cache_clear()
     yield monkeypatch
     utils.get_env_var.cache_clear()
