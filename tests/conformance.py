@@ -19,6 +19,8 @@ import jsonschema_rs
 
 _Client = TypeVar("_Client")
 #: The framework serves these paths. They have no operation in the document.
+#: `http.mount_prefix` of one of the tests' projects.
+MOUNTED = "/agents/v1"
 _UNDOCUMENTED_PATHS = re.compile(r"/openapi\.json|/docs(/.*)?")
 _NOT_FOUND = {"detail": "Not Found"}
 _NOT_ALLOWED = {"detail": "Method Not Allowed"}
@@ -150,9 +152,11 @@ def _head_checked(response: httpx.Response) -> Callable[[bytes], None] | None:
     """Check status and content type. Return the check of the body, or None if there is none."""
     request = response.request
     path = request.url.raw_path.decode().partition("?")[0]
+    prefix = MOUNTED if path.startswith(MOUNTED) else ""
+    path = path.removeprefix(prefix) or "/"
     if request.method in ("HEAD", "OPTIONS") or _UNDOCUMENTED_PATHS.fullmatch(path):
         return None
-    origin = f"{request.url.scheme}://{request.url.netloc.decode()}"
+    origin = f"{request.url.scheme}://{request.url.netloc.decode()}{prefix}"
     operation = _document_of(origin).find(request.method, path)
     if operation is None:
         name = f"{request.method} {path}"

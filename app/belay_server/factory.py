@@ -35,7 +35,7 @@ from belay_server.db import runs as run_rows
 from belay_server.db.connection import Database, Pool, open_pool, while_unavailable
 from belay_server.db.migrate import SchemaNotReady, wait_for_schema
 from belay_server.doorbell import Doorbell
-from belay_server.graphs.project.langgraph_json import read_project
+from belay_server.graphs.project.langgraph_json import Project, read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.loopback import Loopback
 from belay_server.graphs.registry import GraphRegistry
@@ -81,9 +81,10 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 def open_context(settings: Settings) -> ApiContext:
     """Open the connections and load the project. Raises ProjectError or SchemaNotReady."""
+    project = read_project(settings.config_path)
     ProjectCache(settings).install()
-    Loopback(settings.internal_url, access_headers).install()
-    graphs = _load_graphs(settings)
+    Loopback(project.url_in(settings.internal_url), access_headers).install()
+    graphs = _load_graphs(settings, project)
     pool = open_pool(
         settings.database_url,
         size=settings.web_pool_size,
@@ -152,9 +153,9 @@ def _states(settings: Settings, graphs: GraphRegistry, database: Database) -> St
     return StateProcess(here, connection_owner)
 
 
-def _load_graphs(settings: Settings) -> GraphRegistry:
+def _load_graphs(settings: Settings, project: Project) -> GraphRegistry:
     """Load the project's graphs, and wait until the database's schema is ready for them."""
-    graphs = GraphRegistry.load(read_project(settings.config_path))
+    graphs = GraphRegistry.load(project)
     wait_for_schema(
         settings.database_url,
         seconds=_SCHEMA_WAIT_SECONDS,

@@ -29,14 +29,11 @@ ALIASES = {
     "CORS_ALLOW_ORIGINS": "BELAY_CORS_ORIGINS",
 }
 #: Variables of LangGraph's server that change what a deployment does, and that Belay ignores.
-IGNORED = (
-    "CORS_CONFIG",
-    "LANGGRAPH_AES_JSON_KEYS",
-    "LANGGRAPH_AES_KEY",
-    "LANGGRAPH_THREAD_TTL",
-    "MOUNT_PREFIX",
-    "REDIS_CLUSTER",
-)
+IGNORED = ("REDIS_CLUSTER",)
+#: Variables of LangGraph's server that stop the start: without effect, data would be in plain text.
+REFUSED = ("LANGGRAPH_AES_JSON_KEYS", "LANGGRAPH_AES_KEY")
+#: Variables of LangGraph's server that have precedence over keys of `langgraph.json`.
+OF_THE_PROJECT = ("CORS_CONFIG", "LANGGRAPH_THREAD_TTL", "MOUNT_PREFIX")
 
 
 def with_own_names(environ: Mapping[str, str]) -> dict[str, str]:

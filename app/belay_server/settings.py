@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from belay_server.setting_aliases import alias_in_use, with_own_names
+from belay_server.setting_aliases import REFUSED, alias_in_use, with_own_names
 
 DEFAULT_QUEUE = "runs"
 #: The environment variable of a random token that the processes of one gunicorn share.
@@ -170,6 +170,12 @@ class Settings:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read the settings. Raises SettingsError, which names the first invalid variable."""
+        for name in REFUSED:
+            if environ.get(name, "").strip():
+                raise SettingsError(
+                    f"{name} is set, but Belay does not encrypt what it stores. Encrypt the disk "
+                    "or the database, and unset it"
+                )
         read = _Reader(environ)
         redis_verify_tls = read.boolean("BELAY_REDIS_VERIFY_TLS", "DYNO" not in environ)
         redis_url = _redis_url(_any_redis_url(read.required("REDIS_URL")), redis_verify_tls)

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from langgraph_sdk import get_sync_client
 
 from tests.acceptance.playing import refused
 from tests.conformance import watched
@@ -39,7 +40,7 @@ def server(scratch, scheduled):
 
 def as_user(server: LiveServer, name: str) -> httpx.Client:
     headers = {"Authorization": f"Bearer {name}"}
-    return watched(httpx.Client(base_url=server.url, timeout=60, headers=headers))
+    return watched(httpx.Client(base_url=f"{server.url}/agents/v1", timeout=60, headers=headers))
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +104,13 @@ def test_the_access_ends_with_the_run(ann, server):
     assert "x-api-key" not in told
     for header in (credential, f"{run_id}.", "no-run.token", ""):
         answer = httpx.post(
-            f"{server.url}/threads/search",
+            f"{server.url}/agents/v1/threads/search",
             json={},
             headers={"x-belay-run": header, "Authorization": "Bearer ann"},
             timeout=30,
         )
         assert "x-belay-run" in refused(answer, 401)
-    answer = httpx.post(f"{server.url}/threads", json={}, headers={"x-belay-server": ""})
+    answer = httpx.post(f"{server.url}/agents/v1/threads", json={}, headers={"x-belay-server": ""})
     assert refused(answer, 401) == "Who are you?"
 
 
@@ -117,8 +118,26 @@ def test_a_route_of_the_project_acts_for_its_caller(ann, bob, server):
     for client, name in ((ann, "ann"), (bob, "bob")):
         client.post("/threads", json={})
         headers = {"Authorization": f"Bearer {name}"}
-        answer = httpx.get(f"{server.url}/mine/threads", headers=headers, timeout=30)
+        answer = httpx.get(f"{server.url}/agents/v1/mine/threads", headers=headers, timeout=30)
         assert set(answer.json()) == {name}
+
+
+def test_all_paths_start_with_the_mount_prefix(ann, server):
+    assert httpx.get(f"{server.url}/ok", timeout=30).json()["ok"] is True
+    for path in ("/info", "/", "/agents", "/agents/v1x/info", "/threads/search"):
+        answer = httpx.get(f"{server.url}{path}", timeout=30)
+        assert (answer.status_code, answer.json()) == (404, {"detail": "Not Found"}), path
+    assert ann.get("/info").status_code == 200
+    assert ann.get("").json()["ok"] is True
+    assert ann.get("/openapi.json").json()["servers"] == [{"url": "/agents/v1"}]
+    assert "/agents/v1/openapi.json" in ann.get("/docs/").text
+    created = ann.post("/threads", json={})
+    headers = {"Authorization": "Bearer ann"}
+    with watched(get_sync_client(url=f"{server.url}/agents/v1", headers=headers)) as client:
+        thread_id = created.json()["thread_id"]
+        assert client.threads.get(thread_id)["thread_id"] == thread_id
+        parts = list(client.runs.stream(thread_id, "counter", input={"count": 1}))
+        assert parts[-1].data == {"count": 2}
 
 
 def test_the_openapi_document_has_the_projects_authentication(ann):
@@ -153,7 +172,7 @@ def test_a_webhook_may_be_a_route_of_the_project(ann, server):
 
     def calls():
         headers = {"Authorization": "Bearer ann"}
-        found = httpx.get(f"{server.url}/hooks/ended", headers=headers, timeout=30).json()
+        found = httpx.get(f"{server.url}/agents/v1/hooks/ended", headers=headers, timeout=30).json()
         return [call for call in found if call["body"]["run_id"] == run_id]
 
     (call,) = wait_until(calls, 60)

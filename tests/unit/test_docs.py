@@ -22,7 +22,7 @@ from belay_server import cli
 from belay_server.db.queues import QueueState
 from belay_server.graphs.project.http_section import NOUNS
 from belay_server.services import queue_metrics
-from belay_server.setting_aliases import ALIASES, IGNORED
+from belay_server.setting_aliases import ALIASES, IGNORED, OF_THE_PROJECT, REFUSED
 from belay_server.settings import Settings
 from belay_server.web_metrics import WebMetrics
 from belay_workers.background.metrics import _RunCollector
@@ -212,7 +212,7 @@ def test_the_documented_aliases_match_the_code():
     for alias, name in ALIASES.items():
         found.setdefault(f"`{name}`", []).append(f"`{alias}`")
     assert rows(text) == [[name, ", ".join(aliases)] for name, aliases in found.items()]
-    assert all(f"`{name}`" in text for name in IGNORED)
+    assert all(f"`{name}`" in text for name in (*IGNORED, *OF_THE_PROJECT, *REFUSED))
 
 
 def test_the_documented_web_server_variables_match_its_configuration():

@@ -88,7 +88,8 @@ def test_keys_that_need_nothing_are_accepted_silently(tmp_path, document):
         ({"priority": {"path": "./p.py:p"}}, "'priority' is not supported"),
         ({"checkpointer": {"path": "./c.py:c"}}, "'checkpointer.path' is not supported"),
         ({"store": {"path": "./s.py:s"}}, "'store.path' is not supported"),
-        ({"http": {"mount_prefix": "/x"}}, "'http.mount_prefix' is not supported"),
+        ({"http": {"mount_prefix": "x"}}, "'http.mount_prefix' must be a path such as"),
+        ({"http": {"mount_prefix": "/a/../b c"}}, "'http.mount_prefix' must be a path such as"),
         ({"checkpointer": {"serde": {"pickle_fallback": True}}}, "never unpickles"),
         ({"checkpointer": {"serde": 5}}, "'checkpointer.serde' must be an object"),
         (
@@ -110,3 +111,29 @@ def test_types_of_states_may_be_allowed(tmp_path):
     serde = {"allowed_msgpack_modules": [["my.models", "Order"]], "pickle_fallback": False}
     project = read(tmp_path, checkpointer={"serde": serde})
     assert project.allowed_types == {("my.models", "Order")}
+
+
+def test_variables_of_langgraphs_server_have_precedence(tmp_path, monkeypatch):
+    document = {
+        "checkpointer": {"ttl": {"default_ttl": 5}},
+        "http": {"cors": {"allow_origins": ["https://a"]}, "mount_prefix": "/a"},
+    }
+    project = read(tmp_path, **document)
+    assert (project.thread_ttl.minutes, project.http.mount_prefix) == (5.0, "/a")
+    monkeypatch.setenv("LANGGRAPH_THREAD_TTL", '{"strategy": "keep_latest", "default_ttl": 9}')
+    monkeypatch.setenv("CORS_CONFIG", '{"allow_origins": ["https://b"], "max_age": 5}')
+    monkeypatch.setenv("MOUNT_PREFIX", "/b/")
+    for given in (document, {}):
+        project = read(tmp_path, **given)
+        assert (project.thread_ttl.minutes, project.thread_ttl.strategy) == (9.0, "keep_latest")
+        assert (project.http.cors.allow_origins, project.http.cors.max_age) == (("https://b",), 5)
+        assert project.http.mount_prefix == "/b"
+        assert project.url_in("http://web:1/") == "http://web:1/b"
+
+
+@pytest.mark.parametrize("name", ["LANGGRAPH_THREAD_TTL", "CORS_CONFIG", "LANGGRAPH_CONFIG"])
+@pytest.mark.parametrize("value", ["{", "[]"])
+def test_an_invalid_variable_is_named(tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ProjectError, match=name):
+        read(tmp_path)

@@ -96,10 +96,17 @@ def test_an_error_names_the_variable_that_is_set():
 
 
 def test_a_variable_that_is_ignored_is_logged(caplog):
-    warn_of_ignored({"LANGGRAPH_AES_KEY": "k", "MOUNT_PREFIX": "", "N_JOBS_PER_WORKER": "7"})
+    warn_of_ignored({"REDIS_CLUSTER": "1", "MOUNT_PREFIX": "", "N_JOBS_PER_WORKER": "7"})
     assert [record.getMessage() for record in caplog.records] == [
-        "LANGGRAPH_AES_KEY is set, but Belay does not support it: it has no effect"
+        "REDIS_CLUSTER is set, but Belay does not support it: it has no effect"
     ]
+
+
+@pytest.mark.parametrize("name", ["LANGGRAPH_AES_KEY", "LANGGRAPH_AES_JSON_KEYS"])
+def test_a_variable_that_would_encrypt_stops_the_start(name):
+    with pytest.raises(SettingsError, match=f"{name} is set, but Belay does not encrypt"):
+        Settings.from_environ({**MINIMAL, name: "k"})
+    Settings.from_environ({**MINIMAL, name: " "})
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def make_app() -> Belay:
     made.conf.worker_pool = "belay_workers.pool:ChildTaskPool"
     made.settings = settings
     made.graphs = GraphRegistry(project)
-    made.access = RunAccess(settings.internal_url)
+    made.access = RunAccess(project.url_in(settings.internal_url))
     made.owner = f"{socket.gethostname()}/{uuid.uuid4().hex[:8]}"
     return made
 

@@ -129,7 +129,7 @@ class BackgroundStep(bootsteps.StartStopStep):
         of_project = app.graphs.project.webhooks
         calls = CallSettings(
             parts.webhook_policy,
-            settings.internal_url,
+            app.graphs.project.url_in(settings.internal_url),
             secret=settings.webhook_secret,
             headers=of_project.headers,
             fields=of_project.fields,

@@ -21,6 +21,7 @@ from belay_server.api.context import CONTEXT, ApiContext
 from belay_server.api.crons import routes as crons
 from belay_server.api.errors import register_error_handlers
 from belay_server.api.http.error_schemas import Error
+from belay_server.api.http.mount import Mounted
 from belay_server.api.http.openapi_fields import describe_field
 from belay_server.api.protocol import routes as protocol
 from belay_server.api.protocol import socket_routes as protocol_socket
@@ -48,6 +49,8 @@ class _Api(flask_smorest.Api):
     DEFAULT_ERROR_RESPONSE_NAME = None
     #: The project's `auth.openapi`.
     authentication: Mapping[str, Any] = MappingProxyType({})
+    #: `http.mount_prefix`.
+    prefix = ""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -61,6 +64,8 @@ class _Api(flask_smorest.Api):
         """The encoded OpenAPI document, created once: creating it takes many times as long as a
         usual request, and the document is public."""
         document = self.spec.to_dict()
+        if self.prefix:
+            document["servers"] = [{"url": self.prefix}]
         _describe_authentication(document, self.authentication)
         return orjson.dumps(document, option=orjson.OPT_INDENT_2)
 
@@ -133,11 +138,15 @@ def create_api(context: ApiContext) -> Flask:
     if context.parts.graphs.project.agent_runs_graph is not None:
         _serve_agent_runs(api)
     if http.serves("meta"):
-        app.register_blueprint(get_swaggerui_blueprint("/docs", "/openapi.json"))
+        document = f"{http.mount_prefix}/openapi.json"
+        app.register_blueprint(get_swaggerui_blueprint("/docs", document))
     _refuse_open_views(app)
     register_error_handlers(app)
     authenticates = context.authentication is not None
     prepare_requests(app, context.parts.settings, http, authenticates=authenticates)
+    if http.mount_prefix:
+        api.prefix = http.mount_prefix
+        app.wsgi_app = Mounted(app.wsgi_app, http.mount_prefix)  # type: ignore[method-assign]
     return app
 
 

@@ -94,13 +94,9 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
         if not is_embedded:
             say("belay", "using the servers of DATABASE_URL and REDIS_URL")
         _start_belay(tree, env, queues)
-        url = f"http://{options.host}:{options.port}"
-        graph_ids = _graph_ids(Path(env["BELAY_CONFIG"]))
-        say("belay", f"serving {env['BELAY_CONFIG']}: {', '.join(graph_ids)}")
-        example = graph_ids[0] if graph_ids else "agent"
-        threading.Thread(target=_announce, args=(tree, url, example), daemon=True).start()
+        config = Path(env["BELAY_CONFIG"])
+        _announce_when_ready(tree, options, config, _mount_prefix(config, effective))
         if options.reload:
-            config = Path(env["BELAY_CONFIG"])
             changes = CodeChanges(config, data_dir)
             watch(_folders(config), changes, tree.request_reload, tree.stopping)
         tree.run()
@@ -193,6 +189,15 @@ def _folders(config: Path) -> list[Path]:
     return sorted(found - inside)
 
 
+def _mount_prefix(config: Path, environ: Mapping[str, str]) -> str:
+    if given := environ.get("MOUNT_PREFIX", "").strip():
+        return given.rstrip("/")
+    try:
+        return str(orjson.loads(config.read_bytes())["http"].get("mount_prefix") or "").rstrip("/")
+    except (OSError, orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        return ""
+
+
 def _start_valkey(tree: ProcessTree, data_dir: Path) -> str:
     valkey = EmbeddedValkey(data_dir)
     server = valkey.server()
@@ -241,14 +246,23 @@ def _start_belay(tree: ProcessTree, env: Mapping[str, str], queues: list[str]) -
         tree.request_stop()
 
 
-def _announce(tree: ProcessTree, url: str, graph_id: str) -> None:
+def _announce_when_ready(tree: ProcessTree, options: DevOptions, config: Path, prefix: str) -> None:
+    """Log the project's graphs, and in a thread the URL as soon as the server responds."""
+    graph_ids = _graph_ids(config)
+    say("belay", f"serving {config}: {', '.join(graph_ids)}")
+    url = f"http://{options.host}:{options.port}"
+    arguments = (tree, url, prefix, graph_ids[0] if graph_ids else "agent")
+    threading.Thread(target=_announce, args=arguments, daemon=True).start()
+
+
+def _announce(tree: ProcessTree, url: str, prefix: str, graph_id: str) -> None:
     """Log the URL and an example call as soon as the server responds."""
     deadline = time.monotonic() + _READY_SECONDS
     while time.monotonic() < deadline and not tree.is_stopping:
         try:
             with urllib.request.urlopen(f"{url}/ok", timeout=1):  # noqa: S310
-                say("belay", f"ready on {url}  (docs: {url}/docs)")
-                say("belay", "try: " + _curl(url, graph_id))
+                say("belay", f"ready on {url}{prefix}  (docs: {url}{prefix}/docs)")
+                say("belay", "try: " + _curl(url + prefix, graph_id))
                 return
         except (OSError, urllib.error.URLError):
             time.sleep(0.05)

@@ -81,8 +81,9 @@ def _parts(settings: Settings) -> StateParts:
         statement_seconds=settings.statement_seconds,
     )
     ProjectCache(settings).install()
-    Loopback(settings.internal_url, dict).install()
-    graphs = GraphRegistry.load(read_project(settings.config_path))
+    project = read_project(settings.config_path)
+    Loopback(project.url_in(settings.internal_url), dict).install()
+    graphs = GraphRegistry.load(project)
     return StateParts(settings, graphs, Database(pool), most_bytes=settings.max_answer_bytes)
 
 

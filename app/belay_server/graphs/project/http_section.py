@@ -25,6 +25,9 @@ NOUNS = (
 )
 
 
+_PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
+
+
 @dataclass(frozen=True, slots=True)
 class CorsRules:
     """Which web pages may call the API, and how. None: use the settings or the defaults."""
@@ -46,6 +49,8 @@ class HttpConfig:
     app: str | None = None
     disabled: frozenset[str] = frozenset()
     cors: CorsRules = field(default_factory=CorsRules)
+    #: What all paths start with, except that of the health check: `/prefix`, or "".
+    mount_prefix: str = ""
     #: The project's own routes authenticate the caller, as Belay's do.
     authenticates_project: bool = False
     #: The headers of a request that its runs can read.
@@ -71,6 +76,7 @@ def read_http_config(path: Path, http: Any) -> HttpConfig:
         disabled=frozenset(noun for noun in NOUNS if _flag(path, http, f"disable_{noun}")),
         authenticates_project=_flag(path, http, "enable_custom_route_auth"),
         cors=_cors(path, http.get("cors")),
+        mount_prefix=_mount_prefix(path, http.get("mount_prefix")),
         configurable_headers=_headers(path, http, "configurable_headers"),
         logging_headers=_headers(path, http, "logging_headers"),
     )
@@ -88,6 +94,14 @@ def _flag(path: Path, section: Mapping[str, Any], name: str, where: str = "http"
     if not isinstance(value, bool):
         raise ProjectError(f"{path}: '{where}.{name}' must be true or false")
     return value
+
+
+def _mount_prefix(path: Path, prefix: Any) -> str:
+    if prefix is None:
+        return ""
+    if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+        raise ProjectError(f"{path}: 'http.mount_prefix' must be a path such as '/agents'")
+    return prefix.rstrip("/")
 
 
 def _cors(path: Path, cors: Any) -> CorsRules:

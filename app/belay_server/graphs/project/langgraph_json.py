@@ -72,6 +72,10 @@ class Project:
         """The headers of a request that its runs can read."""
         return self.http.configurable_headers
 
+    def url_in(self, internal_url: str) -> str:
+        """Return where this project's API is, in a web process at `internal_url`."""
+        return internal_url.rstrip("/") + self.http.mount_prefix
+
     @property
     def queues(self) -> list[str]:
         """Every queue that a graph of this project uses, and the default one, which is first."""
@@ -130,11 +134,11 @@ def read_project(path: Path) -> Project:
         dependencies=_dependencies(path, root, document.get("dependencies", ["."])),
         env=env,
         defaults=_defaults(environ),
-        thread_ttl=_thread_ttl(path, document.get("checkpointer") or {}),
+        thread_ttl=_thread_ttl(path, _with_ttl(document.get("checkpointer") or {}, environ)),
         allowed_types=_allowed_types(path, document.get("checkpointer") or {}),
         auth=_auth(path, document.get("auth")),
         openapi=_openapi(path, document.get("auth")),
-        http=read_http_config(path, document.get("http")),
+        http=read_http_config(path, _with_http_variables(document.get("http"), environ)),
         agent_runs_graph=_agent_runs_graph(path, graphs, document.get("agent_runs")),
         store=_store(path, document.get("store") or {}),
         webhooks=read_webhooks_config(path, document.get("webhooks"), environ),
@@ -221,6 +225,37 @@ def _store(path: Path, store: Any) -> StoreConfig:
     return StoreConfig(index, ttl)
 
 
+def _with_ttl(checkpointer: Any, environ: Mapping[str, str]) -> Any:
+    """Return `checkpointer` with the TTL of LANGGRAPH_THREAD_TTL, which has precedence."""
+    ttl = _json_variable("LANGGRAPH_THREAD_TTL", environ)
+    if ttl is None or not isinstance(checkpointer, dict):
+        return checkpointer
+    return {**checkpointer, "ttl": ttl}
+
+
+def _with_http_variables(http: Any, environ: Mapping[str, str]) -> Any:
+    """Return `http` with CORS_CONFIG and MOUNT_PREFIX, which have precedence."""
+    found = {
+        "cors": _json_variable("CORS_CONFIG", environ),
+        "mount_prefix": environ.get("MOUNT_PREFIX", "").strip() or None,
+    }
+    given = {name: value for name, value in found.items() if value is not None}
+    return {**(http or {}), **given} if given and isinstance(http or {}, dict) else http
+
+
+def _json_variable(name: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    raw = environ.get(name, "").strip()
+    if not raw:
+        return None
+    try:
+        found = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise ProjectError(f"{name}: {error}") from error
+    if not isinstance(found, dict):
+        raise ProjectError(f"{name} must be a JSON object")
+    return found
+
+
 def _thread_ttl(path: Path, checkpointer: Any) -> ThreadTtl | None:
     """Read `{"ttl": {"strategy": …, "default_ttl": <minutes>}}`. Return None without a TTL.
 
@@ -273,13 +308,7 @@ def _environment(path: Path, root: Path, env: Any) -> dict[str, str]:
 
 
 def _defaults(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    raw = environ.get("LANGGRAPH_CONFIG", "").strip()
-    if not raw:
-        return {}
-    try:
-        defaults = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise ProjectError(f"LANGGRAPH_CONFIG: {error}") from error
-    if not isinstance(defaults, dict) or not all(isinstance(d, dict) for d in defaults.values()):
+    defaults = _json_variable("LANGGRAPH_CONFIG", environ) or {}
+    if not all(isinstance(of_graph, dict) for of_graph in defaults.values()):
         raise ProjectError("LANGGRAPH_CONFIG must be a JSON object of objects by graph id")
     return defaults

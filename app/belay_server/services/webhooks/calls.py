@@ -101,7 +101,7 @@ def make_call(call: WebhookCall, settings: CallSettings, names: HostNames) -> No
         if is_path(call.url):
             check_path(call.url, policy)
             policy = WebhookPolicy(allow_private=True)
-            target = parse_target(settings.internal_url.rstrip("/") + call.url, policy)
+            target = parse_target(settings.internal_url + call.url, policy)
         else:
             target = parse_target(call.url, policy)
     except ValueError as error:
