@@ -101,7 +101,7 @@ def open_context(settings: Settings) -> ApiContext:
         lambda conn: assistant_rows.put_system_assistants(conn, list(graphs.project.graphs)),
     )
     authentication = authentication_of(settings, graphs.project, database)
-    metrics = WebMetrics(settings.web_metrics_dir)
+    metrics = WebMetrics(settings.web_metrics_dir, reference_names=settings.reference_metrics)
     keys = Keys(settings.redis_prefix)
     client = connect_redis(settings)
     event_log = EventLog.of(settings, client, keys)

@@ -164,6 +164,8 @@ class Settings:
     access_log: bool
     #: The port on which a worker serves its metrics. 0: it does not.
     worker_metrics_port: int
+    #: Whether `/metrics` of a web process also has the names of LangGraph's server.
+    reference_metrics: bool
     #: The folder in which the web processes of one gunicorn share metrics, if there are several.
     web_metrics_dir: Path | None
 
@@ -247,6 +249,7 @@ class Settings:
             log_level=read.one_of("BELAY_LOG_LEVEL", LOG_LEVELS),
             access_log=read.boolean("BELAY_ACCESS_LOG", False),
             worker_metrics_port=read.integer("BELAY_WORKER_METRICS_PORT", 0, minimum=0),
+            reference_metrics=read.boolean("BELAY_REFERENCE_METRICS", False),
             # Prometheus's client library reads this variable too.
             web_metrics_dir=read.folder("PROMETHEUS_MULTIPROC_DIR"),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,17 +25,25 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from belay_server.domain.metrics import CANCEL_LATENCY, PENDING, ROLLED_BACK, RUNS_ENDED
+from belay_server.domain.metrics import (
+    CANCEL_LATENCY,
+    PENDING,
+    REFERENCE_PREFIX,
+    ROLLED_BACK,
+    RUNS_ENDED,
+)
 
 _METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
-_REQUESTS = "belay_http_requests"
+_REQUESTS, _LATENCY = "belay_http_requests", "belay_http_request_seconds"
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class WebMetrics:
     """The metrics of one web process."""
 
-    def __init__(self, shared_folder: Path | None = None) -> None:
+    def __init__(self, shared_folder: Path | None = None, *, reference_names: bool = False) -> None:
+        """With `reference_names`, also expose the requests by LangGraph's names."""
+        self._reference_names = reference_names
         own = self._own = CollectorRegistry()
         self._shared_folder = shared_folder
         self._requests = Counter(
@@ -44,7 +53,7 @@ class WebMetrics:
             registry=own,
         )
         self._latency = Histogram(
-            "belay_http_request_seconds",
+            _LATENCY,
             "Time from a request to its response's first byte, by method and route template.",
             ("method", "route"),
             buckets=_BUCKETS,
@@ -99,7 +108,10 @@ class WebMetrics:
 
     def exposition(self, more: Collector) -> bytes:
         """Return these metrics and those of `more` in Prometheus's text format."""
-        return generate_latest(_Together([self._registry(), more]))
+        together = [self._registry(), more]
+        if self._reference_names:
+            together.append(_ByReferenceNames(together[0]))
+        return generate_latest(_Together(together))
 
     def requests(self) -> list[dict[str, object]]:
         """Return how many requests were answered, by method, route and status."""
@@ -117,6 +129,29 @@ class WebMetrics:
         registry = CollectorRegistry()
         MultiProcessCollector(registry, path=str(self._shared_folder))  # type: ignore[no-untyped-call]
         return registry
+
+
+class _ByReferenceNames(Collector):
+    """The metrics of requests, by the names of LangGraph's server."""
+
+    _names: ClassVar = {
+        _REQUESTS: f"{REFERENCE_PREFIX}http_requests",
+        _LATENCY: f"{REFERENCE_PREFIX}http_requests_latency_seconds",
+    }
+
+    def __init__(self, registry: Collector) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._registry.collect():
+            if (name := self._names.get(metric.name)) is None:
+                continue
+            renamed = Metric(name, metric.documentation, metric.type)
+            for sample in metric.samples:
+                renamed.add_sample(
+                    sample.name.replace(metric.name, name, 1), sample.labels, sample.value
+                )
+            yield renamed
 
 
 class _Together(CollectorRegistry):

@@ -74,6 +74,7 @@ def test_metrics_are_in_prometheus_format_or_in_json(http):
     assert text.headers["content-type"].startswith("text/plain")
     for name in ("python_info", "process_cpu_seconds_total", "belay_runs", "belay_http_requests"):
         assert name in text.text
+    assert "lg_api_" not in text.text
     assert http.get("/metrics?format=text").text.startswith("# HELP")
     summary = http.get("/metrics?format=json").json()
     assert set(summary) == {"queue", "api", "workers"}

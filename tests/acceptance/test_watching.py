@@ -28,6 +28,7 @@ def watched(scratch):
         BELAY_CANCEL_GRACE_MS="60000",
         BELAY_LOG_FORMAT="json",
         BELAY_ACCESS_LOG="1",
+        BELAY_REFERENCE_METRICS="1",
         WEB_CONCURRENCY="2",
     )
     yield from _with_worker_metrics(live)
@@ -347,3 +348,21 @@ def test_the_counters_of_a_killed_child_are_kept(impatient, impatient_web, beats
     beats.wait_for("beat")
     impatient_web.post(f"/threads/{thread_id}/runs/{run_id}/cancel", params={"wait": "1"})
     assert change.of("belay_runs_ended_total", status="success") == 3
+
+
+def test_metrics_have_the_names_of_the_reference_if_so_configured(watched):
+    def values():
+        text = httpx.get(f"{watched.url}/metrics", timeout=30).text
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, _, value in lines if name.startswith("lg_api_")}
+
+    search = 'lg_api_http_requests_total{method="POST",route="/threads/search",status="200"}'
+    before = values().get(search, 0.0)
+    assert httpx.post(f"{watched.url}/threads/search", json={}, timeout=30).status_code == 200
+    found = values()
+    assert found[search] == before + 1
+    assert found["lg_api_num_pending_runs"] == 0
+    assert found["lg_api_num_running_runs"] >= 0
+    assert found["lg_api_pending_runs_wait_time_max"] == 0
+    latency = 'lg_api_http_requests_latency_seconds_count{method="POST",route="/threads/search"}'
+    assert found[latency] >= 1

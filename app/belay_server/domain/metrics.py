@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 from belay_server.domain.runs import RunStatus
 
+#: How the names of the metrics of LangGraph's server start.
+REFERENCE_PREFIX = "lg_api_"
+
 
 @dataclass(frozen=True, slots=True)
 class Counted:

@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 from belay_server.db.connection import Database
 from belay_server.db.queues import QueueState, queue_states
 from belay_server.domain.errors import Unavailable
+from belay_server.domain.metrics import REFERENCE_PREFIX
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +26,13 @@ class QueueCollector(Collector):
     `belay_database_up` is 0 and the other metrics here are absent, so that the scrape still returns
     the metrics of the process."""
 
-    def __init__(self, database: Database, queues: Sequence[str]) -> None:
+    def __init__(
+        self, database: Database, queues: Sequence[str], *, reference_names: bool = False
+    ) -> None:
+        """With `reference_names`, also collect the totals by LangGraph's names."""
         self._database = database
         self._queues = queues
+        self._reference_names = reference_names
 
     def collect(self) -> Iterable[Metric]:
         up = GaugeMetricFamily("belay_database_up", "Whether Postgres answered this scrape.")
@@ -39,7 +44,8 @@ class QueueCollector(Collector):
             up.add_metric([], 0)
             return [up]
         up.add_metric([], 1)
-        return [up, *_families(_with_empty([s for s in states if s.queue], self._queues))]
+        found = [up, *_families(_with_empty([s for s in states if s.queue], self._queues))]
+        return [*found, *_by_reference_names(states)] if self._reference_names else found
 
 
 def _with_empty(states: Sequence[QueueState], queues: Sequence[str]) -> list[QueueState]:
@@ -72,6 +78,30 @@ def _families(states: Sequence[QueueState]) -> Iterable[Metric]:
         age.add_metric([queue, "due"], state.oldest_seconds)
         age.add_metric([queue, "claimable"], state.oldest_claimable_seconds)
     return (runs, depth, age)
+
+
+def _by_reference_names(states: Sequence[QueueState]) -> Iterable[Metric]:
+    total = next(state for state in states if state.queue is None)
+    values = {
+        "num_pending_runs": ("Pending runs.", total.pending),
+        "num_running_runs": ("Running runs.", total.running),
+        "pending_runs_wait_time_max": (
+            "Seconds that the oldest pending run has been due.",
+            total.oldest_seconds,
+        ),
+        "pending_runs_wait_time_med": (
+            "Seconds that half of the pending runs have been due.",
+            total.median_seconds,
+        ),
+        "pending_unblocked_runs_wait_time_max": (
+            "The same as the maximum, of runs that are not behind another run of their thread.",
+            total.oldest_claimable_seconds,
+        ),
+    }
+    return [
+        GaugeMetricFamily(f"{REFERENCE_PREFIX}{name}", says, value=value)
+        for name, (says, value) in values.items()
+    ]
 
 
 def queue_summary(database: Database) -> dict[str, Any]:

@@ -92,7 +92,11 @@ _METRICS = {
 def metrics() -> Response:
     if request.args.get("format") == "json":
         return json_response(_summary(parts().database))
-    queues = QueueCollector(parts().database, parts().graphs.project.queues)
+    queues = QueueCollector(
+        parts().database,
+        parts().graphs.project.queues,
+        reference_names=parts().settings.reference_metrics,
+    )
     return Response(context().metrics.exposition(queues), content_type=CONTENT_TYPE_LATEST)
 
 
