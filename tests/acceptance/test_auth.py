@@ -267,6 +267,7 @@ NAMES_NOTHING = {
     "GET /": "public",
     "GET /ok": "public",
     "GET /info": "public",
+    "GET /langgraph.schema.json": "public",
     "GET /metrics": "numbers of the whole server; asks who calls",
 }
 

@@ -284,6 +284,9 @@ RUN_FIELDS = {
     "strict_resume": BOOLEAN,
     "webhook": WEBHOOK,
     "feedback_keys": STRING_LIST,
+    "langsmith_tracer": OBJECT,
+    "langsmith_tracer.project_name": STRING,
+    "langsmith_tracer.example_id": STRING,
     "on_disconnect": enum("cancel", "continue"),
 }
 THREAD_RUN = {**RUN_FIELDS, "if_not_exists": enum("create", "reject").required}

@@ -97,7 +97,7 @@ def test_every_route_except_the_public_ones_requires_a_key(locked):
             asked = method != "parameters" and not path.startswith("/agent/")
             if asked and httpx.request(method.upper(), url, timeout=30).status_code != 401:
                 open_ones.add(f"{method.upper()} {path}")
-    assert open_ones == {"GET /", "GET /ok", "GET /info"}
+    assert open_ones == {"GET /", "GET /ok", "GET /info", "GET /langgraph.schema.json"}
 
 
 def test_the_sdk_authenticates_with_a_key(locked, key):

@@ -788,12 +788,12 @@ def starts_later(sdk, method):
 
 
 @row("runs", MAKES_A_RUN, "langsmith_tracing")
-def accepts_langsmith_tracing_without_effect(sdk, method):
-    """This server sends no traces: the option is accepted and has no effect on the run."""
+def names_the_langsmith_project_of_the_run(sdk, method):
     thread_id = new_thread(sdk)
     how = {"input": {"count": 1}, "langsmith_tracing": {"project_name": "elsewhere"}}
     assert outcome(sdk, method, thread_id, "counter", **how) == {"count": 2}
-    assert "elsewhere" not in str(last_run(sdk, thread_id))
+    configurable = last_run(sdk, thread_id)["kwargs"]["config"]["configurable"]
+    assert configurable["__langsmith_project__"] == "elsewhere"
 
 
 @row("runs", MAKES_A_RUN, "on_run_created")
