@@ -99,6 +99,7 @@ def test_keys_that_need_nothing_are_accepted_silently(tmp_path, document):
         ({"checkpointer": {"serde": {"allowed_msgpack_modules": ["x"]}}}, "must be a list of"),
         ({"graphs": {"js": "./b.ts:g"}}, "at least one graph in Python"),
         ({"auth": {"path": "./a.py:auth", "openapi": {"security": {}}}}, "'auth.openapi'"),
+        ({"http": {"middleware_order": "last"}}, "'http.middleware_order' must be"),
         ({"http": {"logging_headers": 5}}, "'http.logging_headers' must be an object"),
     ],
 )

@@ -25,7 +25,7 @@ from belay_server.api.http.mount import Mounted
 from belay_server.api.http.openapi_fields import describe_field
 from belay_server.api.protocol import routes as protocol
 from belay_server.api.protocol import socket_routes as protocol_socket
-from belay_server.api.request_handlers import prepare_requests
+from belay_server.api.request_handlers import prepare_requests, refuse_unauthenticated
 from belay_server.api.runs import batch_routes as batch_runs
 from belay_server.api.runs import cancel_routes as bulk_runs
 from belay_server.api.runs import stateless_routes as stateless_runs
@@ -144,10 +144,18 @@ def create_api(context: ApiContext) -> Flask:
     register_error_handlers(app)
     authenticates = context.authentication is not None
     prepare_requests(app, context.parts.settings, http, authenticates=authenticates)
+    project = context.project_routes
+    if project is not None:
+        before = partial(refuse_unauthenticated, app) if http.auth_first else _answer_nothing
+        app.wsgi_app = project.inside_middleware(app.wsgi_app, before)  # type: ignore[method-assign]
     if http.mount_prefix:
         api.prefix = http.mount_prefix
         app.wsgi_app = Mounted(app.wsgi_app, http.mount_prefix)  # type: ignore[method-assign]
     return app
+
+
+def _answer_nothing(_environ: dict[str, Any]) -> None:
+    """Leave a request to the middleware."""
 
 
 def _refuse_open_views(app: Flask) -> None:

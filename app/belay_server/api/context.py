@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from belay_server.services.parts import Parts
 from belay_server.services.webhooks.host_names import HostNames
 from belay_server.web_metrics import WebMetrics
 
+WsgiApp = Callable[..., Any]
 CONTEXT = "belay"
 #: The key in a request's environment of the request's own parts, if it has any.
 OWN_PARTS = "belay.parts"
@@ -53,6 +54,16 @@ class ProjectRoutes(Protocol):
 
     def close(self) -> None:
         """End the app's lifespan."""
+
+    @property
+    def allows_origins(self) -> bool:
+        """Whether the app's middleware adds CORS headers, so that Belay must not."""
+
+    def inside_middleware(
+        self, app: WsgiApp, before: Callable[[dict[str, Any]], WsgiApp | None]
+    ) -> WsgiApp:
+        """Return a WSGI app with the middleware of the project's app around it; the same app if
+        there is none. `before` may answer a request before any middleware."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Any
 from flask import Flask, Response, current_app, request
 
 from belay_server import logs
-from belay_server.api.context import ApiContext, context
+from belay_server.api.context import CONTEXT, ApiContext, ProjectRoutes, context
 from belay_server.api.http.large_answers import LARGE_ANSWERS, LargeAnswers
 from belay_server.api.http.large_bodies import LARGE_BODIES, LargeBodies
 from belay_server.api.http.request_context import (
@@ -30,7 +30,7 @@ from belay_server.api.security.cors import REQUEST_ID, cors_headers
 from belay_server.api.security.limits import asker, count_request, take_place
 from belay_server.api.security.origins import ORIGINS, Origins
 from belay_server.api.streaming.turns import STREAM_TURNS, StreamTurns
-from belay_server.domain.errors import TooMany
+from belay_server.domain.errors import BelayError, TooMany
 from belay_server.domain.headers import HeaderPatterns
 from belay_server.graphs.project.http_section import HttpConfig
 from belay_server.settings import Settings
@@ -38,6 +38,8 @@ from belay_server.web_metrics import WebMetrics
 
 access_log = logging.getLogger("belay.access")
 
+#: The key in a request's environment of its caller, if it was authenticated before any middleware.
+_IDENTIFIED = "belay.identified"
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 #: Responses are private data: no content sniffing, no framing, no referrer, no caching.
 _SECURITY = (
@@ -57,7 +59,9 @@ def prepare_requests(
     handler adds to the cost of every request."""
     access = logging.INFO if settings.access_log else logging.DEBUG
     templates = {rule.rule: _template(rule.rule) for rule in app.url_map.iter_rules()}
-    allow = cors_headers(settings, http.cors)
+    project: ProjectRoutes | None = app.extensions[CONTEXT].project_routes
+    has_cors = project is not None and project.allows_origins
+    allow = None if has_cors else cors_headers(settings, http.cors)
 
     answers = app.extensions[LARGE_ANSWERS] = LargeAnswers(
         settings.max_answers_bytes,
@@ -134,10 +138,25 @@ def _admit(found: ApiContext, view: Any) -> Callable[[], None] | None:
     return take_place(found, is_cancel=is_cancel)
 
 
+def refuse_unauthenticated(app: Flask, environ: dict[str, Any]) -> Response | None:
+    """Authenticate a request before the project's middleware gets it (`middleware_order`). Return
+    the refusal, or None."""
+    with app.request_context(environ):
+        view = app.view_functions.get(request.endpoint or "")
+        if view is None or getattr(view, "is_public", False):
+            return None
+        try:
+            environ[_IDENTIFIED] = (identify(context()),)
+        except BelayError as error:
+            return app.make_response(app.handle_user_exception(error))
+    return None
+
+
 def _authenticate(found: ApiContext) -> None:
     """Set the request's caller. With the project's authentication, restrict the request's access
     until a view authorizes it. Raises Unauthorized, Forbidden, Refused, TooMany."""
-    who = identify(found)
+    identified = request.environ.get(_IDENTIFIED)
+    who = identify(found) if identified is None else identified[0]
     if who is None:
         return
     request.environ[CALLER] = who

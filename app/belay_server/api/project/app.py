@@ -19,6 +19,12 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
 from belay_server.api.project.asgi_bridge import AsgiBridge
+from belay_server.api.project.middleware import (
+    ProjectMiddleware,
+    allows_origins,
+    middleware_of,
+    without_middleware,
+)
 from belay_server.graphs.project.langgraph_json import Project
 from belay_server.graphs.project.loading import ProjectError, load_object
 
@@ -38,7 +44,8 @@ class ProjectApp:
     """The project's app. `close` ends its lifespan."""
 
     def __init__(self, app: Any) -> None:
-        self._bridge = AsgiBridge(app) if _is_asgi(app) else None
+        self._app = app
+        self._bridge = AsgiBridge(without_middleware(app)) if _is_asgi(app) else None
         self._wsgi: WsgiApp = self._bridge or app
         self._fit = _table_of(app)
         self._documents = _documents_of(app)
@@ -70,6 +77,21 @@ class ProjectApp:
                 self._bridge.start()
         except Exception as error:
             raise ProjectError(f"http.app ({target}): {error}") from error
+
+    @property
+    def allows_origins(self) -> bool:
+        """Whether the app's middleware adds CORS headers, so that Belay must not."""
+        return self._bridge is not None and allows_origins(self._app)
+
+    def inside_middleware(
+        self, app: WsgiApp, before: Callable[[dict[str, Any]], WsgiApp | None]
+    ) -> WsgiApp:
+        """Return a WSGI app with the middleware of the project's app around it; the same app if
+        there is none. `before` may answer a request before any middleware."""
+        if self._bridge is None or not middleware_of(self._app):
+            return app
+        bridge = self._bridge
+        return ProjectMiddleware(app, self._app, bridge.loop, bridge.state, before=before)
 
     def close(self) -> None:
         if self._bridge is not None:

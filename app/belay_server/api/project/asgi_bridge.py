@@ -45,6 +45,16 @@ class AsgiBridge:
         self._loop = loop_in_a_real_thread()
         self._lifespan = _Lifespan(app, self._state)
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop in which the app runs."""
+        return self._loop
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The state that the app's lifespan has yielded."""
+        return self._state
+
     def start(self) -> None:
         """Run the app's startup. Raises RuntimeError with the app's message when it fails."""
         self._call(self._lifespan.start(), _LIFESPAN_SECONDS)

@@ -53,6 +53,8 @@ class HttpConfig:
     mount_prefix: str = ""
     #: The project's own routes authenticate the caller, as Belay's do.
     authenticates_project: bool = False
+    #: Whether a request is authenticated before the middleware of `app` gets it.
+    auth_first: bool = False
     #: The headers of a request that its runs can read.
     configurable_headers: HeaderPatterns = field(default_factory=HeaderPatterns)
     #: The headers of a request that its log records have.
@@ -74,6 +76,7 @@ def read_http_config(path: Path, http: Any) -> HttpConfig:
     return HttpConfig(
         app=app,
         disabled=frozenset(noun for noun in NOUNS if _flag(path, http, f"disable_{noun}")),
+        auth_first=_auth_first(path, http.get("middleware_order")),
         authenticates_project=_flag(path, http, "enable_custom_route_auth"),
         cors=_cors(path, http.get("cors")),
         mount_prefix=_mount_prefix(path, http.get("mount_prefix")),
@@ -94,6 +97,14 @@ def _flag(path: Path, section: Mapping[str, Any], name: str, where: str = "http"
     if not isinstance(value, bool):
         raise ProjectError(f"{path}: '{where}.{name}' must be true or false")
     return value
+
+
+def _auth_first(path: Path, order: Any) -> bool:
+    if order not in (None, "auth_first", "middleware_first"):
+        raise ProjectError(
+            f"{path}: 'http.middleware_order' must be 'auth_first' or 'middleware_first'"
+        )
+    return bool(order == "auth_first")
 
 
 def _mount_prefix(path: Path, prefix: Any) -> str:

@@ -1,0 +1,407 @@
+"""Run the middleware of the project's ASGI app around every request, Belay's own routes included.
+
+As in LangGraph's server, the middleware may add headers, answer instead, and rewrite requests and
+responses. It runs in the event loop of the project's app, in a native thread. The request's
+greenlet passes its messages on to the web server; Belay answers in a greenlet of its own:
+
+    web server <-> greenlet of the request <-> middleware (event loop) <-> greenlet of Belay
+
+Nothing is buffered: each chunk waits until the one before it has been taken. WebSockets do not go
+through middleware.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+import gevent
+import orjson
+from a2wsgi.asgi import build_scope
+from gevent.event import AsyncResult
+from gevent.queue import SimpleQueue
+
+from belay_server.api.http.unread_bodies import count_body
+
+log = logging.getLogger(__name__)
+
+Environ = dict[str, Any]
+WsgiApp = Callable[..., Iterable[bytes]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_STEP = 64 * 1024
+#: Key in a scope of the exchange that it belongs to. Middleware passes a scope's keys on.
+_EXCHANGE = "belay.exchange"
+
+
+def middleware_of(app: Any) -> list[Any]:
+    """Return the middleware that a Starlette or FastAPI app was given; [] for other apps."""
+    return list(getattr(app, "user_middleware", None) or [])
+
+
+def without_middleware(app: Any) -> Any:
+    """Return a copy of a Starlette or FastAPI app that has its routes but not its middleware."""
+    if not middleware_of(app):
+        return app
+    bare = copy.copy(app)
+    bare.user_middleware = []
+    bare.middleware_stack = None
+    return bare
+
+
+def allows_origins(app: Any) -> bool:
+    """Return whether an app's middleware adds CORS headers."""
+    return any("CORS" in getattr(one.cls, "__name__", "") for one in middleware_of(app))
+
+
+class ProjectMiddleware:
+    """A WSGI app: `app`, inside the middleware of a project's ASGI app."""
+
+    def __init__(
+        self,
+        app: WsgiApp,
+        project: Any,
+        loop: asyncio.AbstractEventLoop,
+        state: MutableMapping[str, Any],
+        *,
+        before: Callable[[Environ], WsgiApp | None] = lambda _environ: None,
+    ) -> None:
+        """`loop` and `state` are those of the project's running app. `before` may answer a request
+        before any middleware: it returns a WSGI app, or None."""
+        self._app = app
+        self._project = project
+        self._loop = loop
+        self._state = state
+        self._before = before
+        stack: Any = _answer_by_belay
+        for one in reversed(middleware_of(project)):
+            stack = one.cls(stack, *one.args, **one.kwargs)
+        self._stack = stack
+
+    def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
+        if "HTTP_UPGRADE" in environ or not _is_utf8(environ["PATH_INFO"]):
+            return self._app(environ, start_response)
+        if (refusal := self._before(environ)) is not None:
+            return refusal(environ, start_response)
+        exchange = _Exchange(self._app, environ, self._loop)
+        scope = {
+            **build_scope(environ),  # type: ignore[arg-type]
+            "app": self._project,
+            "state": dict(self._state),
+            _EXCHANGE: exchange,
+        }
+        exchange.begin(partial(self._stack, scope))
+        return exchange.respond(start_response)
+
+
+def _is_utf8(path_info: str) -> bool:
+    try:
+        path_info.encode("latin1").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+async def _answer_by_belay(scope: Message, receive: Receive, send: Send) -> None:
+    """Answer a request by Belay: the innermost ASGI app of the stack."""
+    await scope[_EXCHANGE].answer_by_belay(scope, receive, send)
+
+
+class _Exchange:
+    """One request. Its methods run in the request's greenlet or, if they are coroutines, in the
+    event loop of the middleware."""
+
+    def __init__(self, app: WsgiApp, environ: Environ, loop: asyncio.AbstractEventLoop) -> None:
+        self._app = app
+        self._environ = environ
+        self._loop = loop
+        self._hub = gevent.get_hub()
+        #: What the event loop sends to the request's greenlet, with a future for the answer.
+        self._messages: SimpleQueue[tuple[str, Any, asyncio.Future[Any] | None]] = SimpleQueue()
+        self._task: asyncio.Task[None] | None = None
+        self._body_ended = False
+        #: Whether Belay answers the request, and so reads its body or discards it.
+        self._is_belays = False
+        length = environ.get("CONTENT_LENGTH") or "0"
+        is_chunked = bool(environ.get("HTTP_TRANSFER_ENCODING"))
+        self._left = None if is_chunked else int(length) if length.isdecimal() else 0
+        self._has_body = self._left != 0
+
+    # -- in the request's greenlet ------------------------------------------------------------
+
+    def begin(self, stack: Callable[[Receive, Send], Awaitable[None]]) -> None:
+        def start() -> None:
+            self._task = asyncio.ensure_future(self._run(stack))
+
+        self._loop.call_soon_threadsafe(start)
+
+    def respond(self, start_response: Any) -> Iterator[bytes]:
+        """Yield the chunks of the response. The web server closes this when the client is gone."""
+        started = ended = False
+        try:
+            while not ended:
+                kind, content, taken = self._messages.get()
+                if kind == "receive":
+                    self._answer(taken, self._read_body())
+                elif kind == "start":
+                    started = True
+                    start_response(_status(content["status"]), _headers(content))
+                    self._answer(taken, None)
+                elif kind == "body":
+                    yield content
+                    self._answer(taken, None)
+                else:
+                    ended = True
+                    if not started:
+                        yield from _internal_error(start_response)
+                    elif kind == "failed":
+                        raise ConnectionError("the middleware failed within a response")
+        finally:
+            if not ended:  # the client is gone
+                self._loop.call_soon_threadsafe(self._leave)
+            if not self._is_belays and (body := count_body(self._environ)) is not None:
+                body.discard(self._environ.get("gunicorn.socket"))
+
+    def _answer(self, future: asyncio.Future[Any] | None, value: Any) -> None:
+        def answer() -> None:
+            if future is not None and not future.done():
+                future.set_result(value)
+
+        self._loop.call_soon_threadsafe(answer)
+
+    def _read_body(self) -> Message:
+        """Return the next part of the request's body."""
+        size = _STEP if self._left is None else min(_STEP, self._left)
+        data = self._environ["wsgi.input"].read(size) if size else b""
+        if self._left is not None:
+            self._left -= len(data)
+        more = bool(data) and self._left != 0
+        return {"type": "http.request", "body": data, "more_body": more}
+
+    # -- in the event loop --------------------------------------------------------------------
+
+    def _leave(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _tell(self, kind: str, content: Any = None, taken: Any = None) -> None:
+        self._hub.loop.run_callback_threadsafe(self._messages.put, (kind, content, taken))
+
+    async def _ask(self, kind: str, content: Any = None) -> Any:
+        """Send a message to the request's greenlet, and return its answer."""
+        taken = self._loop.create_future()
+        self._tell(kind, content, taken)
+        return await taken
+
+    async def _run(self, stack: Callable[[Receive, Send], Awaitable[None]]) -> None:
+        try:
+            await stack(self.receive, self._send)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("the middleware of the project's app failed")
+            self._tell("failed")
+        else:
+            self._tell("end")
+
+    async def receive(self) -> Message:
+        """Return the next part of the body; after its end, wait for the client to be gone."""
+        if self._body_ended:
+            await asyncio.get_running_loop().create_future()
+        message: Message = await self._ask("receive")
+        self._body_ended = not message["more_body"]
+        return message
+
+    async def _send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._ask("start", message)
+        elif message["type"] == "http.response.body":
+            if message.get("body"):
+                await self._ask("body", message["body"])
+            if not message.get("more_body", False):
+                self._tell("end")  # the rest of the task, such as background work, goes on
+
+    async def answer_by_belay(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Let Belay answer in a greenlet of its own, which is ended with this coroutine."""
+        self._is_belays = True
+        environ = _environ_of(scope, self._environ)
+        requests: asyncio.Queue[Any] = asyncio.Queue()
+        belay = _Belay(self._app, self._loop, requests)
+        if receive != self.receive and self._has_body:
+            # The middleware may have read or replaced the body, so its length is unknown.
+            environ.pop("CONTENT_LENGTH", None)
+            environ["HTTP_TRANSFER_ENCODING"] = "chunked"
+            environ["wsgi.input_terminated"] = True
+            environ["wsgi.input"] = _Received(belay, environ["wsgi.input"])
+        self._hub.loop.run_callback_threadsafe(belay.start, environ)
+        try:
+            while True:
+                kind, content, taken = await requests.get()
+                if kind == "end":
+                    return
+                if kind == "failed":
+                    raise content
+                answer = await (receive() if kind == "receive" else send(content))
+                self._hub.loop.run_callback_threadsafe(taken.set, answer)
+        finally:
+            self._hub.loop.run_callback_threadsafe(belay.stop)
+
+
+class _Belay:
+    """Answers one request by Belay's WSGI app, in a greenlet."""
+
+    def __init__(
+        self, app: WsgiApp, loop: asyncio.AbstractEventLoop, requests: asyncio.Queue[Any]
+    ) -> None:
+        self._app = app
+        self._loop = loop
+        self._requests = requests
+        self._greenlet: gevent.Greenlet[..., None] | None = None
+        self._start: Message | None = None
+
+    def start(self, environ: Environ) -> None:
+        self._greenlet = gevent.spawn(self._run, environ)
+
+    def stop(self) -> None:
+        """End the greenlet. Its response is closed, as the web server would close it."""
+        if self._greenlet is not None and not self._greenlet.dead:
+            self._greenlet.kill(block=False)
+
+    def ask(self, kind: str, content: Any = None) -> Any:
+        """Send a message to the event loop, and return its answer."""
+        taken = AsyncResult()
+        self._tell(kind, content, taken)
+        return taken.get()
+
+    def _tell(self, kind: str, content: Any = None, taken: AsyncResult | None = None) -> None:
+        self._loop.call_soon_threadsafe(self._requests.put_nowait, (kind, content, taken))
+
+    def _run(self, environ: Environ) -> None:
+        try:
+            self._respond(environ)
+        except Exception as error:  # noqa: BLE001  (it is raised in the event loop)
+            self._tell("failed", error)
+        else:
+            self._tell("end")
+
+    def _respond(self, environ: Environ) -> None:
+        chunks = self._app(environ, self._start_response)
+        try:
+            for chunk in chunks:
+                self._send_start()
+                if chunk:
+                    self._send_body(chunk, more=True)
+            self._send_start()
+            self._send_body(b"", more=False)
+        finally:
+            if hasattr(chunks, "close"):
+                chunks.close()
+
+    def _start_response(self, status: str, headers: list[tuple[str, str]], *_: Any) -> None:
+        self._start = {
+            "type": "http.response.start",
+            "status": int(status.partition(" ")[0]),
+            "headers": [
+                (name.lower().encode("latin1"), value.encode("latin1")) for name, value in headers
+            ],
+        }
+
+    def _send_start(self) -> None:
+        if self._start is not None:
+            start, self._start = self._start, None
+            self.ask("send", start)
+
+    def _send_body(self, chunk: bytes, *, more: bool) -> None:
+        self.ask("send", {"type": "http.response.body", "body": chunk, "more_body": more})
+
+
+class _Received:
+    """A request's body, as the middleware passes it on. It has the interface of `wsgi.input`."""
+
+    def __init__(self, belay: _Belay, body: Any) -> None:
+        self._belay = belay
+        self._of_server = body
+        self._buffer = b""
+        self._ended = False
+
+    @property
+    def failed(self) -> bool:
+        """Whether the web server must close the connection, as the body's end is unknown."""
+        return bool(getattr(self._of_server, "failed", False))
+
+    @failed.setter
+    def failed(self, value: bool) -> None:
+        self._of_server.failed = value
+
+    def read(self, size: int = -1) -> bytes:
+        while not self._ended and (size < 0 or len(self._buffer) < size):
+            self._receive()
+        end = len(self._buffer) if size < 0 else size
+        data, self._buffer = self._buffer[:end], self._buffer[end:]
+        return data
+
+    def readline(self, size: int = -1) -> bytes:
+        while not self._ended and b"\n" not in self._buffer and not 0 <= size <= len(self._buffer):
+            self._receive()
+        end = self._buffer.find(b"\n") + 1 or len(self._buffer)
+        return self.read(end if size < 0 else min(end, size))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
+
+    def _receive(self) -> None:
+        message = self._belay.ask("receive")
+        if message["type"] == "http.disconnect":
+            self._ended = True
+            raise ConnectionError("the client has disconnected")
+        self._buffer += message.get("body") or b""
+        self._ended = not message.get("more_body", False)
+
+
+def _environ_of(scope: Message, environ: Environ) -> Environ:
+    """Return the environment of a request as the middleware has changed it."""
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith("HTTP_") and name not in ("CONTENT_TYPE", "CONTENT_LENGTH")
+    }
+    for name, value in scope["headers"]:
+        key = name.decode("latin1").upper().replace("-", "_")
+        key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+        text = value.decode("latin1")
+        kept[key] = f"{kept[key]},{text}" if key in kept else text
+    root = environ.get("SCRIPT_NAME", "").encode("latin1").decode()
+    return {
+        **kept,
+        "REQUEST_METHOD": scope["method"],
+        "PATH_INFO": scope["path"].removeprefix(root).encode().decode("latin1"),
+        "QUERY_STRING": scope["query_string"].decode("latin1"),
+    }
+
+
+def _status(code: int) -> str:
+    try:
+        return f"{code} {HTTPStatus(code).phrase}"
+    except ValueError:
+        return f"{code} Unknown"
+
+
+def _headers(message: Message) -> list[tuple[str, str]]:
+    return [
+        (name.decode("latin1"), value.decode("latin1").strip())
+        for name, value in message.get("headers", ())
+    ]
+
+
+def _internal_error(start_response: Any) -> Iterator[bytes]:
+    body = orjson.dumps({"detail": "Internal Server Error"})
+    headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+    start_response(_status(500), headers)
+    yield body

@@ -1,0 +1,183 @@
+"""Test the middleware of a project's app around all requests: nothing is buffered or lost."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+from websockets.sync.client import connect
+
+from tests.acceptance.playing import new_thread, refused, status_of, until_status
+from tests.conformance import watched
+from tests.servers import PROJECT, LiveServer
+from tests.waiting import wait_until
+
+ANN = {"Authorization": "Bearer ann"}
+COUNT = {"assistant_id": "counter", "input": {"count": 1}}
+
+
+@pytest.fixture(scope="module")
+def server(scratch):
+    config = PROJECT.parent / "with_middleware.json"
+    live = LiveServer(scratch / "middleware", config=config, BELAY_HEARTBEAT_SECONDS="1").start()
+    yield live
+    live.stop()
+
+
+@pytest.fixture
+def api(server):
+    with watched(httpx.Client(base_url=server.url, timeout=60, headers=ANN)) as client:
+        yield client
+
+
+@pytest.fixture
+def raw(server):
+    """Yield a client whose responses need not be documented."""
+    with httpx.Client(base_url=server.url, timeout=60, headers=ANN) as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", ["/ok", "/info", "/hello", "/refuse", "/nothing/here"])
+def test_middleware_wraps_every_response_once(raw, path):
+    answer = raw.get(path)
+    assert answer.status_code == {"/refuse": 409, "/nothing/here": 404}.get(path, 200)
+    assert answer.headers.get_list("x-counted") == ["1"]
+    assert answer.headers["x-path"] == path
+    assert len(answer.headers.get_list("x-request-id")) == 1
+    if path == "/refuse":
+        assert answer.text == "by a route"
+
+
+def test_middleware_may_answer_instead(raw):
+    before = len(raw.post("/threads/search", json={}).json())
+    for length in (2, 300_000):
+        body = json.dumps({"metadata": {"x": "y" * length}})
+        answer = raw.post("/threads", content=body, headers={"x-answer": "instead"})
+        assert (answer.status_code, answer.json()) == (418, {"by": "the middleware"})
+    assert len(raw.post("/threads/search", json={}).json()) == before
+
+
+def test_middleware_that_raises_returns_500_without_details(raw, server):
+    answer = raw.get("/info", headers={"x-answer": "raise"})
+    assert (answer.status_code, answer.json()) == (500, {"detail": "Internal Server Error"})
+    assert "RuntimeError: the middleware is broken" in server.log.read_text()
+    assert raw.get("/info").status_code == 200
+
+
+def test_middleware_may_change_a_request(api):
+    thread_id = new_thread(api)
+    run = api.post(
+        f"/threads/{thread_id}/runs/wait", json=COUNT, headers={"x-rewrite": "yes"}
+    ).json()
+    assert run == {"count": 1002}
+    body = {"assistant_id": "headers", "input": {}}
+    note = api.post("/runs/wait", json=body).json()["note"]
+    assert json.loads(note) == {"x-team": "by the middleware"}
+
+
+@pytest.mark.parametrize("answer", ["", "body"])
+@pytest.mark.parametrize("size", [10, 70_000, 3_000_000])
+def test_bodies_of_all_sizes_pass_unchanged(api, answer, size):
+    metadata = {"text": "ä" * (size // 4)}  # two bytes in UTF-8
+    if size > 1_000_000:
+        text = "y" * size
+        run = {"assistant_id": "counter", "input": {"count": 1, "note": text}}
+        found = api.post("/runs/wait", json=run, headers={"x-answer": answer}).json()
+        assert found["note"] == text
+        return
+    made = api.post("/threads", json={"metadata": metadata}, headers={"x-answer": answer}).json()
+    assert api.get(f"/threads/{made['thread_id']}").json()["metadata"]["text"] == metadata["text"]
+
+
+def test_a_body_in_chunks_passes_unchanged(raw):
+    def chunks():
+        yield b'{"metadata": {"text": "'
+        for _ in range(50):
+            yield b"x" * 1000
+        yield b'"}}'
+
+    made = raw.post("/threads", content=chunks())
+    assert made.json()["metadata"]["text"] == "x" * 50_000
+
+
+def test_bad_bodies_are_refused_and_the_connection_goes_on(api):
+    for body in (b"{", b"[]", b"\xff", b""):
+        answer = api.post("/threads/search", content=body, headers={"x-answer": "body"})
+        assert 400 <= answer.status_code < 500 or body == b""
+        assert api.get("/info").status_code == 200
+    too_long = api.post("/threads", content=b'{"a":"' + b"x" * 9_000_000 + b'"}')
+    assert refused(too_long, 413)
+
+
+def test_events_are_not_buffered(api, beats):
+    thread_id = new_thread(api)
+    given = {"seconds": 600, "beats": str(beats)}
+    body = {"assistant_id": "steps", "input": given, "stream_mode": ["updates"]}
+    with api.stream("POST", f"/threads/{thread_id}/runs/stream", json=body) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == "event: metadata"
+        run_id = json.loads(next(lines).removeprefix("data: "))["run_id"]
+        beats.wait_for("s1:start")
+        api.post(f"/threads/{thread_id}/runs/{run_id}/cancel?wait=1")
+        assert any(line.startswith("event: ") for line in lines)  # the stream ends
+    assert status_of(api, thread_id, run_id) == "interrupted"
+
+
+@pytest.mark.parametrize("how", ["stream", "wait"])
+def test_a_client_that_leaves_cancels_its_run(api, raw, beats, how):
+    thread_id = new_thread(api)
+    body = {
+        "assistant_id": "steps",
+        "input": {"seconds": 600, "beats": str(beats)},
+        "on_disconnect": "cancel",
+    }
+    with raw.stream("POST", f"/threads/{thread_id}/runs/{how}", json=body) as stream:
+        beats.wait_for("s1:start")
+        assert stream.status_code == 200
+    (run,) = api.get(f"/threads/{thread_id}/runs").json()
+    until_status(api, thread_id, run["run_id"], "interrupted")
+
+
+def test_many_requests_share_a_connection(raw):
+    began = {raw.get("/info").headers["x-request-id"] for _ in range(100)}
+    assert len(began) == 100
+
+
+def test_work_in_the_background_goes_on_after_the_response(raw):
+    before = len(raw.get("/worked").json())
+    assert raw.get("/hello").text == "hello"
+    wait_until(lambda: len(raw.get("/worked").json()) > before, 20, "the background task")
+
+
+def test_the_projects_cors_rules_replace_belays(raw):
+    for origin, expected in (("https://ui.example", ["https://ui.example"]), ("https://no", [])):
+        found = raw.get("/info", headers={"Origin": origin}).headers
+        assert found.get_list("access-control-allow-origin") == expected
+    preflight = {"Origin": "https://ui.example", "Access-Control-Request-Method": "GET"}
+    assert raw.options("/info", headers=preflight).status_code == 200
+
+
+def test_authentication_may_come_first(server):
+    refusal = httpx.post(f"{server.url}/threads/search", json={}, timeout=30)
+    assert refused(refusal, 401) == "Who are you?"
+    assert "x-counted" not in refusal.headers
+    assert httpx.get(f"{server.url}/ok", timeout=30).headers["x-counted"] == "1"
+
+
+def test_web_sockets_go_around_middleware(api, server):
+    thread_id = new_thread(api)
+    url = f"{server.url.replace('http', 'ws')}/threads/{thread_id}/stream/events"
+    with connect(url, additional_headers=ANN, open_timeout=30) as socket:
+        assert socket.protocol.state.name == "OPEN"
+
+
+def test_parallel_requests_do_not_wait_for_each_other(api, raw, beats):
+    """A stream that is open for long holds up no other request."""
+    thread_id = new_thread(api)
+    given = {"seconds": 600, "beats": str(beats)}
+    body = {"assistant_id": "steps", "input": given, "on_disconnect": "cancel"}
+    with raw.stream("POST", f"/threads/{thread_id}/runs/stream", json=body) as stream:
+        assert next(stream.iter_lines())
+        for _ in range(20):
+            assert api.get("/info").status_code == 200

@@ -1,0 +1,104 @@
+"""An ASGI app whose middleware sees, changes and answers every request of the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.routing import Route
+
+done: list[str] = []
+
+
+class Counting:
+    """Pure ASGI: adds a header for each time that it has wrapped a response."""
+
+    def __init__(self, app, name: str) -> None:
+        self.app = app
+        self.name = name.encode()
+
+    async def __call__(self, scope, receive, send):
+        async def counted(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (self.name, b"1")]
+            await send(message)
+
+        scope["headers"] = [*scope["headers"], (b"x-team", b"by the middleware")]
+        await self.app(scope, receive, counted)
+
+
+class Rewriting:
+    """Pure ASGI: adds to the input of a request's body."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if (b"x-rewrite", b"yes") not in scope["headers"]:
+            await self.app(scope, receive, send)
+            return
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        document = json.loads(body)
+        document["input"]["count"] += 1000
+        rewritten = [json.dumps(document).encode()]
+
+        async def replay():
+            if rewritten:
+                return {"type": "http.request", "body": rewritten.pop(), "more_body": False}
+            return await receive()
+
+        await self.app(scope, replay, send)
+
+
+async def answer(request: Request, call_next):
+    """Through BaseHTTPMiddleware, which wraps the body and the response."""
+    if request.headers.get("x-answer") == "instead":
+        return JSONResponse({"by": "the middleware"}, status_code=418)
+    if request.headers.get("x-answer") == "raise":
+        raise RuntimeError("the middleware is broken")
+    if request.headers.get("x-answer") == "body":
+        await request.body()
+    response = await call_next(request)
+    response.headers["x-path"] = request.url.path
+    return response
+
+
+async def work() -> None:
+    await asyncio.sleep(0.2)
+    done.append("worked")
+
+
+async def hello(_request):
+    return PlainTextResponse("hello", background=BackgroundTask(work))
+
+
+async def refuse(_request):
+    raise HTTPException(409, "by a route")
+
+
+async def worked(_request):
+    return JSONResponse(done)
+
+
+app = Starlette(
+    routes=[Route("/hello", hello), Route("/refuse", refuse), Route("/worked", worked)],
+    middleware=[
+        Middleware(CORSMiddleware, allow_origins=["https://ui.example"]),
+        Middleware(Counting, name="x-counted"),
+        Middleware(BaseHTTPMiddleware, dispatch=answer),
+        Middleware(Rewriting),
+    ],
+)
