@@ -167,6 +167,20 @@ def test_a_thread_gives_its_metadata_and_its_first_assistants_configurable(http)
     assert open_part(run(other)) == {"by": 2, "tone": "dry"}
 
 
+@pytest.mark.parametrize(
+    ("options", "tone"),
+    [
+        ({}, "plain"),
+        ({"context": {"tone": "dry", "other": 1}}, "dry"),
+        ({"config": {"configurable": {"user_id": "ann"}}}, "plain"),
+        ({"config": {"configurable": {"tone": "dry", "user_id": "ann"}}}, "dry"),
+    ],
+)
+def test_a_graph_gets_its_context_with_defaults_and_without_other_keys(http, options, tone):
+    body = {"assistant_id": "toned", "input": {}, **options}
+    assert http.post("/runs/wait", json=body).json()["note"] == f"Tone(tone='{tone}')"
+
+
 def test_the_sdk_reads_the_run_id_from_the_headers(make_client):
     async def scene(client):
         thread = await client.threads.create()

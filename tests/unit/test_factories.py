@@ -143,8 +143,8 @@ def test_the_context_has_the_type_of_the_annotation(wanted):
         return runtime.execution_runtime.context
 
     factory.__annotations__["runtime"] = ServerRuntime[wanted]
-    assert call(factory, context={"tone": "dry"}) == wanted(tone="dry")
-    assert call(factory) is None
+    assert call(factory, context={"tone": "dry", "other": 1}) == wanted(tone="dry")
+    assert call(factory, context=None) is None
     assert call(lambda runtime: runtime.context, context={"tone": "dry"}) == {"tone": "dry"}
 
 

@@ -16,11 +16,14 @@ from typing import Any
 
 import orjson
 import redis.asyncio
-from langgraph_sdk import cache as sdk_cache
 
 from belay_server.bus.client import Keys, RedisError
+from belay_server.hidden_modules import without
 from belay_server.per_loop import PerLoop
 from belay_server.settings import Settings
+
+with without("langgraph_api"):
+    from langgraph_sdk import cache as sdk_cache
 
 log = logging.getLogger(__name__)
 

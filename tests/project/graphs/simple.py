@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+from dataclasses import dataclass
 from typing import TypedDict
 
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
@@ -167,4 +168,19 @@ talker = (
     .add_edge(START, "talk")
     .add_edge("talk", "talk_again")
     .compile()
+)
+
+
+@dataclass
+class Tone:
+    tone: str = "plain"
+
+
+def _toned(state: Count, runtime: Runtime[Tone]) -> Count:
+    return {"note": repr(runtime.context)}
+
+
+#: Returns its context, which is a dataclass with a default.
+toned = (
+    StateGraph(Count, context_schema=Tone).add_node("say", _toned).add_edge(START, "say").compile()
 )

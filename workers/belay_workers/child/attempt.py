@@ -319,7 +319,7 @@ def _use_of(claimed: ClaimedRun, store: RunStore) -> GraphUse:
         kwargs.config,
         store=lambda: store,
         user=kwargs.configurable.get(AUTH_USER),
-        context=kwargs.context or None,
+        context=kwargs.context,
     )
 
 

@@ -26,6 +26,7 @@ from belay_server.domain.run_options import LANGSMITH_EXAMPLE, LANGSMITH_PROJECT
 from belay_server.domain.runs import Ending, RunStatus
 from belay_server.graphs.checkpoints.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
 from belay_server.graphs.commands import to_command
+from belay_server.graphs.contexts import fitted
 from belay_server.graphs.project.user import ProjectUser
 from belay_server.graphs.protocol.events import INTERRUPT
 from belay_server.graphs.registry import Graph
@@ -112,9 +113,7 @@ class Execution:
     @property
     def context(self) -> dict[str, Any] | None:
         """Return the context for graphs that declare one; others read it from `configurable`."""
-        if self.graph.context_schema is None:
-            return None
-        return self.kwargs.context or None
+        return fitted(self.kwargs.context, self.graph.context_schema)
 
 
 def _tracer(configurable: Mapping[str, Any]) -> LangChainTracer | None:

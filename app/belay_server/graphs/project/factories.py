@@ -7,7 +7,6 @@ runtime if that is its name.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -16,8 +15,8 @@ from typing import Any
 
 from langgraph.store.base import BaseStore
 from langgraph_sdk import runtime as sdk
-from pydantic import BaseModel
 
+from belay_server.graphs.contexts import fitted, is_made
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.user import ProjectUser
 
@@ -118,7 +117,6 @@ def _is_variadic(parameter: inspect.Parameter) -> bool:
 
 def _typed(context: Any, wanted: Any) -> Any:
     """Return a run's context as the type that the factory's annotation names."""
-    is_model = inspect.isclass(wanted) and issubclass(wanted, BaseModel)
-    if isinstance(context, dict) and (is_model or dataclasses.is_dataclass(wanted)):
-        return wanted(**context)
-    return context
+    if isinstance(context, dict) and is_made(wanted):
+        return wanted(**(fitted(context, wanted) or {}))
+    return context or None
