@@ -944,3 +944,47 @@ def test_a_stateless_run_supports_sends_commands_and_subgraphs(sync_client, assi
 def test_a_stateless_run_returns_its_interrupts(sync_client):
     answer = sync_client.runs.wait(None, "panel", input={})
     assert (answer["log"], interrupt_ids_of(answer).keys()) == (["cleo"], {"ann?", "ben?"})
+
+
+# --- the functional API ---------------------------------------------------------------------------
+
+
+def test_an_entrypoint_continues_from_what_its_last_run_saved(run):
+    assert run("ledger", {"count": 2}) == {"total": 2, "answer": "unasked"}
+    assert run("ledger", {"count": 3}) == {"total": 5, "answer": "unasked"}
+
+
+def test_a_resumed_entrypoint_does_not_repeat_its_tasks(run, beats):
+    asked = run("ledger", {"count": 3, "asks": True, "beats": str(beats)})
+    assert [question["value"] for question in asked["__interrupt__"]] == [{"total": 3}]
+    assert run("ledger", command={"resume": "yes"}) == {"total": 3, "answer": "yes"}
+    assert beats.names() == ["add0", "add1", "add2"]
+
+
+@pytest.mark.parametrize("action", ["interrupt", "rollback"])
+def test_a_cancelled_entrypoint_stops_within_its_task(sync_client, thread_id, run, beats, action):
+    assert run("ledger", {"count": 1})["total"] == 1
+    given = {"count": 3, "beats": str(beats), "seconds": 600}
+    started = sync_client.runs.create(thread_id, "ledger", input=given)
+    beats.wait_for("add1")
+    sync_client.runs.cancel(thread_id, started["run_id"], wait=True, action=action)
+    assert beats.names() == ["add1"]
+    assert run("ledger", {"count": 1})["total"] == 2
+
+
+# --- user interfaces ------------------------------------------------------------------------------
+
+
+def test_a_component_for_a_user_interface_is_streamed_and_kept(sync_client, thread_id):
+    events = streamed(sync_client, thread_id, "drawer", {}, stream_mode=["custom", "values"])
+    (pushed,) = [data for name, data in events if name == "custom"]
+    assert pushed["type"] == "ui"
+    assert (pushed["name"], pushed["props"], pushed["id"]) == (
+        "chart",
+        {"points": [1, 2]},
+        "chart-1",
+    )
+    assert pushed["metadata"]["message_id"] == "said"
+    values = sync_client.threads.get_state(thread_id)["values"]
+    assert values["ui"] == [pushed]
+    assert [message["content"] for message in values["messages"]] == ["here is a chart"]

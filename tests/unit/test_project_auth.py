@@ -280,3 +280,16 @@ def test_a_user_has_only_the_given_fields():
     assert not hasattr(user, "plan")
     with pytest.raises(KeyError):
         user["plan"]
+
+
+@pytest.mark.parametrize("user", ["'ann'", "{'identity': 'ann'}"])
+def test_authenticate_may_return_the_permissions_and_the_user(tmp_path, user):
+    caller = ask(authenticating(tmp_path, "", f"['read', 'write'], {user}"))
+    assert caller.name == "user:ann"
+    assert caller.user["permissions"] == ["read", "write"]
+
+
+@pytest.mark.parametrize("result", ["()", "('a', 'b', 'c')", "([], None)"])
+def test_another_result_of_authenticate_is_an_error(tmp_path, result):
+    with pytest.raises(TypeError, match="must return a user"):
+        ask(authenticating(tmp_path, "", result))

@@ -147,8 +147,11 @@ def _refusal(error: Exception) -> Refused | None:
 
 
 def _user_of(found: Any) -> ProjectUser:
-    """Return the user from the result of `authenticate`: an id, a mapping, or an object with an
-    identity. Raises TypeError for any other result."""
+    """Return the user from the result of `authenticate`: an id, a mapping, an object with an
+    identity, or a pair of the permissions and one of these. Raises TypeError for any other."""
+    if isinstance(found, tuple) and len(found) == 2:
+        permissions, user = found
+        return ProjectUser({**_user_of(user), "permissions": permissions})
     if isinstance(found, str):
         return ProjectUser({"identity": found})
     if isinstance(found, Mapping) and found.get("identity"):
