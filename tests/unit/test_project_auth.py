@@ -293,3 +293,16 @@ def test_authenticate_may_return_the_permissions_and_the_user(tmp_path, user):
 def test_another_result_of_authenticate_is_an_error(tmp_path, result):
     with pytest.raises(TypeError, match="must return a user"):
         ask(authenticating(tmp_path, "", result))
+
+
+@pytest.mark.parametrize(("message", "detail"), [("'Not yours'", "Not yours"), ("''", "Forbidden")])
+def test_a_failed_assertion_of_a_handler_forbids_the_action(message, detail):
+    auth = Auth()
+
+    @auth.on
+    async def handler(ctx, value):
+        raise AssertionError(*filter(None, [message.strip("'")]))
+
+    with pytest.raises(Refused, match=detail) as raised:
+        deciding(auth).decide(ANN, "store", "put", {})
+    assert raised.value.status == 403

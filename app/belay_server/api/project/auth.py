@@ -89,7 +89,10 @@ class ProjectAuth:
             resource=resource,  # type: ignore[arg-type]
             action=action,  # type: ignore[arg-type]
         )
-        decided = self._call(partial(handler, ctx=context, value=value))
+        try:
+            decided = self._call(partial(handler, ctx=context, value=value))
+        except AssertionError as error:  # as in LangGraph's documentation of store handlers
+            raise Refused(403, str(error) or "Forbidden", {}) from error
         if decided is None or decided is True:
             return None
         if decided is False:
