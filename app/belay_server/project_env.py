@@ -40,12 +40,13 @@ def add_project_env(environ: MutableMapping[str, str]) -> None:
 def read_env(root: Path, env: Any) -> dict[str, str]:
     """Return the variables of `env`: an object, or the name of a file in the folder `root`.
 
-    Raise ValueError if it is neither, or the file does not exist.
+    A file that does not exist has none: a deployment may set the variables by other means. Raise
+    ValueError if it is neither an object nor a name.
     """
     if isinstance(env, str):
         file = root / env
         if not file.is_file():
-            raise ValueError(f"'env' names a file that does not exist: {env}")
+            return {}
         return {name: value for name, value in dotenv_values(file).items() if value is not None}
     if isinstance(env, dict):
         return {name: _as_text(value) for name, value in env.items() if value is not None}

@@ -46,7 +46,7 @@ def import_path():
         ({"graphs": {"a": 5}}, "graph 'a'"),
         ({"graphs": {"a": "./a.py:g"}, "queues": {"b": "q"}}, "not in 'graphs': b"),
         ({"graphs": {"a": "./a.py:g"}, "dependencies": ["./nowhere"]}, "./nowhere"),
-        ({"graphs": {"a": "./a.py:g"}, "env": ".env.missing"}, ".env.missing"),
+        ({"graphs": {"a": "./a.py:g"}, "env": 5}, "'env' must be"),
         ({"graphs": {"a": "./a.py:g"}, "agent_runs": {"graph": "b"}}, "not in 'graphs': b"),
         ({"graphs": {"a": "./a.py:g"}, "agent_runs": "a"}, "'agent_runs' must be an object"),
         ({"graphs": {"a": "./a.py:g"}, "agent_runs": {}}, "'agent_runs' must be an object"),
@@ -147,11 +147,27 @@ def test_settings_may_be_in_env(tmp_path):
     assert (settings.database_url, settings.concurrency) == ("postgresql:///of_the_project", 5)
 
 
-@pytest.mark.parametrize("env", [".env.missing", 5])
+@pytest.mark.parametrize("env", [[], 5])
 def test_an_invalid_env_is_refused_with_the_files_name(tmp_path, env):
     path = write(tmp_path, {"graphs": {"a": "./a.py:g"}, "env": env})
     with pytest.raises(SettingsError, match=rf"{path}: 'env'"):
         add_project_env({"BELAY_CONFIG": str(path)})
+
+
+def test_a_missing_env_file_is_a_warning(tmp_path):
+    path = write(tmp_path, {"graphs": {"a": "./a.py:g"}, "env": ".env.missing"})
+    environ = {"BELAY_CONFIG": str(path)}
+    add_project_env(environ)
+    assert list(environ) == ["BELAY_CONFIG"]
+    (warning,) = read_project(path).warnings
+    assert warning == f"{path}: 'env' names a file that does not exist: .env.missing"
+
+
+def test_an_exception_of_several_lines_is_told_in_one(tmp_path):
+    source = "raise ValueError('first\\n  second\\nthird')"
+    path = write(tmp_path, {"graphs": {"broken": "./broken.py:graph"}}, broken=source)
+    with pytest.raises(ProjectError, match=r"ValueError: first second third \(broken\.py:1\)$"):
+        GraphRegistry.load(read_project(path))
 
 
 @pytest.mark.parametrize("document", ["{", "[]"])

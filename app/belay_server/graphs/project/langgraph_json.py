@@ -123,6 +123,8 @@ def read_project(path: Path) -> Project:
     if document.get("ui"):
         warnings.append(f"{path}: the user interface components of 'ui' are not served")
     env = _environment(path, root, document.get("env", {}))
+    if isinstance(named := document.get("env"), str) and not (root / named).is_file():
+        warnings.append(f"{path}: 'env' names a file that does not exist: {named}")
     environ = {**env, **os.environ}
     return Project(
         root=root,

@@ -31,7 +31,7 @@ def load_object(root: Path, dependencies: Sequence[Path], target: str, who: str)
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        cause = f"{type(error).__name__}: {error}"
+        cause = " ".join(f"{type(error).__name__}: {error}".split())  # one line
         raise ProjectError(f"{who} ({target}): {cause}{_place_of(error, root)}") from error
 
 
