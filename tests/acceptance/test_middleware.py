@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 
 import httpx
 import pytest
@@ -108,6 +109,38 @@ def test_bad_bodies_are_refused_and_the_connection_goes_on(api):
         assert api.get("/info").status_code == 200
     too_long = api.post("/threads", content=b'{"a":"' + b"x" * 9_000_000 + b'"}')
     assert refused(too_long, 413)
+
+
+@pytest.mark.parametrize("answer", ["", "body"])
+@pytest.mark.parametrize("chunks", [b"zz\r\n", b"5\r\nabcdefgh\r\n", b"-1\r\n\r\n"])
+def test_a_body_with_invalid_chunks_is_refused_and_the_connection_closed(server, answer, chunks):
+    head = (
+        b"POST /threads HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ann\r\n"
+        b"Transfer-Encoding: chunked\r\nX-Answer: " + answer.encode() + b"\r\n\r\n"
+    )
+    second = b"GET /ok HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(head + chunks + second)
+        received = b""
+        while data := connection.recv(65536):
+            received += data
+    assert received.split(b" ")[1] in (b"400", b"422")
+    assert received.count(b"HTTP/1.1 ") == 1
+    assert "ClientDisconnect" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("answer", ["", "body", "instead"])
+def test_a_client_that_leaves_within_its_body_harms_nobody(raw, server, answer):
+    head = (
+        b"POST /threads HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ann\r\n"
+        b"Content-Length: 1000\r\nX-Answer: " + answer.encode() + b"\r\n\r\n{"
+    )
+    before = server.log.read_text().count("Traceback")
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            connection.sendall(head)
+    assert raw.get("/info").status_code == 200
+    assert server.log.read_text().count("Traceback") == before
 
 
 def test_events_are_not_buffered(api, beats):

@@ -133,6 +133,8 @@ class _Exchange:
         is_chunked = bool(environ.get("HTTP_TRANSFER_ENCODING"))
         self._left = None if is_chunked else int(length) if length.isdecimal() else 0
         self._has_body = self._left != 0
+        #: Whether the body could not be read.
+        self._is_broken = False
 
     # -- in the request's greenlet ------------------------------------------------------------
 
@@ -160,7 +162,7 @@ class _Exchange:
                 else:
                     ended = True
                     if not started:
-                        yield from _internal_error(start_response)
+                        yield from _error(start_response, 422 if self._is_broken else 500)
                     elif kind == "failed":
                         raise ConnectionError("the middleware failed within a response")
         finally:
@@ -179,7 +181,13 @@ class _Exchange:
     def _read_body(self) -> Message:
         """Return the next part of the request's body."""
         size = _STEP if self._left is None else min(_STEP, self._left)
-        data = self._environ["wsgi.input"].read(size) if size else b""
+        body = self._environ["wsgi.input"]
+        try:
+            data = body.read(size) if size else b""
+        except Exception as error:  # noqa: BLE001  (the web server's, such as for invalid chunks)
+            log.debug("cannot read the body of a request: %r", error)
+            self._is_broken = body.failed = True
+            return {"type": "http.disconnect"}
         if self._left is not None:
             self._left -= len(data)
         more = bool(data) and self._left != 0
@@ -206,7 +214,8 @@ class _Exchange:
         except asyncio.CancelledError:
             raise
         except Exception:
-            log.exception("the middleware of the project's app failed")
+            if not self._is_broken:
+                log.exception("the middleware of the project's app failed")
             self._tell("failed")
         else:
             self._tell("end")
@@ -216,7 +225,7 @@ class _Exchange:
         if self._body_ended:
             await asyncio.get_running_loop().create_future()
         message: Message = await self._ask("receive")
-        self._body_ended = not message["more_body"]
+        self._body_ended = not message.get("more_body", False)
         return message
 
     async def _send(self, message: Message) -> None:
@@ -400,8 +409,10 @@ def _headers(message: Message) -> list[tuple[str, str]]:
     ]
 
 
-def _internal_error(start_response: Any) -> Iterator[bytes]:
-    body = orjson.dumps({"detail": "Internal Server Error"})
+def _error(start_response: Any, status: int) -> Iterator[bytes]:
+    broken = "The request body could not be read"
+    detail = "Internal Server Error" if status == 500 else broken
+    body = orjson.dumps({"detail": detail})
     headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
-    start_response(_status(500), headers)
+    start_response(_status(status), headers)
     yield body
