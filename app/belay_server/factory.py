@@ -32,6 +32,7 @@ from belay_server.bus.rate_limits import FailedLogins, RateLimits
 from belay_server.bus.run_feed import RunFeed
 from belay_server.db import assistants as assistant_rows
 from belay_server.db import runs as run_rows
+from belay_server.db.assistants import SystemAssistant
 from belay_server.db.connection import Database, Pool, open_pool, while_unavailable
 from belay_server.db.migrate import SchemaNotReady, wait_for_schema
 from belay_server.doorbell import Doorbell
@@ -98,7 +99,7 @@ def open_context(settings: Settings) -> ApiContext:
     # Wait for a Postgres that becomes unavailable here, as `_load_graphs` waits for one that was.
     while_unavailable(_SCHEMA_WAIT_SECONDS)(
         database.transaction,
-        lambda conn: assistant_rows.put_system_assistants(conn, list(graphs.project.graphs)),
+        lambda conn: assistant_rows.put_system_assistants(conn, _system_assistants(graphs)),
     )
     authentication = authentication_of(settings, graphs.project, database)
     metrics = WebMetrics(settings.web_metrics_dir, reference_names=settings.reference_metrics)
@@ -137,6 +138,13 @@ def open_context(settings: Settings) -> ApiContext:
         open_keys=OpenKeys(database) if isinstance(authentication, KeyAuthentication) else None,
         failed_logins=FailedLogins(settings.redis_url, settings.redis_prefix),
     )
+
+
+def _system_assistants(graphs: GraphRegistry) -> list[SystemAssistant]:
+    return [
+        SystemAssistant(spec.graph_id, graphs.name_of(spec.graph_id), spec.description)
+        for spec in graphs.project.graphs.values()
+    ]
 
 
 def _states(settings: Settings, graphs: GraphRegistry, database: Database) -> StateProcess:

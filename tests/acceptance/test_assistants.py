@@ -223,3 +223,8 @@ def test_a_run_of_an_unknown_assistant_is_refused_and_nothing_is_created(http, p
     refused(http.post(url, json={"assistant_id": 5}), 422)
     assert http.get(f"/threads/{thread_id}/runs").json() == []
     assert http.get(f"/threads/{thread_id}").json()["status"] == "idle"
+
+
+def test_the_assistant_of_a_graph_has_the_description_of_the_project(http):
+    (found,) = http.post("/assistants/search", json={"graph_id": "chat", "name": "chat"}).json()
+    assert (found["name"], found["description"], found["version"]) == ("chat", "echoes", 1)

@@ -13,6 +13,7 @@ from belay_server.bus.client import Keys, connect_redis
 from belay_server.bus.event_log import EventLog
 from belay_server.db import assistants, runs, threads
 from belay_server.db import run_claims as claim_rows
+from belay_server.db.assistants import SystemAssistant
 from belay_server.db.connection import connect
 from belay_server.domain.assistants import system_assistant_id
 from belay_server.domain.run_options import RunKwargs
@@ -78,7 +79,7 @@ class Rows:
 
     def __init__(self, conn) -> None:
         self.conn = conn
-        assistants.put_system_assistants(conn, ["counter"])
+        assistants.put_system_assistants(conn, [SystemAssistant("counter", "counter")])
 
     def thread(self):
         thread_id = uuid.uuid4()

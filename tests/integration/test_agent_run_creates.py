@@ -12,6 +12,7 @@ import pytest
 
 from belay_server.db import assistants as assistant_rows
 from belay_server.db import runs as run_rows
+from belay_server.db.assistants import SystemAssistant
 from belay_server.db.connection import Database, open_pool
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.agent_runs.errors import PreviousRunNotFound, RunNotFound, TooManyRuns
@@ -35,7 +36,11 @@ from belay_server.services.threads.records import delete_thread
 def parts(run_parts, database_url):
     pool = open_pool(database_url, size=8, pgbouncer=False, name="test")
     database = Database(pool)
-    database.transaction(lambda conn: assistant_rows.put_system_assistants(conn, ["research"]))
+    database.transaction(
+        lambda conn: assistant_rows.put_system_assistants(
+            conn, [SystemAssistant("research", "research")]
+        )
+    )
     shared = {f.name: getattr(run_parts, f.name) for f in dataclasses.fields(run_parts)}
     yield cast(Parts, SimpleNamespace(**shared, database=database))
     pool.close()

@@ -13,6 +13,7 @@ from belay_server.db import assistants as assistant_rows
 from belay_server.db import crons as cron_rows
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
+from belay_server.db.assistants import SystemAssistant
 from belay_server.db.connection import connect
 from belay_server.db.crons import CronContent
 from belay_server.domain.assistants import system_assistant_id
@@ -28,7 +29,7 @@ ALL = 100
 @pytest.fixture
 def conn(database_url):
     with connect(database_url) as conn:
-        assistant_rows.put_system_assistants(conn, ["counter"])
+        assistant_rows.put_system_assistants(conn, [SystemAssistant("counter", "counter")])
         yield conn
 
 

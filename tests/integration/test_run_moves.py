@@ -12,6 +12,7 @@ import pytest
 from belay_server.db import assistants, runs, threads
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import run_claims as claim_rows
+from belay_server.db.assistants import SystemAssistant
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.assistants import system_assistant_id
 from belay_server.domain.runs import CancelAction, Claim, Ending, RunStatus, user_cancel_reason
@@ -567,7 +568,7 @@ def test_a_system_assistant_id_taken_by_a_client_is_reclaimed(rows):
     assistant_id = system_assistant_id(graph_id)
     assert assistants.insert_assistant(rows.conn, assistant_id, squat)
     for _ in range(2):
-        assistants.put_system_assistants(rows.conn, [graph_id])
+        assistants.put_system_assistants(rows.conn, [SystemAssistant(graph_id, graph_id)])
         mine = assistants.get_assistant(rows.conn, assistant_id)
         assert (mine.graph_id, mine.config, mine.context) == (graph_id, {}, {})
         assert (mine.metadata, mine.is_system, mine.version) == ({"created_by": "system"}, True, 2)
@@ -579,14 +580,14 @@ def test_a_system_assistant_id_taken_by_a_client_is_reclaimed(rows):
 
 def test_a_system_assistant_that_its_operator_changed_stays_changed(rows):
     graph_id = f"mine-{uuid.uuid4().hex}"
-    assistants.put_system_assistants(rows.conn, [graph_id])
+    assistants.put_system_assistants(rows.conn, [SystemAssistant(graph_id, graph_id)])
     assistant_id = system_assistant_id(graph_id)
     before = assistants.get_assistant(rows.conn, assistant_id)
     changed = dataclasses.replace(
         assistants.AssistantContent.of(before), context={"prompt": "be kind"}
     )
     assistants.update_assistant(rows.conn, assistant_id, changed)
-    assistants.put_system_assistants(rows.conn, [graph_id])
+    assistants.put_system_assistants(rows.conn, [SystemAssistant(graph_id, graph_id)])
     after = assistants.get_assistant(rows.conn, assistant_id)
     assert (after.context, after.version) == ({"prompt": "be kind"}, 2)
     # An assistant from before the column `is_system` existed is recognized by its first version.
@@ -594,6 +595,31 @@ def test_a_system_assistant_that_its_operator_changed_stays_changed(rows):
         "UPDATE assistant SET is_system = false, created_at = '2020-01-01' WHERE assistant_id = %s",
         (assistant_id,),
     )
-    assistants.put_system_assistants(rows.conn, [graph_id])
+    assistants.put_system_assistants(rows.conn, [SystemAssistant(graph_id, graph_id)])
     again = assistants.get_assistant(rows.conn, assistant_id)
     assert (again.context, again.version, again.is_system) == ({"prompt": "be kind"}, 2, True)
+
+
+def test_a_system_assistant_has_the_projects_name_and_description_until_a_client_changes_it(rows):
+    graph_id = f"named-{uuid.uuid4().hex}"
+    assistant_id = system_assistant_id(graph_id)
+
+    def shown():
+        found = assistants.get_assistant(rows.conn, assistant_id)
+        version = rows.conn.execute(
+            "SELECT name, description FROM assistant_version WHERE assistant_id = %s "
+            "ORDER BY version DESC LIMIT 1",
+            (assistant_id,),
+        ).fetchone()
+        assert version == (found.name, found.description)
+        return found.version, found.name, found.description
+
+    for name, description in (("First", None), ("Second", "says more"), ("Third", None)):
+        one = SystemAssistant(graph_id, name, description)
+        assistants.put_system_assistants(rows.conn, [one])
+        assert shown() == (1, name, description)
+    rows.conn.execute(
+        "UPDATE assistant SET name = 'Mine', version = 2 WHERE assistant_id = %s", (assistant_id,)
+    )
+    assistants.put_system_assistants(rows.conn, [SystemAssistant(graph_id, "Fourth")])
+    assert assistants.get_assistant(rows.conn, assistant_id).name == "Mine"

@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from belay_server.db import assistants
-from belay_server.db.assistants import put_system_assistants
+from belay_server.db.assistants import SystemAssistant, put_system_assistants
 from belay_server.db.connection import connect, fetch_value, open_pool
 from belay_server.db.store import delete_expired_items
 from belay_server.graphs.store import ApiStore, ProjectStore, StoreConfig
@@ -89,7 +89,7 @@ def test_a_search_succeeds_after_a_page_of_rows_on_the_same_connection(database_
 
 def search_assistants(conn) -> None:
     """Read a page of at least one assistant, row by row."""
-    put_system_assistants(conn, ["counter"])
+    put_system_assistants(conn, [SystemAssistant("counter", "counter")])
     found = assistants.search_assistants(
         conn,
         assistants.AssistantFilter(None, None, {}),

@@ -238,6 +238,19 @@ def test_a_graph_may_be_compiled_uncompiled_or_a_factory(graph_id, expected):
     assert registry.read(graph_id, use).nodes
 
 
+def test_the_name_of_a_graph_is_the_one_it_was_compiled_with(tmp_path):
+    source = (
+        "from langgraph.graph import START, StateGraph\n"
+        "builder = StateGraph(dict).add_node('n', lambda s: s).add_edge(START, 'n')\n"
+        "named, plain = builder.compile(name='My Agent'), builder.compile()\n"
+        "def factory(): return named\n"
+    )
+    names = {"a": "named", "b": "plain", "c": "builder", "d": "factory"}
+    graphs = {graph_id: f"./names.py:{variable}" for graph_id, variable in names.items()}
+    registry = GraphRegistry.load(read_project(write(tmp_path, {"graphs": graphs}, names=source)))
+    assert [registry.name_of(graph_id) for graph_id in names] == ["My Agent", "b", "c", "d"]
+
+
 @pytest.mark.parametrize("graph_id", ["counter", "made", "uncompiled"])
 def test_states_may_have_the_types_that_the_project_allows(graph_id):
     allowed = ("my_models", "Order")

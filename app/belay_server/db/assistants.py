@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -27,15 +28,24 @@ SQL = load_queries("assistants")
 SORT_COLUMNS = ("assistant_id", "graph_id", "name", "created_at", "updated_at")
 
 
-def put_system_assistants(conn: Connection, graph_ids: list[str]) -> None:
+@dataclass(frozen=True, slots=True)
+class SystemAssistant:
+    """The assistant that the server makes for a graph."""
+
+    graph_id: str
+    name: str
+    description: str | None = None
+
+
+def put_system_assistants(conn: Connection, assistants: Iterable[SystemAssistant]) -> None:
     """Insert the system assistant of each graph. Its id is derived from the graph's id.
 
     A client may have created an assistant with that id before the graph existed. The server then
     takes it over: otherwise every caller of the graph would run the client's assistant.
     """
-    for graph_id in graph_ids:
-        assistant_id = system_assistant_id(graph_id)
-        params = {"assistant_id": assistant_id, "graph_id": graph_id}
+    for one in assistants:
+        graph_id, assistant_id = one.graph_id, system_assistant_id(one.graph_id)
+        params = {"assistant_id": assistant_id, **dataclasses.asdict(one)}
         execute(conn, SQL.own_system_assistant, params)
         version = fetch_value(conn, SQL.put_system_assistant, params)
         if version is not None and version > 1:
@@ -47,6 +57,7 @@ def put_system_assistants(conn: Connection, graph_ids: list[str]) -> None:
                 version - 1,
             )
         execute(conn, SQL.put_version, {"assistant_id": assistant_id})
+        execute(conn, SQL.describe_system_assistant, params)
 
 
 @dataclass(frozen=True, slots=True)

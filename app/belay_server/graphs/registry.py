@@ -26,6 +26,8 @@ from belay_server.graphs.store import StoreConfig
 from belay_server.settings import DEFAULT_QUEUE
 
 _T = TypeVar("_T")
+#: The name of a graph that was compiled without one.
+_UNNAMED = "LangGraph"
 #: A compiled graph, whatever its state and context.
 Graph = Pregel[Any, Any, Any, Any]
 
@@ -66,6 +68,13 @@ class GraphRegistry:
     def queue_of(self, graph_id: str) -> str:
         spec = self.project.graphs.get(graph_id)
         return spec.queue if spec else DEFAULT_QUEUE
+
+    def name_of(self, graph_id: str) -> str:
+        """Return the name that the graph was compiled with. If it has none, or a factory makes it,
+        return its id."""
+        made = self._loaded.get(graph_id)
+        name = made.name if isinstance(made, Pregel) else None
+        return name if name and name != _UNNAMED else graph_id
 
     def nodes_of(self, graph_id: str) -> frozenset[str] | None:
         """Return the names of a graph's nodes. None if a factory makes the graph for each run."""

@@ -5,11 +5,11 @@
 -- name: put_system_assistant
 -- A row that a client made with this id is replaced, as a new version. No row is returned if the
 -- assistant is already the server's own.
-INSERT INTO assistant (assistant_id, graph_id, name, metadata, is_system)
-VALUES (%(assistant_id)s, %(graph_id)s, %(graph_id)s, '{"created_by": "system"}', true)
+INSERT INTO assistant (assistant_id, graph_id, name, description, metadata, is_system)
+VALUES (%(assistant_id)s, %(graph_id)s, %(name)s, %(description)s, '{"created_by": "system"}', true)
 ON CONFLICT (assistant_id) DO UPDATE SET
-    graph_id = EXCLUDED.graph_id, name = EXCLUDED.name, description = NULL, config = '{}',
-    context = '{}', metadata = EXCLUDED.metadata, is_system = true,
+    graph_id = EXCLUDED.graph_id, name = EXCLUDED.name, description = EXCLUDED.description,
+    config = '{}', context = '{}', metadata = EXCLUDED.metadata, is_system = true,
     version = 1 + (SELECT max(v.version) FROM assistant_version v
                    WHERE v.assistant_id = EXCLUDED.assistant_id),
     updated_at = clock_timestamp()
@@ -27,6 +27,17 @@ WHERE a.assistant_id = %(assistant_id)s AND NOT a.is_system
       WHERE v.assistant_id = a.assistant_id AND v.version = 1 AND v.graph_id = %(graph_id)s
         AND v.name = %(graph_id)s AND v.metadata = '{"created_by": "system"}'
         AND v.config = '{}' AND v.context = '{}')
+
+-- name: describe_system_assistant
+-- The project may have changed the name or the description. What a client has changed is kept.
+WITH described AS (
+    UPDATE assistant SET name = %(name)s, description = %(description)s
+    WHERE assistant_id = %(assistant_id)s AND is_system AND version = 1
+      AND (name, description) IS DISTINCT FROM (%(name)s::text, %(description)s::text)
+    RETURNING assistant_id
+)
+UPDATE assistant_version v SET name = %(name)s, description = %(description)s
+FROM described d WHERE v.assistant_id = d.assistant_id AND v.version = 1
 
 -- name: put_version
 -- Store the assistant's current content under its version.
