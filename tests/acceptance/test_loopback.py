@@ -161,8 +161,24 @@ def test_log_records_have_the_headers_that_the_project_names(ann, server):
         return json.loads(found[0]) if found else None
 
     logged = wait_until(record, 30)
-    assert logged["x-team"] == "blue"
-    assert "x-team-secret" not in logged
+    assert logged["headers"] == {"x-team": "blue"}
+    assert (logged["method"], logged["path"]) == ("GET", "/info")
+
+
+def test_code_of_which_the_caller_is_unknown_has_no_access(server):
+    headers = {"Authorization": "Bearer ann"}
+    answer = httpx.get(f"{server.url}/agents/v1/mine/executor", headers=headers, timeout=60)
+    assert answer.json() == ["refused: 401", "found"]
+
+
+def test_the_credential_of_a_run_is_in_no_other_run(ann):
+    _, run_id = outcome(ann, "calls")
+    found = ann.post("/threads/search", json={"metadata": {"made_by": "a node"}}).json()
+    children = [run for t in found for run in ann.get(f"/threads/{t['thread_id']}/runs").json()]
+    assert run_id in [run["metadata"].get("parent_run_id") for run in children]
+    for run in children:
+        assert "user-agent" in run["kwargs"]["config"]["configurable"]
+        assert "x-belay" not in json.dumps(run)
 
 
 def test_a_webhook_may_be_a_route_of_the_project(ann, server):

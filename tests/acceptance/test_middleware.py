@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -64,6 +66,25 @@ def test_middleware_that_raises_returns_500_without_details(raw, server):
     assert (answer.status_code, answer.json()) == (500, {"detail": "Internal Server Error"})
     assert "RuntimeError: the middleware is broken" in server.log.read_text()
     assert raw.get("/info").status_code == 200
+
+
+@pytest.mark.parametrize("how", ["cancel", "exit"])
+def test_middleware_that_ends_without_an_answer_returns_500(raw, how):
+    for _ in range(3):
+        answer = raw.get("/info", headers={"x-answer": how})
+        assert (answer.status_code, answer.json()) == (500, {"detail": "Internal Server Error"})
+    assert raw.get("/info").status_code == 200
+
+
+@pytest.mark.parametrize("upgrade", ["x", "websocket", "WebSocket"])
+@pytest.mark.parametrize("path", ["/threads/search", "/hello"])
+def test_no_header_leads_around_middleware(raw, upgrade, path):
+    headers = {"Upgrade": upgrade, "Connection": "Upgrade", "x-answer": "instead"}
+    assert raw.post(path, json={}, headers=headers).status_code == 418
+
+
+def test_a_path_that_is_not_utf_8_has_no_route(raw):
+    assert raw.get("/threads/%ff").json() == {"detail": "Not Found"}
 
 
 def test_middleware_may_change_a_request(api):
@@ -130,6 +151,52 @@ def test_a_body_with_invalid_chunks_is_refused_and_the_connection_closed(server,
 
 
 @pytest.mark.parametrize("answer", ["", "body", "instead"])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [15_000_000, 70_000_000])
+def test_a_long_body_is_refused_and_never_taken_for_a_request(server, raw, answer, chunked, size):
+    framing = b"Transfer-Encoding: chunked" if chunked else f"Content-Length: {size}".encode()
+    head = (
+        b"POST /threads HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ann\r\n"
+        b"X-Answer: " + answer.encode() + b"\r\n" + framing + b"\r\n\r\n"
+    )
+    data = b'{"a": "' + b"x" * (size - 9) + b'"}'
+    if chunked:
+        parts = [data[at : at + 1_000_000] for at in range(0, size, 1_000_000)]
+        data = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    received = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        sender = threading.Thread(target=_send, args=(connection, head + data + SECOND))
+        sender.start()
+        with suppress(ConnectionResetError):
+            while chunk := connection.recv(65536):
+                received += chunk
+        sender.join()
+    answers = received.split(b"HTTP/1.1 ")[1:]
+    assert answers[0][:3] in (b"413", b"418", b"422")
+    # The second request is answered, or the connection was closed before it.
+    assert [one[:3] for one in answers[1:]] in ([], [b"200"])
+    assert raw.get("/info").status_code == 200
+
+
+@pytest.mark.parametrize("answer", ["", "body", "instead"])
+def test_a_connection_is_used_again_after_a_long_body(server, answer):
+    with httpx.Client(base_url=server.url, timeout=60, headers=ANN) as client:
+        for _ in range(3):
+            long = client.post("/threads", content=b"x" * 15_000_000, headers={"x-answer": answer})
+            assert long.status_code in (413, 418)
+            made = client.post("/threads", json={"metadata": {"text": "x" * 100_000}})
+            assert len(made.json()["metadata"]["text"]) == 100_000
+
+
+SECOND = b"GET /ok HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+
+
+def _send(connection: socket.socket, data: bytes) -> None:
+    with suppress(OSError):
+        connection.sendall(data)
+
+
+@pytest.mark.parametrize("answer", ["", "body", "instead"])
 def test_a_client_that_leaves_within_its_body_harms_nobody(raw, server, answer):
     head = (
         b"POST /threads HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ann\r\n"
@@ -187,14 +254,23 @@ def test_the_projects_cors_rules_replace_belays(raw):
     for origin, expected in (("https://ui.example", ["https://ui.example"]), ("https://no", [])):
         found = raw.get("/info", headers={"Origin": origin}).headers
         assert found.get_list("access-control-allow-origin") == expected
+
+
+def test_a_preflight_needs_no_authentication(server):
     preflight = {"Origin": "https://ui.example", "Access-Control-Request-Method": "GET"}
-    assert raw.options("/info", headers=preflight).status_code == 200
+    answer = httpx.options(f"{server.url}/threads/search", headers=preflight, timeout=30)
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-origin"] == "https://ui.example"
 
 
 def test_authentication_may_come_first(server):
-    refusal = httpx.post(f"{server.url}/threads/search", json={}, timeout=30)
-    assert refused(refusal, 401) == "Who are you?"
-    assert "x-counted" not in refusal.headers
+    refusals = [
+        httpx.post(f"{server.url}/threads/search", json={}, timeout=30),
+        httpx.get(f"{server.url}/hello", timeout=30),
+    ]
+    for refusal in refusals:
+        assert refused(refusal, 401) == "Who are you?"
+        assert "x-counted" not in refusal.headers
     assert httpx.get(f"{server.url}/ok", timeout=30).headers["x-counted"] == "1"
 
 

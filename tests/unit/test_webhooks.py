@@ -87,6 +87,8 @@ def test_a_path_is_allowed_only_by_the_project():
         "/a b",
         "/a\r\nX: y",
         "/ä",
+        "/threads#x",
+        "/#/threads",
         "/" + "a" * 2048,
     ],
 )

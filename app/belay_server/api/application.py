@@ -10,7 +10,7 @@ from typing import Any
 
 import flask_smorest
 import orjson
-from flask import Flask, Response
+from flask import Flask, Response, request
 from flask_swagger_ui import get_swaggerui_blueprint
 
 from belay_server.api.agent_runs import routes as agent_runs
@@ -147,11 +147,21 @@ def create_api(context: ApiContext) -> Flask:
     project = context.project_routes
     if project is not None:
         before = partial(refuse_unauthenticated, app) if http.auth_first else _answer_nothing
-        app.wsgi_app = project.inside_middleware(app.wsgi_app, before)  # type: ignore[method-assign]
+        app.wsgi_app = project.inside_middleware(  # type: ignore[method-assign]
+            app.wsgi_app, before=before, goes_around=partial(_opens_socket, app)
+        )
     if http.mount_prefix:
         api.prefix = http.mount_prefix
         app.wsgi_app = Mounted(app.wsgi_app, http.mount_prefix)  # type: ignore[method-assign]
     return app
+
+
+def _opens_socket(app: Flask, environ: dict[str, Any]) -> bool:
+    """Return whether a request opens a WebSocket of Belay's."""
+    if environ.get("HTTP_UPGRADE", "").lower() != "websocket":
+        return False
+    with app.request_context(environ):
+        return (request.endpoint or "").partition(".")[0] == protocol_socket.blueprint.name
 
 
 def _answer_nothing(_environ: dict[str, Any]) -> None:

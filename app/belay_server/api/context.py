@@ -60,10 +60,15 @@ class ProjectRoutes(Protocol):
         """Whether the app's middleware adds CORS headers, so that Belay must not."""
 
     def inside_middleware(
-        self, app: WsgiApp, before: Callable[[dict[str, Any]], WsgiApp | None]
+        self,
+        app: WsgiApp,
+        *,
+        before: Callable[[dict[str, Any]], WsgiApp | None],
+        goes_around: Callable[[dict[str, Any]], bool],
     ) -> WsgiApp:
         """Return a WSGI app with the middleware of the project's app around it; the same app if
-        there is none. `before` may answer a request before any middleware."""
+        there is none. `before` may answer a request before any middleware; a request that
+        `goes_around` does not get to it."""
 
 
 @dataclass(frozen=True, slots=True)

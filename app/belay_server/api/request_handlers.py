@@ -22,15 +22,20 @@ from belay_server.api.http.request_context import (
     begin_request_context,
     request_context,
 )
-from belay_server.api.http.unread_bodies import count_body
-from belay_server.api.project.code_access import act_as_caller, act_as_server
-from belay_server.api.security.authentication import CALLER, identify
+from belay_server.api.http.unread_bodies import count_body, keep_body
+from belay_server.api.project.code_access import act_as_caller, act_as_nobody, act_as_server
+from belay_server.api.security.authentication import (
+    CALLER,
+    credential_of_run,
+    identify,
+    take_credentials,
+)
 from belay_server.api.security.authorization import confine_request, use_database
 from belay_server.api.security.cors import REQUEST_ID, cors_headers
 from belay_server.api.security.limits import asker, count_request, take_place
 from belay_server.api.security.origins import ORIGINS, Origins
 from belay_server.api.streaming.turns import STREAM_TURNS, StreamTurns
-from belay_server.domain.errors import BelayError, TooMany
+from belay_server.domain.errors import TooMany
 from belay_server.domain.headers import HeaderPatterns
 from belay_server.graphs.project.http_section import HttpConfig
 from belay_server.settings import Settings
@@ -90,6 +95,7 @@ def prepare_requests(
 
 def _begin_request(origins: Origins, logged: HeaderPatterns) -> Response | None:
     environ = request.environ
+    take_credentials(environ)
     given = environ.get("HTTP_X_REQUEST_ID", "")
     sane = given if _SANE_ID.fullmatch(given) else str(uuid.uuid4())
     method, path = environ["REQUEST_METHOD"], request.path
@@ -100,7 +106,7 @@ def _begin_request(origins: Origins, logged: HeaderPatterns) -> Response | None:
     environ["HTTP_X_REQUEST_ID"] = sane
     logs.in_request(about)
     if logged.includes:
-        about.update(logged.pick(dict(request.headers)))
+        about["headers"] = logged.pick(dict(request.headers))
     host = environ.get("HTTP_HOST")
     if host is not None:  # a browser always sends it
         origins.refuse_foreign_host(host)
@@ -109,12 +115,14 @@ def _begin_request(origins: Origins, logged: HeaderPatterns) -> Response | None:
         return Response("OK", content_type="text/plain; charset=utf-8")
     found = context()
     project = found.project_routes
-    act_as_server()  # this greenlet may have handled another request of its connection
+    act_as_nobody()  # this greenlet may have handled another request of its connection
     if project is not None and project.answers(ours=request.url_rule is not None):
         state.route = _PROJECT
         if found.parts.graphs.project.http.authenticates_project:
             _authenticate(found)
-            act_as_caller(request.headers)
+            act_as_caller(request.headers, credential_of_run())
+        else:
+            act_as_server()
         return project.respond()
     if request.endpoint is not None:
         view = current_app.view_functions[request.endpoint]
@@ -141,15 +149,28 @@ def _admit(found: ApiContext, view: Any) -> Callable[[], None] | None:
 def refuse_unauthenticated(app: Flask, environ: dict[str, Any]) -> Response | None:
     """Authenticate a request before the project's middleware gets it (`middleware_order`). Return
     the refusal, or None."""
+    if environ["REQUEST_METHOD"] == "OPTIONS" and _is_preflight(environ):
+        return None
+    take_credentials(environ)
     with app.request_context(environ):
-        view = app.view_functions.get(request.endpoint or "")
-        if view is None or getattr(view, "is_public", False):
+        found = context()
+        if not _needs_caller(app, found):
             return None
         try:
-            environ[_IDENTIFIED] = (identify(context()),)
-        except BelayError as error:
+            environ[_IDENTIFIED] = (identify(found),)
+            keep_body(request, environ)
+        except Exception as error:  # noqa: BLE001  (as Flask handles one of a view)
             return app.make_response(app.handle_user_exception(error))
     return None
+
+
+def _needs_caller(app: Flask, found: ApiContext) -> bool:
+    """Return whether the route of the current request authenticates its callers."""
+    project = found.project_routes
+    if project is not None and project.answers(ours=request.url_rule is not None):
+        return found.parts.graphs.project.http.authenticates_project
+    view = app.view_functions.get(request.endpoint or "")
+    return view is not None and not getattr(view, "is_public", False)
 
 
 def _authenticate(found: ApiContext) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+#: The server's own credentials (`graphs.project.loopback`), which no pattern matches.
+_OWN = frozenset({"x-belay-run", "x-belay-server"})
 #: A pattern with a star does not match these headers. They are included by full name only.
 _SECRET = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
 
@@ -33,6 +35,8 @@ class HeaderPatterns:
         return {name: value for name, value in named.items() if self._selects(name)}
 
     def _selects(self, name: str) -> bool:
+        if name in _OWN:
+            return False
         if any(fnmatchcase(name, pattern) for pattern in self.excludes):
             return False
         if name in _SECRET:

@@ -142,6 +142,8 @@ def check_path(url: str, policy: WebhookPolicy) -> None:
         raise ValueError(f"Webhook URL must be at most {policy.longest_url} characters")
     path = url.partition("?")[0]
     segments = unquote(path).split("/")[1:]
+    if "#" in url:
+        raise ValueError("Invalid webhook URL")
     if not url.isascii() or not url.isprintable() or " " in url or "\\" in unquote(path):
         raise ValueError("Invalid webhook URL")
     if "%2f" in path.lower() or any(segment in (".", "..") for segment in segments):

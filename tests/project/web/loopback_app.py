@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 
 import httpx
-from langgraph_sdk import get_client
+from langgraph_sdk import get_client, get_sync_client
+from langgraph_sdk.errors import APIStatusError
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -38,6 +39,21 @@ async def threads(_request):
     return JSONResponse([thread["metadata"]["owner"] for thread in found])
 
 
+def _search_in_a_thread() -> str:
+    """Run where the context of the request is unknown, so without its caller's access."""
+    try:
+        get_sync_client().threads.search()
+    except APIStatusError as error:
+        return f"refused: {error.status_code}"
+    return "found"
+
+
+async def executor(_request):
+    loop = asyncio.get_running_loop()
+    found = await loop.run_in_executor(None, _search_in_a_thread)
+    return JSONResponse([found, await asyncio.to_thread(_search_in_a_thread)])
+
+
 calls: list[dict] = []
 
 
@@ -51,6 +67,7 @@ app = Starlette(
     lifespan=lifespan,
     routes=[
         Route("/mine/threads", threads),
+        Route("/mine/executor", executor),
         Route("/hooks/{name}", hook, methods=["GET", "POST"]),
     ],
 )

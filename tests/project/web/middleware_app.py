@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -69,6 +70,10 @@ async def answer(request: Request, call_next):
         return JSONResponse({"by": "the middleware"}, status_code=418)
     if request.headers.get("x-answer") == "raise":
         raise RuntimeError("the middleware is broken")
+    if request.headers.get("x-answer") == "cancel":
+        raise asyncio.CancelledError
+    if request.headers.get("x-answer") == "exit":
+        sys.exit(1)
     if request.headers.get("x-answer") == "body":
         await request.body()
     response = await call_next(request)

@@ -11,6 +11,8 @@ from flask import request
 from belay_server.api.http.unread_bodies import CountedBody
 
 _CONTEXT = "belay.context"
+#: The key in a request's environment of the credential of the run whose code sends it.
+RUN_CREDENTIAL = "belay.run_credential"
 
 
 @dataclass(slots=True)

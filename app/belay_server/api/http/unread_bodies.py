@@ -14,8 +14,10 @@ import struct
 import sys
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
+from io import BytesIO
 from typing import Any
 
+from flask import Request
 from gunicorn.http.errors import ParseException
 
 from belay_server.yielding import yield_to_sockets
@@ -137,6 +139,15 @@ class CountedBody:
         self._left = length
         self._ended = False
 
+    @property
+    def failed(self) -> bool:
+        """Whether the end of the body is unknown, so that gunicorn must close the connection."""
+        return bool(self._body.failed)
+
+    @failed.setter
+    def failed(self, value: bool) -> None:
+        self._body.failed = value
+
     def read(self, size: int = -1) -> bytes:
         return self._count(self._body.read(size), size)
 
@@ -228,7 +239,11 @@ class _Deadline:
 
 
 def count_body(environ: MutableMapping[str, Any]) -> CountedBody | None:
-    """Wrap a large request body to count what is read of it. Return None for a small one."""
+    """Wrap a large request body to count what is read of it. Return None for a small one, and for
+    one that another greenlet discards. A body that is wrapped already is returned as it is."""
+    given = environ["wsgi.input"]
+    if isinstance(given, CountedBody) or getattr(given, "is_discarded_elsewhere", False):
+        return given if isinstance(given, CountedBody) else None
     if environ.get("HTTP_TRANSFER_ENCODING"):
         length = None
     else:
@@ -246,3 +261,19 @@ def count_body(environ: MutableMapping[str, Any]) -> CountedBody | None:
     counted = CountedBody(body, length)
     environ["wsgi.input"] = counted
     return counted
+
+
+class _Kept(BytesIO):
+    """A body that has been read, to be read again."""
+
+    failed = False
+
+
+def keep_body(request: Request, environ: MutableMapping[str, Any]) -> None:
+    """Let another request on this environment read a body that this one has read already."""
+    data = request.__dict__.get("_cached_data")
+    if data is None:
+        return
+    environ["wsgi.input"] = _Kept(data)
+    environ["CONTENT_LENGTH"] = str(len(data))
+    environ.pop("HTTP_TRANSFER_ENCODING", None)

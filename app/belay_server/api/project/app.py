@@ -84,14 +84,21 @@ class ProjectApp:
         return self._bridge is not None and allows_origins(self._app)
 
     def inside_middleware(
-        self, app: WsgiApp, before: Callable[[dict[str, Any]], WsgiApp | None]
+        self,
+        app: WsgiApp,
+        *,
+        before: Callable[[dict[str, Any]], WsgiApp | None],
+        goes_around: Callable[[dict[str, Any]], bool],
     ) -> WsgiApp:
         """Return a WSGI app with the middleware of the project's app around it; the same app if
-        there is none. `before` may answer a request before any middleware."""
+        there is none. `before` may answer a request before any middleware; a request that
+        `goes_around` does not get to it."""
         if self._bridge is None or not middleware_of(self._app):
             return app
         bridge = self._bridge
-        return ProjectMiddleware(app, self._app, bridge.loop, bridge.state, before=before)
+        return ProjectMiddleware(
+            app, self._app, bridge.loop, bridge.state, before=before, goes_around=goes_around
+        )
 
     def close(self) -> None:
         if self._bridge is not None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from a2wsgi.asgi import ASGIResponder
 
+from belay_server.api.project.code_access import act_as_server
 from belay_server.api.project.event_loop import loop_in_a_real_thread
 from belay_server.domain.errors import InvalidRequest
 
@@ -167,6 +168,7 @@ class _Lifespan:
         return await self._answers.get()
 
     async def _run(self) -> None:
+        act_as_server()
         scope = {"type": "lifespan", "asgi": _ASGI, "state": self._state}
         try:
             await self._app(scope, self._events.get, self._answers.put)

@@ -3,8 +3,10 @@
 `langgraph_sdk` clients without a URL use it.
 
 Code that handles an authenticated request of a project's route may do what the request's caller
-may. All other code of the project (routes without authentication, its lifespan, its background
-tasks) may do everything, as in LangGraph's server: it is the operator's own.
+may. Routes without authentication, middleware, and the lifespan with the tasks that it starts may
+do everything, as in LangGraph's server: they are the operator's own. Which it is, is known by the
+context (`contextvars`), which tasks and `asyncio.to_thread` inherit. A thread that was started
+otherwise has no access.
 """
 
 from __future__ import annotations
@@ -12,13 +14,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 
 from werkzeug.datastructures import Headers
 
 from belay_server.graphs.project.loopback import SERVER_HEADER
 from belay_server.settings import SERVER_TOKEN
 
-_OF_CALLER: ContextVar[Mapping[str, str] | None] = ContextVar("belay_code_access", default=None)
+#: The headers that authenticate the code of the current context. Code of which nothing is known,
+#: such as a thread that a route has started, has none.
+_OF_CODE: ContextVar[Mapping[str, str]] = ContextVar(
+    "belay_code_access", default=MappingProxyType({})
+)
 #: Headers that are about the request itself, not about who sends it.
 _OF_THE_REQUEST = frozenset(
     {
@@ -41,26 +48,28 @@ _OF_THE_REQUEST = frozenset(
 _PREFIXES = ("accept", "content-", "if-", "sec-", "x-forwarded-", "x-request-id")
 
 
-def act_as_caller(headers: Headers) -> None:
-    """Let the code that handles this request send the headers that authenticate its caller."""
+def act_as_caller(headers: Headers, credential: Mapping[str, str]) -> None:
+    """Let the code that handles this request send the headers that authenticate its caller.
+    `credential` is that of the run whose code has sent the request, if one has."""
     named = {name.lower(): value for name, value in headers.items()}
-    _OF_CALLER.set(
-        {
-            name: value
-            for name, value in named.items()
-            if name not in _OF_THE_REQUEST and not name.startswith(_PREFIXES)
-        }
-    )
+    of_caller = {
+        name: value
+        for name, value in named.items()
+        if name not in _OF_THE_REQUEST and not name.startswith(_PREFIXES)
+    }
+    _OF_CODE.set({**of_caller, **credential})
 
 
 def act_as_server() -> None:
-    """Let the code that handles this request do everything."""
-    _OF_CALLER.set(None)
+    """Let the code of this context do everything."""
+    _OF_CODE.set({SERVER_HEADER: os.environ.get(SERVER_TOKEN, "")})
+
+
+def act_as_nobody() -> None:
+    """Give the code of this context no access."""
+    _OF_CODE.set({})
 
 
 def access_headers() -> Mapping[str, str]:
     """Return the headers that authenticate the code that is running."""
-    of_caller = _OF_CALLER.get()
-    if of_caller is not None:
-        return of_caller
-    return {SERVER_HEADER: os.environ.get(SERVER_TOKEN, "")}
+    return _OF_CODE.get()

@@ -26,7 +26,8 @@ from a2wsgi.asgi import build_scope
 from gevent.event import AsyncResult
 from gevent.queue import SimpleQueue
 
-from belay_server.api.http.unread_bodies import count_body
+from belay_server.api.http.unread_bodies import CountedBody, count_body
+from belay_server.api.project.code_access import act_as_server
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 _STEP = 64 * 1024
+#: The longest body that goes through middleware, which may hold it in memory. Belay's own routes
+#: have their own limit.
+_LONGEST = 64 * 1024 * 1024
 #: Key in a scope of the exchange that it belongs to. Middleware passes a scope's keys on.
 _EXCHANGE = "belay.exchange"
 
@@ -72,10 +76,13 @@ class ProjectMiddleware:
         state: MutableMapping[str, Any],
         *,
         before: Callable[[Environ], WsgiApp | None] = lambda _environ: None,
+        goes_around: Callable[[Environ], bool] = lambda _environ: False,
     ) -> None:
         """`loop` and `state` are those of the project's running app. `before` may answer a request
-        before any middleware: it returns a WSGI app, or None."""
+        before any middleware: it returns a WSGI app, or None. `goes_around` returns whether a
+        request opens a WebSocket."""
         self._app = app
+        self._goes_around = goes_around
         self._project = project
         self._loop = loop
         self._state = state
@@ -86,10 +93,16 @@ class ProjectMiddleware:
         self._stack = stack
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        if "HTTP_UPGRADE" in environ or not _is_utf8(environ["PATH_INFO"]):
+        if not _is_utf8(environ["PATH_INFO"]):  # ASGI cannot represent it, and no route has it
+            return _error(start_response, 404)
+        if self._goes_around(environ):
             return self._app(environ, start_response)
+        body = count_body(environ)
+        if _length_of(environ) > _LONGEST:
+            return _before_discard(_error(start_response, 413), environ, body)
+        act_as_server()  # the middleware's task inherits it
         if (refusal := self._before(environ)) is not None:
-            return refusal(environ, start_response)
+            return _before_discard(refusal(environ, start_response), environ, body)
         exchange = _Exchange(self._app, environ, self._loop)
         scope = {
             **build_scope(environ),  # type: ignore[arg-type]
@@ -127,11 +140,9 @@ class _Exchange:
         self._messages: SimpleQueue[tuple[str, Any, asyncio.Future[Any] | None]] = SimpleQueue()
         self._task: asyncio.Task[None] | None = None
         self._body_ended = False
-        #: Whether Belay answers the request, and so reads its body or discards it.
-        self._is_belays = False
-        length = environ.get("CONTENT_LENGTH") or "0"
         is_chunked = bool(environ.get("HTTP_TRANSFER_ENCODING"))
-        self._left = None if is_chunked else int(length) if length.isdecimal() else 0
+        self._left = None if is_chunked else _length_of(environ)
+        self._received = 0
         self._has_body = self._left != 0
         #: Whether the body could not be read.
         self._is_broken = False
@@ -168,8 +179,7 @@ class _Exchange:
         finally:
             if not ended:  # the client is gone
                 self._loop.call_soon_threadsafe(self._leave)
-            if not self._is_belays and (body := count_body(self._environ)) is not None:
-                body.discard(self._environ.get("gunicorn.socket"))
+            _discard(self._environ, count_body(self._environ))
 
     def _answer(self, future: asyncio.Future[Any] | None, value: Any) -> None:
         def answer() -> None:
@@ -186,12 +196,18 @@ class _Exchange:
             data = body.read(size) if size else b""
         except Exception as error:  # noqa: BLE001  (the web server's, such as for invalid chunks)
             log.debug("cannot read the body of a request: %r", error)
-            self._is_broken = body.failed = True
-            return {"type": "http.disconnect"}
+            return self._refuse_body(body)
+        self._received += len(data)
+        if self._received > _LONGEST:
+            return self._refuse_body(body)
         if self._left is not None:
             self._left -= len(data)
         more = bool(data) and self._left != 0
         return {"type": "http.request", "body": data, "more_body": more}
+
+    def _refuse_body(self, body: Any) -> Message:
+        self._is_broken = body.failed = True
+        return {"type": "http.disconnect"}
 
     # -- in the event loop --------------------------------------------------------------------
 
@@ -211,9 +227,10 @@ class _Exchange:
     async def _run(self, stack: Callable[[Receive, Send], Awaitable[None]]) -> None:
         try:
             await stack(self.receive, self._send)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # the client is gone, or the middleware awaited such a task
+            self._tell("failed")
             raise
-        except Exception:
+        except BaseException:
             if not self._is_broken:
                 log.exception("the middleware of the project's app failed")
             self._tell("failed")
@@ -239,7 +256,6 @@ class _Exchange:
 
     async def answer_by_belay(self, scope: Message, receive: Receive, send: Send) -> None:
         """Let Belay answer in a greenlet of its own, which is ended with this coroutine."""
-        self._is_belays = True
         environ = _environ_of(scope, self._environ)
         requests: asyncio.Queue[Any] = asyncio.Queue()
         belay = _Belay(self._app, self._loop, requests)
@@ -248,7 +264,7 @@ class _Exchange:
             environ.pop("CONTENT_LENGTH", None)
             environ["HTTP_TRANSFER_ENCODING"] = "chunked"
             environ["wsgi.input_terminated"] = True
-            environ["wsgi.input"] = _Received(belay, environ["wsgi.input"])
+            environ["wsgi.input"] = _Received(belay)
         self._hub.loop.run_callback_threadsafe(belay.start, environ)
         try:
             while True:
@@ -334,36 +350,32 @@ class _Belay:
 class _Received:
     """A request's body, as the middleware passes it on. It has the interface of `wsgi.input`."""
 
-    def __init__(self, belay: _Belay, body: Any) -> None:
+    #: The request's greenlet discards what is left of the body.
+    is_discarded_elsewhere = True
+
+    def __init__(self, belay: _Belay) -> None:
         self._belay = belay
-        self._of_server = body
-        self._buffer = b""
+        self._buffer = bytearray()
         self._ended = False
-
-    @property
-    def failed(self) -> bool:
-        """Whether the web server must close the connection, as the body's end is unknown."""
-        return bool(getattr(self._of_server, "failed", False))
-
-    @failed.setter
-    def failed(self, value: bool) -> None:
-        self._of_server.failed = value
 
     def read(self, size: int = -1) -> bytes:
         while not self._ended and (size < 0 or len(self._buffer) < size):
             self._receive()
-        end = len(self._buffer) if size < 0 else size
-        data, self._buffer = self._buffer[:end], self._buffer[end:]
-        return data
+        return self._take(len(self._buffer) if size < 0 else size)
 
     def readline(self, size: int = -1) -> bytes:
         while not self._ended and b"\n" not in self._buffer and not 0 <= size <= len(self._buffer):
             self._receive()
         end = self._buffer.find(b"\n") + 1 or len(self._buffer)
-        return self.read(end if size < 0 else min(end, size))
+        return self._take(end if size < 0 else min(end, size))
 
     def __iter__(self) -> Iterator[bytes]:
         return iter(self.readline, b"")
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(memoryview(self._buffer)[:size])
+        del self._buffer[:size]
+        return data
 
     def _receive(self) -> None:
         message = self._belay.ask("receive")
@@ -395,6 +407,27 @@ def _environ_of(scope: Message, environ: Environ) -> Environ:
     }
 
 
+def _length_of(environ: Environ) -> int:
+    length = environ.get("CONTENT_LENGTH") or "0"
+    return int(length) if length.isdecimal() else 0
+
+
+def _before_discard(
+    response: Iterable[bytes], environ: Environ, body: CountedBody | None
+) -> Iterator[bytes]:
+    """Yield a response that needs no more of the request's body, then discard the body."""
+    try:
+        yield from response
+    finally:
+        _discard(environ, body)
+
+
+def _discard(environ: Environ, body: CountedBody | None) -> None:
+    """Read what is left of a request's body, or let the web server close the connection."""
+    if body is not None and "gunicorn.socket" in environ:
+        body.discard(environ["gunicorn.socket"])
+
+
 def _status(code: int) -> str:
     try:
         return f"{code} {HTTPStatus(code).phrase}"
@@ -409,10 +442,16 @@ def _headers(message: Message) -> list[tuple[str, str]]:
     ]
 
 
+_DETAILS = {
+    404: "Not Found",
+    413: "The request body may have at most 64 MiB",
+    422: "The request body could not be read",
+    500: "Internal Server Error",
+}
+
+
 def _error(start_response: Any, status: int) -> Iterator[bytes]:
-    broken = "The request body could not be read"
-    detail = "Internal Server Error" if status == 500 else broken
-    body = orjson.dumps({"detail": detail})
+    body = orjson.dumps({"detail": _DETAILS[status]})
     headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
     start_response(_status(status), headers)
     yield body

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, MutableMapping
+from typing import Any, TypeVar
 from uuid import UUID
 
 from flask import request
 
 from belay_server.api.context import ApiContext, Authentication
+from belay_server.api.http.request_context import RUN_CREDENTIAL
 from belay_server.api.project.auth import ProjectAuth
 from belay_server.db import runs as run_rows
 from belay_server.db.connection import Database
@@ -25,6 +26,7 @@ from belay_server.settings import SERVER_TOKEN, Settings
 _View = TypeVar("_View", bound=Callable[..., object])
 #: The key of the run whose code sends the request, in the request's environment.
 _PARENT_RUN = "belay.parent_run"
+_SERVER_CREDENTIAL = "belay.server_credential"
 _NO_SUCH_RUN = f"{RUN_HEADER}: there is no running run with this token"
 #: The key of the authenticated caller in a request's environment.
 CALLER = "belay.caller"
@@ -78,13 +80,13 @@ def identify(found: ApiContext) -> Caller | None:
 
     Raises Unauthorized, Forbidden, Refused; TooMany for an address that has failed too often.
     """
-    headers = request.headers
-    if found.authentication is None and RUN_HEADER not in headers:
+    of_run = request.environ.get(RUN_CREDENTIAL)
+    if found.authentication is None and of_run is None:
         return None
     try:
-        if RUN_HEADER in headers:
-            return _creator_of_run(found, headers[RUN_HEADER])
-        if SERVER_HEADER in headers and _is_this_server(headers[SERVER_HEADER]):
+        if of_run is not None:
+            return _creator_of_run(found, of_run)
+        if _is_this_server(request.environ.get(_SERVER_CREDENTIAL)):
             return None
         assert found.authentication is not None
         return found.authentication.caller()
@@ -127,10 +129,27 @@ def parent_run() -> UUID | None:
     return found
 
 
-def _is_this_server(token: str) -> bool:
+def take_credentials(environ: MutableMapping[str, Any]) -> None:
+    """Take the credentials of the server's own code out of a request's headers, so that nothing
+    copies or shows them: graphs and routes of the project get headers, too."""
+    for header, key in ((RUN_HEADER, RUN_CREDENTIAL), (SERVER_HEADER, _SERVER_CREDENTIAL)):
+        given = environ.pop(f"HTTP_{header.upper().replace('-', '_')}", None)
+        if given is not None:
+            environ[key] = given
+
+
+def credential_of_run() -> dict[str, str]:
+    """Return the header with which the code of a run has sent the request; {} for other clients."""
+    given = request.environ.get(RUN_CREDENTIAL)
+    return {} if given is None else {RUN_HEADER: given}
+
+
+def _is_this_server(token: str | None) -> bool:
     """Return whether the request is sent by the project's code in a process of this server."""
     own = os.environ.get(SERVER_TOKEN)
-    return own is not None and hmac.compare_digest(token.encode(), own.encode())
+    if not own or token is None:
+        return False
+    return hmac.compare_digest(token.encode(), own.encode())
 
 
 def refuse_out_of_scope(who: Caller) -> None:
