@@ -131,6 +131,35 @@ def test_a_factory_gets_the_user_the_store_and_why_it_is_called(ann, bob, kind):
     assert (told["calls"], told["user"][0]) == (["threads.create_run"], "bob")
 
 
+def test_the_code_of_a_graph_has_its_callers_access_in_every_process(ann, bob):
+    bob.post("/threads", json={})
+    made = ann.post("/threads", json={"metadata": {"graph_id": "calling"}}).json()
+    thread_id = made["thread_id"]
+    assert ann.get(f"/threads/{thread_id}/state").status_code == 200
+    for part in ("schemas", "graph"):
+        assert ann.get(f"/assistants/calling/{part}").status_code == 200
+    update = {"values": {"count": 1}, "as_node": "say"}
+    assert ann.post(f"/threads/{thread_id}/state", json=update).status_code == 200
+    body = {"assistant_id": "calling", "input": {}}
+    seen = json.loads(ann.post(f"/threads/{thread_id}/runs/wait", json=body).json()["note"])
+    assert seen == {
+        access: ["ann"]
+        for access in ("assistants.read", "threads.create_run", "threads.read", "threads.update")
+    }
+
+
+def test_code_of_a_graph_that_exits_ends_no_web_process(ann, bob, guarded):
+    thread_id = ann.post("/threads", json={}).json()["thread_id"]
+    body = {"assistant_id": "exiting", "input": {}}
+    assert ann.post(f"/threads/{thread_id}/runs/wait", json=body).json() == {"note": "ran"}
+    for _ in range(3):
+        assert "SystemExit" in refused(ann.get(f"/threads/{thread_id}/state"), 422)
+        assert "SystemExit" in refused(ann.get("/assistants/exiting/schemas"), 400)
+        assert ann.post("/threads/search", json={}).status_code == 200
+        assert bob.post("/threads/search", json={}).status_code == 200
+    assert "exited with code" not in guarded.log.read_text()
+
+
 def test_the_sdk_authenticates_by_its_headers(guarded):
     headers = {"Authorization": "Bearer ann"}
     with watched(get_sync_client(url=guarded.url, headers=headers)) as client:

@@ -120,7 +120,6 @@ def _begin_request(origins: Origins, logged: HeaderPatterns) -> Response | None:
         state.route = _PROJECT
         if found.parts.graphs.project.http.authenticates_project:
             _authenticate(found)
-            act_as_caller(request.headers, credential_of_run())
         else:
             act_as_server()
         return project.respond()
@@ -179,8 +178,11 @@ def _authenticate(found: ApiContext) -> None:
     identified = request.environ.get(_IDENTIFIED)
     who = identify(found) if identified is None else identified[0]
     if who is None:
+        if found.authentication is not None:  # the project's own code in this server
+            act_as_server()
         return
     request.environ[CALLER] = who
+    act_as_caller(request.headers, credential_of_run())
     if found.authorization is not None:
         confine_request()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import sys
 from collections.abc import AsyncIterator, Coroutine
@@ -117,8 +118,13 @@ class GraphRegistry:
         return graph
 
     async def _read_async(self, graph_id: str, use: GraphUse) -> Graph:
-        async with self.open(graph_id, use) as graph:
-            return graph
+        try:
+            async with self.open(graph_id, use) as graph:
+                return graph
+        except Exception:
+            raise
+        except BaseException as error:  # it would end the event loop, or the process
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 def _load_embed(project: Project, target: str) -> Any:
@@ -151,7 +157,9 @@ def _run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
     if patched is not None and patched.is_module_patched("threading"):
         import gevent  # noqa: PLC0415  (only where the web process has loaded it)
 
-        made: _T = gevent.get_hub().threadpool.apply(asyncio.run, (coroutine,))
+        # With the context of the request, which has the access of its caller.
+        run = contextvars.copy_context().run
+        made: _T = gevent.get_hub().threadpool.apply(run, (asyncio.run, coroutine))
         return made
     return asyncio.run(coroutine)
 

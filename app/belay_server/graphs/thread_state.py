@@ -22,6 +22,7 @@ from belay_server.domain.errors import BelayError, StateUnreadable, TooMuch, Una
 from belay_server.graphs.checkpoints.thread_saver import LargeState, ThreadSaver
 from belay_server.graphs.commands import to_command
 from belay_server.graphs.project.loading import ProjectError
+from belay_server.graphs.project.raised import is_of_project
 from belay_server.graphs.registry import Graph
 from belay_server.graphs.serde import to_json, to_plain
 from belay_server.yielding import yield_to_sockets
@@ -102,7 +103,9 @@ def graph_code(*, redact_errors: bool) -> Iterator[None]:
         yield
     except (*_OURS, ProjectError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not is_of_project(error):
+            raise
         shown = REDACTED if redact_errors else f"{type(error).__name__}: {error}"
         raise StateUnreadable(f"The thread's graph cannot read its state: {shown}") from error
 
@@ -120,7 +123,9 @@ def read_snapshot(
         return bound(graph, saver).get_state(config, subgraphs=subgraphs)  # type: ignore[arg-type]
     except _OURS:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not is_of_project(error):
+            raise
         stored = saver.get_tuple(config)
         if stored is None:
             raise
@@ -184,7 +189,9 @@ def read_history(
         return _read_history(graph.get_state_history, config, **options)
     except _OURS:
         raise
-    except Exception as error:  # noqa: BLE001  (the project's own code)
+    except BaseException as error:
+        if not is_of_project(error):
+            raise
         log.debug("the graph cannot read a history, reading one state at a time: %r", error)
 
     def one_by_one(config: Any, **page: Any) -> Iterator[StateSnapshot]:
@@ -268,7 +275,9 @@ def write_state(
         raise
     except InvalidUpdateError as error:
         raise StateRefused(str(error)) from error
-    except Exception as error:
+    except BaseException as error:
+        if not is_of_project(error):
+            raise
         raise StateRefused(f"{type(error).__name__}: {error}") from error
     return dict(saved["configurable"])
 

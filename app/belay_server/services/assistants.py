@@ -14,6 +14,7 @@ from belay_server.domain.assistants import Assistant, AssistantVersion, system_a
 from belay_server.domain.errors import BadRequest, Conflict, NotFound
 from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.project.loading import ProjectError
+from belay_server.graphs.project.raised import is_of_project
 from belay_server.graphs.registry import Graph, GraphRegistry
 from belay_server.graphs.store import FactoryStore
 from belay_server.services.assistant_cache import resolve_assistant
@@ -212,7 +213,9 @@ def graph_of(parts: Parts, named: str) -> tuple[str, Graph]:
         graph = parts.graphs.read(assistant.graph_id, use)
     except ProjectError as error:
         raise BadRequest(str(error)) from error
-    except Exception as error:
+    except BaseException as error:
+        if not is_of_project(error):
+            raise
         kind = type(error).__name__
         raise BadRequest(f"Graph '{assistant.graph_id}' cannot be made: {kind}: {error}") from error
     return assistant.graph_id, graph

@@ -11,6 +11,7 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph import START, StateGraph
 from langgraph.runtime import Runtime
+from langgraph_sdk import get_sync_client
 from langgraph_sdk.cache import cache_get, cache_set
 from langgraph_sdk.runtime import ServerRuntime
 
@@ -61,3 +62,24 @@ async def make_async(runtime: ServerRuntime[Voice]) -> AsyncIterator[Any]:
     assert await cache_get(f"for_users:{user.identity}") == {"called": runtime.access_context}
     await runtime.store.aput(("async", user.identity), runtime.access_context, {"called": True})
     yield _graph("async", runtime)
+
+
+def make_calling(runtime: ServerRuntime[Voice]) -> Any:
+    """Record whose threads the code of the factory sees."""
+    user = runtime.ensure_user()
+    threads = get_sync_client().threads.search(limit=1000)
+    owners = sorted({thread["metadata"]["owner"] for thread in threads})
+    runtime.store.put(("calling", user.identity), runtime.access_context, {"owners": owners})
+
+    def say(state: Count, runtime: Runtime[Voice]) -> Count:
+        items = runtime.store.search(("calling", user.identity))
+        return {"note": json.dumps({item.key: item.value["owners"] for item in items})}
+
+    return StateGraph(Count).add_node("say", say).add_edge(START, "say")
+
+
+def make_exiting(runtime: ServerRuntime[Voice]) -> Any:
+    """End the process, except where a run is executed."""
+    if runtime.execution_runtime is None:
+        raise SystemExit(1)
+    return StateGraph(Count).add_node("n", lambda state: {"note": "ran"}).add_edge(START, "n")

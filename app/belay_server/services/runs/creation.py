@@ -47,6 +47,7 @@ from belay_server.services.runs.chosen_ids import drop_old_log
 from belay_server.services.runs.kwargs import MergedRun, build_run_kwargs
 from belay_server.services.size_limits import refuse_large
 from belay_server.settings import Settings
+from belay_server.yielding import yield_to_sockets
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +234,11 @@ def create_runs(parts: Parts, requests: Sequence[RunRequest]) -> list[Run]:
 
     def create_all(conn: Connection) -> list[Accepted]:
         _refuse_large_batch(parts, conn, requests)
-        return [create_in_transaction(parts, conn, request, request.run_id) for request in requests]
+        accepted = []
+        for request in requests:
+            accepted.append(create_in_transaction(parts, conn, request, request.run_id))
+            yield_to_sockets()  # a run may have megabytes of its assistant's config
+        return accepted
 
     try:
         accepted = ASK_AGAIN(parts.database.transaction, create_all)
@@ -255,6 +260,7 @@ def _refuse_large_batch(parts: Parts, conn: Connection, requests: Sequence[RunRe
         thread = _thread_defaults(conn, request) or ThreadDefaults(request.run_id)
         merged = _merge(parts, request, assistant, thread)
         size += len(to_json(merged.kwargs.to_document()))
+        yield_to_sockets()
         if size > parts.settings.max_answer_bytes:
             raise TooMuch(parts.settings.max_answer_bytes)
 
