@@ -114,6 +114,16 @@ def test_the_access_ends_with_the_run(ann, server):
     assert refused(answer, 401) == "Who are you?"
 
 
+def test_a_thread_that_a_node_has_left_behind_has_no_access(ann, bob, tmp_path):
+    seen = tmp_path / "seen"
+    body = {"assistant_id": "leaves", "input": {"note": str(seen)}}
+    assert ann.post("/runs/wait", json=body).status_code == 200
+    for _ in range(16):  # in all children, also the one with the thread
+        bob.post("/runs/wait", json={"assistant_id": "tells", "input": {}})
+    wait_until(lambda: seen.exists() and len(seen.read_text().split()) > 20, 60)
+    assert set(seen.read_text().split()) == {"401"}
+
+
 def test_a_route_of_the_project_acts_for_its_caller(ann, bob, server):
     for client, name in ((ann, "ann"), (bob, "bob")):
         client.post("/threads", json={})

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextvars import ContextVar
 from uuid import UUID
 
 from belay_server.graphs.project.loopback import RUN_HEADER, Loopback
+
+#: The headers that authenticate the code of the current context. A thread that a node has started
+#: by itself has none: it may outlive its run, beneath another tenant's.
+_OF_CODE: ContextVar[Mapping[str, str] | None] = ContextVar("belay_run_access", default=None)
 
 
 class RunAccess:
@@ -15,7 +20,7 @@ class RunAccess:
     def __init__(self, url: str) -> None:
         """`url` is that of the web process."""
         self._headers: dict[str, str] = {}
-        self._loopback = Loopback(url, self.headers)
+        self._loopback = Loopback(url, lambda: _OF_CODE.get() or {})
 
     def install(self) -> None:
         """Give it to clients of `langgraph_sdk` without a URL. Call it before the project is
@@ -27,11 +32,12 @@ class RunAccess:
         return secrets.token_urlsafe(24)
 
     def begin(self, run_id: UUID, token: str) -> None:
+        """Set the credential of a claimed run."""
         self._headers = {RUN_HEADER: f"{run_id}.{token}"}
+
+    def enter(self) -> None:
+        """Give the current context, in which the run's graph is executed, the run's access."""
+        _OF_CODE.set(self._headers)
 
     def end(self) -> None:
         self._headers = {}
-
-    def headers(self) -> Mapping[str, str]:
-        """Return the headers that authenticate the code of the current run."""
-        return self._headers

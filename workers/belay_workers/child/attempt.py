@@ -296,6 +296,7 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
         if name != "error" or child.asked is StopReason.NONE:
             child.events.emit(name, data)
 
+    child.access.enter()
     store = child.store.of_run(_unasked(child, claimed.claim))
     async with child.graphs.open(claimed.graph_id, _use_of(claimed, store)) as graph:
         prepared.execution = Execution(
