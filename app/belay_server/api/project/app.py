@@ -18,7 +18,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
 from werkzeug.routing import RequestRedirect
 
-from belay_server.api.project.asgi_bridge import AsgiBridge
+from belay_server.api.project.asgi_bridge import AsgiBridge, is_text
 from belay_server.api.project.middleware import (
     ProjectMiddleware,
     allows_origins,
@@ -108,7 +108,7 @@ class ProjectApp:
         """Return whether the current request goes to the project's app. `ours`: it matches a route
         of Belay's. ASGI cannot represent a path that is not UTF-8, so an ASGI app never gets one.
         """
-        if self._bridge is not None and not _is_text(request.environ["PATH_INFO"]):
+        if self._bridge is not None and not is_text(request.environ["PATH_INFO"]):
             return False
         if self._fit is None and request.path == "/":
             return True
@@ -120,17 +120,6 @@ class ProjectApp:
     def respond(self) -> Response:
         """Return the app's response to the current request."""
         return cast(Response, Response.from_app(self._wsgi, request.environ))
-
-
-def _is_text(path_info: str) -> bool:
-    """Return whether a path is UTF-8. WSGI passes each of its bytes as a character."""
-    if path_info.isascii():
-        return True
-    try:
-        path_info.encode("latin1").decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _is_asgi(app: Any) -> bool:

@@ -82,6 +82,17 @@ class AsgiBridge:
         await self._app(scope, receive, send)
 
 
+def is_text(path_info: str) -> bool:
+    """Return whether a path is UTF-8. WSGI passes each of its bytes as a character."""
+    if path_info.isascii():
+        return True
+    try:
+        path_info.encode("latin1").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _measure_body(environ: dict[str, Any]) -> bool:
     """Read a chunked body into a file and set CONTENT_LENGTH, without which a2wsgi would pass an
     empty body on. Return False when the body is too long. Raises InvalidRequest."""

@@ -27,6 +27,7 @@ from gevent.event import AsyncResult
 from gevent.queue import SimpleQueue
 
 from belay_server.api.http.unread_bodies import CountedBody, count_body
+from belay_server.api.project.asgi_bridge import is_text
 from belay_server.api.project.code_access import act_as_server
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class ProjectMiddleware:
         self._stack = stack
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        if not _is_utf8(environ["PATH_INFO"]):  # ASGI cannot represent it, and no route has it
+        if not is_text(environ["PATH_INFO"]):  # ASGI cannot represent it, and no route has it
             return _error(start_response, 404)
         if self._goes_around(environ):
             return self._app(environ, start_response)
@@ -112,14 +113,6 @@ class ProjectMiddleware:
         }
         exchange.begin(partial(self._stack, scope))
         return exchange.respond(start_response)
-
-
-def _is_utf8(path_info: str) -> bool:
-    try:
-        path_info.encode("latin1").decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 async def _answer_by_belay(scope: Message, receive: Receive, send: Send) -> None:
@@ -178,7 +171,7 @@ class _Exchange:
                         raise ConnectionError("the middleware failed within a response")
         finally:
             if not ended:  # the client is gone
-                self._loop.call_soon_threadsafe(self._leave)
+                self._loop.call_soon_threadsafe(self._cancel)
             _discard(self._environ, count_body(self._environ))
 
     def _answer(self, future: asyncio.Future[Any] | None, value: Any) -> None:
@@ -211,48 +204,48 @@ class _Exchange:
 
     # -- in the event loop --------------------------------------------------------------------
 
-    def _leave(self) -> None:
+    def _cancel(self) -> None:
         if self._task is not None:
             self._task.cancel()
 
-    def _tell(self, kind: str, content: Any = None, taken: Any = None) -> None:
+    def _post(self, kind: str, content: Any = None, taken: Any = None) -> None:
         self._hub.loop.run_callback_threadsafe(self._messages.put, (kind, content, taken))
 
-    async def _ask(self, kind: str, content: Any = None) -> Any:
+    async def _request(self, kind: str, content: Any = None) -> Any:
         """Send a message to the request's greenlet, and return its answer."""
         taken = self._loop.create_future()
-        self._tell(kind, content, taken)
+        self._post(kind, content, taken)
         return await taken
 
     async def _run(self, stack: Callable[[Receive, Send], Awaitable[None]]) -> None:
         try:
             await stack(self.receive, self._send)
         except asyncio.CancelledError:  # the client is gone, or the middleware awaited such a task
-            self._tell("failed")
+            self._post("failed")
             raise
         except BaseException:
             if not self._is_broken:
                 log.exception("the middleware of the project's app failed")
-            self._tell("failed")
+            self._post("failed")
         else:
-            self._tell("end")
+            self._post("end")
 
     async def receive(self) -> Message:
         """Return the next part of the body; after its end, wait for the client to be gone."""
         if self._body_ended:
             await asyncio.get_running_loop().create_future()
-        message: Message = await self._ask("receive")
+        message: Message = await self._request("receive")
         self._body_ended = not message.get("more_body", False)
         return message
 
     async def _send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            await self._ask("start", message)
+            await self._request("start", message)
         elif message["type"] == "http.response.body":
             if message.get("body"):
-                await self._ask("body", message["body"])
+                await self._request("body", message["body"])
             if not message.get("more_body", False):
-                self._tell("end")  # the rest of the task, such as background work, goes on
+                self._post("end")  # the rest of the task, such as background work, goes on
 
     async def answer_by_belay(self, scope: Message, receive: Receive, send: Send) -> None:
         """Let Belay answer in a greenlet of its own, which is ended with this coroutine."""
@@ -299,22 +292,22 @@ class _Belay:
         if self._greenlet is not None and not self._greenlet.dead:
             self._greenlet.kill(block=False)
 
-    def ask(self, kind: str, content: Any = None) -> Any:
+    def request(self, kind: str, content: Any = None) -> Any:
         """Send a message to the event loop, and return its answer."""
         taken = AsyncResult()
-        self._tell(kind, content, taken)
+        self._post(kind, content, taken)
         return taken.get()
 
-    def _tell(self, kind: str, content: Any = None, taken: AsyncResult | None = None) -> None:
+    def _post(self, kind: str, content: Any = None, taken: AsyncResult | None = None) -> None:
         self._loop.call_soon_threadsafe(self._requests.put_nowait, (kind, content, taken))
 
     def _run(self, environ: Environ) -> None:
         try:
             self._respond(environ)
         except Exception as error:  # noqa: BLE001  (it is raised in the event loop)
-            self._tell("failed", error)
+            self._post("failed", error)
         else:
-            self._tell("end")
+            self._post("end")
 
     def _respond(self, environ: Environ) -> None:
         chunks = self._app(environ, self._start_response)
@@ -341,10 +334,10 @@ class _Belay:
     def _send_start(self) -> None:
         if self._start is not None:
             start, self._start = self._start, None
-            self.ask("send", start)
+            self.request("send", start)
 
     def _send_body(self, chunk: bytes, *, more: bool) -> None:
-        self.ask("send", {"type": "http.response.body", "body": chunk, "more_body": more})
+        self.request("send", {"type": "http.response.body", "body": chunk, "more_body": more})
 
 
 class _Received:
@@ -378,7 +371,7 @@ class _Received:
         return data
 
     def _receive(self) -> None:
-        message = self._belay.ask("receive")
+        message = self._belay.request("receive")
         if message["type"] == "http.disconnect":
             self._ended = True
             raise ConnectionError("the client has disconnected")
