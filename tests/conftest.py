@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from httpx._transports import default as transports
+from psycopg.sql import SQL, Identifier
 
 from belay_server.db.migrate import migrate
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey
-from tests.servers import STORE_INDEX, running
+from tests.groups import ByServers
+from tests.servers import STORE_INDEX, LiveServer, running
 
 
 def pytest_addoption(parser):
@@ -33,6 +37,12 @@ def pytest_collection_modifyitems(config, items):
     chosen = set(map(id, selected))
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
     items[:] = selected
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Distribute the quick suite by the servers that files share, everything else as configured."""
+    is_quick = not (config.option.long or config.option.full)
+    return ByServers(config, log) if is_quick else None
 
 
 def _part_of(item):
@@ -58,11 +68,35 @@ def scratch():
 
 
 @pytest.fixture(scope="session")
-def database_url(scratch):
-    """The URL of a migrated Postgres for the tests."""
-    with running(EmbeddedPostgres(scratch / "pg", durable=False)) as url:
-        migrate(url, store_index=STORE_INDEX)
-        yield url
+def make_database(scratch):
+    """A function that creates a migrated database with the given name and returns its URL. All are
+    in one Postgres, which takes less time than one Postgres for each server."""
+    with running(EmbeddedPostgres(scratch / "pg", durable=False, connections=400)) as url:
+
+        def create(name: str, *, template: str) -> str:
+            with psycopg.connect(url, autocommit=True) as conn:
+                statement = SQL("CREATE DATABASE {} TEMPLATE {}")
+                conn.execute(statement.format(Identifier(name), Identifier(template)))
+            return url.replace("/postgres?", f"/{name}?")
+
+        migrate(create("template_belay", template="template1"), store_index=STORE_INDEX)
+        yield partial(create, template="template_belay")
+
+
+@pytest.fixture(scope="session")
+def database_url(make_database):
+    """The URL of a migrated database for the tests."""
+    return make_database("tests")
+
+
+@pytest.fixture(scope="session")
+def make_server(scratch, make_database):
+    """A function that makes a live server with its own data and the given settings."""
+
+    def make(name: str, **options: Any) -> LiveServer:
+        return LiveServer(scratch / name, DATABASE_URL=make_database(name), **options)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -104,7 +104,9 @@ class LiveServer:
 
     @property
     def database_url(self) -> str:
-        """The URL of the server's embedded Postgres, for tests that read the database."""
+        """The URL of the server's database, for tests that read it."""
+        if url := self.env.get("DATABASE_URL"):
+            return url
         for process in self.find("bin/postgres", "-D"):
             for word in process.cmdline():
                 if word.startswith("-cunix_socket_directories="):

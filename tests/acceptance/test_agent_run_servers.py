@@ -63,9 +63,9 @@ class Locked:
 
 
 @pytest.fixture(scope="module")
-def locked(scratch):
-    live = LiveServer(
-        scratch / "locked",
+def locked(make_server):
+    live = make_server(
+        "locked",
         BELAY_AUTH="keys",
         BELAY_EXA_BETA_REQUIRED="0",
         BELAY_AGENT_RUNS_PER_TEAM="3",
@@ -200,9 +200,9 @@ def test_a_cancelled_or_deleted_run_no_longer_counts_toward_the_limit(locked, tw
 
 
 @pytest.fixture(scope="module")
-def guarded(scratch):
+def guarded(make_server):
     config = PROJECT.parent / "with_auth.json"
-    live = LiveServer(scratch / "guarded", config=config, BELAY_RUN_TIMEOUT_SECONDS="1").start()
+    live = make_server("guarded", config=config, BELAY_RUN_TIMEOUT_SECONDS="1").start()
     yield live
     live.stop()
 

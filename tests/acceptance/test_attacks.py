@@ -33,10 +33,10 @@ LATER = {**RUN, "after_seconds": 3600}
 
 
 @pytest.fixture(scope="module")
-def attacked(scratch):
+def attacked(make_server):
     """Yield a server with low limits, so that attacks can be small."""
-    live = LiveServer(
-        scratch / "attacked",
+    live = make_server(
+        "attacked",
         BELAY_HEARTBEAT_SECONDS="1",
         BELAY_WEBHOOK_ALLOW_PRIVATE="1",
         BELAY_CRON_SHORTEST_SECONDS="10",
@@ -360,10 +360,10 @@ def test_unfinished_bodies_do_not_exhaust_the_memory(guarded, bob):
 
 
 @pytest.mark.long
-def test_unread_responses_do_not_exhaust_the_memory(scratch):
+def test_unread_responses_do_not_exhaust_the_memory(make_server):
     """Forty clients request a history of 12 MB and read nothing."""
-    live = LiveServer(
-        scratch / "unread",
+    live = make_server(
+        "unread",
         BELAY_MAX_ANSWERS_BYTES=str(64 * 1024 * 1024),
         BELAY_MAX_ANSWER_BYTES=str(16 * 1024 * 1024),
         BELAY_BODY_SECONDS="5",
@@ -653,9 +653,9 @@ def test_a_webhook_call_ends_after_too_many_interim_responses():
 
 
 @pytest.fixture(scope="module")
-def guarded(scratch):
-    live = LiveServer(
-        scratch / "attacked-auth",
+def guarded(make_server):
+    live = make_server(
+        "attacked-auth",
         config=PROJECT.parent / "with_auth.json",
         BELAY_HEARTBEAT_SECONDS="1",
         BELAY_WEBHOOK_ALLOW_PRIVATE="1",
@@ -798,9 +798,9 @@ def test_a_redacted_error_message_is_in_no_response(guarded, ann):
 
 
 @pytest.fixture(scope="module")
-def locked(scratch):
-    live = LiveServer(
-        scratch / "attacked-keys",
+def locked(make_server):
+    live = make_server(
+        "attacked-keys",
         BELAY_AUTH="keys",
         BELAY_HEARTBEAT_SECONDS="60",
         BELAY_BODY_SECONDS="30",

@@ -32,9 +32,9 @@ SECRET = "only for ann's eyes"
 
 
 @pytest.fixture(scope="module")
-def guarded(scratch):
-    live = LiveServer(
-        scratch / "auth", config=PROJECT.parent / "with_auth.json", BELAY_HEARTBEAT_SECONDS="1"
+def guarded(make_server):
+    live = make_server(
+        "auth", config=PROJECT.parent / "with_auth.json", BELAY_HEARTBEAT_SECONDS="1"
     ).start()
     yield live
     live.stop()

@@ -11,7 +11,6 @@ from langgraph_sdk import get_sync_client
 
 from tests.conformance import watched
 from tests.long_forms import long_case
-from tests.servers import LiveServer
 
 ASKED = ["async_sleep", "async_beats", "time_sleep", "sync_beats", "timer_beats", "spin", "regex"]
 KILLED = ["swallow_sync", "swallow_async", "block_loop", "hold_gil", "leave_daemon"]
@@ -61,9 +60,9 @@ def test_a_node_does_nothing_after_the_response_to_its_cancel(sync_client, beats
 
 
 @pytest.fixture(scope="module")
-def patient_client(scratch):
+def patient_client(make_server):
     """Yield a client of a server whose grace period suffices on a busy machine."""
-    live = LiveServer(scratch / "patient", BELAY_CANCEL_GRACE_MS="20000").start()
+    live = make_server("patient", BELAY_CANCEL_GRACE_MS="20000").start()
     with watched(get_sync_client(url=live.url)) as client:
         yield client
     live.stop()

@@ -23,8 +23,8 @@ RUN = {"assistant_id": "counter", "input": {"count": 1}}
 
 
 @pytest.fixture(scope="module")
-def locked(scratch):
-    live = LiveServer(scratch / "keys", config=PROJECT, BELAY_AUTH="keys").start()
+def locked(make_server):
+    live = make_server("keys", BELAY_AUTH="keys").start()
     yield live
     live.stop()
 

@@ -14,7 +14,6 @@ import pytest
 
 from tests.acceptance.playing import frames_of, new_thread, refused, run_of, until_status, wait_for
 from tests.conformance import watched
-from tests.servers import LiveServer
 from tests.waiting import wait_until
 
 MIB = 1024 * 1024
@@ -23,9 +22,9 @@ LARGE = [{"number": number, "text": "é"} for number in range(20_000)]
 
 
 @pytest.fixture(scope="module")
-def large(scratch):
-    live = LiveServer(
-        scratch / "large",
+def large(make_server):
+    live = make_server(
+        "large",
         BELAY_HEARTBEAT_SECONDS="1",
         BELAY_LARGE_STATE_BYTES="20000",
         BELAY_MAX_ANSWER_BYTES=str(4 * MIB),

@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 
 from tests.acceptance.playing import refused
 from tests.conformance import watched
-from tests.servers import PROJECT, LiveServer
+from tests.servers import LiveServer
 from tests.waiting import wait_until
 
 RUN = {"assistant_id": "counter", "input": {"count": 1}}
@@ -24,10 +24,9 @@ LATER = {**RUN, "after_seconds": 3600}
 
 
 @pytest.fixture(scope="module")
-def limited(scratch):
-    live = LiveServer(
-        scratch / "limits",
-        config=PROJECT,
+def limited(make_server):
+    live = make_server(
+        "limits",
         BELAY_AUTH="keys",
         BELAY_RATE_LIMIT="30/minute",
         BELAY_CANCEL_RATE_LIMIT="1000/minute",

@@ -24,10 +24,10 @@ def scheduled(scratch):
 
 
 @pytest.fixture(scope="module")
-def server(scratch, scheduled):
+def server(make_server, scheduled):
     config = PROJECT.parent / "with_loopback.json"
-    live = LiveServer(
-        scratch / "loopback",
+    live = make_server(
+        "loopback",
         config=config,
         TEST_SCHEDULED=str(scheduled),
         BELAY_ACCESS_LOG="1",

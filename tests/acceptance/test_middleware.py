@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 
 from tests.acceptance.playing import new_thread, refused, status_of, until_status
 from tests.conformance import watched
-from tests.servers import PROJECT, LiveServer
+from tests.servers import PROJECT
 from tests.waiting import wait_until
 
 ANN = {"Authorization": "Bearer ann"}
@@ -21,9 +21,9 @@ COUNT = {"assistant_id": "counter", "input": {"count": 1}}
 
 
 @pytest.fixture(scope="module")
-def server(scratch):
+def server(make_server):
     config = PROJECT.parent / "with_middleware.json"
-    live = LiveServer(scratch / "middleware", config=config, BELAY_HEARTBEAT_SECONDS="1").start()
+    live = make_server("middleware", config=config, BELAY_HEARTBEAT_SECONDS="1").start()
     yield live
     live.stop()
 

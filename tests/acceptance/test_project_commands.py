@@ -13,7 +13,6 @@ import watchfiles
 
 from belay_server.dev.reload import CodeChanges
 from tests.conformance import watched
-from tests.servers import LiveServer
 from tests.waiting import wait_until
 
 GRAPH = """
@@ -93,11 +92,11 @@ def test_a_missing_langgraph_json_is_named(tmp_path, words):
     assert "langgraph.json" in checked.stderr or "nowhere.json" in checked.stderr
 
 
-def test_a_changed_project_is_loaded_again_and_its_runs_continue(tmp_path, scratch):
+def test_a_changed_project_is_loaded_again_and_its_runs_continue(tmp_path, make_server):
     path = project(tmp_path)
     code, started = tmp_path / "agent.py", tmp_path / "started"
     code.write_text(GRAPH.replace("VERSION", "v1"))
-    server = LiveServer(scratch / "reloading", config=path).start("--reload")
+    server = make_server("reloading", config=path).start("--reload")
     try:
         with watched(httpx.Client(base_url=server.url, timeout=60)) as client:
             thread_id = client.post("/threads", json={}).json()["thread_id"]

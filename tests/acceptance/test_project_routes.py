@@ -12,33 +12,35 @@ import pytest
 from langgraph_sdk import get_client
 
 from tests.acceptance.playing import UNKNOWN, new_thread, refused, wait_for
-from tests.servers import PROJECT, LiveServer
+from tests.servers import PROJECT
 from tests.waiting import wait_until
 
 
-def live(scratch, name: str, **env: str) -> LiveServer:
-    return LiveServer(scratch / name, config=PROJECT.parent / f"{name}.json", **env)
+@pytest.fixture(scope="module")
+def make_live(make_server):
+    """A function that makes a server for one of the projects with routes of their own."""
+    return lambda name, **env: make_server(name, config=PROJECT.parent / f"{name}.json", **env)
 
 
 @pytest.fixture(scope="module")
-def with_starlette(scratch):
-    server = live(scratch, "with_starlette", TEST_LIFESPAN_END=str(scratch / "lifespan-end"))
+def with_starlette(make_live, scratch):
+    server = make_live("with_starlette", TEST_LIFESPAN_END=str(scratch / "lifespan-end"))
     server.start()
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="module")
-def with_flask(scratch):
-    server = live(scratch, "with_flask", BELAY_CORS_ORIGINS="https://not.asked").start()
+def with_flask(make_live):
+    server = make_live("with_flask", BELAY_CORS_ORIGINS="https://not.asked").start()
     yield server
     server.stop()
 
 
 @pytest.fixture(scope="module")
-def with_bare_asgi(scratch):
-    server = live(
-        scratch, "with_bare_asgi", BELAY_CORS_ORIGINS="https://a.example, https://b.example"
+def with_bare_asgi(make_live):
+    server = make_live(
+        "with_bare_asgi", BELAY_CORS_ORIGINS="https://a.example, https://b.example"
     ).start()
     yield server
     server.stop()

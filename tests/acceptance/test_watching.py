@@ -14,16 +14,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from belay_server.dev.embedded import free_port
 from tests import conformance
 from tests.acceptance.playing import new_thread, run_of, wait_for
-from tests.servers import LiveServer
 from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
-def watched(scratch):
+def watched(make_server):
     """Yield a server with two web processes and JSON logs. The long grace period allows for a busy
     machine."""
-    live = LiveServer(
-        scratch / "watched",
+    live = make_server(
+        "watched",
         BELAY_HEARTBEAT_SECONDS="1",
         BELAY_CANCEL_GRACE_MS="60000",
         BELAY_LOG_FORMAT="json",
@@ -35,9 +34,9 @@ def watched(scratch):
 
 
 @pytest.fixture(scope="module")
-def impatient(scratch):
+def impatient(make_server):
     """Yield a server that kills a node which has not stopped after 300 ms."""
-    live = LiveServer(scratch / "impatient", BELAY_CANCEL_GRACE_MS="300", BELAY_LOG_FORMAT="json")
+    live = make_server("impatient", BELAY_CANCEL_GRACE_MS="300", BELAY_LOG_FORMAT="json")
     yield from _with_worker_metrics(live)
 
 

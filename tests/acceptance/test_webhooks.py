@@ -13,7 +13,6 @@ from langgraph_sdk import get_sync_client
 from tests.acceptance.playing import new_thread, refused, until_status
 from tests.conformance import watched
 from tests.receiver import receiver
-from tests.servers import LiveServer
 from tests.waiting import wait_until
 
 __all__ = ["receiver"]
@@ -21,10 +20,10 @@ SECRET = "a secret of this test"
 
 
 @pytest.fixture(scope="module")
-def hooked(scratch):
+def hooked(make_server):
     """Yield a server that may call loopback, as an operator inside a network would set it."""
-    live = LiveServer(
-        scratch / "hooked", BELAY_WEBHOOK_ALLOW_PRIVATE="1", BELAY_WEBHOOK_SECRET=SECRET
+    live = make_server(
+        "hooked", BELAY_WEBHOOK_ALLOW_PRIVATE="1", BELAY_WEBHOOK_SECRET=SECRET
     ).start()
     yield live
     live.stop()

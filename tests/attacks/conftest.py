@@ -15,17 +15,17 @@ from tests.servers import PROJECT, LiveServer
 
 
 @pytest.fixture(scope="session")
-def open_server(scratch):
+def open_server(make_server):
     """Yield a server with the default limits, as a new user has it, and short client timeouts."""
-    live = LiveServer(scratch / "attacked-open", BELAY_BODY_SECONDS="3", BELAY_HEADER_SECONDS="3")
+    live = make_server("attacked-open", BELAY_BODY_SECONDS="3", BELAY_HEADER_SECONDS="3")
     yield live.start()
     live.stop()
 
 
 @pytest.fixture(scope="session")
-def shared_server(scratch):
+def shared_server(make_server):
     """Yield a server with the project's own authentication, shared by two tenants."""
-    live = LiveServer(scratch / "attacked-shared", config=PROJECT.parent / "with_auth.json")
+    live = make_server("attacked-shared", config=PROJECT.parent / "with_auth.json")
     yield live.start()
     live.stop()
 
