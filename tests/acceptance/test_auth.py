@@ -452,6 +452,56 @@ def test_a_created_resource_is_owned_by_its_creator(ann, bob):
     assert seen.status_code == 409
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/threads", {}),
+        ("/assistants", {"graph_id": "counter"}),
+        ("/runs/crons", {"schedule": "0 0 1 1 *", "assistant_id": "counter"}),
+    ],
+)
+def test_a_resource_cannot_be_given_to_another_user(ann, bob, path, body):
+    """Otherwise a caller could plant an assistant with its instructions, or a cron whose runs it
+    reads, among the resources of another."""
+    made = ann.post(path, json=body).json()
+    one = f"{path}/{next(value for name, value in made.items() if name.endswith('_id'))}"
+    before = ann.get(one).json()
+    given = ann.patch(one, json={"metadata": {"owner": "bob"}})
+    assert given.status_code == 403
+    assert "does not match what you may access" in given.json()["detail"]
+    assert ann.get(one).json() == before
+    assert bob.get(one).status_code == 404
+    assert ann.delete(one).status_code in (200, 204)
+
+
+def test_a_version_that_belonged_to_another_user_cannot_be_restored(guarded, ann):
+    assistant_id = ann.post("/assistants", json={"graph_id": "counter"}).json()["assistant_id"]
+    one = f"/assistants/{assistant_id}"
+    ann.patch(one, json={"name": "second"}).raise_for_status()
+    foreign = """UPDATE assistant_version SET metadata = '{"owner": "bob"}'
+        WHERE assistant_id = %s AND version = 1"""
+    with psycopg.connect(guarded.database_url, autocommit=True) as conn:
+        conn.execute(foreign, (assistant_id,))
+    assert ann.post(f"{one}/latest", json={"version": 1}).status_code == 403
+    assert ann.get(one).json()["name"] == "second"
+
+
+def test_a_cron_does_not_use_an_assistant_that_was_taken_from_its_creator(guarded, ann):
+    body = {"graph_id": "counter", "context": {"prompt": "ann's"}}
+    assistant_id = ann.post("/assistants", json=body).json()["assistant_id"]
+    schedule = {"schedule": "* * * * * *", "assistant_id": assistant_id}
+    cron = ann.post("/runs/crons", json={**schedule, "on_run_completed": "keep"}).json()
+    one = f"/runs/crons/{cron['cron_id']}"
+    search = {"metadata": {"assistant_id": assistant_id}}
+    wait_until(lambda: ann.post("/threads/search", json=search).json(), 20, "a run")
+    taken = """UPDATE assistant SET metadata = '{"owner": "bob"}' WHERE assistant_id = %s"""
+    with psycopg.connect(guarded.database_url, autocommit=True) as conn:
+        conn.execute(taken, (assistant_id,))
+    wait_until(lambda: ann.get(one).json().get("last_error"), 20, "a due time without a run")
+    assert ann.get(one).json()["last_error"] == "Thread or assistant not found."
+    assert ann.delete(one).status_code == 204
+
+
 def test_searches_and_counts_exclude_resources_of_other_users(ann, bob):
     ids = create_resources(ann, active=False)
     for noun, key in (("threads", "thread_id"), ("assistants", "assistant_id")):

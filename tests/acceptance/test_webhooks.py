@@ -63,6 +63,14 @@ def test_a_webhook_call_has_the_run_and_its_values(client, rest, receiver, hook)
     assert receiver.calls[0][0] == "/hook?a=1"
 
 
+def test_the_parameters_of_a_webhooks_path_are_sent(client, receiver):
+    """httpcore removes them from a URL that it parses, so the call would go to another path."""
+    hook = f"{receiver.url}/hook;a=b/c;d?e"
+    run = client.runs.create(None, "counter", input={"count": 1}, webhook=hook)
+    receiver.wait_for(run["run_id"])
+    assert receiver.calls[0][0] == "/hook;a=b/c;d?e"
+
+
 def test_a_webhook_call_is_signed(client, receiver, hook):
     run = client.runs.create(None, "counter", input={"count": 1}, webhook=hook)
     receiver.wait_for(run["run_id"])

@@ -110,12 +110,12 @@ def insert_assistant(
     return _with_version(conn, fetch_one(conn, SQL.insert_assistant, params, Assistant))
 
 
-def update_assistant(
-    conn: Connection, assistant_id: UUID, content: AssistantContent
-) -> Assistant | None:
+def update_assistant(conn: Connection, assistant_id: UUID, content: AssistantContent) -> Assistant:
     """Replace an assistant's content and give it a new version. The caller has locked the row."""
     params = {"assistant_id": assistant_id, **content.params()}
-    return _with_version(conn, fetch_one(conn, SQL.update_assistant, params, Assistant))
+    updated = _with_version(conn, fetch_one(conn, SQL.update_assistant, params, Assistant))
+    assert updated is not None
+    return updated
 
 
 def _with_version(conn: Connection, assistant: Assistant | None) -> Assistant | None:
@@ -165,6 +165,13 @@ def threads_of_assistant(conn: Connection, assistant_id: UUID, *, limit: int) ->
 
 def get_assistant(conn: Connection, assistant_id: UUID) -> Assistant | None:
     return fetch_one(conn, SQL.get_assistant, {"assistant_id": assistant_id}, Assistant)
+
+
+def keep_assistant(conn: Connection, assistant: Assistant) -> bool:
+    """Prevent the deletion of an assistant until the transaction ends. Return whether it exists.
+    System assistants, which nobody deletes, are not locked."""
+    params = {"assistant_id": assistant.assistant_id}
+    return assistant.is_system or fetch_value(conn, SQL.keep_assistant, params) is not None
 
 
 def delete_assistant(conn: Connection, assistant_id: UUID) -> bool:

@@ -225,15 +225,12 @@ class Database:
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """Yield a connection in autocommit mode. Raises Unavailable if there is none."""
-        with unavailable_when_unreachable(), self.pool.connection(caller=self._caller) as conn:
-            if self.access is EVERYTHING:
-                yield conn
-                return
-            conn.allowed = _allowed(self.access)
-            try:
-                yield conn
-            finally:
-                conn.allowed = Connection.allowed
+        with (
+            unavailable_when_unreachable(),
+            self.pool.connection(caller=self._caller) as conn,
+            restricted(conn, self.access),
+        ):
+            yield conn
 
     def transaction(self, work: Callable[[Connection], _T]) -> _T:
         """Run `work` in one transaction, which is committed when `work` returns.
@@ -245,6 +242,19 @@ class Database:
 
     def close(self) -> None:
         self.pool.close()
+
+
+@contextmanager
+def restricted(conn: Connection, access: Access) -> Iterator[None]:
+    """Restrict what the connection's statements find during the block."""
+    if access is EVERYTHING:
+        yield
+        return
+    conn.allowed = _allowed(access)
+    try:
+        yield
+    finally:
+        conn.allowed = Connection.allowed
 
 
 def _allowed(access: Access) -> dict[str, Any]:

@@ -79,6 +79,15 @@ class Forbidden(BelayError):
     """Forbidden"""
 
 
+class OutOfReach(Forbidden):
+    """A create or a change whose metadata the caller's own filter does not match."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(
+            f"The metadata of this {kind} does not match what you may access. Nothing was changed."
+        )
+
+
 class Refused(BelayError):
     """The response of the project's own authentication, with the status that it chose."""
 

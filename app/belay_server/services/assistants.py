@@ -11,7 +11,7 @@ from belay_server.db.assistants import AssistantContent
 from belay_server.db.connection import Connection, Database
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.assistants import Assistant, AssistantVersion, system_assistant_id
-from belay_server.domain.errors import BadRequest, Conflict, NotFound
+from belay_server.domain.errors import BadRequest, Conflict, NotFound, OutOfReach
 from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.raised import is_of_project
@@ -30,7 +30,8 @@ _BATCH = 100
 def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
     """Create an assistant. With `if_exists: do_nothing`, return the existing one with this id.
 
-    Raises NotFound for an unknown graph, Conflict for an id that is already in use, TooLarge.
+    Raises NotFound for an unknown graph, Conflict for an id that is already in use, TooLarge,
+    OutOfReach.
     """
     _refuse_unknown_graph(parts.graphs, body["graph_id"])
     config, context = _mirrored(body, {}, {})
@@ -48,7 +49,7 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
     def create(conn: Connection) -> Assistant:
         created = assistant_rows.insert_assistant(conn, assistant_id, content)
         if created is not None:
-            return created
+            return _within_reach(conn, created)
         takes_it = body.get("if_exists") == "do_nothing"
         existing = assistant_rows.get_assistant(conn, assistant_id) if takes_it else None
         if existing is None:  # also when it exists and the caller may not see it
@@ -56,6 +57,14 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
         return existing
 
     return parts.database.transaction(create)
+
+
+def _within_reach(conn: Connection, assistant: Assistant) -> Assistant:
+    """Return an assistant that was just written; raise OutOfReach if the caller's filter does not
+    match it, which rolls the change back. Otherwise a caller could give it to another one."""
+    if assistant_rows.lock_assistant(conn, assistant.assistant_id) is None:
+        raise OutOfReach("assistant")
+    return assistant
 
 
 def _refuse_large(settings: Settings, content: AssistantContent) -> None:
@@ -98,7 +107,7 @@ def patch_assistant(parts: Parts, assistant_id: UUID, body: dict[str, Any]) -> A
     a new version, even if nothing changes, and delete the oldest versions beyond
     BELAY_MAX_VERSIONS_BYTES.
 
-    Raises NotFound (assistant or graph), BadRequest, TooLarge.
+    Raises NotFound (assistant or graph), BadRequest, TooLarge, OutOfReach.
     """
     if body.get("graph_id") is not None:
         _refuse_unknown_graph(parts.graphs, body["graph_id"])
@@ -118,9 +127,7 @@ def patch_assistant(parts: Parts, assistant_id: UUID, body: dict[str, Any]) -> A
             **given,
         )
         _refuse_large(parts.settings, after)
-        changed = assistant_rows.update_assistant(conn, assistant_id, after)
-        if changed is None:
-            return current
+        changed = _within_reach(conn, assistant_rows.update_assistant(conn, assistant_id, after))
         most = parts.settings.max_versions_bytes
         assistant_rows.drop_old_versions(conn, changed, most_bytes=most)
         return changed
@@ -143,15 +150,18 @@ def list_versions(
 def set_latest(database: Database, assistant_id: UUID, version: int) -> Assistant:
     """Make a version the latest: runs use its config, its context and all its other fields.
 
-    Raises NotFound (assistant or version).
+    Raises NotFound (assistant or version), OutOfReach.
     """
-    with database.connection() as conn:
+
+    def set_version(conn: Connection) -> Assistant:
         assistant = assistant_rows.set_latest_version(conn, assistant_id, version)
         if assistant is not None:
-            return assistant
+            return _within_reach(conn, assistant)
         if assistant_rows.get_assistant(conn, assistant_id) is None:
             raise NotFound(f"Assistant {assistant_id} not found")
-    raise NotFound(f"Version {version} not found for assistant {assistant_id}")
+        raise NotFound(f"Version {version} not found for assistant {assistant_id}")
+
+    return database.transaction(set_version)
 
 
 def delete_assistant(parts: Parts, assistant_id: UUID, *, delete_threads: bool = False) -> None:

@@ -16,8 +16,9 @@ from datetime import timedelta
 from uuid import UUID
 
 from belay_server.db import crons as cron_rows
-from belay_server.db.connection import Connection, in_transaction
+from belay_server.db.connection import Connection, in_transaction, restricted
 from belay_server.db.outages import in_short, is_outage
+from belay_server.domain.access import Access
 from belay_server.domain.crons import DueCron
 from belay_server.domain.errors import BelayError
 from belay_server.domain.run_options import RunOptions
@@ -96,7 +97,8 @@ def _fire(parts: RunParts, conn: Connection, cron_id: UUID) -> None:
         cron_rows.set_next_run_date(conn, cron_id, due)
         request = _request(cron)
         try:
-            with conn.transaction():  # the cron goes on when its run cannot be created
+            # The cron goes on when its run cannot be created.
+            with conn.transaction(), restricted(conn, _access(cron)):
                 return request, create_in_transaction(parts, conn, request, request.run_id)
         except BelayError as error:
             log.warning("cron %s: skipping a due time without a run: %s", cron_id, error.detail)
@@ -106,6 +108,12 @@ def _fire(parts: RunParts, conn: Connection, cron_id: UUID) -> None:
     fired = in_transaction(conn, fire)
     if fired is not None:
         announce_accepted(parts, *fired)
+
+
+def _access(cron: DueCron) -> Access:
+    """Return what the cron's creator could access when it created the cron. An assistant or a
+    thread that has since been taken from the creator is not found."""
+    return Access(**cron.maker.get("access") or {})
 
 
 def _request(cron: DueCron) -> RunRequest:

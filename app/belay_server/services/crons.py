@@ -13,7 +13,7 @@ from belay_server.db import threads as thread_rows
 from belay_server.db.connection import Connection, Database
 from belay_server.db.crons import CronContent
 from belay_server.domain.crons import Cron
-from belay_server.domain.errors import BadRequest, InvalidRequest, NotFound, TooMany
+from belay_server.domain.errors import BadRequest, InvalidRequest, NotFound, OutOfReach, TooMany
 from belay_server.domain.ids import parse_uuid
 from belay_server.domain.run_options import RunOptions
 from belay_server.domain.schedules import check_schedule, check_timezone, next_time
@@ -35,7 +35,7 @@ def create_cron(
     """Create a cron. `maker` has the caller and the user that its runs are created for.
 
     Raises NotFound (assistant or thread), InvalidRequest (schedule, timezone, end, node),
-    BadRequest, TooLarge, TooMany.
+    BadRequest, TooLarge, TooMany, OutOfReach.
     """
     cron_id = new_id()
 
@@ -51,7 +51,7 @@ def create_cron(
         _refuse_large(parts, content)
         _refuse_frequent(parts.settings, content)
         _refuse_too_many(parts.settings, conn, maker.get("caller"))
-        return cron_rows.insert_cron(
+        created = cron_rows.insert_cron(
             conn,
             cron_id,
             content,
@@ -59,6 +59,7 @@ def create_cron(
             thread_id=thread_id,
             maker=maker,
         )
+        return _within_reach(conn, created)
 
     return parts.database.transaction(create)
 
@@ -162,7 +163,7 @@ def get_cron(database: Database, cron_id: UUID) -> Cron:
 def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
     """Change a cron: replace the fields that are given, and merge its metadata.
 
-    Raises NotFound, BadRequest, InvalidRequest, TooLarge.
+    Raises NotFound, BadRequest, InvalidRequest, TooLarge, OutOfReach.
     """
     if not body:
         raise BadRequest("Request body cannot be empty")
@@ -186,9 +187,17 @@ def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
             _refuse_frequent(parts.settings, merged)
         updated = cron_rows.update_cron(conn, cron_id, merged)
         assert updated is not None
-        return updated
+        return _within_reach(conn, updated)
 
     return parts.database.transaction(patch)
+
+
+def _within_reach(conn: Connection, cron: Cron) -> Cron:
+    """Return a cron that was just written; raise OutOfReach if the caller's filter does not match
+    it, which rolls the change back. Its runs are its creator's, whoever changes it."""
+    if cron_rows.get_cron(conn, cron.cron_id) is None:
+        raise OutOfReach("cron")
+    return cron
 
 
 def _merged(cron: Cron, content: CronContent, body: dict[str, Any]) -> CronContent:

@@ -18,7 +18,7 @@ from belay_server.api.http.request_context import request_id
 from belay_server.api.security.authentication import caller, parent_run
 from belay_server.api.security.authorization import authorize, is_confined
 from belay_server.api.security.limits import asker
-from belay_server.domain.access import Caller
+from belay_server.domain.access import EVERYTHING, Access, Caller
 from belay_server.domain.errors import BadRequest, InvalidRequest
 from belay_server.domain.ids import parse_uuid
 from belay_server.domain.run_options import MultitaskStrategy, RunOptions
@@ -86,10 +86,13 @@ class Maker:
     thread_metadata: dict[str, Any]
     #: What `Caller.as_creator` returns; None without authentication.
     creator: Mapping[str, Any] | None = None
+    #: The threads and assistants that the caller may access. A cron's later runs may access no
+    #: others.
+    access: Access = EVERYTHING
 
     @classmethod
-    def of(cls, who: Caller, thread_metadata: dict[str, Any]) -> Self:
-        return cls(who.name, who.user, thread_metadata, who.as_creator())
+    def of(cls, who: Caller, thread_metadata: dict[str, Any], access: Access = EVERYTHING) -> Self:
+        return cls(who.name, who.user, thread_metadata, who.as_creator(), access)
 
     def as_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -112,7 +115,9 @@ def authorize_runs(options: RunOptions, thread_id: UUID | None) -> tuple[RunOpti
         created: dict[str, Any] = {"thread_id": thread_id, "metadata": dict(stamped)}
         authorize("threads", "create", created)
         stamped = dict(created.get("metadata") or {})
-    return options, Maker.of(who, stamped)
+    access = parts().database.access
+    within = Access(threads=access.threads, assistants=access.assistants)
+    return options, Maker.of(who, stamped, within)
 
 
 def _authorize_run(

@@ -80,6 +80,12 @@ WHERE assistant_id = %(assistant_id)s
   AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata))
 FOR UPDATE
 
+-- name: keep_assistant
+-- Lock an assistant against its deletion, and against nothing else. So a deletion waits for the runs
+-- that are being created, and then finds and stops them.
+SELECT assistant_id FROM assistant WHERE assistant_id = %(assistant_id)s
+FOR KEY SHARE
+
 -- name: update_assistant
 -- The new version's number follows the highest one, even if an older version is the current one. A
 -- large value that stays the same is not written again: Postgres keeps the reference to it.

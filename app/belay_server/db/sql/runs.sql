@@ -47,12 +47,19 @@ FROM inserted
 -- name: accept_run
 -- A create in one statement, on an existing thread or one that is made for the run. No row is
 -- inserted or returned if there is no such thread, or if the assistant has changed since the run
--- was made from it. The first run of a thread sets the thread's fields, as in `insert_run`.
-WITH unchanged AS MATERIALIZED (
+-- was made from it. A client's assistant is locked, as in `keep_assistant`. The first run of a thread
+-- sets the thread's fields, as in `insert_run`.
+WITH kept AS MATERIALIZED (
     SELECT assistant_id FROM assistant
     WHERE assistant_id = %(assistant_id)s AND updated_at = %(assistant_updated_at)s
-      AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
-           OR is_system)
+      AND NOT is_system
+      AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata))
+    FOR KEY SHARE
+), unchanged AS MATERIALIZED (
+    TABLE kept
+    UNION ALL
+    SELECT assistant_id FROM assistant
+    WHERE assistant_id = %(assistant_id)s AND updated_at = %(assistant_updated_at)s AND is_system
 ), made_thread AS (
     INSERT INTO thread (
         thread_id, config, configurable, metadata, ttl_minutes, ttl_strategy)

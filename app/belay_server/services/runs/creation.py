@@ -17,6 +17,7 @@ from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import run_claims as claim_rows
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
+from belay_server.db.assistants import keep_assistant
 from belay_server.db.connection import Connection
 from belay_server.db.runs import NewRun, Ringable
 from belay_server.domain.access import EVERYTHING
@@ -280,6 +281,8 @@ def create_in_transaction(
     """Create a run within a transaction. Call `announce_accepted` after the commit."""
     named = request.options.assistant_id
     assistant = resolve_assistant(conn, parts.graphs, named)
+    if not keep_assistant(conn, assistant):
+        raise NotFound("Thread or assistant not found.")
     parts.assistant_cache.keep(named, assistant)
     refuse_unknown_nodes(parts.graphs, assistant, request.options)
     if (existing := _accepted_before(conn, run_id, request.thread_id)) is not None:

@@ -23,6 +23,7 @@ from belay_server.domain.errors import (
     BadRequest,
     Conflict,
     NotFound,
+    OutOfReach,
     StateTooLarge,
     StateUnreadable,
 )
@@ -52,8 +53,8 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
     """Create a thread, with the states of `supersteps` if there are any. With `if_exists:
     do_nothing`, return the existing thread with this id.
 
-    Raises Conflict for an id in use; TooLarge; BadRequest for `supersteps` that the graph rejects,
-    in which case no thread is created.
+    Raises Conflict for an id in use; TooLarge; OutOfReach; BadRequest for `supersteps` that the
+    graph rejects, in which case no thread is created.
     """
     thread_id = body.get("thread_id") or new_id()
     metadata = dict(body.get("metadata") or {})
@@ -72,6 +73,8 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
             _refuse_large(parts.settings, thread)
             if "thread_id" in body:
                 drop_old_log(parts.event_log, thread_id)
+        if created and thread is None:
+            raise OutOfReach("thread")
         if thread is None:  # also when it exists and the caller may not see it
             raise Conflict(f"Thread with ID {thread_id} already exists")
         return thread, created
@@ -134,12 +137,16 @@ def _found(conn: Connection, thread_id: UUID, *, with_values: bool = False) -> T
 def patch_thread(
     parts: Parts, thread_id: UUID, metadata: dict[str, Any], ttl: ThreadTtl | None
 ) -> Thread:
-    """Merge metadata into a thread's and set its TTL, if given. Raises NotFound, TooLarge."""
+    """Merge metadata into a thread's and set its TTL, if given. Raises NotFound, TooLarge,
+    OutOfReach."""
 
     def patch(conn: Connection) -> Thread:
         if not thread_rows.patch_thread(conn, thread_id, metadata, ttl):
             raise NotFound()
-        return _refuse_large(parts.settings, _found(conn, thread_id, with_values=True))
+        thread = thread_rows.get_thread(conn, thread_id, with_values=True)
+        if thread is None:
+            raise OutOfReach("thread")
+        return _refuse_large(parts.settings, thread)
 
     return parts.database.transaction(patch)
 

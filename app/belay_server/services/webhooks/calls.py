@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+import httpcore
+
 from belay_server.db.webhooks import WebhookCall
 from belay_server.domain.access import AUTH_USER
 from belay_server.domain.errors import InvalidRequest
@@ -107,7 +109,6 @@ def make_call(call: WebhookCall, settings: CallSettings, names: HostNames) -> No
     except ValueError as error:
         raise CallFailed(str(error)) from error
     address = _address_to_call(target, policy, names)
-    host = f"[{address}]" if address.version == 6 else str(address)
     payload = payload_of(call.run)
     if settings.fields is not None:
         payload = {name: value for name, value in payload.items() if name in settings.fields}
@@ -122,7 +123,7 @@ def make_call(call: WebhookCall, settings: CallSettings, names: HostNames) -> No
     try:
         # Proxies and redirects would send the call to an address that was not checked.
         status = post(
-            f"{target.scheme}://{host}:{target.port}{target.path}",
+            _url(target, address),
             body=body,
             headers=request_headers,
             sni_hostname=target.host,
@@ -132,6 +133,13 @@ def make_call(call: WebhookCall, settings: CallSettings, names: HostNames) -> No
         raise CallFailed(f"{type(error).__name__}: {error}") from error
     if not 200 <= status < 300:
         raise CallFailed(f"the receiver returned status {status}")
+
+
+def _url(target: WebhookTarget, address: Address) -> httpcore.URL:
+    """Return the target's URL with the address in place of its host name."""
+    return httpcore.URL(
+        scheme=target.scheme, host=str(address), port=target.port, target=target.path
+    )
 
 
 def signed_headers(call_id: UUID, body: bytes, secret: str | None) -> dict[str, str]:

@@ -18,10 +18,12 @@ import httpx
 
 
 def post(
-    url: str, *, body: bytes, headers: dict[str, str], sni_hostname: str, seconds: float
+    url: httpcore.URL, *, body: bytes, headers: dict[str, str], sni_hostname: str, seconds: float
 ) -> int:
     """Send a POST request without proxies or redirects, and return the status of the response. The
     response body is not read.
+
+    The URL has its parts, since httpcore drops the parameters (`;x`) of a path that it parses.
 
     Raises one of ERRORS; httpcore's TimeoutException after `seconds`.
     """
