@@ -118,6 +118,31 @@ def test_metadata_cannot_exceed_its_limit_by_merging(api):
     assert made.status_code == 413
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/assistants", {"graph_id": "counter"}),
+        ("/threads", {}),
+        ("/runs", {"assistant_id": "counter"}),
+        ("/runs/crons", {"assistant_id": "counter", "schedule": "0 0 1 1 *"}),
+    ],
+)
+@pytest.mark.parametrize("field", ["config", "context", "metadata"])
+def test_documents_that_are_merged_by_key_have_few_keys(api, path, body, field):
+    """Runs whose configurable had 99,000 keys took 300 ms each, in which nobody was served."""
+    if path == "/threads" and field != "metadata":
+        pytest.skip("a thread has metadata alone")
+    many = {str(number): 0 for number in range(10_001)}
+    given = {"configurable": many} if field == "config" else many
+    answer = api.post(path, json={**body, field: given})
+    assert " keys; at most 10,000 are allowed" in refused(answer, 413)
+
+
+def test_a_value_below_a_key_may_have_many_keys(api):
+    context = {"below": {f"{number:x}": 0 for number in range(10_001)}}
+    assert api.post("/runs/wait", json={**RUN, "context": context}).json() == {"count": 2}
+
+
 def test_the_stored_versions_of_an_assistant_are_bounded(api):
     body = {"graph_id": "counter", "context": {"text": os.urandom(30_000).hex()}}
     made = api.post("/assistants", json=body).json()

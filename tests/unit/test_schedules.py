@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -57,6 +57,21 @@ def test_a_time_that_is_repeated_in_autumn_is_due_once():
     before = datetime(2026, 10, 24, 12, 0, tzinfo=UTC)
     expected = ["2026-10-25T00:30", "2026-10-26T01:30"]
     assert times("30 2 * * *", "Europe/Berlin", before, 2) == expected
+
+
+@pytest.mark.parametrize("second", ["0", "30", "07"])
+def test_a_schedule_with_one_second_follows_clock_changes_like_one_without(second):
+    """cronsim alone skips such a time in spring."""
+    schedule = f"30 2 * * * {second}"
+    for before in (datetime(2026, 3, 28, 12, 0, tzinfo=UTC), datetime(2026, 10, 24, tzinfo=UTC)):
+        plain = next_time("30 2 * * *", "Europe/Berlin", before)
+        assert plain is not None
+        due = next_time(schedule, "Europe/Berlin", before)
+        assert due == plain + timedelta(seconds=int(second))
+        assert next_time(schedule, "Europe/Berlin", due - timedelta(seconds=1)) == due
+        later = next_time(schedule, "Europe/Berlin", due)
+        assert later is not None
+        assert timedelta(hours=20) < later - due < timedelta(hours=26)
 
 
 def test_a_half_hourly_schedule_is_unaffected_by_clock_changes():

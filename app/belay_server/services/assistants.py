@@ -20,7 +20,7 @@ from belay_server.graphs.store import FactoryStore
 from belay_server.services.assistant_cache import resolve_assistant
 from belay_server.services.parts import Parts
 from belay_server.services.runs.cancellation import stop_runs
-from belay_server.services.size_limits import refuse_large
+from belay_server.services.size_limits import refuse_large, refuse_many_keys
 from belay_server.services.threads.records import delete_thread
 from belay_server.settings import Settings
 
@@ -68,7 +68,9 @@ def _within_reach(conn: Connection, assistant: Assistant) -> Assistant:
 
 
 def _refuse_large(settings: Settings, content: AssistantContent) -> None:
-    """Raise TooLarge when the config, context or metadata exceed BELAY_MAX_METADATA_BYTES."""
+    """Raise TooLarge when the config, context or metadata exceed BELAY_MAX_METADATA_BYTES or have
+    too many keys."""
+    refuse_many_keys(config=content.config, context=content.context, metadata=content.metadata)
     refuse_large(
         settings.max_metadata_bytes,
         "BELAY_MAX_METADATA_BYTES",

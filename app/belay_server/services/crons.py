@@ -20,7 +20,7 @@ from belay_server.domain.schedules import check_schedule, check_timezone, next_t
 from belay_server.services.assistant_cache import resolve_assistant
 from belay_server.services.parts import Parts
 from belay_server.services.runs.creation import new_id, refuse_unknown_nodes
-from belay_server.services.size_limits import refuse_large
+from belay_server.services.size_limits import refuse_large, refuse_many_keys
 from belay_server.settings import Settings
 
 #: The number of intervals of a schedule among which the shortest is found.
@@ -91,9 +91,12 @@ def _refuse_frequent(settings: Settings, content: CronContent) -> None:
 
 def _refuse_large(parts: Parts, content: CronContent) -> None:
     """Raise TooLarge when the payload or the metadata exceed their limits."""
-    settings = parts.settings
+    settings, payload = parts.settings, content.payload
+    refuse_many_keys(
+        config=payload.get("config"), context=payload.get("context"), metadata=content.metadata
+    )
     limit = min(settings.max_cron_bytes, settings.max_run_bytes)
-    refuse_large(limit, "BELAY_MAX_CRON_BYTES", payload=content.payload)
+    refuse_large(limit, "BELAY_MAX_CRON_BYTES", payload=payload)
     refuse_large(settings.max_metadata_bytes, "BELAY_MAX_METADATA_BYTES", metadata=content.metadata)
 
 

@@ -46,7 +46,7 @@ from belay_server.services.runs.cancellation import (
 )
 from belay_server.services.runs.chosen_ids import drop_old_log
 from belay_server.services.runs.kwargs import MergedRun, build_run_kwargs
-from belay_server.services.size_limits import refuse_large
+from belay_server.services.size_limits import refuse_large, refuse_many_keys
 from belay_server.settings import Settings
 from belay_server.yielding import yield_to_sockets
 
@@ -403,8 +403,10 @@ def _merge(
     thread: ThreadDefaults,
 ) -> MergedRun:
     """Return the run's merged options. Raises BadRequest, TooLarge."""
+    options = request.options
+    refuse_many_keys(config=options.config, context=options.context, metadata=options.metadata)
     merged = build_run_kwargs(
-        request.options,
+        options,
         assistant=assistant,
         thread=thread,
         run_id=request.run_id,
@@ -414,10 +416,12 @@ def _merge(
         temporary=request.temporary,
         defaults=parts.graphs.project.defaults.get(assistant.graph_id, {}),
     )
+    kwargs = merged.kwargs
+    refuse_many_keys(config=kwargs.config, context=kwargs.context, metadata=merged.metadata)
     refuse_large(
         parts.settings.max_run_bytes,
         "BELAY_MAX_RUN_BYTES",
-        kwargs=merged.kwargs.to_document(),
+        kwargs=kwargs.to_document(),
         metadata=merged.metadata,
     )
     return merged

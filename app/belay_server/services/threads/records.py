@@ -37,7 +37,7 @@ from belay_server.services.parts import Parts
 from belay_server.services.runs.cancellation import announcer, stop_runs
 from belay_server.services.runs.chosen_ids import drop_old_log
 from belay_server.services.runs.creation import new_id
-from belay_server.services.size_limits import refuse_large
+from belay_server.services.size_limits import refuse_large, refuse_many_keys
 from belay_server.services.threads.pruning import keep_latest
 from belay_server.settings import Settings
 from belay_server.states import jobs as state_jobs
@@ -88,6 +88,7 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
 def _refuse_large(settings: Settings, thread: _AnyThread) -> _AnyThread:
     """Return the thread; raise TooLarge for its merged metadata, which rolls the change back."""
     if thread is not None:
+        refuse_many_keys(metadata=thread.metadata)
         limit = settings.max_metadata_bytes
         refuse_large(limit, "BELAY_MAX_METADATA_BYTES", metadata=thread.metadata)
     return thread
