@@ -236,17 +236,26 @@ def list_keys() -> None:
 
 @keys.command("revoke")
 @click.argument("named")
-def revoke_key(named: str) -> None:
+@click.option("--disable-crons", is_flag=True, help="Also disable the crons that it has created.")
+def revoke_key(named: str, disable_crons: bool) -> None:
     """Revoke the key with the prefix NAMED, or all keys with the name NAMED."""
+    from belay_server.db import crons  # noqa: PLC0415
     from belay_server.db.api_keys import revoke_api_key  # noqa: PLC0415
 
     with _database() as conn:
         revoked = revoke_api_key(conn, named)
+        callers = [f"key:{key.prefix}" for key in revoked]
+        disabled = crons.disable_crons(conn, callers) if disable_crons else 0
+        left = crons.count_enabled_crons(conn, callers)
     if not revoked:
         click.echo(f"belay keys: there is no key {named}", err=True)
         sys.exit(1)
     for key in revoked:
         click.echo(f"revoked {key.prefix} ({key.name}); it is refused within two seconds")
+    if disabled:
+        click.echo(f"crons disabled: {disabled}")
+    if left:
+        click.echo(f"crons that continue: {left} (--disable-crons disables them)")
 
 
 if __name__ == "__main__":

@@ -115,6 +115,37 @@ def test_a_revoked_key_is_refused_and_others_stay_valid(locked, key):
     assert "there is no key nobody" in belay(locked, "revoke", "nobody", code=1)[1]
 
 
+def test_the_code_of_a_run_loses_its_access_with_the_key_that_created_it(locked, key, tmp_path):
+    other = belay(locked, "create", "--name", "replaced")[0]
+    note = tmp_path / "called"
+    body = {"assistant_id": "refused", "input": {"note": str(note)}}
+    with watched(httpx.Client(base_url=locked.url, timeout=60)) as client:
+        run = client.post("/runs", json=body, headers={"x-api-key": other}).json()
+        wait_until(note.exists, 30, "a call")
+        belay(locked, "revoke", "replaced")
+        path = f"/threads/{run['thread_id']}/runs/{run['run_id']}/join"
+        values = client.get(path, headers={"x-api-key": key}).json()
+    assert "revoked or expired; the run's code has no access" in values["note"]
+    assert values["note"].startswith("401")
+
+
+def test_revoking_a_key_states_and_disables_its_crons(locked, key):
+    other = belay(locked, "create", "--name", "scheduler")[0]
+    body = {"assistant_id": "counter", "schedule": "0 0 1 1 *"}
+    with watched(httpx.Client(base_url=locked.url, timeout=60)) as client:
+        cron = client.post("/runs/crons", json=body, headers={"x-api-key": other}).json()
+        kept = client.post("/runs/crons", json=body, headers={"x-api-key": key}).json()
+        said, _ = belay(locked, "revoke", "scheduler")
+        assert "crons that continue: 1 (--disable-crons disables them)" in said
+        said, _ = belay(locked, "revoke", "scheduler", "--disable-crons")
+        assert said.endswith("crons disabled: 1")
+        for one, enabled in ((cron, False), (kept, True)):
+            path = f"/runs/crons/{one['cron_id']}"
+            found = client.get(path, headers={"x-api-key": key}).json()
+            assert found["enabled"] is enabled
+            client.delete(path, headers={"x-api-key": key})
+
+
 def test_a_key_expires(locked):
     short = belay(locked, "create", "--name", "short", "--days", "0.00004")[0]
     assert call(locked, **{"x-api-key": short}).status_code == 200

@@ -30,6 +30,10 @@ class Authentication(Protocol):
     def caller(self) -> Caller:
         """Return the authenticated caller. Raises Unauthorized, Refused."""
 
+    def accepts(self, who: Caller) -> bool:
+        """Return whether a caller that was authenticated before still has access, as far as this
+        is known without its credential. Raises Unavailable."""
+
 
 class Authorization(Protocol):
     """The project's authorization handlers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -114,6 +115,16 @@ def lock_cron(conn: Connection, cron_id: UUID) -> Cron | None:
 
 def update_cron(conn: Connection, cron_id: UUID, content: CronContent) -> Cron | None:
     return fetch_one(conn, SQL.update_cron, {"cron_id": cron_id, **content.params()}, Cron)
+
+
+def count_enabled_crons(conn: Connection, callers: Sequence[str]) -> int:
+    """Return the number of enabled crons that these callers have created."""
+    return int(fetch_value(conn, SQL.count_enabled_crons, {"callers": list(callers)}))
+
+
+def disable_crons(conn: Connection, callers: Sequence[str]) -> int:
+    """Disable the crons that these callers have created, and return their number."""
+    return int(fetch_value(conn, SQL.disable_crons, {"callers": list(callers)}))
 
 
 def delete_cron(conn: Connection, cron_id: UUID) -> bool:

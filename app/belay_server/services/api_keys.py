@@ -41,6 +41,11 @@ class ApiKeys:
             return None
         return Caller(f"key:{key.prefix}", key.team, everything=key.scope == "all")
 
+    def is_good(self, prefix: str) -> bool:
+        """Return whether the key with this prefix is neither revoked nor expired. Raises
+        Unavailable."""
+        return self._good_key(prefix) is not None
+
     def _good_key(self, prefix: str) -> ApiKey | None:
         known = self._known.get(prefix)
         if known is not None and known.until > time.monotonic():

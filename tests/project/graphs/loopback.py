@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -85,7 +86,20 @@ def _leave_a_thread(state: Count) -> Count:
     return {}
 
 
+async def _call_until_refused(state: Count) -> Count:
+    """Call the server until it refuses, write a line for each call, and return the refusal."""
+    while True:
+        try:
+            await client.assistants.count()
+        except APIStatusError as error:
+            return {"note": f"{error.status_code} {error}"}
+        with Path(state["note"]).open("a") as file:
+            file.write("called\n")
+        await asyncio.sleep(0.05)
+
+
 leaves = StateGraph(Count).add_node("leave", _leave_a_thread).add_edge(START, "leave").compile()
 calls = StateGraph(Call).add_node("call", _call).add_edge(START, "call").compile()
 calls_sync = StateGraph(Call).add_node("call", _call_sync).add_edge(START, "call").compile()
 tells = StateGraph(Count).add_node("tell", _tell).add_edge(START, "tell").compile()
+refused = StateGraph(Count).add_node("call", _call_until_refused).add_edge(START, "call").compile()

@@ -71,6 +71,9 @@ class ProjectAuth:
         fields = to_plain(dict(user))
         return Caller(f"user:{user.identity}", user.identity, user=fields)
 
+    def accepts(self, who: Caller) -> bool:  # noqa: ARG002  (only the project's code knows)
+        return True
+
     def decide(
         self, caller: Caller, resource: str, action: str, value: MutableMapping[str, Any]
     ) -> Filter | None:

@@ -65,6 +65,9 @@ class KeyAuthentication:
         refuse_out_of_scope(caller)
         return caller
 
+    def accepts(self, who: Caller) -> bool:
+        return self._keys.is_good(who.name.removeprefix(_KEY))
+
 
 def key_of_request() -> str:
     """Return the API key in the request's headers; "" without one. `x-api-key` has precedence."""
@@ -119,6 +122,10 @@ def _creator_of_run(found: ApiContext, credential: str) -> Caller | None:
     if run.creator is None:
         raise Unauthorized("The run was created without authentication; its code has no access")
     who = Caller.of_creator(run.creator, run.auth_user)
+    if not found.authentication.accepts(who):
+        raise Unauthorized(
+            "The API key that created the run is revoked or expired; the run's code has no access"
+        )
     refuse_out_of_scope(who)
     return who
 

@@ -11,6 +11,17 @@ SELECT pg_advisory_xact_lock(hashtextextended('belay crons of ' || %(caller)s, 0
 -- name: count_crons_of
 SELECT count(*) FROM cron WHERE maker ->> 'caller' = %(caller)s
 
+-- name: count_enabled_crons
+SELECT count(*) FROM cron WHERE enabled AND maker ->> 'caller' = ANY (%(callers)s::text[])
+
+-- name: disable_crons
+WITH disabled AS (
+    UPDATE cron SET enabled = false, updated_at = now()
+    WHERE enabled AND maker ->> 'caller' = ANY (%(callers)s::text[])
+    RETURNING cron_id
+)
+SELECT count(*) FROM disabled
+
 -- name: get_cron
 SELECT * FROM cron
 WHERE cron_id = %(cron_id)s
