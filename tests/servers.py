@@ -72,6 +72,7 @@ class LiveServer:
                 env={**environ, **FOR_TESTS, **self.env},
                 stdout=log,
                 stderr=log,
+                preexec_fn=die_with_parent(os.getpid(), signal.SIGTERM),
             )
         self.wait_until_up(seconds)
         return self

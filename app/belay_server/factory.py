@@ -36,7 +36,7 @@ from belay_server.db.assistants import SystemAssistant
 from belay_server.db.connection import Database, Pool, open_pool, while_unavailable
 from belay_server.db.migrate import SchemaNotReady, wait_for_schema
 from belay_server.doorbell import Doorbell
-from belay_server.graphs.project.langgraph_json import Project, read_project
+from belay_server.graphs.project.langgraph_json import GraphSpec, Project, read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.loopback import Loopback
 from belay_server.graphs.registry import GraphRegistry
@@ -141,10 +141,16 @@ def open_context(settings: Settings) -> ApiContext:
 
 
 def _system_assistants(graphs: GraphRegistry) -> list[SystemAssistant]:
-    return [
-        SystemAssistant(spec.graph_id, graphs.name_of(spec.graph_id), spec.description)
-        for spec in graphs.project.graphs.values()
-    ]
+    def of(spec: GraphSpec) -> SystemAssistant:
+        defaults = graphs.project.defaults.get(spec.graph_id, {})
+        return SystemAssistant(
+            spec.graph_id,
+            graphs.name_of(spec.graph_id),
+            spec.description,
+            context=defaults.get("context") or defaults.get("configurable") or {},
+        )
+
+    return [of(spec) for spec in graphs.project.graphs.values()]
 
 
 def _states(settings: Settings, graphs: GraphRegistry, database: Database) -> StateProcess:

@@ -118,24 +118,28 @@ def test_metadata_cannot_exceed_its_limit_by_merging(api):
     assert made.status_code == 413
 
 
+@pytest.mark.parametrize("field", ["config", "context", "metadata"])
 @pytest.mark.parametrize(
     ("path", "body"),
     [
         ("/assistants", {"graph_id": "counter"}),
-        ("/threads", {}),
         ("/runs", {"assistant_id": "counter"}),
         ("/runs/crons", {"assistant_id": "counter", "schedule": "0 0 1 1 *"}),
     ],
 )
-@pytest.mark.parametrize("field", ["config", "context", "metadata"])
 def test_documents_that_are_merged_by_key_have_few_keys(api, path, body, field):
     """Runs whose configurable had 99,000 keys took 300 ms each, in which nobody was served."""
-    if path == "/threads" and field != "metadata":
-        pytest.skip("a thread has metadata alone")
     many = {str(number): 0 for number in range(10_001)}
     given = {"configurable": many} if field == "config" else many
     answer = api.post(path, json={**body, field: given})
     assert " keys; at most 10,000 are allowed" in refused(answer, 413)
+
+
+def test_the_metadata_of_a_thread_has_few_keys_also_after_merging(api):
+    halves = [{f"{half}{number}": 0 for number in range(5_001)} for half in "ab"]
+    thread = api.post("/threads", json={"metadata": halves[0]}).json()["thread_id"]
+    answer = api.patch(f"/threads/{thread}", json={"metadata": halves[1]})
+    assert "has 10,002 keys; at most 10,000 are allowed" in refused(answer, 413)
 
 
 def test_a_value_below_a_key_may_have_many_keys(api):

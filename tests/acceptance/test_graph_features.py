@@ -465,6 +465,15 @@ def test_the_state_of_an_interrupted_subgraph_can_be_updated(sync_client, thread
     assert answer["log"] == ["p1", "p1", "c1", "mine", "c2:yes", "p2"]
 
 
+def test_a_thread_whose_subgraph_pauses_is_interrupted(sync_client, thread_id, run):
+    """The subgraph was compiled with `interrupt_before`, so its run has no interrupts."""
+    run("paused", {})
+    assert sync_client.threads.get_state(thread_id)["next"] == ["child"]
+    assert sync_client.threads.get(thread_id)["status"] == "interrupted"
+    assert run("paused")["log"] == ["c1"]
+    assert sync_client.threads.get(thread_id)["status"] == "idle"
+
+
 # --- deferred nodes -------------------------------------------------------------------------
 
 

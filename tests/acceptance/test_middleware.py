@@ -52,6 +52,15 @@ def test_middleware_wraps_every_response_once(raw, path):
         assert answer.text == "by a route"
 
 
+def test_the_headers_of_a_stream_do_not_wait_for_its_first_part(raw, tmp_path):
+    """Through the middleware, Belay and the project's own route."""
+    file = tmp_path / "now"
+    with raw.stream("GET", "/follow", params={"file": str(file)}) as answer:
+        assert answer.headers["x-counted"] == "1"
+        file.touch()
+        assert answer.read() == b"a part"
+
+
 def test_middleware_may_answer_instead(raw):
     before = len(raw.post("/threads/search", json={}).json())
     for length in (2, 300_000):

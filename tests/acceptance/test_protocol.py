@@ -252,6 +252,33 @@ def test_a_subgraph_has_its_own_namespace_and_lifecycle(http, thread_id):
         assert [e["seq"] for e in listener.events] == wanted
 
 
+def test_the_tree_of_a_run_has_its_subgraphs(http, thread_id):
+    start(http, thread_id, "onion", {})
+    events_of(http, thread_id)
+    tree = command(http, thread_id, "agent.getTree", {})["result"]["tree"]
+    assert (tree["namespace"], tree["status"], tree["graph_name"]) == ([], "interrupted", "onion")
+    (outer,) = tree["children"]
+    (inner,) = outer["children"]
+    assert inner["namespace"][:1] == outer["namespace"]
+    assert [outer["status"], inner["status"]] == ["interrupted", "interrupted"]
+    assert outer["graph_name"] == outer["namespace"][0].partition(":")[0]
+    assert "children" not in inner
+
+
+def test_the_tree_of_a_running_run_shows_what_still_runs(http, thread_id):
+    params = {"assistant_id": "family", "input": {"seconds": 30}}
+    run_id = command(http, thread_id, "run.start", params)["result"]["run_id"]
+
+    def tree():
+        return command(http, thread_id, "agent.getTree", {})["result"]["tree"]
+
+    shown = wait_until(lambda: (found := tree()).get("children") and found, 20, "the child")
+    assert [shown["status"], shown["children"][0]["status"]] == ["running", "running"]
+    path = f"/threads/{thread_id}/runs/{run_id}/cancel"
+    http.post(path, params={"wait": "1"}).raise_for_status()
+    assert tree()["children"][0]["status"] == "interrupted"
+
+
 def test_the_namespace_of_a_subgraph_contains_its_task_id(http, thread_id):
     start(http, thread_id, "onion", {})
     events = events_of(http, thread_id)
@@ -596,7 +623,7 @@ def test_a_websocket_accepts_commands_and_sends_their_events(http, server):
     with socket_of(server, thread_id) as socket:
         send_command(socket, "subscription.subscribe", {"channels": ALL}, 1)
         (subscribed,) = received(socket, is_response)
-        assert subscribed["result"]["replayed_events"] == 0
+        assert list(subscribed["result"]) == ["subscription_id"]
         send_command(socket, "run.start", {"assistant_id": "counter", "input": {"count": 1}}, 2)
         messages = received(socket, is_event_end)
         assert [m["id"] for m in messages if is_response(m)] == [2]

@@ -612,12 +612,17 @@ def test_a_system_assistant_has_the_projects_name_and_description_until_a_client
             (assistant_id,),
         ).fetchone()
         assert version == (found.name, found.description)
-        return found.version, found.name, found.description
+        return found.version, found.name, found.description, found.context
 
     for name, description in (("First", None), ("Second", "says more"), ("Third", None)):
         one = SystemAssistant(graph_id, name, description)
         assistants.put_system_assistants(rows.conn, [one])
-        assert shown() == (1, name, description)
+        assert shown() == (1, name, description, {})
+    defaults = SystemAssistant(graph_id, "Third", context={"model": "small"})
+    assistants.put_system_assistants(rows.conn, [defaults])
+    assert shown() == (1, "Third", None, {"model": "small"})
+    found = assistants.get_assistant(rows.conn, assistant_id)
+    assert found.config == {"configurable": {"model": "small"}}
     rows.conn.execute(
         "UPDATE assistant SET name = 'Mine', version = 2 WHERE assistant_id = %s", (assistant_id,)
     )

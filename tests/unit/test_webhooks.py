@@ -35,12 +35,14 @@ PATHS = WebhookPolicy(allows_paths=True)
         ("https://example.com", "example.com", 443, "/", "example.com"),
         ("http://Example.com.:8080/a?b=c#d", "example.com", 8080, "/a?b=c", "example.com:8080"),
         ("http://[2001:4860:4860::8888]/x", "2001:4860:4860::8888", 80, "/x", None),
+        ("https://bücher.example/a;b", "xn--bcher-kva.example", 443, "/a;b", None),
+        ("http://①②⑦.0.0.1", "127.0.0.1", 80, "/", "127.0.0.1"),
     ],
 )
 def test_a_webhook_url_is_parsed_into_its_parts(url, host, port, path, authority):
     target = parse_target(url, ANY)
     assert (target.host, target.port, target.path) == (host, port, path)
-    assert target.authority == (authority or f"[{host}]")
+    assert target.authority == (authority or (f"[{host}]" if ":" in host else host))
 
 
 @pytest.mark.parametrize(

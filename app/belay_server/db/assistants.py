@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +35,19 @@ class SystemAssistant:
     graph_id: str
     name: str
     description: str | None = None
+    #: The defaults that the project sets for the graph, as an assistant's context.
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    def params(self) -> dict[str, Any]:
+        config = {"configurable": dict(self.context)} if self.context else {}
+        return {
+            "assistant_id": system_assistant_id(self.graph_id),
+            "graph_id": self.graph_id,
+            "name": self.name,
+            "description": self.description,
+            "config": Jsonb(config),
+            "context": Jsonb(dict(self.context)),
+        }
 
 
 def put_system_assistants(conn: Connection, assistants: Iterable[SystemAssistant]) -> None:
@@ -44,8 +57,8 @@ def put_system_assistants(conn: Connection, assistants: Iterable[SystemAssistant
     takes it over: otherwise every caller of the graph would run the client's assistant.
     """
     for one in assistants:
-        graph_id, assistant_id = one.graph_id, system_assistant_id(one.graph_id)
-        params = {"assistant_id": assistant_id, **dataclasses.asdict(one)}
+        params = one.params()
+        assistant_id = params["assistant_id"]
         execute(conn, SQL.own_system_assistant, params)
         version = fetch_value(conn, SQL.put_system_assistant, params)
         if version is not None and version > 1:
@@ -53,7 +66,7 @@ def put_system_assistants(conn: Connection, assistants: Iterable[SystemAssistant
                 "assistant %s of graph %s was created by a client; the server replaced it by the "
                 "system assistant and kept the client's content as version %d",
                 assistant_id,
-                graph_id,
+                one.graph_id,
                 version - 1,
             )
         execute(conn, SQL.put_version, {"assistant_id": assistant_id})

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +17,7 @@ from belay_server.domain.runs import Run, RunStatus
 from belay_server.domain.threads import Thread
 from belay_server.graphs.protocol.events import STREAM_MODES
 from belay_server.services.parts import Parts
+from belay_server.services.run_tree import Tree, run_tree
 from belay_server.services.threads.records import get_thread
 
 _TREE_STATUS = {
@@ -116,19 +116,8 @@ def _newest_run(database: Database, thread_id: UUID) -> Run | None:
     return newest[0] if newest else None
 
 
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """The run that is active on a thread, or the last one."""
-
-    status: str
-    graph_name: str
-
-    def as_json(self) -> dict[str, Any]:
-        return {"namespace": [], "status": self.status, "graph_name": self.graph_name}
-
-
 def tree_of(parts: Parts, thread_id: UUID) -> Tree:
-    """Return the tree of the thread's newest run. Raises NoSuchRun."""
+    """Return the tree of the thread's newest run. Raises NoSuchRun, Unavailable."""
     try:
         thread: Thread | None = get_thread(parts, thread_id)
     except NotFound:
@@ -139,4 +128,4 @@ def tree_of(parts: Parts, thread_id: UUID) -> Tree:
     status = _TREE_STATUS.get(RunStatus(run.status))
     if status is None:
         status = "interrupted" if thread.asks else "completed"
-    return Tree(status, run.graph_id)
+    return run_tree(parts.event_log, run.run_id, graph_name=run.graph_id, status=status)

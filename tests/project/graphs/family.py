@@ -43,6 +43,16 @@ child = (
 )
 
 
+#: A subgraph that pauses before its node, without a question.
+pausing_child = (
+    StateGraph(State)
+    .add_node("child_one", child_one)
+    .add_edge(START, "child_one")
+    .compile(interrupt_before=["child_one"])
+)
+paused = StateGraph(State).add_node("child", pausing_child).add_edge(START, "child").compile()
+
+
 async def parent_one(state: State) -> State:
     return {"log": ["p1"]}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
@@ -13,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 done: list[str] = []
@@ -98,8 +99,24 @@ async def worked(_request):
     return JSONResponse(done)
 
 
+async def follow(request):
+    """Stream a part when a file exists. The headers do not wait for it."""
+
+    async def parts():
+        while not Path(request.query_params["file"]).exists():
+            await asyncio.sleep(0.02)
+        yield "a part"
+
+    return StreamingResponse(parts())
+
+
 app = Starlette(
-    routes=[Route("/hello", hello), Route("/refuse", refuse), Route("/worked", worked)],
+    routes=[
+        Route("/hello", hello),
+        Route("/refuse", refuse),
+        Route("/worked", worked),
+        Route("/follow", follow),
+    ],
     middleware=[
         Middleware(CORSMiddleware, allow_origins=["https://ui.example"]),
         Middleware(Counting, name="x-counted"),

@@ -19,6 +19,7 @@ from langchain_core.messages import (
     message_chunk_to_message,
 )
 from langchain_core.tracers import LangChainTracer
+from langgraph.pregel import Pregel
 from langsmith.utils import tracing_is_enabled
 
 from belay_server.domain.access import AUTH_USER
@@ -364,8 +365,7 @@ async def _finished(graph: Graph, execution: Execution, stream: _Stream) -> Endi
         stream.interrupted
         or not stream.saw_values
         or execution.kwargs.may_pause
-        or graph.interrupt_before_nodes
-        or graph.interrupt_after_nodes
+        or _may_pause(graph)
     )
     if not may_pause:
         return Ending(RunStatus.SUCCESS, values=to_plain(stream.values))
@@ -375,6 +375,16 @@ async def _finished(graph: Graph, execution: Execution, stream: _Stream) -> Endi
         values=resting.values,
         interrupts=resting.interrupts,
         has_next=resting.has_next,
+    )
+
+
+def _may_pause(graph: Graph) -> bool:
+    """Return whether the graph or a subgraph was compiled with `interrupt_before` or `_after`."""
+    subgraphs = (found for _, found in graph.get_subgraphs(recurse=True))
+    return any(
+        one.interrupt_before_nodes or one.interrupt_after_nodes
+        for one in (graph, *subgraphs)
+        if isinstance(one, Pregel)
     )
 
 

@@ -79,7 +79,19 @@ class AsgiBridge:
 
     async def _with_state(self, scope: Any, receive: Any, send: Any) -> None:
         scope["state"] = dict(self._state)
-        await self._app(scope, receive, send)
+
+        async def send_headers_at_once(message: Any) -> None:
+            await send(message)
+            if message["type"] == "http.response.start" and is_stream(message):
+                await send({"type": "http.response.body", "body": b"", "more_body": True})
+
+        await self._app(scope, receive, send_headers_at_once)
+
+
+def is_stream(start: Message) -> bool:
+    """Return whether a response has no length, so that its first part may come much later than its
+    headers."""
+    return all(name.lower() != b"content-length" for name, _ in start.get("headers", ()))
 
 
 def is_text(path_info: str) -> bool:

@@ -27,7 +27,7 @@ from gevent.event import AsyncResult
 from gevent.queue import SimpleQueue
 
 from belay_server.api.http.unread_bodies import CountedBody, count_body
-from belay_server.api.project.asgi_bridge import is_text
+from belay_server.api.project.asgi_bridge import is_stream, is_text
 from belay_server.api.project.code_access import act_as_server
 
 log = logging.getLogger(__name__)
@@ -159,6 +159,8 @@ class _Exchange:
                 elif kind == "start":
                     started = True
                     start_response(_status(content["status"]), _headers(content))
+                    if is_stream(content):
+                        yield b""  # the web server sends the headers with the first part
                     self._answer(taken, None)
                 elif kind == "body":
                     yield content

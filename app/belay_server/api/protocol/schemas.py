@@ -47,8 +47,8 @@ class RunStart(Body):
     input = ma.fields.Raw(allow_none=True)
     config = ma.fields.Nested(RunConfig, allow_none=True)
     metadata = Object(allow_none=True)
-    multitask_strategy = ma.fields.String(validate=_STRATEGY)
-    multitaskStrategy = ma.fields.String(validate=_STRATEGY)  # noqa: N815  (the protocol's name)
+    multitask_strategy = ma.fields.String(validate=_STRATEGY, allow_none=True)
+    multitaskStrategy = ma.fields.String(validate=_STRATEGY, allow_none=True)  # noqa: N815  (the protocol's name)
 
 
 class _Answer(Body):

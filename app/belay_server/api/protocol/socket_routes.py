@@ -189,7 +189,7 @@ class _Conversation:
         name = str(uuid.uuid4())
         self._subscriptions[name] = followed = _SocketSubscription(self, self._thread_id, wanted)
         followed.start()
-        return success(frame.id, {"subscription_id": name, "replayed_events": 0})
+        return success(frame.id, {"subscription_id": name})
 
     def _unsubscribe(self, frame: Frame) -> Answer:
         name = frame.params.get("subscription_id")

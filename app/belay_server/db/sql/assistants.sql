@@ -5,11 +5,14 @@
 -- name: put_system_assistant
 -- A row that a client made with this id is replaced, as a new version. No row is returned if the
 -- assistant is already the server's own.
-INSERT INTO assistant (assistant_id, graph_id, name, description, metadata, is_system)
-VALUES (%(assistant_id)s, %(graph_id)s, %(name)s, %(description)s, '{"created_by": "system"}', true)
+INSERT INTO assistant
+    (assistant_id, graph_id, name, description, config, context, metadata, is_system)
+VALUES (%(assistant_id)s, %(graph_id)s, %(name)s, %(description)s, %(config)s, %(context)s,
+        '{"created_by": "system"}', true)
 ON CONFLICT (assistant_id) DO UPDATE SET
     graph_id = EXCLUDED.graph_id, name = EXCLUDED.name, description = EXCLUDED.description,
-    config = '{}', context = '{}', metadata = EXCLUDED.metadata, is_system = true,
+    config = EXCLUDED.config, context = EXCLUDED.context, metadata = EXCLUDED.metadata,
+    is_system = true,
     version = 1 + (SELECT max(v.version) FROM assistant_version v
                    WHERE v.assistant_id = EXCLUDED.assistant_id),
     updated_at = clock_timestamp()
@@ -29,14 +32,19 @@ WHERE a.assistant_id = %(assistant_id)s AND NOT a.is_system
         AND v.config = '{}' AND v.context = '{}')
 
 -- name: describe_system_assistant
--- The project may have changed the name or the description. What a client has changed is kept.
+-- The project may have changed the name, the description or the defaults. What a client has changed
+-- is kept.
 WITH described AS (
-    UPDATE assistant SET name = %(name)s, description = %(description)s
+    UPDATE assistant SET
+        name = %(name)s, description = %(description)s, config = %(config)s, context = %(context)s,
+        updated_at = clock_timestamp()
     WHERE assistant_id = %(assistant_id)s AND is_system AND version = 1
-      AND (name, description) IS DISTINCT FROM (%(name)s::text, %(description)s::text)
+      AND (name, description, config, context) IS DISTINCT FROM
+          (%(name)s::text, %(description)s::text, %(config)s::jsonb, %(context)s::jsonb)
     RETURNING assistant_id
 )
-UPDATE assistant_version v SET name = %(name)s, description = %(description)s
+UPDATE assistant_version v SET
+    name = %(name)s, description = %(description)s, config = %(config)s, context = %(context)s
 FROM described d WHERE v.assistant_id = d.assistant_id AND v.version = 1
 
 -- name: put_version
