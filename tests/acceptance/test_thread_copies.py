@@ -99,7 +99,7 @@ def test_a_copy_of_a_busy_thread_is_not_busy(http, sync_client, thread_id, beats
 
 
 def test_a_copy_of_an_unknown_thread_is_not_found(http):
-    assert "not found" in refused(http.post(f"/threads/{UNKNOWN}/copy"), 404)
+    assert "not found" in refused(http.post(f"/threads/{UNKNOWN}/copy"), 409)
     assert "Invalid thread ID" in refused(http.post("/threads/nonsense/copy"), 422)
 
 

@@ -113,7 +113,7 @@ def delete_thread(thread_id: str) -> Response:
 
 @blueprint.post("/threads/<thread_id>/copy")
 @blueprint.response(200, Thread)
-@blueprint.alt_response(404, schema=Error)
+@blueprint.alt_response(409, schema=Error)
 @authorized("threads", "read")
 def copy_thread(thread_id: str) -> Response:
     """Copy a thread with its state and history, without its runs."""

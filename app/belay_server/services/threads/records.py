@@ -174,7 +174,7 @@ def delete_thread(
 def copy_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thread:
     """Copy a thread with its state and history; merge `metadata` into the copy's metadata.
 
-    Raises NotFound, TooLarge.
+    Raises Conflict for an unknown thread, as the API documents it; TooLarge, OutOfReach.
     """
     copy_id = new_id()
 
@@ -182,8 +182,11 @@ def copy_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thre
         # Read the row and the checkpoints from one snapshot, while runs may write to the thread.
         thread_rows.repeatable_read(conn)
         if not thread_rows.copy_thread(conn, thread_id, copy_id, metadata):
-            raise NotFound(f"Thread with ID {thread_id} not found")
-        return _refuse_large(parts.settings, _found(conn, copy_id, with_values=True))
+            raise Conflict(f"Thread with ID {thread_id} not found")
+        copied = thread_rows.get_thread(conn, copy_id, with_values=True)
+        if copied is None:
+            raise OutOfReach("thread")
+        return _refuse_large(parts.settings, copied)
 
     return _settled(parts, parts.database.transaction(copy), with_values=True)
 
