@@ -182,7 +182,7 @@ def get_assistant(conn: Connection, assistant_id: UUID) -> Assistant | None:
 
 def keep_assistant(conn: Connection, assistant: Assistant) -> bool:
     """Prevent the deletion of an assistant until the transaction ends. Return whether it exists.
-    System assistants, which nobody deletes, are not locked."""
+    System assistants cannot be deleted, so they are not locked."""
     params = {"assistant_id": assistant.assistant_id}
     return assistant.is_system or fetch_value(conn, SQL.keep_assistant, params) is not None
 

@@ -197,7 +197,7 @@ def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
 
 def _within_reach(conn: Connection, cron: Cron) -> Cron:
     """Return a cron that was just written; raise OutOfReach if the caller's filter does not match
-    it, which rolls the change back. Its runs are its creator's, whoever changes it."""
+    it, which rolls the change back. Its runs stay those of its creator."""
     if cron_rows.get_cron(conn, cron.cron_id) is None:
         raise OutOfReach("cron")
     return cron

@@ -19,7 +19,7 @@ from belay_server.api.runs.requests import run_request
 from belay_server.api.security.authorization import authorize
 from belay_server.domain.errors import BadRequest, Conflict, InvalidRequest, NotFound
 from belay_server.domain.run_options import RunOptions
-from belay_server.services.protocol_commands import (
+from belay_server.services.protocol.commands import (
     NoSuchInterrupt,
     NoSuchRun,
     options_of_answers,

@@ -17,7 +17,7 @@ from belay_server.domain.runs import Run, RunStatus
 from belay_server.domain.threads import Thread
 from belay_server.graphs.protocol.events import STREAM_MODES
 from belay_server.services.parts import Parts
-from belay_server.services.run_tree import Tree, run_tree
+from belay_server.services.protocol.run_tree import Tree, run_tree
 from belay_server.services.threads.records import get_thread
 
 _TREE_STATUS = {
