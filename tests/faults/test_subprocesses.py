@@ -115,13 +115,19 @@ def test_a_subprocess_ends_with_a_killed_worker(cluster, client, beats, kind):
 def test_the_guardian_is_replaced_when_it_is_killed(cluster, client, beats):
     worker = cluster.workers[0]
 
-    def guardians() -> list[int]:
-        """Return the guardian's pid: children have a lower priority (a higher nice value)."""
-        return [c.pid for c in psutil.Process(worker.pid).children() if c.nice() == 0]
+    def guardian() -> int | None:
+        """Return the guardian's pid when the worker has fully started: its children then have a
+        lower priority (a higher nice value), which they set after their start."""
+        started = psutil.Process(worker.pid).children()
+        try:
+            others = [one.pid for one in started if one.nice() == 0]
+        except psutil.NoSuchProcess:  # one has ended since
+            return None
+        return others[0] if len(others) == 1 and len(started) > 3 else None
 
-    [first] = wait_until(guardians, 20, "a guardian of a worker that has just started")
+    first = wait_until(guardian, 20, "a guardian of a worker that has just started")
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: guardians() not in ([], [first]), 20, "another guardian")
+    wait_until(lambda: guardian() not in (None, first), 20, "another guardian")
     start(client, "leave_daemon", beats)
     daemon = daemon_of(beats)
     owner, _ = child_of(cluster, daemon)
