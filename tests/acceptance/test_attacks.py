@@ -241,6 +241,10 @@ def test_the_message_of_an_error_is_truncated(api):
     assert "980000 characters cut off" in error["message"]
 
 
+#: Python 3.13 replaces a GeneratorExit that leaves a coroutine.
+_EXITED = "coroutine ignored GeneratorExit" if sys.version_info >= (3, 13) else "no way on"
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -248,7 +252,7 @@ def test_the_message_of_an_error_is_truncated(api):
         ({"escaped": json.dumps("a \x00 NUL")}, "cannot parse a \ufffd NUL"),
         ({"raises": "Unprintable"}, "(its message cannot be formatted: KeyError)"),
         ({"raises": "Panic"}, "no way on"),
-        ({"raises": "GeneratorExit"}, "no way on"),
+        ({"raises": "GeneratorExit"}, _EXITED),
     ],
     ids=["surrogate", "NUL", "unprintable", "panic", "GeneratorExit"],
 )

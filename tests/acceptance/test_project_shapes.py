@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from langgraph_sdk import get_sync_client
 
+from tests.conformance import watched
 from tests.model_server import model_server
 from tests.waiting import wait_until
 
@@ -36,7 +37,7 @@ def make_project(make_server, model):
             config = PROJECTS / name / "langgraph.json"
             server = make_server(f"shape-{name}", config=config, **model.environ).start()
             stack.callback(server.stop)
-            return stack.enter_context(get_sync_client(url=server.url))
+            return stack.enter_context(watched(get_sync_client(url=server.url)))
 
         yield start
 

@@ -79,12 +79,14 @@ def _stream(
         beat_at = time.monotonic() + heartbeat
         while not subscription.client_left:
             if subscription.drained:
+                # The row may still be active: the announced end was wrong. An end that is announced
+                # while the row is read must not be forgotten.
+                subscription.rearm()
                 ask = partial(_now, parts, team, run)
                 now = yield from through_outages(HEARTBEAT, ask)
                 if not now.is_active:
                     yield from _unsent(now, sent)
                     return
-                subscription.rearm()  # the row is still active: the announced end was wrong
             # A worker appends the first event to the run's log when it has claimed the run.
             has_started = subscription.take(beat_at)
             if has_started and sent == 1:

@@ -127,6 +127,8 @@ def wait_until_ended(
     subscriptions = {run_id: parts.feed.subscribe(run_id, events=False) for run_id in left}
     try:
         while True:
+            # Before the rows are read: an end that is announced after that ends the wait.
+            subscriptions[left[0]].rearm()
             with parts.database.connection() as conn:
                 ended = run_rows.ended_runs(conn, left)
             left = [run_id for run_id in left if run_id not in ended]
@@ -134,7 +136,6 @@ def wait_until_ended(
                 return True
             if deadline is not None and time.monotonic() >= deadline:
                 return False
-            subscriptions[left[0]].rearm()
             subscriptions[left[0]].wait_for_end(time.monotonic() + 1.0)
     finally:
         for subscription in subscriptions.values():
