@@ -3,6 +3,7 @@ from the checkout, and from a wheel installed elsewhere."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -179,8 +180,11 @@ def installed(tmp_path_factory):
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     [wheel] = wheels.glob("*.whl")
     python = folder / "venv" / "bin" / "python"
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps"]
-    options = ["--no-index", "--quiet", "--disable-pip-version-check", str(wheel)]
+    # An environment that was made by uv has no pip.
+    with_pip = [sys.executable, "-m", "pip", "--python", str(python), "install"]
+    with_uv = ["uv", "pip", "install", "--python", str(python)]
+    install = with_pip if importlib.util.find_spec("pip") else with_uv
+    options = ["--no-deps", "--no-index", "--quiet", str(wheel)]
     subprocess.run([*install, *options], check=True, capture_output=True, timeout=100)
     return folder / "venv"
 

@@ -38,5 +38,7 @@ def test_an_end_that_is_announced_during_the_query_is_not_missed(monkeypatch):
             subscribe=lambda _run_id, events: subscription, unsubscribe=lambda _: None
         ),
     )
+    assert cancellation.wait_until_ended(parts, [])
+    assert queries == []
     assert cancellation.wait_until_ended(parts, [run_id])
     assert len(queries) == 2

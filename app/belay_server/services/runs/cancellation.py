@@ -126,17 +126,17 @@ def wait_until_ended(
     left = list(run_ids)
     subscriptions = {run_id: parts.feed.subscribe(run_id, events=False) for run_id in left}
     try:
-        while True:
+        while left:
             # Before the rows are read: an end that is announced after that ends the wait.
             subscriptions[left[0]].rearm()
             with parts.database.connection() as conn:
                 ended = run_rows.ended_runs(conn, left)
             left = [run_id for run_id in left if run_id not in ended]
-            if not left:
-                return True
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            subscriptions[left[0]].wait_for_end(time.monotonic() + 1.0)
+            if left:
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+                subscriptions[left[0]].wait_for_end(time.monotonic() + 1.0)
+        return True
     finally:
         for subscription in subscriptions.values():
             parts.feed.unsubscribe(subscription)
