@@ -10,6 +10,7 @@ import sys
 
 import httpx
 import psutil
+import psycopg
 import pytest
 from langgraph_sdk import get_sync_client
 
@@ -225,11 +226,15 @@ def test_a_project_that_cannot_be_loaded_stops_the_start(scratch, tmp_path, docu
 @pytest.mark.long
 def test_a_concurrency_above_the_postgres_connections_stops_the_start(database_url):
     """The children would use all connections: no lease would be renewed, no cancel received."""
+    reserved = "current_setting('superuser_reserved_connections')::int"
+    with psycopg.connect(database_url) as conn:
+        row = conn.execute(f"SELECT current_setting('max_connections')::int - {reserved}")
+        [[allowed]] = row.fetchall()
     environ = {
         "DATABASE_URL": database_url,
         "REDIS_URL": "redis://127.0.0.1:1",
         "BELAY_CONFIG": str(PROJECT),
-        "BELAY_CONCURRENCY": "197",
+        "BELAY_CONCURRENCY": str(allowed),
     }
     done = subprocess.run(
         [sys.executable, "-m", "celery", "-A", "belay_workers", "worker"],
@@ -240,8 +245,8 @@ def test_a_concurrency_above_the_postgres_connections_stops_the_start(database_u
         timeout=60,
     )
     assert done.returncode == 3
-    needs = "197 runs at once need 201 connections to Postgres, which allows 197"
-    assert f"belay worker: {needs}: raise its max_connections" in done.stderr
+    needs = f"{allowed} runs at once need {allowed + 4} connections to Postgres, which allows"
+    assert f"belay worker: {needs} {allowed}: raise its max_connections" in done.stderr
 
 
 def test_a_second_server_in_the_same_folder_is_refused(tmp_path):
