@@ -120,6 +120,18 @@ def test_a_project_may_allow_loopback_and_private_ranges(address, policy, refuse
     assert (policy.refuses(ipaddress.ip_address(address)) is not None) == refused
 
 
+def test_allowed_domains_may_have_letters_that_are_not_ascii():
+    policy = WebhookPolicy(allowed_domains=("bücher.example", "*.ÄRZTE.example"))
+    for url in (
+        "https://BÜCHER.example",
+        "https://xn--bcher-kva.example",
+        "https://a.ärzte.example",
+    ):
+        parse_target(url, policy)
+    with pytest.raises(ValueError, match="not among the allowed domains"):
+        parse_target("https://ärzte.example", policy)
+
+
 def test_a_policy_may_require_https_domains_and_ports():
     policy = WebhookPolicy(
         https_only=True, allowed_domains=("example.com", "*.hooks.io"), allowed_ports=(443,)

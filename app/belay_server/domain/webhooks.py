@@ -174,8 +174,16 @@ def _is_within(host: str, domains: tuple[str, ...]) -> bool:
     """Return whether a host is among the domains. `*.example.com` is any host below that domain."""
     return any(
         host.endswith(domain[1:]) if domain.startswith("*.") else host == domain
-        for domain in (domain.lower() for domain in domains)
+        for domain in map(_in_ascii, domains)
     )
+
+
+def _in_ascii(domain: str) -> str:
+    """Return a domain in the resolver's form, as hosts are compared."""
+    if domain.isascii():
+        return domain.lower()
+    wildcard = "*." if domain.startswith("*.") else ""
+    return wildcard + domain.removeprefix("*.").encode("idna").decode().lower()
 
 
 def blocked_range(address: Address) -> str | None:
