@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import uuid
@@ -12,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from langgraph_sdk import get_sync_client
+from langgraph_sdk import get_client, get_sync_client
 
 from tests.conformance import watched
 from tests.model_server import model_server
@@ -170,6 +171,31 @@ def test_the_model_is_chosen_by_the_context(react):
         new_thread(react), "agent", input=said("hi"), context={"model": "openai:other"}
     )
     assert last_text(values) == "ok"
+
+
+def test_fifty_chats_at_once_are_all_answered_or_stopped(react):
+    """Every second one is stopped in the middle and asked again."""
+
+    async def chat(client, number):
+        thread_id = (await client.threads.create())["thread_id"]
+        stops = number % 2 == 0
+        run = await client.runs.create(
+            thread_id, "agent", input=said("say 5000" if stops else "say 5")
+        )
+        if stops:
+            await client.runs.cancel(thread_id, run["run_id"], wait=True)
+        else:
+            await client.runs.join(thread_id, run["run_id"])
+        status = (await client.runs.get(thread_id, run["run_id"]))["status"]
+        answer = await client.runs.wait(thread_id, "agent", input=said("again"))
+        return status, last_text(answer)
+
+    async def chats():
+        async with watched(get_client(url=str(react.http.client.base_url))) as client:
+            return await asyncio.gather(*(chat(client, number) for number in range(50)))
+
+    answers = asyncio.run(chats())
+    assert answers == [("interrupted", "ok"), ("success", "ok")] * 25
 
 
 # --- memories, written by another graph ---------------------------------------------------------
