@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,13 +24,14 @@ from belay_server.dev.embedded import (
 )
 from belay_server.dev.process_tree import die_with_parent
 from belay_server.graphs.project.langgraph_json import read_project
+from tests.waiting import wait_until
 
 PROJECT = Path(__file__).parent / "project" / "langgraph.json"
 STORE_INDEX = read_project(PROJECT).store.index
 
 
-#: Settings without which tests would have to wait too long.
-FOR_TESTS = {"BELAY_CRON_SHORTEST_SECONDS": "1"}
+#: Settings without which tests would have to wait too long, or could not know the end of the log.
+FOR_TESTS = {"BELAY_ACCESS_LOG": "1", "BELAY_CRON_SHORTEST_SECONDS": "1"}
 
 
 class LiveServer:
@@ -88,6 +90,24 @@ class LiveServer:
                 return
             time.sleep(0.05)
         raise RuntimeError(f"belay dev did not start: {self.log.read_text()[-3000:]}")
+
+    def wait_for_log(self, words: str, seconds: float = 30.0) -> str:
+        """Wait until the words are in the log. Return the log. A line can reach it after the
+        response to the request that it is about, as it passes through the pipe of `belay dev`."""
+        wait_until(lambda: words in self.log.read_text(), seconds, f"{words!r} in {self.log}")
+        return self.log.read_text()
+
+    def log_until_now(self) -> str:
+        """Return the log with every line that the web process has written before this call, for
+        tests of what is not in it. Applies to servers with BELAY_ACCESS_LOG."""
+        mark = f"mark-{uuid.uuid4()}"
+        request = urllib.request.Request(f"{self.url}/ok", headers={"x-request-id": mark})
+        with urllib.request.urlopen(request, timeout=30):
+            return self.wait_for_log(mark)
+
+    def log_lines(self) -> list[str]:
+        """Return the lines of the log, without a last one that is not complete yet."""
+        return self.log.read_text().split("\n")[:-1]
 
     def tree(self) -> list[psutil.Process]:
         assert self.process is not None

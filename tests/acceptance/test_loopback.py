@@ -166,7 +166,7 @@ def test_log_records_have_the_headers_that_the_project_names(ann, server):
     assert ann.get("/info", headers=headers).status_code == 200
 
     def record():
-        lines = server.log.read_text().splitlines()
+        lines = server.log_lines()
         found = [line.partition("| ")[2] for line in lines if "logged-headers" in line]
         return json.loads(found[0]) if found else None
 

@@ -145,7 +145,7 @@ def test_a_run_waits_for_a_worker_that_has_its_graph(scratch):
     assert live.process is not None
     live = deploy("kept")
     with watched(httpx.Client(base_url=live.url, timeout=60)) as client:
-        wait_until(lambda: f"run {run} stays pending" in live.log.read_text(), 60, "the warning")
+        live.wait_for_log(f"run {run} stays pending", 60)
         assert_outputs(live.url, {"kept": "kept"})
         path = f"/threads/{waiting}/runs/{run}"
         assert client.get(path).json()["status"] == "pending"

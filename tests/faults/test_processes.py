@@ -182,7 +182,7 @@ def test_belay_dev_restarts_a_dead_process_and_reports_it(own_server, own_client
         victim = min(own_server.find(*words), key=lambda p: p.create_time())
         victim.kill()
         line = f"{name} was killed by SIGKILL; starting it again"
-        wait_until(lambda said=line: said in own_server.log.read_text(), 10, "the restart")
+        own_server.wait_for_log(line)
 
         def answers():
             try:
