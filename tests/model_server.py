@@ -2,7 +2,8 @@
 
 It obeys the last message of a request: `call TOOL {json}` calls a tool, `say N` streams N words,
 and a tool's result is repeated. Anything else is answered by `ok`. It notes when a client closes a
-connection before the end, which is how a cancelled call of a model ends.
+connection before the end, which is how a cancelled call of a model ends. `GET /calls` returns the
+calls as JSON.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from select import select
 from socket import MSG_PEEK
@@ -118,8 +119,18 @@ def _is_tool_result(content: Any) -> bool:
 
 def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if self.path != "/calls":
+                self.send_error(404)
+                return
+            self._send_json([asdict(call) for call in server.calls])
+
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            length = int(self.headers["content-length"])
+            data = self.rfile.read(length)
+            if len(data) < length:
+                return  # the client has closed the connection within its request
+            body = json.loads(data)
             if not self.path.endswith(("/chat/completions", "/messages")):
                 self.send_error(404)
                 return
@@ -146,7 +157,7 @@ def _handler(server: ModelServer) -> type[BaseHTTPRequestHandler]:
                     call.was_closed_early = True
                     return
 
-        def _send_json(self, document: dict[str, Any]) -> None:
+        def _send_json(self, document: Any) -> None:
             data = json.dumps(document).encode()
             self.send_response(200)
             self.send_header("content-type", "application/json")
