@@ -107,14 +107,16 @@ def validate(config: Path | None) -> None:
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def new(folder: Path) -> None:
-    """Create a project in FOLDER: graphs to start from, which need no API key."""
-    if folder.exists() and any(folder.iterdir()):
-        raise click.UsageError(f"{folder} exists and is not empty")
+    """Create a project in FOLDER: graphs to start from, which need no API key.
+
+    The folder may exist, with a virtual environment for instance; nothing in it is replaced.
+    """
+    example = EXAMPLE_CONFIG.parent
+    names = sorted(path.name for path in example.iterdir() if path.name != "__pycache__")
+    if taken := [name for name in names if (folder / name).exists()]:
+        raise click.UsageError(f"{folder} has a project already: {', '.join(taken)}")
     shutil.copytree(
-        EXAMPLE_CONFIG.parent,
-        folder,
-        dirs_exist_ok=True,
-        ignore=shutil.ignore_patterns("__pycache__"),
+        example, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
     )
     click.echo(f"created {folder}; now: cd {folder} && belay dev")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from belay_server.api.project.app import ProjectApp
 from belay_server.api.project.auth import ProjectAuth
-from belay_server.graphs.project.langgraph_json import Project, read_project
+from belay_server.graphs.project.langgraph_json import GraphSpec, Project, read_project
 from belay_server.graphs.project.loading import ProjectError
-from belay_server.graphs.registry import GraphRegistry, load_graph
+from belay_server.graphs.registry import GraphRegistry, NotAGraph, build_graph
 from belay_server.project_env import add_project_env
 from belay_server.settings import SettingsError
 
@@ -25,10 +25,8 @@ class Finding:
 
 
 def validate_project(config: Path) -> Iterator[Finding]:
-    """Yield what is right, wrong, and without effect in a project. Its code is imported.
-
-    A factory is not called: it may need a run's config.
-    """
+    """Yield what is right, wrong, and without effect in a project. Its code is imported, and each
+    factory is called with an empty config."""
     os.environ["BELAY_CONFIG"] = str(config)
     try:
         add_project_env(os.environ)
@@ -39,12 +37,19 @@ def validate_project(config: Path) -> Iterator[Finding]:
     yield from (Finding(warning) for warning in project.warnings)
     project.apply_environment()
     for spec in project.graphs.values():
-        try:
-            kind = load_graph(project, spec)
-            yield Finding(f"graph '{spec.graph_id}' ({spec.target}): {kind}")
-        except ProjectError as error:
-            yield Finding(str(error), is_error=True)
+        yield _graph(project, spec)
     yield from _others(project)
+
+
+def _graph(project: Project, spec: GraphSpec) -> Finding:
+    who = f"graph '{spec.graph_id}' ({spec.target})"
+    try:
+        return Finding(f"{who}: {build_graph(project, spec)}")
+    except (ProjectError, NotAGraph) as error:
+        return Finding(str(error), is_error=True)
+    except Exception as error:  # noqa: BLE001  (the project's own: it may need a run's config)
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        return Finding(f"{who}: a factory, which fails without a run's config: {cause}")
 
 
 def _others(project: Project) -> Iterator[Finding]:

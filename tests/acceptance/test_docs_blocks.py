@@ -114,7 +114,8 @@ class Shell:
         return done.stdout
 
 
-#: Reads one source per line as JSON, and writes its output and its exception for each.
+#: Reads one source per line as JSON, and writes its output and its exception for each. Tests that
+#: a source defines are called.
 _INTERPRETER = """
 import ast, asyncio, contextlib, inspect, io, json, sys, traceback
 names = {"__name__": "__main__"}
@@ -123,6 +124,8 @@ async def execute(source):
     result = eval(code, names)
     if inspect.isawaitable(result):
         await result
+    for name in [name for name in names if name.startswith("test_")]:
+        names.pop(name)()
 with asyncio.Runner() as runner:
     for line in sys.stdin:
         printed, error = io.StringIO(), None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import httpx
 import pytest
 import watchfiles
 
-from belay_server.dev.reload import CodeChanges
+from belay_server.dev.reload import CodeChanges, InstalledPackages
 from tests.conformance import watched
 from tests.waiting import wait_until
 
@@ -65,7 +66,18 @@ def test_a_new_project_is_valid(tmp_path):
     assert "graph 'agent' (./graphs/agent.py:graph): a graph" in checked.stdout
     again = belay("new", tmp_path / "mine")
     assert again.returncode == 2
-    assert "not empty" in again.stderr
+    assert "has a project already: embeddings.py, graphs, langgraph.json" in again.stderr
+
+
+def test_a_new_project_is_made_beside_a_virtual_environment(tmp_path):
+    (tmp_path / ".venv").mkdir()
+    assert belay("new", ".", cwd=tmp_path).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".venv",
+        "embeddings.py",
+        "graphs",
+        "langgraph.json",
+    ]
 
 
 def test_every_error_of_a_project_is_reported(tmp_path):
@@ -83,6 +95,40 @@ def test_every_error_of_a_project_is_reported(tmp_path):
     for error in ("has no 'nothing'", "there is no file ./gone.py", "no 'GRAPHS'", "langgraph_sdk"):
         assert error in checked.stderr
     assert len(checked.stderr.splitlines()) == 4
+
+
+FACTORIES = """
+from typing import TypedDict
+from langgraph.graph import START, StateGraph
+
+class State(TypedDict):
+    note: str
+
+def node(state):
+    return {"note": "cooked"}
+
+def factory(config):
+    return StateGraph(State).add_node("node", node).add_edge(START, "node")
+
+def choosy(config):
+    return {"known": factory(config)}[config["configurable"]["kitchen"]]
+"""
+
+
+def test_factories_are_called(tmp_path):
+    targets = ("node", "factory", "choosy")
+    path = project(tmp_path, graphs={name: f"./agent.py:{name}" for name in targets})
+    (tmp_path / "agent.py").write_text(FACTORIES)
+    checked = belay("validate", "--config", path)
+    assert checked.returncode == 1
+    assert checked.stdout.splitlines() == [
+        "graph 'factory' (./agent.py:factory): a factory",
+        "graph 'choosy' (./agent.py:choosy): a factory, which fails without a run's config: "
+        "KeyError: 'kitchen'",
+    ]
+    assert checked.stderr.splitlines() == [
+        "error: 'node' must be a graph, a StateGraph or a factory of one, not a dict"
+    ]
 
 
 @pytest.mark.parametrize("words", [(), ("--config", "nowhere.json")])
@@ -141,8 +187,49 @@ def test_a_changed_project_is_loaded_again_and_its_runs_continue(tmp_path, make_
         ("node_modules/x.py", False),
         ("pkg/__pycache__/x.py", False),
         (".belay/x.py", False),
+        ("own-venv/lib/x.py", False),
+        ("own-venv/pyvenv.cfg", False),
+        ("tests/test_agent.py", False),
+        ("tests/helpers.py", False),
+        ("pkg/tests/test_x.py", False),
+        ("test_agent.py", False),
+        ("agent_test.py", False),
+        ("conftest.py", False),
+        ("test/agent.py", True),
+        ("test_graph.py", True),
+        ("contest.py", True),
     ],
 )
 def test_only_the_code_and_the_configuration_are_watched(tmp_path, name, counts):
+    (tmp_path / "own-venv").mkdir()
+    (tmp_path / "own-venv/pyvenv.cfg").touch()
+    project(tmp_path, graphs={"a": "./test/agent.py:graph", "b": "./test_graph.py:graph"})
     changes = CodeChanges(tmp_path / "langgraph.json", tmp_path / ".belay")
     assert changes(watchfiles.Change.modified, str(tmp_path / name)) == counts
+
+
+def test_a_folder_that_is_copied_into_the_project_is_noticed(tmp_path):
+    changes = CodeChanges(tmp_path / "langgraph.json", tmp_path / ".belay")
+    for name in ("pkg/inner/tools.py", "data/notes.txt", "tests/test_x.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    added = watchfiles.Change.added
+    seen = [name for name in ("pkg", "data", "tests") if changes(added, str(tmp_path / name))]
+    assert seen == ["pkg"]
+    assert not changes(watchfiles.Change.modified, str(tmp_path / "pkg"))
+
+
+def test_installed_packages_are_noticed_when_the_installer_has_ended(tmp_path):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    packages = InstalledPackages(
+        [str(folder), str(tmp_path / "lib"), str(tmp_path / "no-packages")]
+    )
+    assert not packages.have_changed()
+    for number, name in enumerate(("first", "second")):
+        (folder / name).mkdir()
+        os.utime(folder, ns=(0, number))
+        assert not packages.have_changed()
+    assert packages.have_changed()
+    assert not packages.have_changed()

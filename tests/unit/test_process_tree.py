@@ -31,3 +31,16 @@ def test_a_process_that_does_not_stop_is_killed_with_its_descendants(capfd):
     assert process.returncode is not None
     wait_until(lambda: not child.is_running(), 20, "the end of its child")
     assert "stubborn does not stop, killing it" in capfd.readouterr().out
+
+
+def test_an_empty_line_is_logged_as_it_is(capfd):
+    command = [sys.executable, "-c", "print('first'); print(); print('last'); print()"]
+    program = Program("talker", command, os.environ)
+    program.start().wait(20)
+    assert program.last_line() == "last"
+    assert [line.rstrip() for line in capfd.readouterr().out.splitlines()] == [
+        "talker   | first",
+        "talker   |",
+        "talker   | last",
+        "talker   |",
+    ]

@@ -232,8 +232,7 @@ def _reachable_data_dir(wanted: Path, identity: dict[str, Any]) -> Path:
     wanted = wanted.resolve()
     if not wanted.parent.exists():
         wanted.parent.mkdir(parents=True)
-        if identity:  # `nobody` may pass through it but not list it
-            wanted.parent.chmod(0o711)
+        wanted.parent.chmod(0o711)  # `nobody` may pass through it but not list it
     if identity and not _others_can_reach(wanted.parent):
         name = hashlib.sha256(str(wanted).encode()).hexdigest()[:16]
         wanted = _STATE / name

@@ -80,11 +80,12 @@ class Program:
     def _copy_lines(self, stream: IO[bytes]) -> None:
         with stream:
             for line in stream:
-                self._last_line = line.decode(errors="replace").rstrip() or self._last_line
-                say(self.name, self._last_line)
+                text = line.decode(errors="replace").rstrip()
+                self._last_line = text or self._last_line
+                say(self.name, text)
 
     def last_line(self) -> str:
-        """Return the last line of output of a program that has ended."""
+        """Return the last line of output, of those with text, of a program that has ended."""
         if self._reader is not None:
             self._reader.join(_LAST_WORDS_SECONDS)
         return self._last_line
@@ -124,6 +125,10 @@ class ProcessTree:
         self._may_be_invalid = False
         #: Why the tree stopped by itself. None if it did not.
         self.failure: str | None = None
+        #: How often the project has been loaded again.
+        self.reloads = 0
+        #: Called after the programs that load the project have been started again.
+        self.after_reload: Callable[[], None] | None = None
 
     def start(self, program: Program) -> subprocess.Popen[bytes]:
         """Add a program and start it. Call this in the main thread."""
@@ -139,6 +144,11 @@ class ProcessTree:
         thread."""
         say("belay", f"{changed} changed; loading the project again")
         self._reload.set()
+
+    @property
+    def waits_for_change(self) -> bool:
+        """Whether a program could not start after a change, and waits for the next one."""
+        return any(program.start_at == math.inf for program in self._programs)
 
     @property
     def stopping(self) -> threading.Event:
@@ -185,6 +195,9 @@ class ProcessTree:
         _stop(programs)
         for program in programs:
             program.process, program.backoff, program.start_at = None, 0.0, 0.0
+        self.reloads += 1
+        if self.after_reload is not None:
+            self.after_reload()
 
     def stop(self) -> None:
         """Stop all programs, the servers after the others. Kill those that take too long."""

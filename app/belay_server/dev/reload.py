@@ -1,9 +1,10 @@
-"""Notice changes of the project's code and configuration, for `belay dev`."""
+"""Notice changes of the project's code, configuration and packages, for `belay dev`."""
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import watchfiles
@@ -11,10 +12,15 @@ import watchfiles
 from belay_server.dev.process_tree import say
 
 _SHOWN = 3
+_PACKAGES_SECONDS = 1.0
+_TEST_FOLDERS = frozenset({"test", "tests"})
 
 
 class CodeChanges(watchfiles.DefaultFilter):
-    """Selects Python files, `.env` and `langgraph.json`. A run may write other files."""
+    """Selects Python files, `.env` and `langgraph.json`. A run may write other files.
+
+    Tests are left out, unless the configuration names them, and so are virtual environments.
+    """
 
     def __init__(self, config: Path, data_dir: Path) -> None:
         """Ignore folders such as `.venv` and `node_modules`, and the servers' data."""
@@ -23,8 +29,35 @@ class CodeChanges(watchfiles.DefaultFilter):
 
     def __call__(self, change: watchfiles.Change, path: str) -> bool:
         file = Path(path)
-        is_ours = file.suffix == ".py" or file.name.startswith(".env") or file == self._config
-        return is_ours and super().__call__(change, path)
+        if not super().__call__(change, path):
+            return False
+        if file == self._config or file.name.startswith(".env"):
+            return True
+        if file.suffix == ".py":
+            return not self._is_test(file) and not self._is_installed(file)
+        # A folder that is copied here is watched only from now on: its files may be there already.
+        is_new = change is watchfiles.Change.added and file.is_dir()
+        return is_new and any(self(change, str(found)) for found in file.rglob("*.py"))
+
+    def _is_test(self, file: Path) -> bool:
+        root = self._config.parent
+        parts = file.relative_to(root).parts if file.is_relative_to(root) else file.parts[-1:]
+        names = set(parts[:-1]) & _TEST_FOLDERS
+        if file.stem.startswith("test_") or file.stem.endswith("_test") or file.stem == "conftest":
+            names.add(file.stem)
+        return bool(names) and not any(name in self._config_text() for name in names)
+
+    def _config_text(self) -> str:
+        try:
+            return self._config.read_text()
+        except (OSError, UnicodeDecodeError):
+            return ""  # the web process and the worker report the error
+
+    def _is_installed(self, file: Path) -> bool:
+        """Whether the file is in a virtual environment, whatever that is called."""
+        root = self._config.parent
+        above = [folder for folder in file.parents if folder.is_relative_to(root)]
+        return any((folder / "pyvenv.cfg").is_file() for folder in above)
 
 
 def watch(
@@ -47,6 +80,50 @@ def watch(
             say("belay", f"cannot watch the project, so it is not loaded again: {error}")
 
     threading.Thread(target=run, name="belay-reload", daemon=True).start()
+
+
+class InstalledPackages:
+    """Notices that packages were installed, upgraded or removed in this environment.
+
+    An installer adds and removes entries of a folder of packages, which changes its time.
+    """
+
+    def __init__(self, folders: Sequence[str] = sys.path) -> None:
+        self._folders = [Path(name) for name in folders if name.endswith("-packages")]
+        self._seen = self._times()
+        self._is_changing = False
+
+    def _times(self) -> list[int]:
+        return [folder.stat().st_mtime_ns for folder in self._folders if folder.is_dir()]
+
+    def have_changed(self) -> bool:
+        """Whether there was a change since the last True, and none since the last call.
+
+        To be called every second or so: an installer may not have ended yet.
+        """
+        now = self._times()
+        if now != self._seen:
+            self._seen, self._is_changing = now, True
+            return False
+        changed, self._is_changing = self._is_changing, False
+        return changed
+
+
+def watch_packages(
+    waits: Callable[[], bool], on_change: Callable[[str], None], stop: threading.Event
+) -> None:
+    """Call `on_change` when packages change while the project `waits` for what it lacks.
+
+    In a thread that ends with `stop`.
+    """
+    packages = InstalledPackages()
+
+    def run() -> None:
+        while not stop.wait(_PACKAGES_SECONDS):
+            if packages.have_changed() and waits():
+                on_change("installed packages")
+
+    threading.Thread(target=run, name="belay-packages", daemon=True).start()
 
 
 def _named(names: list[str]) -> str:

@@ -20,7 +20,7 @@ import orjson
 from belay_server.command_lines import cli_command, web_command, worker_command
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
 from belay_server.dev.process_tree import ProcessTree, Program, say
-from belay_server.dev.reload import CodeChanges, watch
+from belay_server.dev.reload import CodeChanges, watch, watch_packages
 from belay_server.exposure import refuse_open_server
 from belay_server.project_env import add_project_env
 from belay_server.setting_aliases import with_own_names
@@ -99,6 +99,7 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
         if options.reload:
             changes = CodeChanges(config, data_dir)
             watch(_folders(config), changes, tree.request_reload, tree.stopping)
+            watch_packages(lambda: tree.waits_for_change, tree.request_reload, tree.stopping)
         tree.run()
         say("belay", "stopping")
     finally:
@@ -148,7 +149,10 @@ def _lock_folder(data_dir: Path) -> IO[str]:
     A second Postgres would refuse to start there; a second Valkey would overwrite the first one's
     data.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
+    if not data_dir.exists():
+        data_dir.mkdir(parents=True)
+        data_dir.chmod(0o711)  # Postgres, which root starts as `nobody`, passes through it
+    (data_dir / ".gitignore").write_text("*\n")
     lock = (data_dir / "lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -247,22 +251,31 @@ def _start_belay(tree: ProcessTree, env: Mapping[str, str], queues: list[str]) -
 
 
 def _announce_when_ready(tree: ProcessTree, options: DevOptions, config: Path, prefix: str) -> None:
-    """Log the project's graphs, and in a thread the URL as soon as the server responds."""
+    """Log the project's graphs, and in a thread the URL as soon as the server responds, also after
+    each reload."""
     graph_ids = _graph_ids(config)
     say("belay", f"serving {config}: {', '.join(graph_ids)}")
     url = f"http://{options.host}:{options.port}"
-    arguments = (tree, url, prefix, graph_ids[0] if graph_ids else "agent")
-    threading.Thread(target=_announce, args=arguments, daemon=True).start()
+    example = _curl(url + prefix, graph_ids[0] if graph_ids else "agent")
+    ready = [f"ready on {url}{prefix}  (docs: {url}{prefix}/docs)", f"try: {example}"]
+
+    def announce(lines: list[str]) -> None:
+        arguments = (tree, f"{url}/ok", lines)
+        threading.Thread(target=_announce, args=arguments, daemon=True).start()
+
+    tree.after_reload = lambda: announce([f"ready again on {url}{prefix}"])
+    announce(ready)
 
 
-def _announce(tree: ProcessTree, url: str, prefix: str, graph_id: str) -> None:
-    """Log the URL and an example call as soon as the server responds."""
+def _announce(tree: ProcessTree, url: str, lines: list[str]) -> None:
+    """Log the lines as soon as the server responds, unless it is loaded again before that."""
     deadline = time.monotonic() + _READY_SECONDS
-    while time.monotonic() < deadline and not tree.is_stopping:
+    reloads = tree.reloads
+    while time.monotonic() < deadline and not tree.is_stopping and tree.reloads == reloads:
         try:
-            with urllib.request.urlopen(f"{url}/ok", timeout=1):  # noqa: S310
-                say("belay", f"ready on {url}{prefix}  (docs: {url}{prefix}/docs)")
-                say("belay", "try: " + _curl(url + prefix, graph_id))
+            with urllib.request.urlopen(url, timeout=1):  # noqa: S310
+                for line in lines:
+                    say("belay", line)
                 return
         except (OSError, urllib.error.URLError):
             time.sleep(0.05)

@@ -33,6 +33,10 @@ _UNNAMED = "LangGraph"
 Graph = Pregel[Any, Any, Any, Any]
 
 
+class NotAGraph(ValueError):
+    """What `langgraph.json` names, or what a factory returns, is no graph."""
+
+
 class GraphRegistry:
     """The loaded graphs of a project, by graph id."""
 
@@ -86,7 +90,7 @@ class GraphRegistry:
     async def open(self, graph_id: str, use: GraphUse) -> AsyncIterator[Graph]:
         """Yield the compiled graph. A factory makes it for this use.
 
-        Raise ProjectError for an unknown graph, ValueError if a factory returns another object.
+        Raise ProjectError for an unknown graph, NotAGraph if a factory returns another object.
         """
         if graph_id not in self._loaded:
             raise ProjectError(f"Graph '{graph_id}' is not in this project")
@@ -143,9 +147,20 @@ def _load_embed(project: Project, target: str) -> Any:
     return embed
 
 
-def load_graph(project: Project, spec: GraphSpec) -> str:
-    """Import a graph, and return what kind it is. Raise ProjectError."""
-    return "a factory" if isinstance(_load(project, spec), GraphFactory) else "a graph"
+def build_graph(project: Project, spec: GraphSpec) -> str:
+    """Import a graph, call its factory if it is one, and return what kind it is.
+
+    Raise ProjectError; NotAGraph if the factory returns another object; the factory's own errors.
+    """
+    from langgraph.store.memory import InMemoryStore  # noqa: PLC0415  (only for this)
+
+    registry = GraphRegistry(project)
+    made = registry._loaded[spec.graph_id] = _load(project, spec)
+    if not isinstance(made, GraphFactory):
+        return "a graph"
+    use = GraphUse("threads.read", {"configurable": {}}, InMemoryStore)
+    registry.read(spec.graph_id, use)
+    return "a factory"
 
 
 def _run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
@@ -180,7 +195,7 @@ def _compiled(graph_id: str, made: Any) -> Graph:
         made = made.compile()
     if not isinstance(made, Pregel):
         kind = type(made).__name__
-        raise ValueError(
+        raise NotAGraph(
             f"'{graph_id}' must be a graph, a StateGraph or a factory of one, not a {kind}"
         )
     return made

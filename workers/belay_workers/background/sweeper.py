@@ -183,12 +183,20 @@ class Sweeper:
             rering_seconds=self._settings.rering_seconds,
             only_if_expired=True,
         )
+        run_id = str(claim.run_id)
         if recovery.end is not None:
+            log.warning(
+                "the lease of run %s expired, as its worker died or could not renew it; "
+                "the run has ended: %s",
+                run_id,
+                recovery.end.status or "rolled back",
+                extra={"run_id": run_id},
+            )
             self._announcer.announce([recovery.end])
         elif recovery.ring is not None:
-            run_id = str(claim.run_id)
             log.warning(
-                "the lease of run %s expired; the run is pending again",
+                "the lease of run %s expired, as its worker died or could not renew it; "
+                "the run is pending again",
                 run_id,
                 extra={"run_id": run_id},
             )

@@ -154,6 +154,12 @@ class ChildDeaths:
             only_if_expired=False,
         )
         if recovery.end is not None:
+            log.warning(
+                "the child process of run %s died; the run has ended: %s",
+                claim.run_id,
+                recovery.end.status or "rolled back",
+                extra=about(death.reading),
+            )
             self._announce(recovery.end, death)
         elif recovery.ring is not None:
             log.warning(

@@ -36,12 +36,16 @@ def load_object(root: Path, dependencies: Sequence[Path], target: str, who: str)
 
 
 def _place_of(error: BaseException, root: Path) -> str:
-    """Return the last line of the project's own code in the error's traceback, as ` (file:line)`;
-    "" if there is none."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        path = Path(frame.filename)
-        if path.is_relative_to(root) and ".venv" not in path.parts:
-            return f" ({path.relative_to(root)}:{frame.lineno})"
+    """Return the place of a syntax error, or the last line of the project's own code in the error's
+    traceback, as ` (file:line)`; "" if there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(frame.filename, frame.lineno) for frame in reversed(frames)]
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        places.insert(0, (error.filename, error.lineno))
+    for filename, line in places:
+        path = Path(filename)
+        if path.is_relative_to(root) and "site-packages" not in path.parts:
+            return f" ({path.relative_to(root)}:{line})"
     return ""
 
 

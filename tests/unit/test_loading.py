@@ -1,0 +1,36 @@
+"""What an error says about the project's code that could not be loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from belay_server.graphs.project.loading import ProjectError, load_object
+
+
+def error_of(folder, text):
+    (folder / "app").mkdir()
+    (folder / "app/agent.py").write_text(text)
+    with pytest.raises(ProjectError) as caught:
+        load_object(folder, [folder], "./app/agent.py:graph", "Graph 'agent'")
+    return str(caught.value)
+
+
+def test_the_place_of_a_syntax_error_is_named(tmp_path):
+    error = error_of(tmp_path, "a = 1\nb c\n")
+    assert "SyntaxError: invalid syntax" in error
+    assert error.endswith("(app/agent.py:2)")
+
+
+def test_the_place_is_in_the_projects_own_code_not_in_its_virtual_environment(tmp_path):
+    library = tmp_path / "venv/lib/site-packages/library.py"
+    library.parent.mkdir(parents=True)
+    library.write_text("def fail():\n    raise ValueError('broken')\n")
+    name = "library_of_test_loading"
+    text = f"""
+import importlib.util
+spec = importlib.util.spec_from_file_location({name!r}, {str(library)!r})
+library = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(library)
+library.fail()
+"""
+    assert error_of(tmp_path, text).endswith("ValueError: broken (app/agent.py:6)")
