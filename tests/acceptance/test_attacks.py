@@ -500,6 +500,29 @@ def test_too_many_index_paths_into_a_large_item_are_refused(api):
     assert api.put("/store/items", json=few).status_code == 204
 
 
+@pytest.mark.parametrize(
+    "paths",
+    [["t"], ["{t,x}"], [f"{{t,x{n}}}" for n in range(20)], ["{" + ",".join(["t"] * 40) + "}"]],
+    ids=["one", "braces", "many", "one path"],
+)
+def test_an_item_with_a_large_text_to_embed_is_refused(api, paths):
+    """A hundred paths to one text of 4 MB were embedded a hundred times, for 34 seconds."""
+    item = {"namespace": ["v"], "key": "large", "index": paths, "value": {"t": "a b " * 300_000}}
+    answer = refused(api.put("/store/items", json=item), 422)
+    assert "bytes of text; at most 1,048,576 are indexed" in answer or "take too long" in answer
+    small = {**item, "value": {"t": "a b " * 10}, "index": paths[:1]}
+    assert api.put("/store/items", json=small).status_code == 204
+    assert api.put("/store/items", json={**item, "index": False}).status_code == 204
+
+
+def test_a_large_query_is_refused(api):
+    body = {"namespace_prefix": ["v"], "query": "a" * 70_000}
+    assert "query: has more than 65,536 bytes" in refused(
+        api.post("/store/items/search", json=body), 422
+    )
+    assert api.post("/store/items/search", json={**body, "query": "a b"}).status_code == 200
+
+
 def test_concurrent_searches_that_refresh_the_same_items_succeed(api):
     """They deadlock in Postgres, for which the API once returned 503, as in an outage."""
     for n in range(200):

@@ -502,6 +502,56 @@ def test_a_cron_does_not_use_an_assistant_that_was_taken_from_its_creator(guarde
     assert ann.delete(one).status_code == 204
 
 
+def test_only_its_creator_changes_what_the_runs_of_a_cron_do(guarded, ann, bob):
+    """They have the creator's access: whoever chose their input and webhook could read with it."""
+    cron = ann.post("/runs/crons", json={"schedule": NEVER_SOON, "assistant_id": "counter"}).json()
+    one = f"/runs/crons/{cron['cron_id']}"
+
+    def give_to(owner):
+        given = (
+            "UPDATE cron SET metadata = jsonb_build_object('owner', %s::text) WHERE cron_id = %s"
+        )
+        with psycopg.connect(guarded.database_url, autocommit=True) as conn:
+            conn.execute(given, (owner, cron["cron_id"]))
+        return {"ann": ann, "bob": bob}[owner].get(one).json()
+
+    before = give_to("bob")
+    for body in (
+        {"input": {"count": 1}},
+        {"webhook": "https://example.com/"},
+        {"config": {"configurable": {"x": 1}}},
+        {"context": {"x": 1}},
+        {"interrupt_before": "*", "enabled": False},
+    ):
+        said = refused(bob.patch(one, json=body), 403)
+        assert f"{next(iter(body))}: only the user who created this cron" in said
+    assert bob.get(one).json() == before
+    allowed = {"schedule": "0 0 2 2 *", "enabled": False, "metadata": {"x": 1}}
+    changed = bob.patch(one, json=allowed)
+    assert changed.status_code == 200, changed.text
+    assert changed.json()["schedule"] == "0 0 2 2 *"
+    give_to("ann")
+    assert ann.patch(one, json={"input": {"count": 1}}).json()["payload"]["input"] == {"count": 1}
+    assert ann.delete(one).status_code == 204
+
+
+def test_a_users_own_fields_are_for_the_code_of_its_runs_alone(ann, bob):
+    """A project hands tokens to its graphs in them, and others may read a shared thread."""
+    ids = create_resources(ann, active=False)
+    path = f"/threads/{ids['thread_id']}"
+    ann.patch(path, json={"metadata": {"readers": ["bob"]}}).raise_for_status()
+    body = {"assistant_id": "whoami", "input": {}, "stream_mode": ["debug", "checkpoints"]}
+    streamed = ann.post(f"{path}/runs/stream", json=body)
+    assert streamed.status_code == 200
+    runs = [bob.get(f"{path}/runs/{ids['run_id']}").json(), *ann.get(f"{path}/runs").json()]
+    users = [run["kwargs"]["config"]["configurable"]["langgraph_auth_user"] for run in runs]
+    assert {user["identity"] for user in users} == {"ann"}
+    public = {"identity", "display_name", "is_authenticated", "permissions"}
+    assert {key for user in users for key in user} == public
+    assert '"langgraph_auth_user":{"identity":"ann"' in streamed.text
+    assert '"plan":' not in streamed.text
+
+
 def test_searches_and_counts_exclude_resources_of_other_users(ann, bob):
     ids = create_resources(ann, active=False)
     for noun, key in (("threads", "thread_id"), ("assistants", "assistant_id")):

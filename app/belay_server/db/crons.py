@@ -19,7 +19,7 @@ from belay_server.db.connection import (
     fetch_value,
 )
 from belay_server.db.queries import load_queries
-from belay_server.domain.crons import Cron, DueCron
+from belay_server.domain.crons import Cron, DueCron, LockedCron
 
 SQL = load_queries("crons")
 SORT_COLUMNS = (
@@ -109,8 +109,8 @@ def get_cron(conn: Connection, cron_id: UUID) -> Cron | None:
     return fetch_one(conn, SQL.get_cron, {"cron_id": cron_id}, Cron)
 
 
-def lock_cron(conn: Connection, cron_id: UUID) -> Cron | None:
-    return fetch_one(conn, SQL.lock_cron, {"cron_id": cron_id}, Cron)
+def lock_cron(conn: Connection, cron_id: UUID) -> LockedCron | None:
+    return fetch_one(conn, SQL.lock_cron, {"cron_id": cron_id}, LockedCron)
 
 
 def update_cron(conn: Connection, cron_id: UUID, content: CronContent) -> Cron | None:

@@ -15,6 +15,9 @@ from typing import Any, Self
 Filter = Mapping[str, Any]
 #: The key in a run's `configurable` of its user's fields.
 AUTH_USER = "langgraph_auth_user"
+#: The fields of a user that whoever may read the run may read. Others, such as a token for a
+#: graph, are for the run's own code.
+_PUBLIC_FIELDS = ("identity", "display_name", "is_authenticated", "permissions")
 #: An `$or` without alternatives never matches: no resource may be accessed.
 NOTHING: Filter = {"$or": []}
 
@@ -22,6 +25,16 @@ NOTHING: Filter = {"$or": []}
 def hash_of(token: str) -> str:
     """Return the hash that is stored of a random token."""
     return hashlib.sha256(token.encode()).hexdigest()
+
+
+def with_public_user(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a run's config for clients: with the public fields of its user only."""
+    configurable = config.get("configurable") or {}
+    user = configurable.get(AUTH_USER)
+    if user is None:
+        return config
+    public = {name: user[name] for name in _PUBLIC_FIELDS if name in user}
+    return {**config, "configurable": {**configurable, AUTH_USER: public}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,11 +34,23 @@ class Cron:
 
 
 @dataclass(frozen=True, slots=True)
-class DueCron(Cron):
-    """A cron that is due, with its creator and the database's time."""
+class LockedCron(Cron):
+    """A cron whose row is locked, with its creator, for whom its runs are created."""
+
+    maker: dict[str, Any]
+
+    @property
+    def user(self) -> str | None:
+        """The identity of the project's user who created it; None without one."""
+        user = self.maker.get("user") or {}
+        return user.get("identity")
+
+
+@dataclass(frozen=True, slots=True)
+class DueCron(LockedCron):
+    """A cron that is due, with the database's time."""
 
     now: datetime
-    maker: dict[str, Any]
 
     @property
     def run_id(self) -> UUID:

@@ -12,8 +12,15 @@ from belay_server.db import crons as cron_rows
 from belay_server.db import threads as thread_rows
 from belay_server.db.connection import Connection, Database
 from belay_server.db.crons import CronContent
-from belay_server.domain.crons import Cron
-from belay_server.domain.errors import BadRequest, InvalidRequest, NotFound, OutOfReach, TooMany
+from belay_server.domain.crons import Cron, LockedCron
+from belay_server.domain.errors import (
+    BadRequest,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    OutOfReach,
+    TooMany,
+)
 from belay_server.domain.ids import parse_uuid
 from belay_server.domain.run_options import RunOptions
 from belay_server.domain.schedules import check_schedule, check_timezone, next_time
@@ -163,10 +170,12 @@ def get_cron(database: Database, cron_id: UUID) -> Cron:
     return cron
 
 
-def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
-    """Change a cron: replace the fields that are given, and merge its metadata.
+def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any], user: str | None) -> Cron:
+    """Change a cron: replace the fields that are given, and merge its metadata. `user` is the
+    identity of the project's user who changes it.
 
-    Raises NotFound, BadRequest, InvalidRequest, TooLarge, OutOfReach.
+    Raises NotFound, BadRequest, InvalidRequest, TooLarge, OutOfReach; Forbidden if another user
+    changes more than its times and its metadata.
     """
     if not body:
         raise BadRequest("Request body cannot be empty")
@@ -175,6 +184,7 @@ def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
         cron = cron_rows.lock_cron(conn, cron_id)
         if cron is None:
             raise NotFound(f"Cron '{cron_id}' not found")
+        _refuse_foreign_runs(cron, body, user)
         assistant = resolve_assistant(conn, parts.graphs, str(cron.assistant_id))
         given = {k: v for k, v in body.items() if k not in _OF_THE_CRON}
         whole = {
@@ -193,6 +203,19 @@ def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
         return _within_reach(conn, updated)
 
     return parts.database.transaction(patch)
+
+
+def _refuse_foreign_runs(cron: LockedCron, body: dict[str, Any], user: str | None) -> None:
+    """Raise Forbidden for a change of what a cron's runs do by another than its creator, whose
+    access and whose user they have."""
+    if user == cron.user:
+        return
+    allowed = ("schedule", *_OF_THE_CRON, "metadata")
+    if changed := sorted(set(body).difference(allowed)):
+        raise Forbidden(
+            f"{', '.join(changed)}: only the user who created this cron may change what its runs "
+            f"do, as they have that user's access. You may change {', '.join(allowed)}."
+        )
 
 
 def _within_reach(conn: Connection, cron: Cron) -> Cron:

@@ -23,8 +23,13 @@ LONGEST_PATH = 400
 MOST_PATHS = 100
 #: The most texts of one item that are indexed for semantic search.
 MOST_TEXTS = 200
-#: The most values that all paths of one item may visit together.
+#: The most bytes of the texts of one item that are indexed, and of a query. The project's function
+#: embeds them in the web process.
+MOST_TEXT_BYTES = 1024 * 1024
+MOST_QUERY_BYTES = 64 * 1024
+#: The most values, and bytes of JSON, that all paths of one item may visit together.
 MOST_LOOKED_AT = 20_000
+MOST_BYTES_LOOKED_AT = 32 * 1024 * 1024
 #: The batch size of reading a search's items.
 _MOST_AT_ONCE = 50
 #: In minutes: a millisecond. Postgres does not accept much shorter intervals.
@@ -88,9 +93,9 @@ def put_item(parts: Parts, body: dict[str, Any]) -> None:
 
 
 def _refuse_many_texts(graphs: GraphRegistry, value: dict[str, Any], paths: Any) -> None:
-    """Raise InvalidRequest for more texts than MOST_TEXTS, as each becomes a vector; and for paths
-    that would take too long. The library visits the item's values once for each path, and for each
-    of the fields that a path lists in braces."""
+    """Raise InvalidRequest for more texts than MOST_TEXTS or MOST_TEXT_BYTES, as each becomes a
+    vector; and for paths that would take too long. The library visits the item's values once for
+    each path, and for each of the fields that a path lists in braces."""
     config = graphs.store.index
     if config is None or paths is False:
         return
@@ -102,10 +107,19 @@ def _refuse_many_texts(graphs: GraphRegistry, value: dict[str, Any], paths: Any)
             f"index: {looks} paths into an item of more than {most_values:,} values take too long; "
             "give fewer paths"
         )
-    found = sum(len(get_text_at_path(value, tokenize_path(path))) for path in fields)
-    if found > MOST_TEXTS:
+    if looks > 1 and looks * (size := len(to_json(value))) > MOST_BYTES_LOOKED_AT:
         raise InvalidRequest(
-            f"index: the paths find {found} texts; at most {MOST_TEXTS} are allowed"
+            f"index: {looks} paths into an item of {size:,} bytes take too long; give fewer paths"
+        )
+    texts = [text for path in fields for text in get_text_at_path(value, tokenize_path(path))]
+    if len(texts) > MOST_TEXTS:
+        raise InvalidRequest(
+            f"index: the paths find {len(texts)} texts; at most {MOST_TEXTS} are allowed"
+        )
+    if (size := sum(len(text.encode("utf-8", "replace")) for text in texts)) > MOST_TEXT_BYTES:
+        raise InvalidRequest(
+            f"index: the paths find {size:,} bytes of text; at most {MOST_TEXT_BYTES:,} are "
+            "indexed. Name the fields to search by, or send `false`."
         )
 
 
@@ -140,6 +154,8 @@ def search_items(parts: Parts, body: dict[str, Any]) -> list[dict[str, Any]]:
     Raises BadRequest, InvalidRequest, TooMuch.
     """
     namespace = checked_namespace(body.get("namespace_prefix") or [])
+    if len((body.get("query") or "").encode()) > MOST_QUERY_BYTES:
+        raise InvalidRequest(f"query: has more than {MOST_QUERY_BYTES:,} bytes")
     most_bytes = parts.settings.max_answer_bytes
     found: list[dict[str, Any]] = []
     size = 0

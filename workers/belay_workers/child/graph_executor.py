@@ -22,7 +22,7 @@ from langchain_core.tracers import LangChainTracer
 from langgraph.pregel import Pregel
 from langsmith.utils import tracing_is_enabled
 
-from belay_server.domain.access import AUTH_USER
+from belay_server.domain.access import AUTH_USER, with_public_user
 from belay_server.domain.run_options import LANGSMITH_EXAMPLE, LANGSMITH_PROJECT, RunKwargs
 from belay_server.domain.runs import Ending, RunStatus
 from belay_server.graphs.checkpoints.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
@@ -160,6 +160,8 @@ class _Stream:
                 return
             if mode == "debug":
                 data = _with_addresses(data)
+            if _is_checkpoint(mode, data):
+                data = _with_public_users(mode, data)
         if self.redact_errors:
             data = _without_errors(mode, data)
         if mode in self.modes:
@@ -229,6 +231,18 @@ class _Stream:
 
 def _is_checkpoint(mode: str, data: Any) -> bool:
     return mode == "checkpoints" or data["type"] == "checkpoint"
+
+
+def _with_public_users(mode: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint whose configs have the public fields of the run's user only."""
+    payload = data["payload"] if mode == "debug" else data
+    configs = {
+        name: with_public_user(payload[name])
+        for name in ("config", "parent_config")
+        if payload.get(name) is not None
+    }
+    shown = {**payload, **configs}
+    return {**data, "payload": shown} if mode == "debug" else shown
 
 
 def _without_errors(mode: str, data: Any) -> Any:

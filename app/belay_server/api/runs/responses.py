@@ -18,6 +18,7 @@ from belay_server.api.security.origins import origins
 from belay_server.api.streaming.clients import StreamClient, WatchClient
 from belay_server.api.streaming.runs import FollowedRun, stream_events, wait_for_outcome
 from belay_server.api.streaming.turns import stream_turns
+from belay_server.domain.access import with_public_user
 from belay_server.domain.run_options import RunOptions
 from belay_server.domain.runs import RUN_FIELDS, Run
 
@@ -37,7 +38,10 @@ STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 def run_body(run: Run, fields: Sequence[str] = RUN_FIELDS) -> dict[str, Any]:
-    return shown(run, fields)
+    body = shown(run, fields)
+    if "config" in body.get("kwargs", {}):
+        body["kwargs"] = {**run.kwargs, "config": with_public_user(run.kwargs["config"])}
+    return body
 
 
 def run_path(run: Run | FollowedRun) -> str:
