@@ -28,7 +28,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 from belay_server.db.connection_shares import ConnectionShares, Whose
 from belay_server.db.hang_watch import HangWatch
 from belay_server.db.outages import CONFLICT, in_short, is_unstorable, is_worth_waiting
-from belay_server.domain.access import EVERYTHING, Access
+from belay_server.domain.access import EVERYTHING, Access, necessary_path
 from belay_server.domain.errors import Interrupted, InvalidRequest, TooMuch, Unavailable
 from belay_server.yielding import yield_to_sockets
 
@@ -39,13 +39,17 @@ class Connection(psycopg.Connection[Any]):
     """A connection with the filters of the caller's access.
 
     Statements that read resources for a client use them as the parameters `allowed_threads`,
-    `allowed_assistants` and `allowed_crons`.
+    `allowed_assistants` and `allowed_crons`. Searches use `within_threads` and so on too: a weaker
+    condition with an index, so that they do not read the metadata of all other callers.
     """
 
     allowed: dict[str, Any] = {  # noqa: RUF012  (it is never changed in place)
         "allowed_threads": None,
         "allowed_assistants": None,
         "allowed_crons": None,
+        "within_threads": None,
+        "within_assistants": None,
+        "within_crons": None,
     }
     #: The size limit of a page of rows, in bytes; see `fetch_page`.
     most_bytes = 64 * 1024 * 1024
@@ -258,14 +262,12 @@ def restricted(conn: Connection, access: Access) -> Iterator[None]:
 
 
 def _allowed(access: Access) -> dict[str, Any]:
-    filters = {
-        "allowed_threads": access.threads,
-        "allowed_assistants": access.assistants,
-        "allowed_crons": access.crons,
-    }
-    return {
-        name: None if filter_ is None else Jsonb(dict(filter_)) for name, filter_ in filters.items()
-    }
+    filters = {"threads": access.threads, "assistants": access.assistants, "crons": access.crons}
+    params: dict[str, Any] = {}
+    for kind, filter_ in filters.items():
+        params[f"allowed_{kind}"] = None if filter_ is None else Jsonb(dict(filter_))
+        params[f"within_{kind}"] = necessary_path(filter_)
+    return params
 
 
 def while_unavailable(seconds: float) -> tenacity.Retrying:

@@ -8,6 +8,7 @@ a resource that the caller may not access is not found, and gets the same respon
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -35,6 +36,45 @@ def with_public_user(config: Mapping[str, Any]) -> Mapping[str, Any]:
         return config
     public = {name: user[name] for name in _PUBLIC_FIELDS if name in user}
     return {**config, "configurable": {**configurable, AUTH_USER: public}}
+
+
+def necessary_path(filter_: Any) -> str | None:
+    """Return a jsonpath predicate that is true for all metadata that a filter matches, and that
+    Postgres finds in an index; None if there is none. It may be true for other metadata too."""
+    if not isinstance(filter_, Mapping):
+        return None
+    parts: list[str | None] = []
+    for name, wanted in filter_.items():
+        if name == "$and" and isinstance(wanted, list):
+            parts += map(necessary_path, wanted)
+        elif name == "$or" and isinstance(wanted, list):
+            alternatives = [necessary_path(one) for one in wanted]
+            if alternatives and None not in alternatives:
+                parts.append(" || ".join(f"({one})" for one in alternatives))
+        elif not name.startswith("$"):
+            parts += _comparisons(name, wanted)
+    return " && ".join(f"({part})" for part in parts if part is not None) or None
+
+
+def _comparisons(name: str, wanted: Any) -> list[str | None]:
+    if not isinstance(wanted, Mapping):
+        return [_equals(name, wanted)]
+    found = [_equals(name, wanted["$eq"])] if "$eq" in wanted else []
+    elements = wanted.get("$contains", [])
+    # An equality in a jsonpath is true for a list, too, if it is true for one of its elements.
+    return found + [
+        _equals(name, one) for one in (elements if isinstance(elements, list) else [elements])
+    ]
+
+
+def _equals(name: str, value: Any) -> str | None:
+    try:
+        if not (value is None or isinstance(value, (str, int, float))):
+            return None
+        f"{name}{value}".encode()  # fails for half a surrogate pair, which has no JSON
+        return f"$.{json.dumps(name)} == {json.dumps(value, allow_nan=False)}"
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

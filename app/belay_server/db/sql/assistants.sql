@@ -142,6 +142,8 @@ SELECT * FROM assistant
 WHERE (%(graph_id)s::text IS NULL OR graph_id = %(graph_id)s)
   AND (%(name)s::text IS NULL OR position(lower(%(name)s) in lower(name)) > 0)
   AND metadata @> %(metadata)s
+  AND (%(within_assistants)s::jsonpath IS NULL
+       OR metadata @@ %(within_assistants)s::jsonpath OR is_system)
   AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
        OR is_system)
 ORDER BY {sort_by} {sort_order}, assistant_id
@@ -152,5 +154,7 @@ SELECT count(*) FROM assistant
 WHERE (%(graph_id)s::text IS NULL OR graph_id = %(graph_id)s)
   AND (%(name)s::text IS NULL OR position(lower(%(name)s) in lower(name)) > 0)
   AND metadata @> %(metadata)s
+  AND (%(within_assistants)s::jsonpath IS NULL
+       OR metadata @@ %(within_assistants)s::jsonpath OR is_system)
   AND (%(allowed_assistants)s::jsonb IS NULL OR belay_allows(%(allowed_assistants)s, metadata)
        OR is_system)

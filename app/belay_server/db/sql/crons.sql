@@ -54,6 +54,7 @@ WHERE (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
   AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
   AND (%(enabled)s::boolean IS NULL OR enabled = %(enabled)s)
   AND metadata @> %(metadata)s
+  AND (%(within_crons)s::jsonpath IS NULL OR metadata @@ %(within_crons)s::jsonpath)
   AND (%(allowed_crons)s::jsonb IS NULL OR belay_allows(%(allowed_crons)s, metadata))
 ORDER BY {sort_by} {sort_order}, cron_id
 LIMIT %(limit)s OFFSET %(offset)s
@@ -64,6 +65,7 @@ WHERE (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
   AND (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s)
   AND (%(enabled)s::boolean IS NULL OR enabled = %(enabled)s)
   AND metadata @> %(metadata)s
+  AND (%(within_crons)s::jsonpath IS NULL OR metadata @@ %(within_crons)s::jsonpath)
   AND (%(allowed_crons)s::jsonb IS NULL OR belay_allows(%(allowed_crons)s, metadata))
 
 -- name: due_crons

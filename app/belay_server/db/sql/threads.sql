@@ -86,6 +86,7 @@ WHERE (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))
   AND metadata @> %(metadata)s
   AND (%(values)s::jsonb IS NULL OR "values" @> %(values)s)
   AND (%(status)s::text IS NULL OR status = %(status)s)
+  AND (%(within_threads)s::jsonpath IS NULL OR metadata @@ %(within_threads)s::jsonpath)
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 ORDER BY {sort_by} {sort_order}, thread_id
 LIMIT %(limit)s OFFSET %(offset)s
@@ -98,6 +99,7 @@ FROM thread_view
 WHERE NOT values_known AND status <> 'busy'
   AND (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))
   AND metadata @> %(metadata)s
+  AND (%(within_threads)s::jsonpath IS NULL OR metadata @@ %(within_threads)s::jsonpath)
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 
 -- name: count_threads
@@ -106,6 +108,7 @@ WHERE (%(ids)s::uuid[] IS NULL OR thread_id = ANY(%(ids)s))
   AND metadata @> %(metadata)s
   AND (%(values)s::jsonb IS NULL OR "values" @> %(values)s)
   AND (%(status)s::text IS NULL OR status = %(status)s)
+  AND (%(within_threads)s::jsonpath IS NULL OR metadata @@ %(within_threads)s::jsonpath)
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 
 -- name: rest_thread
