@@ -552,6 +552,18 @@ def test_a_users_own_fields_are_for_the_code_of_its_runs_alone(ann, bob):
     assert '"plan":' not in streamed.text
 
 
+@pytest.mark.parametrize("query", ["cancel_on_disconnect=1", "on_disconnect=cancel"])
+@pytest.mark.parametrize("how", ["join", "stream"])
+def test_who_may_only_read_a_thread_cancels_no_run_by_leaving(ann, bob, query, how):
+    ids = create_resources(ann, active=False)
+    thread = f"/threads/{ids['thread_id']}"
+    ann.patch(thread, json={"metadata": {"readers": ["bob"]}}).raise_for_status()
+    path = f"{thread}/runs/{ids['run_id']}/{how}"
+    assert bob.get(path).status_code == 200
+    assert refused(bob.get(f"{path}?{query}"), 404) == "Run not found"
+    assert ann.get(f"{path}?{query}").status_code == 200
+
+
 def test_searches_and_counts_exclude_resources_of_other_users(ann, bob):
     ids = create_resources(ann, active=False)
     for noun, key in (("threads", "thread_id"), ("assistants", "assistant_id")):

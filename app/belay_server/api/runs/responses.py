@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import UUID
 
 from flask import Response, request
 
@@ -14,6 +15,7 @@ from belay_server.api.http.json_body import json_response
 from belay_server.api.http.large_answers import large_answers
 from belay_server.api.http.pages import shown
 from belay_server.api.security.authentication import caller, watch_key
+from belay_server.api.security.authorization import authorize
 from belay_server.api.security.origins import origins
 from belay_server.api.streaming.clients import StreamClient, WatchClient
 from belay_server.api.streaming.runs import FollowedRun, stream_events, wait_for_outcome
@@ -87,6 +89,18 @@ def cancels_on_disconnect(options: RunOptions | None = None) -> bool:
     )
     if cancels:
         origins().refuse_foreign_stop(request.headers)
+    return cancels
+
+
+def cancels_joined_run(**ids: UUID) -> bool:
+    """Return whether to cancel the run of another request when this client disconnects. That needs
+    the authorization of a cancel too. Call this before the run is looked up.
+
+    Raises Forbidden, Refused, Unavailable.
+    """
+    cancels = cancels_on_disconnect()
+    if cancels:
+        authorize("threads", "update", dict(ids))
     return cancels
 
 

@@ -16,6 +16,7 @@ from belay_server.api.runs.requests import run_request
 from belay_server.api.runs.responses import (
     EVENTS,
     OUTCOME,
+    cancels_joined_run,
     cancels_on_disconnect,
     outcome_response,
     run_response,
@@ -104,14 +105,23 @@ def _found(run_id: str) -> RunRow:
     return run
 
 
+def _joined(run_id: str) -> tuple[RunRow, bool]:
+    """Return a run to follow, and whether to cancel it when this client disconnects.
+
+    Raises NotFound, Forbidden, Refused.
+    """
+    cancels = cancels_joined_run(run_id=path_uuid(run_id, "run"))
+    return _found(run_id), cancels
+
+
 @blueprint.get("/runs/<run_id>/join")
 @blueprint.arguments(JoinQuery, location="query")
 @blueprint.response(200, OUTCOME, description="The run's final values, when it has ended")
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def join_stateless_run(_query: dict[str, Any], run_id: str) -> Response:
-    run = _found(run_id)
-    followed = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
+    run, cancels = _joined(run_id)
+    followed = follow_run(run, cancel_on_disconnect=cancels)
     return outcome_response(followed, _location(run))
 
 
@@ -122,10 +132,10 @@ def join_stateless_run(_query: dict[str, Any], run_id: str) -> Response:
 @authorized("threads", "read")
 def join_stateless_stream(query: dict[str, Any], run_id: str) -> Response:
     """Join a run's stream. `Last-Event-ID` resumes it if the run has `stream_resumable`."""
-    run = _found(run_id)
+    run, cancels = _joined(run_id)
     followed = follow_run(
         run,
-        cancel_on_disconnect=cancels_on_disconnect(),
+        cancel_on_disconnect=cancels,
         stream_modes=stream_modes(query.get("stream_mode")),
         after=position_to_join(parts().event_log, run, request.headers.get("Last-Event-ID")),
     )

@@ -16,6 +16,7 @@ from belay_server.api.runs.responses import (
     EVENTS,
     NOTHING,
     OUTCOME,
+    cancels_joined_run,
     cancels_on_disconnect,
     outcome_response,
     run_body,
@@ -191,8 +192,8 @@ def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def join_run(_query: dict[str, Any], thread_id: str, run_id: str) -> Response:
-    run = _followed(thread_id, run_id)
-    followed = follow_run(run, cancel_on_disconnect=cancels_on_disconnect())
+    run, cancels = _joined(thread_id, run_id)
+    followed = follow_run(run, cancel_on_disconnect=cancels)
     return outcome_response(followed, run_path(run))
 
 
@@ -204,24 +205,26 @@ def join_run(_query: dict[str, Any], thread_id: str, run_id: str) -> Response:
 def join_stream(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
     """Join a run's stream. `Last-Event-ID` (exclusive; -1 or 0 from the start) resumes it if
     the run has `stream_resumable`."""
-    run = _followed(thread_id, run_id)
+    run, cancels = _joined(thread_id, run_id)
     followed = follow_run(
         run,
-        cancel_on_disconnect=cancels_on_disconnect(),
+        cancel_on_disconnect=cancels,
         stream_modes=stream_modes(query.get("stream_mode")),
         after=position_to_join(parts().event_log, run, request.headers.get("Last-Event-ID")),
     )
     return stream_response(followed, run_path(run))
 
 
-def _followed(thread_id: str, run_id: str) -> RunRow:
-    """Return a run to follow. A stateless run can be read for a short time after its end.
+def _joined(thread_id: str, run_id: str) -> tuple[RunRow, bool]:
+    """Return a run to follow, and whether to cancel it when this client disconnects. A stateless
+    run can be read for a short time after its end.
 
-    Raises NotFound.
+    Raises NotFound, Forbidden, Refused.
     """
-    ids = path_uuid(thread_id, "thread"), path_uuid(run_id, "run")
+    thread, run_uuid = path_uuid(thread_id, "thread"), path_uuid(run_id, "run")
+    cancels = cancels_joined_run(thread_id=thread, run_id=run_uuid)
     with parts().database.connection() as conn:
-        run = run_rows.get_thread_run(conn, *ids, ended_stateless=True)
+        run = run_rows.get_thread_run(conn, thread, run_uuid, ended_stateless=True)
     if run is None:
         raise NotFound("Run not found")
-    return run
+    return run, cancels
