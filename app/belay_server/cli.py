@@ -54,6 +54,12 @@ def main() -> None:
     show_default=True,
     help="Load the project again when one of its files changes.",
 )
+@click.option(
+    "--debug-port",
+    type=click.IntRange(1, 65535),
+    help="Let a debugger attach to the code of the graphs at this port. Needs debugpy. Runs are "
+    "executed one at a time.",
+)
 def dev(
     config: Path | None,
     host: str,
@@ -62,10 +68,12 @@ def dev(
     concurrency: int | None,
     *,
     reload: bool,
+    debug_port: int | None,
 ) -> None:
     """Run the API, a worker, Postgres and Valkey on this machine until Ctrl-C."""
     from belay_server.dev.embedded import EmbeddedUnavailable  # noqa: PLC0415
     from belay_server.dev.server import (  # noqa: PLC0415
+        DebuggerMissing,
         DevOptions,
         FolderBusy,
         PortBusy,
@@ -74,8 +82,16 @@ def dev(
     )
 
     try:
-        run_dev(DevOptions(config, host, port, data_dir, concurrency, reload), os.environ)
-    except (PortBusy, FolderBusy, SettingsError, EmbeddedUnavailable, StartFailed) as error:
+        options = DevOptions(config, host, port, data_dir, concurrency, debug_port, reload)
+        run_dev(options, os.environ)
+    except (
+        PortBusy,
+        FolderBusy,
+        DebuggerMissing,
+        SettingsError,
+        EmbeddedUnavailable,
+        StartFailed,
+    ) as error:
         click.echo(f"belay dev: {error}", err=True)
         sys.exit(2)
 

@@ -53,6 +53,8 @@ class Settings:
     child_nice: int
     #: Whether processes that a run has started may outlive it.
     keep_subprocesses: bool
+    #: The port at which each child lets a debugger attach; 0 for none.
+    debug_port: int
     #: Import the graphs before forking the child processes. Off for graphs that are not fork-safe.
     preload_graphs: bool
     #: How long a lease lasts without being renewed.
@@ -192,6 +194,7 @@ class Settings:
             concurrency=read.integer("BELAY_CONCURRENCY", 16, minimum=1),
             child_nice=read.integer("BELAY_CHILD_NICE", 10, minimum=0),
             keep_subprocesses=read.boolean("BELAY_KEEP_SUBPROCESSES", False),
+            debug_port=read.integer("BELAY_DEBUG_PORT", 0, minimum=0),
             preload_graphs=read.boolean("BELAY_PRELOAD", True),
             lease_seconds=read.number("BELAY_LEASE_SECONDS", 10.0, minimum=1.0),
             lease_renewal_seconds=read.number("BELAY_LEASE_RENEWAL_SECONDS", 2.0, minimum=0.1),

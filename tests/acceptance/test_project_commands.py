@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ import httpx
 import pytest
 import watchfiles
 
+from belay_server.dev.embedded import free_port
 from belay_server.dev.reload import CodeChanges, InstalledPackages
 from tests.conformance import watched
+from tests.debugger import Debugger
 from tests.waiting import wait_until
 
 GRAPH = """
@@ -170,6 +173,82 @@ def test_a_changed_project_is_loaded_again_and_its_runs_continue(tmp_path, make_
         server.wait_for_log("agent.py changed; loading the project again")
     finally:
         server.stop()
+
+
+DEBUGGED = """
+from typing import TypedDict
+from langgraph.graph import START, StateGraph
+
+class State(TypedDict, total=False):
+    answer: int
+
+async def think(state: State):
+    doubt = 41
+    return {"answer": doubt + 1}
+
+def say(state: State):
+    said = state["answer"]
+    return {"answer": said}
+
+graph = (
+    StateGraph(State).add_node("think", think).add_node("say", say)
+    .add_edge(START, "think").add_edge("think", "say").compile()
+)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("line", "name"), [(10, "doubt"), (14, "said")], ids=["async", "sync"])
+def test_a_debugger_stops_in_a_node_and_a_cancel_ends_it(tmp_path, make_server, line, name):
+    path = project(tmp_path)
+    (tmp_path / "agent.py").write_text(DEBUGGED)
+    port = free_port()
+    server = make_server(f"debugged-{name}", config=path).start("--debug-port", str(port))
+    try:
+        with watched(httpx.Client(base_url=server.url, timeout=60)) as client:
+            thread_id = client.post("/threads", json={}).json()["thread_id"]
+            runs = f"/threads/{thread_id}/runs"
+            run = {"assistant_id": "agent", "input": {}}
+            assert client.post(f"{runs}/wait", json=run).json() == {"answer": 42}
+            with Debugger(port) as debugger:
+                debugger.attach(tmp_path / "agent.py", line)
+                for is_cancelled in (False, True):
+                    run_id = client.post(runs, json=run).json()["run_id"]
+                    stopped = debugger.wait_for_event("stopped")["threadId"]
+                    frames = debugger.request("stackTrace", threadId=stopped)["stackFrames"]
+                    found = debugger.request(
+                        "evaluate", expression=name, frameId=frames[0]["id"], context="watch"
+                    )
+                    assert found["result"] in ("41", "42")
+                    if not is_cancelled:
+                        debugger.request("continue", threadId=stopped)
+                        assert client.get(f"{runs}/{run_id}/join").json() == {"answer": 42}
+                        continue
+                    client.post(f"{runs}/{run_id}/cancel?wait=1").raise_for_status()
+                    assert client.get(f"{runs}/{run_id}").json()["status"] == "interrupted"
+            # The child that was killed at its breakpoint has a successor, to which one can attach.
+            wait_until(lambda: can_connect(port), 60, "another debugger can attach")
+            assert client.post(f"{runs}/wait", json=run).json() == {"answer": 42}
+    finally:
+        server.stop()
+
+
+def test_a_debugger_needs_a_free_port(tmp_path):
+    path = project(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = belay("dev", "--config", path, "--port", free_port(), "--debug-port", port)
+    assert refused.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr
+    assert "choose another with --debug-port" in refused.stderr
+
+
+def can_connect(port):
+    try:
+        with Debugger(port):
+            return True
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize(

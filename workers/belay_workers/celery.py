@@ -20,6 +20,7 @@ from belay_server import logs, startup_gc  # noqa: F401  (startup_gc disables ga
 from belay_server.doorbell import Doorbell
 from belay_workers import parent
 from belay_workers.application import load_graphs, make_app
+from belay_workers.child import debugger
 from belay_workers.child.process import Child
 from belay_workers.child.warm_up import warm_up
 
@@ -52,6 +53,8 @@ def _prepare_parent(sender: Any = None, **_: Any) -> None:
 @signals.worker_process_init.connect
 def _prepare_child(**_: Any) -> None:
     gc.freeze()
+    if app.settings.debug_port:
+        debugger.listen(app.settings.debug_port)
     if not app.settings.preload_graphs:
         load_graphs(app)
     doorbell = Doorbell.of(app.settings)

@@ -11,7 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +39,10 @@ class PortBusy(Exception):
     """The port cannot be bound, most likely because another program listens on it."""
 
 
+class DebuggerMissing(Exception):
+    """A debugger shall attach, and debugpy is not installed."""
+
+
 class FolderBusy(Exception):
     """Another `belay dev` uses the data folder."""
 
@@ -53,6 +58,8 @@ class DevOptions:
     port: int
     data_dir: Path
     concurrency: int | None
+    #: The port at which a debugger may attach to the code of the graphs.
+    debug_port: int | None = None
     #: Whether the project is loaded again when one of its files changes.
     reload: bool = True
 
@@ -60,9 +67,10 @@ class DevOptions:
 def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
     """Run until SIGINT or SIGTERM. No process is left running.
 
-    Raises PortBusy, FolderBusy, SettingsError, EmbeddedUnavailable or StartFailed.
+    Raises PortBusy, FolderBusy, DebuggerMissing, SettingsError, EmbeddedUnavailable or StartFailed.
     """
-    _refuse_busy_port(options.host, options.port)
+    _refuse_busy_port(options.host, options.port, "--port")
+    options = _for_debugger(options)
     # Other users must not read the files of this process and of the servers that it starts.
     os.umask(0o077)
     env = _environment(options, environ)
@@ -113,6 +121,19 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
     say("belay", "stopped")
 
 
+def _for_debugger(options: DevOptions) -> DevOptions:
+    """Return the options with one child, to which the debugger attaches, if there is to be one.
+
+    Raises PortBusy, DebuggerMissing.
+    """
+    if options.debug_port is None:
+        return options
+    _refuse_busy_port("127.0.0.1", options.debug_port, "--debug-port")
+    if find_spec("debugpy") is None:
+        raise DebuggerMissing("--debug-port needs debugpy: pip install debugpy")
+    return replace(options, concurrency=1)
+
+
 def _environment(options: DevOptions, environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of all processes. Raises SettingsError."""
     env = dict(environ)
@@ -120,6 +141,8 @@ def _environment(options: DevOptions, environ: Mapping[str, str]) -> dict[str, s
         env["BELAY_CONFIG"] = str(options.config)
     env["BELAY_CONFIG"] = str(config_path(env))
     env = {**with_own_names(env), "PYTHONUNBUFFERED": "1"}
+    if options.debug_port is not None:
+        env["BELAY_DEBUG_PORT"] = str(options.debug_port)
     if options.concurrency is not None:
         env["BELAY_CONCURRENCY"] = str(options.concurrency)
     of_project = dict(env)
@@ -131,7 +154,7 @@ def _environment(options: DevOptions, environ: Mapping[str, str]) -> dict[str, s
     return env
 
 
-def _refuse_busy_port(host: str, port: int) -> None:
+def _refuse_busy_port(host: str, port: int, option: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -139,7 +162,7 @@ def _refuse_busy_port(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise PortBusy(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port"
+                f"cannot listen on {host}:{port}: {error.strerror}; choose another with {option}"
             ) from error
 
 

@@ -28,6 +28,7 @@ from belay_server.graphs.store import RunStore
 from belay_server.services.runs.endings import Announcer
 from belay_server.settings import Settings
 from belay_workers.child.access import RunAccess
+from belay_workers.child.debugger import is_debuggers
 from belay_workers.child.event_writer import EventWriter
 from belay_workers.child.main_thread_executor import MainThreadExecutor
 from belay_workers.child.signals import NodeSignals
@@ -97,6 +98,7 @@ class Child:
         self._loop.set_default_executor(self._nodes)
         threading.Thread(target=self._run_loop, name="belay-loop", daemon=True).start()
         self._threads_of_our_own = set(threading.enumerate())
+        self._processes_of_our_own = set(descendants(os.getpid()))
 
     def asked_of(self, claim: Claim) -> StopReason:
         """Return the stop requested for this run, whether or not its signal has been handled."""
@@ -128,7 +130,7 @@ class Child:
             self._claim = None
             self._restore_signals()  # nodes on other threads may set timers, too
             if not self.settings.keep_subprocesses:
-                end_children()
+                end_children(self._processes_of_our_own)
         return future.result()
 
     def _restore_signals(self) -> None:
@@ -178,11 +180,14 @@ class Child:
             idle.wait(_LEFTOVER_SECONDS)
 
     def _has_leftovers(self) -> bool:
-        if self._nodes.pool_is_busy or descendants(os.getpid()):
+        below = descendants(os.getpid())
+        if self._nodes.pool_is_busy or set(below).difference(self._processes_of_our_own):
             return True
         ours = self._threads_of_our_own
         return any(
-            thread not in ours and not thread.name.startswith("belay-node")
+            thread not in ours
+            and not thread.name.startswith("belay-node")
+            and not is_debuggers(thread)
             for thread in threading.enumerate()
         )
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -90,13 +91,13 @@ def descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
-def end_children() -> None:
-    """Kill every process below this one, orphans included, and wait for them.
+def end_children(keep: Collection[psutil.Process] = ()) -> None:
+    """Kill every process below this one but those to keep, orphans included, and wait for them.
 
     Return at the latest 2 s after a kill, even if a process has not ended.
     """
     while has_children():
-        below = descendants(os.getpid())
+        below = [process for process in descendants(os.getpid()) if process not in keep]
         for process in below:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
