@@ -552,6 +552,25 @@ def test_a_users_own_fields_are_for_the_code_of_its_runs_alone(ann, bob):
     assert '"plan":' not in streamed.text
 
 
+def test_a_cron_outlives_the_deletion_of_its_assistant_by_another_user(guarded, ann, bob):
+    assistant_id = ann.post("/assistants", json={"graph_id": "counter"}).json()["assistant_id"]
+    crons = [
+        f"/runs/crons/{user.post('/runs/crons', json=body).json()['cron_id']}"
+        for user, body in (
+            (ann, {"schedule": NEVER_SOON, "assistant_id": assistant_id}),
+            (bob, {"schedule": NEVER_SOON, "assistant_id": "counter"}),
+        )
+    ]
+    shared = "UPDATE cron SET assistant_id = %s WHERE cron_id = %s"
+    with psycopg.connect(guarded.database_url, autocommit=True) as conn:
+        conn.execute(shared, (assistant_id, crons[1].rpartition("/")[2]))
+    assert ann.delete(f"/assistants/{assistant_id}").status_code == 204
+    refused(ann.get(crons[0]), 404)
+    left = bob.get(crons[1]).json()
+    assert (left["enabled"], left["last_error"]) == (False, "Its assistant was deleted.")
+    assert bob.delete(crons[1]).status_code == 204
+
+
 @pytest.mark.parametrize("query", ["cancel_on_disconnect=1", "on_disconnect=cancel"])
 @pytest.mark.parametrize("how", ["join", "stream"])
 def test_who_may_only_read_a_thread_cancels_no_run_by_leaving(ann, bob, query, how):

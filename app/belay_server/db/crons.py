@@ -117,6 +117,14 @@ def update_cron(conn: Connection, cron_id: UUID, content: CronContent) -> Cron |
     return fetch_one(conn, SQL.update_cron, {"cron_id": cron_id, **content.params()}, Cron)
 
 
+def end_crons_of_assistant(
+    conn: Connection, assistant_id: UUID, *, user: str | None, reason: str
+) -> None:
+    """Delete the crons of this user that use an assistant, and disable those of other users."""
+    params = {"assistant_id": assistant_id, "user": user, "reason": reason}
+    execute(conn, SQL.end_crons_of_assistant, params)
+
+
 def count_enabled_crons(conn: Connection, callers: Sequence[str]) -> int:
     """Return the number of enabled crons that these callers have created."""
     return int(fetch_value(conn, SQL.count_enabled_crons, {"callers": list(callers)}))

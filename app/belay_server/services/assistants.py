@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from belay_server.db import assistants as assistant_rows
+from belay_server.db import crons as cron_rows
 from belay_server.db.assistants import AssistantContent
 from belay_server.db.connection import Connection, Database
 from belay_server.db.run_cancels import CancelFilter
@@ -167,8 +168,9 @@ def set_latest(database: Database, assistant_id: UUID, version: int) -> Assistan
 
 
 def delete_assistant(parts: Parts, assistant_id: UUID, *, delete_threads: bool = False) -> None:
-    """Delete an assistant, then cancel its active runs and wait until they have ended. With
-    `delete_threads`, also delete the threads whose last run was the assistant's.
+    """Delete an assistant with the user's crons of it, then cancel its active runs and wait until
+    they have ended. Crons of other users are disabled. With `delete_threads`, also delete the
+    threads whose last run was the assistant's.
 
     Raises NotFound; Conflict for the system assistant of a graph.
     """
@@ -176,10 +178,15 @@ def delete_assistant(parts: Parts, assistant_id: UUID, *, delete_threads: bool =
         raise Conflict("The assistant of a graph of this project cannot be deleted")
     message = "interrupt requested via DELETE /assistants/{assistant_id}"
     reason = {"error": "UserInterrupt", "message": message}
-    with parts.database.connection() as conn:
-        deleted = assistant_rows.delete_assistant(conn, assistant_id)
-    if not deleted:
-        raise NotFound(f"Assistant with ID {assistant_id} not found")
+
+    def delete(conn: Connection) -> None:
+        if not assistant_rows.delete_assistant(conn, assistant_id):
+            raise NotFound(f"Assistant with ID {assistant_id} not found")
+        cron_rows.end_crons_of_assistant(
+            conn, assistant_id, user=parts.identity, reason="Its assistant was deleted."
+        )
+
+    parts.database.transaction(delete)
     # No new run can use it now. Its active runs are stopped before this function returns.
     stop_runs(parts, CancelFilter(assistant_id=assistant_id), reason)
     while delete_threads and (thread_ids := _threads_of(parts.database, assistant_id)):

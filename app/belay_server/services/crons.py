@@ -10,6 +10,7 @@ from uuid import UUID
 
 from belay_server.db import crons as cron_rows
 from belay_server.db import threads as thread_rows
+from belay_server.db.assistants import keep_assistant
 from belay_server.db.connection import Connection, Database
 from belay_server.db.crons import CronContent
 from belay_server.domain.crons import Cron, LockedCron
@@ -54,6 +55,8 @@ def create_cron(
         except (NotFound, InvalidRequest):
             raise NotFound(f"Assistant '{body['assistant_id']}' not found") from None
         refuse_unknown_nodes(parts.graphs, assistant, RunOptions.from_document(body))
+        if not keep_assistant(conn, assistant):
+            raise NotFound(f"Assistant '{body['assistant_id']}' not found")
         content = _content(body, cron_id, assistant.assistant_id, has_thread=thread_id is not None)
         _refuse_large(parts, content)
         _refuse_frequent(parts.settings, content)
@@ -170,9 +173,8 @@ def get_cron(database: Database, cron_id: UUID) -> Cron:
     return cron
 
 
-def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any], user: str | None) -> Cron:
-    """Change a cron: replace the fields that are given, and merge its metadata. `user` is the
-    identity of the project's user who changes it.
+def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
+    """Change a cron: replace the fields that are given, and merge its metadata.
 
     Raises NotFound, BadRequest, InvalidRequest, TooLarge, OutOfReach; Forbidden if another user
     changes more than its times and its metadata.
@@ -184,7 +186,7 @@ def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any], user: str | No
         cron = cron_rows.lock_cron(conn, cron_id)
         if cron is None:
             raise NotFound(f"Cron '{cron_id}' not found")
-        _refuse_foreign_runs(cron, body, user)
+        _refuse_foreign_runs(cron, body, parts.identity)
         assistant = resolve_assistant(conn, parts.graphs, str(cron.assistant_id))
         given = {k: v for k, v in body.items() if k not in _OF_THE_CRON}
         whole = {

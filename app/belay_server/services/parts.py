@@ -57,6 +57,11 @@ class Parts(RunParts):
     #: The user of the request, if the project's own authentication returned one.
     user: Mapping[str, Any] | None = field(default=None, repr=False)
 
+    @property
+    def identity(self) -> str | None:
+        """Return the identity of the request's user; None without one."""
+        return None if self.user is None else str(self.user["identity"])
+
     def close(self) -> None:
         self.states.close()
         self.database.close()

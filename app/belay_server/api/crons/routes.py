@@ -23,7 +23,6 @@ from belay_server.api.http.fields import path_uuid
 from belay_server.api.http.json_body import Blueprint, json_response
 from belay_server.api.http.pages import COUNT, page_response, shown
 from belay_server.api.runs.requests import authorize_runs, authorized_options, check_webhook
-from belay_server.api.security.authentication import caller
 from belay_server.api.security.authorization import authorized
 from belay_server.api.security.limits import asker
 from belay_server.db import crons as cron_rows
@@ -87,10 +86,7 @@ def get_cron(cron_id: str) -> Response:
 @authorized("crons", "update")
 def patch_cron(body: dict[str, Any], cron_id: str) -> Response:
     check_webhook(body.get("webhook"))
-    who = caller()
-    user = None if who is None or who.user is None else who.user["identity"]
-    cron = crons.patch_cron(parts(), path_uuid(cron_id, "cron"), body, user)
-    return json_response(_shown(cron))
+    return json_response(_shown(crons.patch_cron(parts(), path_uuid(cron_id, "cron"), body)))
 
 
 @blueprint.delete("/runs/crons/<cron_id>")

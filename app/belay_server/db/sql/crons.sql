@@ -48,6 +48,17 @@ WHERE cron_id = %(cron_id)s
   AND (%(allowed_crons)s::jsonb IS NULL OR belay_allows(%(allowed_crons)s, metadata))
 RETURNING cron_id
 
+-- name: end_crons_of_assistant
+-- Delete a user's crons of an assistant that is deleted, and disable those of other users.
+WITH own AS (
+    DELETE FROM cron
+    WHERE assistant_id = %(assistant_id)s
+      AND maker #>> '{user,identity}' IS NOT DISTINCT FROM %(user)s::text
+)
+UPDATE cron SET enabled = false, last_error = %(reason)s, updated_at = now()
+WHERE assistant_id = %(assistant_id)s
+  AND maker #>> '{user,identity}' IS DISTINCT FROM %(user)s::text
+
 -- name: search_crons
 SELECT * FROM cron
 WHERE (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
