@@ -6,9 +6,11 @@ They reach the server that they run in. A node may do what the run's creator may
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 from langgraph_sdk import get_sync_client
 
@@ -159,6 +161,27 @@ def test_the_openapi_document_has_the_projects_authentication(ann):
     assert document["security"] == [{"Token": []}]
     assert document["paths"]["/ok"]["get"]["security"] == []
     assert "security" not in document["paths"]["/threads/search"]["post"]
+
+
+def test_credentials_of_a_header_are_for_the_code_of_the_run_alone(server, ann):
+    """The project names `cookie` among the headers of its graphs."""
+    canary = f"cookie-{uuid.uuid4()}"
+    thread_id = ann.post("/threads", json={}).json()["thread_id"]
+    body = {"assistant_id": "counter", "input": {"count": 1}}
+    modes = {"stream_mode": ["debug", "checkpoints", "messages", "updates"]}
+    headers = {"cookie": f"session={canary}", "x-team": "blue"}
+    path = f"/threads/{thread_id}"
+    streamed = ann.post(f"{path}/runs/stream", json=body | modes, headers=headers)
+    assert '"x-team":"blue"' in streamed.text
+    answers = [ann.get(f"{path}{of}") for of in ("/runs", "/history", "/state", "")]
+    assert '"x-team":"blue"' in answers[0].text
+    for answer in (streamed, *answers):
+        assert answer.status_code == 200, answer.text
+        assert canary not in answer.text
+    with psycopg.connect(server.database_url) as conn:
+        for table, count in (("run", 1), ("checkpoints", 0)):
+            kept = f"SELECT count(*) FROM {table} t WHERE t::text LIKE %s"
+            assert conn.execute(kept, (f"%{canary}%",)).fetchone() == (count,), table
 
 
 def test_log_records_have_the_headers_that_the_project_names(ann, server):

@@ -22,7 +22,7 @@ from belay_server.domain.webhooks import (
     is_path,
     parse_target,
 )
-from belay_server.services.webhooks.calls import refuse_bad_webhook, signed_headers
+from belay_server.services.webhooks.calls import payload_of, refuse_bad_webhook, signed_headers
 from belay_server.services.webhooks.host_names import HostNames
 
 ANY = WebhookPolicy()
@@ -268,3 +268,11 @@ def test_a_local_name_is_blocked_without_a_resolver(monkeypatch, host):
     monkeypatch.setattr(socket, "getaddrinfo", away)
     with pytest.raises(InvalidRequest, match="Webhook host blocked"):
         refuse_bad_webhook(ANY, f"http://{host}/hook", HostNames())
+
+
+def test_a_payload_has_neither_the_user_nor_credentials():
+    configurable = {"x-team": "blue", "cookie": "c", "authorization": "a", "x-api-key": "k"}
+    configurable["langgraph_auth_user"] = {"identity": "ann", "token": "t"}
+    run = {"run_id": "1", "kwargs": {"input": {}, "config": {"configurable": configurable}}}
+    kwargs = payload_of(run)["kwargs"]
+    assert kwargs == {"input": {}, "config": {"configurable": {"x-team": "blue"}}}

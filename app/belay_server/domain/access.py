@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from belay_server.domain.headers import SECRET_HEADERS
+
 Filter = Mapping[str, Any]
 #: The key in a run's `configurable` of its user's fields.
 AUTH_USER = "langgraph_auth_user"
@@ -28,14 +30,19 @@ def hash_of(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def with_public_user(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a run's config for clients: with the public fields of its user only."""
-    configurable = config.get("configurable") or {}
-    user = configurable.get(AUTH_USER)
-    if user is None:
-        return config
-    public = {name: user[name] for name in _PUBLIC_FIELDS if name in user}
-    return {**config, "configurable": {**configurable, AUTH_USER: public}}
+def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run's config for clients: without the credentials of its request's headers, and
+    with the public fields of its user only."""
+    configurable = without_secrets(config.get("configurable") or {})
+    if user := configurable.get(AUTH_USER):
+        configurable[AUTH_USER] = {name: user[name] for name in _PUBLIC_FIELDS if name in user}
+    return {**config, "configurable": configurable}
+
+
+def without_secrets(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's config or a checkpoint's metadata has besides headers with
+    credentials."""
+    return {name: value for name, value in fields.items() if name not in SECRET_HEADERS}
 
 
 def necessary_path(filter_: Any) -> str | None:

@@ -9,8 +9,9 @@ from typing import Any
 
 #: The server's own credentials (`graphs.project.loopback`), which no pattern matches.
 _OWN = frozenset({"x-belay-run", "x-belay-server"})
-#: A pattern with a star does not match these headers. They are included by full name only.
-_SECRET = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
+#: A pattern with a star does not match these headers. They are included by full name only, and for
+#: the run's own code alone: no response, stream or checkpoint has them.
+SECRET_HEADERS = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class HeaderPatterns:
             return False
         if any(fnmatchcase(name, pattern) for pattern in self.excludes):
             return False
-        if name in _SECRET:
+        if name in SECRET_HEADERS:
             return name in self.includes
         return any(fnmatchcase(name, pattern) for pattern in self.includes)
 

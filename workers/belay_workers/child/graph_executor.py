@@ -22,7 +22,7 @@ from langchain_core.tracers import LangChainTracer
 from langgraph.pregel import Pregel
 from langsmith.utils import tracing_is_enabled
 
-from belay_server.domain.access import AUTH_USER, with_public_user
+from belay_server.domain.access import AUTH_USER, public_config
 from belay_server.domain.run_options import LANGSMITH_EXAMPLE, LANGSMITH_PROJECT, RunKwargs
 from belay_server.domain.runs import Ending, RunStatus
 from belay_server.graphs.checkpoints.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
@@ -161,7 +161,7 @@ class _Stream:
             if mode == "debug":
                 data = _with_addresses(data)
             if _is_checkpoint(mode, data):
-                data = _with_public_users(mode, data)
+                data = _with_public_configs(mode, data)
         if self.redact_errors:
             data = _without_errors(mode, data)
         if mode in self.modes:
@@ -233,11 +233,11 @@ def _is_checkpoint(mode: str, data: Any) -> bool:
     return mode == "checkpoints" or data["type"] == "checkpoint"
 
 
-def _with_public_users(mode: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint whose configs have the public fields of the run's user only."""
+def _with_public_configs(mode: str, data: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint whose configs have neither credentials nor the user's own fields."""
     payload = data["payload"] if mode == "debug" else data
     configs = {
-        name: with_public_user(payload[name])
+        name: public_config(payload[name])
         for name in ("config", "parent_config")
         if payload.get(name) is not None
     }

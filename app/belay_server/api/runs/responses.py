@@ -20,7 +20,7 @@ from belay_server.api.security.origins import origins
 from belay_server.api.streaming.clients import StreamClient, WatchClient
 from belay_server.api.streaming.runs import FollowedRun, stream_events, wait_for_outcome
 from belay_server.api.streaming.turns import stream_turns
-from belay_server.domain.access import with_public_user
+from belay_server.domain.access import public_config
 from belay_server.domain.run_options import RunOptions
 from belay_server.domain.runs import RUN_FIELDS, Run
 
@@ -42,7 +42,7 @@ STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 def run_body(run: Run, fields: Sequence[str] = RUN_FIELDS) -> dict[str, Any]:
     body = shown(run, fields)
     if "config" in body.get("kwargs", {}):
-        body["kwargs"] = {**run.kwargs, "config": with_public_user(run.kwargs["config"])}
+        body["kwargs"] = {**run.kwargs, "config": public_config(run.kwargs["config"])}
     return body
 
 

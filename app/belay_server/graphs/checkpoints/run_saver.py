@@ -31,6 +31,7 @@ from belay_server import fault_points
 from belay_server.db.connection import Connection, dump_json
 from belay_server.db.outages import is_worth_waiting
 from belay_server.db.reconnecting import ReconnectingConnection
+from belay_server.domain.access import without_secrets
 from belay_server.domain.runs import Claim
 from belay_server.fault_points import FaultPoint
 from belay_server.graphs.checkpoints.base_saver import FormatSaver, without_inline_nul
@@ -164,7 +165,7 @@ class RunSaver(FormatSaver):
         stored, blobs = _split(without_inline_nul(checkpoint))
         versions = {channel: new_versions[channel] for channel in blobs if channel in new_versions}
         stamped = {
-            **get_serializable_checkpoint_metadata(config, metadata),
+            **without_secrets(get_serializable_checkpoint_metadata(config, metadata)),
             "run_id": str(self._claim.run_id),
             "thread_id": thread_id,
         }

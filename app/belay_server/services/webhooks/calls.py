@@ -18,7 +18,7 @@ from uuid import UUID
 import httpcore
 
 from belay_server.db.webhooks import WebhookCall
-from belay_server.domain.access import AUTH_USER
+from belay_server.domain.access import AUTH_USER, without_secrets
 from belay_server.domain.errors import InvalidRequest
 from belay_server.domain.runs import RUN_FIELDS
 from belay_server.domain.webhooks import (
@@ -176,9 +176,9 @@ def payload_of(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_user(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the kwargs without the user's data from the project's authentication."""
+    """Return the kwargs without the user's data from the project's authentication, and without the
+    credentials of the request's headers."""
     config = dict(kwargs.get("config") or {})
-    configurable = dict(config.get("configurable") or {})
-    if configurable.pop(AUTH_USER, None) is None:
-        return kwargs
+    configurable = without_secrets(config.get("configurable") or {})
+    configurable.pop(AUTH_USER, None)
     return {**kwargs, "config": {**config, "configurable": configurable}}
