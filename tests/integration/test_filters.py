@@ -173,29 +173,28 @@ OTHERS = (
     f"""INSERT INTO cron (cron_id, on_run_completed, schedule, payload, assistant_id, metadata)
         SELECT gen_random_uuid(), 'keep', '* * * * *', '{{}}',
             (SELECT assistant_id FROM assistant LIMIT 1), {_SERIES}""",
-    "ANALYZE thread",
-    "ANALYZE assistant",
-    "ANALYZE cron",
 )
+ANALYZE = ("ANALYZE thread", "ANALYZE assistant", "ANALYZE cron")
 NOTHING_ELSE = dict.fromkeys(
     ("ids", "values", "status", "graph_id", "name", "assistant_id", "thread_id", "enabled")
 )
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
+@pytest.mark.parametrize("is_analyzed", [True, False], ids=["analyzed", "fresh"])
 @pytest.mark.parametrize(
     "mine",
     [{"owner": "me"}, {"$or": [{"owner": "me"}, {"readers": {"$contains": "me"}}]}],
     ids=["owner", "readers"],
 )
-def test_a_search_reads_the_metadata_of_its_caller_alone(conn, kind, mine):
+def test_a_search_reads_the_metadata_of_its_caller_alone(conn, kind, mine, is_analyzed):
     """It once read those of all callers: one with many large ones slowed down everybody."""
     mine_alone = Access(**{kind: mine})
     search, count, index = SEARCHES[kind]
     params = {**NOTHING_ELSE, "metadata": Jsonb({})}
     page = {"with_values": False, "limit": 10, "offset": 0}
     with conn.transaction(force_rollback=True):
-        for statement in OTHERS:
+        for statement in OTHERS + (ANALYZE if is_analyzed else ()):
             conn.execute(statement)
         with restricted(conn, mine_alone):
             for sql in (search.format(sort_by="created_at", sort_order="desc"), count):
