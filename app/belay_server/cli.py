@@ -256,9 +256,12 @@ def list_keys() -> None:
 @click.argument("named")
 @click.option("--disable-crons", is_flag=True, help="Also disable the crons that it has created.")
 def revoke_key(named: str, disable_crons: bool) -> None:
-    """Revoke the key with the prefix NAMED, or all keys with the name NAMED."""
+    """Revoke the key NAMED, given whole or by its prefix, or all keys with the name NAMED."""
     from belay_server.db import crons  # noqa: PLC0415
     from belay_server.db.api_keys import revoke_api_key  # noqa: PLC0415
+    from belay_server.domain.api_keys import prefix_of  # noqa: PLC0415
+
+    named = prefix_of(named) or named
 
     with _database() as conn:
         revoked = revoke_api_key(conn, named)

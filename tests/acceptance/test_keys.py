@@ -112,6 +112,9 @@ def test_a_revoked_key_is_refused_and_others_stay_valid(locked, key):
     assert said.startswith(f"revoked {other.split('_')[1]}")
     wait_until(lambda: call(locked, **{"x-api-key": other}).status_code == 401, 10, "the revoke")
     assert call(locked, **{"x-api-key": key}).status_code == 200
+    said, _ = belay(locked, "revoke", other)  # the key itself, which is not repeated
+    assert said.startswith(f"revoked {other.split('_')[1]} ")
+    assert other not in said
     assert "there is no key nobody" in belay(locked, "revoke", "nobody", code=1)[1]
 
 

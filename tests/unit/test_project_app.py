@@ -32,6 +32,8 @@ def project(tmp_path, http, **files):
         ({"cors": {"allow_origins": "*"}}, "'http.cors.allow_origins'"),
         ({"cors": {"allow_credentials": 1}}, "'http.cors.allow_credentials'"),
         ({"cors": {"max_age": "1"}}, "'http.cors.max_age'"),
+        ({"cors": {"allow_headers": ["x-a\nb"]}}, "'http.cors.allow_headers'"),
+        ({"cors": {"allow_methods": ["FOO BAR"]}}, "'http.cors.allow_methods'"),
         ({"cors": {"allow_origin_regex": "("}}, "'http.cors.allow_origin_regex'"),
         ({"configurable_headers": 5}, "'http.configurable_headers'"),
     ],

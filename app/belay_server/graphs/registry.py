@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import inspect
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any, TypeVar
@@ -122,13 +122,8 @@ class GraphRegistry:
         return graph
 
     async def _read_async(self, graph_id: str, use: GraphUse) -> Graph:
-        try:
-            async with self.open(graph_id, use) as graph:
-                return graph
-        except Exception:
-            raise
-        except BaseException as error:  # it would end the event loop, or the process
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+        async with self.open(graph_id, use) as graph:
+            return graph
 
 
 def _load_embed(project: Project, target: str) -> Any:
@@ -142,9 +137,11 @@ def _load_embed(project: Project, target: str) -> Any:
         except (ValueError, ImportError) as error:
             raise ProjectError(f"{who} ({target}): {error}") from error
     embed = load_object(project.root, project.dependencies, target, who)
-    if inspect.iscoroutinefunction(embed):
-        return lambda texts: _run_to_end(embed(texts))
-    return embed
+    return _synchronous(embed) if inspect.iscoroutinefunction(embed) else embed
+
+
+def _synchronous(embed: Callable[[list[str]], Coroutine[Any, Any, Any]]) -> Any:
+    return lambda texts: _run_to_end(embed(texts))
 
 
 def build_graph(project: Project, spec: GraphSpec) -> str:
@@ -166,17 +163,27 @@ def build_graph(project: Project, spec: GraphSpec) -> str:
 def _run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
     """Run a project's coroutine from synchronous code.
 
-    Under gevent it needs a real thread: two greenlets cannot both have a running event loop.
+    Under gevent it needs a real thread: two greenlets cannot both have a running event loop. An
+    error that would end the event loop, or the process, is raised as a RuntimeError.
     """
+
+    async def contained() -> _T:
+        try:
+            return await coroutine
+        except Exception:
+            raise
+        except BaseException as error:
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+
     patched = sys.modules.get("gevent.monkey")
     if patched is not None and patched.is_module_patched("threading"):
         import gevent  # noqa: PLC0415  (only where the web process has loaded it)
 
         # With the context of the request, which has the access of its caller.
         run = contextvars.copy_context().run
-        made: _T = gevent.get_hub().threadpool.apply(run, (asyncio.run, coroutine))
+        made: _T = gevent.get_hub().threadpool.apply(run, (asyncio.run, contained()))
         return made
-    return asyncio.run(coroutine)
+    return asyncio.run(contained())
 
 
 def _load(project: Project, spec: GraphSpec) -> Any:

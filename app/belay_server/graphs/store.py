@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from langchain_core.embeddings import Embeddings
 from langgraph.store.postgres import PostgresStore
 from psycopg_pool import ConnectionPool
 
@@ -27,8 +29,11 @@ from belay_server.db.connection import (
     unavailable_when_unreachable,
 )
 from belay_server.db.reconnecting import ReconnectingConnection
-from belay_server.domain.errors import BadRequest
+from belay_server.domain.errors import BadRequest, Unavailable
+from belay_server.graphs.project.raised import is_of_project
 from belay_server.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
@@ -66,12 +71,35 @@ class ProjectStore(PostgresStore):
         return f'{text} COLLATE "C" {comparison} %s', [key, key, str(value)]
 
 
+class _ApiEmbeddings(Embeddings):
+    """The project's embeddings, whose failure is not the server's."""
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        self._embeddings = embeddings
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Raises Unavailable."""
+        try:
+            return self._embeddings.embed_documents(texts)
+        except BaseException as error:
+            if not is_of_project(error):
+                raise
+            log.exception("the embedding function of the store failed")
+            kind = type(error).__name__
+            raise Unavailable(f"The embedding function of the store failed: {kind}") from error
+
+    def embed_query(self, text: str) -> list[float]:
+        return self.embed_documents([text])[0]
+
+
 class ApiStore(ProjectStore):
     """The store of the API, on the web process's pool."""
 
     def __init__(self, pool: ConnectionPool[Connection], config: StoreConfig) -> None:
         super().__init__(pool, config)
         self._pool = pool
+        if self.embeddings is not None:
+            self.embeddings = _ApiEmbeddings(self.embeddings)
 
     def batch(self, ops: Iterable[Any]) -> list[Any]:
         """Do operations, and retry them after a conflict: two searches that refresh the TTL of the

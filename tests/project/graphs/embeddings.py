@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
 import zlib
 
 DIMENSIONS = 64
 
 
 async def embed(texts: list[str]) -> list[list[float]]:
+    for text in texts:
+        if "raise in the embedding" in text:
+            raise RuntimeError("the provider said s3cr3t")
+        if "exit in the embedding" in text:
+            sys.exit("s3cr3t")
     return [_counts(text) for text in texts]
 
 

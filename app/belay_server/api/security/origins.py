@@ -52,7 +52,10 @@ class Origins:
     def refuse_foreign_change(self, method: str, origin: str | None, host: str) -> None:
         """Raise Forbidden for a request of a foreign page that would change something."""
         if method not in _CHANGES_NOTHING and not self.may_ask(origin, host):
-            raise Forbidden(f"Pages of {origin} may not call this server (BELAY_CORS_ORIGINS)")
+            raise Forbidden(
+                f"Pages of {origin} may not call this server (BELAY_CORS_ORIGINS, or http.cors in "
+                "langgraph.json)"
+            )
 
     def refuse_foreign_stop(self, headers: Headers) -> None:
         """Raise Forbidden for a GET of a foreign page that may stop a run when it ends. A request

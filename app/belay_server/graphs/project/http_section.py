@@ -26,6 +26,8 @@ NOUNS = (
 
 
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)*/?")
+#: A token of RFC 9110: the name of a header or a method.
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +128,9 @@ def _cors(path: Path, cors: Any) -> CorsRules:
     return CorsRules(
         allow_origins=_words(path, cors, "allow_origins"),
         allow_origin_regex=_pattern(path, cors.get("allow_origin_regex")),
-        allow_methods=_words(path, cors, "allow_methods"),
-        allow_headers=_words(path, cors, "allow_headers"),
-        expose_headers=_words(path, cors, "expose_headers"),
+        allow_methods=_tokens(path, cors, "allow_methods"),
+        allow_headers=_tokens(path, cors, "allow_headers"),
+        expose_headers=_tokens(path, cors, "expose_headers"),
         allow_credentials=_flag(path, cors, "allow_credentials", "http.cors"),
         max_age=max_age,
     )
@@ -141,6 +143,14 @@ def _words(path: Path, cors: Mapping[str, Any], name: str) -> tuple[str, ...] | 
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ProjectError(f"{path}: 'http.cors.{name}' must be a list of strings")
     return tuple(words)
+
+
+def _tokens(path: Path, cors: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
+    words = _words(path, cors, name)
+    for word in words or ():
+        if not _TOKEN.fullmatch(word):
+            raise ProjectError(f"{path}: 'http.cors.{name}': {word!r} is no token of HTTP")
+    return words
 
 
 def _pattern(path: Path, pattern: Any) -> str | None:
