@@ -31,7 +31,7 @@ ALIASES = {
 #: Variables of LangGraph's server that change what a deployment does, and that Belay ignores.
 IGNORED = ("REDIS_CLUSTER",)
 #: Variables of LangGraph's server that stop the start: without effect, data would be in plain text.
-REFUSED = ("LANGGRAPH_AES_JSON_KEYS", "LANGGRAPH_AES_KEY")
+REFUSED = ("LANGGRAPH_AES_JSON_KEYS",)
 #: Variables of LangGraph's server that have precedence over keys of `langgraph.json`.
 OF_THE_PROJECT = ("CORS_CONFIG", "LANGGRAPH_THREAD_TTL", "MOUNT_PREFIX")
 

@@ -12,6 +12,7 @@ import binascii
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -24,6 +25,7 @@ SERVER_TOKEN = "BELAY_SERVER_TOKEN"  # noqa: S105
 AUTH_WORDS = ("keys", "none")
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _MIB = 1024 * 1024
+_AES_KEY_BYTES = (16, 24, 32)
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 EXAMPLE_CONFIG = Path(__file__).resolve().parent / "example" / "langgraph.json"
@@ -118,6 +120,8 @@ class Settings:
     redis_verify_tls: bool
     #: The key that signs webhook calls (`whsec_…` or any text). None: they are not signed.
     webhook_secret: str | None = field(repr=False)
+    #: The AES key with which the values of checkpoints are encrypted. None: they are not.
+    aes_key: bytes | None = field(repr=False)
     #: Allow only https URLs for webhooks.
     webhook_https_only: bool
     #: Allow webhooks to loopback and private addresses, for development or an internal network.
@@ -177,8 +181,8 @@ class Settings:
         for name in REFUSED:
             if environ.get(name, "").strip():
                 raise SettingsError(
-                    f"{name} is set, but Belay does not encrypt what it stores. Encrypt the disk "
-                    "or the database, and unset it"
+                    f"{name} is set, but Belay encrypts no JSON fields. Encrypt the disk or the "
+                    "database, and unset it"
                 )
         read = _Reader(environ)
         redis_verify_tls = read.boolean("BELAY_REDIS_VERIFY_TLS", "DYNO" not in environ)
@@ -228,6 +232,7 @@ class Settings:
             max_outcome_bytes=read.integer("BELAY_MAX_OUTCOME_BYTES", 16 * _MIB, minimum=1024),
             redis_prefix=read.text("BELAY_REDIS_PREFIX", "belay:"),
             redis_verify_tls=redis_verify_tls,
+            aes_key=_aes_key(read.text("LANGGRAPH_AES_KEY", "")),
             webhook_secret=_secret(read.text("BELAY_WEBHOOK_SECRET", "")),
             webhook_https_only=read.boolean("BELAY_WEBHOOK_HTTPS_ONLY", False),
             webhook_allow_private=read.boolean("BELAY_WEBHOOK_ALLOW_PRIVATE", False),
@@ -371,6 +376,17 @@ def _secret(text: str) -> str | None:
         except binascii.Error:
             raise SettingsError("BELAY_WEBHOOK_SECRET: after whsec_ there must be base64") from None
     return text or None
+
+
+def _aes_key(text: str) -> bytes | None:
+    if not text:
+        return None
+    key = text.encode()
+    if len(key) not in _AES_KEY_BYTES:
+        raise SettingsError("LANGGRAPH_AES_KEY: must have 16, 24 or 32 bytes")
+    if find_spec("Crypto") is None:
+        raise SettingsError("LANGGRAPH_AES_KEY needs pycryptodome: pip install pycryptodome")
+    return key
 
 
 def _postgres_url(url: str) -> str:

@@ -58,15 +58,22 @@ def assert_conforms(report: Any) -> None:
     assert sum(result.tests_passed for result in results.values()) > 40
 
 
-def test_the_saver_of_the_api_conforms(database_url):
+KEYS = pytest.mark.parametrize("aes_key", [None, b"0123456789abcdef"], ids=["plain", "encrypted"])
+
+
+@KEYS
+def test_the_saver_of_the_api_conforms(database_url, aes_key):
     with connect(database_url) as conn:
-        assert_conforms(report_on(AsyncThreadSaver(conn)))
+        assert_conforms(report_on(AsyncThreadSaver(conn, aes_key=aes_key)))
 
 
+@KEYS
 @pytest.mark.parametrize("behind", [False, True])
-def test_the_saver_of_runs_conforms(rows, database_url, behind):
+def test_the_saver_of_runs_conforms(rows, database_url, behind, aes_key):
     claimed = rows.running()
     with connect(database_url) as conn, ThreadPoolExecutor(1) as pool:
         connection = ReconnectingConnection(lambda: conn)
-        saver = RunSaver(connection, claimed.claim, pool, lambda: False, behind=behind)
+        saver = RunSaver(
+            connection, claimed.claim, pool, lambda: False, behind=behind, aes_key=aes_key
+        )
         assert_conforms(report_on(saver))

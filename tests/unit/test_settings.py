@@ -102,11 +102,23 @@ def test_a_variable_that_is_ignored_is_logged(caplog):
     ]
 
 
-@pytest.mark.parametrize("name", ["LANGGRAPH_AES_KEY", "LANGGRAPH_AES_JSON_KEYS"])
-def test_a_variable_that_would_encrypt_stops_the_start(name):
-    with pytest.raises(SettingsError, match=f"{name} is set, but Belay does not encrypt"):
+def test_a_variable_that_would_encrypt_stops_the_start():
+    name = "LANGGRAPH_AES_JSON_KEYS"
+    with pytest.raises(SettingsError, match=f"{name} is set, but Belay encrypts no JSON fields"):
         Settings.from_environ({**MINIMAL, name: "k"})
     Settings.from_environ({**MINIMAL, name: " "})
+
+
+@pytest.mark.parametrize("length", [16, 24, 32])
+def test_the_key_of_checkpoints_is_not_shown(length):
+    settings = Settings.from_environ({**MINIMAL, "LANGGRAPH_AES_KEY": "k" * length})
+    assert settings.aes_key == b"k" * length
+    assert "kkk" not in repr(settings)
+
+
+def test_a_key_of_another_length_is_refused():
+    with pytest.raises(SettingsError, match="LANGGRAPH_AES_KEY: must have 16, 24 or 32 bytes"):
+        Settings.from_environ({**MINIMAL, "LANGGRAPH_AES_KEY": "short"})
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ class StateParts:
             "most_bytes": self.most_bytes,
             "most_written_bytes": self.most_written_bytes,
             "most_tasks": self.most_tasks,
+            "aes_key": self.settings.aes_key,
             "turn": self.turn,
         }
 
@@ -221,7 +222,7 @@ def update_state(
             f"Other requests keep changing the state of thread {thread.thread_id}. Try again."
         )
     # The written state is read without a limit on its size.
-    saver = ThreadSaver(parts.database.pool, turn=parts.turn)
+    saver = ThreadSaver(parts.database.pool, turn=parts.turn, aes_key=parts.settings.aes_key)
     try:
         _rest(parts, graph, saver, thread.thread_id, keep_error=False)
         state = thread_state.read_state(

@@ -211,6 +211,7 @@ def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
         # Events that clients can read again are in the log before the checkpoint of their step is
         # stored. If this process dies in between, the step is repeated, and no event is missing.
         before_checkpoint=(lambda: child.events.flush(_FLUSH_SECONDS)) if resumable else None,
+        aes_key=child.settings.aes_key,
     )
     if claimed.claim_no == 1:
         return _Prepared(saver)

@@ -13,6 +13,11 @@ from typing import Any
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.postgres import PostgresSaver
 
+from belay_server.graphs.checkpoints.encryption import (
+    encrypting,
+    shown,
+    with_hidden_primitives,
+)
 from belay_server.graphs.checkpoints.ids import go_on_after
 
 _LATEST_ID = """
@@ -22,7 +27,16 @@ WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
 
 
 class FormatSaver(PostgresSaver):
-    """Uses LangGraph's tables and format, and makes ids that sort after the checkpoints read."""
+    """Uses LangGraph's tables and format, and makes ids that sort after the checkpoints read.
+
+    With `aes_key`, the values of channels and writes are encrypted.
+    """
+
+    def __init__(self, conn: Any, *, aes_key: bytes | None = None) -> None:
+        super().__init__(conn)
+        self._aes_key = aes_key
+        if aes_key is not None:
+            self.serde = encrypting(self.serde, aes_key)
 
     def get_tuple(self, config: Any) -> CheckpointTuple | None:
         found = super().get_tuple(config)
@@ -50,7 +64,19 @@ class FormatSaver(PostgresSaver):
         return self
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
-        return super().put(config, without_inline_nul(checkpoint), metadata, new_versions)
+        return super().put(config, *self._storable(checkpoint, metadata, new_versions))
+
+    def _storable(self, checkpoint: Any, metadata: Any, new_versions: Any) -> tuple[Any, Any, Any]:
+        """Return what to store of a checkpoint: it, its metadata and the versions of its blobs."""
+        checkpoint = without_inline_nul(checkpoint)
+        if self._aes_key is not None:
+            checkpoint, new_versions = with_hidden_primitives(checkpoint, new_versions)
+        return checkpoint, metadata, new_versions
+
+    def _dump_blobs(self, thread_id: str, namespace: str, values: Any, versions: Any) -> Any:
+        if self._aes_key is not None:
+            values = shown(values)
+        return super()._dump_blobs(thread_id, namespace, values, versions)
 
 
 def without_inline_nul(checkpoint: Any) -> Any:

@@ -34,7 +34,7 @@ from belay_server.db.reconnecting import ReconnectingConnection
 from belay_server.domain.access import without_secrets
 from belay_server.domain.runs import Claim
 from belay_server.fault_points import FaultPoint
-from belay_server.graphs.checkpoints.base_saver import FormatSaver, without_inline_nul
+from belay_server.graphs.checkpoints.base_saver import FormatSaver
 from belay_server.graphs.checkpoints.rows import CheckpointRows
 
 _T = TypeVar("_T")
@@ -72,8 +72,9 @@ class RunSaver(FormatSaver):
         behind: bool = False,
         is_new: bool = False,
         before_checkpoint: Callable[[], object] | None = None,
+        aes_key: bytes | None = None,
     ) -> None:
-        super().__init__(None)  # type: ignore[arg-type]
+        super().__init__(None, aes_key=aes_key)
         self._connection = connection
         self._claim = claim
         self._database_thread = database_thread
@@ -162,7 +163,8 @@ class RunSaver(FormatSaver):
         fault_points.reached(FaultPoint.BEFORE_CHECKPOINT, self._claim.run_id)
         configurable = config["configurable"]
         thread_id, namespace = configurable["thread_id"], configurable["checkpoint_ns"]
-        stored, blobs = _split(without_inline_nul(checkpoint))
+        checkpoint, metadata, new_versions = self._storable(checkpoint, metadata, new_versions)
+        stored, blobs = _split(checkpoint)
         versions = {channel: new_versions[channel] for channel in blobs if channel in new_versions}
         stamped = {
             **without_secrets(get_serializable_checkpoint_metadata(config, metadata)),

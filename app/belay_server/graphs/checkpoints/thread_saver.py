@@ -69,12 +69,13 @@ class ThreadSaver(FormatSaver):
         most_stored_bytes: int | None = None,
         most_tasks: int | None = None,
         turn: AbstractContextManager[object] | None = None,
+        aes_key: bytes | None = None,
     ) -> None:
         """Raise LargeState on reading more than `most_bytes` or about `most_tasks` pending tasks at
         once, or a delta channel with more than `most_written_bytes` of writes, and on storing more
         than `most_stored_bytes` in all. None means no limit. States that are not small are decoded
         while holding `turn`."""
-        super().__init__(pool)  # type: ignore[arg-type]
+        super().__init__(pool, aes_key=aes_key)
         self._most_bytes = most_bytes
         self._most_written_bytes = most_written_bytes
         self._most_stored_bytes = most_stored_bytes
@@ -188,7 +189,7 @@ class UpdateSaver(ThreadSaver):
 
     def store(self, conn: Connection) -> None:
         """Store the writes that were held, on this connection."""
-        saver = ThreadSaver(conn)
+        saver = ThreadSaver(conn, aes_key=self._aes_key)
         saver.serde = self.serde
         for write in self._kept:
             write(saver)

@@ -102,7 +102,11 @@ def _with_supersteps(parts: Parts, thread: Thread, supersteps: list[dict[str, An
     updates = [[thread_state.state_update(u) for u in step["updates"]] for step in supersteps]
     config = thread_state.thread_config(str(thread.thread_id))
     graph = its_graph.load(parts.states.here, access="threads.update")
-    saver = ThreadSaver(parts.database.pool, most_stored_bytes=parts.settings.max_answer_bytes)
+    saver = ThreadSaver(
+        parts.database.pool,
+        most_stored_bytes=parts.settings.max_answer_bytes,
+        aes_key=parts.settings.aes_key,
+    )
     try:
         thread_state.write_state(graph, saver, config, updates)
     except thread_state.StateRefused as error:
