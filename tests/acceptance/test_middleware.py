@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import httpx
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from tests.acceptance.playing import new_thread, refused, status_of, until_status
@@ -284,11 +285,104 @@ def test_authentication_may_come_first(server):
     assert httpx.get(f"{server.url}/ok", timeout=30).headers["x-counted"] == "1"
 
 
-def test_web_sockets_go_around_middleware(api, server):
-    thread_id = new_thread(api)
-    url = f"{server.url.replace('http', 'ws')}/threads/{thread_id}/stream/events"
-    with connect(url, additional_headers=ANN, open_timeout=30) as socket:
-        assert socket.protocol.state.name == "OPEN"
+# --- WebSockets -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def socket_of(api, server):
+    """A function that opens a WebSocket of a new thread, of which the middleware is told a word."""
+
+    def opened(told="", thread_id=None):
+        thread_id = thread_id or new_thread(api)
+        url = f"{server.url.replace('http', 'ws')}/threads/{thread_id}/stream/events"
+        given = {**ANN, **({"x-socket": told} if told else {})}
+        return connect(url, additional_headers=given, open_timeout=30, close_timeout=5)
+
+    return opened
+
+
+def commanded(socket, method, params, command_id=1):
+    """Send a command, and return the messages up to its response."""
+    socket.send(json.dumps({"id": command_id, "method": method, "params": params}))
+    messages = []
+    while not messages or messages[-1].get("id") != command_id:
+        messages.append(json.loads(socket.recv(timeout=60)))
+    return messages
+
+
+@pytest.mark.parametrize("told", ["", "sign"])
+def test_a_web_socket_goes_through_middleware(socket_of, told):
+    with socket_of(told) as socket:
+        messages = commanded(socket, "subscription.subscribe", {"channels": ["lifecycle"]})
+        start = {"assistant_id": "headers", "input": {}}
+        messages += commanded(socket, "run.start", start, 2)
+        while "completed" not in json.dumps(messages[-1]):
+            messages.append(json.loads(socket.recv(timeout=60)))
+    assert {message.get("signed", False) for message in messages} == {told == "sign"}
+
+
+def test_a_web_socket_s_requests_have_what_the_middleware_has_changed(api, socket_of):
+    with socket_of() as socket:
+        start = {"assistant_id": "headers", "input": {}}
+        run_id = commanded(socket, "run.start", start)[-1]["result"]["run_id"]
+        thread_id = socket.request.path.split("/")[2]
+        values = api.get(f"/threads/{thread_id}/runs/{run_id}/join").json()
+    assert json.loads(values["note"])["x-team"] == "by the middleware"
+
+
+def test_middleware_refuses_a_web_socket(socket_of):
+    with pytest.raises(InvalidStatus) as refusal, socket_of("refuse"):
+        pass
+    assert refusal.value.response.status_code == 403
+
+
+def test_middleware_answers_a_web_socket_instead(socket_of):
+    with socket_of("instead") as socket:
+        socket.send("hello")
+        assert socket.recv(timeout=30) == "middleware: hello"
+        with pytest.raises(ConnectionClosed):
+            socket.recv(timeout=30)
+        assert (socket.close_code, socket.close_reason) == (4001, "enough")
+
+
+def test_a_refusal_of_belay_passes_through_middleware(socket_of):
+    with pytest.raises(InvalidStatus) as refusal, socket_of(thread_id="nope"):
+        pass
+    response = refusal.value.response
+    assert response.status_code == 422
+    assert json.loads(response.body) == {"detail": "Invalid thread ID: must be a UUID"}
+    assert response.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(("version", "status"), [("12", 426), ("13", 400)])
+def test_an_invalid_handshake_is_refused_behind_middleware(api, raw, version, status):
+    """The key of a handshake with the right version is missing."""
+    headers = {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": version}
+    answer = raw.get(f"/threads/{new_thread(api)}/stream/events", headers=headers)
+    assert "The WebSocket handshake is not valid" in refused(answer, status)
+    assert answer.headers["sec-websocket-version"] == "13"
+
+
+def test_middleware_that_raises_ends_its_web_socket_alone(raw, socket_of):
+    with pytest.raises(InvalidStatus) as failure, socket_of("raise"):
+        pass
+    assert failure.value.response.status_code == 500
+    with socket_of("raise later") as socket:
+        socket.send(json.dumps({"id": 1, "method": "agent.getTree", "params": {}}))
+        with pytest.raises(ConnectionClosed):
+            socket.recv(timeout=30)
+        assert socket.close_code == 1011
+    assert raw.get("/info").status_code == 200
+
+
+def test_a_client_that_leaves_a_web_socket_leaves_nothing(raw, socket_of, server):
+    for _ in range(20):
+        with socket_of() as socket:
+            commanded(socket, "subscription.subscribe", {"channels": ["values"]})
+            socket.close_timeout = 0
+            socket.socket.close()
+    assert raw.get("/info").status_code == 200
+    assert "Traceback" not in server.log_until_now().rpartition("the middleware is broken")[2]
 
 
 def test_parallel_requests_do_not_wait_for_each_other(api, raw, beats):

@@ -148,7 +148,7 @@ def create_api(context: ApiContext) -> Flask:
     if project is not None:
         before = partial(refuse_unauthenticated, app) if http.auth_first else _answer_nothing
         app.wsgi_app = project.inside_middleware(  # type: ignore[method-assign]
-            app.wsgi_app, before=before, goes_around=partial(_opens_socket, app)
+            app.wsgi_app, before=before, opens_socket=partial(_opens_socket, app)
         )
     if http.mount_prefix:
         api.prefix = http.mount_prefix

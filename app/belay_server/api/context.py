@@ -68,11 +68,11 @@ class ProjectRoutes(Protocol):
         app: WsgiApp,
         *,
         before: Callable[[dict[str, Any]], WsgiApp | None],
-        goes_around: Callable[[dict[str, Any]], bool],
+        opens_socket: Callable[[dict[str, Any]], bool],
     ) -> WsgiApp:
         """Return a WSGI app with the middleware of the project's app around it; the same app if
-        there is none. `before` may answer a request before any middleware; a request that
-        `goes_around` does not get to it."""
+        there is none. `before` may answer a request before any middleware; `opens_socket`
+        returns whether a request opens a WebSocket of Belay's."""
 
 
 @dataclass(frozen=True, slots=True)

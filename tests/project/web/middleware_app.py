@@ -37,6 +37,50 @@ class Counting:
         await self.app(scope, receive, counted)
 
 
+class Sockets:
+    """Pure ASGI: refuses WebSockets, answers instead of Belay, or changes what is sent on them."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "websocket":
+            await self.app(scope, receive, send)
+            return
+        told = dict(scope["headers"]).get(b"x-socket", b"")
+        if told == b"refuse":
+            await send({"type": "websocket.close", "code": 4000})
+        elif told == b"instead":
+            await receive()
+            await send({"type": "websocket.accept"})
+            message = await receive()
+            await send({"type": "websocket.send", "text": f"middleware: {message['text']}"})
+            await send({"type": "websocket.close", "code": 4001, "reason": "enough"})
+        elif told == b"raise":
+            raise RuntimeError("the middleware is broken")
+        elif told == b"raise later":
+            await self.app(scope, receive, self.raising(send))
+        else:
+            await self.app(scope, receive, self.signing(send) if told == b"sign" else send)
+
+    def signing(self, send):
+        async def signed(message):
+            if message["type"] == "websocket.send":
+                document = {**json.loads(message["text"]), "signed": True}
+                message = {**message, "text": json.dumps(document)}
+            await send(message)
+
+        return signed
+
+    def raising(self, send):
+        async def raised(message):
+            if message["type"] == "websocket.send":
+                raise RuntimeError("the middleware is broken")
+            await send(message)
+
+        return raised
+
+
 class Rewriting:
     """Pure ASGI: adds to the input of a request's body."""
 
@@ -122,5 +166,6 @@ app = Starlette(
         Middleware(Counting, name="x-counted"),
         Middleware(BaseHTTPMiddleware, dispatch=answer),
         Middleware(Rewriting),
+        Middleware(Sockets),
     ],
 )

@@ -21,6 +21,20 @@ _PING_SECONDS = 25
 _CHECK_SECONDS = 1.0
 
 
+#: The only version of the WebSocket protocol.
+_VERSION = "13"
+
+
+def handshake_refusal(
+    environ: Mapping[str, Any], error: Exception
+) -> tuple[int, str, dict[str, str]]:
+    """Return the status, the detail and the headers of the response to a handshake that is invalid
+    according to RFC 6455. The header is from section 4.4."""
+    is_other_version = environ.get("HTTP_SEC_WEBSOCKET_VERSION") != _VERSION
+    detail = f"The WebSocket handshake is not valid: {error}"
+    return 426 if is_other_version else 400, detail, {"Sec-WebSocket-Version": _VERSION}
+
+
 class _Socket:
     """A socket whose `send` sends all data, as simple-websocket expects, and whose `recv` waits.
 

@@ -88,16 +88,16 @@ class ProjectApp:
         app: WsgiApp,
         *,
         before: Callable[[dict[str, Any]], WsgiApp | None],
-        goes_around: Callable[[dict[str, Any]], bool],
+        opens_socket: Callable[[dict[str, Any]], bool],
     ) -> WsgiApp:
         """Return a WSGI app with the middleware of the project's app around it; the same app if
-        there is none. `before` may answer a request before any middleware; a request that
-        `goes_around` does not get to it."""
+        there is none. `before` may answer a request before any middleware; `opens_socket`
+        returns whether a request opens a WebSocket of Belay's."""
         if self._bridge is None or not middleware_of(self._app):
             return app
         bridge = self._bridge
         return ProjectMiddleware(
-            app, self._app, bridge.loop, bridge.state, before=before, goes_around=goes_around
+            app, self._app, bridge.loop, bridge.state, before=before, opens_socket=opens_socket
         )
 
     def close(self) -> None:

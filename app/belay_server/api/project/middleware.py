@@ -6,8 +6,8 @@ greenlet passes its messages on to the web server; Belay answers in a greenlet o
 
     web server <-> greenlet of the request <-> middleware (event loop) <-> greenlet of Belay
 
-Nothing is buffered: each chunk waits until the one before it has been taken. WebSockets do not go
-through middleware.
+Nothing is buffered: each chunk waits until the one before it has been taken. WebSockets go through
+middleware, too (`socket_middleware`).
 """
 
 from __future__ import annotations
@@ -15,28 +15,31 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from functools import partial
-from http import HTTPStatus
 from typing import Any
 
-import gevent
-import orjson
 from a2wsgi.asgi import build_scope
-from gevent.event import AsyncResult
-from gevent.queue import SimpleQueue
 
 from belay_server.api.http.unread_bodies import CountedBody, count_body
 from belay_server.api.project.asgi_bridge import is_stream, is_text
 from belay_server.api.project.code_access import act_as_server
+from belay_server.api.project.exchange import (
+    BelayGreenlet,
+    Environ,
+    Exchange,
+    Message,
+    Receive,
+    Send,
+    WsgiApp,
+    environ_of,
+    error_response,
+    headers_of,
+    status_line,
+)
+from belay_server.api.project.socket_middleware import SocketExchange, socket_scope
 
 log = logging.getLogger(__name__)
-
-Environ = dict[str, Any]
-WsgiApp = Callable[..., Iterable[bytes]]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 _STEP = 64 * 1024
 #: The longest body that goes through middleware, which may hold it in memory. Belay's own routes
@@ -77,13 +80,13 @@ class ProjectMiddleware:
         state: MutableMapping[str, Any],
         *,
         before: Callable[[Environ], WsgiApp | None] = lambda _environ: None,
-        goes_around: Callable[[Environ], bool] = lambda _environ: False,
+        opens_socket: Callable[[Environ], bool] = lambda _environ: False,
     ) -> None:
         """`loop` and `state` are those of the project's running app. `before` may answer a request
-        before any middleware: it returns a WSGI app, or None. `goes_around` returns whether a
-        request opens a WebSocket."""
+        before any middleware: it returns a WSGI app, or None. `opens_socket` returns whether a
+        request opens a WebSocket of Belay's."""
         self._app = app
-        self._goes_around = goes_around
+        self._opens_socket = opens_socket
         self._project = project
         self._loop = loop
         self._state = state
@@ -95,23 +98,23 @@ class ProjectMiddleware:
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
         if not is_text(environ["PATH_INFO"]):  # ASGI cannot represent it, and no route has it
-            return _error(start_response, 404)
-        if self._goes_around(environ):
-            return self._app(environ, start_response)
+            return error_response(start_response, 404)
+        is_socket = self._opens_socket(environ)
         body = count_body(environ)
         if _length_of(environ) > _LONGEST:
-            return _before_discard(_error(start_response, 413), environ, body)
+            return _before_discard(error_response(start_response, 413), environ, body)
         act_as_server()  # the middleware's task inherits it
         if (refusal := self._before(environ)) is not None:
             return _before_discard(refusal(environ, start_response), environ, body)
-        exchange = _Exchange(self._app, environ, self._loop)
-        scope = {
-            **build_scope(environ),  # type: ignore[arg-type]
+        make = SocketExchange if is_socket else _Exchange
+        exchange = make(self._app, environ, self._loop)
+        described = {
+            **(socket_scope(environ) if is_socket else build_scope(environ)),  # type: ignore[arg-type]
             "app": self._project,
             "state": dict(self._state),
             _EXCHANGE: exchange,
         }
-        exchange.begin(partial(self._stack, scope))
+        exchange.begin(partial(self._stack, described))
         return exchange.respond(start_response)
 
 
@@ -120,33 +123,18 @@ async def _answer_by_belay(scope: Message, receive: Receive, send: Send) -> None
     await scope[_EXCHANGE].answer_by_belay(scope, receive, send)
 
 
-class _Exchange:
-    """One request. Its methods run in the request's greenlet or, if they are coroutines, in the
-    event loop of the middleware."""
+class _Exchange(Exchange):
+    """An HTTP request."""
 
     def __init__(self, app: WsgiApp, environ: Environ, loop: asyncio.AbstractEventLoop) -> None:
-        self._app = app
-        self._environ = environ
-        self._loop = loop
-        self._hub = gevent.get_hub()
-        #: What the event loop sends to the request's greenlet, with a future for the answer.
-        self._messages: SimpleQueue[tuple[str, Any, asyncio.Future[Any] | None]] = SimpleQueue()
-        self._task: asyncio.Task[None] | None = None
+        super().__init__(app, environ, loop)
         self._body_ended = False
         is_chunked = bool(environ.get("HTTP_TRANSFER_ENCODING"))
         self._left = None if is_chunked else _length_of(environ)
         self._received = 0
         self._has_body = self._left != 0
-        #: Whether the body could not be read.
-        self._is_broken = False
 
     # -- in the request's greenlet ------------------------------------------------------------
-
-    def begin(self, stack: Callable[[Receive, Send], Awaitable[None]]) -> None:
-        def start() -> None:
-            self._task = asyncio.ensure_future(self._run(stack))
-
-        self._loop.call_soon_threadsafe(start)
 
     def respond(self, start_response: Any) -> Iterator[bytes]:
         """Yield the chunks of the response. The web server closes this when the client is gone."""
@@ -158,7 +146,7 @@ class _Exchange:
                     self._answer(taken, self._read_body())
                 elif kind == "start":
                     started = True
-                    start_response(_status(content["status"]), _headers(content))
+                    start_response(status_line(content["status"]), headers_of(content))
                     if is_stream(content):
                         yield b""  # the web server sends the headers with the first part
                     self._answer(taken, None)
@@ -168,20 +156,13 @@ class _Exchange:
                 else:
                     ended = True
                     if not started:
-                        yield from _error(start_response, 422 if self._is_broken else 500)
+                        yield from error_response(start_response, 422 if self._is_broken else 500)
                     elif kind == "failed":
                         raise ConnectionError("the middleware failed within a response")
         finally:
             if not ended:  # the client is gone
-                self._loop.call_soon_threadsafe(self._cancel)
+                self._end_task()
             _discard(self._environ, count_body(self._environ))
-
-    def _answer(self, future: asyncio.Future[Any] | None, value: Any) -> None:
-        def answer() -> None:
-            if future is not None and not future.done():
-                future.set_result(value)
-
-        self._loop.call_soon_threadsafe(answer)
 
     def _read_body(self) -> Message:
         """Return the next part of the request's body."""
@@ -206,32 +187,6 @@ class _Exchange:
 
     # -- in the event loop --------------------------------------------------------------------
 
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    def _post(self, kind: str, content: Any = None, taken: Any = None) -> None:
-        self._hub.loop.run_callback_threadsafe(self._messages.put, (kind, content, taken))
-
-    async def _request(self, kind: str, content: Any = None) -> Any:
-        """Send a message to the request's greenlet, and return its answer."""
-        taken = self._loop.create_future()
-        self._post(kind, content, taken)
-        return await taken
-
-    async def _run(self, stack: Callable[[Receive, Send], Awaitable[None]]) -> None:
-        try:
-            await stack(self.receive, self._send)
-        except asyncio.CancelledError:  # the client is gone, or the middleware awaited such a task
-            self._post("failed")
-            raise
-        except BaseException:
-            if not self._is_broken:
-                log.exception("the middleware of the project's app failed")
-            self._post("failed")
-        else:
-            self._post("end")
-
     async def receive(self) -> Message:
         """Return the next part of the body; after its end, wait for the client to be gone."""
         if self._body_ended:
@@ -240,7 +195,7 @@ class _Exchange:
         self._body_ended = not message.get("more_body", False)
         return message
 
-    async def _send(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             await self._request("start", message)
         elif message["type"] == "http.response.body":
@@ -250,17 +205,16 @@ class _Exchange:
                 self._post("end")  # the rest of the task, such as background work, goes on
 
     async def answer_by_belay(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Let Belay answer in a greenlet of its own, which is ended with this coroutine."""
-        environ = _environ_of(scope, self._environ)
+        environ = environ_of(scope, self._environ)
         requests: asyncio.Queue[Any] = asyncio.Queue()
-        belay = _Belay(self._app, self._loop, requests)
+        belay = BelayGreenlet(self._app, self._loop, requests)
         if receive != self.receive and self._has_body:
             # The middleware may have read or replaced the body, so its length is unknown.
             environ.pop("CONTENT_LENGTH", None)
             environ["HTTP_TRANSFER_ENCODING"] = "chunked"
             environ["wsgi.input_terminated"] = True
             environ["wsgi.input"] = _Received(belay)
-        self._hub.loop.run_callback_threadsafe(belay.start, environ)
+        self._in_hub(belay.start, environ)
         try:
             while True:
                 kind, content, taken = await requests.get()
@@ -269,77 +223,9 @@ class _Exchange:
                 if kind == "failed":
                     raise content
                 answer = await (receive() if kind == "receive" else send(content))
-                self._hub.loop.run_callback_threadsafe(taken.set, answer)
+                self._in_hub(taken.set, answer)
         finally:
-            self._hub.loop.run_callback_threadsafe(belay.stop)
-
-
-class _Belay:
-    """Answers one request by Belay's WSGI app, in a greenlet."""
-
-    def __init__(
-        self, app: WsgiApp, loop: asyncio.AbstractEventLoop, requests: asyncio.Queue[Any]
-    ) -> None:
-        self._app = app
-        self._loop = loop
-        self._requests = requests
-        self._greenlet: gevent.Greenlet[..., None] | None = None
-        self._start: Message | None = None
-
-    def start(self, environ: Environ) -> None:
-        self._greenlet = gevent.spawn(self._run, environ)
-
-    def stop(self) -> None:
-        """End the greenlet. Its response is closed, as the web server would close it."""
-        if self._greenlet is not None and not self._greenlet.dead:
-            self._greenlet.kill(block=False)
-
-    def request(self, kind: str, content: Any = None) -> Any:
-        """Send a message to the event loop, and return its answer."""
-        taken = AsyncResult()
-        self._post(kind, content, taken)
-        return taken.get()
-
-    def _post(self, kind: str, content: Any = None, taken: AsyncResult | None = None) -> None:
-        self._loop.call_soon_threadsafe(self._requests.put_nowait, (kind, content, taken))
-
-    def _run(self, environ: Environ) -> None:
-        try:
-            self._respond(environ)
-        except Exception as error:  # noqa: BLE001  (it is raised in the event loop)
-            self._post("failed", error)
-        else:
-            self._post("end")
-
-    def _respond(self, environ: Environ) -> None:
-        chunks = self._app(environ, self._start_response)
-        try:
-            for chunk in chunks:
-                self._send_start()
-                if chunk:
-                    self._send_body(chunk, more=True)
-            self._send_start()
-            self._send_body(b"", more=False)
-        finally:
-            if hasattr(chunks, "close"):
-                chunks.close()
-
-    def _start_response(self, status: str, headers: list[tuple[str, str]], *_: Any) -> None:
-        self._start = {
-            "type": "http.response.start",
-            "status": int(status.partition(" ")[0]),
-            "headers": [
-                (name.lower().encode("latin1"), value.encode("latin1")) for name, value in headers
-            ],
-        }
-
-    def _send_start(self) -> None:
-        if self._start is not None:
-            start, self._start = self._start, None
-            self.request("send", start)
-
-    def _send_body(self, chunk: bytes, *, more: bool) -> None:
-        self.request("send", {"type": "http.response.body", "body": chunk, "more_body": more})
+            self._in_hub(belay.stop)
 
 
 class _Received:
@@ -348,7 +234,7 @@ class _Received:
     #: The request's greenlet discards what is left of the body.
     is_discarded_elsewhere = True
 
-    def __init__(self, belay: _Belay) -> None:
+    def __init__(self, belay: BelayGreenlet) -> None:
         self._belay = belay
         self._buffer = bytearray()
         self._ended = False
@@ -381,27 +267,6 @@ class _Received:
         self._ended = not message.get("more_body", False)
 
 
-def _environ_of(scope: Message, environ: Environ) -> Environ:
-    """Return the environment of a request as the middleware has changed it."""
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith("HTTP_") and name not in ("CONTENT_TYPE", "CONTENT_LENGTH")
-    }
-    for name, value in scope["headers"]:
-        key = name.decode("latin1").upper().replace("-", "_")
-        key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
-        text = value.decode("latin1")
-        kept[key] = f"{kept[key]},{text}" if key in kept else text
-    root = environ.get("SCRIPT_NAME", "").encode("latin1").decode()
-    return {
-        **kept,
-        "REQUEST_METHOD": scope["method"],
-        "PATH_INFO": scope["path"].removeprefix(root).encode().decode("latin1"),
-        "QUERY_STRING": scope["query_string"].decode("latin1"),
-    }
-
-
 def _length_of(environ: Environ) -> int:
     length = environ.get("CONTENT_LENGTH") or "0"
     return int(length) if length.isdecimal() else 0
@@ -421,32 +286,3 @@ def _discard(environ: Environ, body: CountedBody | None) -> None:
     """Read what is left of a request's body, or let the web server close the connection."""
     if body is not None and "gunicorn.socket" in environ:
         body.discard(environ["gunicorn.socket"])
-
-
-def _status(code: int) -> str:
-    try:
-        return f"{code} {HTTPStatus(code).phrase}"
-    except ValueError:
-        return f"{code} Unknown"
-
-
-def _headers(message: Message) -> list[tuple[str, str]]:
-    return [
-        (name.decode("latin1"), value.decode("latin1").strip())
-        for name, value in message.get("headers", ())
-    ]
-
-
-_DETAILS = {
-    404: "Not Found",
-    413: "The request body may have at most 64 MiB",
-    422: "The request body could not be read",
-    500: "Internal Server Error",
-}
-
-
-def _error(start_response: Any, status: int) -> Iterator[bytes]:
-    body = orjson.dumps({"detail": _DETAILS[status]})
-    headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
-    start_response(_status(status), headers)
-    yield body

@@ -26,7 +26,8 @@ from belay_server.api.http.json_body import json_response
 from belay_server.api.http.json_documents import MAX_DEPTH, parse_document
 from belay_server.api.http.large_answers import large_answers
 from belay_server.api.http.large_bodies import large_bodies
-from belay_server.api.http.web_socket import BoundedServer
+from belay_server.api.http.web_socket import BoundedServer, handshake_refusal
+from belay_server.api.project.socket_middleware import ACCEPT, MiddlewareSocket
 from belay_server.api.protocol.commands import (
     SUBSCRIBE,
     UNSUBSCRIBE,
@@ -66,8 +67,6 @@ _MOST_IN_FILTERS = 256 * 1024
 #: A command that exceeds a rate limit is parsed for its id only up to this length.
 _SHORT = 4096
 _NO_COMMAND = "Protocol commands must be valid JSON."
-#: The only version of the WebSocket protocol.
-_VERSION = "13"
 _GONE = (ConnectionClosed, OSError)
 
 
@@ -88,30 +87,23 @@ def events_socket(thread_id: str) -> Response:
     refuse_strange_thread(thread)
     if not origins().may_ask(request.headers.get("Origin"), request.host):
         return json_response({"detail": "This origin may not open a WebSocket here."}, 403)
-    if request.environ.get("gunicorn.socket") is None:
+    environ = request.environ
+    if environ.get("gunicorn.socket") is None:
         return json_response({"detail": "This web server does not support WebSockets."}, 501)
+    accept = environ.get(ACCEPT, lambda: BoundedServer(environ))
     try:
-        server = BoundedServer(request.environ)
+        socket = accept()
     except RemoteProtocolError as error:
-        return _refused_handshake(error)
-    _Conversation(server, thread).hold()
+        status, detail, headers = handshake_refusal(environ, error)
+        return json_response({"detail": detail}, status, headers=headers)
+    _Conversation(socket, thread).hold()
     return _Handled()
-
-
-def _refused_handshake(error: RemoteProtocolError) -> Response:
-    """Return the response to a handshake that is invalid according to RFC 6455. The header is from
-    section 4.4."""
-    is_other_version = request.headers.get("Sec-WebSocket-Version") != _VERSION
-    status = 426 if is_other_version else 400
-    answer = json_response({"detail": f"The WebSocket handshake is not valid: {error}"}, status)
-    answer.headers["Sec-WebSocket-Version"] = _VERSION
-    return answer
 
 
 class _Conversation:
     """The connection of one client, until either side closes it."""
 
-    def __init__(self, server: BoundedServer, thread_id: UUID) -> None:
+    def __init__(self, server: BoundedServer | MiddlewareSocket, thread_id: UUID) -> None:
         self._server = server
         self._thread_id = thread_id
         self._turn = threading.Lock()

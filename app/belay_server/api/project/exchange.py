@@ -1,0 +1,241 @@
+"""Exchange messages between a request's greenlet and the event loop of the project's app.
+
+A request that goes through middleware has a greenlet of the web server, a task in the event loop,
+which runs in a native thread, and a greenlet in which Belay answers:
+
+    web server <-> greenlet of the request <-> middleware (event loop) <-> greenlet of Belay
+
+Each side waits until its message has been taken, so nothing is buffered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from http import HTTPStatus
+from typing import Any
+
+import gevent
+import orjson
+from gevent.event import AsyncResult
+from gevent.queue import SimpleQueue
+
+log = logging.getLogger(__name__)
+
+Environ = dict[str, Any]
+WsgiApp = Callable[..., Iterable[bytes]]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+#: What the event loop sends to the request's greenlet, with a future for the answer.
+Sent = tuple[str, Any, asyncio.Future[Any] | None]
+
+
+class Exchange:
+    """One request. Its methods run in the request's greenlet or, if they are coroutines, in the
+    event loop of the middleware."""
+
+    def __init__(self, app: WsgiApp, environ: Environ, loop: asyncio.AbstractEventLoop) -> None:
+        self._app = app
+        self._environ = environ
+        self._loop = loop
+        self._hub = gevent.get_hub()
+        self._messages: SimpleQueue[Sent] = SimpleQueue()
+        self._task: asyncio.Task[None] | None = None
+        #: Whether the client's data could not be read.
+        self._is_broken = False
+
+    # -- in the request's greenlet ------------------------------------------------------------
+
+    def begin(self, stack: Callable[[Receive, Send], Awaitable[None]]) -> None:
+        """Start the middleware. `messages` gets what it sends, then `end` or `failed`."""
+
+        def start() -> None:
+            self._task = asyncio.ensure_future(self._run(stack))
+
+        self._loop.call_soon_threadsafe(start)
+
+    def _end_task(self) -> None:
+        """Cancel the middleware's task. The client is gone."""
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _answer(self, future: asyncio.Future[Any] | None, value: Any) -> None:
+        def answer() -> None:
+            if future is not None and not future.done():
+                future.set_result(value)
+
+        self._loop.call_soon_threadsafe(answer)
+
+    # -- in the event loop --------------------------------------------------------------------
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _in_hub(self, function: Callable[..., object], *args: Any) -> None:
+        """Call a function in the thread of the greenlets, soon."""
+        self._hub.loop.run_callback_threadsafe(function, *args)
+
+    def _post(self, kind: str, content: Any = None, taken: Any = None) -> None:
+        self._in_hub(self._messages.put, (kind, content, taken))
+
+    async def _request(self, kind: str, content: Any = None) -> Any:
+        """Send a message to the request's greenlet, and return its answer."""
+        taken = self._loop.create_future()
+        self._post(kind, content, taken)
+        return await taken
+
+    async def _run(self, stack: Callable[[Receive, Send], Awaitable[None]]) -> None:
+        try:
+            await stack(self.receive, self.send)
+        except asyncio.CancelledError:  # the client is gone, or the middleware awaited such a task
+            self._post("failed")
+            raise
+        except BaseException:
+            if not self._is_broken:
+                log.exception("the middleware of the project's app failed")
+            self._post("failed")
+        else:
+            self._post("end")
+
+    async def receive(self) -> Message:
+        """Return the next message of the client."""
+        raise NotImplementedError
+
+    async def send(self, message: Message) -> None:
+        """Take a message of the middleware."""
+        raise NotImplementedError
+
+    async def answer_by_belay(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Let Belay answer in a greenlet of its own, which is ended with this coroutine."""
+        raise NotImplementedError
+
+
+class BelayGreenlet:
+    """Answers one request by Belay's WSGI app, in a greenlet."""
+
+    def __init__(
+        self, app: WsgiApp, loop: asyncio.AbstractEventLoop, requests: asyncio.Queue[Any]
+    ) -> None:
+        self._app = app
+        self._loop = loop
+        self._requests = requests
+        self._greenlet: gevent.Greenlet[..., None] | None = None
+        self._start: Message | None = None
+
+    def start(self, environ: Environ) -> None:
+        self._greenlet = gevent.spawn(self._run, environ)
+
+    def stop(self) -> None:
+        """End the greenlet. Its response is closed, as the web server would close it."""
+        if self._greenlet is not None and not self._greenlet.dead:
+            self._greenlet.kill(block=False)
+
+    def request(self, kind: str, content: Any = None) -> Any:
+        """Send a message to the event loop, and return its answer."""
+        taken = AsyncResult()
+        self._post(kind, content, taken)
+        return taken.get()
+
+    def _post(self, kind: str, content: Any = None, taken: AsyncResult | None = None) -> None:
+        self._loop.call_soon_threadsafe(self._requests.put_nowait, (kind, content, taken))
+
+    def _run(self, environ: Environ) -> None:
+        try:
+            self._respond(environ)
+        except Exception as error:  # noqa: BLE001  (it is raised in the event loop)
+            self._post("failed", error)
+        else:
+            self._post("end")
+
+    def _respond(self, environ: Environ) -> None:
+        chunks = self._app(environ, self._start_response)
+        try:
+            for chunk in chunks:
+                self._send_start()
+                if chunk:
+                    self._send_body(chunk, more=True)
+            self._send_start()
+            self._send_body(b"", more=False)
+        finally:
+            if hasattr(chunks, "close"):
+                chunks.close()
+
+    #: What the types of the messages of a response start with.
+    response = "http.response"
+
+    def _start_response(self, status: str, headers: list[tuple[str, str]], *_: Any) -> None:
+        self._start = {
+            "type": f"{self.response}.start",
+            "status": int(status.partition(" ")[0]),
+            "headers": [
+                (name.lower().encode("latin1"), value.encode("latin1")) for name, value in headers
+            ],
+        }
+
+    def _send_start(self) -> None:
+        if self._start is not None:
+            start, self._start = self._start, None
+            self.request("send", start)
+
+    def _send_body(self, chunk: bytes, *, more: bool) -> None:
+        self.request("send", {"type": f"{self.response}.body", "body": chunk, "more_body": more})
+
+
+def environ_of(scope: Message, environ: Environ) -> Environ:
+    """Return the environment of a request as the middleware has changed it."""
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith("HTTP_") and name not in ("CONTENT_TYPE", "CONTENT_LENGTH")
+    }
+    for name, value in scope["headers"]:
+        key = name.decode("latin1").upper().replace("-", "_")
+        key = key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else f"HTTP_{key}"
+        text = value.decode("latin1")
+        kept[key] = f"{kept[key]},{text}" if key in kept else text
+    root = environ.get("SCRIPT_NAME", "").encode("latin1").decode()
+    return {
+        **kept,
+        "REQUEST_METHOD": scope["method"],
+        "PATH_INFO": scope["path"].removeprefix(root).encode().decode("latin1"),
+        "QUERY_STRING": scope["query_string"].decode("latin1"),
+    }
+
+
+def status_line(code: int) -> str:
+    try:
+        return f"{code} {HTTPStatus(code).phrase}"
+    except ValueError:
+        return f"{code} Unknown"
+
+
+def headers_of(message: Message) -> list[tuple[str, str]]:
+    return [
+        (name.decode("latin1"), value.decode("latin1").strip())
+        for name, value in message.get("headers", ())
+    ]
+
+
+_DETAILS = {
+    403: "Forbidden",
+    404: "Not Found",
+    413: "The request body may have at most 64 MiB",
+    422: "The request body could not be read",
+    500: "Internal Server Error",
+}
+
+
+def error_response(start_response: Any, status: int) -> Iterator[bytes]:
+    yield from json_response(start_response, status, _DETAILS[status], {})
+
+
+def json_response(
+    start_response: Any, status: int, detail: str, more_headers: dict[str, str]
+) -> list[bytes]:
+    """Start a response, and return its body: `{"detail": …}`."""
+    body = orjson.dumps({"detail": detail})
+    headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
+    start_response(status_line(status), [*headers, *more_headers.items()])
+    return [body]
