@@ -11,10 +11,11 @@ import contextlib
 import contextvars
 import inspect
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, MutableMapping
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from langgraph.graph.state import StateGraph
 from langgraph.pregel import Pregel
@@ -43,6 +44,8 @@ class GraphRegistry:
     def __init__(self, project: Project) -> None:
         self.project = project
         self._loaded: dict[str, Any] = {}
+        #: The JSON schemas of graphs, once they have been made. Those of a factory are let go.
+        self.schemas: MutableMapping[Graph, dict[str, Any]] = WeakKeyDictionary()
 
     @classmethod
     def load(cls, project: Project) -> GraphRegistry:

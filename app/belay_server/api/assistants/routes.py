@@ -166,7 +166,8 @@ def list_subgraphs(
 @authorized("assistants", "read")
 def get_schemas(assistant_id: str) -> Response:
     graph_id, graph = assistants.graph_of(parts(), assistant_id)
-    return json_response({"graph_id": graph_id, **graph_shapes.schemas_of(graph)})
+    schemas = graph_shapes.known_schemas_of(graph, parts().graphs.schemas)
+    return json_response({"graph_id": graph_id, **schemas})
 
 
 def _filter(body: dict[str, Any]) -> AssistantFilter:
