@@ -132,6 +132,19 @@ def test_variables_of_langgraphs_server_have_precedence(tmp_path, monkeypatch):
         assert project.url_in("http://web:1/") == "http://web:1/b"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("CORS_CONFIG", '{"max_age": -5}', "cors.max_age"),
+        ("MOUNT_PREFIX", "b", "mount_prefix"),
+    ],
+)
+def test_a_variable_of_the_wrong_type_is_named(tmp_path, monkeypatch, name, value, what):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ProjectError, match=f"^{name}: 'http.{what}"):
+        read(tmp_path, http={"mount_prefix": "/a"})
+
+
 @pytest.mark.parametrize("name", ["LANGGRAPH_THREAD_TTL", "CORS_CONFIG", "LANGGRAPH_CONFIG"])
 @pytest.mark.parametrize("value", ["{", "[]"])
 def test_an_invalid_variable_is_named(tmp_path, monkeypatch, name, value):

@@ -57,6 +57,7 @@ def test_a_webhook_url_is_parsed_into_its_parts(url, host, port, path, authority
         ("https://user:pass@example.com", "user"),
         ("https://user@example.com", "user"),
         ("https://example.com:99999", "[Pp]ort"),
+        ("https://example.com:0", "port 0"),
         ("https://exa mple.com", "Invalid webhook URL"),
         ("https://example.com/\r\nX: y", "Invalid webhook URL"),
         ("https://example.com\\@127.0.0.1", "Invalid webhook URL"),

@@ -114,7 +114,9 @@ def parse_target(url: str, policy: WebhookPolicy) -> WebhookTarget:
         raise ValueError("Webhook URL must be https")
     if parts.username is not None or parts.password is not None:
         raise ValueError("Webhook URL must not hold a user or a password")
-    port = parts.port or _PORTS[parts.scheme]
+    port = _PORTS[parts.scheme] if parts.port is None else parts.port
+    if port == 0:
+        raise ValueError("Webhook port 0 is not a port")
     if policy.allowed_ports and port not in policy.allowed_ports:
         raise ValueError(f"Webhook port {port} is not allowed")
     host = parts.hostname.rstrip(".").lower()

@@ -140,7 +140,7 @@ def read_project(path: Path) -> Project:
         allowed_types=_allowed_types(path, document.get("checkpointer") or {}),
         auth=_auth(path, document.get("auth")),
         openapi=_openapi(path, document.get("auth")),
-        http=read_http_config(path, _with_http_variables(document.get("http"), environ)),
+        http=_http(path, document.get("http"), environ),
         agent_runs_graph=_agent_runs_graph(path, graphs, document.get("agent_runs")),
         store=_store(path, document.get("store") or {}),
         webhooks=read_webhooks_config(path, document.get("webhooks"), environ),
@@ -235,14 +235,20 @@ def _with_ttl(checkpointer: Any, environ: Mapping[str, str]) -> Any:
     return {**checkpointer, "ttl": ttl}
 
 
-def _with_http_variables(http: Any, environ: Mapping[str, str]) -> Any:
-    """Return `http` with CORS_CONFIG and MOUNT_PREFIX, which have precedence."""
+def _http(path: Path, http: Any, environ: Mapping[str, str]) -> HttpConfig:
+    """Read `http`, with CORS_CONFIG and MOUNT_PREFIX, which have precedence. An error names the
+    file or the variable."""
+    config = read_http_config(path, http)
     found = {
-        "cors": _json_variable("CORS_CONFIG", environ),
-        "mount_prefix": environ.get("MOUNT_PREFIX", "").strip() or None,
+        "CORS_CONFIG": ("cors", _json_variable("CORS_CONFIG", environ)),
+        "MOUNT_PREFIX": ("mount_prefix", environ.get("MOUNT_PREFIX", "").strip() or None),
     }
-    given = {name: value for name, value in found.items() if value is not None}
-    return {**(http or {}), **given} if given and isinstance(http or {}, dict) else http
+    merged = dict(http or {})
+    for variable, (name, value) in found.items():
+        if value is not None:
+            merged[name] = value
+            config = read_http_config(Path(variable), merged)
+    return config
 
 
 def _json_variable(name: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
