@@ -375,14 +375,15 @@ def test_middleware_that_raises_ends_its_web_socket_alone(raw, socket_of):
     assert raw.get("/info").status_code == 200
 
 
-def test_a_client_that_leaves_a_web_socket_leaves_nothing(raw, socket_of, server):
+def test_a_client_that_leaves_its_web_socket_harms_nobody(raw, socket_of, server):
+    before = server.log_until_now().count("Traceback")
     for _ in range(20):
         with socket_of() as socket:
             commanded(socket, "subscription.subscribe", {"channels": ["values"]})
             socket.close_timeout = 0
             socket.socket.close()
     assert raw.get("/info").status_code == 200
-    assert "Traceback" not in server.log_until_now().rpartition("the middleware is broken")[2]
+    assert server.log_until_now().count("Traceback") == before
 
 
 def test_parallel_requests_do_not_wait_for_each_other(api, raw, beats):
