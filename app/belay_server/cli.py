@@ -102,7 +102,8 @@ def dev(
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The project's langgraph.json. [default: $BELAY_CONFIG or ./langgraph.json]",
 )
-def validate(config: Path | None) -> None:
+@click.option("--quiet", "-q", is_flag=True, help="Print only what is wrong.")
+def validate(config: Path | None, *, quiet: bool) -> None:
     """Check a langgraph.json and import all that it names, without starting anything."""
     from belay_server.validation import validate_project  # noqa: PLC0415
 
@@ -116,6 +117,8 @@ def validate(config: Path | None) -> None:
     failed = False
     for finding in validate_project(config.resolve()):
         failed = failed or finding.is_error
+        if quiet and not finding.is_error:
+            continue
         click.echo(f"{'error: ' if finding.is_error else ''}{finding.text}", err=finding.is_error)
     sys.exit(1 if failed else 0)
 

@@ -67,6 +67,8 @@ def test_a_new_project_is_valid(tmp_path):
     checked = belay("validate", cwd=tmp_path / "mine")
     assert checked.returncode == 0, checked.stderr
     assert "graph 'agent' (./graphs/agent.py:graph): a graph" in checked.stdout
+    quiet = belay("validate", "--quiet", cwd=tmp_path / "mine")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
     again = belay("new", tmp_path / "mine")
     assert again.returncode == 2
     assert "has a project already: embeddings.py, graphs, langgraph.json" in again.stderr
@@ -153,10 +155,16 @@ def test_a_changed_project_is_loaded_again_and_its_runs_continue(tmp_path, make_
             run = client.post(f"/threads/{thread_id}/runs", json=body).json()
             wait_until(started.exists, 60, "the run is in its second node")
 
-            code.write_text("this is not Python")
-            wait_until(
-                lambda: "waiting for the next change" in server.log.read_text(), 60, "it is invalid"
-            )
+            code.write_text("import time; time.sleep(600)")
+            server.wait_for_log("agent.py changed", 60)
+            code.write_text("this is not Python")  # also while the change before is checked
+            log = server.wait_for_log("going on with the code of before", 60)
+            assert "error: Graph 'agent' (./agent.py:graph): NameError" in log
+            # The server and the run go on.
+            path = f"/threads/{thread_id}/runs/{run['run_id']}"
+            assert client.get(path).json()["status"] == "running"
+            other = {"assistant_id": "agent", "input": {}}
+            assert client.post("/runs/wait", json=other).json()["answer"] == "v1"
             code.write_text(GRAPH.replace("VERSION", "v2"))
 
             def values():
@@ -170,7 +178,7 @@ def test_a_changed_project_is_loaded_again_and_its_runs_continue(tmp_path, make_
             found = wait_until(values, 90, "the run continues with the new code")
         assert found["answer"] == "v2"
         assert found["notes"] == ["first of v1", "second of v2"]
-        server.wait_for_log("agent.py changed; loading the project again")
+        assert "agent.py changed" in server.wait_for_log("loading the project again")
     finally:
         server.stop()
 

@@ -127,6 +127,10 @@ class ProcessTree:
         self.failure: str | None = None
         #: How often the project has been loaded again.
         self.reloads = 0
+        #: Checks a changed project. While it has errors, the programs go on with the code that they
+        #: have loaded. None: it is not checked.
+        self.check: Program | None = None
+        self._is_invalid = False
         #: Called after the programs that load the project have been started again.
         self.after_reload: Callable[[], None] | None = None
 
@@ -142,13 +146,13 @@ class ProcessTree:
     def request_reload(self, changed: str) -> None:
         """Make `run` start the programs that load the project again. May be called in any
         thread."""
-        say("belay", f"{changed} changed; loading the project again")
+        say("belay", f"{changed} changed")
         self._reload.set()
 
     @property
     def waits_for_change(self) -> bool:
-        """Whether a program could not start after a change, and waits for the next one."""
-        return any(program.start_at == math.inf for program in self._programs)
+        """Whether a change has made the project invalid, and the next one is waited for."""
+        return self._is_invalid or any(p.start_at == math.inf for p in self._programs)
 
     @property
     def stopping(self) -> threading.Event:
@@ -163,7 +167,7 @@ class ProcessTree:
         while not self._stopping.wait(_TICK_SECONDS):
             if self._reload.is_set():
                 self._reload.clear()
-                self._start_again([p for p in self._programs if p.loads_project])
+                self._load_again()
             for program in self._programs:
                 self._keep_running(program)
 
@@ -188,6 +192,28 @@ class ProcessTree:
             say("belay", f"{program.name} {_ended(code)}; starting it again")
         if program.process is None and now >= program.start_at and not self.is_stopping:
             program.start()
+
+    def _load_again(self) -> None:
+        code = 0 if self.check is None else self._checked(self.check)
+        if code is None:
+            return
+        self._is_invalid = code != 0
+        if self._is_invalid:
+            say("belay", "going on with the code of before; waiting for the next change")
+        else:
+            say("belay", "loading the project again")
+            self._start_again([p for p in self._programs if p.loads_project])
+
+    def _checked(self, check: Program) -> int | None:
+        """Return the exit code of the check; None if it was interrupted by a stop or a further
+        change. It takes as long as the project's imports."""
+        process = check.start()
+        while process.poll() is None:
+            if self._stopping.wait(_TICK_SECONDS) or self._reload.is_set():
+                _kill(process)
+                return None
+        check.last_line()  # what it has said is logged
+        return process.returncode
 
     def _start_again(self, programs: Sequence[Program]) -> None:
         """Stop programs and start them. The runs of a worker are put back, and go on after it."""

@@ -105,6 +105,9 @@ def run_dev(options: DevOptions, environ: Mapping[str, str]) -> None:
         config = Path(env["BELAY_CONFIG"])
         _announce_when_ready(tree, options, config, _mount_prefix(config, effective))
         if options.reload:
+            tree.check = Program(
+                "check", cli_command("validate", "--quiet", "--config", str(config)), env
+            )
             changes = CodeChanges(config, data_dir)
             watch(_folders(config), changes, tree.request_reload, tree.stopping)
             watch_packages(lambda: tree.waits_for_change, tree.request_reload, tree.stopping)
