@@ -108,19 +108,42 @@ class Exchange:
         raise NotImplementedError
 
     async def answer_by_belay(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Let Belay answer in a greenlet of its own, which is ended with this coroutine."""
+        """Let Belay answer: the innermost ASGI app of the stack."""
         raise NotImplementedError
+
+    async def _relay(
+        self, belay: BelayGreenlet, environ: Environ, receive: Receive, send: Send
+    ) -> None:
+        """Exchange messages with Belay in a greenlet, which is ended with this coroutine."""
+        self._in_hub(belay.start, environ)
+        try:
+            while True:
+                kind, content, taken = await belay.requests.get()
+                if kind == "end":
+                    return
+                if kind == "failed":
+                    raise content
+                if kind == "receive":
+                    await self._receive_for(taken, receive)
+                else:
+                    await send(content)
+                    self._in_hub(taken.set, None)
+        finally:
+            self._in_hub(belay.stop)
+
+    async def _receive_for(self, taken: AsyncResult, receive: Receive) -> None:
+        """Give Belay the next message."""
+        self._in_hub(taken.set, await receive())
 
 
 class BelayGreenlet:
     """Answers one request by Belay's WSGI app, in a greenlet."""
 
-    def __init__(
-        self, app: WsgiApp, loop: asyncio.AbstractEventLoop, requests: asyncio.Queue[Any]
-    ) -> None:
+    def __init__(self, app: WsgiApp, loop: asyncio.AbstractEventLoop) -> None:
         self._app = app
         self._loop = loop
-        self._requests = requests
+        #: The greenlet's messages for the event loop, each with a result to set.
+        self.requests: asyncio.Queue[tuple[str, Any, AsyncResult]] = asyncio.Queue()
         self._greenlet: gevent.Greenlet[..., None] | None = None
         self._start: Message | None = None
 
@@ -139,7 +162,7 @@ class BelayGreenlet:
         return taken.get()
 
     def _post(self, kind: str, content: Any = None, taken: AsyncResult | None = None) -> None:
-        self._loop.call_soon_threadsafe(self._requests.put_nowait, (kind, content, taken))
+        self._loop.call_soon_threadsafe(self.requests.put_nowait, (kind, content, taken))
 
     def _run(self, environ: Environ) -> None:
         try:

@@ -206,26 +206,14 @@ class _Exchange(Exchange):
 
     async def answer_by_belay(self, scope: Message, receive: Receive, send: Send) -> None:
         environ = environ_of(scope, self._environ)
-        requests: asyncio.Queue[Any] = asyncio.Queue()
-        belay = BelayGreenlet(self._app, self._loop, requests)
+        belay = BelayGreenlet(self._app, self._loop)
         if receive != self.receive and self._has_body:
             # The middleware may have read or replaced the body, so its length is unknown.
             environ.pop("CONTENT_LENGTH", None)
             environ["HTTP_TRANSFER_ENCODING"] = "chunked"
             environ["wsgi.input_terminated"] = True
             environ["wsgi.input"] = _Received(belay)
-        self._in_hub(belay.start, environ)
-        try:
-            while True:
-                kind, content, taken = await requests.get()
-                if kind == "end":
-                    return
-                if kind == "failed":
-                    raise content
-                answer = await (receive() if kind == "receive" else send(content))
-                self._in_hub(taken.set, answer)
-        finally:
-            self._in_hub(belay.stop)
+        await self._relay(belay, environ, receive, send)
 
 
 class _Received:

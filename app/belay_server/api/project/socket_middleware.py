@@ -14,6 +14,7 @@ from typing import Any
 
 import gevent
 from a2wsgi.asgi import build_scope
+from gevent.event import AsyncResult
 from gevent.queue import SimpleQueue
 from simple_websocket import ConnectionClosed
 from wsproto.utilities import RemoteProtocolError
@@ -65,6 +66,8 @@ class SocketExchange(Exchange):
         #: The middleware's requests for the next message of the client.
         self._wanted: SimpleQueue[asyncio.Future[Any]] = SimpleQueue()
         self._is_connected = False
+        #: The message that Belay waits for.
+        self._receiving: asyncio.Future[Message] | None = None
         #: The response of a refusal.
         self._start: Message | None = None
         self._body = b""
@@ -161,32 +164,22 @@ class SocketExchange(Exchange):
 
     async def answer_by_belay(self, scope: Message, receive: Receive, send: Send) -> None:
         environ = environ_of({**scope, "method": "GET"}, self._environ)
-        requests: asyncio.Queue[Any] = asyncio.Queue()
-        belay = _BelaySocket(self._app, self._loop, requests)
+        belay = _BelaySocket(self._app, self._loop)
         environ[ACCEPT] = belay.accept
-        self._in_hub(belay.start, environ)
-        receiving: asyncio.Future[Any] | None = None
         try:
-            while True:
-                kind, content, taken = await requests.get()
-                if kind == "end":
-                    return
-                if kind == "failed":
-                    raise content
-                if kind == "receive":  # messages are sent while one is waited for
-                    receiving = asyncio.ensure_future(receive())
-                    receiving.add_done_callback(_passed_on(self._in_hub, taken))
-                else:
-                    await send(content)
-                    self._in_hub(taken.set, None)
+            await self._relay(belay, environ, receive, send)
         finally:
-            if receiving is not None:
-                receiving.cancel()
-            self._in_hub(belay.stop)
+            if self._receiving is not None:
+                self._receiving.cancel()
+
+    async def _receive_for(self, taken: AsyncResult, receive: Receive) -> None:
+        """Give Belay the next message when there is one. It may send some until then."""
+        self._receiving = asyncio.ensure_future(receive())
+        self._receiving.add_done_callback(_passed_on(self._in_hub, taken))
 
 
 def _passed_on(
-    in_hub: Callable[..., None], taken: Any
+    in_hub: Callable[..., None], taken: AsyncResult
 ) -> Callable[[asyncio.Future[Message]], None]:
     """Return a callback that passes a message on to a greenlet; a disconnect if there is none."""
 
