@@ -54,7 +54,7 @@ class CodeChanges(watchfiles.DefaultFilter):
             return ""  # the web process and the worker report the error
 
     def _is_installed(self, file: Path) -> bool:
-        """Whether the file is in a virtual environment, whatever that is called."""
+        """Return whether the file is in a virtual environment, of any name."""
         root = self._config.parent
         above = [folder for folder in file.parents if folder.is_relative_to(root)]
         return any((folder / "pyvenv.cfg").is_file() for folder in above)
@@ -97,7 +97,7 @@ class InstalledPackages:
         return [folder.stat().st_mtime_ns for folder in self._folders if folder.is_dir()]
 
     def have_changed(self) -> bool:
-        """Whether there was a change since the last True, and none since the last call.
+        """Return whether there was a change since the last True, and none since the last call.
 
         To be called every second or so: an installer may not have ended yet.
         """

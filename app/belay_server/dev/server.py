@@ -40,7 +40,7 @@ class PortBusy(Exception):
 
 
 class DebuggerMissing(Exception):
-    """A debugger shall attach, and debugpy is not installed."""
+    """`--debug-port` was given, and debugpy is not installed."""
 
 
 class FolderBusy(Exception):

@@ -44,7 +44,7 @@ class GraphRegistry:
     def __init__(self, project: Project) -> None:
         self.project = project
         self._loaded: dict[str, Any] = {}
-        #: The JSON schemas of graphs, once they have been made. Those of a factory are let go.
+        #: The JSON schemas of graphs, once they have been made. An entry is removed with its graph.
         self.schemas: MutableMapping[Graph, dict[str, Any]] = WeakKeyDictionary()
 
     @classmethod

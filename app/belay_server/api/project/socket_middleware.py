@@ -127,7 +127,7 @@ class SocketExchange(Exchange):
                 self._server.close(code, reason)
 
     def _read(self) -> None:
-        """Read a message of the client whenever the middleware wants one."""
+        """Read a message of the client for each request of the middleware for one."""
         while True:
             taken = self._wanted.get()
             self._answer(taken, self._next_message())
@@ -150,7 +150,7 @@ class SocketExchange(Exchange):
     # -- in the event loop --------------------------------------------------------------------
 
     async def receive(self) -> Message:
-        """Return the next message of the client: first that it wants to connect."""
+        """Return the next message of the client. The first one is its request to connect."""
         if not self._is_connected:
             self._is_connected = True
             return {"type": "websocket.connect"}
@@ -197,12 +197,12 @@ class _BelaySocket(BelayGreenlet):
     response = "websocket.http.response"
 
     def accept(self) -> MiddlewareSocket:
-        self.request("receive")  # that the client wants to connect
+        self.request("receive")  # the request to connect
         self.request("send", {"type": "websocket.accept"})
         return MiddlewareSocket(self)
 
     def _respond(self, environ: Environ) -> None:
-        # The view has used the socket, and its response is none.
+        # A view that has used the socket raises it, as there is no response to send.
         with suppress(StopIteration):
             super()._respond(environ)
 

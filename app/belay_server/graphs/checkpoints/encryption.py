@@ -47,7 +47,7 @@ def with_hidden_primitives(
 
 
 def shown(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that are hidden as they are, with the others."""
+    """Return the values of a checkpoint, with those that are hidden as they were."""
     return {
         channel: value.value if isinstance(value, Hidden) else value
         for channel, value in values.items()
