@@ -13,6 +13,7 @@ from tests.acceptance.playing import refused
 from tests.conformance import watched
 from tests.servers import LiveServer
 
+pytestmark = pytest.mark.long
 TABLES = ("checkpoints", "checkpoint_writes", "checkpoint_blobs")
 
 
@@ -58,7 +59,6 @@ def test_states_are_encrypted_and_used_as_ever(server, client, padding):
             assert canary not in repr(rows), table
 
 
-@pytest.mark.long
 def test_a_server_without_the_key_says_that_it_cannot_read_a_state(server, client, scratch):
     thread_id = client.threads.create()["thread_id"]
     client.runs.wait(thread_id, "questions", input={"topic": "secret"})
