@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from contextlib import contextmanager
 
 import fakeredis
 import pytest
@@ -49,6 +50,16 @@ def keys():
 @pytest.fixture
 def log(connect, keys):
     return EventLog(connect(5), keys, ttl_seconds=60, max_events=10_000)
+
+
+@contextmanager
+def soon_after(seconds, function):
+    """Call a function in another thread during the block, and wait until it has returned: the
+    clients that it uses are closed after the test."""
+    timer = threading.Timer(seconds, function)
+    timer.start()
+    yield
+    timer.join()
 
 
 def event(claim_no, seq, name="values", data=b"{}"):
@@ -240,8 +251,8 @@ def test_waiters_are_released_by_the_end_and_read_no_events(feed, log):
     run_id = uuid.uuid4()
     subscription = feed.subscribe(run_id, events=False)
     assert subscription.wait_for_end(soon(0.05)) is False
-    threading.Timer(0.05, lambda: log.append_ends([LogEnd(run_id, 1, "success")])).start()
-    assert subscription.wait_for_end(soon(10))
+    with soon_after(0.05, lambda: log.append_ends([LogEnd(run_id, 1, "success")])):
+        assert subscription.wait_for_end(soon(10))
     assert subscription.position == START
 
 
@@ -267,8 +278,8 @@ def test_a_run_that_is_not_yet_accepted_is_not_taken_for_a_deleted_one(feed, log
 
 def test_a_client_that_disconnects_is_released(feed):
     subscription = feed.subscribe(uuid.uuid4())
-    threading.Timer(0.05, subscription.leave).start()
-    assert subscription.take(soon(10)) == []
+    with soon_after(0.05, subscription.leave):
+        assert subscription.take(soon(10)) == []
     assert subscription.client_left
     assert not subscription.drained
 
