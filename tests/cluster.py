@@ -230,7 +230,7 @@ class Cluster:
         self.wait_until_up()
         return self
 
-    def wait_until_up(self, seconds: float = 60.0) -> None:
+    def wait_until_up(self, seconds: float = 180.0) -> None:
         """Wait until every web process responds and every worker accepts runs."""
         wait_until(lambda: all(map(self._answers, self.urls)), seconds, "the web processes")
         for worker in self.workers:

@@ -55,7 +55,7 @@ class LiveServer:
         self.log = data_dir.parent / f"{data_dir.name}-{self.port}.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *extra: str, seconds: float = 90.0) -> LiveServer:
+    def start(self, *extra: str, seconds: float = 180.0) -> LiveServer:
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("BELAY_", "LANGGRAPH"))}
         for name in ("DATABASE_URL", "REDIS_URL", "BROKER_URL", "PORT"):
             environ.pop(name, None)
@@ -79,7 +79,7 @@ class LiveServer:
         self.wait_until_up(seconds)
         return self
 
-    def wait_until_up(self, seconds: float = 90.0) -> None:
+    def wait_until_up(self, seconds: float = 180.0) -> None:
         """Wait until the API responds."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:

@@ -26,7 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-_READY_SECONDS = 20.0
+_READY_SECONDS = 60.0
 _CACHE = Path("/var/cache/belay")
 _STATE = Path("/var/lib/belay")
 
