@@ -158,7 +158,7 @@ def test_a_changed_project_is_loaded_again_and_its_runs_continue(tmp_path, make_
             code.write_text("import time; time.sleep(600)")
             server.wait_for_log("agent.py changed", 60)
             code.write_text("this is not Python")  # also while the change before is checked
-            log = server.wait_for_log("going on with the code of before", 60)
+            log = server.wait_for_log("keeping the previous code", 60)
             assert "error: Graph 'agent' (./agent.py:graph): NameError" in log
             # The server and the run go on.
             path = f"/threads/{thread_id}/runs/{run['run_id']}"

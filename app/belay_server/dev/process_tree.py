@@ -127,8 +127,8 @@ class ProcessTree:
         self.failure: str | None = None
         #: How often the project has been loaded again.
         self.reloads = 0
-        #: Checks a changed project. While it has errors, the programs go on with the code that they
-        #: have loaded. None: it is not checked.
+        #: Checks a changed project. While it has errors, the programs keep the code that they have
+        #: loaded. None: it is not checked.
         self.check: Program | None = None
         self._is_invalid = False
         #: Called after the programs that load the project have been started again.
@@ -151,7 +151,7 @@ class ProcessTree:
 
     @property
     def waits_for_change(self) -> bool:
-        """Whether a change has made the project invalid, and the next one is waited for."""
+        """Return whether a change has made the project invalid and the next one is awaited."""
         return self._is_invalid or any(p.start_at == math.inf for p in self._programs)
 
     @property
@@ -199,7 +199,7 @@ class ProcessTree:
             return
         self._is_invalid = code != 0
         if self._is_invalid:
-            say("belay", "going on with the code of before; waiting for the next change")
+            say("belay", "keeping the previous code; waiting for the next change")
         else:
             say("belay", "loading the project again")
             self._start_again([p for p in self._programs if p.loads_project])

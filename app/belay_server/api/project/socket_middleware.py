@@ -102,7 +102,7 @@ class SocketExchange(Exchange):
         return [self._body]
 
     def _take(self, message: Message, start_response: Any) -> list[bytes] | None:
-        """Do what the middleware has sent. Return a response if the handshake is not valid."""
+        """Carry out a message of the middleware. Return a response to an invalid handshake."""
         kind = message["type"]
         if kind == "websocket.accept":
             try:
@@ -181,7 +181,7 @@ class SocketExchange(Exchange):
 def _passed_on(
     in_hub: Callable[..., None], taken: AsyncResult
 ) -> Callable[[asyncio.Future[Message]], None]:
-    """Return a callback that passes a message on to a greenlet; a disconnect if there is none."""
+    """Return a callback that gives a message to a greenlet, or a disconnect if there is none."""
 
     def pass_on(received: asyncio.Future[Message]) -> None:
         failed = received.cancelled() or received.exception() is not None
