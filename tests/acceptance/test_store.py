@@ -298,14 +298,21 @@ def test_a_run_that_is_writing_to_the_store_can_be_cancelled(http, sync_client, 
     assert sync_client.store.get_item(["many", root], "last") == stopped_at
 
 
-@pytest.mark.parametrize("text", ["raise in the embedding", "exit in the embedding"])
-def test_a_failed_embedding_is_503_and_stores_nothing(http, text):
+@pytest.mark.parametrize(
+    ("text", "failure"),
+    [
+        ("raise in the embedding", "failed: RuntimeError"),
+        ("exit in the embedding", "failed: RuntimeError"),
+        ("none in the embedding", "returned 0 vectors for 1 texts"),
+    ],
+)
+def test_a_failed_embedding_is_503_and_stores_nothing(http, text, failure):
     item = {"namespace": ["failed"], "key": text, "value": {"text": text}}
     for answer in (
         http.put("/store/items", json=item),
         http.post("/store/items/search", json={"namespace_prefix": ["failed"], "query": text}),
     ):
-        assert refused(answer, 503) == "The embedding function of the store failed: RuntimeError"
+        assert refused(answer, 503) == f"The embedding function of the store {failure}"
         assert "retry-after" in answer.headers
     params = {"namespace": "failed", "key": text}
     assert http.get("/store/items", params=params).json() is None

@@ -36,6 +36,22 @@ def expiry(conn, root):
     return fetch_value(conn, _EXPIRY, {"root": root})
 
 
+def test_no_connection_is_held_while_texts_are_embedded(database_url, root):
+    """The pool has one connection, and the embedding function can use it."""
+    with open_pool(database_url, size=1, pgbouncer=False, name="test") as pool:
+
+        def embed(texts):
+            with pool.connection(timeout=5) as conn:
+                conn.execute("SELECT 1")
+            return [[1.0] * 64 for _ in texts]
+
+        store = ApiStore(pool, StoreConfig({"embed": embed, "dims": 64, "fields": ["a", "b"]}))
+        store.put((root,), "k", {"a": "one", "b": "two"})
+        store.put((root,), "other", {"a": "one"}, index=False)
+        [found] = store.search((root,), query="three", limit=1)
+        assert (found.key, found.score) == ("k", pytest.approx(1.0))
+
+
 @pytest.mark.parametrize("minutes", [60, 0.25])
 def test_reading_an_item_postpones_its_expiry(conn, root, minutes):
     store = store_with(conn, refresh_on_read=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -85,10 +87,62 @@ def test_the_values_of_a_map_that_is_too_long_are_not_checked():
 def test_reading_a_body_of_many_chunks_yields_to_other_requests(monkeypatch):
     turns = []
     monkeypatch.setattr(
-        "belay_server.api.http.unread_bodies.yield_to_sockets", lambda: turns.append(0)
+        "belay_server.api.http.unread_bodies.wait_for_turn", lambda: turns.append(0)
     )
     assert _Chunks(iter([b"x"] * 10_000)).read() == b"x" * 10_000
-    assert turns == [0] * 39
+    assert turns == [0] * 156
+
+
+def test_a_body_of_too_many_small_chunks_is_refused():
+    small = _Chunks(iter([b"x" * 15] * 20_000), SimpleNamespace())
+    with pytest.raises(ValueError, match="too small"):
+        small.read()
+    assert small.failed
+    assert len(_Chunks(iter([b"x" * 16] * 20_000)).read()) == 320_000
+
+
+_PARTS_OF_MANY = """
+from gevent import monkey
+
+monkey.patch_all()
+import gevent
+
+from belay_server.yielding import wait_for_turn, yield_to_sockets
+
+done = 0
+between = []
+
+
+def work():
+    global done
+    for _ in range(10):
+        wait_for_turn()
+        done += 1
+
+
+def other():
+    while done < 500:
+        before = done
+        yield_to_sockets()
+        between.append(done - before)
+
+
+gevent.joinall([gevent.spawn(other), *(gevent.spawn(work) for _ in range(50))], raise_error=True)
+print(max(between), done)
+"""
+
+
+def test_parts_of_many_connections_are_done_one_by_one():
+    """Another request that needs an iteration of the event loop waits for two parts at most."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _PARTS_OF_MANY],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    most, done = map(int, ended.stdout.split())
+    assert (most <= 2, done) == (True, 500), most
 
 
 def test_a_large_body_is_received_in_large_steps(monkeypatch):

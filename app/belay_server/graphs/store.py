@@ -11,13 +11,14 @@ import copy
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.embeddings import Embeddings
+from langgraph.store.base import PutOp, SearchOp
 from langgraph.store.postgres import PostgresStore
 from psycopg_pool import ConnectionPool
 
@@ -80,16 +81,35 @@ class _ApiEmbeddings(Embeddings):
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Raises Unavailable."""
         try:
-            return self._embeddings.embed_documents(texts)
+            vectors = self._embeddings.embed_documents(texts)
         except BaseException as error:
             if not is_of_project(error):
                 raise
             log.exception("the embedding function of the store failed")
             kind = type(error).__name__
             raise Unavailable(f"The embedding function of the store failed: {kind}") from error
+        found = len(vectors) if isinstance(vectors, Sized) else 0
+        if found != len(texts):
+            message = f"returned {found} vectors for {len(texts)} texts"
+            log.error("the embedding function of the store %s", message)
+            raise Unavailable(f"The embedding function of the store {message}")
+        return vectors
 
     def embed_query(self, text: str) -> list[float]:
         return self.embed_documents([text])[0]
+
+
+class _Embedded(Embeddings):
+    """The vectors of texts that have been embedded."""
+
+    def __init__(self, vectors: Mapping[str, list[float]]) -> None:
+        self._vectors = vectors
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        return [self._vectors[text] for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        return self._vectors[text]
 
 
 class ApiStore(ProjectStore):
@@ -105,8 +125,28 @@ class ApiStore(ProjectStore):
         """Do operations, and retry them after a conflict: two searches that refresh the TTL of the
         same items lock them in different orders."""
         ops = list(ops)
+        store = self._with_vectors(ops)
         with unavailable_when_unreachable():
-            return again_on_conflict(lambda: super(ApiStore, self).batch(ops))
+            return again_on_conflict(lambda: super(ApiStore, store).batch(ops))
+
+    def _with_vectors(self, ops: list[Any]) -> ApiStore:
+        """Return a store that has the vectors of these operations. The library would embed while it
+        holds a connection, and a slow embedding function would then exhaust the pool."""
+        if self.embeddings is None:
+            return self
+        texts = [op.query for op in ops if isinstance(op, SearchOp) and op.query]
+        if puts := [(number, op) for number, op in enumerate(ops) if isinstance(op, PutOp)]:
+            _queries, embedding_request = self._prepare_batch_PUT_queries(puts)
+            if embedding_request is not None:
+                texts += [text for *_place, text in embedding_request[1]]
+        if not texts:
+            return self
+        texts = list(dict.fromkeys(texts))
+        store = copy.copy(self)
+        store.embeddings = _Embedded(
+            dict(zip(texts, self.embeddings.embed_documents(texts), strict=True))
+        )
+        return store
 
     @contextmanager
     def _cursor(self, *, pipeline: bool = False) -> Iterator[Any]:

@@ -15,6 +15,8 @@ async def embed(texts: list[str]) -> list[list[float]]:
             raise RuntimeError("the provider said s3cr3t")
         if "exit in the embedding" in text:
             sys.exit("s3cr3t")
+        if "none in the embedding" in text:
+            return []
     return [_counts(text) for text in texts]
 
 

@@ -13,10 +13,14 @@ from typing import Any
 
 from simple_websocket import Server
 
+from belay_server.yielding import wait_for_turn
+
 #: The size limit of a message, in bytes. Larger commands can be sent by HTTP.
 MOST_BYTES = 1024 * 1024
 #: The interval of pings. A ping without a pong detects a client that does not read.
 _PING_SECONDS = 25
+#: The most bytes that are received at once. A frame may have two bytes, and takes 20 µs.
+_MOST_AT_ONCE = 512
 #: How often a paused reader checks whether the socket has been closed.
 _CHECK_SECONDS = 1.0
 
@@ -57,7 +61,8 @@ class _Socket:
 
     def recv(self, size: int) -> bytes:
         self._until_calm()
-        received: bytes = self._wrapped.recv(size)
+        received: bytes = self._wrapped.recv(min(size, _MOST_AT_ONCE))
+        wait_for_turn()  # the caller parses the frames now
         return received
 
     def __getattr__(self, name: str) -> Any:
