@@ -17,7 +17,7 @@ from psycopg.sql import SQL, Identifier
 
 from belay_server.db.migrate import migrate
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey
-from tests.groups import ByServers
+from tests.groups import ByServers, order_of
 from tests.servers import STORE_INDEX, LiveServer, running
 
 
@@ -36,13 +36,17 @@ def pytest_collection_modifyitems(config, items):
     selected = [item for item in items if _part_of(item) == wanted]
     chosen = set(map(id, selected))
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
+    if wanted == "quick":
+        selected.sort(key=lambda item: order_of(item.nodeid.partition("::")[0]))
     items[:] = selected
 
 
 def pytest_xdist_make_scheduler(config, log):
     """Distribute the quick suite by the servers that files share, everything else as configured."""
-    is_quick = not (config.option.long or config.option.full)
-    return ByServers(config, log) if is_quick else None
+    if config.option.long or config.option.full:
+        return None
+    config.option.loadscopereorder = False  # `pytest_collection_modifyitems` has ordered them
+    return ByServers(config, log)
 
 
 def _part_of(item):

@@ -8,7 +8,6 @@ longer than a server takes to start, so they are distributed by file.
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from zlib import crc32
 
 from xdist.scheduler import LoadScopeScheduling
 
@@ -31,8 +30,18 @@ _SEPARATE = {
     "test_projects.py",
     "test_watching.py",
 }
-#: How many groups use the common server. More distribute more evenly, but cost a start each.
-_COMMON = 3
+#: The groups that take longest. They start first, so that none of them is left at the end.
+_LONGEST = [
+    "tests/faults",
+    "tests/acceptance/m-z",
+    "tests/acceptance/a-l",
+    "tests/integration",
+    "tests/attacks",
+    "tests/acceptance/test_auth.py",
+    "tests/acceptance/test_attacks.py",
+    "tests/acceptance/test_project_commands.py",
+    "tests/acceptance/test_projects.py",
+]
 
 
 class ByServers(LoadScopeScheduling):
@@ -48,6 +57,15 @@ def group_of(file: str) -> str:
     folder = str(path.parent)
     if folder in _WHOLE:
         return folder
-    if folder == "tests/acceptance" and path.name not in _SEPARATE:
-        return f"{folder}/{crc32(path.name.encode()) % _COMMON}"
-    return file
+    if folder != "tests/acceptance" or path.name in _SEPARATE:
+        return file
+    # Two halves use the common server. More would distribute more evenly, but cost a start each.
+    return f"{folder}/a-l" if path.name < "test_m" else f"{folder}/m-z"
+
+
+def order_of(file: str) -> int:
+    """Return the place of a test file's group: the longest ones, acceptance, and the rest."""
+    group = group_of(file)
+    if group in _LONGEST:
+        return _LONGEST.index(group)
+    return len(_LONGEST) + (not group.startswith("tests/acceptance"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pytest
 from _pytest.mark import ParameterSet
@@ -14,7 +15,7 @@ long_case = partial(pytest.param, marks=pytest.mark.long)
 full_case = partial(pytest.param, marks=pytest.mark.full)
 
 
-def in_turn(values: Sequence[str], variants: Sequence[str]) -> list[ParameterSet]:
+def in_turn(values: Sequence[Any], variants: Sequence[Any]) -> list[ParameterSet]:
     """Return each pair of a value and a variant. `make test` runs each value with one variant, the
     variants in turn; `make test-all` runs the other pairs."""
     pairs = [

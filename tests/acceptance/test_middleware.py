@@ -14,6 +14,7 @@ from websockets.sync.client import connect
 
 from tests.acceptance.playing import new_thread, refused, status_of, until_status
 from tests.conformance import watched
+from tests.long_forms import in_turn
 from tests.servers import PROJECT
 from tests.waiting import wait_until
 
@@ -161,8 +162,7 @@ def test_a_body_with_invalid_chunks_is_refused_and_the_connection_closed(server,
 
 
 @pytest.mark.parametrize("answer", ["", "body", "instead"])
-@pytest.mark.parametrize("chunked", [False, True])
-@pytest.mark.parametrize("size", [15_000_000, 70_000_000])
+@pytest.mark.parametrize(("size", "chunked"), in_turn([15_000_000, 70_000_000], [True, False]))
 def test_a_long_body_is_refused_and_never_taken_for_a_request(server, raw, answer, chunked, size):
     framing = b"Transfer-Encoding: chunked" if chunked else f"Content-Length: {size}".encode()
     head = (

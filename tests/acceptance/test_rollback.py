@@ -291,13 +291,26 @@ def check_rollback(client, database, folder, operations, last, durability, seed)
 
 
 @settings(
-    max_examples=25,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(OPERATIONS, ROLLED_BACK, DURABILITY, st.integers(0, 10**6))
 def test_rollback_is_exact_after_any_history(
+    sync_client, database, tmp_path, operations, last, durability, seed
+):
+    check_rollback(sync_client, database, tmp_path, operations, last, durability, seed)
+
+
+@pytest.mark.long
+@settings(
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(OPERATIONS, ROLLED_BACK, DURABILITY, st.integers(0, 10**6))
+def test_rollback_is_exact_after_fifty_histories(
     sync_client, database, tmp_path, operations, last, durability, seed
 ):
     check_rollback(sync_client, database, tmp_path, operations, last, durability, seed)

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.attacks.conftest import watching, web_memory
+from tests.long_forms import in_turn
 
 #: The most memory that one request may cost: a multiple of its size, or this much in any case.
 _TIMES, _ANYWAY = 50, 60 * 1024 * 1024
@@ -102,8 +103,7 @@ def bodies(shape: bytes, chosen: random.Random) -> Iterator[bytes]:
     )
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("size", [100, 30_000, 2_000_000])
+@pytest.mark.parametrize(("shape", "size"), in_turn(SHAPES, [30_000, 2_000_000, 100]))
 def test_no_body_causes_a_server_error(open_server, shape, size):
     chosen = random.Random(f"{shape.__name__} {size}")
     before = web_memory(open_server)
