@@ -21,7 +21,9 @@ WHERE status IN ('pending', 'running')
   AND (%(assistant_id)s::uuid IS NULL OR assistant_id = %(assistant_id)s)
   AND (%(allowed_threads)s::jsonb IS NULL OR EXISTS (
       SELECT 1 FROM thread t
-      WHERE t.thread_id = run.thread_id AND belay_allows(%(allowed_threads)s, t.metadata)))
+      WHERE t.thread_id = run.thread_id
+        AND (%(within_threads)s::jsonpath IS NULL OR t.metadata @@ %(within_threads)s::jsonpath)
+        AND belay_allows(%(allowed_threads)s, t.metadata)))
   AND (%(after_thread_id)s::uuid IS NULL
        OR (thread_id, seq) < (%(after_thread_id)s::uuid, %(after_seq)s::bigint))
 ORDER BY thread_id DESC, seq DESC
@@ -44,7 +46,9 @@ SELECT count(*) FROM run
 WHERE (%(thread_id)s::uuid IS NULL OR thread_id = %(thread_id)s) AND run_id = ANY(%(run_ids)s)
   AND (%(allowed_threads)s::jsonb IS NULL OR EXISTS (
       SELECT 1 FROM thread t
-      WHERE t.thread_id = run.thread_id AND belay_allows(%(allowed_threads)s, t.metadata)))
+      WHERE t.thread_id = run.thread_id
+        AND (%(within_threads)s::jsonpath IS NULL OR t.metadata @@ %(within_threads)s::jsonpath)
+        AND belay_allows(%(allowed_threads)s, t.metadata)))
 
 -- name: flag_running_runs
 -- Durable, unlike the flag in Redis. A rollback replaces an interrupt until the end is written.
