@@ -623,12 +623,15 @@ def test_a_websocket_accepts_commands_and_sends_their_events(http, server):
     with socket_of(server, thread_id) as socket:
         send_command(socket, "subscription.subscribe", {"channels": ALL}, 1)
         (subscribed,) = received(socket, is_response)
+        assert subscribed["result"].pop("replayed_events") == 0
         assert list(subscribed["result"]) == ["subscription_id"]
         send_command(socket, "run.start", {"assistant_id": "counter", "input": {"count": 1}}, 2)
         messages = received(socket, is_event_end)
         assert [m["id"] for m in messages if is_response(m)] == [2]
         send_command(socket, "agent.getTree", {}, 3)
         assert received(socket, is_response)[-1]["result"]["tree"]["status"] == "completed"
+        send_command(socket, "subscription.subscribe", {"channels": ALL}, 4)
+        assert list(received(socket, is_response)[-1]["result"]) == ["subscription_id"]
     events = [message for message in messages if message["type"] == "event"]
     again = events_of(http, thread_id)
     assert [(e["seq"], e["params"]["data"]) for e in events] == [

@@ -47,6 +47,7 @@ from belay_server.api.security.origins import origins
 from belay_server.api.streaming.clients import StreamClient
 from belay_server.api.streaming.protocol import EventFilter, line_frame, stream_protocol
 from belay_server.api.streaming.runs import StreamBody
+from belay_server.api.streaming.threads import has_no_events
 from belay_server.api.streaming.turns import stream_turns
 from belay_server.domain.errors import (
     BadRequest,
@@ -179,9 +180,12 @@ class _Conversation:
             message = "The channels and namespaces of this socket's subscriptions are too large."
             return failure(frame.id, "invalid_argument", message)
         name = str(uuid.uuid4())
+        result: dict[str, Any] = {"subscription_id": name}
+        if has_no_events(parts().event_log, self._thread_id):
+            result["replayed_events"] = 0  # otherwise the number is known only at the end
         self._subscriptions[name] = followed = _SocketSubscription(self, self._thread_id, wanted)
         followed.start()
-        return success(frame.id, {"subscription_id": name})
+        return success(frame.id, result)
 
     def _unsubscribe(self, frame: Frame) -> Answer:
         name = frame.params.get("subscription_id")

@@ -160,6 +160,15 @@ def _newest(event_log: EventLog, thread_id: UUID) -> Event | None:
     return newest[-1] if newest else None
 
 
+def has_no_events(event_log: EventLog, thread_id: UUID) -> bool:
+    """Return whether a stream of the thread is known to begin with no past events."""
+    try:
+        return not event_log.read_newest(thread_id, count=1)
+    except RedisError as error:
+        log.warning("cannot read the log of thread %s: %s", thread_id, error)
+        return False
+
+
 def _from_now_on(event_log: EventLog, newest: Event | None) -> ThreadPosition:
     """Return the thread's current position, which may be in the middle of a run."""
     if newest is None:
