@@ -81,19 +81,29 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
 
 def post_worker_init(worker: Worker) -> None:
     from belay_server import startup_gc  # noqa: PLC0415
+    from belay_server.turns import Turns  # noqa: PLC0415
 
+    worker.request_turns = Turns()
     startup_gc.started()
 
 
-def pre_request(worker: Worker, req: object) -> None:
-    """Yield to other connections.
+def pre_request(worker: Worker, req: Any) -> None:
+    """Let requests begin one by one, the callers in turn.
 
-    Otherwise a connection whose next request is already in the socket's buffer (pipelining) is
-    served without interruption for as long as the client sends.
+    Otherwise hundreds of requests that one client sends at once are all worked on before the next
+    request of another client, and a connection whose next request is already in the socket's buffer
+    (pipelining) is served without interruption for as long as the client sends.
     """
-    from belay_server.yielding import yield_to_sockets  # noqa: PLC0415
+    with worker.request_turns.turn(_caller_of(req)):
+        pass
 
-    yield_to_sockets()
+
+def _caller_of(req: Any) -> str:
+    """Return the credentials of a request, which are not checked yet, or its client's address."""
+    headers = dict(req.headers)
+    address = req.peer_addr
+    host = address[0] if isinstance(address, tuple) else str(address)
+    return headers.get("AUTHORIZATION") or headers.get("X-API-KEY") or str(host)
 
 
 def worker_exit(server: Arbiter, worker: Worker) -> None:

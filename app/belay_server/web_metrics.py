@@ -7,9 +7,11 @@ a scrape reaches any of them. So they share files in a folder that gunicorn's co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -33,9 +35,44 @@ from belay_server.domain.metrics import (
     RUNS_ENDED,
 )
 
+T = TypeVar("T")
 _METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 _REQUESTS, _LATENCY = "belay_http_requests", "belay_http_request_seconds"
+#: In seconds: how often the metrics are collected at most. It takes about 30 ms.
+_INTERVAL = 0.2
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class Coalesced(Generic[T]):
+    """Produces a value at most once per `interval` seconds, for all who wait for it.
+
+    A result is never older than the call that returns it: production began after the call.
+    """
+
+    def __init__(self, produce_again_after: float) -> None:
+        self._interval = produce_again_after
+        self._lock = threading.Lock()
+        self._began = 0.0
+        self._value: T | None = None
+        self._error: Exception | None = None
+
+    def get(self, produce: Callable[[], T]) -> T:
+        """Return a value that is produced after this call. Raises what `produce` raises."""
+        called = time.monotonic()
+        with self._lock:
+            if self._began < called:
+                time.sleep(max(0.0, self._began + self._interval - time.monotonic()))
+                self._began = time.monotonic()
+                self._value = self._error = None
+                try:
+                    self._value = produce()
+                except Exception as error:  # noqa: BLE001  (raised below, to every caller)
+                    self._error = error
+            value, failure = self._value, self._error
+        if failure is not None:
+            raise failure
+        assert value is not None
+        return value
 
 
 class WebMetrics:
@@ -44,6 +81,9 @@ class WebMetrics:
     def __init__(self, shared_folder: Path | None = None, *, reference_names: bool = False) -> None:
         """With `reference_names`, also expose the requests by LangGraph's names."""
         self._reference_names = reference_names
+        #: The text of the metrics, and a summary, for all requests that wait for them.
+        self.texts: Coalesced[bytes] = Coalesced(_INTERVAL)
+        self.summaries: Coalesced[dict[str, Any]] = Coalesced(_INTERVAL)
         own = self._own = CollectorRegistry()
         self._shared_folder = shared_folder
         self._requests = Counter(

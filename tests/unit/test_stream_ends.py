@@ -11,10 +11,10 @@ import pytest
 from belay_server.api.streaming import runs as run_stream
 from belay_server.api.streaming.clients import StreamClient
 from belay_server.api.streaming.runs import FollowedRun
-from belay_server.api.streaming.turns import StreamTurns
 from belay_server.bus.event_log import Event, Position
 from belay_server.db.runs import RunEnd
 from belay_server.domain.runs import RunStatus
+from belay_server.turns import Turns
 
 ERROR = {"error": "TimeoutError", "message": "too long"}
 SAID = b'event: error\ndata: {"error":"TimeoutError","message":"too long"}\n\n'
@@ -58,7 +58,7 @@ def stream(monkeypatch):
         )
         follow = FollowedRun(uuid4(), uuid4(), resumable=False, cancel_on_disconnect=False)
         share = SimpleNamespace(caller=None, release=lambda: None)
-        client = StreamClient(lambda _on_leave: lambda: False, share, StreamTurns())
+        client = StreamClient(lambda _on_leave: lambda: False, share, Turns())
         chunks = run_stream._stream(parts, follow, client, subscription, is_over)
         return b"".join(chunks)
 

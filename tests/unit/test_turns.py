@@ -22,10 +22,11 @@ from belay_server.api.http.fields import Body, List, Map
 from belay_server.api.http.large_bodies import LargeBodies
 from belay_server.api.http.unread_bodies import _Chunks, _SizedBody
 from belay_server.api.streaming.clients import in_parts
-from belay_server.api.streaming.turns import StreamTurns
 from belay_server.bus.event_log import Event, Position
 from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
 from belay_server.states.jobs import check_schema
+from belay_server.turns import Turns
+from belay_server.web_metrics import Coalesced
 from tests.waiting import wait_until
 
 
@@ -49,7 +50,7 @@ def test_the_elements_of_a_list_that_is_too_long_are_not_checked():
 def test_other_requests_run_between_the_steps_of_a_schema_check(monkeypatch):
     turns = []
     monkeypatch.setattr(
-        "belay_server.services.agent_runs.output_schemas.yield_to_sockets", lambda: turns.append(0)
+        "belay_server.services.agent_runs.output_schemas.wait_for_turn", lambda: turns.append(0)
     )
     aside = []
     checks = OutputSchemaChecks(SimpleNamespace(run_aside=lambda *job: aside.append(job)))
@@ -107,7 +108,7 @@ from gevent import monkey
 monkey.patch_all()
 import gevent
 
-from belay_server.yielding import wait_for_turn, yield_to_sockets
+from belay_server.turns import wait_for_turn, yield_to_sockets
 
 done = 0
 between = []
@@ -149,7 +150,7 @@ def test_a_large_body_is_received_in_large_steps(monkeypatch):
     """gunicorn copies its buffer at each read: steps of 64 KiB held up others for half a second."""
     turns, steps = [], []
     module = "belay_server.api.http.unread_bodies"
-    monkeypatch.setattr(f"{module}.yield_to_sockets", lambda: turns.append(0))
+    monkeypatch.setattr(f"{module}.wait_for_turn", lambda: turns.append(0))
     text = b"x" * 3_000_000 + b"the end"
 
     class Received(BytesIO):
@@ -207,7 +208,7 @@ def test_a_long_log_is_translated_in_parts():
 
 
 def test_streams_take_turns_one_at_a_time():
-    turns, at_work, most = StreamTurns(), [], []
+    turns, at_work, most = Turns(), [], []
 
     def work(_):
         for _ in range(20):
@@ -223,7 +224,7 @@ def test_streams_take_turns_one_at_a_time():
 
 
 def test_callers_go_one_after_the_other_however_many_streams_they_have():
-    turns, order = StreamTurns(), []
+    turns, order = Turns(), []
 
     def work(caller: str) -> None:
         with turns.turn(caller):
@@ -249,7 +250,7 @@ class Interrupted:
 
 
 def test_a_stream_whose_wait_is_interrupted_leaves_the_queue():
-    turns = StreamTurns()
+    turns = Turns()
 
     def interrupt():
         wait_until(lambda: turns._waiting, what="the second stream to wait")
@@ -272,10 +273,38 @@ def test_a_stream_whose_wait_is_interrupted_leaves_the_queue():
 
 
 def test_a_stream_that_is_interrupted_when_its_turn_comes_passes_it_on():
-    turns = StreamTurns()
+    turns = Turns()
     with turns.turn("a"):
         turns._take_or_queue("b")
     with pytest.raises(InterruptedError):
         turns._wait(Interrupted(), "b")
     with turns.turn("c"):
         assert not turns._waiting
+
+
+def test_callers_who_wait_at_the_same_time_share_a_result_that_is_new_to_each():
+    produced = []
+
+    def produce():
+        began = time.monotonic()
+        time.sleep(0.05)
+        produced.append(began)
+        return began
+
+    shared = Coalesced(0.01)
+
+    def call(_number):
+        called = time.monotonic()
+        return shared.get(produce) > called
+
+    with ThreadPoolExecutor(20) as pool:
+        assert all(pool.map(call, range(60)))
+    assert len(produced) < 60
+    assert shared.get(produce) == produced[-1]
+
+
+def test_a_failure_is_shared_and_not_kept():
+    shared = Coalesced(0)
+    with pytest.raises(ValueError, match="no"):
+        shared.get(lambda: int("no"))
+    assert shared.get(lambda: 1) == 1

@@ -24,6 +24,7 @@ from belay_server.api.http.request_context import (
 )
 from belay_server.api.http.unread_bodies import count_body, keep_body
 from belay_server.api.project.code_access import act_as_caller, act_as_nobody, act_as_server
+from belay_server.api.protocol.commands import TREE_TURNS
 from belay_server.api.security.authentication import (
     CALLER,
     credential_of_run,
@@ -34,11 +35,12 @@ from belay_server.api.security.authorization import confine_request, use_databas
 from belay_server.api.security.cors import REQUEST_ID, cors_headers
 from belay_server.api.security.limits import asker, count_request, take_place
 from belay_server.api.security.origins import ORIGINS, Origins
-from belay_server.api.streaming.turns import STREAM_TURNS, StreamTurns
+from belay_server.api.streaming.clients import STREAM_TURNS
 from belay_server.domain.errors import TooMany
 from belay_server.domain.headers import HeaderPatterns
 from belay_server.graphs.project.http_section import HttpConfig
 from belay_server.settings import Settings
+from belay_server.turns import Turns
 from belay_server.web_metrics import WebMetrics
 
 access_log = logging.getLogger("belay.access")
@@ -86,7 +88,8 @@ def prepare_requests(
 
     origins = Origins(settings, http.cors, is_open=not authenticates and settings.auth is None)
     app.extensions[ORIGINS] = origins
-    app.extensions[STREAM_TURNS] = StreamTurns()
+    app.extensions[STREAM_TURNS] = Turns()
+    app.extensions[TREE_TURNS] = Turns()
     bodies = app.extensions[LARGE_BODIES] = LargeBodies(settings.max_bodies_bytes, asker)
     app.before_request(partial(_begin_request, origins, http.logging_headers))
     app.teardown_request(lambda _error: bodies.release(request))

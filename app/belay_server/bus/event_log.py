@@ -27,7 +27,7 @@ import redis
 
 from belay_server.bus.client import Keys
 from belay_server.settings import Settings
-from belay_server.yielding import yield_to_sockets
+from belay_server.turns import yield_to_sockets
 
 #: Name of the event that marks the end; its data is {"status": …}. It is never sent to clients.
 END = "__end__"

@@ -30,7 +30,7 @@ from belay_server.db.hang_watch import HangWatch
 from belay_server.db.outages import CONFLICT, in_short, is_unstorable, is_worth_waiting
 from belay_server.domain.access import EVERYTHING, Access, necessary_path
 from belay_server.domain.errors import Interrupted, InvalidRequest, TooMuch, Unavailable
-from belay_server.yielding import yield_to_sockets
+from belay_server.turns import wait_for_turn
 
 log = logging.getLogger(__name__)
 
@@ -390,7 +390,7 @@ def fetch_page(conn: Connection, sql: str, params: Params, row: type[Row]) -> li
                 row_bytes = _bytes_of_row(cursor)
                 size += row_bytes
                 if row_bytes > _LARGE_ROW:
-                    yield_to_sockets()
+                    wait_for_turn()
                 if size > conn.most_bytes and len(found) > 1:
                     raise TooMuch(conn.most_bytes)
         return found

@@ -25,7 +25,7 @@ from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.raised import is_of_project
 from belay_server.graphs.registry import Graph
 from belay_server.graphs.serde import to_json, to_plain
-from belay_server.yielding import yield_to_sockets
+from belay_server.turns import wait_for_turn
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +239,7 @@ def _read_history(
                 if size > options["most_bytes"]:
                     raise TooMuch(options["most_bytes"])
                 snapshot = next(snapshots, None)
-            yield_to_sockets()
+            wait_for_turn()
         if read < at_once:
             break
         at_once = max(1, min(_MOST_AT_ONCE, _BYTES_AT_ONCE // largest))

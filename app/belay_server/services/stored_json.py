@@ -10,7 +10,7 @@ import re
 
 from belay_server.services.parts import Parts
 from belay_server.states import jobs as state_jobs
-from belay_server.yielding import yield_to_sockets
+from belay_server.turns import wait_for_turn
 
 #: An integer of 64 bits has at most 20 digits.
 _HUGE = re.compile(rb"[0-9]{20}")
@@ -37,7 +37,7 @@ def _has_huge_numbers(document: bytes) -> bool:
     other requests between two pieces."""
     for at in range(0, len(document), _AT_ONCE):
         if at:
-            yield_to_sockets()
+            wait_for_turn()
         if _HUGE.search(document, at, at + _AT_ONCE + _HUGE_DIGITS):
             return True
     return False

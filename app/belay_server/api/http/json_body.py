@@ -29,7 +29,7 @@ from belay_server.api.http.large_bodies import large_bodies
 from belay_server.api.http.request_context import RUN_CREDENTIAL
 from belay_server.domain.errors import InvalidRequest, TooLarge, TooSlow
 from belay_server.graphs.serde import to_json
-from belay_server.yielding import yield_to_sockets
+from belay_server.turns import wait_for_turn
 
 #: The most elements of a body that is a list. It is checked before the elements are validated.
 MOST_OF_MANY = 1_000
@@ -62,7 +62,7 @@ def _list_to_json(items: list[Any]) -> bytes:
         size += len(piece)
         if size > _AT_ONCE:
             size = 0
-            yield_to_sockets()
+            wait_for_turn()
     return b"[" + b",".join(pieces) + b"]"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from belay_server.yielding import yield_to_sockets
+from belay_server.turns import wait_for_turn
 
 #: Data is sent in pieces of at most this size.
 PIECE_BYTES = 256 * 1024
@@ -15,5 +15,5 @@ def pieces(data: bytes) -> Iterator[bytes]:
     connection never waits."""
     for at in range(0, len(data), PIECE_BYTES):
         if at:
-            yield_to_sockets()
+            wait_for_turn()
         yield data[at : at + PIECE_BYTES]

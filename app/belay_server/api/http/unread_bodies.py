@@ -20,7 +20,7 @@ from typing import Any
 from flask import Request
 from gunicorn.http.errors import ParseException
 
-from belay_server.yielding import wait_for_turn, yield_to_sockets
+from belay_server.turns import wait_for_turn
 
 #: Smaller bodies are left to the web server.
 _SMALL = 64 * 1024
@@ -98,7 +98,7 @@ class _SizedBody(_BufferedBody):
         self._left -= len(data)
         self._buffer += data
         if data and self._left > 0:
-            yield_to_sockets()  # the data of a fast client is there without waiting
+            wait_for_turn()  # the data of a fast client is there without waiting
         return bool(data)
 
 
@@ -191,7 +191,7 @@ class CountedBody:
                 if self._ended:
                     return
                 self.read(_STEP)
-                yield_to_sockets()
+                wait_for_turn()
         if self._body.failed:
             _linger(client_socket)
         elif _is_sending(client_socket):

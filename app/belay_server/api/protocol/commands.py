@@ -11,9 +11,11 @@ from typing import Any
 from uuid import UUID
 
 import marshmallow as ma
+from flask import current_app, request
 
 from belay_server.api.context import parts
 from belay_server.api.http.json_body import describe
+from belay_server.api.http.large_answers import large_answers
 from belay_server.api.protocol.schemas import CommandFrame, InputRespond, RunStart
 from belay_server.api.runs.requests import run_request
 from belay_server.api.security.authorization import authorize
@@ -27,7 +29,10 @@ from belay_server.services.protocol.commands import (
     tree_of,
 )
 from belay_server.services.runs.creation import create_run
+from belay_server.turns import Turns
 
+#: The key of the extension that lets one tree be built at a time: each reads a long event log.
+TREE_TURNS = "belay.tree_turns"
 Answer = dict[str, Any]
 SUBSCRIBE, UNSUBSCRIBE = "subscription.subscribe", "subscription.unsubscribe"
 _ON_A_SOCKET = (SUBSCRIBE, UNSUBSCRIBE, "subscription.reconnect")
@@ -123,7 +128,9 @@ def _run(thread_id: UUID, options: RunOptions) -> Answer:
 
 def _tree(thread_id: UUID, _params: Mapping[str, Any]) -> Answer:
     authorize("threads", "read", {"thread_id": thread_id})
-    return {"tree": tree_of(parts(), thread_id).as_json()}
+    turns: Turns = current_app.extensions[TREE_TURNS]
+    with turns.turn(large_answers().share_of(request).caller):
+        return {"tree": tree_of(parts(), thread_id).as_json()}
 
 
 def _loaded(schema: ma.Schema, params: Mapping[str, Any]) -> dict[str, Any]:

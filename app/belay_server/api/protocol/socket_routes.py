@@ -44,11 +44,10 @@ from belay_server.api.security.authentication import caller, identify, watch_key
 from belay_server.api.security.authorization import authorized
 from belay_server.api.security.limits import count_request
 from belay_server.api.security.origins import origins
-from belay_server.api.streaming.clients import StreamClient
+from belay_server.api.streaming.clients import StreamClient, stream_turns
 from belay_server.api.streaming.protocol import EventFilter, line_frame, stream_protocol
 from belay_server.api.streaming.runs import StreamBody
 from belay_server.api.streaming.threads import has_no_events
-from belay_server.api.streaming.turns import stream_turns
 from belay_server.domain.errors import (
     BadRequest,
     BelayError,

@@ -17,9 +17,8 @@ from belay_server.api.http.pages import shown
 from belay_server.api.security.authentication import caller, watch_key
 from belay_server.api.security.authorization import authorize
 from belay_server.api.security.origins import origins
-from belay_server.api.streaming.clients import StreamClient, WatchClient
+from belay_server.api.streaming.clients import StreamClient, WatchClient, stream_turns
 from belay_server.api.streaming.runs import FollowedRun, stream_events, wait_for_outcome
-from belay_server.api.streaming.turns import stream_turns
 from belay_server.domain.access import public_config
 from belay_server.domain.run_options import RunOptions
 from belay_server.domain.runs import RUN_FIELDS, Run

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
+from flask import current_app
+
 from belay_server.api.streaming.frames import HEARTBEAT
-from belay_server.api.streaming.turns import StreamTurns
 from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import Event, EventLog
 from belay_server.bus.run_feed import Subscription
 from belay_server.services.parts import Parts
+from belay_server.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,15 @@ PART_EVENTS = 64
 _PART_BYTES = 64 * 1024
 #: Data is held twice: as it was read from the log, and as a frame.
 _COPIES = 2
+
+STREAM_TURNS = "belay.stream_turns"
+
+
+def stream_turns() -> Turns:
+    """Return the turns of the streams of this web process."""
+    found: Turns = current_app.extensions[STREAM_TURNS]
+    return found
+
 
 #: Starts watching a client's socket, and calls the given function when it closes. Returns a
 #: function that stops the watch and returns whether the client has disconnected.
@@ -56,7 +67,7 @@ class StreamClient:
 
     watch: WatchClient
     share: Share
-    turns: StreamTurns
+    turns: Turns
 
     def parts_of(self, parts: Parts) -> Parts:
         """Return parts whose database connections count against this client's caller."""

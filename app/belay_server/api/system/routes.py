@@ -90,14 +90,17 @@ _METRICS = {
 @blueprint.doc(responses={"200": {"content": _METRICS}})
 @authorizes_itself
 def metrics() -> Response:
+    measured = context().metrics
     if request.args.get("format") == "json":
-        return json_response(_summary(parts().database))
+        database = parts().database
+        return json_response(measured.summaries.get(lambda: _summary(database)))
     queues = QueueCollector(
         parts().database,
         parts().graphs.project.queues,
         reference_names=parts().settings.reference_metrics,
     )
-    return Response(context().metrics.exposition(queues), content_type=CONTENT_TYPE_LATEST)
+    text = measured.texts.get(lambda: measured.exposition(queues))
+    return Response(text, content_type=CONTENT_TYPE_LATEST)
 
 
 def _summary(database: Database) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from belay_server.domain.agent_runs.output_schemas import check_output_schema, h
 from belay_server.domain.errors import BadRequest, StateTooLarge, TooMany
 from belay_server.states import jobs as state_jobs
 from belay_server.states.process import StateProcess
-from belay_server.yielding import yield_to_sockets
+from belay_server.turns import wait_for_turn
 
 _WAIT_SECONDS = 10.0
 
@@ -36,7 +36,7 @@ class OutputSchemaChecks:
             raise TooMany("Too many output schemas are being validated; try again")
         try:
             for _ in check_output_schema(schema):
-                yield_to_sockets()
+                wait_for_turn()
         finally:
             self._turn.release()
 

@@ -12,11 +12,11 @@ import orjson
 from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import START, Event, EventLog
 from belay_server.domain.errors import Unavailable
-from belay_server.yielding import yield_to_sockets
+from belay_server.turns import wait_for_turn
 
 #: The most log entries that are read for a tree, and how many are read at once.
 _MOST_ENTRIES = 5_000
-_PAGE = 200
+_PAGE = 50
 #: Larger results are not decoded: such a task counts as not yet ended.
 _LARGEST_TASK = 64 * 1024
 Namespace = tuple[str, ...]
@@ -75,7 +75,7 @@ def _events(log: EventLog, run_id: UUID) -> Iterator[Event]:
         if not more or not events:
             return
         last = events[-1].position
-        yield_to_sockets()
+        wait_for_turn()
 
 
 def _ended_by(event: Event, namespace: Namespace) -> dict[Namespace, str]:

@@ -1,21 +1,46 @@
-"""Let the streams of a web process work in turns."""
+"""Let the requests of a web process be worked on in turns.
+
+A request that takes long does its work in parts, and lets the event loop serve the other sockets
+between them.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flask import current_app
+#: In seconds. Any time above zero waits for the next iteration of gevent's event loop.
+_MOMENT = 1e-6
+#: Held by the one caller of `wait_for_turn` that passes next.
+_NEXT = threading.Lock()
 
-from belay_server.yielding import yield_to_sockets
 
-STREAM_TURNS = "belay.stream_turns"
+def yield_to_sockets() -> None:
+    """Wait until the event loop has polled all sockets.
+
+    Under gevent, `sleep(0)` does less: it lets other ready greenlets run, fifty of them before the
+    loop polls the sockets. Without gevent this lets other threads run.
+    """
+    time.sleep(_MOMENT)
 
 
-class StreamTurns:
-    """Serializes the work of a web process's streams, one part at a time, fairly between callers.
+def wait_for_turn() -> None:
+    """Wait until no other caller of this function is next and the event loop has polled all
+    sockets.
+
+    For parts of work of which clients can cause many at once: of each connection one. The parts are
+    then done in different iterations of the event loop, so that a request of another client waits
+    for one of them, and not for all.
+    """
+    with _NEXT:
+        yield_to_sockets()
+
+
+class Turns:
+    """Serializes the parts of one kind of work, fairly between callers: of streams, for instance.
 
     A stream that replays a long log always has work to do, and an event of a run with hundreds of
     clients is work for all of them at once. Without turns, each stream would do a part in every
@@ -31,7 +56,7 @@ class StreamTurns:
 
     @contextmanager
     def turn(self, caller: str | None) -> Iterator[None]:
-        """Wait until no other stream is working and the event loop has polled all sockets."""
+        """Wait until no other part is being worked on and the event loop has polled all sockets."""
         gate = self._take_or_queue(caller)
         if gate is not None:
             self._wait(gate, caller)
@@ -80,9 +105,3 @@ class StreamTurns:
             if gates:
                 self._waiting[caller] = gates
         gate.release()
-
-
-def stream_turns() -> StreamTurns:
-    """Return the StreamTurns of this web process."""
-    found: StreamTurns = current_app.extensions[STREAM_TURNS]
-    return found
