@@ -47,6 +47,7 @@ _Error = TypeVar("_Error", bound=Exception)
 
 
 def register_error_handlers(app: Flask) -> None:
+    """Register the handlers of Belay's errors, of HTTP errors, and of all others (logged, 500)."""
     app.register_error_handler(BelayError, _in_the_form_of_the_api(_belay_error))
     app.register_error_handler(HTTPException, _in_the_form_of_the_api(_http_error))
     app.register_error_handler(Exception, _in_the_form_of_the_api(_unexpected))

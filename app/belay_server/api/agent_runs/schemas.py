@@ -40,6 +40,7 @@ _AMOUNT = {"type": "number", "minimum": 0}
 
 
 def ref(name: str) -> dict[str, str]:
+    """Return a JSON reference to a component of the OpenAPI document."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
@@ -187,6 +188,8 @@ class AgentRunInput(Body):
 
 
 class AgentDataSource(Body):
+    """An entry of `dataSources`, which is stored and returned, but not used."""
+
     provider = ma.fields.String(required=True, validate=ma.validate.Length(1, 200))
 
 
@@ -224,6 +227,8 @@ class CreateAgentRun(Body):
 
 
 class AgentPageQuery(Body):
+    """The query of a list: at most `limit` items (by default 20), from after `cursor`."""
+
     limit = Integer(
         load_default=20, validate=ma.validate.Range(1, 100), metadata={"in_query": True}
     )

@@ -48,6 +48,7 @@ blueprint = Blueprint("assistants", __name__, description="Graphs with configura
 @blueprint.alt_response(409, schema=Error, description="The id is already in use")
 @authorized("assistants", "create")
 def create_assistant(body: dict[str, Any]) -> Response:
+    """Create an assistant, or with `if_exists: do_nothing` return the one that has the id."""
     return json_response(shown(assistants.create_assistant(parts(), body), ASSISTANT_FIELDS))
 
 
@@ -56,6 +57,7 @@ def create_assistant(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("assistants", "read")
 def get_assistant(assistant_id: str) -> Response:
+    """Get an assistant, with the fields of its current version."""
     with parts().database.connection() as conn:
         assistant = assistants.get_assistant(conn, path_uuid(assistant_id, "assistant"))
     return json_response(shown(assistant, ASSISTANT_FIELDS))
@@ -80,6 +82,7 @@ def patch_assistant(body: dict[str, Any], assistant_id: str) -> Response:
 @blueprint.alt_response(409, schema=Error, description="The system assistant of a graph")
 @authorized("assistants", "delete")
 def delete_assistant(_query: dict[str, Any], assistant_id: str) -> Response:
+    """Delete an assistant with its versions and the user's crons of it; stop its active runs."""
     authorize("threads", "delete", {"assistant_id": assistant_id})
     assistants.delete_assistant(
         parts(),
@@ -150,6 +153,7 @@ def _xray(text: str) -> int | bool:
 def list_subgraphs(
     query: dict[str, Any], assistant_id: str, namespace: str | None = None
 ) -> Response:
+    """Get the schemas of a graph's subgraphs, by an assistant's id or a graph's name."""
     _, graph = assistants.graph_of(parts(), assistant_id)
     found = graph_shapes.subgraphs_of(
         graph,
@@ -165,6 +169,7 @@ def list_subgraphs(
 @blueprint.alt_response(404, schema=Error)
 @authorized("assistants", "read")
 def get_schemas(assistant_id: str) -> Response:
+    """Get the JSON schemas of a graph, by an assistant's id or a graph's name."""
     graph_id, graph = assistants.graph_of(parts(), assistant_id)
     schemas = graph_shapes.known_schemas_of(graph, parts().graphs.schemas)
     return json_response({"graph_id": graph_id, **schemas})
@@ -183,6 +188,7 @@ def _filter(body: dict[str, Any]) -> AssistantFilter:
 @blueprint.alt_response(404, schema=Error, description="Unknown graph")
 @authorized("assistants", "search")
 def count_assistants(body: dict[str, Any]) -> Response:
+    """Count the assistants that match all given conditions."""
     filter_ = _filter(body)
     with parts().database.connection() as conn:
         return json_response(assistant_rows.count_assistants(conn, filter_))
@@ -194,6 +200,7 @@ def count_assistants(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(404, schema=Error, description="Unknown graph")
 @authorized("assistants", "search")
 def search_assistants(body: dict[str, Any]) -> Response:
+    """Search assistants. The total number of matches is in `x-pagination-total`."""
     filter_ = _filter(body)
     with parts().database.connection() as conn:
         found = assistant_rows.search_assistants(

@@ -69,31 +69,43 @@ class PatchAssistant(Body):
 
 
 class ListVersions(Body, Paged):
+    """The page of versions to list, and the metadata that each of them contains."""
+
     metadata = Filter()
 
 
 class SetLatest(Body):
+    """The number of the version to make the current one."""
+
     version = Integer(required=True, validate=ma.validate.Range(1, 2**31 - 1))
 
 
 class DeleteAssistantQuery(ma.Schema):
+    """The query of a delete. By default no threads are deleted."""
+
     delete_threads = ma.fields.String(
         metadata={"description": "true: also delete the threads whose last run used the assistant."}
     )
 
 
 class GraphQuery(ma.Schema):
+    """The query of a drawing. By default subgraphs are drawn as single nodes."""
+
     xray = ma.fields.String(
         metadata={"description": "true, or the number of levels of subgraphs to draw."}
     )
 
 
 class SubgraphsQuery(ma.Schema):
+    """The query for subgraphs. By default all subgraphs of the graph itself are returned."""
+
     namespace = ma.fields.String(metadata={"description": "Only the subgraph with this namespace."})
     recurse = ma.fields.String(metadata={"description": "true: include nested subgraphs."})
 
 
 class Drawing(ma.Schema):
+    """A graph's nodes and edges, as `Graph.to_json` of `langchain_core` returns them."""
+
     nodes = ma.fields.List(Object(), required=True)
     edges = ma.fields.List(Object(), required=True)
 
@@ -123,12 +135,16 @@ BY_NAMESPACE = {
 
 
 class CountAssistants(Body):
+    """The conditions of a count. `name` matches a part of the name, in upper or lower case."""
+
     metadata = Filter()
     graph_id = ma.fields.String(allow_none=True)
     name = ma.fields.String(allow_none=True)
 
 
 class SearchAssistants(CountAssistants, Sorted):
+    """The conditions of a search, its page and order, and the fields to return (all if null)."""
+
     sort_by = ma.fields.String(
         allow_none=True, load_default="created_at", validate=one_of(*SORT_COLUMNS)
     )

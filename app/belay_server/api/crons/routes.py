@@ -49,6 +49,7 @@ def _shown(cron: CronRow, fields: list[str] | None = None) -> dict[str, Any]:
 @blueprint.alt_response(404, schema=Error)
 @authorized("crons", "create")
 def create_cron(body: dict[str, Any]) -> Response:
+    """Create a cron without a thread. Each of its runs has a new thread."""
     return _create(body, None)
 
 
@@ -59,6 +60,7 @@ def create_cron(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("crons", "create")
 def create_thread_cron(body: dict[str, Any], thread_id: str) -> Response:
+    """Create a cron on a thread, which all of its runs use."""
     return _create(body, path_uuid(thread_id, "thread"))
 
 
@@ -75,6 +77,7 @@ def _create(body: dict[str, Any], thread_id: UUID | None) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("crons", "read")
 def get_cron(cron_id: str) -> Response:
+    """Get a cron, with the time of its next run."""
     return json_response(_shown(crons.get_cron(parts().database, path_uuid(cron_id, "cron"))))
 
 
@@ -85,6 +88,7 @@ def get_cron(cron_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("crons", "update")
 def patch_cron(body: dict[str, Any], cron_id: str) -> Response:
+    """Update a cron: replace the given fields, and merge its metadata."""
     check_webhook(body.get("webhook"))
     return json_response(_shown(crons.patch_cron(parts(), path_uuid(cron_id, "cron"), body)))
 
@@ -94,6 +98,7 @@ def patch_cron(body: dict[str, Any], cron_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("crons", "delete")
 def delete_cron(cron_id: str) -> Response:
+    """Delete a cron. The runs that it created are kept."""
     crons.delete_cron(parts().database, path_uuid(cron_id, "cron"))
     return Response(status=204)
 
@@ -112,6 +117,7 @@ def _filter(body: dict[str, Any]) -> CronFilter:
 @blueprint.response(200, COUNT)
 @authorized("crons", "search")
 def count_crons(body: dict[str, Any]) -> Response:
+    """Count the crons that match all given conditions."""
     filter_ = _filter(body)
     with parts().database.connection() as conn:
         return json_response(cron_rows.count_crons(conn, filter_))
@@ -122,6 +128,7 @@ def count_crons(body: dict[str, Any]) -> Response:
 @blueprint.response(200, SelectedCron(many=True))
 @authorized("crons", "search")
 def search_crons(body: dict[str, Any]) -> Response:
+    """Search crons. The total number of matches is in `x-pagination-total`."""
     filter_ = _filter(body)
     with parts().database.connection() as conn:
         found = cron_rows.search_crons(

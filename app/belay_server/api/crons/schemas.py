@@ -25,6 +25,8 @@ from belay_server.domain.run_options import Durability, MultitaskStrategy
 
 
 class Cron(ma.Schema):
+    """A cron. `payload` is the body of its runs; `user_id` is always empty."""
+
     cron_id = Uuid(required=True)
     assistant_id = Uuid(required=True)
     thread_id = Uuid(allow_none=True)
@@ -93,6 +95,8 @@ class PatchCron(Body):
 
 
 class CreateThreadCron(PatchCron):
+    """A cron on a thread, which all of its runs use."""
+
     assistant_id = ma.fields.String(required=True)
     schedule = ma.fields.String(required=True, validate=ma.validate.Length(max=200))
     checkpoint_during = Boolean(allow_none=True)
@@ -105,6 +109,8 @@ class CreateCron(CreateThreadCron):
 
 
 class CountCrons(Body):
+    """The conditions of a count. A null or missing field matches every cron."""
+
     assistant_id = ma.fields.String(allow_none=True)
     thread_id = Uuid(allow_none=True)
     enabled = Boolean(allow_none=True)
@@ -112,6 +118,8 @@ class CountCrons(Body):
 
 
 class SearchCrons(CountCrons, Sorted):
+    """The conditions of a search, its page and order, and the fields to return (all if null)."""
+
     sort_by = ma.fields.String(
         allow_none=True, load_default="created_at", validate=one_of(*SORT_COLUMNS)
     )

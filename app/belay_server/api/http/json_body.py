@@ -42,6 +42,7 @@ _AT_ONCE = 256 * 1024
 
 
 def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return a JSON response. Between the items of a large list, other requests are served."""
     encoded = _list_to_json(body) if isinstance(body, list) else to_json(body)
     return encoded_response(encoded, status, headers)
 
@@ -49,6 +50,7 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
 def encoded_response(
     body: bytes, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
+    """Return a response whose body is JSON already."""
     return Response(body, status, headers, content_type="application/json")
 
 

@@ -8,6 +8,8 @@ from belay_server.api.http.fields import Integer, one_of
 
 
 class Paged(ma.Schema):
+    """A page: at most `limit` items (by default 10), after the first `offset` items."""
+
     limit = Integer(load_default=10, validate=ma.validate.Range(1, 1000))
     offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
 

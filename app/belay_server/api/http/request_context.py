@@ -36,6 +36,7 @@ def begin_request_context(context: RequestContext) -> RequestContext:
 
 
 def request_context() -> RequestContext:
+    """Return the state of the current request. Raises KeyError before `begin_request_context`."""
     found: RequestContext = request.environ[_CONTEXT]
     return found
 

@@ -228,6 +228,7 @@ def environ_of(scope: Message, environ: Environ) -> Environ:
 
 
 def status_line(code: int) -> str:
+    """Return the status string of a WSGI response (PEP 3333), such as `200 OK`."""
     try:
         return f"{code} {HTTPStatus(code).phrase}"
     except ValueError:
@@ -235,6 +236,7 @@ def status_line(code: int) -> str:
 
 
 def headers_of(message: Message) -> list[tuple[str, str]]:
+    """Return the headers of an ASGI message as the pairs of strings that WSGI expects."""
     return [
         (name.decode("latin1"), value.decode("latin1").strip())
         for name, value in message.get("headers", ())
@@ -251,6 +253,7 @@ _DETAILS = {
 
 
 def error_response(start_response: Any, status: int) -> Iterator[bytes]:
+    """Yield the body of an error in JSON. The response is started at the first iteration."""
     yield from json_response(start_response, status, _DETAILS[status], {})
 
 

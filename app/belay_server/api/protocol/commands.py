@@ -101,11 +101,13 @@ def answer_of(thread_id: UUID, frame: Frame) -> Answer:
 
 
 def success(command_id: int | None, result: Mapping[str, Any]) -> Answer:
+    """Return the response to a command that succeeded."""
     meta = {"applied_through_seq": 0}
     return {"type": "success", "id": command_id, "result": dict(result), "meta": meta}
 
 
 def failure(command_id: int | None, code: str, message: str) -> Answer:
+    """Return an error response to a command; `command_id` is None if it has no valid id."""
     return {"type": "error", "id": command_id, "error": code, "message": message}
 
 

@@ -28,6 +28,8 @@ class CommandFrame(Body):
 
 
 class CommandMeta(ma.Schema):
+    """The `meta` of a success. `applied_through_seq` is always 0."""
+
     applied_through_seq = ma.fields.Integer()
 
 
@@ -43,6 +45,8 @@ class CommandAnswer(ma.Schema):
 
 
 class RunStart(Body):
+    """The parameters of `run.start`. The multitask strategy may have either of its two names."""
+
     assistant_id = ma.fields.String(required=True)
     input = ma.fields.Raw(allow_none=True)
     config = ma.fields.Nested(RunConfig, allow_none=True)

@@ -39,6 +39,7 @@ STREAM_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
 def run_body(run: Run, fields: Sequence[str] = RUN_FIELDS) -> dict[str, Any]:
+    """Return a run as JSON for clients, with its config as `public_config` returns it."""
     body = shown(run, fields)
     if "config" in body.get("kwargs", {}):
         body["kwargs"] = {**run.kwargs, "config": public_config(run.kwargs["config"])}
@@ -46,10 +47,12 @@ def run_body(run: Run, fields: Sequence[str] = RUN_FIELDS) -> dict[str, Any]:
 
 
 def run_path(run: Run | FollowedRun) -> str:
+    """Return the path of a run below its thread: `/threads/{thread_id}/runs/{run_id}`."""
     return f"/threads/{run.thread_id}/runs/{run.run_id}"
 
 
 def run_response(run: Run, location: str) -> Response:
+    """Return a response with a created run. `location` is its path, for `content-location`."""
     return json_response(run_body(run), headers={"content-location": location})
 
 

@@ -58,6 +58,8 @@ class StreamModes(StringList):
 
 
 class Run(ma.Schema):
+    """A run, with the fields of List Runs in LangGraph's documentation."""
+
     run_id = Uuid(required=True)
     thread_id = Uuid(required=True)
     assistant_id = Uuid(required=True)
@@ -80,6 +82,8 @@ def is_no_key_id(run_id: UUID) -> None:
 
 
 class LangsmithTracer(ma.Schema):
+    """The LangSmith project, and the dataset example, that a run is traced under."""
+
     project_name = ma.fields.String(allow_none=True)
     example_id = ma.fields.String(allow_none=True)
 
@@ -138,10 +142,14 @@ class _RunCreate(Body):
 
 
 class CreateThreadRun(_RunCreate):
+    """The body of a create on a thread. By default the thread must exist."""
+
     if_not_exists = ma.fields.String(load_default="reject", validate=one_of("create", "reject"))
 
 
 class CreateStatelessRun(_RunCreate):
+    """The body of a stateless create. By default its thread is deleted when the run has ended."""
+
     on_completion = ma.fields.String(load_default="delete", validate=one_of("delete", "keep"))
 
 
@@ -190,6 +198,8 @@ class CancelRuns(Body):
 
 
 class CancelQuery(ma.Schema):
+    """The query of a cancel. The default action is `interrupt`."""
+
     action = ma.fields.String(
         load_default="interrupt",
         validate=one_of(*CancelAction),
@@ -202,6 +212,8 @@ class CancelQuery(ma.Schema):
 
 
 class CancelRunQuery(CancelQuery):
+    """The query of a cancel of one run. By default the response does not wait for its end."""
+
     wait = ma.fields.String(
         load_default="0",
         metadata={"description": "1, true or yes: respond when the work has stopped."},
@@ -209,6 +221,8 @@ class CancelRunQuery(CancelQuery):
 
 
 class ListRunsQuery(ma.Schema):
+    """The query of a list of runs: its page, its filters, and the fields to return."""
+
     limit = Integer(
         load_default=10, validate=ma.validate.Range(0, 2**31), metadata={"in_query": True}
     )
@@ -231,10 +245,14 @@ class ListRunsQuery(ma.Schema):
 
 
 class DisconnectQuery(ma.Schema):
+    """Whether to cancel the run at a disconnect. `on_disconnect` of the body has precedence."""
+
     on_disconnect = ma.fields.String(validate=one_of("cancel", "continue"))
 
 
 class JoinQuery(DisconnectQuery):
+    """The query of a join. Either parameter can request a cancel at the client's disconnect."""
+
     cancel_on_disconnect = ma.fields.String(
         metadata={
             "description": "1, true, yes or cancel: cancel the run if this client disconnects."
@@ -243,6 +261,8 @@ class JoinQuery(DisconnectQuery):
 
 
 class JoinStreamQuery(JoinQuery):
+    """The query of a join of a stream, with the stream modes to send."""
+
     stream_mode = ma.fields.List(
         ma.fields.String(),
         metadata={"description": "Only these modes; by default, all that the run streams."},

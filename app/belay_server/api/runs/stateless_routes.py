@@ -64,6 +64,7 @@ def _location(run: RunRow | FollowedRun) -> str:
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
 def create_stateless_run(options: RunOptions) -> Response:
+    """Create a stateless run, and respond without waiting for its outcome."""
     run = run_creates.create_run(parts(), run_request(options, None))
     return run_response(run, _location(run))
 
@@ -77,6 +78,7 @@ def create_stateless_run(options: RunOptions) -> Response:
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
 def wait_stateless_run(_query: dict[str, Any], options: RunOptions) -> Response:
+    """Create a stateless run, and respond with its outcome when it has ended."""
     followed = _follow(options, events=False)
     return outcome_response(followed, _location(followed))
 
@@ -90,6 +92,7 @@ def wait_stateless_run(_query: dict[str, Any], options: RunOptions) -> Response:
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
 def stream_stateless_run(_query: dict[str, Any], options: RunOptions) -> Response:
+    """Create a stateless run, and stream its events as server-sent events."""
     followed = _follow(options, events=True)
     return stream_response(followed, _location(followed))
 
@@ -120,6 +123,7 @@ def _joined(run_id: str) -> tuple[RunRow, bool]:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def join_stateless_run(_query: dict[str, Any], run_id: str) -> Response:
+    """Wait until a stateless run has ended, and respond with its outcome."""
     run, cancels = _joined(run_id)
     followed = follow_run(run, cancel_on_disconnect=cancels)
     return outcome_response(followed, _location(run))

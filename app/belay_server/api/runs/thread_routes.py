@@ -87,6 +87,7 @@ def _thread_id_of_create(text: str) -> UUID:
 @blueprint.alt_response(409, schema=Error, description="The thread is busy (`reject`)")
 @authorizes_itself
 def create_run(options: RunOptions, thread_id: str) -> Response:
+    """Create a run on a thread, and respond without waiting for its outcome."""
     run = run_creates.create_run(parts(), _asked(thread_id, options))
     return run_response(run, run_path(run))
 
@@ -100,6 +101,7 @@ def create_run(options: RunOptions, thread_id: str) -> Response:
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
 def wait_run(_query: dict[str, Any], options: RunOptions, thread_id: str) -> Response:
+    """Create a run on a thread, and respond with its outcome when it has ended."""
     followed = _follow(thread_id, options, events=False)
     return outcome_response(followed, run_path(followed))
 
@@ -113,6 +115,7 @@ def wait_run(_query: dict[str, Any], options: RunOptions, thread_id: str) -> Res
 @blueprint.alt_response(409, schema=Error)
 @authorizes_itself
 def stream_run(_query: dict[str, Any], options: RunOptions, thread_id: str) -> Response:
+    """Create a run on a thread, and stream its events as server-sent events."""
     followed = _follow(thread_id, options, events=True)
     return stream_response(followed, run_path(followed))
 
@@ -149,6 +152,7 @@ def _found(thread_id: str, run_id: str) -> RunRow:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def get_run(thread_id: str, run_id: str) -> Response:
+    """Get a run by ID, with its status and its options (`kwargs`)."""
     return json_response(run_body(_found(thread_id, run_id)))
 
 
@@ -170,6 +174,7 @@ def delete_run(thread_id: str, run_id: str) -> Response:
 @cancels
 @authorized("threads", "update")
 def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
+    """Cancel a run by ID. With `wait`, respond when its work has stopped."""
     thread, run = path_uuid(thread_id, "thread"), path_uuid(run_id, "run")
     action = CancelAction(query["action"])
     reason = user_cancel_reason(action, "POST /threads/{thread_id}/runs/{run_id}/cancel")
@@ -192,6 +197,7 @@ def cancel_run(query: dict[str, Any], thread_id: str, run_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def join_run(_query: dict[str, Any], thread_id: str, run_id: str) -> Response:
+    """Wait until a run has ended, and respond with its outcome."""
     run, cancels = _joined(thread_id, run_id)
     followed = follow_run(run, cancel_on_disconnect=cancels)
     return outcome_response(followed, run_path(run))

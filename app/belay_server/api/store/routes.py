@@ -33,6 +33,7 @@ blueprint = Blueprint("store", __name__, description="Items that threads and gra
 @blueprint.alt_response(400, schema=Error)
 @authorizes_itself
 def put_item(body: dict[str, Any]) -> Response:
+    """Store an item. It replaces the item with the same namespace and key."""
     store.put_item(parts(), {**body, "namespace": _allowed("put", body["namespace"], body)})
     return Response(status=204)
 
@@ -43,6 +44,7 @@ def put_item(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(400, schema=Error)
 @authorizes_itself
 def get_item(query: dict[str, Any]) -> Response:
+    """Get an item by its namespace and key."""
     if "key" not in query:
         raise BadRequest("Key is required")
     asked = query.get("namespace") or []
@@ -62,6 +64,7 @@ def get_item(query: dict[str, Any]) -> Response:
 @blueprint.alt_response(400, schema=Error)
 @authorizes_itself
 def delete_item(body: dict[str, Any]) -> Response:
+    """Delete an item by its namespace and key."""
     namespace = store.checked_namespace(_allowed("delete", body["namespace"], body))
     store.delete_item(parts().store, namespace, body["key"])
     return Response(status=204)
@@ -73,6 +76,7 @@ def delete_item(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(400, schema=Error)
 @authorizes_itself
 def search_items(body: dict[str, Any]) -> Response:
+    """Search items by namespace prefix and filter; by similarity, if the store has an index."""
     prefix = _allowed("search", body.get("namespace_prefix") or [], body)
     found = store.search_items(parts(), {**body, "namespace_prefix": prefix})
     return json_response({"items": found})
@@ -84,6 +88,7 @@ def search_items(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(400, schema=Error)
 @authorizes_itself
 def list_namespaces(body: dict[str, Any]) -> Response:
+    """List the namespaces of items. `*` in a prefix or a suffix matches any one label."""
     prefix = _allowed("list_namespaces", body.get("prefix") or [], body)
     return json_response(
         {"namespaces": store.list_namespaces(parts().store, {**body, "prefix": prefix})}

@@ -26,6 +26,8 @@ def is_index(value: Any) -> None:
 
 
 class Item(ma.Schema):
+    """An item of the store, as `Item.dict` of LangGraph's store returns it."""
+
     namespace = ma.fields.List(ma.fields.String(), required=True)
     key = ma.fields.String(required=True)
     value = Object(required=True)
@@ -37,18 +39,26 @@ ITEM_OR_NULL = {"anyOf": [Item, {"type": "null"}]}
 
 
 class FoundItem(Item):
+    """An item of a search. `score` is its similarity; null without a semantic search."""
+
     score = ma.fields.Float(allow_none=True)
 
 
 class FoundItems(ma.Schema):
+    """A page of the items that match a search."""
+
     items = ma.fields.List(ma.fields.Nested(FoundItem), required=True)
 
 
 class Namespaces(ma.Schema):
+    """A page of namespaces, each a list of labels from the root down."""
+
     namespaces = ma.fields.List(ma.fields.List(ma.fields.String()), required=True)
 
 
 class PutItem(Body):
+    """The body of a put: an item, the paths to index and the TTL."""
+
     namespace = Labels(required=True)
     key = ma.fields.String(required=True, validate=ma.validate.Length(max=1000))
     value = Object(required=True)
@@ -72,11 +82,15 @@ class PutItem(Body):
 
 
 class DeleteItem(Body):
+    """The namespace, by default the empty one, and the key of an item to delete."""
+
     namespace = Labels(load_default=list)
     key = ma.fields.String(required=True)
 
 
 class SearchItems(Body, Paged):
+    """The body of a search: a namespace prefix, a filter, a text to compare with, and a page."""
+
     namespace_prefix = Labels(allow_none=True)
     filter = Object(
         allow_none=True,
@@ -90,6 +104,8 @@ class SearchItems(Body, Paged):
 
 
 class ListNamespaces(Body):
+    """The namespaces to list. Those with more than `max_depth` labels are truncated."""
+
     prefix = Labels(allow_none=True)
     suffix = Labels(allow_none=True)
     max_depth = Integer(allow_none=True, validate=ma.validate.Range(1, 100))
@@ -105,6 +121,8 @@ def is_storable(text: str) -> None:
 
 
 class GetItemQuery(ma.Schema):
+    """The namespace and the key of an item, and whether reading it renews its TTL."""
+
     namespace = ma.fields.List(
         ma.fields.String(validate=is_storable),
         metadata={"description": "Labels joined by dots, or one label per parameter."},

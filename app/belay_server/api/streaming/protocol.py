@@ -66,6 +66,7 @@ Frame = Callable[[str, int, bytes], bytes]
 
 
 def sse_frame(method: str, seq: int, data: bytes) -> bytes:
+    """Return an event as a server-sent event whose id is `seq` (HTML standard, section 9.2)."""
     return frame(method, data, seq)
 
 

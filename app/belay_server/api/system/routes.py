@@ -36,6 +36,7 @@ def root() -> Response:
 @health.response(200, Ok, description="The server is up. `check_db=1` also queries Postgres.")
 @public
 def ok() -> Response:
+    """Return that the server is up; with `check_db=1`, that Postgres responds, too."""
     if query_flag("check_db") and parts().graphs.project.http.serves("meta"):
         with parts().database.connection() as conn:
             fetch_value(conn, "SELECT 1", {})
@@ -46,6 +47,7 @@ def ok() -> Response:
 @blueprint.response(200, Info, description="The server's versions and features.")
 @public
 def info() -> Response:
+    """Return the versions of the server and of LangGraph, and the available features."""
     flags: dict[str, Any] = {
         "assistants": parts().graphs.project.http.serves("assistants"),
         "crons": True,
@@ -74,6 +76,7 @@ def info() -> Response:
 @blueprint.doc(responses={"200": {"content": {"application/schema+json": {"schema": {}}}}})
 @public
 def langgraph_schema() -> Response:
+    """Return the JSON schema of `langgraph.json`, including Belay's own keys."""
     return Response(schema_text(), content_type="application/schema+json")
 
 
@@ -90,6 +93,7 @@ _METRICS = {
 @blueprint.doc(responses={"200": {"content": _METRICS}})
 @authorizes_itself
 def metrics() -> Response:
+    """Return metrics in Prometheus format; with `format=json`, a summary of the queues."""
     measured = context().metrics
     if request.args.get("format") == "json":
         database = parts().database

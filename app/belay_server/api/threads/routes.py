@@ -60,6 +60,7 @@ def _shown(thread: ThreadRow, fields: list[str] | None = None) -> dict[str, Any]
 @blueprint.alt_response(409, schema=Error, description="The id is already in use")
 @authorized("threads", "create")
 def create_thread(body: dict[str, Any]) -> Response:
+    """Create a thread, with the states of `supersteps` if there are any."""
     return json_response(_shown(threads.create_thread(parts(), body)))
 
 
@@ -69,6 +70,7 @@ def create_thread(body: dict[str, Any]) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def get_thread(query: dict[str, Any], thread_id: str) -> Response:
+    """Get a thread with its latest values; with `include=ttl`, also when it expires."""
     thread = threads.get_thread(parts(), path_uuid(thread_id, "thread"), with_values=True)
     document = _shown(thread)
     if "ttl" in query_list(query.get("include")):
@@ -93,6 +95,7 @@ def _ttl(thread: ThreadRow) -> dict[str, Any] | None:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "update")
 def patch_thread(body: dict[str, Any], thread_id: str) -> Response:
+    """Update a thread: merge its metadata, and replace its TTL if one is given."""
     metadata = body.get("metadata") or {}
     thread = threads.patch_thread(
         parts(), path_uuid(thread_id, "thread"), metadata, body.get("ttl")
@@ -107,6 +110,7 @@ def patch_thread(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "delete")
 def delete_thread(thread_id: str) -> Response:
+    """Delete a thread with its runs and its history. Active runs are stopped first."""
     threads.delete_thread(parts(), path_uuid(thread_id, "thread"))
     return Response(status=204)
 
@@ -174,6 +178,7 @@ def _filter(body: dict[str, Any]) -> ThreadFilter:
 @blueprint.response(200, COUNT)
 @authorized("threads", "search")
 def count_threads(body: dict[str, Any]) -> Response:
+    """Count the threads that match all given conditions."""
     return json_response(threads.count_threads(parts(), _filter(body)))
 
 
@@ -182,6 +187,7 @@ def count_threads(body: dict[str, Any]) -> Response:
 @blueprint.response(200, FoundThread(many=True))
 @authorized("threads", "search")
 def search_threads(body: dict[str, Any]) -> Response:
+    """Search threads. The total number of matches is in `x-pagination-total`."""
     page = threads.search_threads(
         parts(),
         _filter(body),

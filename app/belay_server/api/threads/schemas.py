@@ -52,6 +52,8 @@ def is_extract_path(path: str) -> None:
 
 
 class Thread(ma.Schema):
+    """A thread. A new one has no `interrupts` and no `error`."""
+
     thread_id = Uuid(required=True)
     created_at = ma.fields.DateTime(required=True)
     updated_at = ma.fields.DateTime(required=True)
@@ -98,12 +100,16 @@ class Update(ma.Schema):
 
 
 class Superstep(ma.Schema):
+    """The updates that the nodes of one step wrote."""
+
     updates = List(
         ma.fields.Nested(Update), required=True, validate=ma.validate.Length(min=1, max=1000)
     )
 
 
 class CreateThread(Body):
+    """The body of a create. `supersteps` become the thread's history, and need a graph id."""
+
     thread_id = Uuid()
     metadata = Object(allow_none=True)
     if_exists = ma.fields.String(validate=one_of("raise", "do_nothing"), load_default="raise")
@@ -115,37 +121,51 @@ class CreateThread(Body):
 
 
 class GetThreadQuery(ma.Schema):
+    """The query of one thread: what to include besides its usual fields."""
+
     include = ma.fields.List(
         ma.fields.String(), metadata={"description": "ttl: include when the thread expires."}
     )
 
 
 class PatchThread(Body):
+    """A change: metadata is merged, a TTL replaces the current one."""
+
     metadata = Object(allow_none=True)
     ttl = ma.fields.Nested(Ttl, allow_none=True)
 
 
 class CountThreads(Body):
+    """The conditions of a count. Each thread contains the given `metadata` and `values`."""
+
     metadata = Filter()
     values = Filter()
     status = ma.fields.String(allow_none=True, validate=one_of(*ThreadStatus))
 
 
 class PruneThreads(Body):
+    """The threads to prune, and whether to delete them or all but their latest states."""
+
     thread_ids = List(Uuid(), required=True, validate=ma.validate.Length(max=1000))
     strategy = ma.fields.String(load_default="delete", validate=one_of(*TtlStrategy))
 
 
 class PrunedThreads(ma.Schema):
+    """The number of pruned threads, without unknown ones and those left unchanged."""
+
     pruned_count = ma.fields.Integer(required=True)
 
 
 class Amount(ma.Schema):
+    """A count, and the size in bytes before Postgres compresses it."""
+
     count = ma.fields.Integer(required=True)
     bytes = ma.fields.Integer(required=True)
 
 
 class ChannelAmount(Amount):
+    """The amount of all channel values, and the amount by channel."""
+
     by_channel = Object(required=True)
 
 
@@ -160,6 +180,8 @@ class Storage(ma.Schema):
 
 
 class SearchThreads(CountThreads, Sorted):
+    """The conditions of a search, its page and order, and the fields to return (all if null)."""
+
     ids = List(Uuid(), allow_none=True, validate=ma.validate.Length(max=1000))
     sort_by = ma.fields.String(
         allow_none=True, load_default="updated_at", validate=one_of(*SORT_COLUMNS)
@@ -184,6 +206,8 @@ def is_state_field(name: str) -> None:
 
 
 class SelectState(ma.Schema):
+    """The fields of a state to return. By default all are returned."""
+
     select = List(
         ma.fields.String(validate=is_state_field),
         metadata={"description": "Return only these fields; `values.<key>` for one value."},
@@ -191,6 +215,8 @@ class SelectState(ma.Schema):
 
 
 class StateQuery(SelectState):
+    """The query for a state. By default subgraphs' states are not included."""
+
     subgraphs = ma.fields.String(metadata={"description": "true: include the states of subgraphs."})
 
 
@@ -210,6 +236,9 @@ class ThreadState(ma.Schema):
 
 
 class UpdateState(Body):
+    """Values to write as a node, and the checkpoint to write them after (by default the latest).
+    `checkpoint_id` has precedence over the id in `checkpoint`."""
+
     values = ma.fields.Raw(allow_none=True)
     as_node = ma.fields.String(allow_none=True)
     checkpoint = ma.fields.Nested(Checkpoint, allow_none=True)
@@ -217,16 +246,22 @@ class UpdateState(Body):
 
 
 class PatchState(Body):
+    """Metadata to merge into the thread's."""
+
     metadata = Object(allow_none=True)
 
 
 class UpdatedState(ma.Schema):
+    """The address of the checkpoint that was written. `configurable` equals `checkpoint`."""
+
     checkpoint = Object(required=True)
     configurable = Object(required=True)
     checkpoint_id = ma.fields.String(required=True)
 
 
 class HistoryQuery(SelectState):
+    """The query of a history: at most `limit` states, older than the checkpoint id `before`."""
+
     limit = Integer(
         load_default=1, validate=ma.validate.Range(0, 1000), metadata={"in_query": True}
     )
@@ -234,6 +269,8 @@ class HistoryQuery(SelectState):
 
 
 class StateAtCheckpoint(SelectState, Body):
+    """The checkpoint whose state to return, and whether to include subgraphs' states."""
+
     checkpoint = ma.fields.Nested(Checkpoint, required=True)
     subgraphs = Boolean(allow_none=True)
 

@@ -36,6 +36,7 @@ blueprint = Blueprint("thread states", __name__, description="States of threads"
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def get_state(query: dict[str, Any], thread_id: str) -> Response:
+    """Get a thread's latest state; with `subgraphs`, also the states of its subgraphs."""
     return _state(thread_id, None, query.get("select"), subgraphs=query_flag("subgraphs"))
 
 
@@ -48,6 +49,7 @@ def get_state(query: dict[str, Any], thread_id: str) -> Response:
 def get_state_at_checkpoint_id(
     query: dict[str, Any], thread_id: str, checkpoint_id: str
 ) -> Response:
+    """Get a thread's state at a checkpoint of the root graph, by the checkpoint's id."""
     checkpoint = {"checkpoint_id": str(path_uuid(checkpoint_id, "checkpoint"))}
     return _state(thread_id, checkpoint, query.get("select"), subgraphs=query_flag("subgraphs"))
 
@@ -59,6 +61,7 @@ def get_state_at_checkpoint_id(
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read")
 def get_state_at_checkpoint(body: dict[str, Any], thread_id: str) -> Response:
+    """Get a thread's state at a checkpoint of the root graph or of a subgraph."""
     subgraphs = bool(body.get("subgraphs"))
     return _state(thread_id, body["checkpoint"], body.get("select"), subgraphs=subgraphs)
 
@@ -84,6 +87,7 @@ def _state(
 @blueprint.alt_response(409, schema=Error, description="Runs are in flight")
 @authorized("threads", "update")
 def update_state(body: dict[str, Any], thread_id: str) -> Response:
+    """Update a thread's state as if a node had written the values."""
     return json_response(threads.update_state(parts(), path_uuid(thread_id, "thread"), body))
 
 
@@ -105,6 +109,7 @@ def patch_state(body: dict[str, Any], thread_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read", changes_body=False)
 def get_history(query: dict[str, Any], thread_id: str) -> Response:
+    """List a thread's states, newest first."""
     return _history(thread_id, query)
 
 
@@ -115,6 +120,7 @@ def get_history(query: dict[str, Any], thread_id: str) -> Response:
 @blueprint.alt_response(404, schema=Error)
 @authorized("threads", "read", changes_body=False)
 def search_history(body: dict[str, Any], thread_id: str) -> Response:
+    """List a thread's states, newest first, filtered by metadata or namespace."""
     return _history(thread_id, body)
 
 

@@ -20,6 +20,8 @@ blueprint = Blueprint("thread streams", __name__, description="Streams of thread
 
 
 class ThreadStreamQuery(ma.Schema):
+    """The query of a thread's stream. The default mode is `run_modes`."""
+
     #: The Python SDK sends the second name.
     stream_modes = ma.fields.List(
         ma.fields.String(), metadata={"description": f"Any of {', '.join(THREAD_STREAM_MODES)}."}
