@@ -35,6 +35,8 @@ _POOL_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Keys:
+    """The names of keys and channels in Redis, which all start with `prefix`."""
+
     prefix: str
 
     def cancel_flag(self, run_id: UUID | str) -> str:

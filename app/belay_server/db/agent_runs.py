@@ -34,6 +34,7 @@ def insert_agent_run(
     thread_id: UUID,
     request: dict[str, Any],
 ) -> None:
+    """Insert an agent run. Its run exists already; `request` is what the client sent."""
     params = {
         "id": agent_run_id,
         "team": team,
@@ -45,6 +46,7 @@ def insert_agent_run(
 
 
 def get_agent_run(conn: Connection, team: str, agent_run_id: str) -> AgentRun | None:
+    """Return a team's agent run; None if there is none. `outcome` is None if it is not small."""
     params = {"team": team, "id": agent_run_id, "small": SMALL_OUTCOME}
     return fetch_one(conn, SQL.get_agent_run, params, AgentRun)
 

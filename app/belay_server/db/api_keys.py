@@ -30,6 +30,7 @@ def insert_api_key(
 
 
 def list_api_keys(conn: Connection) -> list[ApiKey]:
+    """Return all keys, oldest first, including revoked and expired ones."""
     return fetch_all(conn, SQL.list_api_keys, {}, ApiKey)
 
 

@@ -167,6 +167,7 @@ def assistant_versions(
 
 
 def lock_assistant(conn: Connection, assistant_id: UUID) -> Assistant | None:
+    """Lock and return an assistant. Return None if there is none that the caller may change."""
     return fetch_one(conn, SQL.lock_assistant, {"assistant_id": assistant_id}, Assistant)
 
 
@@ -177,6 +178,7 @@ def threads_of_assistant(conn: Connection, assistant_id: UUID, *, limit: int) ->
 
 
 def get_assistant(conn: Connection, assistant_id: UUID) -> Assistant | None:
+    """Return an assistant; None if there is none that the caller may read."""
     return fetch_one(conn, SQL.get_assistant, {"assistant_id": assistant_id}, Assistant)
 
 
@@ -188,6 +190,7 @@ def keep_assistant(conn: Connection, assistant: Assistant) -> bool:
 
 
 def delete_assistant(conn: Connection, assistant_id: UUID) -> bool:
+    """Delete an assistant. Return False if there is none that the caller may change."""
     return fetch_value(conn, SQL.delete_assistant, {"assistant_id": assistant_id}) is not None
 
 
@@ -200,6 +203,7 @@ def search_assistants(
     limit: int,
     offset: int,
 ) -> list[Assistant]:
+    """Return a page of assistants. Raises ValueError for an unknown column or order."""
     if sort_by not in SORT_COLUMNS or sort_order not in ("asc", "desc"):
         raise ValueError(f"cannot sort by {sort_by} {sort_order}")
     sql = SQL.search_assistants.format(sort_by=sort_by, sort_order=sort_order)
@@ -208,4 +212,5 @@ def search_assistants(
 
 
 def count_assistants(conn: Connection, filter_: AssistantFilter) -> int:
+    """Return how many assistants match the filter, of those that the caller may read."""
     return int(fetch_value(conn, SQL.count_assistants, filter_.params()))

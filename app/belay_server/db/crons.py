@@ -106,14 +106,17 @@ def crons_of(conn: Connection, caller: str) -> int:
 
 
 def get_cron(conn: Connection, cron_id: UUID) -> Cron | None:
+    """Return a cron; None if there is none that the caller may access."""
     return fetch_one(conn, SQL.get_cron, {"cron_id": cron_id}, Cron)
 
 
 def lock_cron(conn: Connection, cron_id: UUID) -> LockedCron | None:
+    """Lock a cron until the transaction ends. Return None if there is none."""
     return fetch_one(conn, SQL.lock_cron, {"cron_id": cron_id}, LockedCron)
 
 
 def update_cron(conn: Connection, cron_id: UUID, content: CronContent) -> Cron | None:
+    """Replace a cron's content, and clear its failures. Return None if there is no such cron."""
     return fetch_one(conn, SQL.update_cron, {"cron_id": cron_id, **content.params()}, Cron)
 
 
@@ -136,6 +139,7 @@ def disable_crons(conn: Connection, callers: Sequence[str]) -> int:
 
 
 def delete_cron(conn: Connection, cron_id: UUID) -> bool:
+    """Delete a cron. Return False if there is none that the caller may access."""
     return fetch_value(conn, SQL.delete_cron, {"cron_id": cron_id}) is not None
 
 
@@ -148,6 +152,7 @@ def search_crons(
     limit: int,
     offset: int,
 ) -> list[Cron]:
+    """Return a page of crons. Raises ValueError for an unknown column or order."""
     if sort_by not in SORT_COLUMNS or sort_order not in ("asc", "desc"):
         raise ValueError(f"cannot sort by {sort_by} {sort_order}")
     sql = SQL.search_crons.format(sort_by=sort_by, sort_order=sort_order)
@@ -155,6 +160,7 @@ def search_crons(
 
 
 def count_crons(conn: Connection, filter_: CronFilter) -> int:
+    """Return how many crons match the filter, of those that the caller may access."""
     return int(fetch_value(conn, SQL.count_crons, filter_.params()))
 
 
@@ -197,9 +203,11 @@ def put_off_cron(
 
 
 def set_last_error(conn: Connection, cron_id: UUID, last_error: str) -> None:
+    """Record why the run of a due time was not created."""
     execute(conn, SQL.set_last_error, {"cron_id": cron_id, "last_error": last_error})
 
 
 def set_next_run_date(conn: Connection, cron_id: UUID, next_run_date: datetime | None) -> None:
+    """Set when a cron is next due (None: never), and clear its failures and its last error."""
     params = {"cron_id": cron_id, "next_run_date": next_run_date}
     execute(conn, SQL.set_next_run_date, params)

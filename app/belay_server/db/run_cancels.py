@@ -103,6 +103,7 @@ def count_known_runs(conn: Connection, thread_id: UUID | None, run_ids: Sequence
 def flag_running_runs(
     conn: Connection, run_ids: Sequence[UUID], action: CancelAction, reason: dict[str, str]
 ) -> None:
+    """Record a cancel of running runs. A rollback replaces an interrupt, never the reverse."""
     params = {"run_ids": list(run_ids), "action": action, "reason": Jsonb(reason)}
     execute(conn, SQL.flag_running_runs, params)
 
@@ -110,6 +111,7 @@ def flag_running_runs(
 def interrupt_unstarted_runs(
     conn: Connection, run_ids: Sequence[UUID], reason: dict[str, str]
 ) -> None:
+    """End pending runs as `interrupted`, with `reason` as their error."""
     params = {"run_ids": list(run_ids), "reason": Jsonb(reason)}
     execute(conn, SQL.interrupt_unstarted_runs, params)
 
@@ -117,20 +119,25 @@ def interrupt_unstarted_runs(
 def roll_back_unstarted_runs(
     conn: Connection, run_ids: Sequence[UUID], reason: dict[str, str]
 ) -> None:
+    """Replace pending runs by tombstones, and restore the fields that they set on their threads.
+    Needs a transaction."""
     params = {"run_ids": list(run_ids), "reason": Jsonb(reason)}
     execute(conn, SQL.restore_thread_marks, params)
     execute(conn, SQL.roll_back_unstarted_runs, params)
 
 
 def end_put_back_run(conn: Connection, run_id: UUID, reason: dict[str, str]) -> None:
+    """End a put-back run as `interrupted`, and mark its thread's values as unknown."""
     execute(conn, SQL.end_put_back_run, {"run_id": run_id, "reason": Jsonb(reason)})
 
 
 def set_cancel_reason(conn: Connection, run_id: UUID, reason: dict[str, str]) -> None:
+    """Set the reason of a cancel, which `undo_run` copies into the run's tombstone."""
     execute(conn, SQL.set_cancel_reason, {"run_id": run_id, "reason": Jsonb(reason)})
 
 
 def hide_temporary_threads(conn: Connection, thread_ids: Sequence[UUID]) -> None:
+    """Hide the threads of ended stateless runs. The sweeper deletes them later."""
     execute(conn, SQL.hide_temporary_threads, {"thread_ids": list(thread_ids)})
 
 

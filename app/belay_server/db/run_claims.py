@@ -190,6 +190,7 @@ def expired_leases(
 
 
 def lease_is_expired(conn: Connection, claim: Claim) -> bool:
+    """Return whether a run is running under this claim, with a lease that has expired."""
     params = {"run_id": claim.run_id, "claim_no": claim.claim_no}
     return bool(fetch_value(conn, SQL.lease_is_expired, params))
 

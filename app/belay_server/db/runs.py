@@ -194,6 +194,7 @@ def as_accepted(new: NewRun, accepted: AcceptedRun) -> Run:
 
 
 def get_run(conn: Connection, run_id: UUID) -> Run | None:
+    """Return a run by its id alone; None if there is none that the caller may access."""
     return fetch_one(conn, SQL.get_run, {"run_id": run_id}, Run)
 
 
@@ -259,6 +260,7 @@ def run_is_buried(conn: Connection, run_id: UUID) -> bool:
 
 
 def thread_of_buried_run(conn: Connection, run_id: UUID) -> UUID | None:
+    """Return the thread of a run that has a tombstone; None if it has none."""
     value: UUID | None = fetch_value(conn, SQL.thread_of_buried_run, {"run_id": run_id})
     return value
 
@@ -270,6 +272,7 @@ def pending_runs_of(conn: Connection, caller: str) -> int:
 
 
 def thread_is_busy(conn: Connection, thread_id: UUID) -> bool:
+    """Return whether a thread has pending or running runs."""
     return bool(fetch_value(conn, SQL.thread_is_busy, {"thread_id": thread_id}))
 
 
@@ -280,6 +283,7 @@ def oldest_active_graph_id(conn: Connection, thread_id: UUID) -> str | None:
 
 
 def delete_finished_run(conn: Connection, thread_id: UUID, run_id: UUID) -> bool:
+    """Delete an ended run. Return False if it is active, or there is none."""
     params = {"thread_id": thread_id, "run_id": run_id}
     return fetch_value(conn, SQL.delete_finished_run, params) is not None
 
@@ -296,6 +300,7 @@ def set_outcome(conn: Connection, run_id: UUID, outcome: dict[str, Any]) -> None
 
 
 def last_checkpoint_of_run(conn: Connection, thread_id: UUID, run_id: UUID) -> str | None:
+    """Return the id of a run's newest checkpoint of the root graph; None if it has none."""
     params = {"thread_id": str(thread_id), "run_id": str(run_id)}
     value: str | None = fetch_value(conn, SQL.last_checkpoint_of_run, params)
     return value

@@ -44,6 +44,7 @@ class ThreadFilter:
 
 
 def ttl_params(ttl: ThreadTtl | None) -> dict[str, Any]:
+    """Return the parameters of a TTL, in minutes; None for each without one."""
     return {
         "ttl_minutes": None if ttl is None else ttl.minutes,
         "ttl_strategy": None if ttl is None else ttl.strategy,
@@ -52,6 +53,8 @@ def ttl_params(ttl: ThreadTtl | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class ExpiredThread:
+    """An expired thread, and the strategy of its TTL."""
+
     thread_id: UUID
     ttl_strategy: str
 
@@ -219,6 +222,7 @@ def _ordered(sql: str, sort_by: str, sort_order: str) -> str:
 
 
 def count_threads(conn: Connection, filter_: ThreadFilter) -> int:
+    """Return how many threads match the filter, of those that the caller may access."""
     return int(fetch_value(conn, SQL.count_threads, filter_.params()))
 
 
@@ -254,6 +258,7 @@ def forget_values(conn: Connection, thread_id: UUID) -> None:
 
 
 def has_checkpoints(conn: Connection, thread_id: UUID) -> bool:
+    """Return whether a thread has checkpoints, of its graph or of a subgraph."""
     return bool(fetch_value(conn, SQL.has_checkpoints, {"thread_id": thread_id}))
 
 

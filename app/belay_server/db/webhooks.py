@@ -38,8 +38,10 @@ def take_calls(
 
 
 def delete_call(conn: Connection, call_id: UUID) -> None:
+    """Delete a call that succeeded, or failed for the last time."""
     execute(conn, SQL.delete_call, {"call_id": call_id})
 
 
 def retry_call(conn: Connection, call_id: UUID, *, seconds: float) -> None:
+    """Make a call due again in `seconds`, and end its lease."""
     execute(conn, SQL.retry_call, {"call_id": call_id, "seconds": seconds})
