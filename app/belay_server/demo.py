@@ -29,6 +29,7 @@ _LONG: dict[str, Any] = {"messages": [{"role": "user", "content": "Long task"}]}
 
 
 def main() -> int:
+    """Run the demo with a server of its own. Return the server's exit code."""
     with tempfile.TemporaryDirectory(prefix="belay-demo-", dir="/tmp") as folder:
         Path(folder).chmod(0o755)
         port = free_port()

@@ -80,6 +80,7 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
 
 
 def post_worker_init(worker: Worker) -> None:
+    """Enable the garbage collector. The objects that the worker has loaded stay excluded."""
     from belay_server import startup_gc  # noqa: PLC0415
     from belay_server.turns import Turns  # noqa: PLC0415
 
@@ -138,6 +139,7 @@ def on_starting(server: Arbiter) -> None:
 
 
 def when_ready(server: Arbiter) -> None:
+    """Log the bind addresses. gunicorn's own message has level INFO, which is not logged."""
     server.log.warning("listening on %s", ", ".join(str(sock) for sock in server.LISTENERS))
 
 

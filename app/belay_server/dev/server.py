@@ -53,6 +53,8 @@ class StartFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class DevOptions:
+    """The options of `belay dev`. `config` and `concurrency`, if set, override the environment."""
+
     config: Path | None
     host: str
     port: int

@@ -28,6 +28,8 @@ class MultitaskStrategy(enum.StrEnum):
 
 
 class Durability(enum.StrEnum):
+    """When LangGraph stores checkpoints: before the next step, while it executes, or at the end."""
+
     SYNC = "sync"
     ASYNC = "async"
     EXIT = "exit"

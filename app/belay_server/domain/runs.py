@@ -19,6 +19,8 @@ from belay_server.domain.run_options import RunKwargs
 
 
 class RunStatus(enum.StrEnum):
+    """The statuses of a run in LangGraph's API. All except the first two are terminal."""
+
     PENDING = "pending"
     RUNNING = "running"
     SUCCESS = "success"

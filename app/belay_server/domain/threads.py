@@ -15,6 +15,8 @@ from uuid import UUID
 
 
 class ThreadStatus(enum.StrEnum):
+    """The statuses of a thread in LangGraph's API."""
+
     IDLE = "idle"
     BUSY = "busy"
     INTERRUPTED = "interrupted"

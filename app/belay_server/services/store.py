@@ -140,11 +140,13 @@ def _has_more_values(value: dict[str, Any], most: int) -> bool:
 def get_item(
     store: ApiStore, namespace: Namespace, key: str, *, refresh_ttl: bool | None
 ) -> dict[str, Any] | None:
+    """Return an item as JSON; None if there is none. `refresh_ttl` None: as the project sets it."""
     item = store.get(namespace, key, refresh_ttl=refresh_ttl)
     return None if item is None else item.dict()
 
 
 def delete_item(store: ApiStore, namespace: Namespace, key: str) -> None:
+    """Delete an item. Do nothing if it does not exist."""
     store.delete(namespace, key)
 
 

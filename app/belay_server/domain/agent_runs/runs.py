@@ -61,6 +61,8 @@ def is_our_id(text: str) -> bool:
 
 
 class AgentRunStatus(enum.StrEnum):
+    """The statuses of an agent run in Exa's API."""
+
     QUEUED = "queued"
     RUNNING = "running"
     COMPLETED = "completed"
@@ -69,6 +71,8 @@ class AgentRunStatus(enum.StrEnum):
 
 
 class StopReason(enum.StrEnum):
+    """The values of `stopReason` in Exa's API, which is null for an active run."""
+
     SCHEMA_SATISFIED = "schema_satisfied"
     STOPPED = "stopped"
     ERROR = "error"

@@ -35,11 +35,13 @@ async def think(state: MessagesState) -> dict[str, list[AnyMessage]]:
 
 
 async def call_model(state: MessagesState) -> dict[str, list[AnyMessage]]:
+    """Return the model's next message: an answer, or a call of the tool."""
     model = DeterministicModel().bind_tools([calculate])
     return {"messages": [await model.ainvoke(state["messages"])]}
 
 
 def wants_tool(state: MessagesState) -> str:
+    """Return the node that follows the model: `tools` for a tool call, else END."""
     return "tools" if getattr(state["messages"][-1], "tool_calls", None) else END
 
 

@@ -12,17 +12,21 @@ from langgraph.types import interrupt
 
 
 class State(TypedDict, total=False):
+    """A request, whether it was approved, and the result."""
+
     request: str
     approved: bool
     result: str
 
 
 def ask(state: State) -> State:
+    """Interrupt the run with a question. When it is resumed, return the answer."""
     answer = interrupt({"question": f"Approve '{state.get('request', '')}'?"})
     return {"approved": bool(answer)}
 
 
 def act(state: State) -> State:
+    """Return the result: `done` for an approved request, else `declined`."""
     return {"result": "done" if state["approved"] else "declined"}
 
 

@@ -15,6 +15,8 @@ from langgraph.graph import END, START, StateGraph
 
 
 class State(TypedDict, total=False):
+    """The duration of each step in seconds, and the names of the finished steps."""
+
     seconds: float
     steps: Annotated[list[str], operator.add]
 

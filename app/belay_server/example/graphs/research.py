@@ -23,16 +23,21 @@ _SOURCES = "https://example.com/shelf/"
 
 
 class Note(TypedDict):
+    """A topic, and the text that the dictionary has for it."""
+
     topic: str
     text: str
 
 
 class LookUp(TypedDict, total=False):
+    """The state of the subgraph: the topics to look up, and the notes found."""
+
     topics: list[str]
     notes: Annotated[list[Note], operator.add]
 
 
 async def read(state: LookUp) -> LookUp:
+    """Return a note for each topic. Raises KeyError for an unknown one."""
     await asyncio.sleep(0.05)
     return {"notes": [{"topic": topic, "text": _SHELF[topic]} for topic in state["topics"]]}
 
@@ -41,6 +46,8 @@ look_up = StateGraph(LookUp).add_node("read", read).add_edge(START, "read").comp
 
 
 class State(TypedDict, total=False):
+    """The state of the graph: the request's fields, the plan, and the output's fields."""
+
     query: str
     outputSchema: dict[str, Any]
     topics: list[str]
@@ -51,11 +58,13 @@ class State(TypedDict, total=False):
 
 
 def plan(state: State) -> State:
+    """Return the topics in the query that the dictionary has, without duplicates."""
     words = re.findall(r"\w+", state.get("query", "").lower())
     return {"topics": [word for word in dict.fromkeys(words) if word in _SHELF]}
 
 
 def report(state: State) -> State:
+    """Return the output: the notes' text, their citations and, with a schema, the structure."""
     notes = state.get("notes", [])
     text = " ".join(note["text"] for note in notes) or "Nothing found."
     schema = state.get("outputSchema")

@@ -165,6 +165,8 @@ def _with_outcome(parts: Parts, team: str, run: AgentRun) -> AgentRun:
 
 @dataclass(frozen=True, slots=True)
 class AgentRunPage:
+    """A page of agent runs, and whether there are older ones."""
+
     runs: list[AgentRun]
     has_more: bool
 

@@ -37,6 +37,7 @@ class Cancelled:
 
 
 def announcer(parts: RunParts) -> Announcer:
+    """Return an Announcer that uses the event log, the cancel flags and the doorbell of `parts`."""
     return Announcer(parts.event_log, parts.cancel_flags, parts.doorbell)
 
 

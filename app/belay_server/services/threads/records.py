@@ -247,6 +247,8 @@ def search_threads(
     offset: int,
     with_values: bool,
 ) -> Page:
+    """Return a page of threads. Before a search by values, values in rows that are out of date are
+    read from the checkpoints."""
     if filter_.values is not None:
         _read_unknown_values(parts, filter_)
 
@@ -279,6 +281,7 @@ def extracts_of(parts: Parts, thread: Thread, paths: dict[str, str]) -> dict[str
 
 
 def count_threads(parts: Parts, filter_: ThreadFilter) -> int:
+    """Return how many threads match, after reading out-of-date values as `search_threads` does."""
     if filter_.values is not None:
         _read_unknown_values(parts, filter_)
     with parts.database.connection() as conn:
