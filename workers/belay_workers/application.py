@@ -43,6 +43,8 @@ class Belay(Celery):
 
 
 def make_app() -> Belay:
+    """Return the app, with its graphs not loaded yet. Exits with 3 if a setting or the project is
+    invalid."""
     try:
         add_project_env(os.environ)
         settings = Settings.from_environ(os.environ)

@@ -26,6 +26,8 @@ class PromptConnection(Connection):
 
 
 class PromptAMQP(AMQP):
+    """Celery's AMQP with a PromptConnection and, on Redis, without acknowledgements."""
+
     Connection = PromptConnection
 
     def TaskConsumer(self, *args: Any, **kwargs: Any) -> Any:  # noqa: N802  (Celery's name)

@@ -25,6 +25,8 @@ from belay_workers.counters import Counters, CounterTable
 
 
 class Phase(enum.IntEnum):
+    """The phases of a child's work on the run in its slot. IDLE: it has no run."""
+
     IDLE = 0
     #: The child is claiming a run; the claim may or may not have been committed.
     CLAIMING = 1
@@ -34,6 +36,8 @@ class Phase(enum.IntEnum):
 
 
 class StopReason(enum.IntEnum):
+    """The reason of the supervisor's request to stop a run. NONE: there is no request."""
+
     NONE = 0
     CANCEL = 1
     TIMEOUT = 2

@@ -430,6 +430,8 @@ async def stopped(execution: Execution) -> Ending:
 
 
 async def read_now(graph: Graph, execution: Execution) -> Any:
+    """Return the Resting of the thread's newest checkpoint. Raises ClaimLost,
+    CheckpointsUnavailable, and the errors of the graph's own code."""
     snapshot = await graph.aget_state(execution.thread_config)  # type: ignore[arg-type]
     return read_resting(graph, snapshot)
 

@@ -124,6 +124,7 @@ def stop(pid: int) -> bool:
 
 
 def resume(pid: int) -> None:
+    """Send SIGCONT to a process that `stop` has stopped. Do nothing if it does not exist."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGCONT)
 
