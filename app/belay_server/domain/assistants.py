@@ -13,7 +13,8 @@ _SYSTEM_NAMESPACE = UUID("6ba7b821-9dad-11d1-80b4-00c04fd430c8")
 
 
 def system_assistant_id(graph_id: str) -> UUID:
-    """Return the id of a graph's system assistant, which is the same in every installation."""
+    """Return the id of a graph's system assistant, which is the same in every installation and on
+    LangGraph's server."""
     return uuid5(_SYSTEM_NAMESPACE, graph_id)
 
 

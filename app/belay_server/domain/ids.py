@@ -13,7 +13,7 @@ _UUID = re.compile(
 
 
 def parse_uuid(text: object) -> UUID:
-    """Return the UUID that a text has. Raises ValueError if it has none."""
+    """Return the UUID in a text, in a form that LangGraph's server accepts. Raises ValueError."""
     if not isinstance(text, str) or _UUID.fullmatch(text) is None:
         raise ValueError(f"not a UUID: {text!r}")
     return UUID(text)

@@ -36,7 +36,7 @@ def check_schedule(schedule: str) -> None:
 
 
 def check_timezone(name: str) -> None:
-    """Raise ValueError if there is no timezone of this name."""
+    """Raise ValueError if there is no timezone of this name in the IANA database."""
     _zone(name)
 
 

@@ -20,7 +20,7 @@ _MOST = 10_000
 
 
 class Body(ma.Schema):
-    """The base of request schemas. Unknown fields are ignored, as in the reference."""
+    """The base of request schemas. Unknown fields are ignored, as by LangGraph's server."""
 
     class Meta:
         unknown = ma.EXCLUDE
@@ -37,7 +37,7 @@ _DIGITS = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 
 
 class Uuid(ma.fields.UUID):
-    """A UUID in one of the notations that the reference accepts."""
+    """A UUID in one of the notations that LangGraph's server accepts."""
 
     def _validated(self, value: Any) -> UUID:
         try:
@@ -214,7 +214,7 @@ def query_flag(name: str, *also: str) -> bool:
 
 def query_list(values: list[str] | None) -> list[str]:
     """Return the values of a list in the query string: `mode=a&mode=b`, `mode=a,b` or a JSON list,
-    which the reference accepts."""
+    which LangGraph's server accepts."""
     return [
         item.strip(" \"'")
         for value in values or []

@@ -148,8 +148,8 @@ def _deadline(seconds: float | None) -> Iterator[None]:
 
 
 class BelayParser(FlaskParser):
-    """A webargs parser with Belay's JSON reading and errors. Unknown fields are ignored, as in the
-    reference."""
+    """A webargs parser with Belay's JSON reading and errors. Unknown fields are ignored, as by
+    LangGraph's server."""
 
     DEFAULT_UNKNOWN_BY_LOCATION = {  # noqa: RUF012
         "json": EXCLUDE,

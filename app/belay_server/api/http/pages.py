@@ -14,7 +14,7 @@ COUNT = {"type": "integer"}
 
 
 def shown(row: Any, fields: Sequence[str]) -> dict[str, Any]:
-    """Return these fields of a row, with timestamps in the reference's format."""
+    """Return these fields of a row, with timestamps in the format of LangGraph's server."""
     document = {name: getattr(row, name) for name in fields}
     return {
         name: value.isoformat() if hasattr(value, "isoformat") else value

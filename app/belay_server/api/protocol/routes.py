@@ -1,7 +1,8 @@
 """The HTTP routes of version 2 of the streaming protocol (the SDK's `threads.stream`).
 
-The response to a command that fails has status 200 and an error in its envelope, as in the
-reference. Only an invalid command and the errors without a protocol code have another status.
+The response to a command that fails has status 200 and an error in its envelope, as on
+LangGraph's server. Only an invalid command and the errors without a protocol code have another
+status.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ GAP = b": gap\n"
 
 
 def frame(name: str, data: bytes, event_id: object = None) -> bytes:
-    """Return one event. Names and ids have no line break; `data` is JSON in one line."""
+    """Return one server-sent event (HTML standard, section 9.2). Names and ids have no line break;
+    `data` is JSON in one line."""
     head, tail = around_data(name, event_id)
     return b"%b%b%b" % (head, data, tail)
 

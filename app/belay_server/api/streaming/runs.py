@@ -323,7 +323,7 @@ def _cancelled_marker(
     """Return the last event of a cancelled run: `end`, with the reason of the cancel.
 
     Both SDKs ignore an event of this name: JavaScript's has no handler for it, Python's treats it
-    as the end of the run. The streams of other runs end without it, as in the reference.
+    as the end of the run. The streams of other runs end without it, as on LangGraph's server.
     """
     if end_status not in (None, RunStatus.INTERRUPTED):
         return None

@@ -36,8 +36,8 @@ blueprint = Blueprint("threads", __name__, description="Conversations and their 
 
 
 def _shown(thread: ThreadRow, fields: list[str] | None = None) -> dict[str, Any]:
-    """Return a thread's document. A new thread has no `interrupts` and no `error`, as in the
-    reference."""
+    """Return a thread's document. A new thread has no `interrupts` and no `error`, as on
+    LangGraph's server."""
     columns = [name for name in fields or THREAD_FIELDS if name != "context"]
     document = shown(thread, columns)
     for name in ("values", "interrupts"):

@@ -51,7 +51,7 @@ def run_id_of(agent_run_id: str) -> UUID | None:
 
 
 def is_any_id(text: str) -> bool:
-    """Return whether the API's pattern for ids allows the text."""
+    """Return whether the pattern for ids in Exa's API allows the text."""
     return _ANY_ID.fullmatch(text) is not None
 
 
@@ -193,5 +193,5 @@ class AgentRun:
 
 
 def written(moment: datetime) -> str:
-    """Return a time like `2026-05-07T18:31:00.000Z`."""
+    """Return a time in UTC as RFC 3339 text with milliseconds: `2026-05-07T18:31:00.000Z`."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -70,7 +70,7 @@ THREAD_BUSY = (
 
 
 def new_id() -> UUID:
-    """Return a UUIDv7. These ids sort by creation time."""
+    """Return a UUIDv7 (RFC 9562). These ids sort by creation time."""
     return UUID(str(uuid_utils.uuid7()))
 
 

@@ -143,7 +143,8 @@ def _url(target: WebhookTarget, address: Address) -> httpcore.URL:
 
 
 def signed_headers(call_id: UUID, body: bytes, secret: str | None) -> dict[str, str]:
-    """Return `webhook-id`, `webhook-timestamp` and, with a secret, `webhook-signature`."""
+    """Return `webhook-id`, `webhook-timestamp` and, with a secret, `webhook-signature`, as the
+    Standard Webhooks specification defines them."""
     timestamp = str(int(datetime.now(UTC).timestamp()))
     headers = {"webhook-id": str(call_id), "webhook-timestamp": timestamp}
     if secret is not None:
