@@ -23,7 +23,7 @@ from belay_server.api.http.request_context import (
     request_context,
 )
 from belay_server.api.http.unread_bodies import count_body, keep_body
-from belay_server.api.project.code_access import act_as_caller, act_as_nobody, act_as_server
+from belay_server.api.project.code_access import act_as_caller, act_as_server, act_unauthenticated
 from belay_server.api.protocol.commands import TREE_TURNS
 from belay_server.api.security.authentication import (
     CALLER,
@@ -118,7 +118,7 @@ def _begin_request(origins: Origins, logged: HeaderPatterns) -> Response | None:
         return Response("OK", content_type="text/plain; charset=utf-8")
     found = context()
     project = found.project_routes
-    act_as_nobody()  # this greenlet may have handled another request of its connection
+    act_unauthenticated()  # this greenlet may have handled another request of its connection
     if project is not None and project.answers(ours=request.url_rule is not None):
         state.route = _PROJECT
         if found.parts.graphs.project.http.authenticates_project:

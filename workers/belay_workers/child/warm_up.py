@@ -33,15 +33,15 @@ async def _work(state: _State) -> _State:  # noqa: ARG001  (a node has one)
     return {"done": True}
 
 
-_NOBODY = Claim(UUID(int=0), 0)
+_UNKNOWN_RUN = Claim(UUID(int=0), 0)
 _GRAPH = StateGraph(_State).add_node("work", _work).add_edge(START, "work").compile()
 
 
 def warm_up(child: Child) -> None:
     """Open connections and execute a graph. If a server is unavailable, the first run waits."""
     try:
-        _ask_for_a_run_that_is_not_there(child)
-        child.event_log.last_position(_NOBODY.run_id)
+        _prepare_statements(child)
+        child.event_log.last_position(_UNKNOWN_RUN.run_id)
     except (RedisError, psycopg.Error) as error:
         if isinstance(error, psycopg.Error) and not is_outage(error):
             raise
@@ -49,18 +49,18 @@ def warm_up(child: Child) -> None:
     child.finish(_run())
 
 
-def _ask_for_a_run_that_is_not_there(child: Child) -> None:
+def _prepare_statements(child: Child) -> None:
     """Let Postgres plan the statements of a run. psycopg prepares them at their second use."""
     conn = child.database.get()
     for _ in range(2):
         claim_rows.claim_run(
             conn,
-            _NOBODY.run_id,
+            _UNKNOWN_RUN.run_id,
             owner=child.owner,
             lease_seconds=0.0,
             graph_ids=child.graphs.graph_ids,
         )
-        claim_rows.finish_run(conn, _NOBODY.run_id, _NOBODY, STOPPED)
+        claim_rows.finish_run(conn, _UNKNOWN_RUN.run_id, _UNKNOWN_RUN, STOPPED)
 
 
 async def _run() -> None:

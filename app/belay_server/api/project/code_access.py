@@ -68,8 +68,8 @@ def act_as_server() -> None:
     _OF_CODE.set(lambda: {SERVER_HEADER: os.environ.get(SERVER_TOKEN, "")})
 
 
-def act_as_nobody() -> None:
-    """Give the code of this context no access."""
+def act_unauthenticated() -> None:
+    """Let the code of this context send no headers that authenticate it."""
     _OF_CODE.set(dict)
 
 
