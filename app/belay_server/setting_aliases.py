@@ -29,7 +29,16 @@ ALIASES = {
     "CORS_ALLOW_ORIGINS": "BELAY_CORS_ORIGINS",
 }
 #: Variables of LangGraph's server that change what a deployment does, and that Belay ignores.
-IGNORED = ("REDIS_CLUSTER",)
+IGNORED = (
+    "BG_JOB_ISOLATED_LOOPS",
+    "DD_API_KEY",
+    "LANGGRAPH_POSTGRES_EXTENSIONS",
+    "LANGGRAPH_POSTGRES_POOL_MAX_SIZE",
+    "LOG_JSON",
+    "REDIS_CLUSTER",
+    "REDIS_CONNECT_TIMEOUT",
+    "REDIS_MAX_CONNECTIONS",
+)
 #: Variables of LangGraph's server that stop the start: without effect, data would be in plain text.
 REFUSED = ("LANGGRAPH_AES_JSON_KEYS",)
 #: Variables of LangGraph's server that have precedence over keys of `langgraph.json`.

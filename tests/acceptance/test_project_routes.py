@@ -183,6 +183,16 @@ def test_disabled_webhooks_are_refused(bare):
     assert "disable_webhooks" in refused(bare.post("/runs", json=body), 422)
 
 
+def test_disabled_event_streaming_is_given_to_the_app(bare):
+    thread = bare.post("/threads", json={}).json()["thread_id"]
+    command = {"id": 1, "method": "run.start", "params": {"assistant_id": "counter"}}
+    for method, path in (("POST", "commands"), ("POST", "stream/events"), ("GET", "stream/events")):
+        answer = bare.request(method, f"/threads/{thread}/{path}", json=command)
+        assert (answer.status_code, answer.text) == (418, "bare"), path
+    assert bare.get(f"/threads/{thread}/runs").json() == []
+    assert "/threads/{thread_id}/commands" not in bare.get("/openapi.json").json()["paths"]
+
+
 def test_an_error_before_a_response_is_reported_by_belay(bare):
     answer = bare.get("/bare/broken", headers={"x-request-id": "b-1"})
     assert refused(answer, 500) == "Internal Server Error"

@@ -21,6 +21,7 @@ from markdown.extensions.toc import slugify
 from belay_server import cli
 from belay_server.db.queues import QueueState
 from belay_server.graphs.project.http_section import NOUNS
+from belay_server.graphs.project.keys import schema_text
 from belay_server.services import queue_metrics
 from belay_server.setting_aliases import ALIASES, IGNORED, OF_THE_PROJECT, REFUSED
 from belay_server.settings import Settings
@@ -314,6 +315,10 @@ def test_the_documented_make_targets_match_the_makefile():
     [phony] = re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = set(re.findall(r"`make ([\w-]+)`", page("reference/cli.md")))
     assert named == set(phony.split())
+
+
+def test_the_schema_of_langgraph_json_is_in_the_site():
+    assert (DOCS / "reference/langgraph.schema.json").read_bytes() == schema_text()
 
 
 def test_every_switch_of_the_http_section_is_documented():

@@ -60,6 +60,9 @@ def test_the_schema_is_valid_and_has_every_disable_option():
         ({"graphs": {**GRAPHS, "js": "./b.ts:g"}}, "graph 'js' is JavaScript and is not served"),
         ({"graphs": {**GRAPHS, "js": {"path": "./b.mjs:g"}}}, "graph 'js' is JavaScript"),
         ({"ui": {"agent": "./ui.tsx"}}, "user interface components of 'ui' are not served"),
+        ({"checkpointer": {"path": "./c.py:c"}}, "'checkpointer.path' has no effect: fencing and"),
+        ({"store": {"path": "./s.py:s"}}, "'store.path' has no effect: the API and the graphs"),
+        ({"auth": {"path": "./a.py:auth", "cache": {"ttl_seconds": 5}}}, "'auth.cache' has no"),
     ],
 )
 def test_a_key_without_effect_is_named_at_the_start(tmp_path, document, warning):
@@ -72,7 +75,7 @@ def test_a_key_without_effect_is_named_at_the_start(tmp_path, document, warning)
     [
         {"$schema": "https://x", "python_version": "3.12", "dockerfile_lines": ["RUN x"]},
         {"source": {"kind": "uv", "root": "."}, "keep_pkg_tools": True, "api_version": "0.3"},
-        {"auth": {"path": "./a.py:auth", "cache": {"ttl_seconds": 5}, "disable_studio_auth": True}},
+        {"auth": {"path": "./a.py:auth", "disable_studio_auth": True}},
         {"checkpointer": {"ttl": {"sweep_limit": 5, "sweep_interval_minutes": 1}}},
         {"env": {"ANYTHING": "x"}, "queues": {"a": "q"}, "encryption": None},
     ],
@@ -86,8 +89,6 @@ def test_keys_that_need_nothing_are_accepted_silently(tmp_path, document):
     [
         ({"encryption": {"path": "./e.py:e"}}, "'encryption' is not supported: Belay would store"),
         ({"priority": {"path": "./p.py:p"}}, "'priority' is not supported"),
-        ({"checkpointer": {"path": "./c.py:c"}}, "'checkpointer.path' is not supported"),
-        ({"store": {"path": "./s.py:s"}}, "'store.path' is not supported"),
         ({"http": {"mount_prefix": "x"}}, "'http.mount_prefix' must be a path such as"),
         ({"http": {"mount_prefix": "/a/../b c"}}, "'http.mount_prefix' must be a path such as"),
         ({"checkpointer": {"serde": {"pickle_fallback": True}}}, "never unpickles"),

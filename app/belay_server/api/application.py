@@ -92,12 +92,7 @@ def _describe_authentication(document: dict[str, Any], openapi: Mapping[str, Any
 _BLUEPRINTS = {
     "meta": (system.blueprint,),
     "assistants": (assistants.blueprint,),
-    "threads": (
-        threads.blueprint,
-        thread_states.blueprint,
-        thread_streams.blueprint,
-        protocol.blueprint,
-    ),
+    "threads": (threads.blueprint, thread_states.blueprint, thread_streams.blueprint),
     "runs": (
         thread_runs.blueprint,
         stateless_runs.blueprint,
@@ -133,7 +128,8 @@ def create_api(context: ApiContext) -> Flask:
             for blueprint in blueprints:
                 api.register_blueprint(blueprint)
     api.register_blueprint(system.health)
-    if http.serves("threads"):
+    if http.serves("threads") and http.serves("event_streaming"):
+        api.register_blueprint(protocol.blueprint)
         app.register_blueprint(protocol_socket.blueprint)
     if context.parts.graphs.project.agent_runs_graph is not None:
         _serve_agent_runs(api)

@@ -11,7 +11,8 @@ from typing import Any
 from belay_server.domain.headers import HeaderPatterns
 from belay_server.graphs.project.loading import ProjectError
 
-#: The nouns of `disable_<noun>`. Each except `webhooks` is a group of routes.
+#: The nouns of `disable_<noun>`. Each except `webhooks` is a group of routes; `event_streaming` is
+#: version 2 of the streaming protocol.
 NOUNS = (
     "assistants",
     "threads",
@@ -22,6 +23,7 @@ NOUNS = (
     "a2a",
     "ui",
     "webhooks",
+    "event_streaming",
 )
 
 

@@ -1,7 +1,8 @@
 """Check the keys of `langgraph.json` against its JSON schema, `langgraph.schema.json`.
 
 The schema has every key that LangGraph's CLI knows, and Belay's own. `x-refused` is why a key stops
-the start: ignoring it would not do what it promises. `x-belay` is why a key has no effect.
+the start: ignoring it would not do what it promises. `x-warned` and `x-belay` are why a key has no
+effect; the former is logged at the start.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ def schema_text() -> bytes:
 
 
 def check_keys(path: Path, document: Mapping[str, Any]) -> list[str]:
-    """Return a warning for each unknown key. Raise ProjectError for a refused one."""
+    """Return a warning for each unknown key, and for each known key without effect that promises
+    one. Raise ProjectError for a refused key."""
     schema = orjson.loads(schema_text())
-    refused = [(name, why) for name, why in _refused(document, schema, "") if why]
-    if refused:
-        name, why = refused[0]
+    for name, why in _marked("x-refused", document, schema, ""):
         raise ProjectError(f"{path}: '{name}' is not supported: {why}")
-    return [f"{path}: {warning}" for warning in _unknown(document, schema, "")]
+    warnings = [
+        f"'{name}' has no effect: {why}" for name, why in _marked("x-warned", document, schema, "")
+    ]
+    warnings += _unknown(document, schema, "")
+    return [f"{path}: {warning}" for warning in warnings]
 
 
 def _parts(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any, Any]]:
@@ -43,11 +47,14 @@ def _parts(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[tuple[
                 yield f"{place}{name}", inner, choice
 
 
-def _refused(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[tuple[str, str]]:
+def _marked(
+    mark: str, value: Any, schema: Mapping[str, Any], place: str
+) -> Iterator[tuple[str, str]]:
+    """Yield the place of each given key whose schema has the mark, and the mark's reason."""
     for where, inner, found in _parts(value, schema, place):
-        if inner is not None and "x-refused" in found:
-            yield where, found["x-refused"]
-        yield from _refused(inner, found, f"{where}.")
+        if inner is not None and mark in found:
+            yield where, found[mark]
+        yield from _marked(mark, inner, found, f"{where}.")
 
 
 def _unknown(value: Any, schema: Mapping[str, Any], place: str) -> Iterator[str]:
