@@ -2,7 +2,8 @@
 
 `Settings.from_environ` reads them once, when a process starts. An invalid value ends the start with
 an error that names the variable. A few variables are read elsewhere: gunicorn's by `gunicorn_conf`,
-LANGGRAPH_CONFIG by `graphs.project`, and some before there are settings, by `cli` and `exposure`.
+those that have precedence over keys of `langgraph.json` by `graphs.project`, and some before there
+are settings, by `cli` and `exposure`.
 """
 
 from __future__ import annotations

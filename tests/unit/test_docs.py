@@ -317,6 +317,15 @@ def test_the_documented_make_targets_match_the_makefile():
     assert named == set(phony.split())
 
 
+def test_the_log_lines_that_the_runbook_quotes_exist():
+    source = "".join(
+        file.read_text() for folder in ("app", "workers") for file in (ROOT / folder).rglob("*.py")
+    )
+    quoted = re.findall(r'log(?: says|:) "([^"]+)"', page("operations/runbook.md"))
+    assert len(quoted) > 2
+    assert [words for words in quoted if words not in source] == []
+
+
 def test_the_schema_of_langgraph_json_is_in_the_site():
     assert (DOCS / "reference/langgraph.schema.json").read_bytes() == schema_text()
 

@@ -1,4 +1,4 @@
-"""Define the errors of requests. `belay_server.api.http.errors` gives each its HTTP status.
+"""Define the errors of requests. `belay_server.api.errors` gives each its HTTP status.
 
 A class's docstring is the message that clients get if the error has no other.
 

@@ -1,7 +1,7 @@
 """Describe the options that a client sets for a run, and the arguments of its attempts. No I/O.
 
 Every way to create a run (the REST API, protocol commands, agent runs, crons) makes `RunOptions`.
-`services.run_kwargs` merges them with the assistant's into `RunKwargs`, which are stored with the
+`services.runs.kwargs` merges them with the assistant's into `RunKwargs`, which are stored with the
 run and read by the worker that executes it.
 """
 
