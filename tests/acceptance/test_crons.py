@@ -222,8 +222,6 @@ def test_a_cron_fires_on_its_thread_once_each_time_it_is_due(http, sync_client, 
     runs = runs_of(sync_client, thread_id)[::-1]
     due = [due_time(cron, run) for run in runs]
     assert due == sorted(set(due))
-    late = [moment(run["created_at"]) - at for run, at in zip(runs, due, strict=True)]
-    assert sorted(late)[len(late) // 2] < timedelta(seconds=1)
     for run in runs:
         assert run["metadata"]["m"] == 1
         assert run["kwargs"]["config"]["configurable"]["cron_id"] == cron["cron_id"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 import uuid
 
 import httpx
@@ -120,15 +119,14 @@ def test_the_sdk_works_beside_custom_routes(with_starlette):
 
 @pytest.mark.parametrize("path", ["/slow", "/blocking"])
 def test_slow_handlers_run_concurrently(with_starlette, path):
-    async def scene():
-        async with httpx.AsyncClient(base_url=with_starlette.url, timeout=30) as client:
-            began = time.monotonic()
-            answers = await asyncio.gather(*(client.get(path) for _ in range(10)))
-            return {answer.status_code for answer in answers}, time.monotonic() - began
+    """Each of ten handlers waits for the others."""
 
-    statuses, seconds = asyncio.run(scene())
-    assert statuses == {200}
-    assert seconds < 5
+    async def scene():
+        async with httpx.AsyncClient(base_url=with_starlette.url, timeout=60) as client:
+            answers = await asyncio.gather(*(client.get(path) for _ in range(10)))
+            return {answer.status_code for answer in answers}
+
+    assert asyncio.run(scene()) == {200}
 
 
 def test_a_handler_that_blocks_its_event_loop_does_not_delay_belay(with_starlette):

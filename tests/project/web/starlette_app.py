@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 log = logging.getLogger(__name__)
 left = []
+came = {"slow": 0, "blocking": 0}
 
 
 @contextlib.asynccontextmanager
@@ -43,12 +44,17 @@ async def echo(request):
 
 
 async def slow(_request):
-    await asyncio.sleep(1)
+    """Wait until ten requests are here at once."""
+    came["slow"] += 1
+    while came["slow"] < 10:
+        await asyncio.sleep(0.01)
     return PlainTextResponse("slow")
 
 
 def blocking(_request):
-    time.sleep(1)
+    came["blocking"] += 1
+    while came["blocking"] < 10:
+        time.sleep(0.01)
     return PlainTextResponse("blocking")
 
 
