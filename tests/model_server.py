@@ -1,7 +1,8 @@
 """A stand-in for a language model: the HTTP APIs of OpenAI and Anthropic, streaming, on loopback.
 
 It obeys the last message of a request: `call TOOL {json}` calls a tool, `say N` streams N words,
-and a tool's result is repeated. Anything else is answered by `ok`. It notes when a client closes a
+and a tool's result is repeated, but after `repeat TOOL {json}` the tool is called again and again.
+Anything else is answered by `ok`. It notes when a client closes a
 connection before the end, which is how a cancelled call of a model ends. `GET /calls` returns the
 calls as JSON.
 """
@@ -94,14 +95,23 @@ def reply_to(messages: list[dict[str, Any]]) -> tuple[str, Reply]:
         content = content[-1:]  # clients of Anthropic put messages of one role together
     text = _text_of(content)
     if is_result:
+        repeated = next(
+            (m for m in messages if _text_of(m.get("content")).startswith("repeat ")), None
+        )
+        if repeated is not None:
+            return text, _call(_text_of(repeated["content"]).strip().partition(" ")[2])
         return text, Reply(f"result: {text}")
     command, _, rest = text.strip().partition(" ")
-    if command == "call":
-        tool, _, arguments = rest.partition(" ")
-        return text, Reply(tool=tool, arguments=arguments or "{}")
+    if command in ("call", "repeat"):
+        return text, _call(rest)
     if command == "say":
         return text, Reply(" ".join(f"word{number}" for number in range(int(rest))))
     return text, Reply("ok")
+
+
+def _call(words: str) -> Reply:
+    tool, _, arguments = words.partition(" ")
+    return Reply(tool=tool, arguments=arguments or "{}")
 
 
 def _text_of(content: Any) -> str:

@@ -3,8 +3,11 @@ caching, retries, durability, the recursion limit and time travel."""
 
 from __future__ import annotations
 
+import os
+import signal
 import uuid
 
+import psutil
 import pytest
 from langgraph_sdk.errors import NotFoundError
 
@@ -502,6 +505,26 @@ def test_a_cached_node_runs_once_for_the_same_input(run, beats):
     answer = run("dictionary", {"words": words, "beats": str(beats)})
     assert answer["meanings"] == [f"meaning of {word}" for word in words]
     assert beats.names() == [tea, milk]
+
+
+def test_processes_share_a_cache_in_redis(sync_client, beats):
+    """The process that looked the word up is killed before the second run."""
+    words = [f"tea-{uuid.uuid4()}"]
+    wanted = {"words": words, "beats": str(beats)}
+    first = sync_client.runs.wait(None, "shared_dictionary", input=wanted)
+    (pid,) = beats.pids()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(pid), 30, "the end of the process")
+    assert sync_client.runs.wait(None, "shared_dictionary", input=wanted) == first
+    assert beats.names() == words
+
+
+def test_messages_are_trimmed_to_a_window(sync_client, thread_id):
+    for word in ("one", "two", "three"):
+        said = {"messages": [{"role": "user", "content": word}]}
+        values = sync_client.runs.wait(thread_id, "forgetful", input=said)
+    assert values["messages"][-1]["content"] == "two one one two three"
+    assert len(values["messages"]) == 6
 
 
 def test_a_stream_marks_results_from_the_cache(sync_client, thread_id):

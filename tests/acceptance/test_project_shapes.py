@@ -118,6 +118,15 @@ def test_a_cancel_closes_the_connection_to_the_model(react, model, action):
     assert last_text(values) == "ok"
 
 
+def test_an_agent_that_calls_its_tools_for_ever_is_stopped_by_its_limit(react, model):
+    text = f'repeat add {{"a": 2, "b": {uuid.uuid4().int % 10**9}}}'
+    values = react.runs.wait(new_thread(react), "agent", input=said(text))
+    assert "limit" in last_text(values).lower()
+    assert len([m for m in values["messages"] if m["type"] == "tool"]) <= 5
+    calls = [m for m in values["messages"] if m["type"] == "ai" and m.get("tool_calls")]
+    assert 0 < len(calls) <= 5
+
+
 def test_a_tool_that_asks_is_answered(react):
     thread_id = new_thread(react)
     react.runs.wait(thread_id, "agent", input=said('call ask {"question": "how many?"}'))

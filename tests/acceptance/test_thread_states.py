@@ -473,6 +473,20 @@ def test_an_input_that_the_states_schema_rejects_leaves_the_thread_readable(http
     assert http.get(f"/threads/{thread_id}").json()["status"] == "idle"
 
 
+def test_a_factorys_graph_is_read_updated_and_resumed_with_the_config_of_its_assistant(http):
+    made = {"graph_id": "made_named", "config": {"configurable": {"node": "adder"}}}
+    assistant = http.post("/assistants", json=made).json()["assistant_id"]
+    thread_id = new_thread(http)
+    wait_for(http, thread_id, assistant, {"count": 1}, interrupt_before=["adder"])
+    assert http.get(f"/threads/{thread_id}/state").json()["next"] == ["adder"]
+    # The thread keeps the assistant's configurable for runs of the graph's own assistant, too.
+    assert wait_for(http, thread_id, "made_named", None) == {"count": 2}
+    body = {"values": {"count": 7}, "as_node": "adder"}
+    assert http.post(f"/threads/{thread_id}/state", json=body).status_code == 200
+    state = http.get(f"/threads/{thread_id}/state").json()
+    assert (state["values"], state["next"]) == ({"count": 7}, [])
+
+
 def test_a_factorys_graph_is_read_and_updated_with_the_config_of_the_last_run(http):
     thread_id = new_thread(http)
     config = {"configurable": {"node": "adder"}}

@@ -6,12 +6,16 @@ Nodes append a word to `log`. Where tests count how often a node ran, it also wr
 from __future__ import annotations
 
 import operator
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
 
+import redis
+from langchain_core.messages import trim_messages
 from langgraph.cache.memory import InMemoryCache
-from langgraph.graph import END, START, StateGraph
+from langgraph.cache.redis import RedisCache
+from langgraph.graph import END, START, MessagesState, StateGraph
 from langgraph.managed import RemainingSteps
 from langgraph.types import CachePolicy, Command, RetryPolicy, Send, interrupt
 
@@ -271,14 +275,18 @@ def _look_up(state: Word) -> Words:
     return {"meanings": [f"meaning of {state['word']}"]}
 
 
-#: Looks up one word after the other; a cached word is not looked up again.
-dictionary = (
+_dictionary = (
     StateGraph(Words)
     .add_node("next_word", _next_word)
     .add_node("look_up", _look_up, input_schema=Word, cache_policy=CachePolicy())
     .add_edge(START, "next_word")
     .add_edge("look_up", "next_word")
-    .compile(cache=InMemoryCache())
+)
+#: Looks up one word after the other; a cached word is not looked up again.
+dictionary = _dictionary.compile(cache=InMemoryCache())
+#: The same with a cache that all processes share.
+shared_dictionary = _dictionary.compile(
+    cache=RedisCache(redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://unused")))
 )
 
 
@@ -310,6 +318,25 @@ stubborn = (
     .add_node("rest", _says("rest"))
     .add_edge(START, "try")
     .add_edge("try", "rest")
+    .compile()
+)
+
+
+# --- message trimming -----------------------------------------------------------------------
+
+
+def _what_it_remembers(state: MessagesState) -> dict:
+    kept = trim_messages(
+        state["messages"], max_tokens=3, token_counter=len, strategy="last", start_on="human"
+    )
+    return {"messages": [("ai", " ".join(str(message.content) for message in kept))]}
+
+
+#: Answers with the messages that fit into its window.
+forgetful = (
+    StateGraph(MessagesState)
+    .add_node("answer", _what_it_remembers)
+    .add_edge(START, "answer")
     .compile()
 )
 
