@@ -10,6 +10,7 @@ import pytest
 from langgraph_sdk import get_sync_client
 
 from tests.conformance import watched
+from tests.conftest import Beats
 from tests.long_forms import long_case
 
 ASKED = ["async_sleep", "async_beats", "time_sleep", "sync_beats", "timer_beats", "spin", "regex"]
@@ -62,7 +63,7 @@ def test_a_node_does_nothing_after_the_response_to_its_cancel(sync_client, beats
 @pytest.fixture(scope="module")
 def patient_client(make_server):
     """Yield a client of a server whose grace period suffices on a busy machine."""
-    live = make_server("patient", BELAY_CANCEL_GRACE_MS="20000").start()
+    live = make_server("patient", BELAY_CANCEL_GRACE_MS="20000").start("--concurrency", "1")
     with watched(get_sync_client(url=live.url)) as client:
         yield client
     live.stop()
@@ -74,6 +75,17 @@ def test_a_sleeping_node_gets_an_exception_and_its_finally_runs(patient_client, 
     beats.wait_for("asleep")
     patient_client.runs.cancel(thread_id, run_id, wait=True)
     assert "finally" in beats.names()
+
+
+def test_an_idle_thread_of_an_earlier_run_does_not_delay_a_cancel(patient_client, beats, tmp_path):
+    """The only child would be killed after its grace, if the thread counted as the run's work."""
+    input_ = {"kind": "use_thread_pool", "beats": str(tmp_path / "first")}
+    patient_client.runs.wait(None, "nodes", input=input_)
+    thread_id, run_id = start(patient_client, "async_sleep", beats)
+    patient_client.runs.cancel(thread_id, run_id, wait=True)
+    input_["beats"] = str(tmp_path / "third")
+    patient_client.runs.wait(None, "nodes", input=input_)
+    assert Beats(tmp_path / "third").pids() == beats.pids()
 
 
 @pytest.mark.parametrize("kind", ["swallow_sync", "swallow_async", "block_loop", "hold_gil"])

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypedDict
 
 from langgraph.graph import START, StateGraph
@@ -164,6 +165,16 @@ def close_descriptors(state: State) -> State:
     return {}
 
 
+_POOL = ThreadPoolExecutor(1)
+
+
+def use_thread_pool(state: State) -> State:
+    """Work on a pool of the project's, whose thread stays for later runs."""
+    beats = state["beats"]
+    _POOL.submit(lambda: beat(beats, "pool:beat")).result()
+    return state
+
+
 KINDS = {
     f.__name__: f
     for f in (
@@ -181,6 +192,7 @@ KINDS = {
         wait_for_subprocess,
         leave_daemon,
         use_pool,
+        use_thread_pool,
         close_descriptors,
     )
 }

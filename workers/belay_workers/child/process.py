@@ -28,8 +28,8 @@ from belay_server.graphs.store import RunStore
 from belay_server.services.runs.endings import Announcer
 from belay_server.settings import Settings
 from belay_workers.child.access import RunAccess
-from belay_workers.child.debugger import is_debuggers
 from belay_workers.child.event_writer import EventWriter
+from belay_workers.child.leftovers import Leftovers
 from belay_workers.child.main_thread_executor import MainThreadExecutor
 from belay_workers.child.signals import NodeSignals
 from belay_workers.slots import Slot, SlotTable, StopReason
@@ -97,7 +97,7 @@ class Child:
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(self._nodes)
         threading.Thread(target=self._run_loop, name="belay-loop", daemon=True).start()
-        self._threads_of_our_own = set(threading.enumerate())
+        self._leftovers = Leftovers(set(threading.enumerate()))
         self._processes_of_our_own = set(descendants(os.getpid()))
 
     def asked_of(self, claim: Claim) -> StopReason:
@@ -119,6 +119,7 @@ class Child:
         """
         if self._signals is None:  # the pool sets its handlers after this object is made
             self._signals = NodeSignals()
+        self._leftovers.begin_run()
         self._claim, self._asked, self._task = claim, StopReason.NONE, None
         try:
             future: Future[Any] = self._nodes.serve(
@@ -183,13 +184,7 @@ class Child:
         below = descendants(os.getpid())
         if self._nodes.pool_is_busy or set(below).difference(self._processes_of_our_own):
             return True
-        ours = self._threads_of_our_own
-        return any(
-            thread not in ours
-            and not thread.name.startswith("belay-node")
-            and not is_debuggers(thread)
-            for thread in threading.enumerate()
-        )
+        return self._leftovers.has_threads()
 
     def _cancel_stray_tasks(self) -> None:
         """Cancel the tasks that a node started and did not await."""

@@ -1,0 +1,139 @@
+"""Test which threads count as left behind by a run that was stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from belay_workers.child.leftovers import Leftovers
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def leftovers():
+    return Leftovers(set(threading.enumerate()))
+
+
+@pytest.fixture
+def pool():
+    """A pool of a project, whose thread an earlier run has started."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()
+        yield pool
+
+
+def test_a_thread_that_the_run_started_is_left_until_it_ends(leftovers):
+    leftovers.begin_run()
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait)
+    thread.start()
+    assert leftovers.has_threads()
+    end.set()
+    thread.join()
+    assert not leftovers.has_threads()
+
+
+@pytest.mark.parametrize(
+    "work", [lambda end: end.wait(), lambda end: [time.sleep(0.01) for _ in iter(end.is_set, True)]]
+)
+def test_a_thread_of_an_earlier_run_counts_while_it_works_for_this_one(leftovers, pool, work):
+    leftovers.begin_run()
+    assert not leftovers.has_threads()
+    end = threading.Event()
+    working = pool.submit(work, end)
+    wait_until(working.running, 10, "the work")
+    assert leftovers.has_threads()
+    end.set()
+    working.result()
+    wait_until(lambda: not leftovers.has_threads(), 10, "the pool to be idle")
+
+
+def test_work_of_an_earlier_run_that_goes_on_does_not_count(leftovers, pool):
+    end = threading.Event()
+    working = pool.submit(end.wait)
+    wait_until(working.running, 10, "the work")
+    wait_until(lambda: _waits_in_an_event(pool), 10, "the wait")
+    leftovers.begin_run()
+    assert not leftovers.has_threads()
+    end.set()
+    working.result()
+    wait_until(lambda: not leftovers.has_threads(), 10, "the pool to be idle")
+
+
+def _waits_in_an_event(pool: ThreadPoolExecutor) -> bool:
+    import sys
+
+    (thread,) = pool._threads
+    frame = sys._current_frames()[thread.ident]
+    return frame.f_code is threading.Condition.wait.__code__
+
+
+@contextmanager
+def running_loop():
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def test_a_task_on_the_event_loop_of_an_earlier_run_counts(leftovers):
+    with running_loop() as loop:
+        older = asyncio.run_coroutine_threadsafe(asyncio.sleep(60), loop)
+        wait_until(lambda: asyncio.all_tasks(loop), 10, "the older task")
+        leftovers.begin_run()
+        assert not leftovers.has_threads()
+        task = asyncio.run_coroutine_threadsafe(asyncio.sleep(60), loop)
+        wait_until(lambda: len(asyncio.all_tasks(loop)) == 2, 10, "the task")
+        wait_until(leftovers.has_threads, 10, "the leftover")
+        task.cancel()
+        wait_until(lambda: not leftovers.has_threads(), 10, "the end of the task")
+        older.cancel()
+        wait_until(lambda: not asyncio.all_tasks(loop), 10, "the end of the older task")
+
+
+def test_a_consumer_of_a_queue_counts_while_it_handles_an_item(leftovers):
+    items: queue.Queue = queue.Queue()
+    end = threading.Event()
+
+    def consume():
+        while (handle := items.get()) is not None:
+            handle()
+
+    consumer = threading.Thread(target=consume)
+    consumer.start()
+    leftovers.begin_run()
+    wait_until(lambda: not leftovers.has_threads(), 10, "the consumer to wait")
+
+    def handle():
+        end.wait()
+
+    items.put(handle)
+    wait_until(items.empty, 10, "the consumer to take it")
+    wait_until(leftovers.has_threads, 10, "the leftover")
+    end.set()
+    items.put(None)
+    consumer.join()
+
+
+def test_the_threads_of_tracers_do_not_count(leftovers):
+    langsmith = {"__name__": "langsmith._internal._background_thread", "end": threading.Event()}
+    exec("def send_traces():\n    end.wait()", langsmith)
+    leftovers.begin_run()
+    thread = threading.Thread(target=langsmith["send_traces"])
+    thread.start()
+    wait_until(lambda: not leftovers.has_threads(), 10, "the tracer to wait")
+    langsmith["end"].set()
+    thread.join()

@@ -1,0 +1,119 @@
+"""Find what a run has left behind in its child process: threads and their work.
+
+A thread that the run started is left behind while it lives. A thread of an earlier run (of a
+library's client, a pool of the project, a tracer) may stay. It counts only while it works, as it
+may work for this run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any
+
+from belay_workers.child.debugger import is_debuggers
+
+#: The standard library's modules in which a thread waits.
+_WAITING = ("threading", "queue", "selectors", "concurrent.futures.thread")
+#: Packages whose threads are no work of a run: they send traces of it.
+_TRACERS = ("langsmith",)
+_Stack = tuple[CodeType, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What a thread did when the run began: its stack, outermost first, and its loop's tasks."""
+
+    stack: _Stack
+    tasks: frozenset[asyncio.Task[Any]]
+
+
+class Leftovers:
+    """Tells the threads of one run from those that were there before it."""
+
+    def __init__(self, own: set[threading.Thread]) -> None:
+        """`own` are the threads of the child process itself."""
+        self._own = own
+        self._before: dict[threading.Thread, _Before] = {}
+
+    def begin_run(self) -> None:
+        """Note the threads of earlier runs, and what they do."""
+        self._before = {
+            thread: _Before(_stack(frame), _tasks(frame)) for thread, frame in self._strangers()
+        }
+
+    def has_threads(self) -> bool:
+        """Return whether a thread is left that the run started, or that may work for it."""
+        return any(
+            not _is_at_rest(frame, self._before.get(thread)) for thread, frame in self._strangers()
+        )
+
+    def _strangers(self) -> Iterator[tuple[threading.Thread, FrameType | None]]:
+        """Yield the threads that are neither Belay's nor a debugger's nor a tracer's."""
+        others = [
+            thread
+            for thread in threading.enumerate()
+            if thread not in self._own
+            and not thread.name.startswith("belay-node")
+            and not is_debuggers(thread)
+        ]
+        if not others:
+            return
+        frames = sys._current_frames()
+        for thread in others:
+            frame = frames.get(thread.ident or 0)
+            if not _is_tracer(frame):
+                yield thread, frame
+
+
+def _is_at_rest(frame: FrameType | None, before: _Before | None) -> bool:
+    """Return whether a thread waits for work where it was, or above, when the run began."""
+    if before is None or frame is None or _tasks(frame) - before.tasks:
+        return False
+    at_work = _without_waiting(frame)
+    return _stack(at_work) == before.stack[: len(_stack(at_work))]
+
+
+def _without_waiting(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame that does not wait in the standard library."""
+    while frame is not None and _module(frame) in _WAITING:
+        frame = frame.f_back
+    return frame
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield the frames of a stack, the innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _stack(frame: FrameType | None) -> _Stack:
+    return tuple(one.f_code for one in _frames(frame))[::-1]
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _is_tracer(frame: FrameType | None) -> bool:
+    outermost = [one for one in _frames(frame) if _module(one) != "threading"][-1:]
+    return any(_module(one).partition(".")[0] in _TRACERS for one in outermost)
+
+
+def _tasks(frame: FrameType | None) -> frozenset[asyncio.Task[Any]]:
+    """Return the tasks of the event loop that runs on this stack, if one does."""
+    loops = [
+        one.f_locals.get("self")
+        for one in _frames(frame)
+        if one.f_code is asyncio.BaseEventLoop.run_forever.__code__
+    ]
+    tasks: set[asyncio.Task[Any]] = set()
+    for loop in loops:
+        if isinstance(loop, asyncio.AbstractEventLoop):
+            tasks |= asyncio.all_tasks(loop)
+    return frozenset(tasks)
