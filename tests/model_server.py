@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from select import select
 from socket import MSG_PEEK
-from typing import Any
+from typing import Any, TypedDict
 
 from tests.waiting import wait_until
 
@@ -42,6 +42,15 @@ class Reply:
     arguments: str = "{}"
 
 
+class Variables(TypedDict):
+    """The variables with which the libraries of both makers call a server."""
+
+    OPENAI_BASE_URL: str
+    OPENAI_API_KEY: str
+    ANTHROPIC_BASE_URL: str
+    ANTHROPIC_API_KEY: str
+
+
 class ModelServer:
     """Serves both APIs. `calls` has every call so far."""
 
@@ -54,8 +63,7 @@ class ModelServer:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
-    def environ(self) -> dict[str, str]:
-        """The variables with which the libraries of both makers call this server."""
+    def environ(self) -> Variables:
         return {
             "OPENAI_BASE_URL": f"{self.url}/v1",
             "OPENAI_API_KEY": "none",

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 import requests
+from exa_py.agent.client import AgentBetaRunsClient
+from exa_py.agent.types import AgentRun
 
 from tests.acceptance.exa_schemas import check_answer
 from tests.conformance import watched
@@ -33,14 +35,17 @@ ROUTES = [
 
 
 @pytest.fixture(autouse=True)
-def clients_watched(monkeypatch):
+def clients_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validate the responses to the synchronous client, and bypass the environment's proxy."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     send = requests.Session.send
 
-    def send_and_check(session, request, **kwargs):
+    def send_and_check(
+        session: requests.Session, request: requests.PreparedRequest, **kwargs: Any
+    ) -> requests.Response:
         response = send(session, request, **kwargs)
         if not kwargs.get("stream"):
+            assert request.method is not None
             path = request.path_url.partition("?")[0]
             status, body = response.status_code, response.content
             check_answer(request.method, path, status, response.headers, body)
@@ -50,7 +55,8 @@ def clients_watched(monkeypatch):
 
 
 def _is_stream(response: httpx.Response) -> bool:
-    return response.headers.get("content-type", "").startswith("text/event-stream")
+    content_type: str = response.headers.get("content-type", "")
+    return content_type.startswith("text/event-stream")
 
 
 def check_response(response: httpx.Response) -> None:
@@ -81,11 +87,11 @@ def asking(**what: Any) -> dict[str, Any]:
     return {"query": "q", "input": {"data": [what]}}
 
 
-def ended(runs, run_id: str):
+def ended(runs: AgentBetaRunsClient, run_id: str) -> AgentRun:
     return runs.poll_until_finished(run_id, poll_interval=20, betas=BETAS)
 
 
-def until_running(runs, run_id: str) -> None:
+def until_running(runs: AgentBetaRunsClient, run_id: str) -> None:
     def is_running() -> bool:
         return runs.get(run_id, betas=BETAS).status == "running"
 
@@ -100,7 +106,7 @@ def refused(status: int, code: str) -> Iterator[None]:
 
 def assert_error(response: httpx.Response, status: int, code: str, kind: str) -> dict[str, Any]:
     assert response.status_code == status, response.text
-    error = response.json()["error"]
+    error: dict[str, Any] = response.json()["error"]
     assert (error["type"], error["code"]) == (kind, code), response.text
     assert error["message"]
     return error

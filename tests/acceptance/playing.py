@@ -6,56 +6,67 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
+from langgraph_sdk.client import LangGraphClient
 
 from tests.waiting import wait_until
 
+_T = TypeVar("_T")
 ALL_STEPS = ["s1", "s2", "s3", "s4"]
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
 ENDED = ("success", "error", "timeout", "interrupted")
 
 
-def play(make_client, scene):
+def play(
+    make_client: Callable[[], LangGraphClient], scene: Callable[[LangGraphClient], Awaitable[_T]]
+) -> _T:
     """Run a coroutine function with an async SDK client in a new event loop."""
 
-    async def run():
+    async def run() -> _T:
         async with make_client() as client:
             return await scene(client)
 
     return asyncio.run(run())
 
 
-def refused(response, status: int) -> str:
+def refused(response: httpx.Response, status: int) -> str:
     """Return the detail of an error response, whose body is always `{"detail": "<string>"}`."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     body = response.json()
     assert list(body) == ["detail"]
-    assert isinstance(body["detail"], str)
-    return body["detail"]
+    detail = body["detail"]
+    assert isinstance(detail, str)
+    return detail
 
 
-def new_thread(http, **body: Any) -> str:
+def new_thread(http: httpx.Client, **body: Any) -> str:
     response = http.post("/threads", json=body)
     assert response.status_code == 200, response.text
-    return response.json()["thread_id"]
+    thread_id: str = response.json()["thread_id"]
+    return thread_id
 
 
-def run_of(http, thread_id: str, assistant: str, input: Any = None, **options: Any):
+def run_of(
+    http: httpx.Client, thread_id: str, assistant: str, input: Any = None, **options: Any
+) -> str:
     """Create a run by raw HTTP and return its id."""
     body = {"assistant_id": assistant, "input": input, **options}
     response = http.post(f"/threads/{thread_id}/runs", json=body)
     assert response.status_code == 200, response.text
-    return response.json()["run_id"]
+    run_id: str = response.json()["run_id"]
+    return run_id
 
 
-def wait_for(http, thread_id: str, assistant: str, input: Any = None, **options: Any):
+def wait_for(
+    http: httpx.Client, thread_id: str, assistant: str, input: Any = None, **options: Any
+) -> Any:
     """Run a graph to its end by raw HTTP and return the body of the response to `wait`."""
     body = {"assistant_id": assistant, "input": input, **options}
     response = http.post(f"/threads/{thread_id}/runs/wait", json=body)
@@ -63,11 +74,12 @@ def wait_for(http, thread_id: str, assistant: str, input: Any = None, **options:
     return response.json()
 
 
-def status_of(http, thread_id: str, run_id: str) -> str:
-    return http.get(f"/threads/{thread_id}/runs/{run_id}").json()["status"]
+def status_of(http: httpx.Client, thread_id: str, run_id: str) -> str:
+    status: str = http.get(f"/threads/{thread_id}/runs/{run_id}").json()["status"]
+    return status
 
 
-def until_status(http, thread_id: str, run_id: str, *wanted: str) -> None:
+def until_status(http: httpx.Client, thread_id: str, run_id: str, *wanted: str) -> None:
     wait_until(
         lambda: status_of(http, thread_id, run_id) in wanted, 20, f"run {run_id} to be {wanted}"
     )
@@ -132,7 +144,9 @@ class StreamReader:
         self._reader.join(10)
 
 
-def stream(http, method: str, path: str, **kwargs: Any):
+def stream(
+    http: httpx.Client, method: str, path: str, **kwargs: Any
+) -> tuple[httpx.Response, list[Frame]]:
     """Read a whole stream by raw HTTP and return its response and its frames."""
     with http.stream(method, path, **kwargs) as response:
         if response.status_code != 200:
@@ -142,7 +156,7 @@ def stream(http, method: str, path: str, **kwargs: Any):
 
 
 @pytest.fixture
-def stops_all(http):
+def stops_all(http: httpx.Client) -> Iterator[None]:
     """Cancel all runs that are in flight after the test."""
     yield
     http.post("/runs/cancel", json={"status": "all"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from tests.servers import PROJECT, LiveServer
 
 
 @pytest.fixture(scope="session")
-def open_server(make_server):
+def open_server(make_server: Callable[..., LiveServer]) -> Iterator[LiveServer]:
     """Yield a server with the default limits, as a new user has it, and short client timeouts."""
     live = make_server("attacked-open", BELAY_BODY_SECONDS="3", BELAY_HEADER_SECONDS="3")
     yield live.start()
@@ -23,7 +23,7 @@ def open_server(make_server):
 
 
 @pytest.fixture(scope="session")
-def shared_server(make_server):
+def shared_server(make_server: Callable[..., LiveServer]) -> Iterator[LiveServer]:
     """Yield a server with the project's own authentication, shared by two tenants."""
     live = make_server("attacked-shared", config=PROJECT.parent / "with_auth.json")
     yield live.start()

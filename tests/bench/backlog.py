@@ -81,7 +81,11 @@ def claim_times(url: str) -> list[float]:
                     run_id = waiting.pop()
                 began = time.perf_counter()
                 claimed = claim_rows.claim_run(
-                    conn, run_id, owner=f"bench/{number}", lease_seconds=600
+                    conn,
+                    run_id,
+                    owner=f"bench/{number}",
+                    lease_seconds=600,
+                    graph_ids=("counter",),
                 )
                 seconds = time.perf_counter() - began
                 assert claimed is not None
@@ -121,7 +125,10 @@ def cancel_all(cluster: Cluster) -> float:
     def left() -> int:
         with psycopg.connect(cluster.postgres.url) as conn:
             sql = "SELECT count(*) FROM run WHERE status IN ('pending', 'running')"
-            return conn.execute(sql).fetchone()[0]
+            row = conn.execute(sql).fetchone()
+        assert row is not None
+        count: int = row[0]
+        return count
 
     wait_until(lambda: left() == 0, 60, "every run to be over")
     return seconds

@@ -17,10 +17,12 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psycopg
 from langgraph_sdk import get_sync_client
+from langgraph_sdk.client import SyncLangGraphClient
 
 from tests.servers import LiveServer
 
@@ -69,7 +71,9 @@ class DeathWatch:
             self.at = time.monotonic()
 
 
-def measure(client, folder: Path, kind: str, number: int) -> tuple[float, float]:
+def measure(
+    client: SyncLangGraphClient, folder: Path, kind: str, number: int
+) -> tuple[float, float]:
     """Return the seconds until the node stopped and until the response to `wait=1`."""
     shown, _ = KINDS[kind]
     path = folder / f"{kind}-{number}"
@@ -86,6 +90,7 @@ def measure(client, folder: Path, kind: str, number: int) -> tuple[float, float]
     elif shown == "last beat":
         stopped = float(lines(path)[-1][2])
     else:
+        assert death is not None
         stopped = death.at if death.at is not None else answered
     assert client.runs.get(thread_id, run["run_id"])["status"] == "interrupted"
     return max(0.0, stopped - sent), answered - sent
@@ -106,14 +111,14 @@ def measure_replacement(server: LiveServer, count: int) -> list[float]:
     return taken
 
 
-def measure_succession(client, folder: Path, count: int) -> list[float]:
+def measure_succession(client: SyncLangGraphClient, folder: Path, count: int) -> list[float]:
     """Return the milliseconds from a run's last node to the first node of the next run."""
     taken = []
     for number in range(count):
         thread_id = client.threads.create()["thread_id"]
         paths = [folder / f"succession-{number}-{n}" for n in range(2)]
         for path in paths:
-            given = {"seconds": 0.05, "beats": str(path)}
+            given: dict[str, Any] = {"seconds": 0.05, "beats": str(path)}
             run = client.runs.create(thread_id, "steps", input=given)
         client.runs.join(thread_id, run["run_id"])
         ended = next(float(line[2]) for line in lines(paths[0]) if line[0] == "s4:end")
@@ -122,7 +127,7 @@ def measure_succession(client, folder: Path, count: int) -> list[float]:
     return taken
 
 
-def measure_disconnect(client, server: LiveServer, count: int) -> list[float]:
+def measure_disconnect(client: SyncLangGraphClient, server: LiveServer, count: int) -> list[float]:
     """Return the milliseconds from a client closing its socket until its run is `interrupted`."""
     taken = []
     for _ in range(count):
@@ -140,7 +145,7 @@ def measure_disconnect(client, server: LiveServer, count: int) -> list[float]:
     return taken
 
 
-def measure_bulk(client, server: LiveServer, count: int) -> list[float]:
+def measure_bulk(client: SyncLangGraphClient, server: LiveServer, count: int) -> list[float]:
     """Return the milliseconds until the 204 of cancelling 1,000 runs in one call."""
     taken = []
     with psycopg.connect(server.database_url, autocommit=True) as database:
@@ -213,7 +218,7 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def report(client, folder: Path, kind: str, count: int) -> list[str]:
+def report(client: SyncLangGraphClient, folder: Path, kind: str, count: int) -> list[str]:
     measured = [measure(client, folder, kind, number) for number in range(count)]
     stopped = [m[0] * 1000 for m in measured]
     answered = [m[1] * 1000 for m in measured]

@@ -12,9 +12,11 @@ import sys
 import time
 import uuid
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.graph.state import CompiledStateGraph
 
-from tests.bench.project.graphs import trivial
+from tests.bench.project.graphs import State, trivial
 
 
 async def main(database_url: str, seconds: float) -> None:
@@ -30,8 +32,8 @@ async def main(database_url: str, seconds: float) -> None:
     print(json.dumps({"cpu": time.process_time() - before, "runs": runs, "seconds": taken}))
 
 
-async def _call(graph) -> None:
-    config = {"configurable": {"thread_id": str(uuid.uuid4())}}
+async def _call(graph: CompiledStateGraph[State, None, State, State]) -> None:
+    config: RunnableConfig = {"configurable": {"thread_id": str(uuid.uuid4())}}
     async for _ in graph.astream({"count": 1}, config, stream_mode=["values"], durability="async"):
         pass
 

@@ -21,7 +21,9 @@ def listener(url: str) -> int:
     pids = {
         connection.pid
         for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr
+        and connection.laddr.port == port
     }
     found = [psutil.Process(pid) for pid in pids if pid is not None]
     if not found:

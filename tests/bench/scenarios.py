@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 
@@ -44,13 +45,15 @@ class Target:
     def times(self, count: int) -> int:
         return max(2, int(count * self.scale))
 
-    async def post(self, path: str, **body: object) -> dict:
+    async def post(self, path: str, **body: object) -> dict[str, Any]:
         async with self.session.post(path, json=body) as answer:
             answer.raise_for_status()
-            return await answer.json()
+            found: dict[str, Any] = await answer.json()
+            return found
 
     async def new_thread(self) -> str:
-        return (await self.post("/threads"))["thread_id"]
+        thread_id: str = (await self.post("/threads"))["thread_id"]
+        return thread_id
 
     async def wait(self, thread_id: str | None = None, graph: str = "trivial") -> None:
         at = f"/threads/{thread_id}" if thread_id else ""

@@ -178,6 +178,7 @@ class Bench:
                 server.stop()
 
     def _drive_both(self, server: LiveServer, scenario: str) -> None:
+        assert server.process is not None
         belay = Target(server.url, ProcessTree(server.process.pid), self.scale)
         self.ours |= _driven("belay", belay, scenario)
         if self.baseline is None or scenario not in COMPARED:

@@ -56,7 +56,9 @@ class Caller:
         # A pool would keep dead connections, so each call opens a new one.
         self.timeout = httpx.Timeout(30.0, connect=2.0)
 
-    def ask(self, method: str, path: str, *, ok=(200,), **options) -> httpx.Response:
+    def ask(
+        self, method: str, path: str, *, ok: tuple[int, ...] = (200,), **options: Any
+    ) -> httpx.Response:
         """Send a request; retry on 503 and lost connections, as through a load balancer."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         self.tries = 0
@@ -139,7 +141,7 @@ class Client:
         run_id = str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
         return Promise(run_id, thread_id, f"c{self.number}-{self.asked}", kind)
 
-    def body(self, promise: Promise, **options) -> dict[str, Any]:
+    def body(self, promise: Promise, **options: Any) -> dict[str, Any]:
         given = {
             "tag": promise.tag,
             "history": self.history,
@@ -156,7 +158,7 @@ class Client:
             **options,
         }
 
-    def create(self, promise: Promise, **options) -> None:
+    def create(self, promise: Promise, **options: Any) -> None:
         """Send the create until it is accepted; the `run_id` is the same in every try."""
         path = f"/threads/{promise.thread_id}/runs"
         answer = self.caller.ask("POST", path, json=self.body(promise, **options))

@@ -36,6 +36,7 @@ from belay_server.settings import Settings
 from tests.cluster import Cluster, Member
 from tests.faults.history import ACTIVE, Checker, Fault, Verdict, read_beats
 from tests.faults.load import Client
+from tests.servers import PROJECT
 from tests.waiting import wait_until
 
 #: The relative frequency of each fault.
@@ -399,7 +400,9 @@ def play(
     **env: str,
 ) -> Report:
     """Start a cluster and callers, inject faults, wait until all runs have ended, and check."""
-    cluster = Cluster(folder, webs=2, workers=workers, concurrency=concurrency, **env)
+    cluster = Cluster(
+        folder, webs=2, workers=workers, concurrency=concurrency, config=PROJECT, **env
+    )
     history = folder / "history"
     history.touch()
     history.chmod(0o666)

@@ -56,8 +56,9 @@ async def _talk(state: MessagesState) -> dict[str, Any]:
     return {"messages": [await _model.ainvoke(state["messages"])]}
 
 
-trivial = StateGraph(State).add_node("add", _add).add_edge(START, "add").add_edge("add", END)
-trivial = trivial.compile()
+trivial = (
+    StateGraph(State).add_node("add", _add).add_edge(START, "add").add_edge("add", END).compile()
+)
 
 sleeper = (
     StateGraph(State)
