@@ -68,8 +68,6 @@ def test_work_of_an_earlier_run_that_goes_on_does_not_count(leftovers, pool):
 
 
 def _waits_in_an_event(pool: ThreadPoolExecutor) -> bool:
-    import sys
-
     (thread,) = pool._threads
     frame = sys._current_frames()[thread.ident]
     return frame.f_code is threading.Condition.wait.__code__
