@@ -57,6 +57,15 @@ def bob(server):
         yield client
 
 
+def test_middleware_precedes_authentication_by_default(server, ann):
+    """It marks a response that refuses the caller; the user whom it sets is not the caller."""
+    refused = httpx.post(f"{server.url}/agents/v1/threads", json={})
+    assert (refused.status_code, refused.headers["x-marked"]) == (401, "1")
+    thread = ann.post("/threads", json={})
+    assert (thread.status_code, thread.headers["x-marked"]) == (200, "1")
+    assert thread.json()["metadata"]["owner"] == "ann"
+
+
 def outcome(client: httpx.Client, graph_id: str, **given: Any) -> tuple[dict[str, Any], str]:
     """Run a graph on a new thread. Return what its node has told, and the run's id."""
     thread_id = client.post("/threads", json={}).json()["thread_id"]

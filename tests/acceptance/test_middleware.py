@@ -143,6 +143,15 @@ def test_bad_bodies_are_refused_and_the_connection_goes_on(api):
     assert refused(too_long, 413)
 
 
+@pytest.mark.parametrize(("name", "expected"), [("carol", "carol"), ("nobody", "ann"), ("", "ann")])
+def test_the_user_of_the_middleware_creates_the_runs(api, name, expected):
+    thread = new_thread(api)
+    run = api.post(f"/threads/{thread}/runs", json=COUNT, headers={"x-user": name}).json()
+    set_ = run["kwargs"]["config"]["configurable"]
+    assert set_["langgraph_auth_user_id"] == expected
+    assert set_["langgraph_auth_permissions"] == (["paint"] if name == "carol" else [])
+
+
 @pytest.mark.parametrize("answer", ["", "body"])
 @pytest.mark.parametrize("chunks", [b"zz\r\n", b"5\r\nabcdefgh\r\n", b"-1\r\n\r\n"])
 def test_a_body_with_invalid_chunks_is_refused_and_the_connection_closed(server, answer, chunks):

@@ -18,6 +18,7 @@ from belay_server.api.context import CONTEXT, ApiContext, ProjectRoutes, context
 from belay_server.api.http.large_answers import LARGE_ANSWERS, LargeAnswers
 from belay_server.api.http.large_bodies import LARGE_BODIES, LargeBodies
 from belay_server.api.http.request_context import (
+    RUN_CREDENTIAL,
     RequestContext,
     begin_request_context,
     request_context,
@@ -30,6 +31,7 @@ from belay_server.api.security.authentication import (
     credential_of_run,
     identify,
     take_credentials,
+    user_of_middleware,
 )
 from belay_server.api.security.authorization import confine_request, use_database
 from belay_server.api.security.cors import REQUEST_ID, cors_headers
@@ -177,9 +179,16 @@ def _needs_caller(app: Flask, found: ApiContext) -> bool:
 
 def _authenticate(found: ApiContext) -> None:
     """Set the request's caller. With the project's authentication, restrict the request's access
-    until a view authorizes it. Raises Unauthorized, Forbidden, Refused, TooMany."""
+    until a view authorizes it. Raises Unauthorized, Forbidden, Refused, TooMany.
+
+    A user whom the project's middleware has set is the caller where nothing authenticates after it:
+    with `auth_first`, and without authentication.
+    """
     identified = request.environ.get(_IDENTIFIED)
     who = identify(found) if identified is None else identified[0]
+    is_last = identified is not None or found.authentication is None
+    if is_last and RUN_CREDENTIAL not in request.environ:
+        who = user_of_middleware(request.environ) or who
     if who is None:
         if found.authentication is not None:  # the project's own code in this server
             act_as_server()

@@ -11,6 +11,8 @@ import httpx
 from langgraph_sdk import get_client, get_sync_client
 from langgraph_sdk.errors import APIStatusError
 from starlette.applications import Starlette
+from starlette.authentication import SimpleUser
+from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
@@ -25,6 +27,21 @@ async def _schedule(path: Path) -> None:
             path.write_text(thread["thread_id"])
             return
         await asyncio.sleep(0.1)
+
+
+class Marking:
+    """Pure ASGI: marks each response, and sets a user, before Belay authenticates the request."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def marked(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-marked", b"1")]
+            await send(message)
+
+        await self.app({**scope, "user": SimpleUser("mallory")}, receive, marked)
 
 
 @contextlib.asynccontextmanager
@@ -64,6 +81,7 @@ async def hook(request):
 
 
 app = Starlette(
+    middleware=[Middleware(Marking)],
     lifespan=lifespan,
     routes=[
         Route("/mine/threads", threads),

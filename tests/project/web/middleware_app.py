@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.authentication import AuthCredentials, SimpleUser, UnauthenticatedUser
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -35,6 +36,20 @@ class Counting:
 
         scope["headers"] = [*scope["headers"], (b"x-team", b"by the middleware")]
         await self.app(scope, receive, counted)
+
+
+class Users:
+    """Pure ASGI: sets the user whom a header names, as AuthenticationMiddleware does."""
+
+    def __init__(self, app) -> None:
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        name = dict(scope["headers"]).get(b"x-user", b"").decode()
+        if name:
+            user = UnauthenticatedUser() if name == "nobody" else SimpleUser(name)
+            scope = {**scope, "user": user, "auth": AuthCredentials(["paint"])}
+        await self.app(scope, receive, send)
 
 
 class Sockets:
@@ -167,5 +182,6 @@ app = Starlette(
         Middleware(BaseHTTPMiddleware, dispatch=answer),
         Middleware(Rewriting),
         Middleware(Sockets),
+        Middleware(Users),
     ],
 )

@@ -206,6 +206,10 @@ class BelayGreenlet:
         self.request("send", {"type": f"{self.response}.body", "body": chunk, "more_body": more})
 
 
+#: Key in a request's environment of the user and the permissions that the middleware has set.
+MIDDLEWARE_USER = "belay.middleware_user"
+
+
 def environ_of(scope: Message, environ: Environ) -> Environ:
     """Return the environment of a request as the middleware has changed it."""
     kept = {
@@ -224,6 +228,7 @@ def environ_of(scope: Message, environ: Environ) -> Environ:
         "REQUEST_METHOD": scope["method"],
         "PATH_INFO": scope["path"].removeprefix(root).encode().decode("latin1"),
         "QUERY_STRING": scope["query_string"].decode("latin1"),
+        MIDDLEWARE_USER: (scope.get("user"), scope.get("auth")),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -13,6 +13,7 @@ from flask import request
 from belay_server.api.context import ApiContext, Authentication
 from belay_server.api.http.request_context import RUN_CREDENTIAL
 from belay_server.api.project.auth import ProjectAuth
+from belay_server.api.project.exchange import MIDDLEWARE_USER
 from belay_server.db import runs as run_rows
 from belay_server.db.connection import Database
 from belay_server.domain.access import Caller, hash_of
@@ -20,6 +21,8 @@ from belay_server.domain.errors import Forbidden, Refused, TooMany, Unauthorized
 from belay_server.domain.ids import parse_uuid
 from belay_server.graphs.project.langgraph_json import Project
 from belay_server.graphs.project.loopback import RUN_HEADER, SERVER_HEADER
+from belay_server.graphs.project.user import ProjectUser
+from belay_server.graphs.serde import to_plain
 from belay_server.services.api_keys import ApiKeys
 from belay_server.settings import SERVER_TOKEN, Settings
 
@@ -128,6 +131,25 @@ def _creator_of_run(found: ApiContext, credential: str) -> Caller | None:
         )
     refuse_out_of_scope(who)
     return who
+
+
+def user_of_middleware(environ: Mapping[str, Any]) -> Caller | None:
+    """Return the user whom the project's middleware has set in `scope["user"]`, as Starlette's
+    AuthenticationMiddleware does; None without one, and for one who is not authenticated."""
+    user, auth = environ.get(MIDDLEWARE_USER) or (None, None)
+    if user is None or not getattr(user, "is_authenticated", False):
+        return None
+    try:
+        name = str(user.identity)
+    except NotImplementedError:  # by Starlette's SimpleUser
+        name = str(user.display_name)
+    fields = {
+        **(to_plain(dict(user)) if isinstance(user, Mapping) else {}),
+        "identity": name,
+        "display_name": str(user.display_name),
+        "permissions": [str(scope) for scope in getattr(auth, "scopes", ())],
+    }
+    return Caller(f"user:{name}", name, user=dict(ProjectUser(fields)))
 
 
 def parent_run() -> UUID | None:
