@@ -157,10 +157,10 @@ def test_a_subprocess_outlives_its_run_if_so_configured(make_cluster, tmp_path, 
     assert is_gone(daemon)
 
 
-def test_a_node_may_use_multiprocessing(client, beats):
-    values = client.runs.wait(
-        None, "nodes", input={"kind": "use_pool", "beats": str(beats), "seconds": 0.2}
-    )
+@pytest.mark.parametrize("method", ["fork", long_case("spawn"), long_case("forkserver")])
+def test_a_node_may_use_multiprocessing(client, beats, method):
+    input_ = {"kind": "use_pool", "beats": str(beats), "seconds": 0.2, "method": method}
+    values = client.runs.wait(None, "nodes", input=input_)
     assert len(values["pids"]) == 2
     wait_until(lambda: all(map(is_gone, started_by_nodes(beats))), 10, "the pool to end")
 

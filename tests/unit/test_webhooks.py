@@ -181,6 +181,7 @@ def test_a_policy_may_require_https_domains_and_ports():
         ("::ffff:0:808:808", "private IP range"),
         ("::ffff:0:7f00:1", "loopback IP range"),
         ("5f00::1", "private IP range"),
+        ("3fff::1", "private IP range"),
         ("8.8.8.8", None),
         ("2001:4860:4860::8888", None),
         ("64:ff9b::808:808", None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from multiprocessing.process import AuthenticationString  # type: ignore[attr-defined]  # no stub
 from typing import Any
 
 from billiard import pool
@@ -17,7 +18,10 @@ class _ChildMixin:
         signals.do_nothing_at_ending_signals()
         # The pool's children are daemonic, which prevents a node from using `multiprocessing`.
         # Processes that a node starts still end with its run (`Child.run`).
-        current_process()._config["daemon"] = False
+        config = current_process()._config
+        config["daemon"] = False
+        # `multiprocessing` takes this for its own process, whose key it gives to those it spawns.
+        config["authkey"] = AuthenticationString(config["authkey"])
 
 
 class _ChildWorker(_ChildMixin, asynpool.Worker):

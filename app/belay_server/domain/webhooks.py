@@ -38,6 +38,7 @@ _NOT_GLOBAL = tuple(
             "::ffff:0:0:0/96",
             "100::/64",
             "2001::/32",
+            "3fff::/20",  # for documentation
         ),
     )
 )

@@ -30,6 +30,7 @@ class State(TypedDict, total=False):
     beats: str
     width: int
     seconds: float
+    method: str
     pids: list[int]
 
 
@@ -152,7 +153,7 @@ def _work(path: str, seconds: float) -> int:
 
 
 def use_pool(state: State) -> State:
-    with multiprocessing.get_context("fork").Pool(2) as pool:
+    with multiprocessing.get_context(state.get("method", "fork")).Pool(2) as pool:
         work = [(state["beats"], state.get("seconds", 60))] * 2
         pids = pool.starmap(_work, work, chunksize=1)
     return {"pids": pids}
