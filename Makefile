@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Four test files at a time, each process with its own servers: a test spends half of its time waiting.
 PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist loadfile
 
-.PHONY: demo run test test-all test-full test-js flakes faults attacks audit lint bench bench-cancel bench-backlog docs lock clean
+.PHONY: demo run test test-all test-full test-pythons test-js flakes faults attacks audit lint bench bench-cancel bench-backlog docs lock clean
 
 demo: $(READY)  ## Start a whole server, run the cancel guide with the real SDK, and stop it.
 	$(BIN)/python -m belay_server.demo
@@ -29,6 +29,13 @@ test-all: $(READY)  ## Run what `make test` leaves out: further cases and faults
 
 test-full: $(READY)  ## Run the longest forms: thousands of seeded cases. Takes hours.
 	$(PYTEST) --full
+
+test-pythons:  ## Run the quick suite with each of Python 3.11, 3.12 and 3.13 that is installed.
+	@for version in 3.11 3.12 3.13; do \
+		if python$$version -c '' >/dev/null 2>&1; then \
+			$(MAKE) test PYTHON=python$$version VENV=.venv-$$version || exit 1; \
+		else echo "python$$version is not installed"; fi; \
+	done
 
 flakes: $(READY)  ## Run the quick suite TIMES (10) times, half of them on a busy machine.
 	$(BIN)/python -m tests.flakes $(if $(TIMES),--times $(TIMES)) -- --numprocesses 4

@@ -87,7 +87,7 @@ class AcceptedRun(NextRun):
 
 
 @dataclass(frozen=True, slots=True)
-class RunEnd:
+class StoredEnd:
     """A run's status, error and interrupts. `interrupts` is None until the outcome is stored."""
 
     status: str
@@ -206,10 +206,10 @@ def get_thread_run(
     return fetch_one(conn, SQL.get_thread_run, params, Run)
 
 
-def run_end(conn: Connection, thread_id: UUID, run_id: UUID) -> RunEnd | None:
+def run_end(conn: Connection, thread_id: UUID, run_id: UUID) -> StoredEnd | None:
     """Return a run's status and interrupts. Ended stateless runs are included."""
     params = {"thread_id": thread_id, "run_id": run_id}
-    return fetch_one(conn, SQL.run_end, params, RunEnd)
+    return fetch_one(conn, SQL.run_end, params, StoredEnd)
 
 
 def creator_of_run(conn: Connection, run_id: UUID, token_hash: str) -> RunCreator | None:
