@@ -8,12 +8,14 @@ comes before the import of anything that opens sockets or makes locks.
 
 from __future__ import annotations
 
+import gevent.os
 from gevent import monkey
 
 monkey.patch_all()
 
 import atexit
 import ctypes
+import multiprocessing.connection
 import os
 import secrets
 import shutil
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 
 from belay_server.project_env import add_project_env
 from belay_server.settings import SERVER_TOKEN, SettingsError
+
+# `multiprocessing` reads its pipes with the original `os.read`, which gevent does not replace. A
+# thread of the project that waits for a queue (loguru's `enqueue=True`) would stop the process.
+multiprocessing.connection.Connection._recv.__defaults__ = (gevent.os.tp_read,)  # type: ignore[attr-defined]
 
 
 def _remove_if_master(folder: str, master: int) -> None:

@@ -117,6 +117,10 @@ def test_the_sdk_works_beside_custom_routes(with_starlette):
     assert "values" in asyncio.run(scene())
 
 
+def test_a_thread_that_waits_for_a_multiprocessing_queue_does_not_stop_the_process(asgi):
+    assert asgi.get("/record").text == "a record"
+
+
 @pytest.mark.parametrize("path", ["/slow", "/blocking"])
 def test_slow_handlers_run_concurrently(with_starlette, path):
     """Each of ten handlers waits for the others."""

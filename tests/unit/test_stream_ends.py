@@ -12,7 +12,7 @@ from belay_server.api.streaming import runs as run_stream
 from belay_server.api.streaming.clients import StreamClient
 from belay_server.api.streaming.runs import FollowedRun
 from belay_server.bus.event_log import Event, Position
-from belay_server.db.runs import RunEnd
+from belay_server.db.runs import StoredEnd
 from belay_server.domain.runs import RunStatus
 from belay_server.turns import Turns
 
@@ -48,7 +48,7 @@ def stream(monkeypatch):
     """Return a function that returns the whole stream of a run with this end in Postgres."""
 
     def whole(subscription: Ended, *, is_over: bool = False) -> bytes:
-        end = RunEnd(status=subscription.end_status, error=ERROR, interrupts=None)
+        end = StoredEnd(status=subscription.end_status, error=ERROR, interrupts=None)
         monkeypatch.setattr(run_stream.run_rows, "run_end", lambda *_: end)
         parts = SimpleNamespace(
             settings=SimpleNamespace(heartbeat_seconds=60.0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import os
 import threading
 import time
@@ -15,6 +16,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, StreamingRespon
 from starlette.routing import Route
 
 log = logging.getLogger(__name__)
+#: A thread waits for it from the start, as that of a logging library does.
+records = multiprocessing.SimpleQueue()
+received = []
+threading.Thread(target=lambda: received.append(records.get()), daemon=True).start()
 left = []
 came = {"slow": 0, "blocking": 0}
 
@@ -49,6 +54,14 @@ async def slow(_request):
     while came["slow"] < 10:
         await asyncio.sleep(0.01)
     return PlainTextResponse("slow")
+
+
+async def record(_request):
+    """Return what the thread receives from the queue."""
+    records.put("a record")
+    while not received:
+        await asyncio.sleep(0.01)
+    return PlainTextResponse(received[0])
 
 
 def blocking(_request):
@@ -96,6 +109,7 @@ app = Starlette(
         Route("/hello/{name}", hello),
         Route("/echo", echo, methods=["POST"]),
         Route("/slow", slow),
+        Route("/record", record),
         Route("/blocking", blocking),
         Route("/spin", spin),
         Route("/beats", stream),
