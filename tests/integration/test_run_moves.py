@@ -246,7 +246,7 @@ def test_rollback_takes_precedence_over_interrupt_in_either_order(rows, order):
         cancel(rows.conn, claimed.run_id, action)
     assert end_cancelled_run(rows.conn, claimed.thread_id, claimed.claim, STOPPED).status is None
     assert rows.status(claimed.run_id) is None
-    assert runs.run_is_buried(rows.conn, claimed.run_id)
+    assert runs.has_tombstone(rows.conn, claimed.run_id)
 
 
 def test_an_accepted_cancel_is_carried_out_after_the_worker_died(rows):
@@ -377,7 +377,7 @@ def test_lost_doorbells_are_rung_again_with_backoff_and_only_for_heads(rows):
 
 def sweep(conn, owner):
     return claim_rows.take_sweeper_lease(
-        conn, owner, seconds=30, tolerance_seconds=1.0, patience_seconds=10
+        conn, owner, seconds=30, tolerance_seconds=1.0, grace_seconds=10
     )
 
 
@@ -533,8 +533,8 @@ def test_a_run_id_chosen_by_a_client_is_remembered_after_its_deletion(rows):
     for run in (chosen, ours):
         assert threads.delete_hidden_thread(rows.conn, run.thread_id)
         assert rows.status(run.run_id) is None
-    assert runs.run_is_buried(rows.conn, chosen.run_id)
-    assert not runs.run_is_buried(rows.conn, ours.run_id)
+    assert runs.has_tombstone(rows.conn, chosen.run_id)
+    assert not runs.has_tombstone(rows.conn, ours.run_id)
 
 
 def test_an_end_retried_after_a_lost_result_returns_the_same_end(rows):

@@ -261,7 +261,8 @@ class EventLog:
         return self.read_many({run_id: last}, count=count)[run_id]
 
     def read_many(self, positions: dict[UUID, Position], *, count: int) -> dict[UUID, Chunk]:
-        """Do the same for many runs, in one round trip."""
+        """Return, for each run, the events of up to `count` entries after its position. This takes
+        one round trip."""
         with self._client.pipeline(transaction=False) as pipe:
             for run_id, last in positions.items():
                 pipe.xrange(self._keys.event_log(run_id), f"({last}", count=count)

@@ -150,4 +150,4 @@ def undo_run(conn: Connection, thread_id: UUID, run_id: UUID) -> None:
     fault_points.reached(FaultPoint.ROLLING_BACK, run_id)
     execute(conn, SQL.reinsert_before_images, params)
     execute(conn, SQL.restore_thread_marks, {"run_ids": [run_id]})
-    execute(conn, SQL.bury_run, params)
+    execute(conn, SQL.replace_by_tombstone, params)

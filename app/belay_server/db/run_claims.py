@@ -235,18 +235,18 @@ def take_sweeper_lease(
     *,
     seconds: float,
     tolerance_seconds: float,
-    patience_seconds: float,
+    grace_seconds: float,
 ) -> bool:
     """Take or renew the sweeper's lease. Return whether this owner holds it.
 
     If no sweeper held it for longer than the lease and the tolerance, no worker could renew a run's
-    lease either. Then no run is taken from its worker for `patience_seconds`.
+    lease either. Then no run is taken from its worker for `grace_seconds`.
     """
     params = {
         "owner": owner,
         "seconds": seconds,
         "tolerance_seconds": tolerance_seconds,
-        "patience_seconds": patience_seconds,
+        "grace_seconds": grace_seconds,
     }
     return fetch_value(conn, SQL.take_sweeper_lease, params) is not None
 

@@ -254,14 +254,14 @@ def list_runs(
     return fetch_page(conn, SQL.list_runs, params, Run)
 
 
-def run_is_buried(conn: Connection, run_id: UUID) -> bool:
+def has_tombstone(conn: Connection, run_id: UUID) -> bool:
     """Return whether a run was rolled back, or ended and was deleted by the sweeper."""
-    return bool(fetch_value(conn, SQL.run_is_buried, {"run_id": run_id}))
+    return bool(fetch_value(conn, SQL.has_tombstone, {"run_id": run_id}))
 
 
-def thread_of_buried_run(conn: Connection, run_id: UUID) -> UUID | None:
+def thread_of_tombstone(conn: Connection, run_id: UUID) -> UUID | None:
     """Return the thread of a run that has a tombstone; None if it has none."""
-    value: UUID | None = fetch_value(conn, SQL.thread_of_buried_run, {"run_id": run_id})
+    value: UUID | None = fetch_value(conn, SQL.thread_of_tombstone, {"run_id": run_id})
     return value
 
 

@@ -100,9 +100,9 @@ def thread_defaults(conn: Connection, thread_id: UUID) -> ThreadDefaults | None:
     return fetch_one(conn, SQL.thread_defaults, {"thread_id": thread_id}, ThreadDefaults)
 
 
-def questions_of_thread(conn: Connection, thread_id: UUID) -> list[str]:
+def interrupt_ids_of_thread(conn: Connection, thread_id: UUID) -> list[str]:
     """Return the ids of a thread's pending interrupts."""
-    rows = fetch_dicts(conn, SQL.questions_of_thread, {"thread_id": thread_id})
+    rows = fetch_dicts(conn, SQL.interrupt_ids_of_thread, {"thread_id": thread_id})
     return [row["id"] for row in rows]
 
 

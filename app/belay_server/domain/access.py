@@ -18,7 +18,7 @@ from belay_server.domain.headers import SECRET_HEADERS
 Filter = Mapping[str, Any]
 #: The key in a run's `configurable` of its user's fields.
 AUTH_USER = "langgraph_auth_user"
-#: The fields of a user that whoever may read the run may read. Others, such as a token for a
+#: The fields of a user that all who may read the run may read. Others, such as a token for a
 #: graph, are for the run's own code.
 _PUBLIC_FIELDS = ("identity", "display_name", "is_authenticated", "permissions")
 #: An `$or` without alternatives never matches: no resource may be accessed.

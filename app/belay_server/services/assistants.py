@@ -51,8 +51,8 @@ def create_assistant(parts: Parts, body: dict[str, Any]) -> Assistant:
         created = assistant_rows.insert_assistant(conn, assistant_id, content)
         if created is not None:
             return _within_reach(conn, created)
-        takes_it = body.get("if_exists") == "do_nothing"
-        existing = assistant_rows.get_assistant(conn, assistant_id) if takes_it else None
+        may_exist = body.get("if_exists") == "do_nothing"
+        existing = assistant_rows.get_assistant(conn, assistant_id) if may_exist else None
         if existing is None:  # also when it exists and the caller may not see it
             raise Conflict(f"Assistant {assistant_id} already exists")
         return existing

@@ -285,7 +285,7 @@ def rest(parts: StateParts, thread: ThreadGraph, *, keep_error: bool) -> None:
 
 
 def rest_unread(parts: StateParts, thread_id: UUID, *, keep_error: bool) -> None:
-    """Do the same for a state that cannot be read: the row then has no values."""
+    """Set the thread's row to a newest checkpoint that cannot be read: the row has no values."""
     with parts.database.connection() as conn:
         thread_rows.rest_thread(
             conn,

@@ -138,7 +138,7 @@ class Sweeper:
             self._owner,
             seconds=lease * _LEASE_PART,
             tolerance_seconds=max(lease * 0.1, self._settings.sweep_seconds * 2),
-            patience_seconds=lease,
+            grace_seconds=lease,
         )
 
     def _ring_due(self, conn: Connection) -> None:

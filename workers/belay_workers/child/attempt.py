@@ -165,7 +165,7 @@ def _started(claimed: ClaimedRun) -> Started | None:
     return Started(claimed.thread_id, claimed.kwargs.resumable)
 
 
-def _unasked(child: Child, claim: Claim) -> Callable[[], bool]:
+def _may_continue(child: Child, claim: Claim) -> Callable[[], bool]:
     """Return a condition for waiting for Postgres: no stop of this run has been requested."""
     return lambda: child.asked_of(claim) is StopReason.NONE
 
@@ -190,22 +190,22 @@ class _Prepared:
         saver: RunSaver,
         *,
         resumes: bool = False,
-        said_before: frozenset[tuple[str, bytes]] = frozenset(),
+        sent_before: frozenset[tuple[str, bytes]] = frozenset(),
     ) -> None:
         self.saver = saver
         self.resumes = resumes
-        self.said_before = said_before
+        self.sent_before = sent_before
         self.execution: Execution | None = None
 
 
 def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
-    unasked = _unasked(child, claimed.claim)
+    may_continue = _may_continue(child, claimed.claim)
     resumable = claimed.kwargs.resumable
     saver = RunSaver(
         child.database,
         claimed.claim,
         child.database_thread,
-        unasked,
+        may_continue,
         behind=claimed.kwargs.writes_behind,
         is_new=not claimed.has_checkpoints,
         # Events that clients can read again are in the log before the checkpoint of their step is
@@ -219,14 +219,14 @@ def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
     def last_checkpoint(conn: Connection) -> str | None:
         return run_rows.last_checkpoint_of_run(conn, claimed.thread_id, claimed.run_id)
 
-    checkpoint = child.database.run(last_checkpoint, keep_waiting=unasked)
+    checkpoint = child.database.run(last_checkpoint, keep_waiting=may_continue)
     if checkpoint is None:
         return _Prepared(saver)
-    said_before = _said_before(child, claimed) if resumable else frozenset()
-    return _Prepared(saver, resumes=True, said_before=said_before)
+    sent_before = _sent_before(child, claimed) if resumable else frozenset()
+    return _Prepared(saver, resumes=True, sent_before=sent_before)
 
 
-def _said_before(child: Child, claimed: ClaimedRun) -> frozenset[tuple[str, bytes]]:
+def _sent_before(child: Child, claimed: ClaimedRun) -> frozenset[tuple[str, bytes]]:
     """Return the values and updates in the log of earlier attempts, as (name, data). Used for runs
     whose stream can be resumed."""
     try:
@@ -298,7 +298,7 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
             child.events.emit(name, data)
 
     child.access.enter()
-    store = child.store.of_run(_unasked(child, claimed.claim))
+    store = child.store.of_run(_may_continue(child, claimed.claim))
     async with child.graphs.open(claimed.graph_id, _use_of(claimed, store)) as graph:
         prepared.execution = Execution(
             graph=graph,
@@ -308,7 +308,7 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
             resumes=prepared.resumes,
             attempt=claimed.attempts,
             redact_errors=child.settings.redact_errors,
-            said_before=prepared.said_before,
+            sent_before=prepared.sent_before,
         )
         fault_points.reached(FaultPoint.GRAPH_LOADED, claimed.run_id)
         return await graph_executor.execute(prepared.execution, emit)

@@ -79,7 +79,7 @@ class Execution:
     attempt: int
     redact_errors: bool
     #: Events of earlier attempts, for a run whose stream can be resumed.
-    said_before: frozenset[tuple[str, bytes]] = frozenset()
+    sent_before: frozenset[tuple[str, bytes]] = frozenset()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class _Stream:
     #: Whether the thread is deleted with the run.
     temporary: bool = False
     #: The events that an earlier attempt has emitted already, as (name, data).
-    said_before: frozenset[tuple[str, bytes]] = frozenset()
+    sent_before: frozenset[tuple[str, bytes]] = frozenset()
     redact_errors: bool = False
     has_values: set[str] = field(default_factory=set)
 
@@ -175,19 +175,19 @@ class _Stream:
         A run that resumes after its worker was lost first streams its present state: the values so
         far, and the updates of tasks whose step had not ended.
         """
-        if not self.said_before:
+        if not self.sent_before:
             return False
         if mode == "values":
             first = name not in self.has_values
             self.has_values.add(name)
-            return first and (name, encoded) in self.said_before
+            return first and (name, encoded) in self.sent_before
         if mode != "updates":
             return False
         if not isinstance(data, dict) or not data.get("__metadata__", {}).get("cached"):
-            self.said_before = frozenset()  # from here on, all events are new
+            self.sent_before = frozenset()  # from here on, all events are new
             return False
         update = {key: value for key, value in data.items() if key != "__metadata__"}
-        return (name, to_json(update)) in self.said_before
+        return (name, to_json(update)) in self.sent_before
 
     def take_event(self, event: Mapping[str, Any]) -> None:
         """Emit one of LangChain's events."""
@@ -304,7 +304,7 @@ async def execute(execution: Execution, emit: Emit) -> Ending:
         modes,
         graph,
         temporary=execution.kwargs.temporary,
-        said_before=execution.said_before,
+        sent_before=execution.sent_before,
         redact_errors=execution.redact_errors,
     )
     wanted = ["values", *(_LANGGRAPH_MODES[mode] for mode in modes if mode != _EVENTS)]

@@ -103,9 +103,10 @@ def read_json_of(request: Request) -> Any:
 
 
 def read_body_of(request: Request) -> bytes:
-    """Return all bytes of the body, within the same limits.
+    """Return all bytes of the body, within the limits of the settings and of all large bodies.
 
-    Raises the same, and Unauthorized, Forbidden, Refused when the key has been revoked meanwhile.
+    Raises InvalidRequest, TooLarge, TooMany, TooSlow; Unauthorized, Forbidden, Refused when the key
+    has been revoked meanwhile.
     """
     most = request.max_content_length
     if most is None or (request.content_length or 0) <= most:

@@ -58,8 +58,8 @@ class LargeAnswers:
         response.headers["Content-Length"] = str(len(body))
         client_socket = request.environ.get("gunicorn.socket")
         if client_socket is not None:
-            _set_patience(client_socket, self._milliseconds)
-            response.call_on_close(partial(_set_patience, client_socket, 0))
+            _set_send_timeout(client_socket, self._milliseconds)
+            response.call_on_close(partial(_set_send_timeout, client_socket, 0))
 
     def share_of(self, request: Request) -> StreamShare:
         """Return the share of a response that is streamed."""
@@ -89,7 +89,7 @@ class StreamShare:
             return False
         self._held += size
         if self._socket is not None:
-            _set_patience(self._socket, self._milliseconds)
+            _set_send_timeout(self._socket, self._milliseconds)
         return True
 
     def shrink(self, size: int) -> None:
@@ -103,10 +103,10 @@ class StreamShare:
         if self._held:
             self.shrink(0)
             if self._socket is not None:
-                _set_patience(self._socket, 0)
+                _set_send_timeout(self._socket, 0)
 
 
-def _set_patience(client_socket: Any, milliseconds: int) -> None:
+def _set_send_timeout(client_socket: Any, milliseconds: int) -> None:
     """Set how long sent data may stay unacknowledged or unread; 0 sets the system's default. A
     closed socket is ignored."""
     with suppress(OSError):

@@ -65,12 +65,12 @@ def events(thread_id: str) -> Response:
     thread need not exist yet."""
     thread = path_uuid(thread_id, "thread")
     wanted = event_filter(_json_of_request())
-    refuse_strange_thread(thread)
+    refuse_inaccessible_thread(thread)
     body = stream_protocol(parts(), thread, wanted, sse_frame, stream_client())
     return Response(body, 200, STREAM_HEADERS, content_type=STREAM_TYPE)
 
 
-def refuse_strange_thread(thread_id: UUID) -> None:
+def refuse_inaccessible_thread(thread_id: UUID) -> None:
     """Raise NotFound when the caller's access is restricted and the thread does not exist, or the
     caller may not see it. A thread that does not exist yet might become another caller's."""
     if is_confined():

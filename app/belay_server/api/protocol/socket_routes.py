@@ -39,7 +39,7 @@ from belay_server.api.protocol.commands import (
     frame_of,
     success,
 )
-from belay_server.api.protocol.routes import event_filter, refuse_strange_thread
+from belay_server.api.protocol.routes import event_filter, refuse_inaccessible_thread
 from belay_server.api.security.authentication import caller, identify, watch_key
 from belay_server.api.security.authorization import authorized
 from belay_server.api.security.limits import count_request
@@ -84,7 +84,7 @@ class _Handled(Response):
 def events_socket(thread_id: str) -> Response:
     """Open a WebSocket for subscriptions (`subscription.subscribe`) and all other commands."""
     thread = path_uuid(thread_id, "thread")
-    refuse_strange_thread(thread)
+    refuse_inaccessible_thread(thread)
     if not origins().may_ask(request.headers.get("Origin"), request.host):
         return json_response({"detail": "This origin may not open a WebSocket here."}, 403)
     environ = request.environ

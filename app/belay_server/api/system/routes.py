@@ -36,7 +36,8 @@ def root() -> Response:
 @health.response(200, Ok, description="The server is up. `check_db=1` also queries Postgres.")
 @public
 def ok() -> Response:
-    """Return that the server is up; with `check_db=1`, that Postgres responds, too."""
+    """Return that the server is up; with `check_db=1` (ignored with `http.disable_meta`), that
+    Postgres responds, too."""
     if query_flag("check_db") and parts().graphs.project.http.serves("meta"):
         with parts().database.connection() as conn:
             fetch_value(conn, "SELECT 1", {})

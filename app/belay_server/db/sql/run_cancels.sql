@@ -138,7 +138,7 @@ UPDATE thread t SET
 FROM run r
 WHERE r.run_id = ANY(%(run_ids)s) AND t.thread_id = r.thread_id AND r.thread_before IS NOT NULL
 
--- name: bury_run
+-- name: replace_by_tombstone
 WITH gone AS (
     DELETE FROM run WHERE run_id = %(run_id)s RETURNING run_id, thread_id, cancel_reason
 )

@@ -231,7 +231,7 @@ ON CONFLICT (name) DO UPDATE SET
     expires_at = EXCLUDED.expires_at,
     judges_after = CASE
         WHEN held.expires_at < now() - make_interval(secs => %(tolerance_seconds)s)
-        THEN now() + make_interval(secs => %(patience_seconds)s)
+        THEN now() + make_interval(secs => %(grace_seconds)s)
         ELSE held.judges_after END
 WHERE held.owner = EXCLUDED.owner OR held.expires_at < now()
 RETURNING owner

@@ -164,10 +164,10 @@ WHERE thread_id = %(thread_id)s AND (%(status)s::text IS NULL OR status = %(stat
 ORDER BY seq DESC
 LIMIT %(limit)s OFFSET %(offset)s
 
--- name: run_is_buried
+-- name: has_tombstone
 SELECT EXISTS (SELECT 1 FROM run_tombstone WHERE run_id = %(run_id)s)
 
--- name: thread_of_buried_run
+-- name: thread_of_tombstone
 SELECT thread_id FROM run_tombstone WHERE run_id = %(run_id)s
 
 -- name: lock_caller

@@ -27,7 +27,7 @@ SELECT thread_id, metadata, configurable FROM thread
 WHERE thread_id = %(thread_id)s AND hidden_at IS NULL
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 
--- name: questions_of_thread
+-- name: interrupt_ids_of_thread
 -- The ids of its pending interrupts.
 SELECT question ->> 'id' AS id
 FROM thread, jsonb_each(coalesce(interrupts, '{}')) AS of_task (task_id, questions),

@@ -33,7 +33,7 @@ WITH RECURSIVE pairs AS (
         + (SELECT count(*) FROM under_way u WHERE u.caller = heads.caller) AS of_caller
     FROM heads
 ), of_hosts AS (
-    -- The first call of each caller goes before anybody's second one.
+    -- The first call of each caller precedes the second call of every caller.
     SELECT *,
         row_number() OVER (PARTITION BY host ORDER BY of_pair, next_attempt_at)
         + (SELECT count(*) FROM under_way u WHERE u.host = of_callers.host) AS of_host

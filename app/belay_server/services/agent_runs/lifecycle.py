@@ -193,7 +193,8 @@ def cancel_agent_run(parts: Parts, team: str, agent_run_id: str) -> AgentRun:
 
 
 def stop_agent_run(parts: Parts, team: str, agent_run_id: str) -> AgentRun:
-    """Do the same, but complete the run with the output it has reached."""
+    """Complete an agent run with the output that it has reached: stop its work, wait until that has
+    stopped, and return the run."""
     return _interrupted(parts, team, agent_run_id, STOPPED)
 
 

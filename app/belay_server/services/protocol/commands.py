@@ -97,7 +97,7 @@ def _pending_interrupts(parts: Parts, thread_id: UUID) -> list[str]:
     except NotFound:
         return []
     with parts.database.connection() as conn:
-        return thread_rows.questions_of_thread(conn, thread_id)
+        return thread_rows.interrupt_ids_of_thread(conn, thread_id)
 
 
 def _assistant_of(parts: Parts, thread_id: UUID) -> str:

@@ -196,8 +196,8 @@ def _leaves_nothing_to_decide(parts: Parts, request: RunRequest, assistant: Assi
     # A limit on pending runs needs a count first. An assistant that may be another caller's must be
     # authorized first, before any other error can reveal that it exists.
     counted = parts.settings.max_pending_runs and request.caller is not None
-    everybodys = parts.database.access is EVERYTHING or assistant.is_system
-    return not counted and everybodys
+    is_shared = parts.database.access is EVERYTHING or assistant.is_system
+    return not counted and is_shared
 
 
 def _ring_if_next(doorbell: Doorbell, run_id: UUID, head: Sequence[Ringable]) -> None:
@@ -345,7 +345,7 @@ def _accepted_before(conn: Connection, run_id: UUID, thread_id: UUID | None) -> 
 
     Raises NotFound when that run was rolled back, Conflict when it is on another thread.
     """
-    if run_rows.run_is_buried(conn, run_id):
+    if run_rows.has_tombstone(conn, run_id):
         raise NotFound("Run not found")
     run = run_rows.get_run(conn, run_id)
     if run is not None and thread_id not in (None, run.thread_id):

@@ -135,7 +135,7 @@ def ended_before(conn: Connection, claim: Claim) -> RunEnd | None:
     announcement was lost. Return None when the claim has written no end."""
     run = run_rows.get_run(conn, claim.run_id)
     if run is None:
-        thread_id = run_rows.thread_of_buried_run(conn, claim.run_id)
+        thread_id = run_rows.thread_of_tombstone(conn, claim.run_id)
         if thread_id is None:
             return None
         status = None

@@ -67,8 +67,8 @@ def create_thread(parts: Parts, body: dict[str, Any]) -> Thread:
 
     def create(conn: Connection) -> tuple[Thread, bool]:
         created = thread_rows.insert_thread(conn, thread_id, metadata, ttl)
-        takes_it = created or body.get("if_exists") == "do_nothing"
-        thread = thread_rows.get_thread(conn, thread_id, with_values=True) if takes_it else None
+        may_exist = created or body.get("if_exists") == "do_nothing"
+        thread = thread_rows.get_thread(conn, thread_id, with_values=True) if may_exist else None
         if created:
             _refuse_large(parts.settings, thread)
             if "thread_id" in body:
