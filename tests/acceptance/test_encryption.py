@@ -66,8 +66,13 @@ def test_a_server_without_the_key_says_that_it_cannot_read_a_state(server, clien
     try:
         with watched(httpx.Client(base_url=keyless.url, timeout=60)) as http:
             path = f"/threads/{thread_id}"
-            for answer in (http.get(f"{path}/state"), http.get(f"{path}/history")):
-                assert "msgpack+aes" in refused(answer, 422)
+            update = {"values": {"topic": "another"}}
+            for answer in (
+                http.get(f"{path}/state"),
+                http.get(f"{path}/history"),
+                http.post(f"{path}/state", json=update),
+            ):
+                assert "encrypted (msgpack+aes), and LANGGRAPH_AES_KEY" in refused(answer, 422)
             run = {"assistant_id": "questions", "input": {"topic": "again"}}
             assert "__error__" in http.post(f"{path}/runs/wait", json=run).json()
     finally:

@@ -7,7 +7,7 @@ BelayError
 │   ├── BadRequest        400
 │   ├── TooMuch           422: the response would be too large
 │   ├── StateTooLarge     422: the API does not read a state of this size
-│   └── StateUnreadable   422: the graph's own code fails on the state
+│   └── StateUnreadable   422: the graph's own code fails on the state, or it is encrypted
 ├── Unauthorized          401
 ├── Forbidden             403
 ├── NotFound              404
@@ -68,7 +68,7 @@ class StateTooLarge(InvalidRequest):
 
 
 class StateUnreadable(InvalidRequest):
-    """The thread's state cannot be read, because the graph's own code fails on it."""
+    """The thread's state cannot be read: the graph's own code fails on it, or it is encrypted."""
 
 
 class Unauthorized(BelayError):

@@ -271,7 +271,7 @@ def write_state(
     """
     try:
         saved = bound(graph, saver).bulk_update_state(config, supersteps)  # type: ignore[arg-type]
-    except (Unavailable, psycopg.Error, LargeState, MemoryError):
+    except (Unavailable, StateUnreadable, psycopg.Error, LargeState, MemoryError):
         raise
     except InvalidUpdateError as error:
         raise StateRefused(str(error)) from error

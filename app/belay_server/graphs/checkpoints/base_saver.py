@@ -14,6 +14,7 @@ from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.postgres import PostgresSaver
 
 from belay_server.graphs.checkpoints.encryption import (
+    decrypting,
     encrypting,
     shown,
     with_hidden_primitives,
@@ -72,6 +73,14 @@ class FormatSaver(PostgresSaver):
         if self._aes_key is not None:
             checkpoint, new_versions = with_hidden_primitives(checkpoint, new_versions)
         return checkpoint, metadata, new_versions
+
+    def _load_blobs(self, blob_values: Any) -> dict[str, Any]:
+        with decrypting(kind for _channel, kind, _value in blob_values or ()):
+            return super()._load_blobs(blob_values)
+
+    def _load_writes(self, writes: Any) -> Any:
+        with decrypting(kind for _task, _channel, kind, *_rest in writes or ()):
+            return super()._load_writes(writes)
 
     def _dump_blobs(self, thread_id: str, namespace: str, values: Any, versions: Any) -> Any:
         if self._aes_key is not None:

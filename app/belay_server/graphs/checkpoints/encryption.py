@@ -7,12 +7,15 @@ there was a key are read as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from langgraph.checkpoint.serde.encrypted import EncryptedSerializer
+
+from belay_server.domain.errors import StateUnreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,22 @@ class Hidden:
 def encrypting(serde: SerializerProtocol, key: bytes) -> EncryptedSerializer:
     """Return a serializer that encrypts what another one returns. It needs pycryptodome."""
     return EncryptedSerializer.from_pycryptodome_aes(serde, key=key)
+
+
+@contextmanager
+def decrypting(types: Iterable[bytes]) -> Iterator[None]:
+    """Raise StateUnreadable if a value cannot be decrypted. `types` are those of the values, where
+    `+` precedes the name of a cipher."""
+    try:
+        yield
+    except (ValueError, NotImplementedError) as error:
+        encrypted = next((given.decode() for given in types if b"+" in given), None)
+        if encrypted is None:
+            raise
+        raise StateUnreadable(
+            f"The thread's state is encrypted ({encrypted}), and LANGGRAPH_AES_KEY is not set or "
+            "is another key"
+        ) from error
 
 
 def with_hidden_primitives(
