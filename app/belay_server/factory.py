@@ -86,6 +86,7 @@ def open_context(settings: Settings) -> ApiContext:
     ProjectCache(settings).install()
     Loopback(project.url_in(settings.internal_url), access_headers).install()
     graphs = _load_graphs(settings, project)
+    metrics = WebMetrics(settings.web_metrics_dir, reference_names=settings.reference_metrics)
     pool = open_pool(
         settings.database_url,
         size=settings.web_pool_size,
@@ -94,6 +95,7 @@ def open_context(settings: Settings) -> ApiContext:
         most_bytes=settings.max_answer_bytes,
         statement_seconds=settings.statement_seconds,
         whose=connection_owner,
+        on_wait=metrics.waited_for_database,
     )
     database = Database(pool)
     # Wait for a Postgres that becomes unavailable here, as `_load_graphs` waits for one that was.
@@ -102,7 +104,6 @@ def open_context(settings: Settings) -> ApiContext:
         lambda conn: assistant_rows.put_system_assistants(conn, _system_assistants(graphs)),
     )
     authentication = authentication_of(settings, graphs.project, database)
-    metrics = WebMetrics(settings.web_metrics_dir, reference_names=settings.reference_metrics)
     keys = Keys(settings.redis_prefix)
     client = connect_redis(settings)
     event_log = EventLog.of(settings, client, keys)

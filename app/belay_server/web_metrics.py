@@ -114,6 +114,12 @@ class WebMetrics:
             buckets=CANCEL_LATENCY.buckets,
             registry=own,
         )
+        self._waits = Histogram(
+            "belay_database_wait_seconds",
+            "Time that a request waited for a connection to Postgres.",
+            buckets=_BUCKETS,
+            registry=own,
+        )
         self._by_request: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._of_events = self._listeners.labels("events")
         self._of_ends = self._listeners.labels("end")
@@ -121,6 +127,10 @@ class WebMetrics:
             ProcessCollector(registry=own)
             PlatformCollector(registry=own)
             GCCollector(registry=own)
+
+    def waited_for_database(self, seconds: float) -> None:
+        """Record how long a request has waited for a connection to Postgres."""
+        self._waits.observe(seconds)
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """Count a request whose response has begun, `seconds` after the request."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -26,7 +27,7 @@ from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from belay_server.db.connection_shares import ConnectionShares, Whose
-from belay_server.db.hang_watch import HangWatch
+from belay_server.db.hang_watch import HangWatch, Hung, waits_are_watched
 from belay_server.db.outages import CONFLICT, in_short, is_unstorable, is_worth_waiting
 from belay_server.domain.access import EVERYTHING, Access, necessary_path
 from belay_server.domain.errors import Interrupted, InvalidRequest, TooMuch, Unavailable
@@ -77,11 +78,13 @@ _NETWORK = {
 }
 
 #: How many seconds a request waits for a connection, and how many requests per connection may wait.
-_POOL_SECONDS = 5.0
+#: A wait for a server that does not respond ends earlier (`hang_watch`).
+_POOL_SECONDS = 30.0
 _POOL_QUEUE = 100
-#: How long a request first waits for its caller's other requests. Longer than it takes to detect
-#: that the server hangs, which is then the error.
-_SHARE_SECONDS = 8.0
+#: The same where no waits are watched.
+_UNWATCHED_POOL_SECONDS = 5.0
+#: How long a request first waits for its caller's other requests.
+_SHARE_SECONDS = 30.0
 #: In bytes. Reading this much JSON takes about a millisecond.
 _LARGE_ROW = 64 * 1024
 #: The connect timeout of the probe that detects a hanging server. This is libpq's minimum.
@@ -123,17 +126,19 @@ def open_pool(
     most_bytes: int = Connection.most_bytes,
     statement_seconds: float | None = None,
     whose: Whose = lambda: None,
+    on_wait: Callable[[float], None] = lambda _seconds: None,
 ) -> Pool:
     """Open a pool of at most `size` connections, which are opened on demand.
 
     A request is refused at once if too many others already wait, and ended if it waits for a server
     that hangs. Postgres ends a statement after `statement_seconds` (not with `pgbouncer`).
+    `on_wait` is called with the seconds that each request has waited for its connection.
     """
     return Pool(
         database_url,
         min_size=1,
         max_size=size,
-        timeout=_POOL_SECONDS,
+        timeout=_POOL_SECONDS if waits_are_watched() else _UNWATCHED_POOL_SECONDS,
         max_waiting=size * _POOL_QUEUE,
         open=True,
         connection_class=Connection,
@@ -143,14 +148,23 @@ def open_pool(
         ),
         check=_refuse_closed,
         shares=ConnectionShares(size, whose, seconds=_SHARE_SECONDS),
+        on_wait=on_wait,
     )
 
 
 class Pool(ConnectionPool[Connection]):
     """A pool with shares per caller, whose waits and uses end when the server hangs."""
 
-    def __init__(self, conninfo: str, *, shares: ConnectionShares, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        conninfo: str,
+        *,
+        shares: ConnectionShares,
+        on_wait: Callable[[float], None],
+        **kwargs: Any,
+    ) -> None:
         self._shares = shares
+        self._on_wait = on_wait
         self._hangs = HangWatch(partial(_answers, conninfo))
         super().__init__(conninfo, **kwargs)
 
@@ -158,11 +172,18 @@ class Pool(ConnectionPool[Connection]):
     def connection(
         self, timeout: float | None = None, caller: str | None = None
     ) -> Iterator[Connection]:
-        with (
-            self._shares.hold(self._hangs.watched(None), caller),
-            super().connection(timeout) as conn,
-            self._hangs.watched(conn),
-        ):
+        """Yield a connection. Raises Unavailable if the server does not respond while the request
+        waits for one, TooMany and the errors of the library's pool."""
+        began = time.monotonic()
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._shares.hold(self._hangs.watched(None), caller))
+                with self._hangs.watched(None):
+                    conn = stack.enter_context(super().connection(timeout))
+            except Hung as error:
+                raise Unavailable() from error
+            self._on_wait(time.monotonic() - began)
+            stack.enter_context(self._hangs.watched(conn))
             yield conn
 
 
@@ -291,7 +312,8 @@ def unavailable_when_unreachable() -> Iterator[None]:
     try:
         yield
     except (PoolTimeout, TooManyRequests) as error:
-        raise Unavailable() from error
+        message = "All connections to the database are in use. Nothing was accepted; try again."
+        raise Unavailable(message) from error
     except psycopg.Error as error:
         if is_worth_waiting(error):
             raise Interrupted() from error

@@ -29,6 +29,11 @@ _PATIENCE_SECONDS = 3.0
 _LOOK_SECONDS = 0.5
 
 
+def waits_are_watched() -> bool:
+    """Return whether this process's greenlets can be woken, so that a wait can be ended."""
+    return "gevent.monkey" in sys.modules
+
+
 class Hung(psycopg.OperationalError):
     """The server does not respond, neither on this connection nor to a new one."""
 
@@ -58,7 +63,7 @@ class HangWatch:
 
         If the server hangs meanwhile, close the connection and raise Hung.
         """
-        if "gevent.monkey" not in sys.modules:
+        if not waits_are_watched():
             yield
             return
         import gevent  # noqa: PLC0415

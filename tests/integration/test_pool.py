@@ -1,0 +1,49 @@
+"""Test the pool of a web process: how long a request waits for a connection, and what it gets."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from belay_server.db import connection
+from belay_server.db.connection import Database, open_pool
+from belay_server.domain.errors import Unavailable
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def waits():
+    return []
+
+
+@pytest.fixture
+def database(database_url, waits, monkeypatch):
+    """A database with one connection, for which a request waits a tenth of a second."""
+    monkeypatch.setattr(connection, "_UNWATCHED_POOL_SECONDS", 0.1)
+    with open_pool(
+        database_url, size=1, pgbouncer=False, name="test", on_wait=waits.append
+    ) as pool:
+        yield Database(pool)
+
+
+def test_a_request_without_a_connection_is_told_that_all_are_in_use(database, waits):
+    with database.connection():
+        with pytest.raises(Unavailable, match="All connections to the database are in use"):
+            database.transaction(lambda conn: conn.execute("SELECT 1"))
+    assert len(waits) == 1
+    assert database.transaction(lambda conn: conn.execute("SELECT 2").fetchone()) == (2,)
+
+
+def test_the_time_that_a_request_waits_is_reported(database_url, waits):
+    with open_pool(
+        database_url, size=1, pgbouncer=False, name="test", on_wait=waits.append
+    ) as pool:
+        database = Database(pool)
+        work = threading.Thread(target=lambda: database.transaction(lambda _conn: None))
+        with database.connection():
+            work.start()
+            wait_until(lambda: pool.get_stats().get("requests_waiting"), 10, "the second request")
+        work.join()
+        assert len(waits) == 2
+        assert waits[1] > 0
