@@ -95,10 +95,12 @@ def database_url(make_database):
 
 @pytest.fixture(scope="session")
 def make_server(scratch, make_database):
-    """A function that makes a live server with its own data and the given settings."""
+    """A function that makes a live server with its own data and the given settings. Its worker
+    has half as many child processes as that of the common server."""
 
     def make(name: str, **options: Any) -> LiveServer:
-        return LiveServer(scratch / name, DATABASE_URL=make_database(name), **options)
+        options = {"concurrency": 4, "DATABASE_URL": make_database(name), **options}
+        return LiveServer(scratch / name, **options)
 
     return make
 

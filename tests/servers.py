@@ -44,6 +44,7 @@ class LiveServer:
         config: Path | None = PROJECT,
         port: int | None = None,
         cwd: Path | None = None,
+        concurrency: int = 8,
         **env: str,
     ):
         self.port = port or free_port()
@@ -51,6 +52,7 @@ class LiveServer:
         self.data_dir = data_dir
         self.config = config
         self.cwd = cwd
+        self.concurrency = concurrency
         self.env = env
         self.log = data_dir.parent / f"{data_dir.name}-{self.port}.log"
         self.process: subprocess.Popen[bytes] | None = None
@@ -60,7 +62,8 @@ class LiveServer:
         for name in ("DATABASE_URL", "REDIS_URL", "BROKER_URL", "PORT"):
             environ.pop(name, None)
         command = [sys.executable, "-m", "belay_server", "dev", "--port", str(self.port)]
-        command += ["--data-dir", str(self.data_dir), "--concurrency", "8", "--no-reload", *extra]
+        command += ["--data-dir", str(self.data_dir), "--no-reload"]
+        command += ["--concurrency", str(self.concurrency), *extra]
         if self.config is not None:
             command += ["--config", str(self.config)]
         # As root, Postgres runs as `nobody`. If it cannot reach this folder, its data is stored

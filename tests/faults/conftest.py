@@ -34,7 +34,7 @@ LEASE_SECONDS = 3.0
 
 @pytest.fixture(scope="package")
 def package_cluster(scratch) -> Iterator[Cluster]:
-    made = Cluster(scratch / "cluster", workers=2, concurrency=3, **QUICK)
+    made = Cluster(scratch / "cluster", webs=2, workers=2, concurrency=3, **QUICK)
     try:
         yield made.start()
     finally:

@@ -49,16 +49,11 @@ def position(frame):
     return tuple(map(int, frame.id.split("-")))
 
 
-@pytest.fixture
-def two_webs(make_cluster):
-    return make_cluster(webs=2, workers=2)
-
-
 @pytest.mark.parametrize("durability", ["async", full_case("sync")])
 def test_a_stream_continues_with_the_next_attempt_on_another_web_process(
-    two_webs, tmp_path, durability
+    cluster, tmp_path, durability
 ):
-    with httpx.Client(base_url=two_webs.url) as http:
+    with httpx.Client(base_url=cluster.url) as http:
         thread_id = http.post("/threads", json={}).json()["thread_id"]
         history = tmp_path / "history"
         body = {
@@ -69,9 +64,9 @@ def test_a_stream_continues_with_the_next_attempt_on_another_web_process(
             "durability": durability,
         }
         run_id = http.post(f"/threads/{thread_id}/runs", json=body).json()["run_id"]
-        first, second = two_webs.urls
+        first, second = cluster.urls
         frames = read(first, thread_id, run_id, "-1", count=3)
-        probe = Probe(two_webs, None, history)
+        probe = Probe(cluster, None, history)
 
         def in_s3():
             return [b for b in probe.beats("t") if (b.node, b.event) == ("s3", "start")]
@@ -93,7 +88,7 @@ def test_a_stream_continues_with_the_next_attempt_on_another_web_process(
     starts = [f.data["name"] for f in frames if f.event == "tasks" and "input" in f.data]
     assert starts == ["s1", "s2", "s3", "s3", "s4"]
     # After the end the whole stream can be read again, on the other web process too.
-    for url in two_webs.urls:
+    for url in cluster.urls:
         assert read(url, thread_id, run_id, "-1") == frames
 
 

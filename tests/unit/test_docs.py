@@ -82,7 +82,7 @@ def test_the_site_builds_strictly(tmp_path):
 @pytest.mark.parametrize(
     ("path", "text", "words"),
     [
-        ("index.md", "\n[dead](nowhere.md)\n", "nowhere.md"),
+        long_case("index.md", "\n[dead](nowhere.md)\n", "nowhere.md"),
         long_case("index.md", "\n[dead](reference/settings.md#nothing)\n", "#nothing"),
         long_case("orphan.md", "# Orphan\n", "not included in the"),
     ],
