@@ -48,7 +48,7 @@ from belay_server.services.runs.chosen_ids import drop_old_log
 from belay_server.services.runs.kwargs import MergedRun, build_run_kwargs
 from belay_server.services.size_limits import refuse_large, refuse_many_keys
 from belay_server.settings import Settings
-from belay_server.turns import wait_for_turn
+from belay_server.turns import yield_to_sockets
 
 log = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ def create_runs(parts: Parts, requests: Sequence[RunRequest]) -> list[Run]:
         accepted = []
         for request in requests:
             accepted.append(create_in_transaction(parts, conn, request, request.run_id))
-            wait_for_turn()  # a run may have megabytes of its assistant's config
+            yield_to_sockets()  # a run may have megabytes of its assistant's config
         return accepted
 
     try:
@@ -261,7 +261,7 @@ def _refuse_large_batch(parts: Parts, conn: Connection, requests: Sequence[RunRe
         thread = _thread_defaults(conn, request) or ThreadDefaults(request.run_id)
         merged = _merge(parts, request, assistant, thread)
         size += len(to_json(merged.kwargs.to_document()))
-        wait_for_turn()
+        yield_to_sockets()
         if size > parts.settings.max_answer_bytes:
             raise TooMuch(parts.settings.max_answer_bytes)
 
