@@ -9,6 +9,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.conftest import Beats
 from tests.faults.conftest import mend
 from tests.long_forms import long_case
 from tests.waiting import wait_until
@@ -153,6 +154,14 @@ def test_a_subprocess_outlives_its_run_if_so_configured(make_cluster, tmp_path, 
         client.runs.join(thread_id, run_id)
         [daemon] = started_by_nodes(beats)
         assert not is_gone(daemon)
+        # It is no part of the next run: a cancel does not wait for it and then kill the child.
+        next_beats = Beats(tmp_path / "next")
+        thread_id, run_id = start(client, "async_sleep", next_beats)
+        next_beats.wait_for("begin")
+        client.runs.cancel(thread_id, run_id, wait=True)
+        assert not is_gone(daemon)
+        [child] = next_beats.pids()
+        assert psutil.pid_exists(child)
     kept.stop()
     assert is_gone(daemon)
 

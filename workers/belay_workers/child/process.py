@@ -99,6 +99,8 @@ class Child:
         threading.Thread(target=self._run_loop, name="belay-loop", daemon=True).start()
         self._leftovers = Leftovers(set(threading.enumerate()))
         self._processes_of_our_own = set(descendants(os.getpid()))
+        #: Also those that earlier runs have left and that may stay.
+        self._processes_before = self._processes_of_our_own
 
     def asked_of(self, claim: Claim) -> StopReason:
         """Return the stop requested for this run, whether or not its signal has been handled."""
@@ -120,6 +122,8 @@ class Child:
         if self._signals is None:  # the pool sets its handlers after this object is made
             self._signals = NodeSignals()
         self._leftovers.begin_run()
+        if self.settings.keep_subprocesses:
+            self._processes_before = set(descendants(os.getpid()))
         self._claim, self._asked, self._task = claim, StopReason.NONE, None
         try:
             future: Future[Any] = self._nodes.serve(
@@ -182,7 +186,7 @@ class Child:
 
     def _has_leftovers(self) -> bool:
         below = descendants(os.getpid())
-        if self._nodes.pool_is_busy or set(below).difference(self._processes_of_our_own):
+        if self._nodes.pool_is_busy or set(below).difference(self._processes_before):
             return True
         return self._leftovers.has_threads()
 
