@@ -83,8 +83,9 @@ _POOL_SECONDS = 30.0
 _POOL_QUEUE = 100
 #: The same where no waits are watched.
 _UNWATCHED_POOL_SECONDS = 5.0
-#: How long a request first waits for its caller's other requests.
-_SHARE_SECONDS = 30.0
+#: How long a request first waits for its caller's other requests. A caller whose statements are
+#: blocked learns so before Postgres ends the first of them.
+_SHARE_SECONDS = 15.0
 #: In bytes. Reading this much JSON takes about a millisecond.
 _LARGE_ROW = 64 * 1024
 #: The connect timeout of the probe that detects a hanging server. This is libpq's minimum.
