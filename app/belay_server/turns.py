@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 #: In seconds. Any time above zero waits for the next iteration of gevent's event loop.
 _MOMENT = 1e-6
-#: Held by the one caller of `wait_for_turn` that passes next.
+#: Held by the caller of `wait_for_turn` that passes next.
 _NEXT = threading.Lock()
 
 
@@ -28,12 +28,12 @@ def yield_to_sockets() -> None:
 
 
 def wait_for_turn() -> None:
-    """Wait until no other caller of this function is next and the event loop has polled all
-    sockets.
+    """Wait until all earlier callers of this function have passed, and the event loop has then
+    polled all sockets.
 
-    For parts of work of which clients can cause many at once: of each connection one. The parts are
-    then done in different iterations of the event loop, so that a request of another client waits
-    for one of them, and not for all.
+    Call this before a part of long work if clients can cause many such parts at once, one on each
+    connection. Each part is then done in another iteration of the event loop, and a request of
+    another client waits for one part, not for all.
     """
     with _NEXT:
         yield_to_sockets()

@@ -44,13 +44,13 @@ _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 
 class Coalesced(Generic[T]):
-    """Produces a value at most once per `interval` seconds, for all who wait for it.
+    """Produces a value at most once per `interval` seconds, for all callers that wait for it.
 
-    A result is never older than the call that returns it: production began after the call.
+    A result is never older than the call that returns it: its production began after the call.
     """
 
-    def __init__(self, produce_again_after: float) -> None:
-        self._interval = produce_again_after
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
         self._lock = threading.Lock()
         self._began = 0.0
         self._value: T | None = None
@@ -62,12 +62,14 @@ class Coalesced(Generic[T]):
         with self._lock:
             if self._began < called:
                 time.sleep(max(0.0, self._began + self._interval - time.monotonic()))
-                self._began = time.monotonic()
-                self._value = self._error = None
+                began = time.monotonic()
+                value, failure = None, None
                 try:
-                    self._value = produce()
+                    value = produce()
                 except Exception as error:  # noqa: BLE001  (raised below, to every caller)
-                    self._error = error
+                    failure = error
+                # Nothing is shared if this caller was interrupted.
+                self._began, self._value, self._error = began, value, failure
             value, failure = self._value, self._error
         if failure is not None:
             raise failure

@@ -33,7 +33,7 @@ class _Before:
 
 
 class Leftovers:
-    """Tells the threads of one run from those that were there before it."""
+    """Distinguishes the threads of one run from those that existed before it."""
 
     def __init__(self, own: set[threading.Thread]) -> None:
         """`own` are the threads of the child process itself."""
