@@ -12,6 +12,7 @@ import uuid
 from contextlib import ExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 from langgraph_sdk import get_client, get_sync_client
 
@@ -61,6 +62,16 @@ def team(make_project):
 @pytest.fixture(scope="module")
 def deep(make_project):
     return make_project("deep")
+
+
+@pytest.fixture(scope="module")
+def retrieval(make_project):
+    return make_project("retrieval")
+
+
+@pytest.fixture(scope="module")
+def research(make_project):
+    return make_project("research")
 
 
 def new_thread(client):
@@ -221,6 +232,79 @@ def test_memories_are_written_in_the_background_and_found_by_meaning(memory):
     other = {"configurable": {"user_id": uuid.uuid4().hex}}
     values = memory.runs.wait(new_thread(memory), "chatbot", input=said("a?"), config=other)
     assert values["messages"][-1]["additional_kwargs"]["known"] == ""
+
+
+# --- retrieval ----------------------------------------------------------------------------------
+
+
+def test_documents_are_indexed_for_a_user_and_found_by_that_user_alone(retrieval, tmp_path):
+    def config_of(user):
+        return {"configurable": {"user_id": user, "index_path": str(tmp_path / "index")}}
+
+    documents = [{"page_content": "cats purr"}, {"page_content": "dogs bark loudly"}]
+    state = retrieval.runs.wait(None, "indexer", input={"docs": documents}, config=config_of("ann"))
+    assert state == {"docs": []}
+    thread_id = new_thread(retrieval)
+    retrieval.runs.wait(
+        thread_id, "retrieval_graph", input=said("why do dogs bark"), config=config_of("ann")
+    )
+    retrieval.runs.wait(
+        thread_id, "retrieval_graph", input=said("and what do cats do"), config=config_of("ann")
+    )
+    history = retrieval.threads.get_history(thread_id, limit=100)
+    found = [one["values"].get("retrieved_docs") or [] for one in history]
+    assert [document["page_content"] for document in found[0]] == ["cats purr"]
+    assert ["dogs bark loudly"] in [[one["page_content"] for one in some] for some in found]
+    values = history[0]["values"]
+    assert values["queries"] == ["why do dogs bark", "and what do cats do ok"]
+    foreign = retrieval.runs.wait(
+        None, "retrieval_graph", input=said("why do dogs bark"), config=config_of("bob")
+    )
+    assert foreign["retrieved_docs"] == []
+
+
+def test_a_retrieval_without_a_user_fails_with_the_error_of_the_graph(retrieval, tmp_path):
+    config = {"configurable": {"user_id": "", "index_path": str(tmp_path / "index")}}
+    thread_id = new_thread(retrieval)
+    run = retrieval.runs.create(thread_id, "indexer", input={"docs": "text"}, config=config)
+    retrieval.runs.join(thread_id, run["run_id"])
+    assert retrieval.runs.get(thread_id, run["run_id"])["status"] == "error"
+
+
+# --- parallel synchronous nodes -----------------------------------------------------------------
+
+
+def searches(*texts):
+    return said(f"call SearchQueryList {json.dumps({'query': texts})}")
+
+
+def test_parallel_synchronous_searches_are_repeated_until_they_suffice(research):
+    question = {**searches("say 2", "say 3", "say 4"), "max_research_loops": 3}
+    values = research.runs.wait(new_thread(research), "agent", input=question)
+    assert sorted(values["sources_gathered"]) == ["0", "1", "2", "3", "3"]
+    assert last_text(values).count("word0") == 5
+    page = httpx.get(research.http.client.base_url.join("/app/"))
+    assert page.status_code == 200
+    assert "<title>Research</title>" in page.text
+
+
+@pytest.mark.parametrize("action", ["interrupt", "rollback"])
+def test_a_cancel_closes_the_connections_of_parallel_synchronous_nodes(research, model, action):
+    texts = [f"say {count + len(action)}" for count in (410_000, 420_000, 430_000)]
+    thread_id = new_thread(research)
+    research.runs.wait(thread_id, "agent", input=searches("say 1"))
+    before = research.threads.get_state(thread_id)
+    run = research.runs.create(thread_id, "agent", input=searches(*texts))
+    calls = [model.wait_for_words(text) for text in texts]
+    research.runs.cancel(thread_id, run["run_id"], wait=True, action=action)
+    for call in calls:
+        wait_until(lambda call=call: call.was_closed_early, 30, "the end of a connection")
+    if action == "rollback":
+        assert research.threads.get_state(thread_id) == before
+    else:
+        assert research.runs.get(thread_id, run["run_id"])["status"] == "interrupted"
+    values = research.runs.wait(new_thread(research), "agent", input=searches("say 1"))
+    assert last_text(values) == "word0"
 
 
 # --- several agents -----------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from belay_server.db.connection import connect
@@ -20,3 +23,24 @@ def test_a_start_without_migrations_names_the_command_to_run(tmp_path, scratch):
             wait_for_schema(url, seconds=0.2)
         migrate(url)
         wait_for_schema(url, seconds=0.2)
+
+
+def test_the_library_is_imported_only_when_its_version_changed(make_database):
+    """LangGraph creates its tables again after an upgrade, and is not imported otherwise."""
+    url = make_database("library")
+
+    def has_imported_langgraph() -> bool:
+        code = (
+            "import sys; from belay_server.db.migrate import migrate; "
+            f"migrate({url!r}); print('langgraph.checkpoint.postgres' in sys.modules)"
+        )
+        shown = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        )
+        return shown.stdout == "True\n"
+
+    assert not has_imported_langgraph()
+    with connect(url) as conn:
+        conn.execute("UPDATE belay_library_schema SET version = '0'")
+    assert has_imported_langgraph()
+    assert not has_imported_langgraph()

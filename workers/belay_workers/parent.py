@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from billiard.util import get_logger as billiard_logger
+from billiard.util import get_pdeathsig
 from celery import bootsteps, signals
 
 from belay_server import startup_gc
@@ -70,7 +71,22 @@ def prepare(app: Belay, concurrency: int) -> None:
     if settings.preload_graphs:
         load_graphs(app)
     app.orphans = Orphans(app.slots.pids)
+    _import_for_children()
     startup_gc.started()
+
+
+def _import_for_children() -> None:
+    """Import before the fork what every child would otherwise import at its start.
+
+    billiard sets a child's parent-death signal through cffi, whose parser of C takes 50 ms of CPU
+    to import. Reading the signal here imports it. LangChain imports tracers at a first run.
+    """
+    import langchain_core.tracers.context  # noqa: PLC0415
+    import langchain_core.tracers.run_collector  # noqa: PLC0415
+    import langchain_core.tracers.stdout  # noqa: F401, PLC0415
+
+    with suppress(OSError):  # not on Linux; the children have no such signal then
+        get_pdeathsig()
 
 
 def _keep_guarded(app: Belay) -> None:

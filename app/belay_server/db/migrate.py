@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
@@ -31,6 +32,16 @@ CREATE TABLE IF NOT EXISTS belay_migration (
 """
 
 
+#: The distribution with LangGraph's saver and store.
+_LANGGRAPH = "langgraph-checkpoint-postgres"
+_IS_SET_UP = """
+SELECT to_regclass('checkpoints') IS NOT NULL AND to_regclass('store') IS NOT NULL
+FROM belay_library_schema WHERE library = %(library)s AND version = %(version)s
+"""
+_RECORD_SETUP = """
+INSERT INTO belay_library_schema (library, version) VALUES (%(library)s, %(version)s)
+ON CONFLICT (library) DO UPDATE SET version = excluded.version
+"""
 #: LangGraph's store keeps minutes as whole numbers; a shorter time to live would expire at once.
 _FRACTIONS_OF_MINUTES = "ALTER TABLE store ALTER COLUMN ttl_minutes TYPE double precision"
 _TTL_TYPE = """
@@ -60,9 +71,6 @@ def migrate(database_url: str, *, store_index: dict[str, Any] | None = None) -> 
     `store_index` is the project's `store.index`; with one, the store has vectors. Raises
     VectorsUnavailable if Postgres has no pgvector.
     """
-    # Importing LangGraph's saver takes half a second, and only this function needs it.
-    from langgraph.checkpoint.postgres import PostgresSaver  # noqa: PLC0415
-
     applied = []
     with connect(database_url, name="belay migrate") as conn:
         conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
@@ -73,16 +81,33 @@ def migrate(database_url: str, *, store_index: dict[str, Any] | None = None) -> 
                 if number not in done:
                     _apply(conn, number, name, sql)
                     applied.append(name)
-            # LangGraph creates indexes CONCURRENTLY, which Postgres does not allow in transactions.
-            PostgresSaver(conn).setup()
-            conn.execute(
-                "CREATE INDEX CONCURRENTLY IF NOT EXISTS belay_checkpoints_run"
-                " ON checkpoints (thread_id, (metadata ->> 'run_id'))"
-            )
-            _set_up_store(conn, store_index)
+            _set_up_langgraph(conn, store_index)
         finally:
             conn.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
     return applied
+
+
+def _set_up_langgraph(conn: Connection, store_index: dict[str, Any] | None) -> None:
+    """Create or change LangGraph's tables, unless its installed version has done so before."""
+    library = _LANGGRAPH if store_index is None else f"{_LANGGRAPH} with vectors"
+    installed = {"library": library, "version": version(_LANGGRAPH)}
+    if fetch_value(conn, _IS_SET_UP, installed):
+        return
+    # LangGraph creates indexes CONCURRENTLY, which Postgres does not allow in transactions.
+    _set_up_saver(conn)
+    _set_up_store(conn, store_index)
+    conn.execute(_RECORD_SETUP, installed)
+
+
+def _set_up_saver(conn: Connection) -> None:
+    # Importing LangGraph takes half a second, and most calls of `migrate` do not need it.
+    from langgraph.checkpoint.postgres import PostgresSaver  # noqa: PLC0415
+
+    PostgresSaver(conn).setup()
+    conn.execute(
+        "CREATE INDEX CONCURRENTLY IF NOT EXISTS belay_checkpoints_run"
+        " ON checkpoints (thread_id, (metadata ->> 'run_id'))"
+    )
 
 
 def _set_up_store(conn: Connection, index: dict[str, Any] | None) -> None:

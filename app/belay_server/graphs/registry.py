@@ -24,7 +24,7 @@ from langgraph.store.base import ensure_embeddings
 from belay_server.graphs.project.factories import GraphFactory, GraphUse
 from belay_server.graphs.project.langgraph_json import GraphSpec, Project
 from belay_server.graphs.project.loading import ProjectError, load_object
-from belay_server.graphs.store import StoreConfig
+from belay_server.graphs.project.store_section import StoreConfig
 from belay_server.settings import DEFAULT_QUEUE
 
 _T = TypeVar("_T")

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.embeddings import Embeddings
@@ -32,6 +31,7 @@ from belay_server.db.connection import (
 from belay_server.db.reconnecting import ReconnectingConnection
 from belay_server.domain.errors import BadRequest, Unavailable
 from belay_server.graphs.project.raised import is_of_project
+from belay_server.graphs.project.store_section import StoreConfig
 from belay_server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -40,14 +40,6 @@ _COMPARISONS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 
 #: Conditions in one filter.
 _MOST_CONDITIONS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class StoreConfig:
-    """`store` of `langgraph.json`. After loading, `index` has the embedding function."""
-
-    index: dict[str, Any] | None = None
-    ttl: dict[str, Any] = field(default_factory=dict)
 
 
 class ProjectStore(PostgresStore):

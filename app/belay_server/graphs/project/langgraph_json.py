@@ -22,8 +22,8 @@ from belay_server.domain.threads import ThreadTtl, TtlStrategy
 from belay_server.graphs.project.http_section import HttpConfig, read_http_config
 from belay_server.graphs.project.keys import check_keys
 from belay_server.graphs.project.loading import ProjectError
+from belay_server.graphs.project.store_section import StoreConfig, read_store_config
 from belay_server.graphs.project.webhooks_section import WebhooksConfig, read_webhooks_config
-from belay_server.graphs.store import StoreConfig
 from belay_server.project_env import read_env
 from belay_server.settings import DEFAULT_QUEUE
 
@@ -142,7 +142,7 @@ def read_project(path: Path) -> Project:
         openapi=_openapi(path, document.get("auth")),
         http=_http(path, document.get("http"), environ),
         agent_runs_graph=_agent_runs_graph(path, graphs, document.get("agent_runs")),
-        store=_store(path, document.get("store") or {}),
+        store=read_store_config(path, document.get("store") or {}),
         webhooks=read_webhooks_config(path, document.get("webhooks"), environ),
     )
 
@@ -211,20 +211,6 @@ def _agent_runs_graph(path: Path, graphs: dict[str, Any], agent_runs: Any) -> st
     if named not in graphs:
         raise ProjectError(f"{path}: 'agent_runs' names a graph that is not in 'graphs': {named}")
     return named
-
-
-def _store(path: Path, store: Any) -> StoreConfig:
-    """Read `{"index": {"dims", "embed", "fields"}, "ttl": {"default_ttl", "refresh_on_read"}}`."""
-    if not isinstance(store, dict):
-        raise ProjectError(f"{path}: 'store' must be an object")
-    index, ttl = store.get("index"), store.get("ttl") or {}
-    if index is not None:
-        named = isinstance(index, dict) and isinstance(index.get("embed"), str)
-        if not named or not isinstance(index.get("dims"), int) or index["dims"] < 1:
-            raise ProjectError(f"{path}: 'store.index' must have 'embed' and 'dims'")
-    if not isinstance(ttl, dict):
-        raise ProjectError(f"{path}: 'store.ttl' must be an object")
-    return StoreConfig(index, ttl)
 
 
 def _with_ttl(checkpointer: Any, environ: Mapping[str, str]) -> Any:
