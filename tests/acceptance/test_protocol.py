@@ -6,7 +6,7 @@ import json
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from langchain_core.language_models.chat_model_stream import ChatModelStream
@@ -694,15 +694,20 @@ def test_a_websocket_with_a_malformed_thread_id_is_refused(server):
     assert refusal.value.response.status_code == 422
 
 
-def test_a_closed_websocket_leaves_no_listener(http, server, thread_id):
+def test_closed_websockets_leave_no_listeners(http, server, thread_id):
+    """Sessions of the SDK in earlier tests may still listen: on a busy machine, their threads read
+    on for some seconds after the client was closed."""
+
     def listeners():
         lines = http.get("/metrics").text.splitlines()
         found = [line for line in lines if line.startswith("belay_listeners{")]
         return sum(float(line.rpartition(" ")[2]) for line in found)
 
-    wait_until(lambda: listeners() == 0, 20, "nobody to listen")
-    with socket_of(server, thread_id) as socket:
-        send_command(socket, "subscription.subscribe", {"channels": ["values"]}, 1)
-        received(socket, is_response)
-        wait_until(lambda: listeners() == 1, 20, "one who listens")
-    wait_until(lambda: listeners() == 0, 20, "nobody to listen again")
+    before = listeners()
+    with ExitStack() as stack:
+        for _ in range(5):
+            socket = stack.enter_context(socket_of(server, thread_id))
+            send_command(socket, "subscription.subscribe", {"channels": ["values"]}, 1)
+            received(socket, is_response)
+        wait_until(lambda: listeners() >= 5, 20, "five who listen")
+    wait_until(lambda: listeners() <= before, 20, "no listener more than before")

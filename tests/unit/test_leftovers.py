@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import queue
 import sys
@@ -85,6 +86,17 @@ def running_loop():
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def test_a_thread_that_was_started_without_threading_is_left_until_it_ends(leftovers):
+    leftovers.begin_run()
+    end = threading.Event()
+    _thread.start_new_thread(end.wait, ())
+    wait_until(leftovers.has_threads, 10, "the leftover")
+    leftovers.begin_run()
+    assert not leftovers.has_threads()
+    end.set()
+    wait_until(lambda: not leftovers.has_threads(), 10, "the end of the thread")
 
 
 def test_a_task_on_the_event_loop_of_an_earlier_run_counts(leftovers):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
+
 import pytest
 
 from belay_server.graphs.project.loading import ProjectError, load_object
@@ -34,3 +37,23 @@ spec.loader.exec_module(library)
 library.fail()
 """
     assert error_of(tmp_path, text).endswith("ValueError: broken (app/agent.py:6)")
+
+
+def test_a_file_in_a_dependency_has_the_name_by_which_others_import_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "file_of_test_loading.py").write_text("class Order: ...\ngraph = Order()\n")
+    loaded = load_object(tmp_path, [tmp_path], "./file_of_test_loading.py:graph", "Graph 'a'")
+    module = importlib.import_module("file_of_test_loading")
+    assert loaded is module.graph
+    assert type(pickle.loads(pickle.dumps(loaded))) is module.Order
+
+
+@pytest.mark.parametrize("file", ["json.py", "not-a-name.py", "some.thing.py"])
+def test_a_file_that_cannot_be_imported_by_its_name_can_be_pickled_all_the_same(
+    tmp_path, monkeypatch, file
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / file).write_text("class Order: ...\ngraph = Order()\n")
+    loaded = load_object(tmp_path, [tmp_path], f"./{file}:graph", "Graph 'a'")
+    assert type(loaded).__module__.startswith("belay_project_")
+    assert type(pickle.loads(pickle.dumps(loaded))) is type(loaded)

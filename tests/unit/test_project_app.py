@@ -70,7 +70,8 @@ async def fails(scope, receive, send):
 def test_an_app_that_cannot_be_served_is_refused_with_the_reason(tmp_path, source, message):
     files = {} if source is None else {"own_app": source}
     read = project(tmp_path, {"app": "./own_app.py:fails"}, **files)
-    sys.modules.pop(f"belay_project.{'_'.join((tmp_path / 'own_app').parts[1:])}", None)
+    for name in ("own_app", f"belay_project_{'_'.join((tmp_path / 'own_app').parts[1:])}"):
+        sys.modules.pop(name, None)
     with pytest.raises(ProjectError, match=message):
         ProjectApp.load(read)
 

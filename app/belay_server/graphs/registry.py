@@ -11,9 +11,11 @@ import contextlib
 import contextvars
 import inspect
 import sys
+import sysconfig
 from collections.abc import AsyncIterator, Callable, Coroutine, MutableMapping
 from contextlib import asynccontextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -28,6 +30,7 @@ from belay_server.graphs.project.store_section import StoreConfig
 from belay_server.settings import DEFAULT_QUEUE
 
 _T = TypeVar("_T")
+_STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 #: The name of a graph that was compiled without one.
 _UNNAMED = "LangGraph"
 #: A compiled graph, whatever its state and context.
@@ -76,6 +79,24 @@ class GraphRegistry:
     def queue_of(self, graph_id: str) -> str:
         spec = self.project.graphs.get(graph_id)
         return spec.queue if spec else DEFAULT_QUEUE
+
+    def has_code(self, filename: str) -> bool:
+        """Return whether a file has code of the project: it is in the project's folder or in a
+        dependency's, or in an installed package that one of its graphs is in."""
+        path = Path(filename)
+        if any(path.is_relative_to(folder) for folder in self._installed):
+            return True
+        folders = (self.project.root, *self.project.dependencies)
+        is_library = "site-packages" in path.parts or path.is_relative_to(_STANDARD_LIBRARY)
+        return not is_library and any(path.is_relative_to(folder) for folder in folders)
+
+    @cached_property
+    def _installed(self) -> list[Path]:
+        """The files and folders of the packages that graphs are named in as `module:variable`."""
+        locations = [spec.target.rpartition(":")[0] for spec in self.project.graphs.values()]
+        names = {name.partition(".")[0] for name in locations if not name.endswith(".py")}
+        files = [Path(sys.modules[name].__file__ or "") for name in names if name in sys.modules]
+        return [file.parent if file.name == "__init__.py" else file for file in files]
 
     def name_of(self, graph_id: str) -> str:
         """Return the name that the graph was compiled with. If it has none, or a factory makes it,

@@ -6,6 +6,7 @@ stopped when its process has ended; the first beat has the pid.
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypedDict
 
@@ -166,6 +168,44 @@ def close_descriptors(state: State) -> State:
     return {}
 
 
+async def _sleep_after(start: Callable[[str], None], state: State) -> State:
+    start(state["beats"])
+    await asyncio.sleep(60)
+    return {}
+
+
+async def chain_timers(state: State) -> State:
+    """Leave a callback that calls itself again, without a task."""
+
+    def again(path: str) -> None:
+        beat(path, "beat")
+        asyncio.get_running_loop().call_later(_BEAT_SECONDS, again, path)
+
+    return await _sleep_after(again, state)
+
+
+async def restart_tasks(state: State) -> State:
+    """Start a task again whenever it ends, also when it is cancelled."""
+
+    def again(path: str) -> None:
+        beat(path, "beat")
+        task = asyncio.get_running_loop().create_task(asyncio.sleep(_BEAT_SECONDS))
+        task.add_done_callback(lambda _: again(path))
+
+    return await _sleep_after(again, state)
+
+
+async def start_raw_thread(state: State) -> State:
+    """Start a thread that `threading` does not know."""
+
+    def work(path: str) -> None:
+        while True:
+            beat(path, "beat")
+            time.sleep(_BEAT_SECONDS)
+
+    return await _sleep_after(lambda path: _thread.start_new_thread(work, (path,)), state)
+
+
 _POOL = ThreadPoolExecutor(1)
 
 
@@ -193,6 +233,9 @@ KINDS = {
         wait_for_subprocess,
         leave_daemon,
         use_pool,
+        chain_timers,
+        restart_tasks,
+        start_raw_thread,
         use_thread_pool,
         close_descriptors,
     )

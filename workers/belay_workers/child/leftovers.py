@@ -19,9 +19,11 @@ from belay_workers.child.debugger import is_debuggers
 
 #: The standard library's modules in which a thread waits.
 _WAITING = ("threading", "queue", "selectors", "concurrent.futures.thread")
-#: Packages whose threads are no work of a run: they send traces of it.
-_TRACERS = ("langsmith",)
+#: Packages whose threads are no work of a run: they send traces of it, or serve a debugger.
+_TRACERS = ("langsmith", "debugpy", "pydevd", "_pydevd_bundle", "_pydev_bundle")
 _Stack = tuple[CodeType, ...]
+#: A thread, or the identifier of one that was started without `threading`.
+_Key = threading.Thread | int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,36 +40,36 @@ class Leftovers:
     def __init__(self, own: set[threading.Thread]) -> None:
         """`own` are the threads of the child process itself."""
         self._own = own
-        self._before: dict[threading.Thread, _Before] = {}
+        self._before: dict[_Key, _Before] = {}
 
     def begin_run(self) -> None:
         """Note the threads of earlier runs, and what they do."""
         self._before = {
-            thread: _Before(_stack(frame), _tasks(frame)) for thread, frame in self._strangers()
+            key: _Before(_stack(frame), _tasks(frame)) for key, frame in self._strangers()
         }
 
     def has_threads(self) -> bool:
         """Return whether a thread is left that the run started, or that may work for it."""
         return any(
-            not _is_at_rest(frame, self._before.get(thread)) for thread, frame in self._strangers()
+            not _is_at_rest(frame, self._before.get(key)) for key, frame in self._strangers()
         )
 
-    def _strangers(self) -> Iterator[tuple[threading.Thread, FrameType | None]]:
+    def _strangers(self) -> Iterator[tuple[_Key, FrameType | None]]:
         """Yield the threads that are neither Belay's nor a debugger's nor a tracer's."""
-        others = [
-            thread
-            for thread in threading.enumerate()
-            if thread not in self._own
-            and not thread.name.startswith("belay-node")
-            and not is_debuggers(thread)
-        ]
-        if not others:
-            return
+        threads = threading.enumerate()
         frames = sys._current_frames()
-        for thread in others:
-            frame = frames.get(thread.ident or 0)
-            if not _is_tracer(frame):
+        for thread in threads:
+            frame = frames.pop(thread.ident or 0, None)
+            if not self._is_belays(thread) and not is_debuggers(thread) and not _is_tracer(frame):
                 yield thread, frame
+        # Threads of `_thread.start_new_thread`. One that `threading` starts is not in its list
+        # for a moment, and is not Belay's either: that starts none during a run.
+        for ident, frame in frames.items():
+            if not _is_tracer(frame):
+                yield ident, frame
+
+    def _is_belays(self, thread: threading.Thread) -> bool:
+        return thread in self._own or thread.name.startswith("belay-node")
 
 
 def _is_at_rest(frame: FrameType | None, before: _Before | None) -> bool:

@@ -29,8 +29,11 @@ from belay_server.services.runs.endings import Announcer
 from belay_server.settings import Settings
 from belay_workers.child.access import RunAccess
 from belay_workers.child.event_writer import EventWriter
+from belay_workers.child.forkserver import end_forkserver
 from belay_workers.child.leftovers import Leftovers
+from belay_workers.child.loop_leftovers import LoopLeftovers
 from belay_workers.child.main_thread_executor import MainThreadExecutor
+from belay_workers.child.project_code import ProjectCode
 from belay_workers.child.signals import NodeSignals
 from belay_workers.slots import Slot, SlotTable, StopReason
 from belay_workers.supervision.processes import (
@@ -93,11 +96,13 @@ class Child:
         self._asked = StopReason.NONE
         signal.signal(ASK_SIGNAL, self._on_ask)
         self._signals: NodeSignals | None = None
-        self._nodes = MainThreadExecutor(self._restore_signals)
+        self._nodes = MainThreadExecutor(self._restore)
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(self._nodes)
         threading.Thread(target=self._run_loop, name="belay-loop", daemon=True).start()
+        self._project_code = ProjectCode(graphs.has_code)
         self._leftovers = Leftovers(set(threading.enumerate()))
+        self._loop_leftovers = LoopLeftovers(self._loop, self._project_code)
         self._processes_of_our_own = set(descendants(os.getpid()))
         #: Also those that earlier runs have left and that may stay.
         self._processes_before = self._processes_of_our_own
@@ -115,9 +120,9 @@ class Child:
         """Run a coroutine on the loop while this, the main thread, serves its sync nodes.
 
         Returns its result or raises its exception. After a stop it returns only when nothing of
-        the run is left: no node on the main thread, no pool thread, no subprocess. If that never
-        happens, the supervisor kills this process. Processes that a run leaves behind are killed,
-        unless the settings keep them.
+        the run is left: no node on the main thread, no thread, no subprocess, no task or callback
+        of the project on the event loop. If that never happens, the supervisor kills this process.
+        Processes that a run leaves behind are killed, unless the settings keep them.
         """
         if self._signals is None:  # the pool sets its handlers after this object is made
             self._signals = NodeSignals()
@@ -133,12 +138,15 @@ class Child:
                 self._wait_for_leftovers()
         finally:
             self._claim = None
-            self._restore_signals()  # nodes on other threads may set timers, too
+            self._restore()  # nodes on other threads may set timers, too
             if not self.settings.keep_subprocesses:
+                end_forkserver()
                 end_children(self._processes_of_our_own)
         return future.result()
 
-    def _restore_signals(self) -> None:
+    def _restore(self) -> None:
+        """Undo what a node has done to the signals and hooks of this, the main thread."""
+        self._project_code.remove_hooks()
         if self._signals is not None:
             self._signals.restore()
 
@@ -160,7 +168,11 @@ class Child:
         if self._asked is not StopReason.NONE:
             work.close()
             raise asyncio.CancelledError
-        return await work
+        self._loop_leftovers.begin_run()
+        try:
+            return await work
+        finally:
+            self._project_code.remove_hooks()
 
     def _on_ask(self, _signal: int, _frame: FrameType | None) -> None:
         """Handle the supervisor's signal: cancel the task, and raise in a synchronous node.
@@ -179,9 +191,8 @@ class Child:
 
     def _wait_for_leftovers(self) -> None:
         """Wait until everything that the run started has ended. The supervisor limits the time."""
-        self._cancel_stray_tasks()
         idle = threading.Event()
-        while self._has_leftovers():
+        while self.finish(self._loop_leftovers.remain()) or self._has_leftovers():
             idle.wait(_LEFTOVER_SECONDS)
 
     def _has_leftovers(self) -> bool:
@@ -189,15 +200,3 @@ class Child:
         if self._nodes.pool_is_busy or set(below).difference(self._processes_before):
             return True
         return self._leftovers.has_threads()
-
-    def _cancel_stray_tasks(self) -> None:
-        """Cancel the tasks that a node started and did not await."""
-
-        async def cancel_all() -> None:
-            strays = asyncio.all_tasks() - {asyncio.current_task()}
-            for stray in strays:
-                stray.cancel()
-            if strays:
-                await asyncio.wait(strays)
-
-        self.finish(cancel_all())

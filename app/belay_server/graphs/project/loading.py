@@ -58,13 +58,18 @@ def _import(root: Path, dependencies: Sequence[Path], location: str, who: str) -
     # A file inside a dependency's package is imported under its own name, so that its relative
     # imports work and it is not loaded twice.
     # The deepest folder is tried first: with a `src` folder, a module has no `src.` in its name.
+    # So is a file directly in a dependency, unless the name is another module's. The processes of
+    # `multiprocessing` that do not fork can then import it.
     for folder in sorted(dependencies, key=lambda f: len(f.parts), reverse=True):
         if path.is_relative_to(folder):
             parts = path.relative_to(folder).with_suffix("").parts
             package = folder.joinpath(*parts[:-1])
             if len(parts) > 1 and (package / "__init__.py").is_file():
                 return importlib.import_module(".".join(parts))
-    name = f"belay_project.{'_'.join(path.with_suffix('').parts[1:])}"
+            if len(parts) == 1 and parts[0].isidentifier() and _is_importable(parts[0], path):
+                return importlib.import_module(parts[0])
+    # Without a dot: `pickle` would import the package before it.
+    name = f"belay_project_{'_'.join(path.with_suffix('').parts[1:])}".replace(".", "_")
     if name in sys.modules:
         return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, path)
@@ -78,3 +83,12 @@ def _import(root: Path, dependencies: Sequence[Path], location: str, who: str) -
         del sys.modules[name]
         raise
     return module
+
+
+def _is_importable(name: str, path: Path) -> bool:
+    """Return whether `import name` imports this file."""
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    return found is not None and found.origin is not None and Path(found.origin) == path

@@ -1,0 +1,183 @@
+"""Test what counts as left on the event loop by a run that was stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import socket
+import sys
+
+import pytest
+
+from belay_workers.child.loop_leftovers import LoopLeftovers
+from belay_workers.child.project_code import ProjectCode
+
+
+def _is_this_file(name):
+    return name == __file__
+
+
+@pytest.fixture
+def play():
+    """A function that runs a scene with leftovers after `begin_run`, in a new event loop."""
+
+    def run(scene, before=None):
+        async def main():
+            loop = asyncio.get_running_loop()
+            leftovers = LoopLeftovers(loop, ProjectCode(_is_this_file))
+            if before is not None:
+                await before(loop)
+            leftovers.begin_run()
+            assert not await leftovers.remain()
+            return await scene(leftovers, loop)
+
+        return asyncio.run(main())
+
+    return run
+
+
+async def until_nothing_remains(leftovers):
+    async with asyncio.timeout(10):
+        while await leftovers.remain():
+            await asyncio.sleep(0)
+
+
+def test_a_task_is_cancelled_once_and_awaited(play):
+    cancels = []
+
+    async def task():
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancels.append(1)
+            await asyncio.sleep(0.2)  # its own cleanup, longer than one turn of the search
+            cancels.append("done")
+
+    async def scene(leftovers, loop):
+        task_of_run = loop.create_task(task())
+        await asyncio.sleep(0)
+        assert await leftovers.remain()
+        await until_nothing_remains(leftovers)
+        assert task_of_run.done()
+
+    play(scene)
+    assert cancels == [1, "done"]
+
+
+def test_a_task_that_the_end_of_another_starts_is_cancelled_too(play):
+    started = []
+
+    async def scene(leftovers, loop):
+        def again(_):
+            if len(started) < 3:
+                started.append(loop.create_task(asyncio.sleep(60)))
+                started[-1].add_done_callback(again)
+
+        loop.create_task(asyncio.sleep(60)).add_done_callback(again)
+        await until_nothing_remains(leftovers)
+        assert [task.cancelled() for task in started] == [True] * 3
+
+    play(scene)
+
+
+def _later(loop, call):
+    return loop.call_later(60, call)
+
+
+def _soon_for_ever(loop, call):
+    def again():
+        call()
+        handles[0] = loop.call_soon(again)
+
+    handles = [loop.call_soon(again)]
+
+    class Chain:
+        def cancel(self):
+            handles[0].cancel()
+
+    return Chain()
+
+
+@pytest.mark.parametrize("schedule", [_later, _soon_for_ever])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_callback_of_the_project_remains_until_it_is_cancelled(play, schedule, wrapped):
+    async def scene(leftovers, loop):
+        call = functools.partial(lambda: None) if wrapped else lambda: None
+        handle = schedule(loop, call)
+        assert await leftovers.remain()
+        assert await leftovers.remain()
+        handle.cancel()
+        assert not await leftovers.remain()
+
+    play(scene)
+
+
+def test_callbacks_of_libraries_and_of_earlier_runs_do_not_count(play):
+    async def earlier(loop):
+        loop.call_later(60, lambda: None)
+
+    async def scene(leftovers, loop):
+        loop.call_later(60, asyncio.Event().set)
+        loop.call_later(60, os.getpid)
+        assert not await leftovers.remain()
+
+    play(scene, before=earlier)
+
+
+def test_a_reader_of_the_project_remains_until_it_is_removed(play):
+    async def scene(leftovers, loop):
+        readable, writable = os.pipe()
+        loop.add_reader(readable, lambda: None)
+        assert await leftovers.remain()
+        loop.remove_reader(readable)
+        assert not await leftovers.remain()
+        os.close(readable)
+        os.close(writable)
+
+    play(scene)
+
+
+def test_a_server_remains_until_it_is_closed(play):
+    async def earlier(loop):
+        loop.older = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
+
+    async def scene(leftovers, loop):
+        server = await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
+        assert await leftovers.remain()
+        server.close()
+        await server.wait_closed()
+        assert not await leftovers.remain()
+        loop.older.close()
+
+    play(scene, before=earlier)
+
+
+class _Echo(asyncio.Protocol):
+    def data_received(self, data): ...
+
+
+@pytest.mark.parametrize(("protocol", "counts"), [(_Echo, True), (asyncio.Protocol, False)])
+def test_a_connection_counts_if_the_project_handles_its_data(play, protocol, counts):
+    async def scene(leftovers, loop):
+        ours, theirs = socket.socketpair()
+        transport, _ = await loop.create_connection(protocol, sock=ours)
+        assert await leftovers.remain() == counts
+        transport.close()
+        theirs.close()
+        await until_nothing_remains(leftovers)
+
+    play(scene)
+
+
+def test_hooks_of_the_project_are_removed_and_others_stay():
+    of_project, of_library = ProjectCode(_is_this_file), ProjectCode(lambda _: False)
+    before = sys.getprofile()
+    try:
+        sys.setprofile(lambda *_: None)
+        of_library.remove_hooks()
+        assert sys.getprofile() is not None
+        of_project.remove_hooks()
+        assert sys.getprofile() is None
+    finally:
+        sys.setprofile(before)

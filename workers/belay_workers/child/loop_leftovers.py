@@ -1,0 +1,96 @@
+"""End what a stopped run has left on its child's event loop, and find what cannot be ended.
+
+Tasks are cancelled. A callback of the project's own code that waits to be called (`call_soon`,
+`call_later`, `add_reader`) and a socket that listens stay: while there is one that the run may have
+left, the child is not free, and the supervisor kills it. The timers of libraries, such as those
+that close idle connections, are no work of a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+from weakref import WeakSet
+
+from belay_workers.child.project_code import ProjectCode
+
+_TURN_SECONDS = 0.05
+
+
+class LoopLeftovers:
+    """Distinguishes what one run leaves on the event loop from what was on it before.
+
+    Applies to asyncio's own loops; on one of another library only tasks are found.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, project: ProjectCode) -> None:
+        self._loop: Any = loop
+        self._project = project
+        self._handles_before: dict[int, asyncio.Handle] = {}
+        self._listening_before: set[tuple[int, int]] = set()
+        self._cancelled: WeakSet[asyncio.Task[Any]] = WeakSet()
+
+    def begin_run(self) -> None:
+        """Note the callbacks and the sockets of earlier runs. Call it on the event loop."""
+        self._handles_before = {id(handle): handle for handle in self._handles()}
+        self._listening_before = set(self._listening())
+
+    async def remain(self) -> bool:
+        """Cancel the tasks, each once, and wait a moment for their ends. Return whether a task, a
+        callback of the project or a listening socket is left."""
+        strays = self._strays()
+        for stray in strays.difference(self._cancelled):
+            stray.cancel()
+        self._cancelled.update(strays)
+        if strays:
+            await asyncio.wait(strays, timeout=_TURN_SECONDS)
+            await asyncio.sleep(0)  # the callbacks of the tasks may start others
+        return bool(
+            self._strays()
+            or any(map(self._is_projects, self._handles()))
+            or set(self._listening()) - self._listening_before
+        )
+
+    def _strays(self) -> set[asyncio.Task[Any]]:
+        return asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}
+
+    def _handles(self) -> Iterator[asyncio.Handle]:
+        """Yield the callbacks that are due, those that wait for their time, and those that wait for
+        a file descriptor."""
+        yield from list(getattr(self._loop, "_ready", ()))
+        yield from list(getattr(self._loop, "_scheduled", ()))
+        for key in self._keys():
+            yield from (handle for handle in key.data or () if handle is not None)
+
+    def _is_projects(self, handle: asyncio.Handle) -> bool:
+        if handle.cancelled() or id(handle) in self._handles_before:
+            return False
+        callback: Any = handle._callback  # type: ignore[attr-defined]
+        transport = getattr(callback, "__self__", None)
+        protocol = getattr(transport, "_protocol", None)
+        return self._project.has(callback) or (
+            protocol is not None and self._project.has_methods_of(protocol)
+        )
+
+    def _keys(self) -> list[Any]:
+        selector = getattr(self._loop, "_selector", None)
+        return [] if selector is None else list(selector.get_map().values())
+
+    def _listening(self) -> Iterator[tuple[int, int]]:
+        """Yield the descriptor and the inode of each socket on which the loop accepts
+        connections."""
+        for key in self._keys():
+            with suppress(OSError):  # closed without the loop's knowledge
+                found = os.fstat(key.fd)
+                if stat.S_ISSOCK(found.st_mode) and _accepts(key.fd):
+                    yield key.fd, found.st_ino
+
+
+def _accepts(descriptor: int) -> bool:
+    with socket.socket(fileno=os.dup(descriptor)) as same:
+        return bool(same.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
