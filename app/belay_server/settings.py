@@ -24,6 +24,10 @@ DEFAULT_QUEUE = "runs"
 #: The environment variable of a random token that the processes of one gunicorn share.
 SERVER_TOKEN = "BELAY_SERVER_TOKEN"  # noqa: S105
 AUTH_WORDS = ("keys", "none")
+#: The largest value of a setting in seconds.
+_YEAR_SECONDS = 365 * 86_400
+#: Postgres takes a timeout as a 32-bit number of milliseconds.
+_LONGEST_STATEMENT_SECONDS = 2_147_483
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _MIB = 1024 * 1024
 _AES_KEY_BYTES = (16, 24, 32)
@@ -217,7 +221,9 @@ class Settings:
                 "BELAY_EVENT_LOG_MAX_BYTES", 64 * _MIB, minimum=1024 * 1024
             ),
             web_pool_size=read.integer("BELAY_WEB_POOL_SIZE", 10, minimum=2),
-            statement_seconds=read.number("BELAY_STATEMENT_SECONDS", 30.0, minimum=1.0),
+            statement_seconds=read.number(
+                "BELAY_STATEMENT_SECONDS", 30.0, minimum=1.0, maximum=_LONGEST_STATEMENT_SECONDS
+            ),
             pgbouncer=read.boolean("BELAY_PGBOUNCER", False),
             redact_errors=read.boolean("BELAY_REDACT_ERRORS", False),
             max_body_bytes=read.integer("BELAY_MAX_BODY_BYTES", 8 * _MIB, minimum=1024),
@@ -338,8 +344,14 @@ class _Reader:
     def integer(self, name: str, default: int, *, minimum: int) -> int:
         return int(self._bounded(name, default, int, minimum))
 
-    def number(self, name: str, default: float, *, minimum: float) -> float:
-        return float(self._bounded(name, default, float, minimum))
+    def number(
+        self, name: str, default: float, *, minimum: float, maximum: float = _YEAR_SECONDS
+    ) -> float:
+        """Return a number of seconds."""
+        value = float(self._bounded(name, default, float, minimum))
+        if not value <= maximum:  # also for `nan`
+            raise self._error(name, f"must be at most {maximum:.0f}, not {self.text(name, '')}")
+        return value
 
     def boolean(self, name: str, default: bool) -> bool:
         raw = self.text(name, "").lower()

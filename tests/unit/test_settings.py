@@ -142,3 +142,15 @@ def test_the_web_process_is_reached_where_it_listens(given, expected):
 def test_an_internal_url_must_be_http(url):
     with pytest.raises(SettingsError, match="BELAY_INTERNAL_URL"):
         Settings.from_environ({**MINIMAL, "BELAY_INTERNAL_URL": url})
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e400", "40000000"])
+@pytest.mark.parametrize("name", ["BELAY_LEASE_SECONDS", "BELAY_RUN_TIMEOUT_SECONDS"])
+def test_seconds_are_at_most_a_year(name, value):
+    with pytest.raises(SettingsError, match=rf"^{name} must be at most 31536000, not {value}"):
+        Settings.from_environ({**MINIMAL, name: value})
+
+
+def test_seconds_of_a_statement_are_what_postgres_accepts():
+    with pytest.raises(SettingsError, match=r"^BELAY_STATEMENT_SECONDS must be at most 2147483"):
+        Settings.from_environ({**MINIMAL, "BELAY_STATEMENT_SECONDS": "2147484"})

@@ -7,10 +7,12 @@ event loop runs in a side thread, and database writes in another, in order.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
@@ -135,6 +137,10 @@ class Child:
                 lambda: asyncio.run_coroutine_threadsafe(self._as_task(work), self._loop)
             )
             if self._asked is not StopReason.NONE:
+                self._task = None
+                # What is only garbage now may have finalizers, such as the `finally` of an
+                # asynchronous generator. They are called now, and not in a later run.
+                gc.collect()
                 self._wait_for_leftovers()
         finally:
             self._claim = None
@@ -171,6 +177,10 @@ class Child:
         self._loop_leftovers.begin_run()
         try:
             return await work
+        except BaseException as error:
+            if self._asked is not StopReason.NONE:
+                _release_locals(error)
+            raise
         finally:
             self._project_code.remove_hooks()
 
@@ -200,3 +210,13 @@ class Child:
         if self._nodes.pool_is_busy or set(below).difference(self._processes_before):
             return True
         return self._leftovers.has_threads()
+
+
+def _release_locals(error: BaseException | None) -> None:
+    """Clear the frames through which an exception and its causes went, which keep local variables
+    of a stopped run's nodes for as long as its future exists."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
