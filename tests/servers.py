@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from belay_server.db.api_keys import insert_api_key
+from belay_server.db.connection import connect
 from belay_server.dev.embedded import (
     EmbeddedPostgres,
     EmbeddedValkey,
@@ -23,6 +25,7 @@ from belay_server.dev.embedded import (
     wait_until_ready,
 )
 from belay_server.dev.process_tree import die_with_parent
+from belay_server.domain.api_keys import make_key
 from belay_server.graphs.project.langgraph_json import read_project
 from tests.waiting import wait_until
 
@@ -136,6 +139,16 @@ class LiveServer:
                 if word.startswith("-cunix_socket_directories="):
                     return f"postgresql://postgres@/postgres?host={word.partition('=')[2]}"
         raise RuntimeError("this server has no embedded Postgres")
+
+    def new_key(
+        self, name: str, *, team: str = "default", scope: str = "all", days: float | None = None
+    ) -> str:
+        """Create an API key as `belay keys create` does, without a process. Return it."""
+        new = make_key()
+        seconds = None if days is None else days * 86_400
+        with connect(self.database_url) as conn:
+            insert_api_key(conn, new, name=name, team=team, scope=scope, seconds=seconds)
+        return new.text
 
     def worker_parent(self) -> psutil.Process:
         """Return the worker's parent process: the one whose own parent is `belay dev`."""

@@ -9,9 +9,8 @@ import httpx
 import pytest
 from exa_py import Exa
 
-from belay_server.db.api_keys import insert_api_key, revoke_api_key
+from belay_server.db.api_keys import revoke_api_key
 from belay_server.db.connection import connect
-from belay_server.domain.api_keys import make_key
 from tests.acceptance.exa_clients import (
     BETAS,
     ROUTES,
@@ -41,11 +40,8 @@ class Locked:
     def key(self, *, team: str | None = None, scope: str = "all") -> str:
         """Create a key, of a new team unless one is named."""
         self._teams += 1
-        new = make_key()
         team = team or f"team {self._teams}"
-        with connect(self.live.database_url) as conn:
-            insert_api_key(conn, new, name=team, team=team, scope=scope, seconds=None)
-        return new.text
+        return self.live.new_key(team, team=team, scope=scope)
 
     def raw(self, key: str | None) -> httpx.Client:
         return raw_client(self.url, key)

@@ -879,7 +879,7 @@ def belay_keys(server: LiveServer, *words: str) -> str:
 
 
 def test_revoking_a_key_closes_its_streams_and_waits(locked):
-    key = belay_keys(locked, "create", "--name", "doomed")
+    key = locked.new_key("doomed")
     headers = {"x-api-key": key}
     with watched(httpx.Client(base_url=locked.url, headers=headers, timeout=120)) as client:
         thread = client.post("/threads", json={}).json()["thread_id"]
@@ -920,7 +920,7 @@ def test_revoking_a_key_closes_its_streams_and_waits(locked):
 
 
 def test_a_key_revoked_while_a_body_is_received_is_refused(locked):
-    key = belay_keys(locked, "create", "--name", "slow")
+    key = locked.new_key("slow")
     head = (
         f"POST /threads HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
         "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
@@ -946,7 +946,7 @@ def test_a_key_revoked_while_a_body_is_received_is_refused(locked):
 
 
 def test_invalid_keys_are_rate_limited_and_valid_ones_are_not(locked):
-    key = belay_keys(locked, "create", "--name", "right")
+    key = locked.new_key("right")
     with watched(httpx.Client(base_url=locked.url, timeout=60)) as client:
         statuses = [
             client.post(
@@ -964,7 +964,7 @@ def test_invalid_keys_are_rate_limited_and_valid_ones_are_not(locked):
 
 
 def test_the_number_of_slow_cancel_requests_is_limited(locked):
-    key = belay_keys(locked, "create", "--name", "slow")
+    key = locked.new_key("slow")
     head = f"POST /runs/cancel HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
     head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
     with ExitStack() as stack:

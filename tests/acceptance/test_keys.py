@@ -106,7 +106,7 @@ def test_the_sdk_authenticates_with_a_key(locked, key):
 
 
 def test_a_revoked_key_is_refused_and_others_stay_valid(locked, key):
-    other = belay(locked, "create", "--name", "to be revoked")[0]
+    other = locked.new_key("to be revoked")
     assert call(locked, **{"x-api-key": other}).status_code == 200
     said, _ = belay(locked, "revoke", "to be revoked")
     assert said.startswith(f"revoked {other.split('_')[1]}")
@@ -119,7 +119,7 @@ def test_a_revoked_key_is_refused_and_others_stay_valid(locked, key):
 
 
 def test_the_code_of_a_run_loses_its_access_with_the_key_that_created_it(locked, key, tmp_path):
-    other = belay(locked, "create", "--name", "replaced")[0]
+    other = locked.new_key("replaced")
     note = tmp_path / "called"
     body = {"assistant_id": "refused", "input": {"note": str(note)}}
     with watched(httpx.Client(base_url=locked.url, timeout=60)) as client:
@@ -133,7 +133,7 @@ def test_the_code_of_a_run_loses_its_access_with_the_key_that_created_it(locked,
 
 
 def test_revoking_a_key_states_and_disables_its_crons(locked, key):
-    other = belay(locked, "create", "--name", "scheduler")[0]
+    other = locked.new_key("scheduler")
     body = {"assistant_id": "counter", "schedule": "0 0 1 1 *"}
     with watched(httpx.Client(base_url=locked.url, timeout=60)) as client:
         cron = client.post("/runs/crons", json=body, headers={"x-api-key": other}).json()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -43,15 +40,7 @@ def limited(make_server):
 
 def new_client(server: LiveServer, name: str) -> httpx.Client:
     """Return a client with its own new key."""
-    made = subprocess.run(
-        [sys.executable, "-m", "belay_server", "keys", "create", "--name", name],
-        env={**os.environ, "DATABASE_URL": server.database_url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    headers = {"x-api-key": made.stdout.strip()}
+    headers = {"x-api-key": server.new_key(name)}
     return watched(httpx.Client(base_url=server.url, headers=headers, timeout=60))
 
 
