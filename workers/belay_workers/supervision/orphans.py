@@ -53,7 +53,7 @@ class Orphans:
         ends_at = time.monotonic() + _KILL_SECONDS
         while orphans := self._find() or self._find():
             for process in orphans:
-                processes.kill_tree(process.pid)
+                processes.kill_with_descendants(process)
                 _reap(process.pid)
             if time.monotonic() > ends_at:
                 log.error(

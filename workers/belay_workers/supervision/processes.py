@@ -19,6 +19,7 @@ SIGKILL = signal.SIGKILL
 #: Seconds to wait for a SIGSTOP to take effect.
 _STOP_SECONDS = 0.1
 _END_SECONDS = 2.0
+_SEARCH_SECONDS = 0.5
 
 
 def become_reaper() -> None:
@@ -63,32 +64,46 @@ def has_children() -> bool:
     return True
 
 
+#: Whether the kernel lists the children of a process (`CONFIG_PROC_CHILDREN`).
+_HAS_LISTS = Path(f"/proc/self/task/{os.getpid()}/children").exists()
+
+
 def children(pid: int) -> list[int]:
     """Return the ids of a process's direct children.
 
-    They are read from the kernel's lists where it has them (`CONFIG_PROC_CHILDREN`), in a fraction
-    of a millisecond; a scan of all processes takes a hundred times as long. While children end, a
-    list may omit others: a caller that needs all of them has to read twice.
+    They are read from the kernel's lists where it has them, in a fraction of a millisecond; a scan
+    of all processes takes a hundred times as long. While children end, a list may omit others: a
+    caller that needs all of them has to read twice.
     """
-    tasks = Path(f"/proc/{pid}/task")
-    if not (tasks / str(pid) / "children").exists():
+    if not _HAS_LISTS:
         with suppress(psutil.NoSuchProcess):
             return [process.pid for process in psutil.Process(pid).children()]
         return []
     found: list[int] = []
     with suppress(OSError):
-        for task in tasks.iterdir():
+        for task in Path(f"/proc/{pid}/task").iterdir():
             with suppress(OSError):  # a thread that has ended
                 found += map(int, (task / "children").read_text().split())
     return found
 
 
 def descendants(pid: int) -> list[psutil.Process]:
-    """Return all processes below a process; an empty list if it does not exist."""
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
+    """Return all processes below a process; an empty list if it does not exist.
+
+    As with `children`, some may be missing while others end.
+    """
+    if not _HAS_LISTS:
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(pid).children(recursive=True)
         return []
+    found: list[psutil.Process] = []
+    parents = [pid]
+    while parents:
+        for child in children(parents.pop()):
+            with suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(child))
+                parents.append(child)
+    return found
 
 
 def end_children(keep: Collection[psutil.Process] = ()) -> None:
@@ -99,8 +114,7 @@ def end_children(keep: Collection[psutil.Process] = ()) -> None:
     while has_children():
         below = [process for process in descendants(os.getpid()) if process not in keep]
         for process in below:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+            _kill(process)
         if not below or psutil.wait_procs(below, timeout=_END_SECONDS)[1]:
             return
 
@@ -132,23 +146,40 @@ def resume(pid: int) -> None:
 def kill_tree(pid: int) -> None:
     """Kill a process and everything below it with SIGKILL.
 
-    Stop the process first (`stop`): it then starts nothing new during the search. Processes that
-    its descendants start during the search are killed, too.
+    Stop the process first (`stop`): it then starts nothing new, and what its descendants start
+    during the search stays below it. The search ends after half a second, if they start processes
+    faster than they are killed; `Orphans` kills the rest.
     """
-    below = descendants(pid)
+    killed: set[psutil.Process] = set()
+    ends_at = time.monotonic() + _SEARCH_SECONDS
+    while new := _others_below(pid, killed) or _others_below(pid, killed):
+        for process in new:
+            _kill(process)
+        killed |= new
+        if time.monotonic() > ends_at:
+            break
     with suppress(ProcessLookupError, PermissionError):
         if os.getpgid(pid) == pid:
             os.killpg(pid, signal.SIGKILL)
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    for process in below:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    # Processes that those started between the search and the kill.
-    for process in below:
-        for late in descendants(process.pid):
-            with suppress(psutil.NoSuchProcess):
-                late.kill()
+
+
+def kill_with_descendants(process: psutil.Process) -> None:
+    """Kill a process that is not stopped, and what is below it now."""
+    below = descendants(process.pid)
+    _kill(process)
+    for descendant in below:
+        _kill(descendant)
+
+
+def _others_below(pid: int, known: set[psutil.Process]) -> set[psutil.Process]:
+    return set(descendants(pid)) - known
+
+
+def _kill(process: psutil.Process) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
 
 
 def open_pidfd(pid: int) -> int | None:
