@@ -5,13 +5,18 @@ from __future__ import annotations
 import fcntl
 import os
 import resource
+import select
 import subprocess
 import sys
 import uuid
 
+import pytest
+
 from belay_server.domain.runs import Claim
-from belay_workers.slots import StopReason
-from belay_workers.supervision.stopper import StopRequests, _is_dead, _Watched
+from belay_workers.slots import SlotTable, StopReason
+from belay_workers.supervision import processes
+from belay_workers.supervision.orphans import Orphans
+from belay_workers.supervision.stopper import Stopper, StopRequests, _is_dead, _Watched
 
 
 def claim():
@@ -60,3 +65,49 @@ def test_a_death_is_detected_with_a_high_descriptor_number():
         os.close(pidfd)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def sleepers():
+    """Three processes that only end when killed."""
+    started = [subprocess.Popen(["sleep", "600"]) for _ in range(3)]
+    yield started
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_every_run_is_asked_before_one_is_killed(sleepers, monkeypatch):
+    """Killing a child with many processes takes long; the others must not wait for it."""
+    slots = SlotTable(3)
+    claims = [claim() for _ in sleepers]
+    for process, its_claim in zip(sleepers, claims, strict=True):
+        slot = slots.take()
+        slot._record.pid, slot._record.canary = process.pid, -1
+        slot.claiming(its_claim.run_id)
+        slot.running(its_claim, uuid.uuid4(), 0.0)
+    done = []
+    monkeypatch.setattr(processes, "stop", lambda pid: done.append(("kill", pid)))
+    monkeypatch.setattr(os, "kill", lambda pid, _signal: done.append(("ask", pid)))
+    requests = StopRequests()
+    stopper = Stopper(
+        slots,
+        requests,
+        grace_seconds=0.0,
+        orphans=Orphans(list),
+        on_death=lambda _: None,
+        on_free=lambda: None,
+    )
+    first, second, third = (process.pid for process in sleepers)
+    watched, poller = {}, select.poll()
+    for one in claims[:2]:
+        requests.add(one, StopReason.CANCEL)
+    stopper._run_once(watched, poller)
+    assert done == [("ask", first), ("ask", second)]
+    requests.add(claims[2], StopReason.CANCEL)
+    requests.have_woken()
+    stopper._run_once(watched, poller)
+    assert done[2:] == [("ask", third), ("kill", first)]
+    assert select.select([requests], [], [], 0)[0], "the rest is to be done at once"
+    for child in watched.values():
+        os.close(child.pidfd)

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,38 +154,52 @@ class Stopper:
                     os.close(child.pidfd)
 
     def _run_once(self, watched: dict[int, _Watched], poller: select.poll) -> None:
-        readings = {reading.index: reading for reading in self._slots.read_all()}
+        """Ask every child whose run is to be stopped; then kill or bury one, which may take long.
+
+        So a run with many processes does not delay the requests for others.
+        """
         looks = time.monotonic() >= self._look_at_canaries_at
         if looks:
             self._look_at_canaries_at = time.monotonic() + _CANARY_SECONDS
-        for index, reading in readings.items():
-            child = watched.get(index)
+        slow: list[Callable[[], None]] = []
+        dead: list[int] = []
+        for reading in self._slots.read_all():
+            child = watched.get(reading.index)
             if child is None or child.pid != reading.pid:
-                child = watched[index] = _Watched(reading.pid, processes.open_pidfd(reading.pid))
+                child = _Watched(reading.pid, processes.open_pidfd(reading.pid))
+                watched[reading.index] = child
                 if child.pidfd is not None:
                     poller.register(child.pidfd, select.POLLIN)
             if _is_dead(child):
-                self._bury(watched, poller, index)
+                dead.append(reading.index)
             elif reading.is_busy:
+                why = self._stop_if_requested(child, reading)
                 if looks and _has_lost_its_canary(reading):
-                    self._kill(child, reading, "has closed the descriptors of its process")
-                self._stop_if_requested(child, reading)
+                    why = "has closed the descriptors of its process"
+                if why is not None:
+                    slow.append(partial(self._kill, child, reading, why))
             elif child.asked is not None:
                 child.asked = None
+        slow += [partial(self._bury, watched, poller, index) for index in dead]
+        if slow:
+            slow[0]()
+        if len(slow) > 1:
+            self._requests.wake()
         self._requests.forget_all_but(self._claims_in_hand)
 
     def _claims_in_hand(self) -> set[Claim]:
         return {reading.claim for reading in self._slots.read_all() if reading.is_busy}
 
-    def _stop_if_requested(self, child: _Watched, reading: Reading) -> None:
-        """Take the next step to stop a busy child, on a stop request or after its time limit."""
+    def _stop_if_requested(self, child: _Watched, reading: Reading) -> str | None:
+        """Ask a busy child to stop, on a stop request or after its time limit. Return why it is to
+        be killed, once it has had the grace period."""
         now = time.monotonic()
         reason = self._requests.reason_for(reading.claim)
         if reason is StopReason.NONE and reading.deadline and now >= reading.deadline:
             reason = StopReason.TIMEOUT
             self._requests.add(reading.claim, reason)
         if reason is StopReason.NONE:
-            return
+            return None
         if child.asked != reading.claim or child.reason is not reason:
             first = child.asked != reading.claim
             child.asked, child.reason = reading.claim, reason
@@ -193,11 +208,11 @@ class Stopper:
             self._slots.ask(reading.index, reading.claim, reason)
             with suppress(ProcessLookupError):
                 os.kill(child.pid, ASK_SIGNAL)
-            return
+            return None
         late = _FINISHING_SECONDS if reading.phase is Phase.FINISHING else 0.0
-        if now >= child.kill_at + late:
-            why = f"did not stop when asked ({child.reason.name.lower()})"
-            self._kill(child, reading, why)
+        if now < child.kill_at + late:
+            return None
+        return f"did not stop when asked ({child.reason.name.lower()})"
 
     def _kill(self, child: _Watched, reading: Reading, why: str) -> None:
         """Kill the child, unless it has started another run since `reading` was read."""
