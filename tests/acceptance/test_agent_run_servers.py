@@ -171,6 +171,7 @@ def test_concurrent_creates_never_exceed_the_active_run_limit_of_a_team(locked, 
             for answer in answers[n::2]:
                 if answer.status_code != 200:
                     assert_error(answer, 429, "CONCURRENCY_LIMIT_REACHED", "RATE_LIMIT_ERROR")
+                    assert answer.headers["retry-after"] == "2"
             assert {run["id"] for run in team.get("/agent/runs").json()["data"]} == set(accepted)
             for run in accepted:
                 team.delete(f"/agent/runs/{run}")

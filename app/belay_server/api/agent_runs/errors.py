@@ -59,7 +59,10 @@ def agent_error(error: Exception) -> Response:
 
 def _agent_error(error: AgentError) -> Response:
     status, kind = _KINDS.get(type(error), _INVALID)
-    return _envelope(status, kind, error.code, error.detail, error.about)
+    response = _envelope(status, kind, error.code, error.detail, error.about)
+    if status == 429:
+        response.headers["Retry-After"] = _RETRY_AFTER_SECONDS
+    return response
 
 
 def _unavailable(error: Unavailable) -> Response:
