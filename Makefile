@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist loadfile
 .PHONY: demo run test test-all test-full test-pythons test-js flakes faults attacks audit lint bench bench-cancel bench-backlog docs lock clean
 
 demo: $(READY)  ## Start a whole server, run the cancel guide with the real SDK, and stop it.
-	$(BIN)/python -m belay_server.demo
+	$(BIN)/python -m belay_server.cli.demo
 
 run: $(READY)  ## Run the server with the example project until Ctrl-C. PORT=… sets the port.
 	$(BIN)/belay dev $(if $(PORT),--port $(PORT))

@@ -10,10 +10,10 @@ from flask.testing import FlaskClient
 
 from belay_server.api.application import create_api
 from belay_server.api.context import ApiContext
+from belay_server.configuration.settings import Settings
 from belay_server.domain.access import EVERYTHING
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.settings import Settings
 from belay_server.web_metrics import WebMetrics
 from tests.servers import PROJECT
 

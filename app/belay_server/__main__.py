@@ -1,5 +1,5 @@
 """Run the `belay` command: `python -m belay_server`."""
 
-from belay_server.cli import main
+from belay_server.cli.commands import main
 
 main()

@@ -18,7 +18,7 @@ from uuid import UUID
 from celery import Celery
 from kombu import Queue
 
-from belay_server.settings import DEFAULT_QUEUE, Settings
+from belay_server.configuration.settings import DEFAULT_QUEUE, Settings
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from uuid import UUID
 import redis
 from flask import Flask
 
-from belay_server import logs
 from belay_server.api.application import create_api
 from belay_server.api.context import ApiContext
 from belay_server.api.project.app import ProjectApp
@@ -30,6 +29,9 @@ from belay_server.bus.open_requests import OpenRequests
 from belay_server.bus.project_cache import ProjectCache
 from belay_server.bus.rate_limits import FailedLogins, RateLimits
 from belay_server.bus.run_feed import RunFeed
+from belay_server.configuration.project_env import add_project_env
+from belay_server.configuration.setting_aliases import warn_of_ignored
+from belay_server.configuration.settings import Settings, SettingsError
 from belay_server.db import assistants as assistant_rows
 from belay_server.db import runs as run_rows
 from belay_server.db.assistants import SystemAssistant
@@ -41,13 +43,11 @@ from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.loopback import Loopback
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import ApiStore
-from belay_server.project_env import add_project_env
+from belay_server.runtime import logs
 from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
 from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.open_keys import OpenKeys
 from belay_server.services.parts import Parts
-from belay_server.setting_aliases import warn_of_ignored
-from belay_server.settings import Settings, SettingsError
 from belay_server.states.jobs import StateParts
 from belay_server.states.process import StateProcess
 from belay_server.web_metrics import WebMetrics

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from gunicorn.workers.base import Worker
 
 
-from belay_server.project_env import add_project_env
-from belay_server.settings import SERVER_TOKEN, SettingsError
+from belay_server.configuration.project_env import add_project_env
+from belay_server.configuration.settings import SERVER_TOKEN, SettingsError
 
 # `multiprocessing` reads its pipes with the original `os.read`, which gevent does not replace. A
 # thread of the project that waits for a queue (loguru's `enqueue=True`) would stop the process.
@@ -76,10 +76,10 @@ forwarded_allow_ips = os.environ.get("FORWARDED_ALLOW_IPS", "127.0.0.1")
 
 def post_fork(server: Arbiter, worker: Worker) -> None:
     """Disable the garbage collector until the worker has loaded. Bind its life to the master's."""
-    from belay_server import startup_gc  # noqa: F401, PLC0415  (disables the garbage collector)
+    from belay_server.runtime import startup_gc  # noqa: F401, PLC0415  (disables the garbage collector)
 
     if sys.platform == "linux":
-        from belay_server import allocator  # noqa: PLC0415
+        from belay_server.runtime import allocator  # noqa: PLC0415
 
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
         allocator.return_large_blocks()
@@ -87,8 +87,8 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
 
 def post_worker_init(worker: Worker) -> None:
     """Enable the garbage collector. The objects that the worker has loaded stay excluded."""
-    from belay_server import startup_gc  # noqa: PLC0415
-    from belay_server.turns import Turns  # noqa: PLC0415
+    from belay_server.runtime import startup_gc  # noqa: PLC0415
+    from belay_server.runtime.turns import Turns  # noqa: PLC0415
 
     worker.request_turns = Turns()
     startup_gc.started()
@@ -130,7 +130,7 @@ def child_exit(server: Arbiter, worker: Worker) -> None:
 
 def on_starting(server: Arbiter) -> None:
     """Give gunicorn's own log Belay's filters and format. Check the bind addresses."""
-    from belay_server.logs import (  # noqa: PLC0415
+    from belay_server.runtime.logs import (  # noqa: PLC0415
         formatter,
         without_failed_boots,
         without_request_lines,
@@ -151,7 +151,7 @@ def when_ready(server: Arbiter) -> None:
 
 def _check_exposure(addresses: list[Any]) -> None:
     """Exit with code 3 if `refuse_open_server` refuses one of gunicorn's bind addresses."""
-    from belay_server.exposure import refuse_open_server  # noqa: PLC0415
+    from belay_server.configuration.exposure import refuse_open_server  # noqa: PLC0415
 
     hosts = [a[0] if isinstance(a, tuple) else str(a) for a in addresses]
     try:

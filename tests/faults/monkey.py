@@ -31,8 +31,8 @@ import psutil
 import psycopg
 import redis
 
+from belay_server.configuration.settings import Settings
 from belay_server.doorbell import Doorbell
-from belay_server.settings import Settings
 from tests.cluster import Cluster, Member
 from tests.faults.history import ACTIVE, Checker, Fault, Verdict, read_beats
 from tests.faults.load import Client

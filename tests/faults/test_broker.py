@@ -11,8 +11,8 @@ import pytest
 import redis
 from langgraph_sdk import get_sync_client
 
+from belay_server.configuration.settings import Settings
 from belay_server.doorbell import Doorbell
-from belay_server.settings import Settings
 from tests.faults.conftest import Probe, signal_tree
 from tests.long_forms import full_case, long_case
 from tests.waiting import wait_until

@@ -11,6 +11,7 @@ from psycopg.conninfo import make_conninfo
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.client import Keys, connect_redis
 from belay_server.bus.event_log import EventLog
+from belay_server.configuration.settings import Settings
 from belay_server.db import assistants, runs, threads
 from belay_server.db import run_claims as claim_rows
 from belay_server.db.assistants import SystemAssistant
@@ -22,7 +23,6 @@ from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.parts import RunParts
-from belay_server.settings import Settings
 from tests.servers import PROJECT
 
 LEASE = {"owner": "test/1", "lease_seconds": 30.0, "graph_ids": ["counter"]}

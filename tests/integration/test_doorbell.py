@@ -7,8 +7,8 @@ from uuid import uuid4
 import pytest
 import redis
 
+from belay_server.configuration.settings import Settings
 from belay_server.doorbell import Doorbell
-from belay_server.settings import Settings
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from belay_server.bus.client import Keys, connect_redis
 from belay_server.bus.project_cache import ProjectCache
-from belay_server.settings import Settings
+from belay_server.configuration.settings import Settings
 
 ALWAYS, DAY = timedelta(minutes=10), timedelta(days=1)
 

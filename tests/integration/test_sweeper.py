@@ -5,11 +5,11 @@ from __future__ import annotations
 import psycopg
 import pytest
 
+from belay_server.configuration.settings import Settings
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.parts import RunParts
-from belay_server.settings import Settings
 from belay_workers.background.sweeper import Sweeper
 from belay_workers.counters import Counters
 from tests.servers import PROJECT

@@ -12,6 +12,7 @@ import pytest
 
 from belay_server.api.agent_runs import routes as agent_routes
 from belay_server.api.streaming.agent_runs import frame_of, replay
+from belay_server.configuration.settings import EXAMPLE_CONFIG
 from belay_server.domain.agent_runs.outputs import output_of
 from belay_server.domain.agent_runs.runs import (
     STOPPED,
@@ -26,7 +27,6 @@ from belay_server.domain.errors import Interrupted, Unavailable
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.services.agent_runs.events import events_of
 from belay_server.services.runs.creation import new_id
-from belay_server.settings import EXAMPLE_CONFIG
 from tests.acceptance.exa_schemas import RUN, check, check_answer
 from tests.bare_api import bare_client
 

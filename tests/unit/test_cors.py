@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from belay_server.api.security.cors import origin_may_ask
+from belay_server.configuration.settings import Settings
 from belay_server.graphs.project.http_section import CorsRules
-from belay_server.settings import Settings
 
 URLS = {"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"}
 

@@ -18,13 +18,13 @@ import click
 import pytest
 from markdown.extensions.toc import slugify
 
-from belay_server import cli
+from belay_server.cli import commands as cli
+from belay_server.configuration.setting_aliases import ALIASES, IGNORED, OF_THE_PROJECT, REFUSED
+from belay_server.configuration.settings import Settings
 from belay_server.db.queues import QueueState
 from belay_server.graphs.project.http_section import NOUNS
 from belay_server.graphs.project.keys import schema_text
 from belay_server.services import queue_metrics
-from belay_server.setting_aliases import ALIASES, IGNORED, OF_THE_PROJECT, REFUSED
-from belay_server.settings import Settings
 from belay_server.web_metrics import WebMetrics
 from belay_workers.background.metrics import _RunCollector
 from belay_workers.slots import SlotTable
@@ -170,7 +170,7 @@ def documented(text: str) -> dict[str, str]:
 
 def settings_of_the_code() -> dict[str, str]:
     """Return variables and defaults. `from_environ` reads each by `read.<kind>(NAME, …)`."""
-    tree = ast.parse((PACKAGE / "settings.py").read_text())
+    tree = ast.parse((PACKAGE / "configuration" / "settings.py").read_text())
     [function] = [n for n in ast.walk(tree) if getattr(n, "name", "") == "from_environ"]
     read = Settings.from_environ({"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"})
     found = {"BELAY_CONFIG": "./langgraph.json, else the example project"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from belay_server.exposure import is_loopback, refuse_open_server
-from belay_server.settings import SettingsError
+from belay_server.configuration.exposure import is_loopback, refuse_open_server
+from belay_server.configuration.settings import SettingsError
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from belay_server import logs
-from belay_server.settings import Settings, SettingsError
+from belay_server.configuration.settings import Settings, SettingsError
+from belay_server.runtime import logs
 
 NEEDED = {"DATABASE_URL": "postgresql://nowhere/", "REDIS_URL": "redis://nowhere/"}
 

@@ -6,9 +6,9 @@ import pytest
 from werkzeug.datastructures import Headers
 
 from belay_server.api.security.origins import Origins
+from belay_server.configuration.settings import Settings
 from belay_server.domain.errors import Forbidden
 from belay_server.graphs.project.http_section import CorsRules
-from belay_server.settings import Settings
 
 URLS = {"DATABASE_URL": "postgresql://x/", "REDIS_URL": "redis://x/"}
 

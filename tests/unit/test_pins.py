@@ -13,9 +13,9 @@ import langgraph.checkpoint.serde._msgpack as msgpack_safety
 import pytest
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
+from belay_server.configuration.settings import Settings
 from belay_server.doorbell import celery_config
 from belay_server.graphs.checkpoints.thread_saver import ThreadSaver
-from belay_server.settings import Settings
 
 #: Package, first fixed version, advisories.
 SAFE_FROM = [

@@ -9,6 +9,8 @@ import sys
 import pytest
 from langgraph.store.memory import InMemoryStore
 
+from belay_server.configuration.project_env import add_project_env
+from belay_server.configuration.settings import Settings, SettingsError
 from belay_server.domain.webhooks import LOOPBACK
 from belay_server.graphs.checkpoints.base_saver import FormatSaver
 from belay_server.graphs.project.factories import GraphUse
@@ -16,8 +18,6 @@ from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.thread_state import bound
-from belay_server.project_env import add_project_env
-from belay_server.settings import Settings, SettingsError
 from tests.servers import PROJECT
 
 

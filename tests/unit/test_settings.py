@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from belay_server.setting_aliases import warn_of_ignored
-from belay_server.settings import EXAMPLE_CONFIG, Settings, SettingsError
+from belay_server.configuration.setting_aliases import warn_of_ignored
+from belay_server.configuration.settings import EXAMPLE_CONFIG, Settings, SettingsError
 
 MINIMAL = {"DATABASE_URL": "postgresql://db/belay", "REDIS_URL": "redis://bus:6379/0"}
 

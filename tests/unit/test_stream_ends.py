@@ -14,7 +14,7 @@ from belay_server.api.streaming.runs import FollowedRun
 from belay_server.bus.event_log import Event, Position
 from belay_server.db.runs import StoredEnd
 from belay_server.domain.runs import RunStatus
-from belay_server.turns import Turns
+from belay_server.runtime.turns import Turns
 
 ERROR = {"error": "TimeoutError", "message": "too long"}
 SAID = b'event: error\ndata: {"error":"TimeoutError","message":"too long"}\n\n'

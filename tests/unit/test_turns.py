@@ -23,9 +23,9 @@ from belay_server.api.http.large_bodies import LargeBodies
 from belay_server.api.http.unread_bodies import _Chunks, _SizedBody
 from belay_server.api.streaming.clients import in_parts
 from belay_server.bus.event_log import Event, Position
+from belay_server.runtime.turns import Turns
 from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
 from belay_server.states.jobs import check_schema
-from belay_server.turns import Turns
 from belay_server.web_metrics import Coalesced
 from tests.waiting import wait_until
 
@@ -108,7 +108,7 @@ from gevent import monkey
 monkey.patch_all()
 import gevent
 
-from belay_server.turns import wait_for_turn, yield_to_sockets
+from belay_server.runtime.turns import wait_for_turn, yield_to_sockets
 
 done = 0
 between = []

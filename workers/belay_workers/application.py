@@ -11,13 +11,13 @@ from typing import NoReturn
 from celery import Celery
 
 from belay_server.bus.project_cache import ProjectCache
+from belay_server.configuration.project_env import add_project_env
+from belay_server.configuration.setting_aliases import warn_of_ignored
+from belay_server.configuration.settings import Settings, SettingsError
 from belay_server.doorbell import celery_config
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.project_env import add_project_env
-from belay_server.setting_aliases import warn_of_ignored
-from belay_server.settings import Settings, SettingsError
 from belay_workers.broker import PromptAMQP
 from belay_workers.child.access import RunAccess
 from belay_workers.child.process import Child

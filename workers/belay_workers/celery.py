@@ -16,8 +16,8 @@ from billiard.util import get_logger as billiard_logger
 from celery import signals
 from celery.platforms import SecurityWarning
 
-from belay_server import logs, startup_gc  # noqa: F401  (startup_gc disables garbage collection)
 from belay_server.doorbell import Doorbell
+from belay_server.runtime import logs, startup_gc  # noqa: F401  (startup_gc disables garbage collection)
 from belay_workers import parent
 from belay_workers.application import load_graphs, make_app
 from belay_workers.child import debugger

@@ -12,12 +12,12 @@ from billiard.util import get_logger as billiard_logger
 from billiard.util import get_pdeathsig
 from celery import bootsteps, signals
 
-from belay_server import startup_gc
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.client import Keys, connect_redis
 from belay_server.bus.event_log import EventLog
 from belay_server.db.migrate import SchemaNotReady, wait_for_schema
 from belay_server.doorbell import PING_TASK, Doorbell
+from belay_server.runtime import startup_gc
 from belay_server.services.assistant_cache import AssistantCache
 from belay_server.services.parts import RunParts
 from belay_server.services.runs.cancellation import announcer

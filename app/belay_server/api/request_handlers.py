@@ -13,7 +13,6 @@ from typing import Any
 
 from flask import Flask, Response, current_app, request
 
-from belay_server import logs
 from belay_server.api.context import CONTEXT, ApiContext, ProjectRoutes, context
 from belay_server.api.http.large_answers import LARGE_ANSWERS, LargeAnswers
 from belay_server.api.http.large_bodies import LARGE_BODIES, LargeBodies
@@ -38,11 +37,12 @@ from belay_server.api.security.cors import REQUEST_ID, cors_headers
 from belay_server.api.security.limits import asker, count_request, take_place
 from belay_server.api.security.origins import ORIGINS, Origins
 from belay_server.api.streaming.clients import STREAM_TURNS
+from belay_server.configuration.settings import Settings
 from belay_server.domain.errors import TooMany
 from belay_server.domain.headers import HeaderPatterns
 from belay_server.graphs.project.http_section import HttpConfig
-from belay_server.settings import Settings
-from belay_server.turns import Turns
+from belay_server.runtime import logs
+from belay_server.runtime.turns import Turns
 from belay_server.web_metrics import WebMetrics
 
 access_log = logging.getLogger("belay.access")

@@ -24,7 +24,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from belay_server.settings import Settings
+from belay_server.configuration.settings import Settings
 
 RedisError = redis.RedisError
 #: Each is in use for a fraction of a millisecond, however many clients a process has. Waiting

@@ -26,8 +26,8 @@ import orjson
 import redis
 
 from belay_server.bus.client import Keys
-from belay_server.settings import Settings
-from belay_server.turns import yield_to_sockets
+from belay_server.configuration.settings import Settings
+from belay_server.runtime.turns import yield_to_sockets
 
 #: Name of the event that marks the end; its data is {"status": …}. It is never sent to clients.
 END = "__end__"

@@ -18,9 +18,9 @@ import orjson
 import redis.asyncio
 
 from belay_server.bus.client import Keys, RedisError
-from belay_server.hidden_modules import without
-from belay_server.per_loop import PerLoop
-from belay_server.settings import Settings
+from belay_server.configuration.settings import Settings
+from belay_server.runtime.hidden_modules import without
+from belay_server.runtime.per_loop import PerLoop
 
 with without("langgraph_api"):
     from langgraph_sdk import cache as sdk_cache

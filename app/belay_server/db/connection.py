@@ -31,7 +31,7 @@ from belay_server.db.hang_watch import HangWatch, Hung, waits_are_watched
 from belay_server.db.outages import CONFLICT, in_short, is_unstorable, is_worth_waiting
 from belay_server.domain.access import EVERYTHING, Access, necessary_path
 from belay_server.domain.errors import Interrupted, InvalidRequest, TooMuch, Unavailable
-from belay_server.turns import wait_for_turn
+from belay_server.runtime.turns import wait_for_turn
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from belay_server import fault_points
 from belay_server.db.connection import (
     Connection,
     execute,
@@ -22,7 +21,8 @@ from belay_server.db.connection import (
 )
 from belay_server.db.queries import load_queries
 from belay_server.domain.runs import CancelAction
-from belay_server.fault_points import FaultPoint
+from belay_server.runtime import fault_points
+from belay_server.runtime.fault_points import FaultPoint
 
 SQL = load_queries("run_cancels")
 

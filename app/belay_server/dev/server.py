@@ -18,14 +18,14 @@ from typing import IO
 
 import orjson
 
-from belay_server.command_lines import cli_command, web_command, worker_command
+from belay_server.configuration.command_lines import cli_command, web_command, worker_command
+from belay_server.configuration.exposure import refuse_open_server
+from belay_server.configuration.project_env import add_project_env
+from belay_server.configuration.setting_aliases import with_own_names
+from belay_server.configuration.settings import DEFAULT_QUEUE, config_path
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
 from belay_server.dev.process_tree import ProcessTree, Program, say
 from belay_server.dev.reload import CodeChanges, watch, watch_packages
-from belay_server.exposure import refuse_open_server
-from belay_server.project_env import add_project_env
-from belay_server.setting_aliases import with_own_names
-from belay_server.settings import DEFAULT_QUEUE, config_path
 
 _READY_SECONDS = 60.0
 #: Settings of development. Active runs are put back soon after the stop; they continue at the next

@@ -23,11 +23,11 @@ from langgraph.graph.state import StateGraph
 from langgraph.pregel import Pregel
 from langgraph.store.base import ensure_embeddings
 
+from belay_server.configuration.settings import DEFAULT_QUEUE
 from belay_server.graphs.project.factories import GraphFactory, GraphUse
 from belay_server.graphs.project.langgraph_json import GraphSpec, Project
 from belay_server.graphs.project.loading import ProjectError, load_object
 from belay_server.graphs.project.store_section import StoreConfig
-from belay_server.settings import DEFAULT_QUEUE
 
 _T = TypeVar("_T")
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))

@@ -21,6 +21,7 @@ from langgraph.store.base import PutOp, SearchOp
 from langgraph.store.postgres import PostgresStore
 from psycopg_pool import ConnectionPool
 
+from belay_server.configuration.settings import Settings
 from belay_server.db.connection import (
     Connection,
     again_on_conflict,
@@ -32,7 +33,6 @@ from belay_server.db.reconnecting import ReconnectingConnection
 from belay_server.domain.errors import BadRequest, Unavailable
 from belay_server.graphs.project.raised import is_of_project
 from belay_server.graphs.project.store_section import StoreConfig
-from belay_server.settings import Settings
 
 log = logging.getLogger(__name__)
 

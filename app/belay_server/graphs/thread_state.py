@@ -25,7 +25,7 @@ from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.raised import is_of_project
 from belay_server.graphs.registry import Graph
 from belay_server.graphs.serde import to_json, to_plain
-from belay_server.turns import wait_for_turn
+from belay_server.runtime.turns import wait_for_turn
 
 log = logging.getLogger(__name__)
 

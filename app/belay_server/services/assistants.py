@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 from uuid import UUID, uuid4
 
+from belay_server.configuration.settings import Settings
 from belay_server.db import assistants as assistant_rows
 from belay_server.db import crons as cron_rows
 from belay_server.db.assistants import AssistantContent
@@ -23,7 +24,6 @@ from belay_server.services.parts import Parts
 from belay_server.services.runs.cancellation import stop_runs
 from belay_server.services.size_limits import refuse_large, refuse_many_keys
 from belay_server.services.threads.records import delete_thread
-from belay_server.settings import Settings
 
 _BATCH = 100
 

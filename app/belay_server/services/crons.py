@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
+from belay_server.configuration.settings import Settings
 from belay_server.db import crons as cron_rows
 from belay_server.db import threads as thread_rows
 from belay_server.db.assistants import keep_assistant
@@ -29,7 +30,6 @@ from belay_server.services.assistant_cache import resolve_assistant
 from belay_server.services.parts import Parts
 from belay_server.services.runs.creation import new_id, refuse_unknown_nodes
 from belay_server.services.size_limits import refuse_large, refuse_many_keys
-from belay_server.settings import Settings
 
 #: The number of intervals of a schedule among which the shortest is found.
 _TIMES_CHECKED = 12

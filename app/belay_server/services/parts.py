@@ -10,13 +10,13 @@ from typing import Any
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.event_log import EventLog
 from belay_server.bus.run_feed import RunFeed
+from belay_server.configuration.settings import Settings
 from belay_server.db.connection import Database
 from belay_server.domain.webhooks import WebhookPolicy
 from belay_server.doorbell import Doorbell
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import ApiStore
 from belay_server.services.assistant_cache import AssistantCache
-from belay_server.settings import Settings
 from belay_server.states.process import StateProcess
 
 

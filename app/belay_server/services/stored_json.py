@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
+from belay_server.runtime.turns import wait_for_turn
 from belay_server.services.parts import Parts
 from belay_server.states import jobs as state_jobs
-from belay_server.turns import wait_for_turn
 
 #: An integer of 64 bits has at most 20 digits.
 _HUGE = re.compile(rb"[0-9]{20}")

@@ -6,7 +6,7 @@ socket FD. It ends with the web process, or after a minute without a job.
 
 from __future__ import annotations
 
-from belay_server import startup_gc  # isort: skip  (before the large imports)
+from belay_server.runtime import startup_gc  # isort: skip  (before the large imports)
 
 import gc
 import logging
@@ -22,15 +22,15 @@ from typing import Any
 
 import orjson
 
-from belay_server import allocator, logs
 from belay_server.bus.project_cache import ProjectCache
+from belay_server.configuration.settings import Settings
 from belay_server.db.connection import Database, open_pool
 from belay_server.domain.errors import BelayError, StateTooLarge
 from belay_server.graphs.checkpoints.thread_saver import LargeState
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loopback import Loopback
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.settings import Settings
+from belay_server.runtime import allocator, logs
 from belay_server.states.jobs import StateParts
 from belay_server.states.process import IDLE_SECONDS, picklable, receive, send
 

@@ -19,6 +19,7 @@ import orjson
 import tenacity
 from langgraph_sdk.runtime import AccessContext
 
+from belay_server.configuration.settings import Settings
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
 from belay_server.db.connection import Connection, Database
@@ -33,7 +34,6 @@ from belay_server.graphs.protocol.events import INTERRUPT
 from belay_server.graphs.registry import Graph, GraphRegistry
 from belay_server.graphs.serde import to_json
 from belay_server.graphs.store import FactoryStore
-from belay_server.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from belay_server.command_lines import state_process_command
+from belay_server.configuration.command_lines import state_process_command
+from belay_server.configuration.settings import Settings
 from belay_server.domain.errors import Interrupted, StateTooLarge, TooMany, Unavailable
 from belay_server.graphs.checkpoints.thread_saver import LargeState
-from belay_server.settings import Settings
 from belay_server.states.jobs import StateParts, update_state
 
 log = logging.getLogger(__name__)

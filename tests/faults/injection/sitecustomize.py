@@ -154,7 +154,7 @@ def patch_kombu() -> None:
 
 
 def patch_fault_points() -> None:
-    from belay_server import fault_points
+    from belay_server.runtime import fault_points
 
     fault_points.reached = reached
 
@@ -170,7 +170,7 @@ class AfterImport:
 
     def __init__(self) -> None:
         self.patches = {
-            "belay_server.fault_points": patch_fault_points,
+            "belay_server.runtime.fault_points": patch_fault_points,
             "belay_server.db.connection": patch_psycopg,
             "belay_workers.background.liveness": patch_kombu,
         }

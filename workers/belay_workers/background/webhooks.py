@@ -10,13 +10,13 @@ import logging
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from belay_server.configuration.settings import Settings
 from belay_server.db import webhooks as call_rows
 from belay_server.db.connection import Connection, connect
 from belay_server.db.outages import is_outage
 from belay_server.db.webhooks import WebhookCall
 from belay_server.services.webhooks.calls import CALL_SECONDS, CallFailed, CallSettings, make_call
 from belay_server.services.webhooks.host_names import HostNames
-from belay_server.settings import Settings
 from belay_workers.background_thread import BackgroundThread
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,6 @@ from uuid import UUID
 
 import psycopg
 
-from belay_server import fault_points, logs
 from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import Started
 from belay_server.db import run_claims as claim_rows
@@ -33,12 +32,13 @@ from belay_server.domain.access import AUTH_USER, hash_of
 from belay_server.domain.agent_runs.output_schemas import mismatch
 from belay_server.domain.metrics import ASKED
 from belay_server.domain.runs import Claim, ClaimedRun, Ending, RunStatus
-from belay_server.fault_points import FaultPoint
 from belay_server.graphs.checkpoints.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
 from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.serde import to_json
 from belay_server.graphs.store import RunStore
 from belay_server.graphs.thread_state import REDACTED
+from belay_server.runtime import fault_points, logs
+from belay_server.runtime.fault_points import FaultPoint
 from belay_server.services.runs.endings import (
     STOPPED,
     RunEnd,

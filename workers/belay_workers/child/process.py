@@ -21,6 +21,7 @@ from typing import Any
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.client import Keys, connect_redis
 from belay_server.bus.event_log import EventLog
+from belay_server.configuration.settings import Settings
 from belay_server.db.connection import connect
 from belay_server.db.reconnecting import ReconnectingConnection
 from belay_server.domain.runs import Claim
@@ -28,7 +29,6 @@ from belay_server.doorbell import Doorbell
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import RunStore
 from belay_server.services.runs.endings import Announcer
-from belay_server.settings import Settings
 from belay_workers.child.access import RunAccess
 from belay_workers.child.event_writer import EventWriter
 from belay_workers.child.forkserver import end_forkserver

@@ -9,6 +9,7 @@ import time
 
 import psycopg
 
+from belay_server.configuration.settings import Settings
 from belay_server.db import run_claims as claim_rows
 from belay_server.db import runs as run_rows
 from belay_server.db.connection import Connection, connect
@@ -25,7 +26,6 @@ from belay_server.services.runs.endings import (
     recover_run,
     timed_out,
 )
-from belay_server.settings import Settings
 from belay_workers.slots import Phase, Reading, SlotTable, StopReason
 from belay_workers.supervision.stopper import Death, about
 

@@ -29,7 +29,7 @@ from belay_server.api.http.large_bodies import large_bodies
 from belay_server.api.http.request_context import RUN_CREDENTIAL
 from belay_server.domain.errors import InvalidRequest, TooLarge, TooSlow
 from belay_server.graphs.serde import to_json
-from belay_server.turns import wait_for_turn
+from belay_server.runtime.turns import wait_for_turn
 
 #: The most elements of a body that is a list. It is checked before the elements are validated.
 MOST_OF_MANY = 1_000

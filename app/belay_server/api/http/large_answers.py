@@ -17,7 +17,7 @@ from flask import Request, Response, current_app
 
 from belay_server.api.http.pieces import pieces
 from belay_server.domain.errors import TooMany
-from belay_server.shares import Shares
+from belay_server.runtime.shares import Shares
 
 #: Smaller responses are not counted. Most of them fit into a socket's buffers.
 _COUNTED = 1024 * 1024

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from flask import Request, current_app
 
 from belay_server.domain.errors import TooMany
-from belay_server.shares import Shares
+from belay_server.runtime.shares import Shares
 
 #: Smaller bodies are not counted.
 _COUNTED = 64 * 1024

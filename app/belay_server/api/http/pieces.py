@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from belay_server.turns import wait_for_turn
+from belay_server.runtime.turns import wait_for_turn
 
 #: Data is sent in pieces of at most this size.
 PIECE_BYTES = 256 * 1024

@@ -20,7 +20,7 @@ from typing import Any
 from flask import Request
 from gunicorn.http.errors import ParseException
 
-from belay_server.turns import wait_for_turn
+from belay_server.runtime.turns import wait_for_turn
 
 #: Smaller bodies are left to the web server.
 _SMALL = 64 * 1024

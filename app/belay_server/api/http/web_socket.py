@@ -13,7 +13,7 @@ from typing import Any
 
 from simple_websocket import Server
 
-from belay_server.turns import wait_for_turn
+from belay_server.runtime.turns import wait_for_turn
 
 #: The size limit of a message, in bytes. Larger commands can be sent by HTTP.
 MOST_BYTES = 1024 * 1024

@@ -17,8 +17,8 @@ from contextvars import ContextVar
 
 from werkzeug.datastructures import Headers
 
+from belay_server.configuration.settings import SERVER_TOKEN
 from belay_server.graphs.project.loopback import SERVER_HEADER
-from belay_server.settings import SERVER_TOKEN
 
 #: The headers that authenticate the code of the current context. Code of which nothing is known,
 #: such as a thread that a route has started, has none.

@@ -21,6 +21,7 @@ from belay_server.api.runs.requests import run_request
 from belay_server.api.security.authorization import authorize
 from belay_server.domain.errors import BadRequest, Conflict, InvalidRequest, NotFound
 from belay_server.domain.run_options import RunOptions
+from belay_server.runtime.turns import Turns
 from belay_server.services.protocol.commands import (
     NoSuchInterrupt,
     NoSuchRun,
@@ -29,7 +30,6 @@ from belay_server.services.protocol.commands import (
     tree_of,
 )
 from belay_server.services.runs.creation import create_run
-from belay_server.turns import Turns
 
 #: The key of the extension that lets one tree be built at a time: each reads a long event log.
 TREE_TURNS = "belay.tree_turns"

@@ -14,6 +14,7 @@ from belay_server.api.context import ApiContext, Authentication
 from belay_server.api.http.request_context import RUN_CREDENTIAL
 from belay_server.api.project.auth import ProjectAuth
 from belay_server.api.project.exchange import MIDDLEWARE_USER
+from belay_server.configuration.settings import SERVER_TOKEN, Settings
 from belay_server.db import runs as run_rows
 from belay_server.db.connection import Database
 from belay_server.domain.access import Caller, hash_of
@@ -24,7 +25,6 @@ from belay_server.graphs.project.loopback import RUN_HEADER, SERVER_HEADER
 from belay_server.graphs.project.user import ProjectUser
 from belay_server.graphs.serde import to_plain
 from belay_server.services.api_keys import ApiKeys
-from belay_server.settings import SERVER_TOKEN, Settings
 
 _View = TypeVar("_View", bound=Callable[..., object])
 #: The key of the run whose code sends the request, in the request's environment.

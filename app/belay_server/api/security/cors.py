@@ -9,8 +9,8 @@ from typing import Any, cast
 from flask import Response
 from flask_cors import cross_origin
 
+from belay_server.configuration.settings import Settings
 from belay_server.graphs.project.http_section import CorsRules
-from belay_server.settings import Settings
 
 REQUEST_ID = "x-request-id"
 #: The response headers that a page may read, besides those that are always readable.

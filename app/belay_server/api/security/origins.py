@@ -15,10 +15,10 @@ from flask import current_app
 from werkzeug.datastructures import Headers
 
 from belay_server.api.security.cors import origin_may_ask
+from belay_server.configuration.exposure import is_loopback
+from belay_server.configuration.settings import Settings
 from belay_server.domain.errors import Forbidden
-from belay_server.exposure import is_loopback
 from belay_server.graphs.project.http_section import CorsRules
-from belay_server.settings import Settings
 
 ORIGINS = "belay.origins"
 #: A name or an address, and a port.

@@ -16,8 +16,8 @@ from belay_server.api.streaming.frames import HEARTBEAT
 from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import Event, EventLog
 from belay_server.bus.run_feed import Subscription
+from belay_server.runtime.turns import Turns
 from belay_server.services.parts import Parts
-from belay_server.turns import Turns
 
 log = logging.getLogger(__name__)
 

@@ -27,15 +27,15 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from belay_server import fault_points
 from belay_server.db.connection import Connection, dump_json
 from belay_server.db.outages import is_worth_waiting
 from belay_server.db.reconnecting import ReconnectingConnection
 from belay_server.domain.access import without_secrets
 from belay_server.domain.runs import Claim
-from belay_server.fault_points import FaultPoint
 from belay_server.graphs.checkpoints.base_saver import FormatSaver
 from belay_server.graphs.checkpoints.rows import CheckpointRows
+from belay_server.runtime import fault_points
+from belay_server.runtime.fault_points import FaultPoint
 
 _T = TypeVar("_T")
 _CLAIM_OVER = "BL001"

@@ -17,6 +17,8 @@ from typing import Any
 
 import orjson
 
+from belay_server.configuration.project_env import read_env
+from belay_server.configuration.settings import DEFAULT_QUEUE
 from belay_server.domain.headers import HeaderPatterns
 from belay_server.domain.threads import ThreadTtl, TtlStrategy
 from belay_server.graphs.project.http_section import HttpConfig, read_http_config
@@ -24,8 +26,6 @@ from belay_server.graphs.project.keys import check_keys
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.store_section import StoreConfig, read_store_config
 from belay_server.graphs.project.webhooks_section import WebhooksConfig, read_webhooks_config
-from belay_server.project_env import read_env
-from belay_server.settings import DEFAULT_QUEUE
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from langgraph_sdk._async import client as async_client
 from langgraph_sdk._sync import client as sync_client
 from langgraph_sdk.client import LangGraphClient, SyncLangGraphClient
 
-from belay_server.per_loop import PerLoop
+from belay_server.runtime.per_loop import PerLoop
 
 #: Authenticates the code of a run: `<run_id>.<token>`.
 RUN_HEADER = "x-belay-run"

@@ -13,6 +13,7 @@ from uuid import UUID
 
 import orjson
 
+from belay_server.configuration.settings import Settings
 from belay_server.db import agent_runs as agent_run_rows
 from belay_server.db.connection import Connection
 from belay_server.db.run_cancels import CancelFilter
@@ -43,7 +44,6 @@ from belay_server.services.runs.creation import (
 )
 from belay_server.services.runs.outcomes import NotEnded, end_of, large_answer
 from belay_server.services.threads.records import delete_thread
-from belay_server.settings import Settings
 from belay_server.states import jobs as state_jobs
 
 #: The fields of a request that its graph gets as input, under the same names.

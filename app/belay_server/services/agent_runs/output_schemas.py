@@ -7,9 +7,9 @@ from typing import Any
 
 from belay_server.domain.agent_runs.output_schemas import check_output_schema, has_patterns
 from belay_server.domain.errors import BadRequest, StateTooLarge, TooMany
+from belay_server.runtime.turns import wait_for_turn
 from belay_server.states import jobs as state_jobs
 from belay_server.states.process import StateProcess
-from belay_server.turns import wait_for_turn
 
 _WAIT_SECONDS = 10.0
 

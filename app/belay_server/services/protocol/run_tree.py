@@ -12,7 +12,7 @@ import orjson
 from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import START, Event, EventLog
 from belay_server.domain.errors import Unavailable
-from belay_server.turns import wait_for_turn
+from belay_server.runtime.turns import wait_for_turn
 
 #: The most log entries that are read for a tree, and how many are read at once.
 _MOST_ENTRIES = 5_000

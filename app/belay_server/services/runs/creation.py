@@ -12,7 +12,7 @@ from uuid import UUID
 import tenacity
 import uuid_utils
 
-from belay_server import fault_points
+from belay_server.configuration.settings import Settings
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import run_claims as claim_rows
 from belay_server.db import runs as run_rows
@@ -34,9 +34,11 @@ from belay_server.domain.run_options import MultitaskStrategy, RunOptions
 from belay_server.domain.runs import CancelAction, Run, superseded_reason
 from belay_server.domain.threads import ThreadDefaults
 from belay_server.doorbell import Doorbell
-from belay_server.fault_points import FaultPoint
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.serde import to_json
+from belay_server.runtime import fault_points
+from belay_server.runtime.fault_points import FaultPoint
+from belay_server.runtime.turns import yield_to_sockets
 from belay_server.services.assistant_cache import resolve_assistant
 from belay_server.services.parts import Parts, RunParts
 from belay_server.services.runs.cancellation import (
@@ -47,8 +49,6 @@ from belay_server.services.runs.cancellation import (
 from belay_server.services.runs.chosen_ids import drop_old_log
 from belay_server.services.runs.kwargs import MergedRun, build_run_kwargs
 from belay_server.services.size_limits import refuse_large, refuse_many_keys
-from belay_server.settings import Settings
-from belay_server.turns import yield_to_sockets
 
 log = logging.getLogger(__name__)
 

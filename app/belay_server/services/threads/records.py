@@ -13,6 +13,7 @@ import orjson
 
 from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import STATE_UPDATE, EventLog
+from belay_server.configuration.settings import Settings
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
@@ -39,7 +40,6 @@ from belay_server.services.runs.chosen_ids import drop_old_log
 from belay_server.services.runs.creation import new_id
 from belay_server.services.size_limits import refuse_large, refuse_many_keys
 from belay_server.services.threads.pruning import keep_latest
-from belay_server.settings import Settings
 from belay_server.states import jobs as state_jobs
 from belay_server.states.jobs import HistoryPage, ThreadGraph, with_fragments
 from belay_server.states.process import StateProcess

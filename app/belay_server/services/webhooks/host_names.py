@@ -13,7 +13,7 @@ import socket
 import threading
 
 from belay_server.domain.webhooks import Address
-from belay_server.shares import Shares
+from belay_server.runtime.shares import Shares
 
 
 class HostNames:

@@ -22,6 +22,7 @@ from langgraph_sdk import get_client
 from langgraph_sdk.client import LangGraphClient
 from langgraph_sdk.errors import NotFoundError
 
+from belay_server.configuration.settings import EXAMPLE_CONFIG
 from belay_server.dev.embedded import free_port
 
 _START_SECONDS = 60.0
@@ -50,7 +51,7 @@ def main() -> int:
 
 def _start(port: int, data_dir: Path, log: Path) -> subprocess.Popen[bytes]:
     environ = {k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")}
-    environ["BELAY_CONFIG"] = str(Path(__file__).parent / "example" / "langgraph.json")
+    environ["BELAY_CONFIG"] = str(EXAMPLE_CONFIG)
     command = [sys.executable, "-m", "belay_server", "dev", "--port", str(port)]
     command += ["--data-dir", str(data_dir), "--concurrency", "4"]
     with log.open("wb") as output:

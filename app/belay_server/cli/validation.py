@@ -9,11 +9,11 @@ from pathlib import Path
 
 from belay_server.api.project.app import ProjectApp
 from belay_server.api.project.auth import ProjectAuth
+from belay_server.configuration.project_env import add_project_env
+from belay_server.configuration.settings import SettingsError
 from belay_server.graphs.project.langgraph_json import GraphSpec, Project, read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry, NotAGraph, build_graph
-from belay_server.project_env import add_project_env
-from belay_server.settings import SettingsError
 
 
 @dataclass(frozen=True, slots=True)

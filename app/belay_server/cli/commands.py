@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from belay_server.command_lines import web_command, worker_command
-from belay_server.project_env import add_project_env
-from belay_server.settings import EXAMPLE_CONFIG, Settings, SettingsError, config_path
+from belay_server.configuration.command_lines import web_command, worker_command
+from belay_server.configuration.project_env import add_project_env
+from belay_server.configuration.settings import EXAMPLE_CONFIG, Settings, SettingsError, config_path
 
 if TYPE_CHECKING:
     from belay_server.db.connection import Connection
@@ -105,7 +105,7 @@ def dev(
 @click.option("--quiet", "-q", is_flag=True, help="Print only what is wrong.")
 def validate(config: Path | None, *, quiet: bool) -> None:
     """Check a langgraph.json and import all that it names, without starting anything."""
-    from belay_server.validation import validate_project  # noqa: PLC0415
+    from belay_server.cli.validation import validate_project  # noqa: PLC0415
 
     if config is None:
         try:

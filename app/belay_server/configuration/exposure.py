@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 
-from belay_server.settings import SettingsError, config_path
+from belay_server.configuration.settings import SettingsError, config_path
 
 OPEN = (
     "{address} can be reached from other machines, and authentication is off. Set BELAY_AUTH=keys "

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from belay_server.setting_aliases import REFUSED, alias_in_use, with_own_names
+from belay_server.configuration.setting_aliases import REFUSED, alias_in_use, with_own_names
 
 DEFAULT_QUEUE = "runs"
 #: The environment variable of a random token that the processes of one gunicorn share.
@@ -33,7 +33,7 @@ _MIB = 1024 * 1024
 _AES_KEY_BYTES = (16, 24, 32)
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-EXAMPLE_CONFIG = Path(__file__).resolve().parent / "example" / "langgraph.json"
+EXAMPLE_CONFIG = Path(__file__).resolve().parents[1] / "example" / "langgraph.json"
 
 
 class SettingsError(Exception):

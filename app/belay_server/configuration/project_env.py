@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from dotenv import dotenv_values
 
-from belay_server.settings import SettingsError, config_path
+from belay_server.configuration.settings import SettingsError, config_path
 
 
 def add_project_env(environ: MutableMapping[str, str]) -> None:
