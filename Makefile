@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Four test files at a time, each process with its own servers: a test spends half of its time waiting.
 PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist loadfile
 
-.PHONY: demo run test test-all test-full test-pythons test-js flakes faults attacks audit lint bench bench-cancel bench-backlog docs lock clean
+.PHONY: demo run test suite test-all test-full test-pythons test-js flakes faults attacks audit lint bench bench-cancel bench-backlog docs lock clean
 
 demo: $(READY)  ## Start a whole server, run the cancel guide with the real SDK, and stop it.
 	$(BIN)/python -m belay_server.cli.demo
@@ -20,7 +20,10 @@ demo: $(READY)  ## Start a whole server, run the cancel guide with the real SDK,
 run: $(READY)  ## Run the server with the example project until Ctrl-C. PORT=… sets the port.
 	$(BIN)/belay dev $(if $(PORT),--port $(PORT))
 
-test: lint  ## Run static checks and the quick suite, which covers every promise once.
+test: $(READY)  ## Run static checks and the quick suite, which covers every promise once.
+	@$(MAKE) --no-print-directory --jobs 2 lint suite
+
+suite: $(READY)
 	$(PYTEST)
 
 test-all: $(READY)  ## Run what `make test` leaves out: further cases and faults, JavaScript.

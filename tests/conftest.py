@@ -30,6 +30,13 @@ def pytest_addoption(parser):
     )
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Ignore a file whose tests are all long: its import takes as long as many tests, in each
+    process of the quick suite."""
+    is_quick = not (config.option.long or config.option.full)
+    return True if is_quick and collection_path.name == "test_schemathesis.py" else None
+
+
 def pytest_collection_modifyitems(config, items):
     """Select one of the three parts of the suite: each test belongs to one of them."""
     wanted = "full" if config.option.full else "long" if config.option.long else "quick"

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import requests
-from exa_py.agent.client import AgentBetaRunsClient
-from exa_py.agent.types import AgentRun
 
 from tests.acceptance.exa_schemas import check_answer
 from tests.conformance import watched
 from tests.waiting import wait_until
+
+if TYPE_CHECKING:  # it imports the client of OpenAI, in each process of pytest-xdist
+    from exa_py.agent.client import AgentBetaRunsClient
+    from exa_py.agent.types import AgentRun
 
 BETA = "agent-2026-05-07"
 BETAS = [BETA]

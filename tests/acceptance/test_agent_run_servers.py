@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from exa_py import Exa
 
 from belay_server.db.api_keys import revoke_api_key
 from belay_server.db.connection import connect
@@ -43,13 +42,18 @@ class Locked:
         team = team or f"team {self._teams}"
         return self.live.new_key(team, team=team, scope=scope)
 
+    def exa(self, key: str):
+        from exa_py import Exa
+
+        return Exa(key, base_url=self.url)
+
     def raw(self, key: str | None) -> httpx.Client:
         return raw_client(self.url, key)
 
     @contextmanager
     def held(self):
         """Keep the server's only child busy until the context exits."""
-        runs = Exa(self.key(), base_url=self.url).beta.agent.runs
+        runs = self.exa(self.key()).beta.agent.runs
         run = runs.create(**asking(seconds=60), betas=BETAS)
         until_running(runs, run.id)
         try:
@@ -88,9 +92,9 @@ def test_an_unknown_key_is_refused(locked, method, path):
 
 def test_the_keys_of_a_team_share_its_runs_and_see_no_other_teams(locked):
     keys = [locked.key(team="ours"), locked.key(team="ours", scope="agent_runs")]
-    run = Exa(keys[0], base_url=locked.url).agent.runs.create_and_wait(query="q", poll_interval=20)
+    run = locked.exa(keys[0]).agent.runs.create_and_wait(query="q", poll_interval=20)
     for key in keys:
-        assert Exa(key, base_url=locked.url).agent.runs.get(run.id) == run
+        assert locked.exa(key).agent.runs.get(run.id) == run
     with locked.raw(locked.key()) as other:
         assert_gone(other.get(f"/agent/runs/{run.id}"))
         assert other.get("/agent/runs").json()["data"] == []
@@ -119,7 +123,7 @@ def test_a_revoked_key_is_refused(locked):
 
 
 def test_the_beta_header_can_be_made_optional(locked):
-    exa = Exa(locked.key(), base_url=locked.url)
+    exa = locked.exa(locked.key())
     runs = exa.agent.runs
     run = runs.create_and_wait(query="q", poll_interval=20)
     assert run.status == "completed"
@@ -131,7 +135,7 @@ def test_the_beta_header_can_be_made_optional(locked):
 
 @pytest.mark.parametrize("how", ["cancel", "stop"])
 def test_a_queued_run_that_is_cancelled_or_stopped_never_starts(locked, how):
-    runs = Exa(locked.key(), base_url=locked.url).beta.agent.runs
+    runs = locked.exa(locked.key()).beta.agent.runs
     with locked.held():
         run = runs.create(query="q", betas=BETAS)
         after = getattr(runs, how)(run.id, betas=BETAS)
@@ -146,7 +150,7 @@ def test_a_queued_run_that_is_cancelled_or_stopped_never_starts(locked, how):
 
 
 def test_the_stream_of_a_run_cancelled_while_queued_has_no_started_event(locked):
-    runs = Exa(locked.key(), base_url=locked.url).beta.agent.runs
+    runs = locked.exa(locked.key()).beta.agent.runs
     with locked.held():
         stream = runs.create(query="q", stream=True, betas=BETAS)
         created = next(stream)

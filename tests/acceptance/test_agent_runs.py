@@ -15,8 +15,6 @@ from typing import Any
 
 import psycopg
 import pytest
-from exa_py import AsyncExa, Exa
-from exa_py.agent.types import AgentRunCancelledError, AgentRunFailedError
 
 from tests.acceptance.exa_clients import (
     BETA,
@@ -49,6 +47,8 @@ def key():
 
 @pytest.fixture
 def exa(server, key):
+    from exa_py import Exa
+
     return Exa(key, base_url=server.url)
 
 
@@ -65,6 +65,8 @@ def raw(server, key):
 
 @pytest.fixture
 def aplay(server, key):
+    from exa_py import AsyncExa
+
     """Return a function that runs a coroutine with the async client."""
 
     def play(scene):
@@ -209,6 +211,8 @@ def test_without_a_schema_the_output_has_no_structure(runs):
 
 
 def test_a_failing_graph_makes_a_failed_run_with_its_error(runs, raw):
+    from exa_py.agent.types import AgentRunFailedError
+
     with pytest.raises(AgentRunFailedError, match="no luck") as raised:
         runs.create_and_wait(**asking(fail="no luck"), poll_interval=20, betas=BETAS)
     run = raised.value.run
@@ -233,6 +237,8 @@ def test_a_failing_graph_makes_a_failed_run_with_its_error(runs, raw):
     ],
 )
 def test_an_output_that_violates_its_schema_fails_the_run_with_the_path(runs, http, dialect):
+    from exa_py.agent.types import AgentRunFailedError
+
     schema = {"type": "object", "properties": {"firms": {"type": "array", "items": OBJECT}}}
     if dialect is not None:
         schema["$schema"] = dialect
@@ -252,6 +258,8 @@ def test_an_output_that_violates_its_schema_fails_the_run_with_the_path(runs, ht
 
 
 def test_a_missing_output_violates_the_schema(runs):
+    from exa_py.agent.types import AgentRunFailedError
+
     with pytest.raises(AgentRunFailedError, match="null is not of type"):
         runs.create_and_wait(query="q", output_schema=OBJECT, poll_interval=20, betas=BETAS)
 
@@ -374,6 +382,8 @@ def test_concurrent_cancels_and_stops_return_the_same_run(runs, beats):
 
 
 def test_a_client_waiting_for_a_cancelled_run_gets_an_error(runs, beats):
+    from exa_py.agent.types import AgentRunCancelledError
+
     def cancel():
         beats.wait_for("working")
         runs.cancel(runs.list(betas=BETAS).data[0].id, betas=BETAS)

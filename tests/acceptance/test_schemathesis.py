@@ -169,6 +169,7 @@ def attack(operation, scene, max_examples: int) -> None:
     attacked()
 
 
+@pytest.mark.long
 def test_the_document_equals_that_of_the_server(scene):
     assert scene.http.get("/openapi.json").json() == DOCUMENT
 

@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import hypothesis
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 
 from tests.bare_api import bare_client
@@ -67,6 +66,8 @@ def linked_document() -> dict[str, Any]:
 
 def walk(server, examples: int, steps: int, seed: int | None = None) -> int:
     """Walk as one tenant and repeat each step as another. Return the number of repeats."""
+    import schemathesis  # takes most of a second, in each process of pytest-xdist
+
     word = uuid.uuid4().hex[:8]
     mine = {"Authorization": f"Bearer ann-{word}"}
     theirs = {"Authorization": f"Bearer bob-{word}"}
