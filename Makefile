@@ -23,7 +23,7 @@ run: $(READY)  ## Run the server with the example project until Ctrl-C. PORT=…
 test: $(READY)  ## Run static checks and the quick suite, which covers every promise once.
 	@$(MAKE) --no-print-directory --jobs 2 lint suite
 
-suite: $(READY)
+suite: $(READY)  ## Run the quick suite without the static checks.
 	$(PYTEST)
 
 test-all: $(READY)  ## Run what `make test` leaves out: further cases and faults, JavaScript.

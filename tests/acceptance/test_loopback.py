@@ -132,7 +132,9 @@ def test_a_thread_that_a_node_has_left_behind_has_no_access(ann, bob, tmp_path):
     for _ in range(16):  # in all children, also the one with the thread
         bob.post("/runs/wait", json={"assistant_id": "tells", "input": {}})
     wait_until(lambda: seen.exists() and len(seen.read_text().split()) > 20, 60)
-    assert set(seen.read_text().split()) == {"401"}
+    lines = seen.read_text().split()
+    assert set(lines) == {"401", "store-refused"}
+    assert lines[-1] == lines[-3] == "store-refused"
 
 
 def test_a_route_of_the_project_acts_for_its_caller(ann, bob, server):

@@ -178,13 +178,20 @@ class RunStore(ProjectStore):
         self._database_thread = database_thread
         self._keep_waiting: Callable[[], bool] = lambda: True
         self._used = [False]
+        self._attempt_is_over = threading.Event()
 
-    def of_run(self, keep_waiting: Callable[[], bool]) -> RunStore:
-        """Return the store of one attempt. It waits for an unavailable Postgres while
-        `keep_waiting` returns True."""
+    @contextmanager
+    def of_run(self, keep_waiting: Callable[[], bool]) -> Iterator[RunStore]:
+        """Yield the store of one attempt. It waits for an unavailable Postgres while `keep_waiting`
+        returns True. After the block it raises RuntimeError: what the attempt left behind in this
+        process, such as a thread, must not go on writing."""
         store = copy.copy(self)
         store._keep_waiting = keep_waiting
-        return store
+        store._attempt_is_over = threading.Event()
+        try:
+            yield store
+        finally:
+            store._attempt_is_over.set()
 
     def settle(self) -> None:
         """Wait until all operations are done. A node that was stopped did not wait for its own."""
@@ -200,12 +207,17 @@ class RunStore(ProjectStore):
 
         return self._connection.run(work, keep_waiting=self._keep_waiting)
 
-    def batch(self, ops: Iterable[Any]) -> list[Any]:
+    def _begin(self) -> None:
+        if self._attempt_is_over.is_set():
+            raise RuntimeError("The run of this store has ended")
         self._used[0] = True
+
+    def batch(self, ops: Iterable[Any]) -> list[Any]:
+        self._begin()
         return self._database_thread.submit(self._on_the_connection, list(ops)).result()
 
     async def abatch(self, ops: Iterable[Any]) -> list[Any]:
-        self._used[0] = True
+        self._begin()
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._database_thread, self._on_the_connection, list(ops))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import httpx
+from langgraph.config import get_store
 from langgraph.graph import START, StateGraph
 from langgraph.pregel.remote import RemoteGraph
 from langgraph_sdk import get_client, get_sync_client
@@ -71,15 +72,21 @@ async def _tell(state: Count) -> Count:
 def _leave_a_thread(state: Count) -> Count:
     """Start a thread that goes on after the run, and note what it may see."""
     seen = state["note"]
+    store = get_store()
 
     def look() -> None:
         for _ in range(600):
+            try:
+                store.put(("left", "behind"), "item", {})
+                stored = ""
+            except RuntimeError:
+                stored = "store-refused\n"
             try:
                 owners = {t["metadata"]["owner"] for t in sync_client.threads.search(limit=1000)}
             except APIStatusError as error:
                 owners = {str(error.status_code)}
             with Path(seen).open("a") as file:
-                file.write("".join(f"{owner}\n" for owner in owners))
+                file.write("".join(f"{owner}\n" for owner in owners) + stored)
             time.sleep(0.05)
 
     threading.Thread(target=look, daemon=True).start()

@@ -298,7 +298,17 @@ async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepar
             child.events.emit(name, data)
 
     child.access.enter()
-    store = child.store.of_run(_may_continue(child, claimed.claim))
+    with child.store.of_run(_may_continue(child, claimed.claim)) as store:
+        return await _execute_with(store, child, claimed, prepared, emit)
+
+
+async def _execute_with(
+    store: RunStore,
+    child: Child,
+    claimed: ClaimedRun,
+    prepared: _Prepared,
+    emit: graph_executor.Emit,
+) -> Ending:
     async with child.graphs.open(claimed.graph_id, _use_of(claimed, store)) as graph:
         prepared.execution = Execution(
             graph=graph,
