@@ -108,14 +108,15 @@ def test_cancel_with_interrupt_keeps_the_run_and_its_checkpoints(make_client):
 def test_a_cancelled_run_is_resumed_from_its_checkpoint(make_client):
     async def scene(client):
         thread = await client.threads.create()
-        run = await client.runs.create(thread["thread_id"], "long_task", input={"seconds": 0.3})
-        async for part in client.runs.join_stream(thread["thread_id"], run["run_id"]):
-            if part.event == "values" and part.data.get("steps") == ["collect"]:
-                break
+        # The second step takes long enough for the cancel on a busy machine.
+        run = await client.runs.create(thread["thread_id"], "long_task", input={"seconds": 4})
+        while (await client.threads.get_state(thread["thread_id"]))["next"] != ["sort"]:
+            await asyncio.sleep(0.05)
         await client.runs.cancel(thread["thread_id"], run["run_id"], wait=True)
         state = await client.threads.get_state(thread["thread_id"])
         assert state["values"]["steps"] == ["collect"]
         assert state["next"] == ["sort"]
+        await client.threads.update_state(thread["thread_id"], {"seconds": 0.05}, as_node="collect")
         values = await client.runs.wait(thread["thread_id"], "long_task", input=None)
         assert values["steps"] == ["collect", "sort", "write", "check"]
 

@@ -256,6 +256,18 @@ def test_waiters_are_released_by_the_end_and_read_no_events(feed, log):
     assert subscription.position == START
 
 
+def test_a_waiter_gets_the_small_outcome_that_is_announced_with_the_end(feed, log):
+    run_id = uuid.uuid4()
+    first, second = (feed.subscribe(run_id, events=False) for _ in range(2))
+    following = feed.subscribe(run_id)
+    assert first.wait_for_end(soon(0.05)) is False
+    answer = b'{"text": "a!b"}'
+    with soon_after(0.05, lambda: log.append_ends([LogEnd(run_id, 1, "success", answer=answer)])):
+        assert first.wait_for_end(soon(10))
+    assert second.wait_for_end(soon(10))
+    assert (first.answer, second.answer, following.answer) == (answer, answer, b"")
+
+
 def test_the_end_is_read_from_the_rows_when_the_log_was_lost(feed, log, ended):
     run_id = uuid.uuid4()
     log.append(run_id, [event(1, 1)])

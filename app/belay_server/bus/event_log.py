@@ -88,12 +88,14 @@ class Event(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class LogEnd:
     """The end of a run. `status` is None for one that was rolled back. `error` is set when the
-    run's worker could not write it to the log."""
+    run's worker could not write it to the log. `answer` is what clients that wait for the run get,
+    as JSON; they read it from Postgres if it is empty."""
 
     run_id: UUID
     claim_no: int
     status: str | None
     error: dict[str, str] | None = None
+    answer: bytes = b""
 
 
 def just_before(position: Position) -> Position:
@@ -165,17 +167,18 @@ class EventLog:
                     "resumable": started.resumable,
                 }
                 self._note(pipe, started.thread_id, RUN_STARTED, orjson.dumps(said))
-            self._add(pipe, run_id, events, nudge=str(run_id))
+            self._add(pipe, run_id, events, nudge=str(run_id).encode())
             _refuse_all_but_stale(pipe.execute(raise_on_error=False))
 
     def append_ends(self, ends: Sequence[LogEnd]) -> None:
         """Append the end markers of runs, in one round trip."""
         with self._client.pipeline(transaction=False) as pipe:
             for end in ends:
-                self._add(pipe, end.run_id, _end_events(end), nudge=f"{end.run_id}!")
+                nudge = b"%b!%b" % (str(end.run_id).encode(), end.answer)
+                self._add(pipe, end.run_id, _end_events(end), nudge=nudge)
             _refuse_all_but_stale(pipe.execute(raise_on_error=False))
 
-    def _add(self, pipe: Any, run_id: UUID, events: Sequence[Event], *, nudge: str) -> None:
+    def _add(self, pipe: Any, run_id: UUID, events: Sequence[Event], *, nudge: bytes) -> None:
         key, large_key = self._keys.event_log(run_id), self._keys.large_events(run_id)
         for entry in _entries(events):
             last = entry[-1].position

@@ -58,6 +58,7 @@ class Subscription:
         "_on_room",
         "_paused",
         "_size",
+        "answer",
         "client_left",
         "end_status",
         "ended",
@@ -80,6 +81,8 @@ class Subscription:
         self.ended = False
         #: The run's final status in the log; None if the log has no end or the run was rolled back.
         self.end_status: str | None = None
+        #: The outcome for a client that waits, if the announcement of the end had it.
+        self.answer = b""
         self.client_left = False
         self._on_room = on_room
         self._paused = False
@@ -168,8 +171,8 @@ class Subscription:
                 self._buffer.append(event)
         self._open_gate()
 
-    def end(self) -> None:
-        self.ended = True
+    def end(self, answer: bytes = b"") -> None:
+        self.ended, self.answer = True, answer or self.answer
         self._open_gate()
 
     def rearm(self) -> None:
@@ -277,19 +280,21 @@ class RunFeed:
                 client.close()
 
     def _note_dirty(self, data: object) -> None:
-        """Handle a message: a run id, followed by "!" when the run has ended."""
+        """Handle a message: a run id, followed by "!" and a small outcome when the run has
+        ended."""
         if not isinstance(data, bytes):
             return
+        named, ended, answer = data.partition(b"!")
         try:
-            run_id = UUID(data.decode().removesuffix("!"))
+            run_id = UUID(named.decode())
         except ValueError:
             return
         if run_id not in self._subscriptions:
             return
-        if data.endswith(b"!"):
+        if ended:
             for subscription in self._followers(run_id):
                 if not subscription.wants_events:
-                    subscription.end()
+                    subscription.end(answer)
         self._poke(run_id)
 
     def _read(self) -> None:

@@ -249,6 +249,10 @@ def _wait(
         yield HEADERS
         may_have_ended = followed.subscription is None
         while not subscription.client_left:
+            if subscription.answer:
+                ended = True
+                yield subscription.answer
+                break
             if may_have_ended:
                 subscription.rearm()
                 try:

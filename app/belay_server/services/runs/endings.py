@@ -27,8 +27,12 @@ from belay_server.db.runs import Ringable
 from belay_server.db.threads import DeletedThread
 from belay_server.domain.runs import CancelAction, Claim, Ending, Run, RunStatus
 from belay_server.doorbell import Doorbell
+from belay_server.graphs.serde import to_json
 
 log = logging.getLogger(__name__)
+
+#: Bytes of an outcome that is sent with the announcement of a run's end, to all web processes.
+_SMALL_ANSWER = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class RunEnd:
     error: dict[str, str] | None = None
     #: The time from the accepted cancel to this end; None when the run was not cancelled.
     cancel_seconds: float | None = None
+    #: A small outcome as JSON, for the clients that wait for it. Empty: they read it from the row.
+    answer: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,10 @@ class Announcer:
             return
         try:
             self.event_log.append_ends(
-                [LogEnd(end.run_id, end.claim_no, end.status, end.error) for end in ends]
+                [
+                    LogEnd(end.run_id, end.claim_no, end.status, end.error, end.answer)
+                    for end in ends
+                ]
             )
         except RedisError as error:
             log.warning(
@@ -109,7 +118,17 @@ def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> 
     after = claim_rows.finish_run(conn, thread_id, claim, ending)
     if after is None:
         return end_cancelled_run(conn, thread_id, claim, ending)
-    return RunEnd(claim.run_id, claim.claim_no, ending.status, after.ringable)
+    answer = _small_answer(ending)
+    return RunEnd(claim.run_id, claim.claim_no, ending.status, after.ringable, answer=answer)
+
+
+def _small_answer(ending: Ending) -> bytes:
+    """Return the outcome of a successful run as JSON; b"" if it is large or has interrupts, which
+    Postgres adds to it."""
+    if ending.status is not RunStatus.SUCCESS or not ending.values_known or ending.interrupts:
+        return b""
+    answer = to_json(ending.values if ending.values is not None else {})
+    return answer if len(answer) <= _SMALL_ANSWER else b""
 
 
 def end_cancelled_run(
