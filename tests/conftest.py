@@ -31,8 +31,8 @@ def pytest_addoption(parser):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Ignore a file whose tests are all long: its import takes as long as many tests, in each
-    process of the quick suite."""
+    """Ignore a file whose tests are all long, unless long ones are selected: its import takes as
+    much time as many tests, in each process of the quick suite."""
     is_quick = not (config.option.long or config.option.full)
     return True if is_quick and collection_path.name == "test_schemathesis.py" else None
 

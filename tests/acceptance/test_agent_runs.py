@@ -65,9 +65,8 @@ def raw(server, key):
 
 @pytest.fixture
 def aplay(server, key):
-    from exa_py import AsyncExa
-
     """Return a function that runs a coroutine with the async client."""
+    from exa_py import AsyncExa
 
     def play(scene):
         async def run():

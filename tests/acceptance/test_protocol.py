@@ -703,6 +703,7 @@ def test_closed_websockets_leave_no_listeners(http, server, thread_id):
         found = [line for line in lines if line.startswith("belay_listeners{")]
         return sum(float(line.rpartition(" ")[2]) for line in found)
 
+    wait_until(lambda: listeners() < 5, 60, "most sessions to end")
     before = listeners()
     with ExitStack() as stack:
         for _ in range(5):

@@ -8,7 +8,7 @@ import pytest
 from belay_server.db.connection import connect
 from belay_server.db.migrate import SchemaNotReady, migrate, schema_is_ready, wait_for_schema
 from belay_server.dev.embedded import EmbeddedPostgres
-from tests.servers import running
+from tests.servers import STORE_INDEX, running
 
 
 def test_migrating_twice_does_nothing_the_second_time(database_url):
@@ -44,3 +44,18 @@ def test_the_library_is_imported_only_when_its_version_changed(make_database):
         conn.execute("UPDATE belay_library_schema SET version = '0'")
     assert has_imported_langgraph()
     assert not has_imported_langgraph()
+
+
+@pytest.mark.parametrize(
+    "dropped", ["TABLE store_vectors, vector_migrations", "INDEX belay_checkpoints_run"]
+)
+def test_what_was_dropped_of_the_librarys_schema_is_made_again(make_database, dropped):
+    """An operator drops the vectors to change their dimensions."""
+    url = make_database(f"dropped_{dropped.partition(' ')[0].lower()}")
+    with connect(url) as conn:
+        conn.execute(f"DROP {dropped}")
+    migrate(url, store_index=STORE_INDEX)
+    with connect(url) as conn:
+        assert schema_is_ready(conn, vectors=True)
+        name = dropped.split()[1].rstrip(",")
+        assert conn.execute("SELECT to_regclass(%s)", (name,)).fetchone() != (None,)

@@ -99,6 +99,17 @@ def test_a_thread_that_was_started_without_threading_is_left_until_it_ends(lefto
     wait_until(lambda: not leftovers.has_threads(), 10, "the end of the thread")
 
 
+def test_a_raw_thread_that_has_logged_and_ended_does_not_count(leftovers):
+    leftovers.begin_run()
+    _thread.start_new_thread(threading.current_thread, ())
+    wait_until(
+        lambda: any(isinstance(one, threading._DummyThread) for one in threading.enumerate()),
+        10,
+        "the trace of the thread",
+    )
+    wait_until(lambda: not leftovers.has_threads(), 10, "the end of the thread")
+
+
 def test_a_task_on_the_event_loop_of_an_earlier_run_counts(leftovers):
     with running_loop() as loop:
         older = asyncio.run_coroutine_threadsafe(asyncio.sleep(60), loop)

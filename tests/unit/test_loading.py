@@ -57,3 +57,10 @@ def test_a_file_that_cannot_be_imported_by_its_name_can_be_pickled_all_the_same(
     loaded = load_object(tmp_path, [tmp_path], f"./{file}:graph", "Graph 'a'")
     assert type(loaded).__module__.startswith("belay_project_")
     assert type(pickle.loads(pickle.dumps(loaded))) is type(loaded)
+
+
+def test_two_files_whose_paths_differ_in_a_separator_are_two_modules(tmp_path):
+    (tmp_path / "sales").mkdir()
+    for file, number in (("sales_eu.py", 1), ("sales/eu.py", 2)):
+        (tmp_path / file).write_text(f"graph = {number}\n")
+        assert load_object(tmp_path, [], f"./{file}:graph", "Graph 'a'") == number

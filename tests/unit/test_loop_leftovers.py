@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import os
 import socket
@@ -123,6 +124,72 @@ def test_callbacks_of_libraries_and_of_earlier_runs_do_not_count(play):
         assert not await leftovers.remain()
 
     play(scene, before=earlier)
+
+
+class Client:
+    """A client of the project's that all runs of a child share."""
+
+    def refresh(self, loop):
+        return loop.call_later(60, self.refresh, loop)
+
+
+def test_a_timer_that_a_client_of_an_earlier_run_starts_again_does_not_count(play):
+    client = Client()
+
+    async def earlier(loop):
+        loop.earlier = client.refresh(loop)
+
+    async def scene(leftovers, loop):
+        loop.earlier.cancel()
+        client.refresh(loop)
+        assert not await leftovers.remain()
+        Client().refresh(loop)
+        assert await leftovers.remain()
+
+    play(scene, before=earlier)
+
+
+@functools.lru_cache
+def _decorated():
+    """A function of the project within a wrapper of a library."""
+
+
+async def _coroutine(): ...
+
+
+@pytest.mark.parametrize(
+    ("call", "make_arguments"),
+    [
+        (_decorated, tuple),
+        (contextvars.copy_context().run, lambda: (_decorated,)),
+        (asyncio.ensure_future, lambda: (_coroutine(),)),
+    ],
+    ids=["decorated", "in a context", "a coroutine"],
+)
+def test_a_callback_counts_that_calls_the_project_indirectly(play, call, make_arguments):
+    async def scene(leftovers, loop):
+        arguments = make_arguments()
+        handle = loop.call_later(60, call, *arguments)
+        assert await leftovers.remain()
+        handle.cancel()
+        for one in filter(asyncio.iscoroutine, arguments):
+            one.close()
+
+    play(scene)
+
+
+def test_an_object_whose_attributes_raise_is_taken_for_a_librarys(play):
+    class Proxy:
+        def __call__(self): ...
+
+        def __getattr__(self, name):
+            raise RuntimeError(name)
+
+    async def scene(leftovers, loop):
+        loop.call_later(60, Proxy())
+        await leftovers.remain()
+
+    play(scene)
 
 
 def test_a_reader_of_the_project_remains_until_it_is_removed(play):

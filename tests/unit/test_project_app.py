@@ -7,7 +7,7 @@ import pytest
 
 from belay_server.api.project.app import ProjectApp
 from belay_server.graphs.project.langgraph_json import read_project
-from belay_server.graphs.project.loading import ProjectError
+from belay_server.graphs.project.loading import ProjectError, name_of_file
 from tests.servers import PROJECT
 
 GRAPHS = {"counter": "./graphs/simple.py:counter"}
@@ -70,7 +70,7 @@ async def fails(scope, receive, send):
 def test_an_app_that_cannot_be_served_is_refused_with_the_reason(tmp_path, source, message):
     files = {} if source is None else {"own_app": source}
     read = project(tmp_path, {"app": "./own_app.py:fails"}, **files)
-    for name in ("own_app", f"belay_project_{'_'.join((tmp_path / 'own_app').parts[1:])}"):
+    for name in ("own_app", name_of_file(tmp_path / "own_app.py")):
         sys.modules.pop(name, None)
     with pytest.raises(ProjectError, match=message):
         ProjectApp.load(read)

@@ -109,5 +109,10 @@ def test_every_run_is_asked_before_one_is_killed(sleepers, monkeypatch):
     stopper._run_once(watched, poller)
     assert done[2:] == [("ask", third), ("kill", first)]
     assert select.select([requests], [], [], 0)[0], "the rest is to be done at once"
+    # The first cannot be stopped, as `stop` returned None; the others get their turns.
+    stopper._run_once(watched, poller)
+    stopper._run_once(watched, poller)
+    stopper._run_once(watched, poller)
+    assert done[4:] == [("kill", second), ("kill", third), ("kill", first)]
     for child in watched.values():
         os.close(child.pidfd)

@@ -6,7 +6,7 @@ were emitted together share one entry of the stream, which has the id of the las
 many events costs the writer, Redis and every reader little more than an entry of one. The data of a
 large event is in a hash beside the stream. Following a log therefore stays cheap, and a web process
 reads the data when the client is ready to receive it. The last event is the end marker. A log may
-be lost; the end of a run is always read from Postgres.
+be lost; the end of a run is in Postgres, and only a small outcome is also announced.
 
 A thread has a log too, which names its runs.
 """

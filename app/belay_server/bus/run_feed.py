@@ -1,9 +1,10 @@
 """Follow the event logs and ends of all runs that a web process has clients for.
 
-A publisher sends only the id of a log that has grown. The feed reads the changed logs that have
-subscriptions, all in one round trip, and delivers the events. A message may be lost. So once a
-second the feed reads all followed logs, and reads from Postgres which of those runs have ended. A
-process has one feed, with one Redis subscription, however many clients are connected.
+A publisher sends the id of a log that has grown, and a small outcome with the end. The feed reads
+the changed logs that have subscriptions, all in one round trip, and delivers the events. A message
+may be lost. So once a second the feed reads all followed logs, and reads from Postgres which of
+those runs have ended. A process has one feed, with one Redis subscription, however many clients are
+connected.
 
 Under gunicorn's gevent workers the threads here are greenlets; nothing else differs.
 """

@@ -34,8 +34,17 @@ CREATE TABLE IF NOT EXISTS belay_migration (
 
 #: The distribution with LangGraph's saver and store.
 _LANGGRAPH = "langgraph-checkpoint-postgres"
+#: What LangGraph and Belay make in addition to Belay's own tables, and what only a store with an
+#: index has.
+_MADE = (
+    *("checkpoint_migrations", "checkpoints", "checkpoint_blobs", "checkpoint_writes"),
+    *("belay_checkpoints_run", "store_migrations", "store"),
+)
+_MADE_FOR_VECTORS = ("vector_migrations", "store_vectors")
 _IS_SET_UP = """
-SELECT to_regclass('checkpoints') IS NOT NULL AND to_regclass('store') IS NOT NULL
+SELECT NOT EXISTS (SELECT FROM unnest(%(made)s::text[]) name WHERE to_regclass(name) IS NULL)
+   AND NOT EXISTS (SELECT FROM pg_index WHERE NOT indisvalid
+                   AND indexrelid = to_regclass('belay_checkpoints_run'))
 FROM belay_library_schema WHERE library = %(library)s AND version = %(version)s
 """
 _RECORD_SETUP = """
@@ -91,7 +100,8 @@ def _set_up_langgraph(conn: Connection, store_index: dict[str, Any] | None) -> N
     """Create or change LangGraph's tables, unless its installed version has done so before."""
     library = _LANGGRAPH if store_index is None else f"{_LANGGRAPH} with vectors"
     installed = {"library": library, "version": version(_LANGGRAPH)}
-    if fetch_value(conn, _IS_SET_UP, installed):
+    made = [*_MADE, *(() if store_index is None else _MADE_FOR_VECTORS)]
+    if fetch_value(conn, _IS_SET_UP, {**installed, "made": made}):
         return
     # LangGraph creates indexes CONCURRENTLY, which Postgres does not allow in transactions.
     _set_up_saver(conn)

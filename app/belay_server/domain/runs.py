@@ -142,6 +142,8 @@ class Ending:
     interrupts: dict[str, list[dict[str, Any]]] | None = None
     error: dict[str, str] | None = None
     has_next: bool = False
+    #: A small outcome as JSON, which is announced with the end. Empty: clients read the row.
+    answer: bytes = b""
 
     @property
     def resting_status(self) -> str:

@@ -92,11 +92,15 @@ class GraphRegistry:
 
     @cached_property
     def _installed(self) -> list[Path]:
-        """The files and folders of the packages that graphs are named in as `module:variable`."""
+        """Return the files and folders of the packages that graphs are named in as
+        `module:variable`."""
         locations = [spec.target.rpartition(":")[0] for spec in self.project.graphs.values()]
         names = {name.partition(".")[0] for name in locations if not name.endswith(".py")}
-        files = [Path(sys.modules[name].__file__ or "") for name in names if name in sys.modules]
-        return [file.parent if file.name == "__init__.py" else file for file in files]
+        modules = [sys.modules[name] for name in names if name in sys.modules]
+        files = [Path(module.__file__) for module in modules if module.__file__]
+        # A package without `__init__.py` has only folders, which several distributions may share.
+        folders = [Path(path) for one in modules if not one.__file__ for path in one.__path__]
+        return [file.parent if file.name == "__init__.py" else file for file in files] + folders
 
     def name_of(self, graph_id: str) -> str:
         """Return the name that the graph was compiled with. If it has none, or a factory makes it,

@@ -40,11 +40,13 @@ from belay_server.graphs.thread_state import REDACTED
 from belay_server.runtime import fault_points, logs
 from belay_server.runtime.fault_points import FaultPoint
 from belay_server.services.runs.endings import (
+    SMALL_ANSWER,
     STOPPED,
     RunEnd,
     end_cancelled_run,
     end_run,
     timed_out,
+    with_small_answer,
 )
 from belay_workers.child import graph_executor
 from belay_workers.child.graph_executor import Execution
@@ -361,7 +363,7 @@ def _kept(child: Child, ending: Ending) -> Ending:
     size = len(to_json([ending.values, ending.interrupts]))
     if size <= most:
         child.reconnects = size > _LARGE_END
-        return ending
+        return with_small_answer(ending) if size <= 2 * SMALL_ANSWER else ending
     fits = len(to_json(ending.interrupts)) <= most
     return dataclasses.replace(
         ending,

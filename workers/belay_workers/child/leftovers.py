@@ -60,6 +60,8 @@ class Leftovers:
         frames = sys._current_frames()
         for thread in threads:
             frame = frames.pop(thread.ident or 0, None)
+            if frame is None and isinstance(thread, threading._DummyThread):
+                continue  # one that was not started by `threading`, has logged, and has ended
             if not self._is_belays(thread) and not is_debuggers(thread) and not _is_tracer(frame):
                 yield thread, frame
         # Threads of `_thread.start_new_thread`. One that `threading` starts is not in its list

@@ -2,8 +2,10 @@
 
 Tasks are cancelled. A callback of the project's own code that waits to be called (`call_soon`,
 `call_later`, `add_reader`) and a socket that listens stay: while there is one that the run may have
-left, the child is not free, and the supervisor kills it. The timers of libraries, such as those
-that close idle connections, are no work of a run.
+left, the child is not free, and the supervisor kills it. What earlier runs keep does not count,
+such as a timer that a client of the project's starts again and again. Nor do the timers of
+libraries, most of which close idle connections; those that call code of the project later
+(APScheduler) are not found.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from types import BuiltinMethodType, MethodType
 from typing import Any
 from weakref import WeakSet
 
-from belay_workers.child.project_code import ProjectCode
+from belay_workers.child.project_code import ProjectCode, unwrapped
 
 _TURN_SECONDS = 0.05
+#: The identities of an object and of a function.
+_Identity = tuple[int, int]
 
 
 class LoopLeftovers:
@@ -31,13 +36,15 @@ class LoopLeftovers:
     def __init__(self, loop: asyncio.AbstractEventLoop, project: ProjectCode) -> None:
         self._loop: Any = loop
         self._project = project
-        self._handles_before: dict[int, asyncio.Handle] = {}
+        self._callbacks_before: dict[_Identity, Any] = {}
         self._listening_before: set[tuple[int, int]] = set()
         self._cancelled: WeakSet[asyncio.Task[Any]] = WeakSet()
 
     def begin_run(self) -> None:
         """Note the callbacks and the sockets of earlier runs. Call it on the event loop."""
-        self._handles_before = {id(handle): handle for handle in self._handles()}
+        callbacks = (_callback(handle) for handle in self._handles())
+        # The callbacks are kept, so that no other object gets their identity.
+        self._callbacks_before = {_identity(callback): callback for callback in callbacks}
         self._listening_before = set(self._listening())
 
     async def remain(self) -> bool:
@@ -68,14 +75,19 @@ class LoopLeftovers:
             yield from (handle for handle in key.data or () if handle is not None)
 
     def _is_projects(self, handle: asyncio.Handle) -> bool:
-        if handle.cancelled() or id(handle) in self._handles_before:
+        callback = _callback(handle)
+        if handle.cancelled() or _identity(callback) in self._callbacks_before:
             return False
-        callback: Any = handle._callback  # type: ignore[attr-defined]
-        transport = getattr(callback, "__self__", None)
-        protocol = getattr(transport, "_protocol", None)
-        return self._project.has(callback) or (
-            protocol is not None and self._project.has_methods_of(protocol)
-        )
+        try:
+            protocol = _protocol(callback)
+            arguments = handle._args or ()
+            return (
+                any(map(self._project.has, (callback, *arguments)))
+                or self._project.has_methods_of(protocol)
+                or self._project.has_methods_of(getattr(protocol, "_app_protocol", None))
+            )
+        except Exception:  # noqa: BLE001  (an attribute of an object of the project's)
+            return False
 
     def _keys(self) -> list[Any]:
         selector = getattr(self._loop, "_selector", None)
@@ -89,6 +101,30 @@ class LoopLeftovers:
                 found = os.fstat(key.fd)
                 if stat.S_ISSOCK(found.st_mode) and _accepts(key.fd):
                     yield key.fd, found.st_ino
+
+
+def _callback(handle: asyncio.Handle) -> Any:
+    return unwrapped(handle._callback)  # type: ignore[attr-defined]
+
+
+def _identity(callback: Any) -> _Identity:
+    """Return the object of a method, and the function. Methods are made anew for each call of
+    `add_reader` and the like, also when a transport pauses and resumes."""
+    of = _owner(callback)
+    if isinstance(of, asyncio.BaseTransport):
+        return id(of), 0
+    return id(of), id(callback if of is None else getattr(callback, "__func__", callback))
+
+
+def _protocol(callback: Any) -> Any:
+    """Return the protocol of a transport, if the callback is a transport's."""
+    of = _owner(callback)
+    return of.get_protocol() if isinstance(of, asyncio.Transport) else None
+
+
+def _owner(callback: Any) -> Any:
+    """Return the object of a method, None for other callbacks."""
+    return callback.__self__ if isinstance(callback, MethodType | BuiltinMethodType) else None
 
 
 def _accepts(descriptor: int) -> bool:

@@ -31,7 +31,7 @@ from belay_server.graphs.store import RunStore
 from belay_server.services.runs.endings import Announcer
 from belay_workers.child.access import RunAccess
 from belay_workers.child.event_writer import EventWriter
-from belay_workers.child.forkserver import end_forkserver
+from belay_workers.child.forkserver import Forkserver
 from belay_workers.child.leftovers import Leftovers
 from belay_workers.child.loop_leftovers import LoopLeftovers
 from belay_workers.child.main_thread_executor import MainThreadExecutor
@@ -50,6 +50,8 @@ log = logging.getLogger(__name__)
 #: It is ignored by default, so a late signal does no harm, and nothing else here uses it.
 ASK_SIGNAL = signal.SIGURG
 _LEFTOVER_SECONDS = 0.05
+#: A full garbage collection of this many containers takes about 30 ms.
+_MANY_OBJECTS = 200_000
 
 
 class Child:
@@ -105,6 +107,7 @@ class Child:
         self._project_code = ProjectCode(graphs.has_code)
         self._leftovers = Leftovers(set(threading.enumerate()))
         self._loop_leftovers = LoopLeftovers(self._loop, self._project_code)
+        self._forkserver = Forkserver()
         self._processes_of_our_own = set(descendants(os.getpid()))
         #: Also those that earlier runs have left and that may stay.
         self._processes_before = self._processes_of_our_own
@@ -140,18 +143,18 @@ class Child:
                 self._task = None
                 # What is only garbage now may have finalizers, such as the `finally` of an
                 # asynchronous generator. They are called now, and not in a later run.
-                gc.collect()
+                gc.collect(_generation())
                 self._wait_for_leftovers()
         finally:
             self._claim = None
             self._restore()  # nodes on other threads may set timers, too
             if not self.settings.keep_subprocesses:
-                end_forkserver()
+                self._forkserver.end()
                 end_children(self._processes_of_our_own)
         return future.result()
 
     def _restore(self) -> None:
-        """Undo what a node has done to the signals and hooks of this, the main thread."""
+        """Undo what a node has done to the signals and hooks of the main thread."""
         self._project_code.remove_hooks()
         if self._signals is not None:
             self._signals.restore()
@@ -171,10 +174,10 @@ class Child:
 
     async def _as_task(self, work: Coroutine[Any, Any, Any]) -> Any:
         self._task = asyncio.current_task()
+        self._loop_leftovers.begin_run()
         if self._asked is not StopReason.NONE:
             work.close()
             raise asyncio.CancelledError
-        self._loop_leftovers.begin_run()
         try:
             return await work
         except BaseException as error:
@@ -210,6 +213,12 @@ class Child:
         if self._nodes.pool_is_busy or set(below).difference(self._processes_before):
             return True
         return self._leftovers.has_threads()
+
+
+def _generation() -> int:
+    """Return the oldest generation to collect before the end of a stopped run: the last, unless
+    there are so many objects that this could take longer than the grace period."""
+    return 2 if len(gc.get_objects(generation=2)) < _MANY_OBJECTS else 1
 
 
 def _release_locals(error: BaseException | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import threading
 from collections.abc import Callable
@@ -16,11 +17,12 @@ class ProjectCode:
         """`is_file` returns whether a file has code of the project."""
         self._is_file = is_file
 
-    def has(self, callback: Any) -> bool:
-        """Return whether a function, method or object with `__call__` is the project's."""
-        while isinstance(callback, functools.partial):
-            callback = callback.func
-        function = getattr(callback, "__func__", callback)
+    def has(self, called: Any) -> bool:
+        """Return whether a function, method, coroutine or object with `__call__` is the project's,
+        also when a library's decorator wraps it."""
+        if inspect.iscoroutine(called):
+            return self._is_file(called.cr_code.co_filename)
+        function = inspect.unwrap(getattr(unwrapped(called), "__func__", unwrapped(called)))
         if callable(function) and not hasattr(function, "__code__"):
             function = type(function).__call__
         code = getattr(function, "__code__", None)
@@ -33,7 +35,7 @@ class ProjectCode:
 
     def remove_hooks(self) -> None:
         """Remove the profile and trace functions that the project has set on this thread, and those
-        for threads to come. Debuggers and coverage set their own, which stay."""
+        for threads to come. Those of libraries, debuggers and coverage among them, stay."""
         if self.has(sys.getprofile()):
             sys.setprofile(None)
         if self.has(sys.gettrace()):
@@ -42,3 +44,10 @@ class ProjectCode:
             threading.setprofile(None)
         if self.has(threading.gettrace()):
             threading.settrace(None)
+
+
+def unwrapped(called: Any) -> Any:
+    """Return what a `functools.partial` calls."""
+    while isinstance(called, functools.partial):
+        called = called.func
+    return called

@@ -112,11 +112,15 @@ def end_children(keep: Collection[psutil.Process] = ()) -> None:
     Return at the latest 2 s after a kill, even if a process has not ended.
     """
     while has_children():
-        below = [process for process in descendants(os.getpid()) if process not in keep]
+        below = _others(keep) or _others(keep)  # a list may omit some, while others end
         for process in below:
             _kill(process)
         if not below or psutil.wait_procs(below, timeout=_END_SECONDS)[1]:
             return
+
+
+def _others(keep: Collection[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in descendants(os.getpid()) if process not in keep]
 
 
 def stop(pid: int) -> bool:
@@ -148,7 +152,8 @@ def kill_tree(pid: int) -> None:
 
     Stop the process first (`stop`): it then starts nothing new, and what its descendants start
     during the search stays below it. The search ends after half a second, if they start processes
-    faster than they are killed; `Orphans` kills the rest.
+    faster than they are killed. What is left then has lost its parent: `Orphans` kills it, if the
+    worker goes on.
     """
     killed: set[psutil.Process] = set()
     ends_at = time.monotonic() + _SEARCH_SECONDS

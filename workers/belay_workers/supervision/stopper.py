@@ -110,6 +110,7 @@ class _Watched:
     asked: Claim | None = None
     reason: StopReason = StopReason.NONE
     kill_at: float = 0.0
+    has_lost_its_canary: bool = False
 
 
 class Stopper:
@@ -135,6 +136,7 @@ class Stopper:
         self._grace_seconds = grace_seconds
         self._orphans = orphans
         self._look_at_canaries_at = 0.0
+        self._had_their_turn: set[int] = set()
         self._on_death = on_death
         self._on_free = on_free
 
@@ -161,8 +163,8 @@ class Stopper:
         looks = time.monotonic() >= self._look_at_canaries_at
         if looks:
             self._look_at_canaries_at = time.monotonic() + _CANARY_SECONDS
-        slow: list[Callable[[], None]] = []
-        dead: list[int] = []
+        slow: dict[int, Callable[[], None]] = {}
+        dead: dict[int, Callable[[], None]] = {}
         for reading in self._slots.read_all():
             child = watched.get(reading.index)
             if child is None or child.pid != reading.pid:
@@ -171,21 +173,32 @@ class Stopper:
                 if child.pidfd is not None:
                     poller.register(child.pidfd, select.POLLIN)
             if _is_dead(child):
-                dead.append(reading.index)
+                dead[reading.index] = partial(self._bury, watched, poller, reading.index)
             elif reading.is_busy:
                 why = self._stop_if_requested(child, reading)
-                if looks and _has_lost_its_canary(reading):
+                if looks:
+                    child.has_lost_its_canary = _has_lost_its_canary(reading)
+                if child.has_lost_its_canary:
                     why = "has closed the descriptors of its process"
                 if why is not None:
-                    slow.append(partial(self._kill, child, reading, why))
+                    slow[reading.index] = partial(self._kill, child, reading, why)
             elif child.asked is not None:
                 child.asked = None
-        slow += [partial(self._bury, watched, poller, index) for index in dead]
+        slow |= dead
         if slow:
-            slow[0]()
+            self._take_turn(slow)
         if len(slow) > 1:
             self._requests.wake()
         self._requests.forget_all_but(self._claims_in_hand)
+
+    def _take_turn(self, slow: dict[int, Callable[[], None]]) -> None:
+        """Do one of the slow steps, which are by slot: every slot in turn, as a step may fail again
+        and again."""
+        if self._had_their_turn.issuperset(slow):
+            self._had_their_turn.clear()
+        index = next(index for index in slow if index not in self._had_their_turn)
+        self._had_their_turn.add(index)
+        slow[index]()
 
     def _claims_in_hand(self) -> set[Claim]:
         return {reading.claim for reading in self._slots.read_all() if reading.is_busy}

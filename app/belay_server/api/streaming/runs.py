@@ -1,7 +1,7 @@
 """Stream a run to a client: its events, its end, and the client's disconnect.
 
 The generators here yield bytes for the connection. They read events from a subscription, large
-events from Redis, and the end of a run from Postgres.
+events from Redis, and the end of a run from Postgres, unless its announcement has the outcome.
 """
 
 from __future__ import annotations
@@ -249,7 +249,9 @@ def _wait(
         yield HEADERS
         may_have_ended = followed.subscription is None
         while not subscription.client_left:
-            if subscription.answer:
+            # Only for an id that this server has made for this run: the announcement of an earlier
+            # run with the same id, which was deleted since, may come late.
+            if subscription.answer and followed.subscription is not None:
                 ended = True
                 yield subscription.answer
                 break

@@ -5,8 +5,10 @@ Graphs and the project's own HTTP app are imported by the same rules.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -68,8 +70,7 @@ def _import(root: Path, dependencies: Sequence[Path], location: str, who: str) -
                 return importlib.import_module(".".join(parts))
             if len(parts) == 1 and parts[0].isidentifier() and _is_importable(parts[0], path):
                 return importlib.import_module(parts[0])
-    # Without a dot: `pickle` would import the package before it.
-    name = f"belay_project_{'_'.join(path.with_suffix('').parts[1:])}".replace(".", "_")
+    name = name_of_file(path)
     if name in sys.modules:
         return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, path)
@@ -83,6 +84,13 @@ def _import(root: Path, dependencies: Sequence[Path], location: str, who: str) -
         del sys.modules[name]
         raise
     return module
+
+
+def name_of_file(path: Path) -> str:
+    """Return the name of the module of a file that has none by which others import it. It has no
+    dot: `pickle` would import the package before it."""
+    stem = re.sub(r"\W", "_", path.stem)
+    return f"belay_project_{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
 
 
 def _is_importable(name: str, path: Path) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -32,7 +33,8 @@ from belay_server.graphs.serde import to_json
 log = logging.getLogger(__name__)
 
 #: Bytes of an outcome that is sent with the announcement of a run's end, to all web processes.
-_SMALL_ANSWER = 4096
+SMALL_ANSWER = 4096
+_EXPONENT = re.compile(rb"[0-9][eE]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,17 +120,22 @@ def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> 
     after = claim_rows.finish_run(conn, thread_id, claim, ending)
     if after is None:
         return end_cancelled_run(conn, thread_id, claim, ending)
-    answer = _small_answer(ending)
-    return RunEnd(claim.run_id, claim.claim_no, ending.status, after.ringable, answer=answer)
+    end = RunEnd(claim.run_id, claim.claim_no, ending.status, after.ringable)
+    return dataclasses.replace(end, answer=ending.answer)
 
 
-def _small_answer(ending: Ending) -> bytes:
-    """Return the outcome of a successful run as JSON; b"" if it is large or has interrupts, which
-    Postgres adds to it."""
+def with_small_answer(ending: Ending) -> Ending:
+    """Return the end of a successful run with its outcome as JSON, to be announced.
+
+    Without it are outcomes that are large, those with interrupts, which Postgres adds, and those
+    with exponents: Postgres writes 1e16 as an integer, and every reader is to get the same.
+    """
     if ending.status is not RunStatus.SUCCESS or not ending.values_known or ending.interrupts:
-        return b""
+        return ending
     answer = to_json(ending.values if ending.values is not None else {})
-    return answer if len(answer) <= _SMALL_ANSWER else b""
+    if len(answer) > SMALL_ANSWER or _EXPONENT.search(answer):
+        return ending
+    return dataclasses.replace(ending, answer=answer)
 
 
 def end_cancelled_run(
