@@ -56,6 +56,16 @@ def test_a_doorbell_rung_many_times_starts_one_execution(cluster, probe, doorbel
     assert probe.row(run[1])["claim_no"] == 1
 
 
+def test_no_doorbell_is_acknowledged(cluster, probe):
+    """On Redis an acknowledgement is a round trip for each message (decision 14)."""
+    with redis.Redis.from_url(cluster.valkey.url) as bus:
+        bus.config_resetstat()
+        for _ in range(3):
+            probe.assert_done_once(*probe.start())
+        assert "cmdstat_brpop" in bus.info("commandstats")
+        assert "cmdstat_zrem" not in bus.info("commandstats")
+
+
 def test_a_doorbell_for_an_unknown_or_delayed_run_has_no_effect(cluster, probe, doorbell):
     assert doorbell.ring(uuid.uuid4(), "runs")
     thread_id, run_id, _ = probe.start(after_seconds=60)

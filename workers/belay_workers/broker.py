@@ -6,6 +6,7 @@ from typing import Any
 
 from celery.app.amqp import AMQP
 from kombu import Connection
+from kombu.transport.virtual import Message
 
 
 class PromptConnection(Connection):
@@ -25,6 +26,18 @@ class PromptConnection(Connection):
         return super().ensure_connection(*args, **{**kwargs, **prompt})  # type: ignore[no-untyped-call]
 
 
+class _Unacknowledged(Message):
+    """A message of a consumer without acknowledgements.
+
+    kombu's own message removes itself from Redis' set of unacknowledged messages, in which it never
+    was: a round trip for nothing.
+    """
+
+    def ack(self, multiple: bool = False) -> None:
+        del multiple
+        self._state = "ACK"
+
+
 class PromptAMQP(AMQP):
     """Celery's AMQP with a PromptConnection and, on Redis, without acknowledgements."""
 
@@ -37,5 +50,7 @@ class PromptAMQP(AMQP):
         two round trips each. Other brokers need acknowledgements to limit what they send.
         """
         if self.app.conf.broker_url.startswith("redis"):
-            kwargs["no_ack"] = True
+            consumer = super().TaskConsumer(*args, **{**kwargs, "no_ack": True})
+            consumer.channel.Message = _Unacknowledged
+            return consumer
         return super().TaskConsumer(*args, **kwargs)
