@@ -91,6 +91,41 @@ def test_a_message_cannot_forge_a_log_line(logged, words):
     assert written.endswith("[request_id=r-1]\n")
 
 
+def log_exception(message, words):
+    error = ValueError(words)
+    try:
+        raise error
+    except ValueError:
+        logging.getLogger("belay_server.test").warning("%s", message, exc_info=True)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize("words", ["a\n2026-11-30 CRITICAL forged", "a\rb", "\x1b[31mred", "\x85c"])
+def test_an_exception_cannot_forge_a_log_line(logged, words, log_format):
+    logs.configure(settings(BELAY_LOG_FORMAT=log_format))
+    log_exception("a graph failed", words)
+    first, *rest = logged().removesuffix("\n").split("\n")
+    assert "a graph failed" in first
+    assert all(line.startswith("    ") for line in rest)
+    assert not {"\x1b", "\r"} & set("".join([first, *rest]))
+    if log_format == "json":
+        assert words in json.loads(first)["exc_info"]
+    else:
+        assert "\x85" not in "".join(rest)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_message_and_an_exception_have_a_bound(logged, log_format):
+    logs.configure(settings(BELAY_LOG_FORMAT=log_format))
+    words = "x" * 1_000_000 + "the end"
+    log_exception(f"failed: {words}", words)
+    written = logged()
+    assert len(written) < 50_000
+    assert "Traceback" in written
+    assert written.count("the end") == 2
+    assert "characters left out" in written
+
+
 @pytest.mark.parametrize(
     ("words", "arguments", "shown"),
     [

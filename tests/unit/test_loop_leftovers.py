@@ -248,3 +248,25 @@ def test_hooks_of_the_project_are_removed_and_others_stay():
         assert sys.getprofile() is None
     finally:
         sys.setprofile(before)
+
+
+def test_only_generators_of_the_run_count(play):
+    kept = []
+
+    async def generator():
+        yield 1
+
+    async def before(loop):
+        kept.append(generator())
+        await anext(kept[0])
+
+    async def scene(leftovers, loop):
+        assert not await leftovers.has_generators()
+        of_run = generator()
+        await anext(of_run)
+        assert await leftovers.has_generators()
+        await of_run.aclose()
+        del of_run
+        assert not await leftovers.has_generators()
+
+    play(scene, before)

@@ -1,7 +1,8 @@
 """Configure the logs of the web process and the worker: lines of text or of JSON.
 
 A record has the fields of its request (`in_request`) or, in a worker's child process, of its run
-(`about_run`). Headers and bodies are never logged.
+(`about_run`). Headers and bodies are never logged, but exceptions of graphs are, whose messages may
+quote an input.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _OURS = ("belay_server", "belay_workers", "belay")
 #: The fields that a line of text shows.
 _SHOWN = ("request_id", "run_id", "attempt")
 
+#: Characters of a message or a traceback. Of a longer one, the beginning and the end are logged.
+_LONGEST = 20_000
 #: Escapes for control characters and line separators.
 _VISIBLE = {
     code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
@@ -53,6 +56,7 @@ def configure(settings: Settings, level: int = logging.INFO) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter(settings.log_format))
     handler.addFilter(_add_fields)
+    handler.addFilter(_shorten)
     logging.basicConfig(level=max(level, logging.INFO), handlers=[handler], force=True)
     for name in _OURS:
         logging.getLogger(name).setLevel(level)
@@ -64,9 +68,28 @@ def formatter(log_format: str) -> logging.Formatter:
         return _TextFormatter(_TEXT)
     from pythonjsonlogger.orjson import OrjsonFormatter  # noqa: PLC0415  (only if it is used)
 
-    return OrjsonFormatter(
+    class JsonFormatter(OrjsonFormatter):
+        def formatException(self, ei: Any) -> str:  # noqa: N802  (logging's name)
+            return _shortened(logging.Formatter.formatException(self, ei))
+
+    return JsonFormatter(
         _JSON, rename_fields={"levelname": "level", "name": "logger"}, timestamp=True
     )
+
+
+def _shorten(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    if len(message) > _LONGEST:
+        record.msg, record.args = _shortened(message), ()
+    return True
+
+
+def _shortened(text: str) -> str:
+    over = len(text) - _LONGEST
+    if over <= 0:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]}… ({over} characters left out) …{text[-half:]}"
 
 
 def _add_fields(record: logging.LogRecord) -> bool:
@@ -111,3 +134,15 @@ class _TextFormatter(logging.Formatter):
         line = f"{line} [{' '.join(shown)}]" if shown else line
         # A message may quote a client. Escape line breaks and a terminal's control sequences.
         return line.translate(_VISIBLE)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  (logging's name)
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802  (logging's name)
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    """Return a traceback whose lines cannot be taken for records, whatever its message quotes."""
+    lines = _shortened(text).split("\n")
+    return "\n".join(f"    {line.translate(_VISIBLE)}" for line in lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import gc
 import multiprocessing
 import os
 import re
@@ -49,6 +50,24 @@ async def async_beats(state: State) -> State:
     while True:
         beat(state.get("beats"), "beat")
         await asyncio.sleep(_BEAT_SECONDS)
+
+
+async def drop_generator(state: State) -> State:
+    """Leave a generator that only the garbage collector can find, among the older garbage."""
+
+    async def generator():
+        try:
+            yield
+        finally:
+            beat(state.get("beats"), "collected")
+
+    dropped = [generator()]
+    await anext(dropped[0])
+    dropped.append(dropped)
+    gc.collect()
+    dropped = None
+    await asyncio.sleep(60)
+    return {}
 
 
 def time_sleep(state: State) -> State:
@@ -221,6 +240,7 @@ KINDS = {
     for f in (
         async_sleep,
         async_beats,
+        drop_generator,
         time_sleep,
         timer_beats,
         sync_beats,

@@ -14,7 +14,7 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
 from types import BuiltinMethodType, MethodType
 from typing import Any
@@ -39,6 +39,7 @@ class LoopLeftovers:
         self._callbacks_before: dict[_Identity, Any] = {}
         self._listening_before: set[tuple[int, int]] = set()
         self._cancelled: WeakSet[asyncio.Task[Any]] = WeakSet()
+        self._generators_before: WeakSet[AsyncGenerator[Any, Any]] = WeakSet()
 
     def begin_run(self) -> None:
         """Note the callbacks and the sockets of earlier runs. Call it on the event loop."""
@@ -46,6 +47,12 @@ class LoopLeftovers:
         # The callbacks are kept, so that no other object gets their identity.
         self._callbacks_before = {_identity(callback): callback for callback in callbacks}
         self._listening_before = set(self._listening())
+        self._generators_before = self._generators()
+
+    async def has_generators(self) -> bool:
+        """Return whether an asynchronous generator that the run has started still exists. It may be
+        garbage, whose `finally` is executed when it is collected."""
+        return bool(set(self._generators()) - set(self._generators_before))
 
     async def remain(self) -> bool:
         """Cancel the tasks, each once, and wait a moment for their ends. Return whether a task, a
@@ -65,6 +72,9 @@ class LoopLeftovers:
 
     def _strays(self) -> set[asyncio.Task[Any]]:
         return asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}
+
+    def _generators(self) -> WeakSet[AsyncGenerator[Any, Any]]:
+        return WeakSet(getattr(self._loop, "_asyncgens", ()))
 
     def _handles(self) -> Iterator[asyncio.Handle]:
         """Yield the callbacks that are due, those that wait for their time, and those that wait for

@@ -50,8 +50,6 @@ log = logging.getLogger(__name__)
 #: It is ignored by default, so a late signal does no harm, and nothing else here uses it.
 ASK_SIGNAL = signal.SIGURG
 _LEFTOVER_SECONDS = 0.05
-#: A full garbage collection of this many containers takes about 30 ms.
-_MANY_OBJECTS = 200_000
 
 
 class Child:
@@ -141,9 +139,7 @@ class Child:
             )
             if self._asked is not StopReason.NONE:
                 self._task = None
-                # What is only garbage now may have finalizers, such as the `finally` of an
-                # asynchronous generator. They are called now, and not in a later run.
-                gc.collect(_generation())
+                self._collect_garbage()
                 self._wait_for_leftovers()
         finally:
             self._claim = None
@@ -202,6 +198,17 @@ class Child:
             self._loop.call_soon_threadsafe(self._task.cancel)
         self._nodes.raise_in_node()
 
+    def _collect_garbage(self) -> None:
+        """Have the finalizers of the run's garbage called now, and not in a later run, such as the
+        `finally` of an asynchronous generator.
+
+        A full collection takes a tenth of a second where the project's libraries were imported by
+        the run. So there is one only if a generator may be among the older garbage.
+        """
+        gc.collect(1)
+        if self.finish(self._loop_leftovers.has_generators()):
+            gc.collect()
+
     def _wait_for_leftovers(self) -> None:
         """Wait until everything that the run started has ended. The supervisor limits the time."""
         idle = threading.Event()
@@ -213,12 +220,6 @@ class Child:
         if self._nodes.pool_is_busy or set(below).difference(self._processes_before):
             return True
         return self._leftovers.has_threads()
-
-
-def _generation() -> int:
-    """Return the oldest generation to collect before the end of a stopped run: the last, unless
-    there are so many objects that this could take longer than the grace period."""
-    return 2 if len(gc.get_objects(generation=2)) < _MANY_OBJECTS else 1
 
 
 def _release_locals(error: BaseException | None) -> None:
