@@ -8,6 +8,7 @@ import functools
 import os
 import socket
 import sys
+import threading
 
 import pytest
 
@@ -78,6 +79,51 @@ def test_a_task_that_the_end_of_another_starts_is_cancelled_too(play):
         loop.create_task(asyncio.sleep(60)).add_done_callback(again)
         await until_nothing_remains(leftovers)
         assert [task.cancelled() for task in started] == [True] * 3
+
+    play(scene)
+
+
+def test_tasks_of_earlier_runs_stay_with_those_that_they_start(play):
+    """Such as the workers of a pool of connections that an earlier run has opened."""
+    wanted = asyncio.Event()
+    tasks = []
+
+    async def worker(loop):
+        await wanted.wait()
+        tasks.append(loop.create_task(asyncio.sleep(60)))
+        await asyncio.sleep(60)
+
+    async def scene(leftovers, loop):
+        async def earlier():
+            leftovers.begin_run()
+            tasks.append(loop.create_task(worker(loop)))
+
+        await asyncio.create_task(earlier())
+        leftovers.begin_run()
+        wanted.set()
+        await asyncio.sleep(0)
+        assert len(tasks) == 2
+        assert not await leftovers.remain()
+        of_run = loop.create_task(asyncio.sleep(60))
+        await until_nothing_remains(leftovers)
+        assert [task.done() for task in (*tasks, of_run)] == [False, False, True]
+
+    play(scene)
+
+
+def test_a_task_that_a_thread_starts_is_cancelled(play):
+    async def scene(leftovers, loop):
+        sleep = asyncio.sleep(60)
+        futures = []
+        thread = threading.Thread(
+            target=lambda: futures.append(asyncio.run_coroutine_threadsafe(sleep, loop))
+        )
+        thread.start()
+        thread.join()
+        await asyncio.sleep(0)
+        await until_nothing_remains(leftovers)
+        await asyncio.sleep(0)
+        assert futures[0].cancelled()
 
     play(scene)
 

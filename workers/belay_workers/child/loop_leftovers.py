@@ -1,11 +1,11 @@
 """End what a stopped run has left on its child's event loop, and find what cannot be ended.
 
-Tasks are cancelled. A callback of the project's own code that waits to be called (`call_soon`,
-`call_later`, `add_reader`) and a socket that listens stay: while there is one that the run may have
-left, the child is not free, and the supervisor kills it. What earlier runs keep does not count,
-such as a timer that a client of the project's starts again and again. Nor do the timers of
-libraries, most of which close idle connections; those that call code of the project later
-(APScheduler) are not found.
+The tasks that were started in its context are cancelled. A callback of the project's own code that
+waits to be called (`call_soon`, `call_later`, `add_reader`) and a socket that listens stay: while
+there is one that the run may have left, the child is not free, and the supervisor kills it. What
+earlier runs keep does not count, such as a pool of connections, or a timer that a client of the
+project's starts again and again. Nor do the timers of libraries, most of which close idle
+connections; those that call code of the project later (APScheduler) are not found.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import socket
 import stat
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import suppress
+from contextvars import Context, ContextVar
 from types import BuiltinMethodType, MethodType
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from belay_workers.child.project_code import ProjectCode, unwrapped
 
 _TURN_SECONDS = 0.05
 #: The identities of an object and of a function.
 _Identity = tuple[int, int]
+#: The run in whose context code is executed. Tasks have the context of what has started them.
+_RUN: ContextVar[object | None] = ContextVar("belay_run", default=None)
 
 
 class LoopLeftovers:
@@ -38,11 +41,18 @@ class LoopLeftovers:
         self._project = project
         self._callbacks_before: dict[_Identity, Any] = {}
         self._listening_before: set[tuple[int, int]] = set()
+        self._run: object = None
+        self._run_of: WeakKeyDictionary[asyncio.Task[Any], object | None] = WeakKeyDictionary()
+        self._tasks_before: WeakSet[asyncio.Task[Any]] = WeakSet()
         self._cancelled: WeakSet[asyncio.Task[Any]] = WeakSet()
+        loop.set_task_factory(self._new_task)
         self._generators_before: WeakSet[AsyncGenerator[Any, Any]] = WeakSet()
 
     def begin_run(self) -> None:
-        """Note the callbacks and the sockets of earlier runs. Call it on the event loop."""
+        """Note what earlier runs have left. Call it in the run's own task."""
+        self._run = object()
+        _RUN.set(self._run)
+        self._tasks_before = WeakSet(asyncio.all_tasks(self._loop))
         callbacks = (_callback(handle) for handle in self._handles())
         # The callbacks are kept, so that no other object gets their identity.
         self._callbacks_before = {_identity(callback): callback for callback in callbacks}
@@ -70,8 +80,27 @@ class LoopLeftovers:
             or set(self._listening()) - self._listening_before
         )
 
+    def _new_task(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        coro: Any,
+        *,
+        context: Context | None = None,
+        **options: Any,
+    ) -> asyncio.Task[Any]:
+        task = asyncio.Task(coro, loop=loop, context=context, **options)
+        self._run_of[task] = _RUN.get() if context is None else context.get(_RUN)
+        return task
+
     def _strays(self) -> set[asyncio.Task[Any]]:
-        return asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}
+        """Return the tasks of the run, and new ones whose context is of no run, such as those that
+        a thread has started. What earlier runs keep (a pool of connections, a session) is theirs,
+        also if it starts further tasks."""
+        return {
+            task
+            for task in asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}
+            if task not in self._tasks_before and self._run_of.get(task) in (None, self._run)
+        }
 
     def _generators(self) -> WeakSet[AsyncGenerator[Any, Any]]:
         return WeakSet(getattr(self._loop, "_asyncgens", ()))
