@@ -96,11 +96,11 @@ def test_a_child_that_does_not_stop_is_killed(sync_client, beats, kind):
     assert not alive(child)
 
 
-def test_garbage_of_a_cancelled_run_is_finalized_before_the_response(sync_client, beats):
+def test_a_generator_of_a_cancelled_run_is_closed_before_the_response(sync_client, beats):
     thread_id, run_id = start(sync_client, "drop_generator", beats)
-    assert "collected" not in beats.names()
+    assert "closed" not in beats.names()
     sync_client.runs.cancel(thread_id, run_id, wait=True)
-    assert "collected" in beats.names()
+    assert "closed" in beats.names()
 
 
 def test_a_subprocess_of_a_node_is_killed_with_it(sync_client, beats):

@@ -296,23 +296,45 @@ def test_hooks_of_the_project_are_removed_and_others_stay():
         sys.setprofile(before)
 
 
-def test_only_generators_of_the_run_count(play):
-    kept = []
+def test_generators_of_the_run_are_closed_after_its_tasks(play, caplog):
+    kept, closed = [], []
 
-    async def generator():
-        yield 1
+    async def generator(name):
+        try:
+            yield 1
+        finally:
+            await asyncio.sleep(0.2)
+            closed.append(name)
+
+    async def fails():
+        try:
+            yield 1
+        finally:
+            raise ValueError("of the project")
 
     async def before(loop):
-        kept.append(generator())
+        kept.append(generator("of an earlier run"))
         await anext(kept[0])
 
-    async def scene(leftovers, loop):
-        assert not await leftovers.has_generators()
-        of_run = generator()
-        await anext(of_run)
-        assert await leftovers.has_generators()
-        await of_run.aclose()
-        del of_run
-        assert not await leftovers.has_generators()
+    async def task():
+        kept.append(generator("of the task"))
+        try:
+            async for _ in kept[-1]:
+                await asyncio.sleep(60)
+        finally:
+            closed.append("the task")
 
-    play(scene, before)
+    async def scene(leftovers, loop):
+        kept.append(generator("of the run"))
+        await anext(kept[-1])
+        kept.append(fails())
+        await anext(kept[-1])
+        loop.create_task(task())
+        await asyncio.sleep(0)
+        await until_nothing_remains(leftovers)
+
+    with caplog.at_level("INFO"):
+        play(scene, before)
+    assert closed[0] == "the task"
+    assert set(closed[1:3]) == {"of the task", "of the run"}
+    assert "of the project" in caplog.text

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import _thread
 import asyncio
-import gc
 import multiprocessing
 import os
 import re
@@ -53,18 +52,17 @@ async def async_beats(state: State) -> State:
 
 
 async def drop_generator(state: State) -> State:
-    """Leave a generator that only the garbage collector can find, among the older garbage."""
+    """Leave a generator that only the garbage collector can find."""
 
     async def generator():
         try:
             yield
         finally:
-            beat(state.get("beats"), "collected")
+            beat(state.get("beats"), "closed")
 
     dropped = [generator()]
     await anext(dropped[0])
     dropped.append(dropped)
-    gc.collect()
     dropped = None
     await asyncio.sleep(60)
     return {}

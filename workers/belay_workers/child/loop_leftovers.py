@@ -1,27 +1,32 @@
 """End what a stopped run has left on its child's event loop, and find what cannot be ended.
 
-The tasks that were started in its context are cancelled. A callback of the project's own code that
-waits to be called (`call_soon`, `call_later`, `add_reader`) and a socket that listens stay: while
-there is one that the run may have left, the child is not free, and the supervisor kills it. What
-earlier runs keep does not count, such as a pool of connections, or a timer that a client of the
-project's starts again and again. Nor do the timers of libraries, most of which close idle
+The tasks that were started in its context are cancelled, then its asynchronous generators are
+closed: their `finally` would be executed later, when they are garbage. A callback of the project's
+own code that waits to be called (`call_soon`, `call_later`, `add_reader`) and a socket that listens
+stay: while there is one that the run may have left, the child is not free, and the supervisor kills
+it. What earlier runs keep does not count, such as a pool of connections, or a timer that a client
+of the project's starts again and again. Nor do the timers of libraries, most of which close idle
 connections; those that call code of the project later (APScheduler) are not found.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncGenerator, Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import Context, ContextVar
-from types import BuiltinMethodType, MethodType
+from types import AsyncGeneratorType, BuiltinMethodType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 from belay_workers.child.project_code import ProjectCode, unwrapped
+
+log = logging.getLogger(__name__)
 
 _TURN_SECONDS = 0.05
 #: The identities of an object and of a function.
@@ -46,7 +51,8 @@ class LoopLeftovers:
         self._tasks_before: WeakSet[asyncio.Task[Any]] = WeakSet()
         self._cancelled: WeakSet[asyncio.Task[Any]] = WeakSet()
         loop.set_task_factory(self._new_task)
-        self._generators_before: WeakSet[AsyncGenerator[Any, Any]] = WeakSet()
+        self._generators: WeakSet[AsyncGeneratorType[Any, Any]] = WeakSet()
+        self._loops_own_hook: Callable[[Any], None] | None = None
 
     def begin_run(self) -> None:
         """Note what earlier runs have left. Call it in the run's own task."""
@@ -57,25 +63,25 @@ class LoopLeftovers:
         # The callbacks are kept, so that no other object gets their identity.
         self._callbacks_before = {_identity(callback): callback for callback in callbacks}
         self._listening_before = set(self._listening())
-        self._generators_before = self._generators()
-
-    async def has_generators(self) -> bool:
-        """Return whether an asynchronous generator that the run has started still exists. It may be
-        garbage, whose `finally` is executed when it is collected."""
-        return bool(set(self._generators()) - set(self._generators_before))
+        self._generators = WeakSet()
+        self._watch_generators()
 
     async def remain(self) -> bool:
-        """Cancel the tasks, each once, and wait a moment for their ends. Return whether a task, a
-        callback of the project or a listening socket is left."""
+        """Cancel the tasks, each once, and close the generators, and wait a moment for their ends.
+        Return whether a task, a generator, a callback of the project or a listening socket is
+        left."""
         strays = self._strays()
         for stray in strays.difference(self._cancelled):
             stray.cancel()
+        if not strays:
+            strays = {asyncio.create_task(_close(generator)) for generator in self._suspended()}
         self._cancelled.update(strays)
         if strays:
             await asyncio.wait(strays, timeout=_TURN_SECONDS)
             await asyncio.sleep(0)  # the callbacks of the tasks may start others
         return bool(
             self._strays()
+            or self._suspended()
             or any(map(self._is_projects, self._handles()))
             or set(self._listening()) - self._listening_before
         )
@@ -102,8 +108,21 @@ class LoopLeftovers:
             if task not in self._tasks_before and self._run_of.get(task) in (None, self._run)
         }
 
-    def _generators(self) -> WeakSet[AsyncGenerator[Any, Any]]:
-        return WeakSet(getattr(self._loop, "_asyncgens", ()))
+    def _watch_generators(self) -> None:
+        """Note the generators whose iteration begins in the run's context, on this thread."""
+        hook = sys.get_asyncgen_hooks().firstiter
+        if hook != self._note_generator:
+            self._loops_own_hook = hook
+            sys.set_asyncgen_hooks(firstiter=self._note_generator)
+
+    def _note_generator(self, generator: Any) -> None:
+        if self._run is not None and _RUN.get() is self._run:
+            self._generators.add(generator)
+        if self._loops_own_hook is not None:
+            self._loops_own_hook(generator)
+
+    def _suspended(self) -> list[AsyncGeneratorType[Any, Any]]:
+        return [one for one in self._generators if one.ag_frame is not None and not one.ag_running]
 
     def _handles(self) -> Iterator[asyncio.Handle]:
         """Yield the callbacks that are due, those that wait for their time, and those that wait for
@@ -140,6 +159,13 @@ class LoopLeftovers:
                 found = os.fstat(key.fd)
                 if stat.S_ISSOCK(found.st_mode) and _accepts(key.fd):
                     yield key.fd, found.st_ino
+
+
+async def _close(generator: AsyncGeneratorType[Any, Any]) -> None:
+    try:
+        await generator.aclose()
+    except Exception:
+        log.info("a generator of a stopped run raised when it was closed", exc_info=True)
 
 
 def _callback(handle: asyncio.Handle) -> Any:

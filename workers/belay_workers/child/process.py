@@ -7,7 +7,6 @@ event loop runs in a side thread, and database writes in another, in order.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -139,7 +138,6 @@ class Child:
             )
             if self._asked is not StopReason.NONE:
                 self._task = None
-                self._collect_garbage()
                 self._wait_for_leftovers()
         finally:
             self._claim = None
@@ -197,17 +195,6 @@ class Child:
         if self._task is not None:
             self._loop.call_soon_threadsafe(self._task.cancel)
         self._nodes.raise_in_node()
-
-    def _collect_garbage(self) -> None:
-        """Have the finalizers of the run's garbage called now, and not in a later run, such as the
-        `finally` of an asynchronous generator.
-
-        A full collection takes a tenth of a second where the project's libraries were imported by
-        the run. So there is one only if a generator may be among the older garbage.
-        """
-        gc.collect(1)
-        if self.finish(self._loop_leftovers.has_generators()):
-            gc.collect()
 
     def _wait_for_leftovers(self) -> None:
         """Wait until everything that the run started has ended. The supervisor limits the time."""
