@@ -42,10 +42,27 @@ def child_of(cluster, pid: int) -> tuple:
     """Return the worker and the child above a process that a node has started."""
     above = {process.pid for process in psutil.Process(pid).parents()}
     for worker in cluster.workers:
-        for child in psutil.Process(worker.pid).children():
+        for child in zygote_of(worker).children():
             if child.pid in above:
                 return worker, child
     raise AssertionError(f"{pid} is below no worker")
+
+
+def guardian_and_zygote(worker) -> tuple[psutil.Process, psutil.Process]:
+    """Return the two processes that a worker's parent has started itself. The guardian leads a
+    session."""
+    [guardian, zygote] = wait_until(
+        lambda: (found := psutil.Process(worker.pid).children()) and len(found) == 2 and found,
+        30,
+        "a worker that has started",
+    )
+    if os.getsid(guardian.pid) != guardian.pid:
+        guardian, zygote = zygote, guardian
+    return guardian, zygote
+
+
+def zygote_of(worker) -> psutil.Process:
+    return guardian_and_zygote(worker)[1]
 
 
 def is_gone(pid: int) -> bool:
@@ -116,24 +133,30 @@ def test_a_subprocess_ends_with_a_killed_worker(cluster, client, beats, kind):
 def test_the_guardian_is_replaced_when_it_is_killed(cluster, client, beats):
     worker = cluster.workers[0]
 
-    def guardian() -> int | None:
-        """Return the guardian's pid when the worker has fully started: its children then have a
-        lower priority (a higher nice value), which they set after their start."""
-        started = psutil.Process(worker.pid).children()
-        try:
-            others = [one.pid for one in started if one.nice() == 0]
-        except psutil.NoSuchProcess:  # one has ended since
-            return None
-        return others[0] if len(others) == 1 and len(started) > 3 else None
-
-    first = wait_until(guardian, 20, "a guardian of a worker that has just started")
-    os.kill(first, signal.SIGKILL)
-    wait_until(lambda: guardian() not in (None, first), 20, "another guardian")
+    first, _ = guardian_and_zygote(worker)
+    first.kill()
+    wait_until(lambda: guardian_and_zygote(worker)[0] != first, 20, "another guardian")
     start(client, "leave_daemon", beats)
     daemon = daemon_of(beats)
     owner, _ = child_of(cluster, daemon)
     owner.kill()
     wait_until(lambda: is_gone(daemon), 20, "the daemon to end")
+
+
+def test_a_zygote_that_is_killed_is_replaced(cluster, client, probe, beats):
+    thread_id, run_id = start(client, "leave_daemon", beats)
+    daemon = daemon_of(beats)
+    worker, child = child_of(cluster, daemon)
+    zygote = zygote_of(worker)
+    zygote.kill()
+    wait_until(lambda: len(started_by_nodes(beats)) > 1, 30, "another attempt")
+    assert is_gone(daemon)
+    assert is_gone(child.pid)
+    client.runs.cancel(thread_id, run_id, wait=True)
+    wait_until(lambda: zygote_of(worker) != zygote, 20, "another zygote")
+    for _ in range(8):  # this worker executes some of them
+        probe.assert_done_once(*probe.start())
+    wait_until(zygote_of(worker).children, 20, "children of the new zygote")
 
 
 def test_a_daemon_ends_with_a_successful_run(cluster, client, beats):

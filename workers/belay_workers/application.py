@@ -20,7 +20,7 @@ from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
 from belay_workers.broker import PromptAMQP
 from belay_workers.child.access import RunAccess
-from belay_workers.child.process import Child
+from belay_workers.child.signals import ChildSignals
 from belay_workers.slots import SlotTable
 from belay_workers.supervision.guardian import Guardian
 from belay_workers.supervision.orphans import Orphans
@@ -39,7 +39,7 @@ class Belay(Celery):
     orphans: Orphans
     #: None when Postgres was unavailable at the start.
     allowed_connections: int | None = None
-    child: Child | None = None
+    child_signals: ChildSignals
 
 
 def make_app() -> Belay:
@@ -54,7 +54,7 @@ def make_app() -> Belay:
     made = Belay("belay", include=["belay_workers.tasks"])
     made.conf.update(celery_config(settings))
     made.conf.worker_concurrency = settings.concurrency
-    made.conf.worker_pool = "belay_workers.pool:ChildTaskPool"
+    made.conf.worker_pool = "belay_workers.pool.run_pool:RunPool"
     made.settings = settings
     made.graphs = GraphRegistry(project)
     made.access = RunAccess(project.url_in(settings.internal_url))

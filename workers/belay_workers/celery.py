@@ -1,13 +1,12 @@
 """The Celery app: `celery -A belay_workers worker`. The app is the only global.
 
 The worker's parent process loads the graphs before the pool forks, so children start warm
-(`parent.prepare`), then starts its background threads (`parent.BackgroundStep`). Each child process
-builds its `Child` after the fork.
+(`parent.prepare`), then starts its background threads (`parent.BackgroundStep`). `pool.run_pool`
+forks the children, whose body is `child.serving`.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
 import warnings
 from typing import Any
@@ -16,13 +15,9 @@ from billiard.util import get_logger as billiard_logger
 from celery import signals
 from celery.platforms import SecurityWarning
 
-from belay_server.doorbell import Doorbell
 from belay_server.runtime import logs, startup_gc  # noqa: F401  (startup_gc disables garbage collection)
 from belay_workers import parent
-from belay_workers.application import load_graphs, make_app
-from belay_workers.child import debugger
-from belay_workers.child.process import Child
-from belay_workers.child.warm_up import warm_up
+from belay_workers.application import make_app
 
 app = make_app()
 app.steps["worker"].add(parent.BackgroundStep)
@@ -48,20 +43,6 @@ def _configure_logging(loglevel: Any = None, **_: Any) -> None:
 @signals.worker_init.connect
 def _prepare_parent(sender: Any = None, **_: Any) -> None:
     parent.prepare(app, sender.concurrency or app.settings.concurrency)
-
-
-@signals.worker_process_init.connect
-def _prepare_child(**_: Any) -> None:
-    gc.freeze()
-    if app.settings.debug_port:
-        debugger.listen(app.settings.debug_port)
-    if not app.settings.preload_graphs:
-        load_graphs(app)
-    doorbell = Doorbell.of(app.settings)
-    app.child = Child(
-        app.settings, app.graphs, app.slots, app.owner, doorbell=doorbell, access=app.access
-    )
-    warm_up(app.child)
 
 
 @signals.worker_shutting_down.connect

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from billiard.util import get_logger as billiard_logger
-from billiard.util import get_pdeathsig
 from celery import bootsteps, signals
 
 from belay_server.bus.cancel_flag import CancelFlags
@@ -30,7 +27,6 @@ from belay_workers.child.signals import ChildSignals
 from belay_workers.connection_budget import log_connections, refuse_too_many_connections
 from belay_workers.slots import SlotTable
 from belay_workers.supervision import processes
-from belay_workers.supervision.fork_lock import never_while_forking
 from belay_workers.supervision.guardian import Guardian
 from belay_workers.supervision.orphans import Orphans
 from belay_workers.supervision.supervisor import Supervisor
@@ -64,7 +60,7 @@ def prepare(app: Belay, concurrency: int) -> None:
     refuse_too_many_connections(app, concurrency)
     app.slots = SlotTable(concurrency * 2 + _SPARE_SLOTS)
     # Processes that a node starts can be found when the node's child dies, and when this one does.
-    ChildSignals()
+    app.child_signals = ChildSignals()
     processes.become_reaper()
     app.guardian = Guardian(app.slots)
     app.guardian.ensure()  # fork it while this process is small
@@ -78,15 +74,11 @@ def prepare(app: Belay, concurrency: int) -> None:
 def _import_for_children() -> None:
     """Import before the fork what every child would otherwise import at its start.
 
-    billiard sets a child's parent-death signal through cffi, whose parser of C takes 50 ms of CPU
-    to import. Reading the signal here imports it. LangChain imports tracers at a first run.
+    LangChain imports tracers at a first run.
     """
     import langchain_core.tracers.context  # noqa: PLC0415
     import langchain_core.tracers.run_collector  # noqa: PLC0415
     import langchain_core.tracers.stdout  # noqa: F401, PLC0415
-
-    with suppress(OSError):  # not on Linux; the children have no such signal then
-        get_pdeathsig()
 
 
 def _keep_guarded(app: Belay) -> None:
@@ -96,7 +88,7 @@ def _keep_guarded(app: Belay) -> None:
 
 
 class BackgroundStep(bootsteps.StartStopStep):
-    """Starts the background threads after the pool has forked; stops them before it is joined.
+    """Starts the background threads after the pool; stops them before it.
 
     They are the supervisor, the sweeper, webhooks, the liveness check and the metrics.
     """
@@ -121,7 +113,7 @@ class BackgroundStep(bootsteps.StartStopStep):
         keys = Keys(settings.redis_prefix)
         client = connect_redis(settings)
         event_log = EventLog.of(settings, client, keys)
-        doorbell = Doorbell.of(settings, turn=never_while_forking())
+        doorbell = Doorbell.of(settings)
         parts = RunParts(
             settings=settings,
             graphs=app.graphs,
@@ -152,20 +144,24 @@ class BackgroundStep(bootsteps.StartStopStep):
         )
         self._webhooks = Webhooks(settings, calls)
         self._webhooks.start()
-        self._watch_liveness(doorbell)
+        self._watch_liveness(doorbell, worker.concurrency)
         if settings.worker_metrics_port:
             from belay_workers.background.metrics import WorkerMetrics  # noqa: PLC0415  (most workers serve none)
 
             self._metrics = WorkerMetrics(app.slots, settings.worker_metrics_port)
             self._metrics.start()
 
-    def _watch_liveness(self, doorbell: Doorbell) -> None:
+    def _watch_liveness(self, doorbell: Doorbell, concurrency: int) -> None:
         app = self._app
         seconds = app.settings.liveness_seconds
         if not seconds:
             return
         liveness = self._liveness = Liveness(
-            doorbell, app.slots, app.owner, seconds=seconds, on_stall=self._end_stalled
+            doorbell,
+            app.owner,
+            seconds=seconds,
+            takes_messages=lambda: app.slots.busy() < concurrency,
+            on_stall=self._end_stalled,
         )
         liveness.consume_with(app)
 
@@ -186,12 +182,7 @@ class BackgroundStep(bootsteps.StartStopStep):
             os.write(self._deaths_write, b"!")
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
-        """Have Celery replace a dead child immediately.
-
-        Celery's own notification, a closed pipe, arrives before the child can be waited for. When
-        Celery checks too early it finds no dead child, and checks again only after five seconds.
-        The supervisor's notification arrives once the child is dead.
-        """
+        """Have the pool replace a dead child as soon as the supervisor has freed its slot."""
 
         def replace_the_dead() -> None:
             with suppress(BlockingIOError):
@@ -200,9 +191,6 @@ class BackgroundStep(bootsteps.StartStopStep):
 
         hub.add_reader(self._deaths_read, replace_the_dead)
         hub.call_repeatedly(_GUARD_SECONDS, _keep_guarded, self._app)
-        # If a child died while the first connection to the broker was being made, Celery would
-        # conclude that the pool cannot start.
-        worker.pool.maintain_pool()
 
     def stop(self, _worker: Any) -> None:
         if self._liveness is not None:
@@ -212,8 +200,6 @@ class BackgroundStep(bootsteps.StartStopStep):
         if self._webhooks is not None:
             self._webhooks.stop()
         if self._supervisor is not None:
-            # The drain ends the children by a signal; the pool's errors about it are expected.
-            billiard_logger().setLevel(logging.CRITICAL)
             self._supervisor.drain()
             self._app.guardian.stop()
         if self._metrics is not None:

@@ -221,6 +221,10 @@ class SlotTable:
         """Return the content of every slot that a child has taken."""
         return [self.read(i) for i, record in enumerate(self._records) if record.pid != 0]
 
+    def busy(self) -> int:
+        """Return how many children have a run, or are claiming one."""
+        return sum(record.pid != 0 and record.phase != Phase.IDLE for record in self._records)
+
     def ask(self, index: int, claim: Claim, reason: StopReason) -> None:
         """Write a stop request for a claim. The caller sends the signal afterwards."""
         record = self._records[index]

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from typing import TypedDict
 
+import psutil
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -83,8 +84,13 @@ async def _echo(state: MessagesState) -> dict:
 chat = StateGraph(MessagesState).add_node("echo", _echo).add_edge(START, "echo").compile()
 
 
+def _worker() -> int:
+    """Return the process id of the worker. Its zygote has forked this child."""
+    return psutil.Process(os.getppid()).ppid()
+
+
 def _where(state: Count) -> Count:
-    return {"note": f"{os.getppid()} {os.environ.get('BELAY_TEST_PROJECT')}"}
+    return {"note": f"{_worker()} {os.environ.get('BELAY_TEST_PROJECT')}"}
 
 
 heavy = StateGraph(Count).add_node("where", _where).add_edge(START, "where").compile()

@@ -2,8 +2,8 @@
 
 A consumer that has lost its connection to the broker may reconnect without consuming, while the
 process looks healthy. So the worker sends itself a message (a ping), which passes through the
-broker and the consumer like a doorbell. While a child is idle, the ping must arrive. When several
-in a row do not, the worker ends itself, for its process manager to start a new one.
+broker and the consumer like a doorbell. Unless all children are busy, the ping must arrive. When
+several in a row do not, the worker ends itself, for its process manager to start a new one.
 
 An unavailable broker proves nothing about the consumer. Neither does a worker whose children are
 all busy: it takes no messages then.
@@ -21,7 +21,6 @@ from kombu import Exchange, Queue
 
 from belay_server.doorbell import Doorbell
 from belay_workers.background_thread import BackgroundThread
-from belay_workers.slots import Phase, SlotTable
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +38,10 @@ class Liveness:
     def __init__(
         self,
         doorbell: Doorbell,
-        slots: SlotTable,
         owner: str,
         *,
         seconds: float,
+        takes_messages: Callable[[], bool],
         on_stall: Callable[[], None],
     ) -> None:
         # The default exchange: no binding stays in the broker after the worker has ended.
@@ -54,7 +53,7 @@ class Liveness:
             auto_delete=True,
         )
         self._doorbell = doorbell
-        self._slots = slots
+        self._takes_messages = takes_messages
         self._seconds = seconds
         self._on_stall = on_stall
         self._arrived = threading.Event()
@@ -98,9 +97,6 @@ class Liveness:
         """
         self._expected = str(uuid.uuid4())
         self._arrived.clear()
-        if not self._has_idle_child() or not self._doorbell.ping(self._expected, self.queue):
+        if not self._takes_messages() or not self._doorbell.ping(self._expected, self.queue):
             return True
-        return self._arrived.wait(self._seconds) or not self._has_idle_child()
-
-    def _has_idle_child(self) -> bool:
-        return any(reading.phase is Phase.IDLE for reading in self._slots.read_all())
+        return self._arrived.wait(self._seconds) or not self._takes_messages()

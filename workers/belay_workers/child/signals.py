@@ -27,13 +27,17 @@ _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 class ChildSignals:
-    """Sets the handlers around each fork. Make it once in the parent, before the pool forks."""
+    """Sets the handlers around each fork. Make it once in the parent, before the first fork."""
 
     def __init__(self) -> None:
         self._parent = os.getpid()
         os.register_at_fork(
             before=self._block, after_in_parent=self._unblock, after_in_child=self._after_fork
         )
+
+    def of_children_of(self, pid: int) -> None:
+        """Expect that this process, in which it is called, forks the children."""
+        self._parent = pid
 
     def _block(self) -> None:
         """Delay signals during a fork: in the child, the parent's handlers would receive them."""

@@ -34,9 +34,6 @@ class Orphans:
         import) are kept."""
         self._children = children
         self._kept = {process.pid for process in psutil.Process().children()}
-        #: Children that have died and that the pool has not waited for. They are not reaped here:
-        #: the pool would wait forever for their exit status.
-        self._dead: set[int] = set()
 
     def keep(self, pid: int) -> None:
         """Never kill this process: the parent has started it for itself."""
@@ -47,7 +44,6 @@ class Orphans:
 
         Return after 2 s with an error in the log if some are still running.
         """
-        self._dead.add(dead)
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(dead, processes.SIGKILL)
         ends_at = time.monotonic() + _KILL_SECONDS
@@ -67,14 +63,13 @@ class Orphans:
     def _find(self) -> list[psutil.Process]:
         """Return the parent's child processes that it has not started itself.
 
-        A pool child that was just forked is still in the parent's process group. One that has left
-        the group already has its slot.
+        The children of a zygote that was killed are among the parent's, too. One that was just
+        forked is still in the parent's process group; one that has left the group has its slot.
         """
         ours = os.getpgid(0)
         found = []
         below = processes.children(os.getpid())
-        self._dead = {pid for pid in self._dead if _is_still_to_be_taken(pid)}
-        made = {*self._children(), *self._kept, *self._dead}
+        made = {*self._children(), *self._kept}
         for pid in below:
             with suppress(ProcessLookupError, psutil.NoSuchProcess):
                 if pid in made or os.getpgid(pid) == ours:
@@ -85,15 +80,6 @@ class Orphans:
                 if process.is_running():
                     found.append(process)
         return found
-
-
-def _is_still_to_be_taken(pid: int) -> bool:
-    """Return True if the pool has not yet waited for a dead child, or if it is still running."""
-    try:
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
 
 
 def _reap(pid: int) -> bool:

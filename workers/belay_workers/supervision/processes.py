@@ -43,8 +43,14 @@ def become_session_and_reaper() -> None:
     become_reaper()
 
 
+def end_when_parent_dies() -> None:
+    """Have the kernel kill this process when its parent dies. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def stop_when_parent_dies() -> None:
-    """Have the kernel stop this process when its parent dies; Celery has it killed.
+    """Have the kernel stop this process when its parent dies.
 
     The processes it has started stay below it, and the guardian finds them. Linux only.
     """

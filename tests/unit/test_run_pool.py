@@ -1,0 +1,328 @@
+"""Test when the pool has children forked, which of them gets a run, and when they end."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+import threading
+import time
+import uuid
+from types import SimpleNamespace
+
+import pytest
+
+from belay_server.doorbell import PING_TASK, RUN_TASK
+from belay_workers.pool import run_pool
+from belay_workers.pool.child_process import ChildProcess, Employer
+from belay_workers.pool.run_pool import RunPool
+from tests.waiting import wait_until
+
+
+class Slots:
+    draining = False
+
+    def __init__(self) -> None:
+        self.in_use: set[int] = set()
+
+    def pids(self):
+        return list(self.in_use)
+
+
+class Zygote:
+    """Forks nothing: the child's end of each connection is kept for the test."""
+
+    pid = 1
+
+    def __init__(self) -> None:
+        self.theirs: list[socket.socket] = []
+        self.dead = self.stopped = False
+
+    def fork(self) -> ChildProcess:
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(5)
+        self.theirs.append(theirs)
+        return ChildProcess(ours)
+
+    def has_died(self) -> bool:
+        return self.dead
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+class Hub:
+    """Celery's event loop: `turn` calls the readers that have something to read."""
+
+    def __init__(self) -> None:
+        self.readers = {}
+
+    def add_reader(self, descriptor, reader):
+        self.readers[descriptor] = reader
+
+    def remove_reader(self, descriptor):
+        self.readers.pop(descriptor, None)
+
+    def call_repeatedly(self, seconds, function):
+        pass
+
+
+class Child:
+    """What a child process does, on its end of the connection."""
+
+    def __init__(self, connection: socket.socket, pid: int) -> None:
+        self.connection, self.pid = connection, pid
+        self.was_ready = False
+
+    def is_ready(self) -> None:
+        self.connection.sendall(b"+" if self.was_ready else self.pid.to_bytes(8, sys.byteorder))
+        self.was_ready = True
+
+    def run(self) -> uuid.UUID:
+        return uuid.UUID(bytes=self.connection.recv(16))
+
+    def has_no_run(self) -> bool:
+        self.connection.setblocking(False)
+        try:
+            return not self.connection.recv(16, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        finally:
+            self.connection.settimeout(5)
+
+    def is_told_to_end(self) -> bool:
+        return self.connection.recv(16) == b""
+
+
+class Pool:
+    """A pool of three children with an event loop, which the test turns."""
+
+    def __init__(self, limit: int = 3, *, threads: bool = False) -> None:
+        self.slots, self.zygotes = Slots(), []
+        self.done: list[uuid.UUID] = []
+        self.accepted: list[int] = []
+        app = SimpleNamespace(slots=self.slots)
+        self.pool = RunPool(limit, app=app, threads=threads)
+        self.pool._new_zygote = self._new_zygote
+        self.hub = Hub()
+        self.pool.start()
+        if not threads:
+            self.pool.register_with_event_loop(self.hub)
+        self.children: list[Child] = []
+
+    def _new_zygote(self) -> Zygote:
+        self.zygotes.append(Zygote())
+        return self.zygotes[-1]
+
+    def forked(self) -> list[Child]:
+        """Return the children forked since the last call."""
+        theirs = self.zygotes[-1].theirs
+        new = [Child(one, 100 + n) for n, one in enumerate(theirs) if n >= len(self.children)]
+        self.children += new
+        return new
+
+    def ring(self) -> uuid.UUID:
+        run_id = uuid.uuid4()
+        self.pool.apply_async(
+            None,
+            args=(RUN_TASK, "id", {}, json.dumps([[str(run_id)], {}, {}])),
+            accept_callback=lambda pid, _at: self.accepted.append(pid),
+            callback=lambda _result: self.done.append(run_id),
+        )
+        return run_id
+
+    def close(self) -> None:
+        self.pool.stop()
+        for zygote in self.zygotes:
+            for connection in zygote.theirs:
+                connection.close()
+
+    def turn(self) -> None:
+        for reader in list(self.hub.readers.values()):
+            reader()
+        self.pool.maintain_pool()
+
+
+@pytest.fixture
+def pool():
+    pool = Pool()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return a clock that goes forward as the test wants."""
+    now = SimpleNamespace(ahead=0.0)
+    real = time.monotonic
+    monkeypatch.setattr(run_pool.time, "monotonic", lambda: real() + now.ahead)
+    return now
+
+
+def ready(pool, number=1):
+    """Have `number` further children started, and return them."""
+    started = []
+    for _ in range(number):
+        [child] = pool.forked()
+        pool.slots.in_use.add(child.pid)
+        started.append(child)
+        child.is_ready()
+        pool.turn()
+    return started
+
+
+def test_one_child_is_kept_ready(pool):
+    [first] = ready(pool)
+    assert pool.forked() == []
+    run_id = pool.ring()
+    assert first.run() == run_id
+    assert pool.accepted == [100]
+    assert len(pool.forked()) == 1
+
+
+def test_no_more_children_are_forked_than_runs_may_be_executed_at_once(pool):
+    rung = [pool.ring() for _ in range(5)]
+    children = pool.forked()
+    assert len(children) == 3
+    for child in children:
+        child.is_ready()
+    pool.turn()
+    assert [child.run() for child in children] == rung[:3]
+    children[1].is_ready()
+    pool.turn()
+    assert pool.done == [rung[1]]
+    assert children[1].run() == rung[3]
+    assert children[0].has_no_run()
+
+
+def test_a_ping_needs_no_child(pool):
+    done = []
+    pool.pool.apply_async(
+        None,
+        args=(PING_TASK, "id", {}, "[[], {}, {}]"),
+        accept_callback=lambda _pid, _at: done.append("accepted"),
+        callback=lambda _result: done.append("done"),
+    )
+    assert done == ["accepted", "done"]
+
+
+def test_the_child_that_was_idle_for_the_shortest_time_gets_the_run(pool):
+    pool.ring(), pool.ring()
+    children = pool.forked()
+    for child in children:
+        child.is_ready()
+        pool.turn()
+    children[0].run(), children[1].run()
+    children[1].is_ready()
+    pool.turn()
+    children[0].is_ready()
+    pool.turn()
+    run_id = pool.ring()
+    assert children[0].run() == run_id
+    assert children[1].has_no_run()
+
+
+def test_all_but_one_child_end_when_they_are_idle_for_a_minute(pool, clock):
+    pool.ring(), pool.ring()
+    children = pool.forked()
+    for child in children:
+        child.is_ready()
+        pool.turn()
+    children[0].run(), children[1].run()
+    for child in children[:2]:
+        child.is_ready()
+        pool.turn()
+    clock.ahead = 59
+    pool.turn()
+    assert all(child.has_no_run() for child in children)
+    clock.ahead = 61
+    pool.turn()
+    pool.turn()
+    pool.turn()
+    assert children[2].is_told_to_end()
+    assert children[0].is_told_to_end()
+    assert children[1].has_no_run()
+    run_id = pool.ring()
+    assert children[1].run() == run_id
+
+
+def test_a_run_is_in_hand_until_the_supervisor_has_seen_to_its_childs_death(pool):
+    run_id = pool.ring()
+    child, other = pool.forked()
+    pool.slots.in_use.add(child.pid)
+    child.is_ready()
+    pool.turn()
+    assert child.run() == run_id
+    child.connection.close()
+    pool.turn()
+    assert pool.done == []
+    pool.slots.in_use.clear()
+    pool.turn()
+    assert pool.done == [run_id]
+    other.is_ready()
+    pool.turn()
+    following = pool.ring()
+    assert other.run() == following
+
+
+def test_a_run_that_a_dead_child_was_to_get_goes_to_another(pool):
+    [child] = ready(pool)
+    child.connection.close()
+    run_id = pool.ring()
+    [other, *_] = pool.forked()
+    other.is_ready()
+    pool.turn()
+    assert other.run() == run_id
+
+
+def test_a_child_that_cannot_start_is_replaced_after_a_second(pool, clock, caplog):
+    [child] = pool.forked()
+    child.connection.close()
+    pool.turn()
+    assert pool.forked() == []
+    assert "ended at its start" in caplog.text
+    clock.ahead = 1.1
+    pool.turn()
+    assert len(pool.forked()) == 1
+
+
+def test_a_draining_worker_forks_no_children(pool):
+    pool.slots.draining = True
+    pool.ring()
+    assert len(pool.forked()) == 1  # the one from the start
+
+
+def test_the_children_of_a_dead_zygote_are_killed(pool, monkeypatch):
+    killed = []
+    monkeypatch.setattr(run_pool.processes, "kill_tree", killed.append)
+    [child] = ready(pool)
+    run_id = pool.ring()
+    assert child.run() == run_id
+    [starting] = pool.forked()
+    pool.zygotes[-1].dead = True
+    pool.turn()
+    assert killed == [child.pid]
+    assert starting.is_told_to_end()
+    assert len(pool.zygotes) == 2
+    pool.children.clear()
+    assert len(pool.forked()) == 1
+
+
+def test_without_an_event_loop_the_pool_has_its_own_thread():
+    pool = Pool(threads=True)
+    try:
+        [theirs] = wait_until(lambda: pool.zygotes[-1].theirs, 20, "a child")
+        runs = []
+
+        def work() -> None:
+            employer = Employer(theirs)
+            while (run_id := employer.next_run()) is not None:
+                runs.append(run_id)
+
+        threading.Thread(target=work, daemon=True).start()
+        rung = [pool.ring() for _ in range(3)]
+        wait_until(lambda: pool.done == rung, 20, "the runs to be over")
+        assert runs == rung
+    finally:
+        pool.close()
+    assert pool.zygotes[-1].stopped

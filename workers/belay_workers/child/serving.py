@@ -1,0 +1,52 @@
+"""The body of a child process: it executes the runs that it is given, one after the other."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import socket
+
+from celery import signals
+
+from belay_server.doorbell import Doorbell
+from belay_workers.application import Belay, load_graphs
+from belay_workers.child import debugger
+from belay_workers.child.attempt import attempt_run
+from belay_workers.child.process import Child
+from belay_workers.child.warm_up import warm_up
+from belay_workers.pool.child_process import Employer
+
+log = logging.getLogger(__name__)
+
+#: Signals for which Celery has set handlers in the parent, besides those that children ignore.
+_OF_CELERY = (signal.SIGUSR1, signal.SIGUSR2)
+
+
+def serve(app: Belay, connection: socket.socket) -> None:
+    """Execute runs until there are no more. Raises SystemExit where a node does."""
+    child = _make_child(app)
+    employer = Employer(connection)
+    while (run_id := employer.next_run()) is not None:
+        try:
+            attempt_run(child, run_id)
+        except Exception:
+            log.exception("the attempt of run %s failed", run_id)
+
+
+def _make_child(app: Belay) -> Child:
+    gc.freeze()
+    for number in _OF_CELERY:
+        signal.signal(number, signal.SIG_DFL)
+    if app.settings.debug_port:
+        debugger.listen(app.settings.debug_port)
+    if not app.settings.preload_graphs:
+        load_graphs(app)
+    # For code of the project that sets something up in each process, as for Celery's own pool.
+    signals.worker_process_init.send(sender=None)
+    doorbell = Doorbell.of(app.settings)
+    child = Child(
+        app.settings, app.graphs, app.slots, app.owner, doorbell=doorbell, access=app.access
+    )
+    warm_up(child)
+    return child

@@ -1,0 +1,260 @@
+"""Celery's pool of a worker: it hands the doorbells of runs to child processes.
+
+A child executes one run at a time. Children are forked when they are needed, up to the worker's
+concurrency, and one is kept ready for the next run. Others that have been idle for a minute end.
+
+All of this happens on one thread: that of Celery's event loop or, for a broker that Celery cannot
+read from an event loop, the pool's own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from celery.concurrency.base import BasePool
+
+from belay_server.doorbell import RUN_TASK
+from belay_workers.child.serving import serve
+from belay_workers.pool.child_process import ChildProcess
+from belay_workers.pool.zygote import Zygote
+from belay_workers.supervision import processes
+
+log = logging.getLogger(__name__)
+
+#: Children that wait for a run beside those that have one.
+_READY_CHILDREN = 1
+_IDLE_SECONDS = 60.0
+_LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """A doorbell in hand. Celery acknowledges it in `accepted`, and forgets it in `done`."""
+
+    run_id: UUID
+    accepted: Callable[[int], None]
+    done: Callable[[], None]
+
+
+class RunPool(BasePool):
+    """The `worker_pool` of the Celery app. It executes `limit` runs at once at most."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._zygote: Zygote
+        self._children: list[ChildProcess] = []
+        self._messages: deque[_Message] = deque()
+        self._hub: Any = None
+        self._fork_at = 0.0
+        #: Used where there is no event loop of Celery's.
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def _new_zygote(self) -> Zygote:
+        app = self.app
+        zygote = Zygote(app.child_signals, partial(serve, app), app.slots.pids)
+        app.orphans.keep(zygote.pid)
+        return zygote
+
+    # -- called by Celery -------------------------------------------------------------------------
+
+    def on_start(self) -> None:
+        self._zygote = self._new_zygote()
+        self._grow()
+        if self.options["threads"]:
+            self._thread = threading.Thread(target=self._run, name="pool", daemon=True)
+            self._thread.start()
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Called at the start, and each time that Celery has made its event loop anew."""
+        self._hub = hub
+        for child in self._children:
+            self._watch(child)
+        hub.call_repeatedly(_LOOK_SECONDS, self.maintain_pool)
+
+    def on_apply(
+        self,
+        _target: Any,
+        args: tuple[Any, ...],
+        _kwargs: Any,
+        *,
+        callback: Callable[[Any], None],
+        accept_callback: Callable[[int, float], None],
+        **_: Any,
+    ) -> None:
+        """Take a message. `args` are those of Celery's tracer, which the pool does without: the
+        name of the task, its id, its request, and its body."""
+
+        def accepted(pid: int) -> None:
+            accept_callback(pid, time.monotonic())
+
+        def done() -> None:
+            callback((0, None, 0.0))  # the three parts of Celery's result: it has not failed
+
+        name, body = args[0], args[3]
+        if name != RUN_TASK:  # a ping, whose receipt is all that counts
+            accepted(os.getpid())
+            done()
+            return
+        positional, *_rest = json.loads(body)
+        self._messages.append(_Message(UUID(positional[0]), accepted, done))
+        if self._thread is None:
+            self._hand_out()
+        else:
+            self._wake()
+
+    def maintain_pool(self, *_: Any) -> None:
+        """Replace children that have died, and end one that has been idle for long."""
+        if self._thread is None:
+            self._maintain()
+        else:
+            self._wake()
+
+    def on_stop(self) -> None:
+        """End the idle children. Those with a run have been ended by then (`Supervisor.drain`)."""
+        self._stopping.set()
+        self._wake()
+        if self._thread is not None:
+            self._thread.join()
+        for child in self._children:
+            self._disconnect(child)
+        self._zygote.stop()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    on_terminate = on_stop
+
+    # -- its thread, where there is no event loop of Celery's --------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            poller = select.poll()
+            poller.register(self._wake_read, select.POLLIN)
+            watched = {child.fileno(): child for child in self._children if child.fileno() != -1}
+            for descriptor in watched:
+                poller.register(descriptor, select.POLLIN)
+            for descriptor, _event in poller.poll(_LOOK_SECONDS * 1000):
+                if descriptor in watched:
+                    self._receive(watched[descriptor])
+            with suppress(BlockingIOError):
+                os.read(self._wake_read, 4096)
+            self._maintain()
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):
+            os.write(self._wake_write, b"!")
+
+    # -- children ---------------------------------------------------------------------------------
+
+    def _maintain(self) -> None:
+        if self._zygote.has_died():
+            self._replace_zygote()
+        self._bury()
+        self._shrink()
+        self._hand_out()
+
+    def _receive(self, child: ChildProcess) -> None:
+        if child.receive():
+            self._hand_out()
+            return
+        if child.is_starting:
+            log.error("a child process ended at its start; forking another in a second")
+            self._fork_at = time.monotonic() + _LOOK_SECONDS
+        self._disconnect(child)
+        self._bury()
+
+    def _hand_out(self) -> None:
+        """Give the waiting messages to idle children, and fork what is missing.
+
+        The child whose last run ended latest gets the next one, so that others can end.
+        """
+        idle = self._idle()
+        while self._messages and idle:
+            child = idle.pop()
+            message = self._messages[0]
+            if child.pid is None or not child.give(message.run_id, message.done):
+                self._disconnect(child)
+                continue
+            self._messages.popleft()
+            message.accepted(child.pid)
+        self._grow()
+
+    def _idle(self) -> list[ChildProcess]:
+        """Return the idle children, that which has been idle for longest first."""
+        idle = [child for child in self._children if child.is_idle]
+        return sorted(idle, key=lambda child: child.idle_since)
+
+    def _grow(self) -> None:
+        """Have children forked, until there is one for each waiting message, and one more."""
+        if self.app.slots.draining or time.monotonic() < self._fork_at:
+            return
+        free = sum(child.is_idle or child.is_starting for child in self._children)
+        wanted = len(self._messages) + _READY_CHILDREN - free
+        room = self.limit - len(self._children)
+        for _ in range(min(wanted, room)):
+            try:
+                child = self._zygote.fork()
+            except OSError:  # it has died; replaced by the next look
+                return
+            self._children.append(child)
+            self._watch(child)
+
+    def _shrink(self) -> None:
+        """End the child that has been idle for longest, if others are idle, too."""
+        idle = self._idle()
+        if len(idle) > _READY_CHILDREN and idle[0].idle_since < time.monotonic() - _IDLE_SECONDS:
+            self._disconnect(idle[0])
+
+    def _watch(self, child: ChildProcess) -> None:
+        if self._hub is not None and child.fileno() != -1:
+            self._hub.add_reader(child.fileno(), partial(self._receive, child))
+
+    def _disconnect(self, child: ChildProcess) -> None:
+        if self._hub is not None and child.fileno() != -1:
+            self._hub.remove_reader(child.fileno())
+        child.close()
+
+    def _bury(self) -> None:
+        """Forget the children that have ended.
+
+        A run is in hand until the supervisor has seen to its child's death: what its node had
+        started is dead then, and the run has been handed over for recovery.
+        """
+        in_use = set(self.app.slots.pids())
+        for child in list(self._children):
+            if child.fileno() == -1 and child.pid not in in_use:
+                self._children.remove(child)
+                _reap(child.pid)
+                child.done()
+
+    def _replace_zygote(self) -> None:
+        """Start another zygote. The children of the first are killed, as the kernel has stopped
+        them (`processes.stop_when_parent_dies`). Their runs are recovered like those of any child
+        that dies."""
+        log.error("the process that forks this worker's children has ended; starting it again")
+        for pid in self.app.slots.pids():
+            processes.kill_tree(pid)
+        for child in self._children:
+            if child.is_starting:
+                self._disconnect(child)
+        self._zygote = self._new_zygote()
+
+
+def _reap(pid: int | None) -> None:
+    """Have the kernel forget a dead child whose zygote has died, too: it is the parent's then."""
+    if pid is not None:
+        with suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)

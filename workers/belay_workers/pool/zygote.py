@@ -1,0 +1,123 @@
+"""The zygote: the process that a worker's children are forked from.
+
+A fork copies the locks that other threads hold at that moment, and no thread of the child will
+release them. The parent of a worker has threads, which resolve names, connect to servers and write
+logs. So it forks no children itself: the zygote, forked before these threads start, has the loaded
+graphs and one thread, and does nothing but fork.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import NoReturn
+
+from belay_workers.child.signals import ChildSignals
+from belay_workers.pool.child_process import ChildProcess
+from belay_workers.supervision.processes import end_when_parent_dies
+
+log = logging.getLogger(__name__)
+
+_FORK = b"f"
+_LOOK_MILLISECONDS = 500
+
+
+class Zygote:
+    """The parent's side. Make it on the main thread, before the parent has other threads."""
+
+    def __init__(
+        self,
+        child_signals: ChildSignals,
+        serve: Callable[[socket.socket], None],
+        children_in_use: Callable[[], Collection[int]],
+    ) -> None:
+        """`serve` is the body of a child. `children_in_use` returns the process ids that must not
+        be used again yet: those of living children, and of dead ones that are still looked at."""
+        self._connection, theirs = socket.socketpair()
+        flush_standard_streams()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._connection.close()
+            end_when_parent_dies()
+            child_signals.of_children_of(os.getpid())
+            _exit_after(lambda: _fork_on_request(theirs, serve, children_in_use))
+        theirs.close()
+
+    def fork(self) -> ChildProcess:
+        """Have a child forked, and return at once. Raises OSError if the zygote has died."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._connection, [_FORK], [theirs.fileno()])
+        return ChildProcess(ours)
+
+    def has_died(self) -> bool:
+        try:
+            return os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
+        except ChildProcessError:
+            return True
+
+    def stop(self) -> None:
+        """Kill the zygote. Call it after its children have been ended."""
+        self._connection.close()
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+def _fork_on_request(
+    connection: socket.socket,
+    serve: Callable[[socket.socket], None],
+    in_use: Callable[[], Collection[int]],
+) -> None:
+    """Run the zygote, until the parent has closed the connection."""
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), 0)  # a node that reads from the terminal finds it empty
+    children: set[int] = set()
+    poller = select.poll()
+    poller.register(connection, select.POLLIN)
+    while True:
+        if poller.poll(_LOOK_MILLISECONDS):
+            message, descriptors, _flags, _address = socket.recv_fds(connection, 1, 1)
+            if not message:
+                return
+            with socket.socket(fileno=descriptors[0]) as for_child:
+                pid = os.fork()
+                if pid == 0:
+                    connection.close()
+                    _exit_after(lambda: serve(for_child))
+            children.add(pid)
+        children -= {pid for pid in children - set(in_use()) if _has_been_reaped(pid)}
+
+
+def _has_been_reaped(pid: int) -> bool:
+    return os.waitpid(pid, os.WNOHANG)[0] == pid
+
+
+def flush_standard_streams() -> None:
+    """Write what is buffered: a forked process would write it again."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+
+
+def _exit_after(body: Callable[[], None]) -> NoReturn:
+    """Run the body of a forked process, and exit. Nothing of the process that it was forked from is
+    executed: no `finally` of its callers, no exit handler."""
+    code = 1
+    try:
+        body()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        log.exception("process %d ends", os.getpid())
+    finally:
+        flush_standard_streams()
+        os._exit(code)
