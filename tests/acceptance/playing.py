@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import suppress
@@ -160,3 +161,17 @@ def stops_all(http: httpx.Client) -> Iterator[None]:
     """Cancel all runs that are in flight after the test."""
     yield
     http.post("/runs/cancel", json={"status": "all"})
+
+
+def leave_handshakes(port: int, thread_id: str, key: str) -> None:
+    """Begin to open WebSockets of a thread, and reset the connections instead of waiting."""
+    head = (
+        f"GET /threads/{thread_id}/stream/events HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: Bearer {key}\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+            connection.sendall(head.encode())
+            reset = struct.pack("ii", 1, 0)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)

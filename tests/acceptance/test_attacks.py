@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from belay_server.services.webhooks.deadline_http import ERRORS, post
-from tests.acceptance.playing import refused
+from tests.acceptance.playing import leave_handshakes, refused
 from tests.conformance import watched
 from tests.receiver import Receiver
 from tests.servers import PROJECT, LiveServer
@@ -320,14 +320,19 @@ def test_a_websocket_refuses_compression_and_large_messages(attacked, api):
         assert closed.value.rcvd.code == 1009
 
 
+_HANDSHAKE = {"sec-websocket-version": "13", "sec-websocket-key": "A" * 22 + "=="}
+
+
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
         ({"sec-websocket-version": "13"}, 400),
         ({"sec-websocket-version": "99", "sec-websocket-key": "A" * 22 + "=="}, 426),
         ({"sec-websocket-key": "A" * 22 + "=="}, 426),
+        ({**_HANDSHAKE, "sec-websocket-protocol": b"caf\xc3\xa9"}, 400),
+        ({**_HANDSHAKE, "connection": b"\xff, upgrade"}, 400),
     ],
-    ids=["no key", "other version", "no version"],
+    ids=["no key", "other version", "no version", "protocol", "connection"],
 )
 def test_an_invalid_websocket_handshake_is_refused(attacked, api, headers, status):
     thread = api.post("/threads", json={}).json()["thread_id"]
@@ -336,6 +341,13 @@ def test_an_invalid_websocket_handshake_is_refused(attacked, api, headers, statu
     answer = httpx.get(url, headers={**upgrade, "host": "localhost"})
     assert "handshake is not valid" in refused(answer, status)
     assert answer.headers["sec-websocket-version"] == "13"
+
+
+def test_a_client_that_leaves_within_its_handshake_is_no_error(attacked, api):
+    thread = api.post("/threads", json={}).json()["thread_id"]
+    before = attacked.log_until_now().count("Traceback")
+    leave_handshakes(attacked.port, thread, "")
+    assert attacked.log_until_now().count("Traceback") == before
 
 
 @pytest.mark.long

@@ -12,7 +12,13 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from tests.acceptance.playing import new_thread, refused, status_of, until_status
+from tests.acceptance.playing import (
+    leave_handshakes,
+    new_thread,
+    refused,
+    status_of,
+    until_status,
+)
 from tests.conformance import watched
 from tests.long_forms import in_turn
 from tests.servers import PROJECT
@@ -361,6 +367,13 @@ def test_a_refusal_of_belay_passes_through_middleware(socket_of):
     assert response.status_code == 422
     assert json.loads(response.body) == {"detail": "Invalid thread ID: must be a UUID"}
     assert response.headers["content-type"] == "application/json"
+
+
+def test_a_client_that_leaves_within_its_handshake_harms_nobody(api, raw, server):
+    before = server.log_until_now().count("Traceback")
+    leave_handshakes(server.port, new_thread(api), "ann")
+    assert raw.get("/info").status_code == 200
+    assert server.log_until_now().count("Traceback") == before
 
 
 @pytest.mark.parametrize(("version", "status"), [("12", 426), ("13", 400)])

@@ -76,6 +76,29 @@ def test_a_body_with_invalid_chunks_is_refused(with_starlette, chunks):
     assert "Traceback" not in with_starlette.log_until_now()
 
 
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 1000\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n"]
+)
+def test_a_client_that_leaves_within_its_body_harms_nobody(with_starlette, body):
+    """Its body was read for ever once, with all of a core."""
+    head = b"POST /echo HTTP/1.1\r\nHost: localhost\r\n" + body
+    connections = []
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", with_starlette.port), timeout=20) as connection:
+            connection.sendall(head)
+            connections.append(connection.getsockname()[1])
+
+    def open_still():
+        for process in with_starlette.find("gunicorn"):
+            for found in process.net_connections("tcp"):
+                if found.raddr and found.raddr.port in connections:
+                    return True
+        return False
+
+    wait_until(lambda: not open_still(), 20, "the web process to close the connections")
+    assert "Traceback" not in with_starlette.log_until_now()
+
+
 @pytest.mark.parametrize("path", ["/threads/%ff%fe", "/hello/%ff", "/%ff"])
 def test_a_path_that_is_not_utf_8_matches_no_custom_route(asgi, bare, path):
     """The response was a 500 once: ASGI cannot represent such a path."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from simple_websocket import Server
+from wsproto.utilities import RemoteProtocolError
 
 from belay_server.runtime.turns import wait_for_turn
 
@@ -74,12 +75,17 @@ class BoundedServer(Server):
     the previous message has been processed."""
 
     def __init__(self, environ: Mapping[str, Any]) -> None:
+        """Accept the connection of a request. Raises RemoteProtocolError for an invalid handshake,
+        and OSError if the client has disconnected."""
         self._calm = threading.Condition()
         self._answering = False
         offered = {**environ, "gunicorn.socket": _Socket(environ["gunicorn.socket"], self._wait)}
         # Without an offered extension, compression is not negotiated.
         offered.pop("HTTP_SEC_WEBSOCKET_EXTENSIONS", None)
-        super().__init__(offered, ping_interval=_PING_SECONDS, max_message_size=MOST_BYTES)
+        try:
+            super().__init__(offered, ping_interval=_PING_SECONDS, max_message_size=MOST_BYTES)
+        except UnicodeDecodeError as error:
+            raise RemoteProtocolError("a header is not ASCII") from error
 
     def receive(self, timeout: float | None = None) -> str | bytes | None:
         with self._calm:

@@ -75,6 +75,7 @@ class AsgiBridge:
         if environ.get("HTTP_TRANSFER_ENCODING") and not _measure_body(environ):
             start_response("413 Request Entity Too Large", [("Content-Type", "text/plain")])
             return [b"A chunked body may have at most 64 MiB"]
+        environ["wsgi.input"] = _WholeBody(environ["wsgi.input"])
         return _Answer(_Responder(self._with_state, self._loop), environ, start_response)
 
     async def _with_state(self, scope: Any, receive: Any, send: Any) -> None:
@@ -123,9 +124,22 @@ def _measure_body(environ: dict[str, Any]) -> bool:
     return True
 
 
-def _read(body: Any) -> bytes:
+class _WholeBody:
+    """A body that raises InvalidRequest where it ends early. a2wsgi reads only what must be there,
+    and would read again and again."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def read(self, size: int) -> bytes:
+        if data := _read(self._body, size):
+            return data
+        raise InvalidRequest("The request body ended early")
+
+
+def _read(body: Any, size: int = _STEP) -> bytes:
     try:
-        chunk: bytes = body.read(_STEP)
+        chunk: bytes = body.read(size)
     except Exception as error:  # the web server's, for invalid chunks or a lost connection
         raise InvalidRequest("The request body could not be read") from error
     return chunk
@@ -159,7 +173,11 @@ class _Answer:
         self._chunks: Any = responder(environ, start_response)
 
     def __iter__(self) -> Iterator[bytes]:
-        return iter(self._chunks)
+        try:
+            yield from self._chunks
+        except BaseException:  # before the response has started, nobody would close it
+            self._responder.leave()
+            raise
 
     def close(self) -> None:
         self._chunks.close()

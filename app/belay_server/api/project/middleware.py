@@ -174,7 +174,8 @@ class _Exchange(Exchange):
             log.debug("cannot read the body of a request: %r", error)
             return self._refuse_body(body)
         self._received += len(data)
-        if self._received > _LONGEST:
+        ended_early = not data and bool(self._left)
+        if ended_early or self._received > _LONGEST:
             return self._refuse_body(body)
         if self._left is not None:
             self._left -= len(data)

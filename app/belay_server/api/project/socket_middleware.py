@@ -102,13 +102,16 @@ class SocketExchange(Exchange):
         return [self._body]
 
     def _take(self, message: Message, start_response: Any) -> list[bytes] | None:
-        """Carry out a message of the middleware. Return a response to an invalid handshake."""
+        """Carry out a message of the middleware. Return a response to an invalid handshake. Raises
+        StopIteration when the client has disconnected."""
         kind = message["type"]
         if kind == "websocket.accept":
             try:
                 self._server = BoundedServer(self._environ)
             except RemoteProtocolError as error:
                 return json_response(start_response, *handshake_refusal(self._environ, error))
+            except OSError as error:  # the client has disconnected; there is no response
+                raise StopIteration from error
         elif kind == "websocket.send" and self._server is not None:
             data = message.get("text")
             with suppress(*_GONE):  # the reader reports it

@@ -96,6 +96,8 @@ def events_socket(thread_id: str) -> Response:
     except RemoteProtocolError as error:
         status, detail, headers = handshake_refusal(environ, error)
         return json_response({"detail": detail}, status, headers=headers)
+    except OSError:  # the client has disconnected
+        return _Handled()
     _Conversation(socket, thread).hold()
     return _Handled()
 
