@@ -81,22 +81,73 @@ def test_a_body_with_invalid_chunks_is_refused(with_starlette, chunks):
 )
 def test_a_client_that_leaves_within_its_body_harms_nobody(with_starlette, body):
     """Its body was read for ever once, with all of a core."""
-    head = b"POST /echo HTTP/1.1\r\nHost: localhost\r\n" + body
+    before = with_starlette.log_until_now().count("Traceback")
     connections = []
     for _ in range(20):
-        with socket.create_connection(("127.0.0.1", with_starlette.port), timeout=20) as connection:
-            connection.sendall(head)
-            connections.append(connection.getsockname()[1])
+        with connected(
+            with_starlette, b"POST /echo HTTP/1.1\r\nHost: localhost\r\n" + body
+        ) as made:
+            connections.append(made.getsockname()[1])
+    wait_until_closed(with_starlette, connections)
+    assert with_starlette.log_until_now().count("Traceback") == before
+
+
+def connected(server, request):
+    """A connection on which a request has been sent, without waiting for the response."""
+    made = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    made.sendall(request)
+    return made
+
+
+def wait_until_closed(server, ports):
+    """Wait until the web process has no connections to these ports of clients."""
 
     def open_still():
-        for process in with_starlette.find("gunicorn"):
+        for process in server.find("gunicorn"):
             for found in process.net_connections("tcp"):
-                if found.raddr and found.raddr.port in connections:
+                if found.raddr and found.raddr.port in ports:
                     return True
         return False
 
-    wait_until(lambda: not open_still(), 20, "the web process to close the connections")
-    assert "Traceback" not in with_starlette.log_until_now()
+    wait_until(lambda: not open_still(), 30, "the web process to close the connections")
+
+
+@pytest.mark.parametrize("unread", [0, 20_000])
+def test_a_quiet_stream_ends_when_its_client_disconnects(with_starlette, asgi, unread):
+    """Also behind a body that the app does not read."""
+    before = asgi.get("/left").json()
+    head = f"POST /quiet HTTP/1.1\r\nHost: localhost\r\nContent-Length: {unread}\r\n\r\n"
+    request = head.encode() + b"x" * unread
+    connections = []
+    for _ in range(3):
+        with connected(with_starlette, request) as made:
+            received = b""
+            while b"data: 0" not in received:
+                received += made.recv(4096)
+            connections.append(made.getsockname()[1])
+    wait_until(lambda: asgi.get("/left").json() == before + 3, 20, "the streams' ends")
+    wait_until_closed(with_starlette, connections)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /work HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /work HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc",
+        b"GET /work HTTP/1.1\r\nHost: localhost\r\n\r\nGET /ok HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ],
+    ids=["no body", "body", "next request"],
+)
+def test_work_goes_on_when_its_client_disconnects(with_starlette, asgi, request_):
+    log_before = with_starlette.log_until_now().count("Traceback")
+    came, left = asgi.get("/came").json(), asgi.get("/left").json()
+    with connected(with_starlette, request_) as made:
+        wait_until(lambda: asgi.get("/came").json() == came + 1, 20, "the request")
+        assert asgi.get("/left").json() == left
+        port = made.getsockname()[1]
+    wait_until(lambda: asgi.get("/left").json() == left + 2, 20, "the work and what follows it")
+    wait_until_closed(with_starlette, [port])
+    assert with_starlette.log_until_now().count("Traceback") == log_before
 
 
 @pytest.mark.parametrize("path", ["/threads/%ff%fe", "/hello/%ff", "/%ff"])

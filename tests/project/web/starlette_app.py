@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
@@ -21,7 +22,7 @@ records = multiprocessing.SimpleQueue()
 received = []
 threading.Thread(target=lambda: received.append(records.get()), daemon=True).start()
 left = []
-came = {"slow": 0, "blocking": 0}
+came = {"slow": 0, "blocking": 0, "work": 0}
 
 
 @contextlib.asynccontextmanager
@@ -91,6 +92,33 @@ async def stream(_request):
     return StreamingResponse(beats(), media_type="text/event-stream")
 
 
+async def quiet_stream(_request):
+    """Stream one event, and no more."""
+
+    async def beats():
+        try:
+            yield "data: 0\n\n"
+            await asyncio.sleep(3600)
+        finally:
+            left.append(threading.get_native_id())
+
+    return StreamingResponse(beats(), media_type="text/event-stream")
+
+
+async def work(request):
+    """Go on without the client, as with uvicorn, and respond."""
+    came["work"] += 1
+    while not await request.is_disconnected():
+        await asyncio.sleep(0.01)
+    left.append(threading.get_native_id())
+    after = BackgroundTask(left.append, threading.get_native_id())
+    return PlainTextResponse("done", background=after)
+
+
+async def how_many_came(_request):
+    return JSONResponse(came["work"])
+
+
 async def how_many_left(_request):
     return JSONResponse(len(left))
 
@@ -113,6 +141,9 @@ app = Starlette(
         Route("/blocking", blocking),
         Route("/spin", spin),
         Route("/beats", stream),
+        Route("/quiet", quiet_stream, methods=["GET", "POST"]),
+        Route("/work", work, methods=["GET", "POST"]),
+        Route("/came", how_many_came),
         Route("/left", how_many_left),
         Route("/info", info),
         Route("/threads", info, methods=["PATCH"]),

@@ -2,19 +2,23 @@
 
 a2wsgi translates each request. This module adds an event loop in a native thread (under gevent, two
 greenlets cannot both have a running event loop, and a slow handler must not block other requests),
-the app's lifespan, and the cancellation of a request whose client has disconnected.
+the app's lifespan, and what happens when a client disconnects: the request ends, `receive` returns
+`http.disconnect`, a stream is cancelled. A handler without a response yet goes on, as with uvicorn.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
 from typing import Any
 
-from a2wsgi.asgi import ASGIResponder
+from a2wsgi.asgi import ASGIResponder, SyncEvent
 
+from belay_server.api.http.client_socket import watch_socket
 from belay_server.api.project.code_access import act_as_server
 from belay_server.api.project.event_loop import loop_in_a_real_thread
 from belay_server.domain.errors import InvalidRequest
@@ -33,6 +37,7 @@ _IN_MEMORY = 1024 * 1024
 _STEP = 64 * 1024
 _LIFESPAN_SECONDS = 60.0
 _CLOSE_SECONDS = 2.0
+_LEFT = object()
 _ASGI = {"version": "3.0", "spec_version": "2.5"}
 
 
@@ -75,7 +80,6 @@ class AsgiBridge:
         if environ.get("HTTP_TRANSFER_ENCODING") and not _measure_body(environ):
             start_response("413 Request Entity Too Large", [("Content-Type", "text/plain")])
             return [b"A chunked body may have at most 64 MiB"]
-        environ["wsgi.input"] = _WholeBody(environ["wsgi.input"])
         return _Answer(_Responder(self._with_state, self._loop), environ, start_response)
 
     async def _with_state(self, scope: Any, receive: Any, send: Any) -> None:
@@ -145,10 +149,49 @@ def _read(body: Any, size: int = _STEP) -> bytes:
     return chunk
 
 
+class _Messages(SyncEvent):
+    """The app's messages for the request's greenlet, one at a time."""
+
+    def __init__(self) -> None:
+        self._arrived = threading.Event()
+        self._message: Any = None
+        self.client_left = False
+        self.has_started = False
+
+    def set(self, message: Any) -> None:
+        self._message = message
+        self._arrived.set()
+
+    def leave(self) -> None:
+        """Have `wait` raise an error: the client has disconnected."""
+        self.client_left = True
+        self._arrived.set()
+
+    def wait(self) -> Any:
+        self._arrived.wait()
+        self._arrived.clear()
+        if self.client_left:
+            raise _gone() if self.has_started else InvalidRequest("The client has disconnected")
+        message, self._message = self._message, None
+        self.has_started = self.has_started or message["type"] == "http.response.start"
+        return message
+
+
+def _gone() -> OSError:
+    """Return the error that web servers expect where a client has disconnected."""
+    return ConnectionResetError(errno.ECONNRESET, "the client has disconnected")
+
+
 class _Responder(ASGIResponder):
-    """An a2wsgi responder that can cancel the request's task, and logs the task's error."""
+    """An a2wsgi responder that can end the request's task, and logs the task's error."""
 
     task: asyncio.Task[None] | None = None
+
+    def __init__(self, app: Any, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(app, loop)
+        self.sync_event: _Messages = _Messages()
+        #: Done when the client has disconnected.
+        self._leaving: asyncio.Future[None] = loop.create_future()
 
     async def start_asgi_app(self, environ: Any) -> asyncio.Task[None]:
         self.task = await super().start_asgi_app(environ)
@@ -156,11 +199,47 @@ class _Responder(ASGIResponder):
 
     def asgi_done_callback(self, future: asyncio.Future[None]) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
-            log.error("unexpected error in the project's app", exc_info=error)
+            if self.client_has_left:
+                log.debug("the project's app ended without its client: %r", error)
+            else:
+                log.error("unexpected error in the project's app", exc_info=error)
         super().asgi_done_callback(future)
 
+    async def asgi_receive(self) -> Any:
+        received = await self._unless_left(super().asgi_receive())
+        return {"type": "http.disconnect"} if received is _LEFT else received
+
+    async def asgi_send(self, message: Any) -> None:
+        """Send a message. Without a client nothing is sent; a stream raises OSError."""
+        sent = await self._unless_left(super().asgi_send(message))
+        if sent is _LEFT and message.get("more_body"):
+            raise _gone()
+
+    async def _unless_left(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Return the result of `work`, or `_LEFT` if the client has disconnected before it."""
+        if self._leaving.done():
+            work.close()
+            return _LEFT
+        working = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait((working, self._leaving), return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else _LEFT
+        finally:
+            working.cancel()
+
+    @property
+    def client_has_left(self) -> bool:
+        return self.sync_event.client_left
+
+    def on_leave(self) -> None:
+        """End the request, and a stream. Called once, when the client has disconnected."""
+        self.loop.call_soon_threadsafe(self._leaving.set_result, None)
+        if self.sync_event.has_started:
+            self.leave()
+        self.sync_event.leave()
+
     def leave(self) -> None:
-        """Cancel the task: the client has disconnected, or the response is complete."""
+        """Cancel the task: its stream has no reader, or the response is complete."""
         if self.task is not None:
             self.loop.call_soon_threadsafe(self.task.cancel)
 
@@ -170,16 +249,24 @@ class _Answer:
 
     def __init__(self, responder: _Responder, environ: Any, start_response: Any) -> None:
         self._responder = responder
+        self._stop_watching: Callable[[], object] = lambda: None
+        if (client := environ.get("gunicorn.socket")) is not None:
+            self._stop_watching = watch_socket(client, responder.on_leave)
+        environ["wsgi.input"] = _WholeBody(environ["wsgi.input"])
         self._chunks: Any = responder(environ, start_response)
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self._chunks
-        except BaseException:  # before the response has started, nobody would close it
-            self._responder.leave()
+        except BaseException:
+            self._stop_watching()
+            if not self._responder.client_has_left:
+                # Before the response has started, nobody closes it.
+                self._responder.leave()
             raise
 
     def close(self) -> None:
+        self._stop_watching()
         self._chunks.close()
         self._responder.leave()
 

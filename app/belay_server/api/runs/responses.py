@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
@@ -10,6 +9,7 @@ from uuid import UUID
 from flask import Response, request
 
 from belay_server.api.context import context, parts
+from belay_server.api.http.client_socket import watch_socket
 from belay_server.api.http.fields import query_flag
 from belay_server.api.http.json_body import json_response
 from belay_server.api.http.large_answers import large_answers
@@ -23,8 +23,6 @@ from belay_server.domain.access import public_config
 from belay_server.domain.run_options import RunOptions
 from belay_server.domain.runs import RUN_FIELDS, Run
 
-#: libev's flag for a readable socket.
-_READABLE = 1
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 #: OpenAPI schemas of the responses without a marshmallow schema.
 EVENTS: dict[str, Any] = {
@@ -112,18 +110,14 @@ def stream_client() -> StreamClient:
 
 
 def _watch_client() -> WatchClient:
-    """Return a function that watches this request's socket. When the client disconnects, the socket
-    becomes readable without data.
-
-    Waiting for a write to fail would take until the heartbeat after the next. When the client's API
-    key is revoked, the stream ends as after a disconnect, but the run is not cancelled.
-    """
+    """Return a function that watches this request's socket. When the client's API key is revoked,
+    the stream ends as after a disconnect, but the run is not cancelled."""
     client_socket = request.environ.get("gunicorn.socket")
     found, who = context(), caller()
 
     def watch(on_leave: Callable[[], None]) -> Callable[[], bool]:
         forget_key = watch_key(found, who, on_leave)
-        stop_watching = None if client_socket is None else _watch(client_socket, on_leave)
+        stop_watching = None if client_socket is None else watch_socket(client_socket, on_leave)
 
         def stop() -> bool:
             forget_key()
@@ -132,39 +126,3 @@ def _watch_client() -> WatchClient:
         return stop
 
     return watch
-
-
-def _watch(client_socket: Any, on_leave: Callable[[], None]) -> Callable[[], bool]:
-    # Only gunicorn's gevent worker provides this socket.
-    import gevent  # noqa: PLC0415
-
-    # A watcher of the event loop takes a tenth of the memory of a waiting greenlet.
-    watcher = gevent.get_hub().loop.io(client_socket.fileno(), _READABLE)
-
-    def look() -> None:
-        watcher.stop()
-        if _has_left(client_socket):
-            on_leave()
-
-    watcher.start(look)
-
-    def stop() -> bool:
-        watcher.stop()
-        watcher.close()
-        return _has_left(client_socket)
-
-    return stop
-
-
-def _has_left(client_socket: Any) -> bool:
-    """Return whether the client has closed the connection. Readable data is a next request on a
-    connection that is still open."""
-    try:
-        # The underlying socket of gevent's, so that the call does not wait.
-        return bool(client_socket._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"")
-    except ConnectionError:
-        return True
-    except (BlockingIOError, InterruptedError):
-        return False
-    except (OSError, ValueError):
-        return False  # the server has closed the socket, because it is shutting down
