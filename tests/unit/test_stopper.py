@@ -77,20 +77,20 @@ def sleepers():
         process.wait()
 
 
-def test_every_run_is_asked_before_one_is_killed(sleepers, monkeypatch):
-    """Killing a child with many processes takes long; the others must not wait for it."""
-    slots = SlotTable(3)
-    claims = [claim() for _ in sleepers]
-    for process, its_claim in zip(sleepers, claims, strict=True):
+def running(slots, processes):
+    """Give each process a slot with a run. Return the claims."""
+    claims = []
+    for process in processes:
         slot = slots.take()
         slot._record.pid, slot._record.canary = process.pid, -1
-        slot.claiming(its_claim.run_id)
-        slot.running(its_claim, uuid.uuid4(), 0.0)
-    done = []
-    monkeypatch.setattr(processes, "stop", lambda pid: done.append(("kill", pid)))
-    monkeypatch.setattr(os, "kill", lambda pid, _signal: done.append(("ask", pid)))
-    requests = StopRequests()
-    stopper = Stopper(
+        claims.append(claim())
+        slot.claiming(claims[-1].run_id)
+        slot.running(claims[-1], uuid.uuid4(), 0.0)
+    return claims
+
+
+def stopper_of(slots, requests):
+    return Stopper(
         slots,
         requests,
         grace_seconds=0.0,
@@ -98,6 +98,35 @@ def test_every_run_is_asked_before_one_is_killed(sleepers, monkeypatch):
         on_death=lambda _: None,
         on_free=lambda: None,
     )
+
+
+def test_a_child_is_killed_once(sleepers, monkeypatch):
+    """It takes a moment to die, during which it still has its run."""
+    slots, requests = SlotTable(3), StopRequests()
+    [its_claim] = running(slots, sleepers[:1])
+    killed = []
+    monkeypatch.setattr(processes, "stop", lambda _pid: True)
+    monkeypatch.setattr(processes, "kill_tree", killed.append)
+    monkeypatch.setattr(os, "kill", lambda _pid, _signal: None)
+    requests.add(its_claim, StopReason.CANCEL)
+    stopper = stopper_of(slots, requests)
+    watched, poller = {}, select.poll()
+    for _ in range(4):
+        stopper._run_once(watched, poller)
+    assert killed == [sleepers[0].pid]
+    for child in watched.values():
+        os.close(child.pidfd)
+
+
+def test_every_run_is_asked_before_one_is_killed(sleepers, monkeypatch):
+    """Killing a child with many processes takes long; the others must not wait for it."""
+    slots = SlotTable(3)
+    claims = running(slots, sleepers)
+    done = []
+    monkeypatch.setattr(processes, "stop", lambda pid: done.append(("kill", pid)))
+    monkeypatch.setattr(os, "kill", lambda pid, _signal: done.append(("ask", pid)))
+    requests = StopRequests()
+    stopper = stopper_of(slots, requests)
     first, second, third = (process.pid for process in sleepers)
     watched, poller = {}, select.poll()
     for one in claims[:2]:

@@ -111,6 +111,8 @@ class _Watched:
     reason: StopReason = StopReason.NONE
     kill_at: float = 0.0
     has_lost_its_canary: bool = False
+    #: SIGKILL has been sent: the process is dead soon.
+    is_killed: bool = False
 
 
 class Stopper:
@@ -174,7 +176,7 @@ class Stopper:
                     poller.register(child.pidfd, select.POLLIN)
             if _is_dead(child):
                 dead[reading.index] = partial(self._bury, watched, poller, reading.index)
-            elif reading.is_busy:
+            elif reading.is_busy and not child.is_killed:
                 why = self._stop_if_requested(child, reading)
                 if looks:
                     child.has_lost_its_canary = _has_lost_its_canary(reading)
@@ -241,6 +243,7 @@ class Stopper:
                 extra=about(reading),
             )
             processes.kill_tree(child.pid)
+            child.is_killed = True
         else:
             processes.resume(child.pid)
 
