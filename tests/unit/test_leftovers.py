@@ -152,12 +152,62 @@ def test_a_consumer_of_a_queue_counts_while_it_handles_an_item(leftovers):
     consumer.join()
 
 
-def test_the_threads_of_tracers_do_not_count(leftovers):
-    langsmith = {"__name__": "langsmith._internal._background_thread", "end": threading.Event()}
-    exec("def send_traces():\n    end.wait()", langsmith)
-    leftovers.begin_run()
-    thread = threading.Thread(target=langsmith["send_traces"])
+def of_module(name, code):
+    """Return the function `work` of a module of this name."""
+    module = {"__name__": name, "end": threading.Event(), "queue": queue, "items": queue.Queue()}
+    exec(code, module)
+    return module
+
+
+@contextmanager
+def thread_of(work, end):
+    thread = threading.Thread(target=work)
     thread.start()
-    wait_until(lambda: not leftovers.has_threads(), 10, "the tracer to wait")
-    langsmith["end"].set()
-    thread.join()
+    try:
+        yield
+    finally:
+        end()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["langsmith._internal._background_thread", "sentry_sdk.worker"])
+def test_the_threads_of_tracers_do_not_count(leftovers, name):
+    tracer = of_module(name, "def work():\n    end.wait()")
+    leftovers.begin_run()
+    with thread_of(tracer["work"], tracer["end"].set):
+        wait_until(lambda: not leftovers.has_threads(), 10, "the tracer to wait")
+
+
+def test_a_thread_within_the_wrapper_of_a_tracer_counts(leftovers):
+    """Sentry wraps the work of all threads, to report what they raise."""
+    end = threading.Event()
+    wrapper = of_module(
+        "sentry_sdk.integrations.threading",
+        "def wrap(call):\n    def work():\n        call()\n    return work",
+    )
+    leftovers.begin_run()
+    with thread_of(wrapper["wrap"](end.wait), end.set):
+        wait_until(leftovers.has_threads, 10, "the thread to start")
+        assert leftovers.has_threads()
+
+
+def test_a_client_s_thread_counts_while_it_works(leftovers):
+    pool = of_module(
+        "psycopg_pool.pool",
+        "def work():\n    while (call := items.get()) is not None:\n        call()",
+    )
+    leftovers.begin_run()
+    with thread_of(pool["work"], lambda: pool["items"].put(None)):
+        wait_until(lambda: not leftovers.has_threads(), 10, "the client to wait")
+        end = threading.Event()
+        started = threading.Event()
+
+        def call():
+            started.set()
+            end.wait()
+
+        pool["items"].put(call)
+        assert started.wait(10)
+        assert leftovers.has_threads()
+        end.set()
+        wait_until(lambda: not leftovers.has_threads(), 10, "the client to wait again")

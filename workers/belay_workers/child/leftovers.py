@@ -19,8 +19,19 @@ from belay_workers.child.debugger import is_debuggers
 
 #: The standard library's modules in which a thread waits.
 _WAITING = ("threading", "queue", "selectors", "concurrent.futures.thread")
-#: Packages whose threads are no work of a run: they send traces of it, or serve a debugger.
-_TRACERS = ("langsmith", "debugpy", "pydevd", "_pydevd_bundle", "_pydev_bundle")
+#: Packages whose threads are no work of a run: they send what is known of it, or serve a debugger.
+_TRACERS = (
+    *("langsmith", "langfuse", "opentelemetry", "posthog", "sentry_sdk"),
+    *("debugpy", "pydevd", "_pydevd_bundle", "_pydev_bundle"),
+)
+#: Packages whose threads work only while somebody waits for them. Idle, they are part of a client.
+_CLIENTS = ("psycopg_pool",)
+#: Modules that start threads, or wrap the work of all threads.
+_AROUND_THREADS = (
+    "threading",
+    "opentelemetry.instrumentation.threading",
+    "sentry_sdk.integrations.threading",
+)
 _Stack = tuple[CodeType, ...]
 #: A thread, or the identifier of one that was started without `threading`.
 _Key = threading.Thread | int
@@ -55,19 +66,20 @@ class Leftovers:
         )
 
     def _strangers(self) -> Iterator[tuple[_Key, FrameType | None]]:
-        """Yield the threads that are neither Belay's nor a debugger's nor a tracer's."""
+        """Yield the threads that are neither Belay's nor of a library that does no work of a run
+        on them."""
         threads = threading.enumerate()
         frames = sys._current_frames()
         for thread in threads:
             frame = frames.pop(thread.ident or 0, None)
             if frame is None and isinstance(thread, threading._DummyThread):
                 continue  # one that was not started by `threading`, has logged, and has ended
-            if not self._is_belays(thread) and not is_debuggers(thread) and not _is_tracer(frame):
+            if not self._is_belays(thread) and not is_debuggers(thread) and not _is_librarys(frame):
                 yield thread, frame
         # Threads of `_thread.start_new_thread`. One that `threading` starts is not in its list
         # for a moment, and is not Belay's either: that starts none during a run.
         for ident, frame in frames.items():
-            if not _is_tracer(frame):
+            if not _is_librarys(frame):
                 yield ident, frame
 
     def _is_belays(self, thread: threading.Thread) -> bool:
@@ -104,9 +116,17 @@ def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", ""))
 
 
-def _is_tracer(frame: FrameType | None) -> bool:
-    outermost = [one for one in _frames(frame) if _module(one) != "threading"][-1:]
-    return any(_module(one).partition(".")[0] in _TRACERS for one in outermost)
+def _is_librarys(frame: FrameType | None) -> bool:
+    """Return whether the outermost function on a thread's stack is one of a tracer's, or of an idle
+    client's."""
+    modules = [_module(one) for one in _frames(frame) if _module(one) not in _AROUND_THREADS]
+    if not modules:
+        return False
+    package = modules[-1].partition(".")[0]
+    if package in _CLIENTS:
+        is_waiting = frame is not None and _module(frame) in _WAITING
+        return is_waiting and {one.partition(".")[0] for one in modules} <= {package, "queue"}
+    return package in _TRACERS
 
 
 def _tasks(frame: FrameType | None) -> frozenset[asyncio.Task[Any]]:
