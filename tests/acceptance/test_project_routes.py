@@ -220,6 +220,21 @@ def test_a_handler_that_blocks_its_event_loop_does_not_delay_belay(with_starlett
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize(("method", "status"), [("GET", 200), ("GET", 204), ("HEAD", 200)])
+def test_work_in_the_background_goes_on_after_the_response(with_starlette, asgi, method, status):
+    before = asgi.get("/left").json()
+    with httpx.Client(base_url=with_starlette.url, timeout=30) as client:  # closes its connection
+        answer = client.request(method, "/background", params={"status": status})
+    assert answer.status_code == status
+    wait_until(lambda: asgi.get("/left").json() == before + 1, 20, "the work")
+
+
+def test_an_app_that_returns_without_a_response_is_500(asgi):
+    assert asgi.get("/silent").status_code == 500
+    with pytest.raises(httpx.RemoteProtocolError), asgi.stream("GET", "/silent?part") as answer:
+        answer.read()
+
+
 def test_custom_streams_are_not_buffered_and_end_on_disconnect(asgi):
     before = asgi.get("/left").json()
     with asgi.stream("GET", "/beats") as stream:

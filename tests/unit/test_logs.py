@@ -114,6 +114,12 @@ def test_an_exception_cannot_forge_a_log_line(logged, words, log_format):
         assert "\x85" not in "".join(rest)
 
 
+def test_arguments_that_do_not_fit_a_message_raise_nothing(logged):
+    logs.configure(settings())
+    logging.getLogger("belay_server.test").warning(*("one %s, two %s", "one"))
+    assert "not enough arguments" in logged()
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_message_and_an_exception_have_a_bound(logged, log_format):
     logs.configure(settings(BELAY_LOG_FORMAT=log_format))

@@ -14,7 +14,7 @@ import pytest
 
 from belay_server.doorbell import PING_TASK, RUN_TASK
 from belay_workers.pool import run_pool
-from belay_workers.pool.child_process import ChildProcess, Employer
+from belay_workers.pool.child_process import ChildProcess, RunSource
 from belay_workers.pool.run_pool import RunPool
 from tests.waiting import wait_until
 
@@ -72,11 +72,10 @@ class Child:
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
         self.connection, self.pid = connection, pid
-        self.was_ready = False
+        connection.sendall(pid.to_bytes(8, sys.byteorder))
 
-    def is_ready(self) -> None:
-        self.connection.sendall(b"+" if self.was_ready else self.pid.to_bytes(8, sys.byteorder))
-        self.was_ready = True
+    def is_ready(self, *, with_work: bool = False) -> None:
+        self.connection.sendall(b"*" if with_work else b"+")
 
     def run(self) -> uuid.UUID:
         return uuid.UUID(bytes=self.connection.recv(16))
@@ -138,8 +137,9 @@ class Pool:
                 connection.close()
 
     def turn(self) -> None:
-        for reader in list(self.hub.readers.values()):
-            reader()
+        for _ in range(2):  # the process id, then what follows it
+            for reader in list(self.hub.readers.values()):
+                reader()
         self.pool.maintain_pool()
 
 
@@ -204,6 +204,21 @@ def test_a_ping_needs_no_child(pool):
         callback=lambda _result: done.append("done"),
     )
     assert done == ["accepted", "done"]
+
+
+@pytest.mark.parametrize(
+    "body", ["", "[]", "[[], {}, {}]", '[["x"], {}, {}]', "[[1], {}, {}]", "null"]
+)
+def test_a_message_that_is_no_doorbell_is_ignored(pool, body, caplog):
+    done = []
+    pool.pool.apply_async(
+        None,
+        args=(RUN_TASK, "id", {}, body),
+        accept_callback=lambda _pid, _at: done.append("accepted"),
+        callback=lambda _result: done.append("done"),
+    )
+    assert done == ["accepted", "done"]
+    assert "not a doorbell" in caplog.text
 
 
 def test_the_child_that_was_idle_for_the_shortest_time_gets_the_run(pool):
@@ -286,6 +301,59 @@ def test_a_child_that_cannot_start_is_replaced_after_a_second(pool, clock, caplo
     assert len(pool.forked()) == 1
 
 
+def test_a_child_with_work_of_earlier_runs_does_not_end(pool, clock):
+    pool.ring(), pool.ring()
+    children = pool.forked()
+    for child in children:
+        child.is_ready()
+        pool.turn()
+    children[0].run(), children[1].run()
+    children[0].is_ready(with_work=True)
+    pool.turn()
+    children[1].is_ready()
+    pool.turn()
+    clock.ahead = 61
+    pool.turn(), pool.turn(), pool.turn()
+    assert children[2].is_told_to_end()
+    assert children[0].has_no_run()
+    run_id = pool.ring()
+    assert children[1].run() == run_id
+
+
+def test_a_worker_none_of_whose_children_can_start_ends(pool, clock, monkeypatch):
+    monkeypatch.setattr(run_pool.state, "should_stop", None)
+    for number in range(5):
+        assert run_pool.state.should_stop is None
+        [child] = pool.forked()
+        child.connection.close()
+        pool.turn()
+        clock.ahead = 1.1 * (number + 1)
+        pool.turn()
+    assert run_pool.state.should_stop == 3
+
+
+def test_a_child_that_hangs_at_its_start_is_killed(pool, clock, monkeypatch):
+    killed = []
+    monkeypatch.setattr(run_pool.processes, "kill_tree", killed.append)
+    [child] = pool.forked()
+    pool.turn()
+    clock.ahead = 61
+    pool.turn()
+    assert killed == [child.pid]
+    clock.ahead = 63
+    pool.turn()
+    assert len(pool.forked()) == 1
+
+
+def test_autoscaling_changes_how_many_runs_are_executed_at_once(pool):
+    pool.pool.grow(2)
+    for _ in range(9):
+        pool.ring()
+    assert len(pool.forked()) == 5
+    pool.pool.shrink(4)
+    assert pool.pool.num_processes == 1
+
+
 def test_a_draining_worker_forks_no_children(pool):
     pool.slots.draining = True
     pool.ring()
@@ -315,8 +383,8 @@ def test_without_an_event_loop_the_pool_has_its_own_thread():
         runs = []
 
         def work() -> None:
-            employer = Employer(theirs)
-            while (run_id := employer.next_run()) is not None:
+            source = RunSource(theirs)
+            while (run_id := source.next_run(has_work=False)) is not None:
                 runs.append(run_id)
 
         threading.Thread(target=work, daemon=True).start()

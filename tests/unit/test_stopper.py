@@ -17,6 +17,7 @@ from belay_workers.slots import SlotTable, StopReason
 from belay_workers.supervision import processes
 from belay_workers.supervision.orphans import Orphans
 from belay_workers.supervision.stopper import Stopper, StopRequests, _is_dead, _Watched
+from tests.waiting import wait_until
 
 
 def claim():
@@ -89,13 +90,13 @@ def running(slots, processes):
     return claims
 
 
-def stopper_of(slots, requests):
+def stopper_of(slots, requests, on_death=lambda _: None):
     return Stopper(
         slots,
         requests,
         grace_seconds=0.0,
         orphans=Orphans(list),
-        on_death=lambda _: None,
+        on_death=on_death,
         on_free=lambda: None,
     )
 
@@ -109,13 +110,19 @@ def test_a_child_is_killed_once(sleepers, monkeypatch):
     monkeypatch.setattr(processes, "kill_tree", killed.append)
     monkeypatch.setattr(os, "kill", lambda _pid, _signal: None)
     requests.add(its_claim, StopReason.CANCEL)
-    stopper = stopper_of(slots, requests)
+    deaths = []
+    stopper = stopper_of(slots, requests, deaths.append)
     watched, poller = {}, select.poll()
     for _ in range(4):
         stopper._run_once(watched, poller)
     assert killed == [sleepers[0].pid]
-    for child in watched.values():
-        os.close(child.pidfd)
+    monkeypatch.undo()
+    sleepers[0].kill()
+    wait_until(lambda: _is_dead(watched[0]), 20, "its death")
+    stopper._run_once(watched, poller)
+    assert [(death.reading.claim, death.reason) for death in deaths] == [
+        (its_claim, StopReason.CANCEL)
+    ]
 
 
 def test_every_run_is_asked_before_one_is_killed(sleepers, monkeypatch):

@@ -33,6 +33,7 @@ from belay_workers.supervision.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from belay_workers.background.metrics import WorkerMetrics
+    from belay_workers.pool.run_pool import RunPool
 
 #: Slots beyond twice the pool's size: a dead child's slot is freed only after it has been read.
 _SPARE_SLOTS = 64
@@ -98,6 +99,7 @@ class BackgroundStep(bootsteps.StartStopStep):
     def __init__(self, worker: Any, **kwargs: Any) -> None:
         super().__init__(worker, **kwargs)
         self._app: Belay = worker.app
+        self._pool: RunPool
         self._supervisor: Supervisor | None = None
         self._sweeper: Sweeper | None = None
         self._webhooks: Webhooks | None = None
@@ -108,6 +110,7 @@ class BackgroundStep(bootsteps.StartStopStep):
     def start(self, worker: Any) -> None:
         # Handle Ctrl-C like SIGTERM, exit code included; Celery's own exit code is a failure.
         signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
+        self._pool = worker.pool
         app, settings = self._app, self._app.settings
         log_connections(app, worker.concurrency)
         keys = Keys(settings.redis_prefix)
@@ -201,6 +204,7 @@ class BackgroundStep(bootsteps.StartStopStep):
             self._webhooks.stop()
         if self._supervisor is not None:
             self._supervisor.drain()
+            self._pool.end_children()  # a child may have started meanwhile
             self._app.guardian.stop()
         if self._metrics is not None:
             self._metrics.stop()

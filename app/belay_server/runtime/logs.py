@@ -78,7 +78,10 @@ def formatter(log_format: str) -> logging.Formatter:
 
 
 def _shorten(record: logging.LogRecord) -> bool:
-    message = record.getMessage()
+    try:
+        message = record.getMessage()
+    except Exception:  # noqa: BLE001  (arguments that do not fit: the handler reports it)
+        return True
     if len(message) > _LONGEST:
         record.msg, record.args = _shortened(message), ()
     return True

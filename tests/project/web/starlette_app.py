@@ -115,6 +115,27 @@ async def work(request):
     return PlainTextResponse("done", background=after)
 
 
+async def in_background(request):
+    """Respond, and work for a moment longer."""
+
+    async def more():
+        await asyncio.sleep(0.3)
+        left.append(threading.get_native_id())
+
+    status = int(request.query_params["status"])
+    text = "" if status == 204 else "done"
+    return PlainTextResponse(text, status_code=status, background=BackgroundTask(more))
+
+
+class NoResponse:
+    """An ASGI app that returns before its response is complete."""
+
+    async def __call__(self, scope, receive, send):
+        if scope["query_string"] == b"part":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"part", "more_body": True})
+
+
 async def how_many_came(_request):
     return JSONResponse(came["work"])
 
@@ -144,6 +165,8 @@ app = Starlette(
         Route("/quiet", quiet_stream, methods=["GET", "POST"]),
         Route("/work", work, methods=["GET", "POST"]),
         Route("/came", how_many_came),
+        Route("/background", in_background),
+        Route("/silent", NoResponse()),
         Route("/left", how_many_left),
         Route("/info", info),
         Route("/threads", info, methods=["PATCH"]),

@@ -59,6 +59,10 @@ class Leftovers:
             key: _Before(_stack(frame), _tasks(frame)) for key, frame in self._strangers()
         }
 
+    def any_threads(self) -> bool:
+        """Return whether there is a thread of any run."""
+        return any(True for _ in self._strangers())
+
     def has_threads(self) -> bool:
         """Return whether a thread is left that the run started, or that may work for it."""
         return any(

@@ -22,7 +22,7 @@ from contextlib import suppress
 from contextvars import Context, ContextVar
 from types import AsyncGeneratorType, BuiltinMethodType, MethodType
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from belay_workers.child.project_code import ProjectCode, unwrapped
 
@@ -50,8 +50,8 @@ class LoopLeftovers:
         self._run_of: WeakKeyDictionary[asyncio.Task[Any], object | None] = WeakKeyDictionary()
         self._tasks_before: WeakSet[asyncio.Task[Any]] = WeakSet()
         self._cancelled: WeakSet[asyncio.Task[Any]] = WeakSet()
-        loop.set_task_factory(self._new_task)
-        self._generators: WeakSet[AsyncGeneratorType[Any, Any]] = WeakSet()
+        #: The run's generators in the order in which their iteration began.
+        self._generators: dict[int, ref[AsyncGeneratorType[Any, Any]]] = {}
         self._loops_own_hook: Callable[[Any], None] | None = None
 
     def begin_run(self) -> None:
@@ -63,8 +63,9 @@ class LoopLeftovers:
         # The callbacks are kept, so that no other object gets their identity.
         self._callbacks_before = {_identity(callback): callback for callback in callbacks}
         self._listening_before = set(self._listening())
-        self._generators = WeakSet()
+        self._generators = {}
         self._watch_generators()
+        self._loop.set_task_factory(self._new_task)  # a node may have set another
 
     async def remain(self) -> bool:
         """Cancel the tasks, each once, and close the generators, and wait a moment for their ends.
@@ -73,8 +74,8 @@ class LoopLeftovers:
         strays = self._strays()
         for stray in strays.difference(self._cancelled):
             stray.cancel()
-        if not strays:
-            strays = {asyncio.create_task(_close(generator)) for generator in self._suspended()}
+        if not strays and (suspended := self._suspended()):
+            strays = {asyncio.create_task(_close(suspended))}
         self._cancelled.update(strays)
         if strays:
             await asyncio.wait(strays, timeout=_TURN_SECONDS)
@@ -111,18 +112,22 @@ class LoopLeftovers:
     def _watch_generators(self) -> None:
         """Note the generators whose iteration begins in the run's context, on this thread."""
         hook = sys.get_asyncgen_hooks().firstiter
-        if hook != self._note_generator:
+        if self._loops_own_hook is None:
             self._loops_own_hook = hook
+        if hook != self._note_generator:
             sys.set_asyncgen_hooks(firstiter=self._note_generator)
 
     def _note_generator(self, generator: Any) -> None:
         if self._run is not None and _RUN.get() is self._run:
-            self._generators.add(generator)
+            generators, key = self._generators, id(generator)
+            generators[key] = ref(generator, lambda _: generators.pop(key, None))
         if self._loops_own_hook is not None:
             self._loops_own_hook(generator)
 
     def _suspended(self) -> list[AsyncGeneratorType[Any, Any]]:
-        return [one for one in self._generators if one.ag_frame is not None and not one.ag_running]
+        found = [one() for one in list(self._generators.values())]
+        living = [generator for generator in found if generator is not None]
+        return [one for one in living if one.ag_frame is not None and not one.ag_running]
 
     def _handles(self) -> Iterator[asyncio.Handle]:
         """Yield the callbacks that are due, those that wait for their time, and those that wait for
@@ -161,11 +166,14 @@ class LoopLeftovers:
                     yield key.fd, found.st_ino
 
 
-async def _close(generator: AsyncGeneratorType[Any, Any]) -> None:
-    try:
-        await generator.aclose()
-    except Exception:
-        log.info("a generator of a stopped run raised when it was closed", exc_info=True)
+async def _close(generators: list[AsyncGeneratorType[Any, Any]]) -> None:
+    """Close generators one after the other: an outer one, which began first, may close those that
+    it iterates."""
+    for generator in generators:
+        try:
+            await generator.aclose()
+        except Exception:
+            log.info("a generator of a stopped run raised when it was closed", exc_info=True)
 
 
 def _callback(handle: asyncio.Handle) -> Any:

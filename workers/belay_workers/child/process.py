@@ -147,6 +147,18 @@ class Child:
                 end_children(self._processes_of_our_own)
         return future.result()
 
+    @property
+    def has_work(self) -> bool:
+        """Whether runs have left threads, tasks or processes in this child that are to go on."""
+        return bool(
+            self._leftovers.any_threads()
+            or asyncio.all_tasks(self._loop)
+            or (
+                self.settings.keep_subprocesses
+                and set(descendants(os.getpid())).difference(self._processes_of_our_own)
+            )
+        )
+
     def _restore(self) -> None:
         """Undo what a node has done to the signals and hooks of the main thread."""
         self._project_code.remove_hooks()

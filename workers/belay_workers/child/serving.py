@@ -15,7 +15,7 @@ from belay_workers.child import debugger
 from belay_workers.child.attempt import attempt_run
 from belay_workers.child.process import Child
 from belay_workers.child.warm_up import warm_up
-from belay_workers.pool.child_process import Employer
+from belay_workers.pool.child_process import RunSource
 
 log = logging.getLogger(__name__)
 
@@ -25,9 +25,9 @@ _OF_CELERY = (signal.SIGUSR1, signal.SIGUSR2)
 
 def serve(app: Belay, connection: socket.socket) -> None:
     """Execute runs until there are no more. Raises SystemExit where a node does."""
+    runs = RunSource(connection)
     child = _make_child(app)
-    employer = Employer(connection)
-    while (run_id := employer.next_run()) is not None:
+    while (run_id := runs.next_run(has_work=child.has_work)) is not None:
         try:
             attempt_run(child, run_id)
         except Exception:

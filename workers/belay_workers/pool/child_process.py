@@ -1,7 +1,8 @@
-"""A child process as its worker's parent sees it: it is given runs, and says when it can take one.
+"""The two ends of the connection between a worker's parent process and one of its children.
 
-Parent and child share a pair of sockets. The child sends its process id when it is ready, and
-`READY` after each run; the parent sends the ids of runs. A closed connection ends an idle child.
+They are a pair of sockets. The child sends its process id at its start, and then one byte whenever
+it can take a run; the parent sends the ids of runs. When the parent closes its end, an idle child
+exits.
 """
 
 from __future__ import annotations
@@ -14,21 +15,27 @@ from collections.abc import Callable
 from typing import cast
 from uuid import UUID
 
+#: The child can take a run. The second also says that earlier runs have left work in it.
 _READY = b"+"
+_READY_WITH_WORK = b"*"
 _ID_BYTES = 16
 _PID = struct.Struct("=q")
 
 
 class ChildProcess:
-    """The parent's end. Nothing blocks."""
+    """The parent's end. No method blocks."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         self._connection = connection
-        #: None until the child is ready for its first run.
+        self.started_at = time.monotonic()
+        #: The process id, once the child has sent it.
         self.pid: int | None = None
+        self.was_ready = False
         self.is_idle = False
         self.idle_since = 0.0
+        #: Whether earlier runs have left threads, tasks or processes that are to go on.
+        self.has_work = False
         self._on_done: Callable[[], None] | None = None
 
     def fileno(self) -> int:
@@ -37,10 +44,10 @@ class ChildProcess:
 
     @property
     def is_starting(self) -> bool:
-        return self.pid is None and self.fileno() != -1
+        return not self.was_ready and self.fileno() != -1
 
     def give(self, run_id: UUID, on_done: Callable[[], None]) -> bool:
-        """Give an idle child a run; `on_done` is called when it can take another. Return False if
+        """Send a run to an idle child; `on_done` is called when the run is over. Return False if
         the child has ended."""
         try:
             self._connection.sendall(run_id.bytes)
@@ -53,22 +60,25 @@ class ChildProcess:
     def receive(self) -> bool:
         """Read what the child has sent. Return False if it has ended."""
         try:
-            said = self._connection.recv(_PID.size)
+            if self.pid is None and (sent := self._connection.recv(_PID.size)):
+                self.pid = cast("int", _PID.unpack(sent)[0])
+                return True
+            sent = self._connection.recv(1)
         except BlockingIOError:
             return True
         except OSError:
             return False
-        if not said:
+        if not sent:
             return False
-        if self.pid is None:
-            self.pid = cast("int", _PID.unpack(said)[0])
+        self.was_ready = True
         self.is_idle = True
         self.idle_since = time.monotonic()
+        self.has_work = sent == _READY_WITH_WORK
         self.done()
         return True
 
     def done(self) -> None:
-        """Report that the run which the child was given, if any, is over."""
+        """Call `on_done` of the run that the child was given, if there is one."""
         on_done, self._on_done = self._on_done, None
         if on_done is not None:
             on_done()
@@ -78,21 +88,19 @@ class ChildProcess:
         self._connection.close()
 
 
-class Employer:
-    """The child's end: where its runs come from."""
+class RunSource:
+    """The child's end: receives the ids of the runs to execute."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
-        self._has_said_hello = False
+        self._connection.sendall(_PID.pack(os.getpid()))
 
-    def next_run(self) -> UUID | None:
-        """Say that this child can take a run, and wait for its id. Return None when there will be
-        none: this child is to end, or its parent has died."""
-        hello = _READY if self._has_said_hello else _PID.pack(os.getpid())
-        self._has_said_hello = True
+    def next_run(self, *, has_work: bool) -> UUID | None:
+        """Wait for the next run. Return None when there is none: this child is to end, or its
+        parent has died. `has_work`: earlier runs have left work in this child."""
         try:
-            self._connection.sendall(hello)
-            said = self._connection.recv(_ID_BYTES, socket.MSG_WAITALL)
+            self._connection.sendall(_READY_WITH_WORK if has_work else _READY)
+            received = self._connection.recv(_ID_BYTES, socket.MSG_WAITALL)
         except OSError:
             return None
-        return UUID(bytes=said) if len(said) == _ID_BYTES else None
+        return UUID(bytes=received) if len(received) == _ID_BYTES else None

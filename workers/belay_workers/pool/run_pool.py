@@ -1,7 +1,8 @@
 """Celery's pool of a worker: it hands the doorbells of runs to child processes.
 
 A child executes one run at a time. Children are forked when they are needed, up to the worker's
-concurrency, and one is kept ready for the next run. Others that have been idle for a minute end.
+concurrency, and one is kept ready for the next run. Others that have been idle for a minute end,
+unless runs have left work in them.
 
 All of this happens on one thread: that of Celery's event loop or, for a broker that Celery cannot
 read from an event loop, the pool's own.
@@ -24,8 +25,10 @@ from typing import Any
 from uuid import UUID
 
 from celery.concurrency.base import BasePool
+from celery.worker import state
 
 from belay_server.doorbell import RUN_TASK
+from belay_workers.background_thread import BackgroundThread
 from belay_workers.child.serving import serve
 from belay_workers.pool.child_process import ChildProcess
 from belay_workers.pool.zygote import Zygote
@@ -37,11 +40,17 @@ log = logging.getLogger(__name__)
 _READY_CHILDREN = 1
 _IDLE_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
+#: The time limit for a child's start, and how many may fail before the first one succeeds.
+_START_SECONDS = 60.0
+_MOST_FAILED_STARTS = 5
+#: Exit code of a worker for which a restart does not help.
+_CANNOT_START = 3
 
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """A doorbell in hand. Celery acknowledges it in `accepted`, and forgets it in `done`."""
+    """A received doorbell. `accepted` acknowledges it; `done` removes it from Celery's active
+    requests."""
 
     run_id: UUID
     accepted: Callable[[int], None]
@@ -58,10 +67,13 @@ class RunPool(BasePool):
         self._messages: deque[_Message] = deque()
         self._hub: Any = None
         self._fork_at = 0.0
+        #: Starts that have failed before any child was ready; None once one was.
+        self._failed_starts: int | None = 0
         #: Used where there is no event loop of Celery's.
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._has_ended = False
+        self._thread: BackgroundThread | None = None
 
     def _new_zygote(self) -> Zygote:
         app = self.app
@@ -75,7 +87,7 @@ class RunPool(BasePool):
         self._zygote = self._new_zygote()
         self._grow()
         if self.options["threads"]:
-            self._thread = threading.Thread(target=self._run, name="pool", daemon=True)
+            self._thread = BackgroundThread("pool", self._run, self._stopping)
             self._thread.start()
 
     def register_with_event_loop(self, hub: Any) -> None:
@@ -104,15 +116,14 @@ class RunPool(BasePool):
         def done() -> None:
             callback((0, None, 0.0))  # the three parts of Celery's result: it has not failed
 
-        name, body = args[0], args[3]
-        if name != RUN_TASK:  # a ping, whose receipt is all that counts
+        run_id = _run_id_of(args[0], args[3])
+        if run_id is None:
             accepted(os.getpid())
             done()
             return
-        positional, *_rest = json.loads(body)
-        self._messages.append(_Message(UUID(positional[0]), accepted, done))
+        self._messages.append(_Message(run_id, accepted, done))
         if self._thread is None:
-            self._hand_out()
+            self._dispatch()
         else:
             self._wake()
 
@@ -123,19 +134,32 @@ class RunPool(BasePool):
         else:
             self._wake()
 
+    def grow(self, n: int = 1) -> None:
+        """Execute `n` more runs at once: for Celery's `--autoscale`."""
+        self.limit += n
+
+    def shrink(self, n: int = 1) -> None:
+        """Execute `n` fewer runs at once."""
+        self.limit -= n
+
     def on_stop(self) -> None:
-        """End the idle children. Those with a run have been ended by then (`Supervisor.drain`)."""
+        """End all children. Those with a run have been ended by then (`Supervisor.drain`)."""
         self._stopping.set()
         self._wake()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_LOOK_SECONDS)
         for child in self._children:
             self._disconnect(child)
-        self._zygote.stop()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+        self.end_children()
 
     on_terminate = on_stop
+
+    def end_children(self) -> None:
+        """End the zygote and its children, without Celery's event loop. The guardian must not be
+        stopped before."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._zygote.stop()
 
     # -- its thread, where there is no event loop of Celery's --------------------------------------
 
@@ -162,21 +186,33 @@ class RunPool(BasePool):
     def _maintain(self) -> None:
         if self._zygote.has_died():
             self._replace_zygote()
-        self._bury()
-        self._shrink()
-        self._hand_out()
+        self._forget_dead()
+        self._end_idle()
+        self._end_stuck()
+        self._dispatch()
 
     def _receive(self, child: ChildProcess) -> None:
         if child.receive():
-            self._hand_out()
+            if child.was_ready:
+                self._failed_starts = None
+            self._dispatch()
             return
         if child.is_starting:
-            log.error("a child process ended at its start; forking another in a second")
-            self._fork_at = time.monotonic() + _LOOK_SECONDS
+            self._start_has_failed()
         self._disconnect(child)
-        self._bury()
+        self._forget_dead()
 
-    def _hand_out(self) -> None:
+    def _start_has_failed(self) -> None:
+        """Wait a second before the next fork. End the worker if no child has ever started."""
+        log.error("a child process ended at its start; forking another in a second")
+        self._fork_at = time.monotonic() + _LOOK_SECONDS
+        if self._failed_starts is not None:
+            self._failed_starts += 1
+            if self._failed_starts >= _MOST_FAILED_STARTS:
+                log.error("no child process can start; ending this worker")
+                state.should_stop = _CANNOT_START
+
+    def _dispatch(self) -> None:
         """Give the waiting messages to idle children, and fork what is missing.
 
         The child whose last run ended latest gets the next one, so that others can end.
@@ -212,11 +248,21 @@ class RunPool(BasePool):
             self._children.append(child)
             self._watch(child)
 
-    def _shrink(self) -> None:
+    def _end_idle(self) -> None:
         """End the child that has been idle for longest, if others are idle, too."""
-        idle = self._idle()
+        idle = [child for child in self._idle() if not child.has_work]
         if len(idle) > _READY_CHILDREN and idle[0].idle_since < time.monotonic() - _IDLE_SECONDS:
             self._disconnect(idle[0])
+
+    def _end_stuck(self) -> None:
+        """Kill children that have not started within a minute."""
+        for child in self._children:
+            is_late = child.started_at < time.monotonic() - _START_SECONDS
+            if child.is_starting and is_late and child.pid is not None:
+                log.error("child process %d has not started in time; killing it", child.pid)
+                processes.kill_tree(child.pid)
+                self._start_has_failed()
+                self._disconnect(child)
 
     def _watch(self, child: ChildProcess) -> None:
         if self._hub is not None and child.fileno() != -1:
@@ -227,10 +273,10 @@ class RunPool(BasePool):
             self._hub.remove_reader(child.fileno())
         child.close()
 
-    def _bury(self) -> None:
+    def _forget_dead(self) -> None:
         """Forget the children that have ended.
 
-        A run is in hand until the supervisor has seen to its child's death: what its node had
+        A run is over when the supervisor has freed the dead child's slot: what its node had
         started is dead then, and the run has been handed over for recovery.
         """
         in_use = set(self.app.slots.pids())
@@ -251,6 +297,19 @@ class RunPool(BasePool):
             if child.is_starting:
                 self._disconnect(child)
         self._zygote = self._new_zygote()
+
+
+def _run_id_of(task: str, body: str | bytes) -> UUID | None:
+    """Return the run of a doorbell. None for a ping, whose receipt is all that counts, and for a
+    message that Belay has not sent."""
+    if task != RUN_TASK:
+        return None
+    try:
+        positional, *_ = json.loads(body)
+        return UUID(positional[0])
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        log.warning("ignored a message on the queue that is not a doorbell: %r", error)
+        return None
 
 
 def _reap(pid: int | None) -> None:

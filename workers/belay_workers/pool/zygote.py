@@ -14,8 +14,10 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from typing import NoReturn
 
 from belay_workers.child.signals import ChildSignals
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _FORK = b"f"
 _LOOK_MILLISECONDS = 500
+_END_SECONDS = 5.0
 
 
 class Zygote:
@@ -38,15 +41,19 @@ class Zygote:
         children_in_use: Callable[[], Collection[int]],
     ) -> None:
         """`serve` is the body of a child. `children_in_use` returns the process ids that must not
-        be used again yet: those of living children, and of dead ones that are still looked at."""
+        be reaped yet: those with a slot."""
         self._connection, theirs = socket.socketpair()
         flush_standard_streams()
         self.pid = os.fork()
         if self.pid == 0:
-            self._connection.close()
-            end_when_parent_dies()
-            child_signals.of_children_of(os.getpid())
-            _exit_after(lambda: _fork_on_request(theirs, serve, children_in_use))
+
+            def run() -> None:
+                self._connection.close()
+                end_when_parent_dies()
+                child_signals.of_children_of(os.getpid())
+                _fork_on_request(theirs, serve, children_in_use)
+
+            _exit_after(run)
         theirs.close()
 
     def fork(self) -> ChildProcess:
@@ -63,12 +70,15 @@ class Zygote:
             return True
 
     def stop(self) -> None:
-        """Kill the zygote. Call it after its children have been ended."""
+        """End the zygote, which kills the children that it still has. Call it when their runs have
+        been ended or put back."""
         self._connection.close()
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+        ends_at = time.monotonic() + _END_SECONDS
+        while not self.has_died():
+            if time.monotonic() > ends_at:
+                with suppress(ProcessLookupError):
+                    os.kill(self.pid, signal.SIGKILL)
+            time.sleep(0.005)
 
 
 def _fork_on_request(
@@ -76,7 +86,9 @@ def _fork_on_request(
     serve: Callable[[socket.socket], None],
     in_use: Callable[[], Collection[int]],
 ) -> None:
-    """Run the zygote, until the parent has closed the connection."""
+    """Run the zygote, until the parent has closed the connection. Then kill the children: those
+    that have only just started would be stopped for ever, as the kernel stops them when the zygote
+    ends (`processes.stop_when_parent_dies`)."""
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123
         os.dup2(nothing.fileno(), 0)  # a node that reads from the terminal finds it empty
     children: set[int] = set()
@@ -86,18 +98,29 @@ def _fork_on_request(
         if poller.poll(_LOOK_MILLISECONDS):
             message, descriptors, _flags, _address = socket.recv_fds(connection, 1, 1)
             if not message:
-                return
+                break
+            os.set_inheritable(descriptors[0], False)  # programs that a node starts do not get it
             with socket.socket(fileno=descriptors[0]) as for_child:
-                pid = os.fork()
+                try:
+                    pid = os.fork()
+                except OSError as error:  # no memory or no process left; the parent tries again
+                    log.error("cannot fork a child process: %s", error)  # noqa: TRY400
+                    continue
                 if pid == 0:
                     connection.close()
-                    _exit_after(lambda: serve(for_child))
+                    _exit_after(partial(serve, for_child))
             children.add(pid)
         children -= {pid for pid in children - set(in_use()) if _has_been_reaped(pid)}
+    for pid in children:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _has_been_reaped(pid: int) -> bool:
-    return os.waitpid(pid, os.WNOHANG)[0] == pid
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:  # where the project ignores SIGCHLD, the kernel reaps
+        return True
 
 
 def flush_standard_streams() -> None:

@@ -176,16 +176,10 @@ class Stopper:
                     poller.register(child.pidfd, select.POLLIN)
             if _is_dead(child):
                 dead[reading.index] = partial(self._bury, watched, poller, reading.index)
-            elif reading.is_busy and not child.is_killed:
-                why = self._stop_if_requested(child, reading)
-                if looks:
-                    child.has_lost_its_canary = _has_lost_its_canary(reading)
-                if child.has_lost_its_canary:
-                    why = "has closed the descriptors of its process"
+            elif not child.is_killed:
+                why = self._why_to_kill(child, reading, looks=looks)
                 if why is not None:
                     slow[reading.index] = partial(self._kill, child, reading, why)
-            elif child.asked is not None:
-                child.asked = None
         slow |= dead
         if slow:
             self._take_turn(slow)
@@ -201,6 +195,16 @@ class Stopper:
         index = next(index for index in slow if index not in self._had_their_turn)
         self._had_their_turn.add(index)
         slow[index]()
+
+    def _why_to_kill(self, child: _Watched, reading: Reading, *, looks: bool) -> str | None:
+        """Ask a busy child to stop, where that is requested. Return why it is to be killed."""
+        if not reading.is_busy:
+            child.asked = None
+            return None
+        why = self._stop_if_requested(child, reading)
+        if looks:
+            child.has_lost_its_canary = _has_lost_its_canary(reading)
+        return "has closed the descriptors of its process" if child.has_lost_its_canary else why
 
     def _claims_in_hand(self) -> set[Claim]:
         return {reading.claim for reading in self._slots.read_all() if reading.is_busy}

@@ -38,6 +38,8 @@ _STEP = 64 * 1024
 _LIFESPAN_SECONDS = 60.0
 _CLOSE_SECONDS = 2.0
 _LEFT = object()
+#: Statuses of responses that have no body.
+_WITHOUT_BODY = (204, 304)
 _ASGI = {"version": "3.0", "spec_version": "2.5"}
 
 
@@ -94,9 +96,11 @@ class AsgiBridge:
 
 
 def is_stream(start: Message) -> bool:
-    """Return whether a response has no length, so that its first part may come much later than its
-    headers."""
-    return all(name.lower() != b"content-length" for name, _ in start.get("headers", ()))
+    """Return whether a response has a body without a length, so that its first part may come much
+    later than its headers."""
+    return start["status"] not in _WITHOUT_BODY and all(
+        name.lower() != b"content-length" for name, _ in start.get("headers", ())
+    )
 
 
 def is_text(path_info: str) -> bool:
@@ -157,6 +161,8 @@ class _Messages(SyncEvent):
         self._message: Any = None
         self.client_left = False
         self.has_started = False
+        #: Whether the response is complete. What the app does then is work in the background.
+        self.has_ended = False
 
     def set(self, message: Any) -> None:
         self._message = message
@@ -167,13 +173,20 @@ class _Messages(SyncEvent):
         self.client_left = True
         self._arrived.set()
 
+    def fail(self) -> None:
+        """Have `wait` return an error: nothing more of the response will come."""
+        error = RuntimeError("the project's app returned without a complete response")
+        self.set({"type": "a2wsgi.error", "exception": (RuntimeError, error, None)})
+
     def wait(self) -> Any:
         self._arrived.wait()
         self._arrived.clear()
         if self.client_left:
             raise _gone() if self.has_started else InvalidRequest("The client has disconnected")
         message, self._message = self._message, None
-        self.has_started = self.has_started or message["type"] == "http.response.start"
+        kind = message["type"]
+        self.has_started = self.has_started or kind == "http.response.start"
+        self.has_ended = kind == "http.response.body" and not message.get("more_body", False)
         return message
 
 
@@ -198,11 +211,14 @@ class _Responder(ASGIResponder):
         return self.task
 
     def asgi_done_callback(self, future: asyncio.Future[None]) -> None:
-        if not future.cancelled() and (error := future.exception()) is not None:
-            if self.client_has_left:
-                log.debug("the project's app ended without its client: %r", error)
-            else:
-                log.error("unexpected error in the project's app", exc_info=error)
+        error = None if future.cancelled() else future.exception()
+        if error is not None and self.client_has_left:
+            log.debug("the project's app ended without its client: %r", error)
+        elif error is not None:
+            log.error("unexpected error in the project's app", exc_info=error)
+        elif not (future.cancelled() or self.sync_event.has_ended or self.client_has_left):
+            log.error("the project's app returned without a complete response")
+            self.sync_event.fail()
         super().asgi_done_callback(future)
 
     async def asgi_receive(self) -> Any:
@@ -233,14 +249,17 @@ class _Responder(ASGIResponder):
 
     def on_leave(self) -> None:
         """End the request, and a stream. Called once, when the client has disconnected."""
+        self.sync_event.leave()
         self.loop.call_soon_threadsafe(self._leaving.set_result, None)
         if self.sync_event.has_started:
             self.leave()
-        self.sync_event.leave()
 
     def leave(self) -> None:
-        """Cancel the task: its stream has no reader, or the response is complete."""
-        if self.task is not None:
+        """Cancel the task of a response that nobody reads. Work after a complete response goes
+        on."""
+        if self.sync_event.has_ended:
+            self.send_event.set(None)
+        elif self.task is not None:
             self.loop.call_soon_threadsafe(self.task.cancel)
 
 
