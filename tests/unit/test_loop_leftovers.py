@@ -111,6 +111,68 @@ def test_tasks_of_earlier_runs_stay_with_those_that_they_start(play):
     play(scene)
 
 
+async def _beat_for_ever():
+    while True:
+        await asyncio.sleep(0.01)
+
+
+async def _generate_for_ever():
+    while True:
+        await asyncio.sleep(0.01)
+        yield
+
+
+async def _iterate(generator):
+    async for _ in generator:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("work", "handle"),
+    [
+        (_beat_for_ever, "await"),
+        (_beat_for_ever, "task"),
+        (_generate_for_ever, "iterate"),
+    ],
+)
+def test_what_the_run_hands_to_a_task_of_an_earlier_run_remains(play, work, handle):
+    """Such as a coroutine in the queue of a pool of workers. A library's code in it does not."""
+
+    async def scene(leftovers, loop):
+        handed = asyncio.Queue()
+        started = asyncio.Event()
+
+        async def worker():
+            while True:
+                given = await handed.get()
+                started.set()
+                if handle == "await":
+                    await given
+                elif handle == "task":
+                    tasks.append(loop.create_task(given))
+                else:
+                    await _iterate(given)
+
+        async def earlier():
+            leftovers.begin_run()
+            tasks.append(loop.create_task(worker()))
+            await asyncio.sleep(0)
+
+        tasks = []
+        await asyncio.create_task(earlier())
+        leftovers.begin_run()
+        assert not await leftovers.remain()
+        await handed.put(work())
+        await started.wait()
+        await asyncio.sleep(0)
+        for _ in range(3):
+            assert await leftovers.remain()
+        for task in tasks:
+            task.cancel()
+
+    play(scene)
+
+
 def test_a_task_that_a_thread_starts_is_cancelled(play):
     async def scene(leftovers, loop):
         sleep = asyncio.sleep(60)

@@ -36,6 +36,13 @@ def daemon():
     return subprocess.Popen(["sleep", "60"], start_new_session=True).pid
 
 
+def same_group():
+    return subprocess.Popen(["sleep", "60"], process_group=parents_group).pid
+
+
+parents_group = os.getpgid(0)
+
+
 def nothing():
     return 0
 
@@ -49,7 +56,7 @@ def state(pid):
 
 first, its_daemon = child(daemon)
 second, other_daemon = child(daemon)
-third, _ = child(nothing)
+third, its_other = child(same_group)
 for pid in (first, third):
     os.kill(pid, signal.SIGKILL)
 while state(first) != "zombie" or state(third) != "zombie":
@@ -60,7 +67,7 @@ print(state(its_daemon), state(other_daemon), state(early.pid))
 orphans.kill(third)
 slots.remove(third)
 # Those that have a slot are reaped by others, or later.
-print(state(first), os.waitpid(third, 0)[1])
+print(state(first), os.waitpid(third, 0)[1], state(its_other))
 os.kill(second, signal.SIGKILL)
 while state(second) != "zombie":
     time.sleep(0.01)
@@ -77,6 +84,6 @@ def test_only_the_orphans_of_a_dead_child_are_killed():
     )
     assert done.stdout.splitlines() == [
         "gone sleeping sleeping",
-        "gone 9",
+        "gone 9 gone",
         "gone zombie",
     ], done.stderr

@@ -12,6 +12,7 @@ connections; those that call code of the project later (APScheduler) are not fou
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -20,7 +21,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from contextvars import Context, ContextVar
-from types import AsyncGeneratorType, BuiltinMethodType, MethodType
+from types import (
+    AsyncGeneratorType,
+    BuiltinMethodType,
+    CodeType,
+    CoroutineType,
+    GeneratorType,
+    MethodType,
+)
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
@@ -31,6 +39,8 @@ log = logging.getLogger(__name__)
 _TURN_SECONDS = 0.05
 #: The identities of an object and of a function.
 _Identity = tuple[int, int]
+_Chain = tuple[CodeType, ...]
+_LONGEST_CHAIN = 200
 #: The run in whose context code is executed. Tasks have the context of what has started them.
 _RUN: ContextVar[object | None] = ContextVar("belay_run", default=None)
 
@@ -48,7 +58,8 @@ class LoopLeftovers:
         self._listening_before: set[tuple[int, int]] = set()
         self._run: object = None
         self._run_of: WeakKeyDictionary[asyncio.Task[Any], object | None] = WeakKeyDictionary()
-        self._tasks_before: WeakSet[asyncio.Task[Any]] = WeakSet()
+        #: What the tasks of earlier runs were executing when the run began.
+        self._tasks_before: WeakKeyDictionary[asyncio.Task[Any], _Chain] = WeakKeyDictionary()
         self._cancelled: WeakSet[asyncio.Task[Any]] = WeakSet()
         #: The run's generators in the order in which their iteration began.
         self._generators: dict[int, ref[AsyncGeneratorType[Any, Any]]] = {}
@@ -58,7 +69,9 @@ class LoopLeftovers:
         """Note what earlier runs have left. Call it in the run's own task."""
         self._run = object()
         _RUN.set(self._run)
-        self._tasks_before = WeakSet(asyncio.all_tasks(self._loop))
+        self._tasks_before = WeakKeyDictionary(
+            {task: _chain(task) for task in asyncio.all_tasks(self._loop)}
+        )
         callbacks = (_callback(handle) for handle in self._handles())
         # The callbacks are kept, so that no other object gets their identity.
         self._callbacks_before = {_identity(callback): callback for callback in callbacks}
@@ -83,6 +96,7 @@ class LoopLeftovers:
         return bool(
             self._strays()
             or self._suspended()
+            or any(map(self._works_for_the_run, asyncio.all_tasks(self._loop)))
             or any(map(self._is_projects, self._handles()))
             or set(self._listening()) - self._listening_before
         )
@@ -108,6 +122,16 @@ class LoopLeftovers:
             for task in asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}
             if task not in self._tasks_before and self._run_of.get(task) in (None, self._run)
         }
+
+    def _works_for_the_run(self, task: asyncio.Task[Any]) -> bool:
+        """Return whether a task of an earlier run executes code of the project that it did not
+        execute when the run began: the run may have handed it over."""
+        if task is asyncio.current_task(self._loop):
+            return False
+        chain, before = _chain(task), self._tasks_before.get(task, ())
+        if chain == before[: len(chain)]:
+            return False
+        return any(self._project.has_code(code) for code in chain if code not in before)
 
     def _watch_generators(self) -> None:
         """Note the generators whose iteration begins in the run's context, on this thread."""
@@ -164,6 +188,24 @@ class LoopLeftovers:
                 found = os.fstat(key.fd)
                 if stat.S_ISSOCK(found.st_mode) and _accepts(key.fd):
                     yield key.fd, found.st_ino
+
+
+def _chain(task: asyncio.Task[Any]) -> _Chain:
+    """Return the code of a task's coroutine, of what that awaits, and so on."""
+    found: list[CodeType] = []
+    one: Any = task.get_coro()
+    for _ in range(_LONGEST_CHAIN):
+        for prefix, awaited in (("cr", "cr_await"), ("ag", "ag_await"), ("gi", "gi_yieldfrom")):
+            if (code := getattr(one, f"{prefix}_code", None)) is not None:
+                found.append(code)
+                one = getattr(one, awaited)
+                break
+        else:  # an awaitable without code, such as that of an asynchronous generator's `anext`
+            kinds = (CoroutineType, AsyncGeneratorType, GeneratorType)
+            one = next((of for of in gc.get_referents(one) if isinstance(of, kinds)), None)
+        if one is None:
+            break
+    return tuple(found)
 
 
 async def _close(generators: list[AsyncGeneratorType[Any, Any]]) -> None:

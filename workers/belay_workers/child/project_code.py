@@ -7,6 +7,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 
@@ -27,6 +28,10 @@ class ProjectCode:
             function = type(function).__call__
         code = getattr(function, "__code__", None)
         return code is not None and self._is_file(code.co_filename)
+
+    def has_code(self, code: CodeType) -> bool:
+        """Return whether compiled code is the project's."""
+        return self._is_file(code.co_filename)
 
     def has_methods_of(self, thing: object) -> bool:
         """Return whether one of the object's methods is the project's."""

@@ -61,18 +61,14 @@ class Orphans:
             time.sleep(_LOOK_SECONDS)
 
     def _find(self) -> list[psutil.Process]:
-        """Return the parent's child processes that it has not started itself.
-
-        The children of a zygote that was killed are among the parent's, too. One that was just
-        forked is still in the parent's process group; one that has left the group has its slot.
-        """
-        ours = os.getpgid(0)
+        """Return the parent's child processes that it has not started itself. The children of a
+        zygote that was killed are among them until they have been replaced."""
         found = []
         below = processes.children(os.getpid())
         made = {*self._children(), *self._kept}
         for pid in below:
             with suppress(ProcessLookupError, psutil.NoSuchProcess):
-                if pid in made or os.getpgid(pid) == ours:
+                if pid in made:
                     continue
                 process = psutil.Process(pid)
                 if process.status() == psutil.STATUS_ZOMBIE and not _reap(process.pid):
