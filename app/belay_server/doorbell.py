@@ -11,7 +11,6 @@ import logging
 import ssl
 import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -51,7 +50,6 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_connection_timeout": 2.0,
-        "worker_proc_alive_timeout": 30.0,
     }
     if settings.broker_url.startswith("redis"):
         config["broker_transport_options"] = {
@@ -77,25 +75,19 @@ class Doorbell:
     The run's row is committed by then, so a failure must not change the response to a create.
     """
 
-    def __init__(
-        self, celery: Celery, *, turn: AbstractContextManager[object] | None = None
-    ) -> None:
-        """Use a Celery app. `turn` is held during every call into the broker's library."""
+    def __init__(self, celery: Celery) -> None:
         self._celery = celery
-        self._turn = nullcontext() if turn is None else turn
         self._paused_until = 0.0
         self._lock = threading.Lock()
 
     @classmethod
-    def of(
-        cls, settings: Settings, *, turn: AbstractContextManager[object] | None = None
-    ) -> Doorbell:
+    def of(cls, settings: Settings) -> Doorbell:
         """Make a doorbell with its own Celery app, whose waits for a Redis broker are short."""
         celery = Celery("belay", set_as_current=False)
         celery.conf.update(celery_config(settings))
         if "broker_transport_options" in celery.conf:
             celery.conf.broker_transport_options["socket_timeout"] = _SEND_SECONDS
-        return cls(celery, turn=turn)
+        return cls(celery)
 
     def ring(self, run_id: UUID, queue: str) -> bool:
         """Send a run's doorbell. Return False if it could not be sent."""
@@ -109,9 +101,8 @@ class Doorbell:
         if time.monotonic() < self._paused_until:
             return False
         try:
-            with self._turn:
-                send = self._celery.send_task
-                send(task, queue=queue, retry=False, ignore_result=True, **options)
+            send = self._celery.send_task
+            send(task, queue=queue, retry=False, ignore_result=True, **options)
         except Exception as error:  # noqa: BLE001  (each broker's library has its own errors)
             log.warning("%s not sent, the broker is unavailable: %s", what, error)
             self._pause()
@@ -123,7 +114,7 @@ class Doorbell:
         if time.monotonic() < self._paused_until:
             return None
         try:
-            with self._turn, self._celery.connection_for_write() as connection:
+            with self._celery.connection_for_write() as connection:
                 # Declared as Celery declares it. With a key prefix, a passive declaration makes
                 # kombu look for the queue under the wrong name.
                 channel = connection.default_channel

@@ -12,7 +12,7 @@ import httpx
 import psycopg
 import pytest
 
-from tests.acceptance.playing import frames_of, new_thread, refused, run_of, until_status, wait_for
+from tests.acceptance.playing import frames_of, new_thread, refused, run_of, wait_for
 from tests.conformance import watched
 from tests.waiting import wait_until
 
@@ -310,9 +310,15 @@ def test_large_values_are_read_after_a_killed_run(api, large):
     thread_id = new_thread(api, graph_id="hostile")
     update(api, thread_id, data=LARGE)
     run_id = run_of(api, thread_id, "hostile", {"seconds": 60})
-    until_status(api, thread_id, run_id, "running")
-    api.post(f"/threads/{thread_id}/runs/{run_id}/cancel?wait=1")
     with psycopg.connect(large.database_url, autocommit=True) as conn:
+        wait_until(
+            lambda: conn.execute(
+                "SELECT 1 FROM checkpoints WHERE metadata ->> 'run_id' = %s", (run_id,)
+            ).fetchone(),
+            20,
+            "a checkpoint of the run",
+        )
+        api.post(f"/threads/{thread_id}/runs/{run_id}/cancel?wait=1")
         conn.execute("UPDATE thread SET values_known = false WHERE thread_id = %s", (thread_id,))
         conn.execute("UPDATE run SET outcome = NULL WHERE run_id = %s", (run_id,))
     assert api.get(f"/threads/{thread_id}").json()["values"]["data"] == LARGE

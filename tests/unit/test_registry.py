@@ -61,9 +61,13 @@ def test_an_invalid_langgraph_json_is_refused_with_the_reason(tmp_path, document
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("import nothing_of_that_name", "ModuleNotFoundError"),
+        ("import nothing_of_that_name", "ModuleNotFoundError.*; install it where Belay runs"),
         ("raise RuntimeError('no key')", "RuntimeError: no key"),
-        ("other = 1", "has no 'graph'"),
+        ("other = 1", "has no 'graph'$"),
+        ("grahp = 1", "has no 'graph'; did you mean 'grahp'"),
+        ("class graph: ...", "is a class, not a graph"),
+        ("graph = dict", "is a class, not a graph"),
+        ("graph = max", "cannot be called to make a graph"),
         ("graph = 5", "not a int"),
         ("import sys; sys.exit(3)", "SystemExit"),
     ],
@@ -268,3 +272,19 @@ def test_langgraph_config_sets_defaults_by_graph(monkeypatch):
     monkeypatch.setenv("LANGGRAPH_CONFIG", "[]")
     with pytest.raises(ProjectError, match="LANGGRAPH_CONFIG"):
         read_project(PROJECT)
+
+
+def test_a_dependency_that_is_not_installed_is_a_warning(tmp_path):
+    entries = [
+        ".",
+        "langgraph>=1",
+        "no-package-of-that-name[extra]>=2",
+        "langchain_core",
+        "no_other",
+    ]
+    document = {"graphs": {"agent": "./agent.py:graph"}, "dependencies": entries}
+    missing = [
+        warning.partition("dependency ")[2].partition(" is")[0]
+        for warning in read_project(write(tmp_path, document)).warnings
+    ]
+    assert missing == ["'no-package-of-that-name'", "'no_other'"]

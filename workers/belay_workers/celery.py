@@ -11,7 +11,6 @@ import logging
 import warnings
 from typing import Any
 
-from billiard.util import get_logger as billiard_logger
 from celery import signals
 from celery.platforms import SecurityWarning
 
@@ -34,10 +33,6 @@ def _configure_logging(loglevel: Any = None, **_: Any) -> None:
     logging.getLogger("celery.worker.request").setLevel(logging.CRITICAL)
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
-    # By default the pool's logger does not propagate its records to the root logger.
-    pool_logger = billiard_logger()
-    pool_logger.setLevel(logging.ERROR)
-    pool_logger.propagate = True
 
 
 @signals.worker_init.connect

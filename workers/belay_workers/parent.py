@@ -83,7 +83,7 @@ def _import_for_children() -> None:
 
 
 def _keep_guarded(app: Belay) -> None:
-    """Restart the guardian if it has ended. Runs on the main thread, which also forks the pool."""
+    """Restart the guardian if it has ended. Runs on the main thread."""
     if app.guardian.ensure() and app.guardian.pid is not None:
         app.orphans.keep(app.guardian.pid)
 
@@ -132,7 +132,7 @@ class BackgroundStep(bootsteps.StartStopStep):
             app.owner,
             announcer(parts),
             orphans=app.orphans,
-            on_death=self._tell_pool_of_death,
+            on_death=self._notify_pool,
         )
         self._supervisor.start()
         self._sweeper = Sweeper(parts, app.owner, app.slots.counters)
@@ -180,7 +180,7 @@ class BackgroundStep(bootsteps.StartStopStep):
         self.stop(None)
         os._exit(_STALLED)
 
-    def _tell_pool_of_death(self) -> None:
+    def _notify_pool(self) -> None:
         with suppress(BlockingIOError):
             os.write(self._deaths_write, b"!")
 

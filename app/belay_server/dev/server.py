@@ -22,7 +22,7 @@ from belay_server.configuration.command_lines import cli_command, web_command, w
 from belay_server.configuration.exposure import refuse_open_server
 from belay_server.configuration.project_env import add_project_env
 from belay_server.configuration.setting_aliases import with_own_names
-from belay_server.configuration.settings import DEFAULT_QUEUE, config_path
+from belay_server.configuration.settings import DEFAULT_QUEUE, EXAMPLE_CONFIG, config_path
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
 from belay_server.dev.process_tree import ProcessTree, Program, say
 from belay_server.dev.reload import CodeChanges, watch, watch_packages
@@ -282,6 +282,8 @@ def _announce_when_ready(tree: ProcessTree, options: DevOptions, config: Path, p
     """Log the project's graphs, and in a thread the URL as soon as the server responds, also after
     each reload."""
     graph_ids = _graph_ids(config)
+    if config == EXAMPLE_CONFIG:
+        say("belay", "there is no langgraph.json in this folder: serving the example project")
     say("belay", f"serving {config}: {', '.join(graph_ids)}")
     url = f"http://{options.host}:{options.port}"
     example = _curl(url + prefix, graph_ids[0] if graph_ids else "agent")

@@ -217,6 +217,8 @@ def _run_to_end(coroutine: Coroutine[Any, Any, _T]) -> _T:
 def _load(project: Project, spec: GraphSpec) -> Any:
     who = f"Graph '{spec.graph_id}'"
     made = load_object(project.root, project.dependencies, spec.target, who)
+    if inspect.isclass(made):
+        raise ProjectError(f"{who} ({spec.target}): is a class, not a graph or a function")
     if callable(made) and not isinstance(made, (Pregel, StateGraph)):
         return GraphFactory(made, f"{who} ({spec.target})")
     try:

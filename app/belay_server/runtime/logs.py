@@ -146,6 +146,6 @@ class _TextFormatter(logging.Formatter):
 
 
 def _indented(text: str) -> str:
-    """Return a traceback whose lines cannot be taken for records, whatever its message quotes."""
+    """Return an indented traceback, so that no line of it looks like a log record."""
     lines = _shortened(text).split("\n")
     return "\n".join(f"    {line.translate(_VISIBLE)}" for line in lines)

@@ -19,12 +19,12 @@ from belay_workers.child.debugger import is_debuggers
 
 #: The standard library's modules in which a thread waits.
 _WAITING = ("threading", "queue", "selectors", "concurrent.futures.thread")
-#: Packages whose threads are no work of a run: they send what is known of it, or serve a debugger.
+#: Packages whose threads export traces or errors, or serve a debugger. They are ignored.
 _TRACERS = (
     *("langsmith", "langfuse", "opentelemetry", "posthog", "sentry_sdk"),
     *("debugpy", "pydevd", "_pydevd_bundle", "_pydev_bundle"),
 )
-#: Packages whose threads work only while somebody waits for them. Idle, they are part of a client.
+#: Packages whose threads are ignored while they are idle.
 _CLIENTS = ("psycopg_pool",)
 #: Modules that start threads, or wrap the work of all threads.
 _AROUND_THREADS = (

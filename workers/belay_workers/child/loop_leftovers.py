@@ -1,12 +1,12 @@
 """End what a stopped run has left on its child's event loop, and find what cannot be ended.
 
 The tasks that were started in its context are cancelled, then its asynchronous generators are
-closed: their `finally` would be executed later, when they are garbage. A callback of the project's
-own code that waits to be called (`call_soon`, `call_later`, `add_reader`) and a socket that listens
-stay: while there is one that the run may have left, the child is not free, and the supervisor kills
-it. What earlier runs keep does not count, such as a pool of connections, or a timer that a client
-of the project's starts again and again. Nor do the timers of libraries, most of which close idle
-connections; those that call code of the project later (APScheduler) are not found.
+closed: otherwise their `finally` would run when the garbage collector finalizes them. A callback of
+the project's own code that waits to be called (`call_soon`, `call_later`, `add_reader`) and a
+socket that listens stay: while there is one that the run may have left, the child is not free, and
+the supervisor kills it. What earlier runs keep does not count, such as a pool of connections, or a
+timer that a client of the project's starts again and again. Nor do the timers of libraries, most of
+which close idle connections; those that call code of the project later (APScheduler) are not found.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ _LEFTOVER_SECONDS = 0.05
 
 
 class Child:
-    """The parts of a child process. There is one; the Celery tasks get it from the app."""
+    """The parts of a child process, which are used by all of its runs."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class Child:
         of the project on the event loop. If that never happens, the supervisor kills this process.
         Processes that a run leaves behind are killed, unless the settings keep them.
         """
-        if self._signals is None:  # the pool sets its handlers after this object is made
+        if self._signals is None:  # after the warm-up, when all handlers of the child are set
             self._signals = NodeSignals()
         self._leftovers.begin_run()
         if self.settings.keep_subprocesses:

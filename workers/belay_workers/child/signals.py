@@ -55,8 +55,7 @@ class ChildSignals:
 
 
 def do_nothing_at_ending_signals() -> None:
-    """Ignore the signals in a child. Call it on the main thread, also after Celery's pool has set
-    its handlers."""
+    """Ignore the signals in a child. Call it on the main thread."""
     for number in _ENDING:
         signal.signal(number, _do_nothing)
 

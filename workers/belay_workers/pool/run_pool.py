@@ -107,7 +107,7 @@ class RunPool(BasePool):
         accept_callback: Callable[[int, float], None],
         **_: Any,
     ) -> None:
-        """Take a message. `args` are those of Celery's tracer, which the pool does without: the
+        """Take a message. `args` are those of Celery's tracer, which the pool does not use: the
         name of the task, its id, its request, and its body."""
 
         def accepted(pid: int) -> None:
@@ -128,7 +128,7 @@ class RunPool(BasePool):
             self._wake()
 
     def maintain_pool(self, *_: Any) -> None:
-        """Replace children that have died, and end one that has been idle for long."""
+        """Replace a dead zygote and dead children, and end children that are idle or stuck."""
         if self._thread is None:
             self._maintain()
         else:
@@ -234,7 +234,8 @@ class RunPool(BasePool):
         return sorted(idle, key=lambda child: child.idle_since)
 
     def _grow(self) -> None:
-        """Have children forked, until there is one for each waiting message, and one more."""
+        """Request forks until each waiting message has an idle or starting child, and one more is
+        ready."""
         if self.app.slots.draining or time.monotonic() < self._fork_at:
             return
         free = sum(child.is_idle or child.is_starting for child in self._children)

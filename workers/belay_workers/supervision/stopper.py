@@ -3,8 +3,8 @@
 *Ask*: write the claim and the reason into the child's slot and send a signal. The child cancels its
 task and raises in a sync node. *Kill*, when the grace period is over: stop the child (SIGSTOP) and
 read its slot again; if it still executes that claim, kill it with every process it has started.
-Celery's pool replaces it by a fork of the warm parent. Nothing here does network I/O, so an
-unavailable server cannot delay a stop.
+The pool replaces it by a fork of the zygote, which has the graphs loaded. Nothing here does network
+I/O, so an unavailable server cannot delay a stop.
 """
 
 from __future__ import annotations

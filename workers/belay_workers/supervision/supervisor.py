@@ -47,7 +47,7 @@ _DRAIN_END_SECONDS = 5.0
 class Supervisor:
     """The supervisor of one worker.
 
-    Call `start` after the pool has forked, and `drain` when the worker shuts down.
+    Call `start` after the pool, and `drain` when the worker shuts down.
     """
 
     def __init__(
@@ -115,10 +115,8 @@ class Supervisor:
     def _end_children(self) -> None:
         """Kill all children.
 
-        Left alone they may take half a minute to end: a billiard child waits until its last results
-        are read, and the parent does not read them any more. A run that could not be put back (for
-        example while Postgres is unavailable) is left to another worker's sweeper; its child must
-        not outlive the supervisor.
+        A run that could not be put back (for example while Postgres is unavailable) is left to
+        another worker's sweeper; its child must not outlive the supervisor.
         """
         for reading in self._slots.read_all():
             if reading.is_busy:

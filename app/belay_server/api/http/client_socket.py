@@ -1,4 +1,4 @@
-"""Notice that the client of a request has disconnected while nothing is sent to it."""
+"""Detect that a client has disconnected during a request that sends nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 #: libev's flag for a socket that can be read.
 _READABLE = 1
-#: Seconds between two checks of a socket with data that nobody reads, behind which its end is.
+#: Seconds between two checks of a socket with unread data, which hides the end of the stream.
 _CHECK_SECONDS = 2.0
 #: The states of a TCP connection whose other side has closed it (`tcp_states.h`).
 _CLOSED_STATES = (7, 8)

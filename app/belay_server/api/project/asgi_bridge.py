@@ -133,8 +133,8 @@ def _measure_body(environ: dict[str, Any]) -> bool:
 
 
 class _WholeBody:
-    """A body that raises InvalidRequest where it ends early. a2wsgi reads only what must be there,
-    and would read again and again."""
+    """A body that raises InvalidRequest where it ends early. a2wsgi would read an empty string
+    again and again."""
 
     def __init__(self, body: Any) -> None:
         self._body = body
@@ -280,7 +280,7 @@ class _Answer:
         except BaseException:
             self._stop_watching()
             if not self._responder.client_has_left:
-                # Before the response has started, nobody closes it.
+                # Before the response has started, the WSGI server does not call `close`.
                 self._responder.leave()
             raise
 

@@ -64,7 +64,7 @@ def act_as_caller(headers: Headers, credential: Mapping[str, str]) -> None:
 
 
 def act_as_server() -> None:
-    """Let the code of this context do everything."""
+    """Give code in the current context the server's full access."""
     _OF_CODE.set(lambda: {SERVER_HEADER: os.environ.get(SERVER_TOKEN, "")})
 
 

@@ -47,7 +47,11 @@ class GraphFactory:
         self._takes: list[tuple[inspect.Parameter, str]] = []
         self._context_type: Any = None
         annotations = _annotations_of(function)
-        for parameter in inspect.signature(function).parameters.values():
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError) as error:
+            raise ProjectError(f"{who}: cannot be called to make a graph: {error}") from error
+        for parameter in parameters:
             annotation = annotations.get(parameter.name, parameter.annotation)
             role = self._role(parameter, annotation)
             if role is not None:

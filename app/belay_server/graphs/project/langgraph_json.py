@@ -9,9 +9,11 @@ queue of its own, and `agent_runs` names the graph that serves the second HTTP A
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ from belay_server.graphs.project.keys import check_keys
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.store_section import StoreConfig, read_store_config
 from belay_server.graphs.project.webhooks_section import WebhooksConfig, read_webhooks_config
+
+#: The name at the start of a requirement, such as `langchain[openai]>=1`. Folders begin with a dot.
+_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(?=$|[\s\[<>=!~;@])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,7 @@ def read_project(path: Path) -> Project:
         raise ProjectError(f"{path}: 'graphs' must name at least one graph in Python")
     if document.get("ui"):
         warnings.append(f"{path}: the user interface components of 'ui' are not served")
+    warnings += _missing_packages(path, document.get("dependencies"))
     env = _environment(path, root, document.get("env", {}))
     if isinstance(named := document.get("env"), str) and not (root / named).is_file():
         warnings.append(f"{path}: 'env' names a file that does not exist: {named}")
@@ -292,6 +298,23 @@ def _dependencies(path: Path, root: Path, entries: Any) -> tuple[Path, ...]:
             raise ProjectError(f"{path}: dependency '{entry}' is not a folder")
         folders += [folder] + ([folder / "src"] if (folder / "src").is_dir() else [])
     return tuple(dict.fromkeys([*folders, root]))
+
+
+def _missing_packages(path: Path, entries: Any) -> list[str]:
+    """Return a warning for each dependency on a package that is not installed."""
+    warnings = []
+    for entry in entries if isinstance(entries, list) else []:
+        name = _PACKAGE.match(entry) if isinstance(entry, str) else None
+        if name is None:
+            continue
+        try:
+            metadata.distribution(name.group())
+        except metadata.PackageNotFoundError:
+            warnings.append(
+                f"{path}: dependency '{name.group()}' is not installed where Belay runs: "
+                f"{sys.prefix}"
+            )
+    return warnings
 
 
 def _environment(path: Path, root: Path, env: Any) -> dict[str, str]:

@@ -5,6 +5,7 @@ Graphs and the project's own HTTP app are imported by the same rules.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -24,17 +25,30 @@ class ProjectError(Exception):
 def load_object(root: Path, dependencies: Sequence[Path], target: str, who: str) -> Any:
     """Return the object that a target names. Raise ProjectError, which calls it `who`."""
     location, _, variable = target.rpartition(":")
+    module = _module_of(root, dependencies, target, who)
     try:
-        return getattr(_import(root, dependencies, location, who), variable)
+        return getattr(module, variable)
+    except AttributeError as error:
+        names = [name for name in vars(module) if not name.startswith("_")]
+        similar = difflib.get_close_matches(variable, names, n=1)
+        hint = f"; did you mean '{similar[0]}'?" if similar else ""
+        raise ProjectError(f"{who}: {location} has no '{variable}'{hint}") from error
+
+
+def _module_of(root: Path, dependencies: Sequence[Path], target: str, who: str) -> ModuleType:
+    """Import the module that a target names. Raise ProjectError."""
+    try:
+        return _import(root, dependencies, target.rpartition(":")[0], who)
     except ProjectError:
         raise
-    except AttributeError as error:
-        raise ProjectError(f"{who}: {location} has no '{variable}'") from error
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
         cause = " ".join(f"{type(error).__name__}: {error}".split())  # one line
-        raise ProjectError(f"{who} ({target}): {cause}{_place_of(error, root)}") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError):
+            hint = f"; install it where Belay runs: {sys.prefix}"
+        raise ProjectError(f"{who} ({target}): {cause}{_place_of(error, root)}{hint}") from error
 
 
 def _place_of(error: BaseException, root: Path) -> str:
