@@ -136,6 +136,15 @@ def test_factories_are_called(tmp_path):
     ]
 
 
+def test_a_thread_of_the_project_does_not_keep_the_check_from_ending(tmp_path):
+    source = (
+        "import threading\n\nthreading.Thread(target=threading.Event().wait).start()\ngraph = None"
+    )
+    (tmp_path / "agent.py").write_text(source)
+    (tmp_path / "langgraph.json").write_text('{"graphs": {"agent": "./agent.py:graph"}}')
+    assert belay("validate", cwd=tmp_path).returncode == 1
+
+
 @pytest.mark.parametrize("words", [(), ("--config", "nowhere.json")])
 def test_a_missing_langgraph_json_is_named(tmp_path, words):
     checked = belay("validate", *words, cwd=tmp_path)

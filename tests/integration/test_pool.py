@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import psycopg
 import pytest
 
 from belay_server.db import connection
@@ -47,3 +48,41 @@ def test_the_time_that_a_request_waits_is_reported(database_url, waits):
         work.join()
         assert len(waits) == 2
         assert waits[1] > 0
+
+
+def test_attempts_to_connect_are_at_most_a_second_apart():
+    """An attempt of the library's own waits for 64 seconds after six failures."""
+    attempt, now, delays = connection.QuickAttempt(timeout=300), 1000.0, []
+    for _ in range(8):
+        attempt.update_delay(now)
+        delays.append(attempt.delay)
+        now += attempt.delay
+    assert 0.05 < delays[0] < 0.2
+    assert delays == sorted(delays)
+    assert delays[-1] == 1.0
+    assert not attempt.time_to_give_up(now)
+    assert attempt.time_to_give_up(1400.0)
+
+
+def test_the_pool_connects_again_by_such_attempts(database_url, monkeypatch):
+    made = []
+
+    class Attempt(connection.QuickAttempt):
+        def __init__(self, **options):
+            super().__init__(**options)
+            made.append(self)
+
+    monkeypatch.setattr(connection, "QuickAttempt", Attempt)
+    with open_pool(database_url, size=1, pgbouncer=False, name="test") as pool:
+        with pool.connection() as conn:
+            pid = conn.info.backend_pid
+        with psycopg.connect(database_url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s)", (pid,))
+        made.clear()
+
+        def connected():
+            with pool.connection() as conn:
+                return conn.info.backend_pid != pid
+
+        wait_until(connected, 20, "another connection")
+        assert made

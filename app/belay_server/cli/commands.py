@@ -127,7 +127,10 @@ def validate(config: Path | None, *, quiet: bool) -> None:
         if quiet and not finding.is_error:
             continue
         click.echo(f"{'error: ' if finding.is_error else ''}{finding.text}", err=finding.is_error)
-    sys.exit(1 if failed else 0)
+    # Not `sys.exit`: a thread that the project has started would keep this process alive.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1 if failed else 0)
 
 
 @main.command()

@@ -25,6 +25,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, scalar_row
 from psycopg.types.json import Jsonb, set_json_dumps, set_json_loads
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
+from psycopg_pool.base import AttemptWithBackoff
 
 from belay_server.db.connection_shares import ConnectionShares, Whose
 from belay_server.db.hang_watch import HangWatch, Hung, waits_are_watched
@@ -153,6 +154,19 @@ def open_pool(
     )
 
 
+class QuickAttempt(AttemptWithBackoff):
+    """An attempt to connect that is repeated after a second at the latest. The library doubles the
+    delay without a limit: after repeated cuts, a pool would be without connections for longer than
+    the outage."""
+
+    INITIAL_DELAY = 0.1
+    LONGEST_DELAY = 1.0
+
+    def update_delay(self, now: float) -> None:
+        super().update_delay(now)
+        self.delay = min(self.delay, self.LONGEST_DELAY)
+
+
 class Pool(ConnectionPool[Connection]):
     """A pool with shares per caller, whose waits and uses end when the server hangs."""
 
@@ -168,6 +182,10 @@ class Pool(ConnectionPool[Connection]):
         self._on_wait = on_wait
         self._hangs = HangWatch(partial(_answers, conninfo))
         super().__init__(conninfo, **kwargs)
+
+    def _add_connection(self, attempt: AttemptWithBackoff | None, growing: bool = False) -> None:
+        quick = attempt or QuickAttempt(timeout=self.reconnect_timeout)
+        super()._add_connection(quick, growing)
 
     @contextmanager
     def connection(
