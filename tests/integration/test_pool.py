@@ -86,3 +86,23 @@ def test_the_pool_connects_again_by_such_attempts(database_url, monkeypatch):
 
         wait_until(connected, 20, "another connection")
         assert made
+
+
+def test_a_connection_that_was_cut_is_replaced_without_a_delay(database_url, monkeypatch):
+    """The library's check of a connection sleeps between two attempts: for a second, for two, …"""
+    sleeps = []
+    monkeypatch.setattr("psycopg_pool.pool.sleep", sleeps.append)
+    pids = set()
+    with (
+        open_pool(database_url, size=2, pgbouncer=False, name="test") as pool,
+        psycopg.connect(database_url, autocommit=True) as other,
+    ):
+        for _ in range(5):
+            with pool.connection() as conn:
+                pid = conn.info.backend_pid
+            pids.add(pid)
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", (pid,))
+        with pool.connection() as conn:
+            assert conn.execute("SELECT 1").fetchone() == (1,)
+    assert len(pids) == 5
+    assert sleeps == []

@@ -148,7 +148,6 @@ def open_pool(
         configure=lambda conn: _configure(
             conn, pgbouncer=pgbouncer, most_bytes=most_bytes, statement_seconds=statement_seconds
         ),
-        check=_refuse_closed,
         shares=ConnectionShares(size, whose, seconds=_SHARE_SECONDS),
         on_wait=on_wait,
     )
@@ -183,6 +182,16 @@ class Pool(ConnectionPool[Connection]):
         self._hangs = HangWatch(partial(_answers, conninfo))
         super().__init__(conninfo, **kwargs)
 
+    def getconn(self, timeout: float | None = None) -> Connection:
+        """Return a connection that the server has not closed. The library's own check of that
+        waits between two attempts, each time twice as long."""
+        ends_at = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while True:
+            conn = super().getconn(max(0.0, ends_at - time.monotonic()))
+            if _is_open(conn):
+                return conn
+            self.putconn(conn)  # which opens another one
+
     def _add_connection(self, attempt: AttemptWithBackoff | None, growing: bool = False) -> None:
         quick = attempt or QuickAttempt(timeout=self.reconnect_timeout)
         super()._add_connection(quick, growing)
@@ -216,14 +225,18 @@ def _answers(database_url: str) -> bool:
     return True
 
 
-def _refuse_closed(conn: Connection) -> None:
-    """Raise OperationalError if the server has closed the connection.
+def _is_open(conn: Connection) -> bool:
+    """Return whether the server has not closed the connection.
 
     This reads what has already been received, without a round trip. The first read gets the
     server's message, the second one the end of the connection.
     """
-    conn.pgconn.consume_input()
-    conn.pgconn.consume_input()
+    try:
+        conn.pgconn.consume_input()
+        conn.pgconn.consume_input()
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 def _configure(
