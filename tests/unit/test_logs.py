@@ -114,6 +114,12 @@ def test_an_exception_cannot_forge_a_log_line(logged, words, log_format):
         assert "\x85" not in "".join(rest)
 
 
+def test_the_urls_that_graphs_request_are_not_logged(logged):
+    logs.configure(settings())
+    logging.getLogger("httpx").info("HTTP Request: GET http://127.0.0.1/store/items?key=secret")
+    assert logged() == ""
+
+
 def test_arguments_that_do_not_fit_a_message_raise_nothing(logged):
     logs.configure(settings())
     logging.getLogger("belay_server.test").warning(*("one %s, two %s", "one"))

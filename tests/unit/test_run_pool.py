@@ -273,11 +273,27 @@ def test_a_run_is_in_hand_until_the_supervisor_has_seen_to_its_childs_death(pool
     assert pool.done == []
     pool.slots.in_use.clear()
     pool.turn()
-    assert pool.done == [run_id]
     other.is_ready()
     pool.turn()
+    assert other.run() == run_id, "it may have died before it claimed the run"
+    assert pool.accepted == [child.pid]
+    assert pool.done == []
+    other.is_ready()
+    pool.turn()
+    assert pool.done == [run_id]
     following = pool.ring()
     assert other.run() == following
+
+
+def test_a_run_is_given_to_two_children_at_most(pool, clock):
+    run_id = pool.ring()
+    for number, child in enumerate(pool.forked()):
+        child.is_ready()
+        pool.turn()
+        assert child.run() == run_id
+        child.connection.close()
+        pool.turn()
+        assert pool.done == ([run_id] if number else [])
 
 
 def test_a_run_that_a_dead_child_was_to_get_goes_to_another(pool):

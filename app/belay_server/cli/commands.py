@@ -140,13 +140,18 @@ def new(folder: Path) -> None:
 
     The folder may exist, with a virtual environment for instance; nothing in it is replaced.
     """
+    if folder.exists() and not folder.is_dir():
+        raise click.UsageError(f"{folder} is a file; name a folder")
     example = EXAMPLE_CONFIG.parent
     names = sorted(path.name for path in example.iterdir() if path.name != "__pycache__")
     if taken := [name for name in names if (folder / name).exists()]:
         raise click.UsageError(f"{folder} has a project already: {', '.join(taken)}")
-    shutil.copytree(
-        example, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
-    )
+    try:
+        shutil.copytree(
+            example, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    except OSError as error:
+        raise click.ClickException(f"cannot create {folder}: {error.strerror}") from error
     click.echo(f"created {folder}; now: cd {folder} && belay dev")
 
 

@@ -60,6 +60,8 @@ def configure(settings: Settings, level: int = logging.INFO) -> None:
     logging.basicConfig(level=max(level, logging.INFO), handlers=[handler], force=True)
     for name in _OURS:
         logging.getLogger(name).setLevel(level)
+    # It logs the URL of each request that a graph makes, with the query string.
+    logging.getLogger("httpx").setLevel(max(level, logging.WARNING))
 
 
 def formatter(log_format: str) -> logging.Formatter:

@@ -43,6 +43,11 @@ class ChildProcess:
         return self._connection.fileno()
 
     @property
+    def has_run(self) -> bool:
+        """Whether the child was given a run that is not over."""
+        return self._on_done is not None
+
+    @property
     def is_starting(self) -> bool:
         return not self.was_ready and self.fileno() != -1
 

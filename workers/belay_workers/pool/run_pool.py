@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -50,11 +50,13 @@ _CANNOT_START = 3
 @dataclass(frozen=True, slots=True)
 class _Message:
     """A received doorbell. `accepted` acknowledges it; `done` removes it from Celery's active
-    requests."""
+    requests. `is_second`: the child that it was given to has died, perhaps before it claimed the
+    run."""
 
     run_id: UUID
     accepted: Callable[[int], None]
     done: Callable[[], None]
+    is_second: bool = False
 
 
 class RunPool(BasePool):
@@ -65,6 +67,8 @@ class RunPool(BasePool):
         self._zygote: Zygote
         self._children: list[ChildProcess] = []
         self._messages: deque[_Message] = deque()
+        #: The last message that each child was given.
+        self._given: dict[ChildProcess, _Message] = {}
         self._hub: Any = None
         self._fork_at = 0.0
         #: Starts that have failed before any child was ready; None once one was.
@@ -225,7 +229,9 @@ class RunPool(BasePool):
                 self._disconnect(child)
                 continue
             self._messages.popleft()
-            message.accepted(child.pid)
+            self._given[child] = message
+            if not message.is_second:
+                message.accepted(child.pid)
         self._grow()
 
     def _idle(self) -> list[ChildProcess]:
@@ -285,7 +291,12 @@ class RunPool(BasePool):
             if child.fileno() == -1 and child.pid not in in_use:
                 self._children.remove(child)
                 _reap(child.pid)
-                child.done()
+                message = self._given.pop(child, None)
+                if child.has_run and message is not None and not message.is_second:
+                    # The row decides: if the run was claimed, this does nothing.
+                    self._messages.appendleft(replace(message, is_second=True))
+                else:
+                    child.done()
 
     def _replace_zygote(self) -> None:
         """Start another zygote. The children of the first are killed, as the kernel has stopped
