@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import psutil
 from belay_server.db.migrate import migrate
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, free_port, wait_until_ready
 from belay_server.dev.process_tree import die_with_parent
+from tests.pgbouncer import configuration, find_pgbouncer
 from tests.servers import FOR_TESTS, PROJECT, STORE_INDEX
 from tests.waiting import wait_until
 
@@ -94,10 +96,10 @@ class Member:
 
 
 class Postgres(Member):
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, connections: int = 300) -> None:
         # Without fsync a killed server still loses nothing, because the machine keeps running.
         # Commits are synchronous.
-        self.server = EmbeddedPostgres(folder, durable=True, connections=300)
+        self.server = EmbeddedPostgres(folder, durable=True, connections=connections)
         self.server.initialise()
         spec = self.server.server()
         super().__init__(
@@ -133,6 +135,32 @@ class Postgres(Member):
         return found
 
 
+class PgBouncer(Member):
+    """PgBouncer in transaction mode, in front of a Postgres."""
+
+    def __init__(self, folder: Path, postgres: Postgres, *, pool_size: int) -> None:
+        found = find_pgbouncer()
+        assert found is not None
+        program, variables = found
+        self.port = free_port()
+        spec = postgres.server.server()
+        sockets = postgres.url.partition("host=")[2]
+        ini = folder / "pgbouncer.ini"
+        ini.write_text(configuration(self.port, socket_folder=sockets, pool_size=pool_size))
+        command = [program, "--quiet", str(ini)]
+        super().__init__("pgbouncer", command, variables, folder / "pgbouncer.log", **spec.popen)
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        super().start()
+        wait_until(self._accepts, 30, "PgBouncer")
+
+    def _accepts(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+            return True
+        return False
+
+
 class Valkey(Member):
     def __init__(self, folder: Path) -> None:
         self.server = EmbeddedValkey(folder)
@@ -159,13 +187,21 @@ class Cluster:
         workers: int = 2,
         concurrency: int = 3,
         config: Path = PROJECT,
+        connections: int = 300,
+        pgbouncer: int = 0,
         **env: str,
     ) -> None:
+        """Postgres allows `connections`. With `pgbouncer`, PgBouncer is in front of it, with that
+        many of them; the processes of Belay know no other address."""
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         self.folder = folder
         self.faults = folder / "faults"
         self.faults.mkdir(exist_ok=True)
-        self.postgres = Postgres(folder)
+        self.postgres = Postgres(folder, connections=connections)
+        self.pgbouncer: PgBouncer | None = None
+        if pgbouncer:
+            self.pgbouncer = PgBouncer(folder, self.postgres, pool_size=pgbouncer)
+            env = {"BELAY_PGBOUNCER": "1", **env}
         self.valkey = Valkey(folder)
         kept = {
             k: v
@@ -178,7 +214,7 @@ class Cluster:
             "PYTHONPATH": str(INJECTION),
             "PYTHONUNBUFFERED": "1",
             "FAULTS_DIR": str(self.faults),
-            "DATABASE_URL": self.postgres.url,
+            "DATABASE_URL": (self.pgbouncer or self.postgres).url,
             "REDIS_URL": self.valkey.url,
             "BELAY_CONFIG": str(config),
             "BELAY_CONCURRENCY": str(concurrency),
@@ -215,7 +251,8 @@ class Cluster:
 
     @property
     def members(self) -> list[Member]:
-        return [*self.webs, *self.workers, self.postgres, self.valkey]
+        between = [] if self.pgbouncer is None else [self.pgbouncer]
+        return [*self.webs, *self.workers, *between, self.postgres, self.valkey]
 
     @property
     def url(self) -> str:
@@ -223,6 +260,8 @@ class Cluster:
 
     def start(self) -> Cluster:
         self.postgres.start()
+        if self.pgbouncer is not None:
+            self.pgbouncer.start()
         self.valkey.start()
         migrate(self.postgres.url, store_index=STORE_INDEX)
         for member in [*self.webs, *self.workers]:

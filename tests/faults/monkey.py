@@ -401,7 +401,14 @@ def play(
 ) -> Report:
     """Start a cluster and callers, inject faults, wait until all runs have ended, and check."""
     cluster = Cluster(
-        folder, webs=2, workers=workers, concurrency=concurrency, config=PROJECT, **env
+        folder,
+        webs=2,
+        workers=workers,
+        concurrency=concurrency,
+        config=PROJECT,
+        connections=300,
+        pgbouncer=0,
+        **env,
     )
     history = folder / "history"
     history.touch()
