@@ -135,12 +135,17 @@ class Postgres(Member):
         return found
 
 
+class PgBouncerMissing(Exception):
+    """There is no PgBouncer on this machine, and its package cannot be downloaded."""
+
+
 class PgBouncer(Member):
     """PgBouncer in transaction mode, in front of a Postgres."""
 
     def __init__(self, folder: Path, postgres: Postgres, *, pool_size: int) -> None:
-        found = find_pgbouncer()
-        assert found is not None
+        found = find_pgbouncer(folder)
+        if found is None:
+            raise PgBouncerMissing("PgBouncer is not installed, and cannot be downloaded")
         program, variables = found
         self.port = free_port()
         spec = postgres.server.server()

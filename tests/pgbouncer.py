@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 #: The package and the library that a minimal Debian lacks.
@@ -16,29 +17,35 @@ _PACKAGES = ("pgbouncer", "libc-ares2")
 _SECONDS = 60.0
 
 
-def find_pgbouncer() -> tuple[str, dict[str, str]] | None:
+def find_pgbouncer(reachable: Path) -> tuple[str, dict[str, str]] | None:
     """Return the program and the environment variables that it needs. None: there is none, and its
-    package cannot be downloaded."""
+    package cannot be downloaded. `reachable` is a folder that the user of the embedded Postgres can
+    read, unlike the virtual environment perhaps."""
     if installed := shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin"):
         return installed, {}
     folder = Path(sys.prefix) / "pgbouncer"
-    program = folder / "usr" / "sbin" / "pgbouncer"
-    if not program.exists() and not _download(folder):
+    if not (folder / "usr").exists() and not _download(folder):
         return None
-    [libraries] = (folder / "usr" / "lib").glob("*-linux-*")
-    return str(program), {"LD_LIBRARY_PATH": str(libraries)}
+    files = reachable / "pgbouncer"
+    shutil.copytree(folder / "usr", files, symlinks=True)
+    [libraries] = (files / "lib").glob("*-linux-*")
+    return str(files / "sbin" / "pgbouncer"), {"LD_LIBRARY_PATH": str(libraries)}
 
 
 def _download(folder: Path) -> bool:
-    folder.mkdir(exist_ok=True)
-    try:
-        for command in (
-            ["apt-get", "download", *_PACKAGES],
-            ["sh", "-c", 'for package in *.deb; do dpkg-deb -x "$package" . || exit 1; done'],
-        ):
-            subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=_SECONDS)
-    except (OSError, subprocess.SubprocessError):
-        return False
+    """Make the folder, with the files of the packages. Return False if that is not possible."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        try:
+            for command in (
+                ["apt-get", "download", *_PACKAGES],
+                ["sh", "-c", 'for package in *.deb; do dpkg-deb -x "$package" . || exit 1; done'],
+            ):
+                subprocess.run(
+                    command, cwd=unfinished, check=True, capture_output=True, timeout=_SECONDS
+                )
+        except (OSError, subprocess.SubprocessError):
+            return False
+        shutil.copytree(unfinished, folder, symlinks=True)
     return True
 
 

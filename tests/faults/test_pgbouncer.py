@@ -7,30 +7,29 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from tests.cluster import Cluster
+from tests.cluster import Cluster, PgBouncerMissing
 from tests.faults.conftest import QUICK
-from tests.pgbouncer import find_pgbouncer
 
 #: Connections of PgBouncer to Postgres, which allows 20 and keeps some of them for superusers.
 POOL = 12
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(find_pgbouncer() is None, reason="PgBouncer cannot be downloaded"),
-]
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
 def bounced(scratch) -> Iterator[Cluster]:
-    made = Cluster(
-        scratch / "bounced",
-        webs=1,
-        workers=1,
-        concurrency=8,
-        connections=20,
-        pgbouncer=POOL,
-        **QUICK,
-    )
+    try:
+        made = Cluster(
+            scratch / "bounced",
+            webs=1,
+            workers=1,
+            concurrency=8,
+            connections=20,
+            pgbouncer=POOL,
+            **QUICK,
+        )
+    except PgBouncerMissing as missing:
+        pytest.skip(str(missing))
     try:
         yield made.start()
     finally:
