@@ -163,6 +163,7 @@ class _Messages(SyncEvent):
         self.has_started = False
         #: Whether the response is complete. What the app does then is work in the background.
         self.has_ended = False
+        self._has_failed = False
 
     def set(self, message: Any) -> None:
         self._message = message
@@ -178,6 +179,12 @@ class _Messages(SyncEvent):
         error = RuntimeError("the project's app returned without a complete response")
         self.set({"type": "a2wsgi.error", "exception": (RuntimeError, error, None)})
 
+    def refuse_incomplete(self) -> None:
+        """Raise an error if the response has started and not ended. a2wsgi may stop before it gets
+        the message of `fail`."""
+        if self.has_started and not self.has_ended and not self._has_failed:
+            raise RuntimeError("the project's app returned without a complete response")
+
     def wait(self) -> Any:
         self._arrived.wait()
         self._arrived.clear()
@@ -187,6 +194,7 @@ class _Messages(SyncEvent):
         kind = message["type"]
         self.has_started = self.has_started or kind == "http.response.start"
         self.has_ended = kind == "http.response.body" and not message.get("more_body", False)
+        self._has_failed = kind == "a2wsgi.error"
         return message
 
 
@@ -277,6 +285,7 @@ class _Answer:
     def __iter__(self) -> Iterator[bytes]:
         try:
             yield from self._chunks
+            self._responder.sync_event.refuse_incomplete()
         except BaseException:
             self._stop_watching()
             if not self._responder.client_has_left:
