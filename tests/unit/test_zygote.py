@@ -101,6 +101,21 @@ until(lambda: all(map(is_gone, pids)))
     assert play(scene) == ["False"]
 
 
+def test_the_death_of_the_parent_stops_the_children_and_kills_none():
+    """The guardian kills them, with what their nodes have started."""
+    scene = """
+zygote = make()
+child = zygote.fork()
+pid = pid_of(child)
+zygote._connection.close()
+until(zygote.has_died)
+until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+print("stopped")
+os.kill(pid, signal.SIGKILL)
+"""
+    assert play(scene) == ["stopped"]
+
+
 def test_a_failed_fork_harms_no_child():
     scene = """
 fork, parent, forks = os.fork, os.getpid(), []

@@ -27,6 +27,7 @@ from belay_workers.supervision.processes import end_when_parent_dies
 log = logging.getLogger(__name__)
 
 _FORK = b"f"
+_END = b"e"
 _LOOK_MILLISECONDS = 500
 _END_SECONDS = 5.0
 
@@ -72,6 +73,8 @@ class Zygote:
     def stop(self) -> None:
         """End the zygote, which kills the children that it still has. Call it when their runs have
         been ended or put back."""
+        with suppress(OSError):
+            self._connection.sendall(_END)
         self._connection.close()
         ends_at = time.monotonic() + _END_SECONDS
         while not self.has_died():
@@ -86,9 +89,13 @@ def _fork_on_request(
     serve: Callable[[socket.socket], None],
     in_use: Callable[[], Collection[int]],
 ) -> None:
-    """Run the zygote, until the parent has closed the connection. Then kill the children: those
-    that have only just started would be stopped for ever, as the kernel stops them when the zygote
-    ends (`processes.stop_when_parent_dies`)."""
+    """Run the zygote until the parent ends it. Then kill the children: those that have only just
+    started would be stopped for ever, as the kernel stops them when the zygote ends
+    (`processes.stop_when_parent_dies`).
+
+    When the parent has died, the children are left to the guardian, which also finds the processes
+    that their nodes have started.
+    """
     with open(os.devnull, "rb") as nothing:  # noqa: PTH123
         os.dup2(nothing.fileno(), 0)  # a node that reads from the terminal finds it empty
     children: set[int] = set()
@@ -98,6 +105,8 @@ def _fork_on_request(
         if poller.poll(_LOOK_MILLISECONDS):
             message, descriptors, _flags, _address = socket.recv_fds(connection, 1, 1)
             if not message:
+                return
+            if message == _END:
                 break
             os.set_inheritable(descriptors[0], False)  # programs that a node starts do not get it
             with socket.socket(fileno=descriptors[0]) as for_child:
