@@ -171,6 +171,17 @@ def ready(pool, number=1):
     return started
 
 
+def three_children(pool):
+    """Return three children: two that have a run, and one that is ready."""
+    pool.ring(), pool.ring()
+    children = pool.forked()
+    for child in children:
+        child.is_ready()
+        pool.turn()
+    children[0].run(), children[1].run()
+    return children
+
+
 def test_one_child_is_kept_ready(pool):
     [first] = ready(pool)
     assert pool.forked() == []
@@ -222,12 +233,7 @@ def test_a_message_that_is_no_doorbell_is_ignored(pool, body, caplog):
 
 
 def test_the_child_that_was_idle_for_the_shortest_time_gets_the_run(pool):
-    pool.ring(), pool.ring()
-    children = pool.forked()
-    for child in children:
-        child.is_ready()
-        pool.turn()
-    children[0].run(), children[1].run()
+    children = three_children(pool)
     children[1].is_ready()
     pool.turn()
     children[0].is_ready()
@@ -238,12 +244,7 @@ def test_the_child_that_was_idle_for_the_shortest_time_gets_the_run(pool):
 
 
 def test_all_but_one_child_end_when_they_are_idle_for_a_minute(pool, clock):
-    pool.ring(), pool.ring()
-    children = pool.forked()
-    for child in children:
-        child.is_ready()
-        pool.turn()
-    children[0].run(), children[1].run()
+    children = three_children(pool)
     for child in children[:2]:
         child.is_ready()
         pool.turn()
@@ -318,12 +319,7 @@ def test_a_child_that_cannot_start_is_replaced_after_a_second(pool, clock, caplo
 
 
 def test_a_child_with_work_of_earlier_runs_does_not_end(pool, clock):
-    pool.ring(), pool.ring()
-    children = pool.forked()
-    for child in children:
-        child.is_ready()
-        pool.turn()
-    children[0].run(), children[1].run()
+    children = three_children(pool)
     children[0].is_ready(with_work=True)
     pool.turn()
     children[1].is_ready()

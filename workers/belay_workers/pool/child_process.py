@@ -12,6 +12,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
 
@@ -20,6 +21,18 @@ _READY = b"+"
 _READY_WITH_WORK = b"*"
 _ID_BYTES = 16
 _PID = struct.Struct("=q")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A received doorbell. `accepted` acknowledges it; `done` removes it from Celery's active
+    requests. `is_second`: the child that it was given to has died, perhaps before it claimed the
+    run."""
+
+    run_id: UUID
+    accepted: Callable[[int], None]
+    done: Callable[[], None]
+    is_second: bool = False
 
 
 class ChildProcess:
@@ -36,30 +49,25 @@ class ChildProcess:
         self.idle_since = 0.0
         #: Whether earlier runs have left threads, tasks or processes that are to go on.
         self.has_work = False
-        self._on_done: Callable[[], None] | None = None
+        #: The message whose run the child executes.
+        self.message: Message | None = None
 
     def fileno(self) -> int:
         """Return the connection's descriptor, -1 once it is closed."""
         return self._connection.fileno()
 
     @property
-    def has_run(self) -> bool:
-        """Whether the child was given a run that is not over."""
-        return self._on_done is not None
-
-    @property
     def is_starting(self) -> bool:
         return not self.was_ready and self.fileno() != -1
 
-    def give(self, run_id: UUID, on_done: Callable[[], None]) -> bool:
-        """Send a run to an idle child; `on_done` is called when the run is over. Return False if
-        the child has ended."""
+    def give(self, message: Message) -> bool:
+        """Send the run of a message to an idle child. Return False if the child has ended."""
         try:
-            self._connection.sendall(run_id.bytes)
+            self._connection.sendall(message.run_id.bytes)
         except OSError:
             return False
         self.is_idle = False
-        self._on_done = on_done
+        self.message = message
         return True
 
     def receive(self) -> bool:
@@ -83,10 +91,10 @@ class ChildProcess:
         return True
 
     def done(self) -> None:
-        """Call `on_done` of the run that the child was given, if there is one."""
-        on_done, self._on_done = self._on_done, None
-        if on_done is not None:
-            on_done()
+        """Report the end of the run that the child was given, if there is one."""
+        message, self.message = self.message, None
+        if message is not None:
+            message.done()
 
     def close(self) -> None:
         self.is_idle = False

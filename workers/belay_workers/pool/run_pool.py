@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -30,7 +30,7 @@ from celery.worker import state
 from belay_server.doorbell import RUN_TASK
 from belay_workers.background_thread import BackgroundThread
 from belay_workers.child.serving import serve
-from belay_workers.pool.child_process import ChildProcess
+from belay_workers.pool.child_process import ChildProcess, Message
 from belay_workers.pool.zygote import Zygote
 from belay_workers.supervision import processes
 
@@ -47,18 +47,6 @@ _MOST_FAILED_STARTS = 5
 _CANNOT_START = 3
 
 
-@dataclass(frozen=True, slots=True)
-class _Message:
-    """A received doorbell. `accepted` acknowledges it; `done` removes it from Celery's active
-    requests. `is_second`: the child that it was given to has died, perhaps before it claimed the
-    run."""
-
-    run_id: UUID
-    accepted: Callable[[int], None]
-    done: Callable[[], None]
-    is_second: bool = False
-
-
 class RunPool(BasePool):
     """The `worker_pool` of the Celery app. It executes `limit` runs at once at most."""
 
@@ -66,9 +54,7 @@ class RunPool(BasePool):
         super().__init__(*args, **kwargs)
         self._zygote: Zygote
         self._children: list[ChildProcess] = []
-        self._messages: deque[_Message] = deque()
-        #: The last message that each child was given.
-        self._given: dict[ChildProcess, _Message] = {}
+        self._messages: deque[Message] = deque()
         self._hub: Any = None
         self._fork_at = 0.0
         #: Starts that have failed before any child was ready; None once one was.
@@ -95,7 +81,7 @@ class RunPool(BasePool):
             self._thread.start()
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Called at the start, and each time that Celery has made its event loop anew."""
+        """Watch the children from Celery's event loop, which is made anew after errors."""
         self._hub = hub
         for child in self._children:
             self._watch(child)
@@ -125,7 +111,7 @@ class RunPool(BasePool):
             accepted(os.getpid())
             done()
             return
-        self._messages.append(_Message(run_id, accepted, done))
+        self._messages.append(Message(run_id, accepted, done))
         if self._thread is None:
             self._dispatch()
         else:
@@ -225,11 +211,10 @@ class RunPool(BasePool):
         while self._messages and idle:
             child = idle.pop()
             message = self._messages[0]
-            if child.pid is None or not child.give(message.run_id, message.done):
+            if child.pid is None or not child.give(message):
                 self._disconnect(child)
                 continue
             self._messages.popleft()
-            self._given[child] = message
             if not message.is_second:
                 message.accepted(child.pid)
         self._grow()
@@ -291,8 +276,8 @@ class RunPool(BasePool):
             if child.fileno() == -1 and child.pid not in in_use:
                 self._children.remove(child)
                 _reap(child.pid)
-                message = self._given.pop(child, None)
-                if child.has_run and message is not None and not message.is_second:
+                message = child.message
+                if message is not None and not message.is_second:
                     # The row decides: if the run was claimed, this does nothing.
                     self._messages.appendleft(replace(message, is_second=True))
                 else:

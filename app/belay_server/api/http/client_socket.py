@@ -15,8 +15,8 @@ _CHECK_SECONDS = 2.0
 _CLOSED_STATES = (7, 8)
 
 
-def watch_socket(client_socket: Any, on_leave: Callable[[], None]) -> Callable[[], bool]:
-    """Call `on_leave` once, in gevent's hub, when the client closes the connection. Return a
+def watch_socket(client_socket: Any, on_disconnect: Callable[[], None]) -> Callable[[], bool]:
+    """Call `on_disconnect` once, in gevent's hub, when the client closes the connection. Return a
     function that ends the watch and returns whether the client has closed it.
 
     When it does, the socket becomes readable without data. Waiting for a write to fail would take
@@ -36,9 +36,9 @@ def watch_socket(client_socket: Any, on_leave: Callable[[], None]) -> Callable[[
         watchers.clear()
 
     def look() -> None:
-        if has_left(client_socket):
+        if has_disconnected(client_socket):
             stop_watchers()
-            on_leave()
+            on_disconnect()
         elif len(watchers) == 1:  # the body, or a next request
             watchers[0].stop()
             watchers.append(loop.timer(_CHECK_SECONDS, _CHECK_SECONDS))
@@ -48,12 +48,12 @@ def watch_socket(client_socket: Any, on_leave: Callable[[], None]) -> Callable[[
 
     def stop() -> bool:
         stop_watchers()
-        return has_left(client_socket)
+        return has_disconnected(client_socket)
 
     return stop
 
 
-def has_left(client_socket: Any) -> bool:
+def has_disconnected(client_socket: Any) -> bool:
     """Return whether the client has closed the connection."""
     try:
         # The underlying socket of gevent's, so that the call does not wait.

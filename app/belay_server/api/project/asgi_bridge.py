@@ -37,7 +37,7 @@ _IN_MEMORY = 1024 * 1024
 _STEP = 64 * 1024
 _LIFESPAN_SECONDS = 60.0
 _CLOSE_SECONDS = 2.0
-_LEFT = object()
+_DISCONNECTED = object()
 #: Statuses of responses that have no body.
 _WITHOUT_BODY = (204, 304)
 _ASGI = {"version": "3.0", "spec_version": "2.5"}
@@ -159,7 +159,7 @@ class _Messages(SyncEvent):
     def __init__(self) -> None:
         self._arrived = threading.Event()
         self._message: Any = None
-        self.client_left = False
+        self.is_disconnected = False
         self.has_started = False
         #: Whether the response is complete. What the app does then is work in the background.
         self.has_ended = False
@@ -169,9 +169,9 @@ class _Messages(SyncEvent):
         self._message = message
         self._arrived.set()
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         """Have `wait` raise an error: the client has disconnected."""
-        self.client_left = True
+        self.is_disconnected = True
         self._arrived.set()
 
     def fail(self) -> None:
@@ -188,8 +188,12 @@ class _Messages(SyncEvent):
     def wait(self) -> Any:
         self._arrived.wait()
         self._arrived.clear()
-        if self.client_left:
-            raise _gone() if self.has_started else InvalidRequest("The client has disconnected")
+        if self.is_disconnected:
+            raise (
+                _reset_error()
+                if self.has_started
+                else InvalidRequest("The client has disconnected")
+            )
         message, self._message = self._message, None
         kind = message["type"]
         self.has_started = self.has_started or kind == "http.response.start"
@@ -198,7 +202,7 @@ class _Messages(SyncEvent):
         return message
 
 
-def _gone() -> OSError:
+def _reset_error() -> OSError:
     """Return the error that web servers expect where a client has disconnected."""
     return ConnectionResetError(errno.ECONNRESET, "the client has disconnected")
 
@@ -212,7 +216,7 @@ class _Responder(ASGIResponder):
         super().__init__(app, loop)
         self.sync_event: _Messages = _Messages()
         #: Done when the client has disconnected.
-        self._leaving: asyncio.Future[None] = loop.create_future()
+        self._disconnected: asyncio.Future[None] = loop.create_future()
 
     async def start_asgi_app(self, environ: Any) -> asyncio.Task[None]:
         self.task = await super().start_asgi_app(environ)
@@ -220,49 +224,49 @@ class _Responder(ASGIResponder):
 
     def asgi_done_callback(self, future: asyncio.Future[None]) -> None:
         error = None if future.cancelled() else future.exception()
-        if error is not None and self.client_has_left:
+        if error is not None and self.is_disconnected:
             log.debug("the project's app ended without its client: %r", error)
         elif error is not None:
             log.error("unexpected error in the project's app", exc_info=error)
-        elif not (future.cancelled() or self.sync_event.has_ended or self.client_has_left):
+        elif not (future.cancelled() or self.sync_event.has_ended or self.is_disconnected):
             log.error("the project's app returned without a complete response")
             self.sync_event.fail()
         super().asgi_done_callback(future)
 
     async def asgi_receive(self) -> Any:
-        received = await self._unless_left(super().asgi_receive())
-        return {"type": "http.disconnect"} if received is _LEFT else received
+        received = await self._until_disconnect(super().asgi_receive())
+        return {"type": "http.disconnect"} if received is _DISCONNECTED else received
 
     async def asgi_send(self, message: Any) -> None:
         """Send a message. Without a client nothing is sent; a stream raises OSError."""
-        sent = await self._unless_left(super().asgi_send(message))
-        if sent is _LEFT and message.get("more_body"):
-            raise _gone()
+        sent = await self._until_disconnect(super().asgi_send(message))
+        if sent is _DISCONNECTED and message.get("more_body"):
+            raise _reset_error()
 
-    async def _unless_left(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Return the result of `work`, or `_LEFT` if the client has disconnected before it."""
-        if self._leaving.done():
+    async def _until_disconnect(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Return the result of `work`, or `_DISCONNECTED` if the client disconnects before that."""
+        if self._disconnected.done():
             work.close()
-            return _LEFT
+            return _DISCONNECTED
         working = asyncio.ensure_future(work)
         try:
-            await asyncio.wait((working, self._leaving), return_when=asyncio.FIRST_COMPLETED)
-            return working.result() if working.done() else _LEFT
+            await asyncio.wait((working, self._disconnected), return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else _DISCONNECTED
         finally:
             working.cancel()
 
     @property
-    def client_has_left(self) -> bool:
-        return self.sync_event.client_left
+    def is_disconnected(self) -> bool:
+        return self.sync_event.is_disconnected
 
-    def on_leave(self) -> None:
+    def on_disconnect(self) -> None:
         """End the request, and a stream. Called once, when the client has disconnected."""
-        self.sync_event.leave()
-        self.loop.call_soon_threadsafe(self._leaving.set_result, None)
+        self.sync_event.disconnect()
+        self.loop.call_soon_threadsafe(self._disconnected.set_result, None)
         if self.sync_event.has_started:
-            self.leave()
+            self.cancel_unread()
 
-    def leave(self) -> None:
+    def cancel_unread(self) -> None:
         """Cancel the task of a response that nobody reads. Work after a complete response goes
         on."""
         if self.sync_event.has_ended:
@@ -278,7 +282,7 @@ class _Answer:
         self._responder = responder
         self._stop_watching: Callable[[], object] = lambda: None
         if (client := environ.get("gunicorn.socket")) is not None:
-            self._stop_watching = watch_socket(client, responder.on_leave)
+            self._stop_watching = watch_socket(client, responder.on_disconnect)
         environ["wsgi.input"] = _WholeBody(environ["wsgi.input"])
         self._chunks: Any = responder(environ, start_response)
 
@@ -288,15 +292,15 @@ class _Answer:
             self._responder.sync_event.refuse_incomplete()
         except BaseException:
             self._stop_watching()
-            if not self._responder.client_has_left:
+            if not self._responder.is_disconnected:
                 # Before the response has started, the WSGI server does not call `close`.
-                self._responder.leave()
+                self._responder.cancel_unread()
             raise
 
     def close(self) -> None:
         self._stop_watching()
         self._chunks.close()
-        self._responder.leave()
+        self._responder.cancel_unread()
 
 
 class _Lifespan:
