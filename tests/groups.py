@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from xdist.scheduler import LoadScopeScheduling
 
-#: Folders whose files all share servers.
+#: Suites whose files all share servers.
 _WHOLE = {"tests/faults", "tests/integration", "tests/attacks"}
 #: Files of `acceptance` that do not use its common server.
 _SEPARATE = {
@@ -37,10 +37,10 @@ _LONGEST = [
     "tests/acceptance/a-l",
     "tests/integration",
     "tests/attacks",
-    "tests/acceptance/test_auth.py",
-    "tests/acceptance/test_attacks.py",
-    "tests/acceptance/test_project_commands.py",
-    "tests/acceptance/test_projects.py",
+    "tests/acceptance/security/test_auth.py",
+    "tests/acceptance/security/test_attacks.py",
+    "tests/acceptance/projects/test_project_commands.py",
+    "tests/acceptance/projects/test_projects.py",
 ]
 
 
@@ -54,13 +54,13 @@ class ByServers(LoadScopeScheduling):
 def group_of(file: str) -> str:
     """Return the name of the group of a test file, given by its path below the project."""
     path = PurePosixPath(file)
-    folder = str(path.parent)
-    if folder in _WHOLE:
-        return folder
-    if folder != "tests/acceptance" or path.name in _SEPARATE:
+    suite = "/".join(path.parts[:2])
+    if suite in _WHOLE:
+        return suite
+    if suite != "tests/acceptance" or path.name in _SEPARATE:
         return file
     # Two halves use the common server. More would distribute more evenly, but cost a start each.
-    return f"{folder}/a-l" if path.name < "test_m" else f"{folder}/m-z"
+    return f"{suite}/a-l" if path.name < "test_m" else f"{suite}/m-z"
 
 
 def order_of(file: str) -> int:

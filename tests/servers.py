@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from belay_server.db.api_keys import insert_api_key
-from belay_server.db.connection import connect
+from belay_server.db.postgres.connection import connect
 from belay_server.dev.embedded import (
     EmbeddedPostgres,
     EmbeddedValkey,

@@ -35,8 +35,8 @@ from belay_server.configuration.settings import Settings, SettingsError
 from belay_server.db import assistants as assistant_rows
 from belay_server.db import runs as run_rows
 from belay_server.db.assistants import SystemAssistant
-from belay_server.db.connection import Database, Pool, open_pool, while_unavailable
 from belay_server.db.migrate import SchemaNotReady, wait_for_schema
+from belay_server.db.postgres.pool import Database, Pool, open_pool, while_unavailable
 from belay_server.doorbell import Doorbell
 from belay_server.graphs.project.langgraph_json import GraphSpec, Project, read_project
 from belay_server.graphs.project.loading import ProjectError

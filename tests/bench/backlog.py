@@ -19,7 +19,7 @@ import psycopg
 import redis
 
 from belay_server.db import run_claims as claim_rows
-from belay_server.db.connection import connect
+from belay_server.db.postgres.connection import connect
 from belay_server.domain.assistants import system_assistant_id
 from belay_server.domain.runs import Ending, RunStatus
 from belay_server.services.runs.endings import end_run

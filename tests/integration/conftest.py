@@ -15,7 +15,7 @@ from belay_server.configuration.settings import Settings
 from belay_server.db import assistants, runs, threads
 from belay_server.db import run_claims as claim_rows
 from belay_server.db.assistants import SystemAssistant
-from belay_server.db.connection import connect
+from belay_server.db.postgres.connection import connect
 from belay_server.domain.assistants import system_assistant_id
 from belay_server.domain.run_options import RunKwargs
 from belay_server.doorbell import Doorbell

@@ -18,9 +18,9 @@ import marshmallow as ma
 import pytest
 
 import belay_server.api
+from belay_server.api.http.bodies.large_bodies import LargeBodies
+from belay_server.api.http.bodies.unread_bodies import _Chunks, _SizedBody
 from belay_server.api.http.fields import Body, List, Map
-from belay_server.api.http.large_bodies import LargeBodies
-from belay_server.api.http.unread_bodies import _Chunks, _SizedBody
 from belay_server.api.streaming.clients import in_parts
 from belay_server.bus.event_log import Event, Position
 from belay_server.runtime.turns import Turns
@@ -88,7 +88,7 @@ def test_the_values_of_a_map_that_is_too_long_are_not_checked():
 def test_reading_a_body_of_many_chunks_yields_to_other_requests(monkeypatch):
     turns = []
     monkeypatch.setattr(
-        "belay_server.api.http.unread_bodies.wait_for_turn", lambda: turns.append(0)
+        "belay_server.api.http.bodies.unread_bodies.wait_for_turn", lambda: turns.append(0)
     )
     assert _Chunks(iter([b"x"] * 10_000)).read() == b"x" * 10_000
     assert turns == [0] * 156
@@ -149,7 +149,7 @@ def test_parts_of_many_connections_are_done_one_by_one():
 def test_a_large_body_is_received_in_large_steps(monkeypatch):
     """gunicorn copies its buffer at each read: steps of 64 KiB held up others for half a second."""
     turns, steps = [], []
-    module = "belay_server.api.http.unread_bodies"
+    module = "belay_server.api.http.bodies.unread_bodies"
     monkeypatch.setattr(f"{module}.wait_for_turn", lambda: turns.append(0))
     text = b"x" * 3_000_000 + b"the end"
 
@@ -184,7 +184,7 @@ def test_a_chunked_body_reads_like_a_file():
 
 def test_small_requests_run_between_two_large_bodies(monkeypatch):
     pauses = []
-    monkeypatch.setattr("belay_server.api.http.large_bodies.time.sleep", pauses.append)
+    monkeypatch.setattr("belay_server.api.http.bodies.large_bodies.time.sleep", pauses.append)
     bodies = LargeBodies(1024 * 1024, lambda: "caller")
     for size in (300_000, 300_000, 100):
         with bodies.turn(size):

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from belay_server.db.outages import is_outage
+from belay_server.db.postgres.outages import is_outage
 
 log = logging.getLogger(__name__)
 

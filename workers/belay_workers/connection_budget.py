@@ -7,8 +7,9 @@ import logging
 import psycopg
 
 from belay_server.configuration.settings import SettingsError
-from belay_server.db.connection import connect, fetch_value
-from belay_server.db.outages import is_outage
+from belay_server.db.postgres.connection import connect
+from belay_server.db.postgres.outages import is_outage
+from belay_server.db.postgres.statements import fetch_value
 from belay_workers.application import Belay, refuse_to_start
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from flask import Response, current_app, request
 
 from belay_server.bus.open_requests import OpenRequests
 from belay_server.bus.rate_limits import FailedLogins, RateLimits
-from belay_server.db.connection import Database
+from belay_server.db.postgres.pool import Database
 from belay_server.domain.access import Caller, Filter
 from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
 from belay_server.services.open_keys import OpenKeys

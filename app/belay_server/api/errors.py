@@ -12,7 +12,7 @@ from flask import Flask, Response
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from belay_server.api.agent_runs.errors import agent_error, is_agent_request
-from belay_server.api.http.json_body import json_response
+from belay_server.api.http.bodies.json_body import json_response
 from belay_server.domain.errors import (
     BadRequest,
     BelayError,

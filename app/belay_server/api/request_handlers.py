@@ -14,15 +14,15 @@ from typing import Any
 from flask import Flask, Response, current_app, request
 
 from belay_server.api.context import CONTEXT, ApiContext, ProjectRoutes, context
-from belay_server.api.http.large_answers import LARGE_ANSWERS, LargeAnswers
-from belay_server.api.http.large_bodies import LARGE_BODIES, LargeBodies
+from belay_server.api.http.bodies.large_answers import LARGE_ANSWERS, LargeAnswers
+from belay_server.api.http.bodies.large_bodies import LARGE_BODIES, LargeBodies
+from belay_server.api.http.bodies.unread_bodies import count_body, keep_body
 from belay_server.api.http.request_context import (
     RUN_CREDENTIAL,
     RequestContext,
     begin_request_context,
     request_context,
 )
-from belay_server.api.http.unread_bodies import count_body, keep_body
 from belay_server.api.project.code_access import act_as_caller, act_as_server, act_unauthenticated
 from belay_server.api.protocol.commands import TREE_TURNS
 from belay_server.api.security.authentication import (

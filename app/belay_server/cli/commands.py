@@ -19,7 +19,7 @@ from belay_server.configuration.project_env import add_project_env
 from belay_server.configuration.settings import EXAMPLE_CONFIG, Settings, SettingsError, config_path
 
 if TYPE_CHECKING:
-    from belay_server.db.connection import Connection
+    from belay_server.db.postgres.connection import Connection
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -221,7 +221,7 @@ def _database() -> Iterator[Connection]:
     """Connect to the database of DATABASE_URL. On an error, print it and exit with code 1."""
     import psycopg  # noqa: PLC0415
 
-    from belay_server.db.connection import connect  # noqa: PLC0415
+    from belay_server.db.postgres.connection import connect  # noqa: PLC0415
 
     try:
         settings = _database_settings()

@@ -7,8 +7,9 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from belay_server.db.connection import Connection, execute, fetch_one, fetch_page, fetch_value
-from belay_server.db.queries import load_queries
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.queries import load_queries
+from belay_server.db.postgres.statements import execute, fetch_one, fetch_page, fetch_value
 from belay_server.db.runs import SMALL_OUTCOME
 from belay_server.domain.agent_runs.runs import AgentRun
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from belay_server.db.connection import Connection, execute, fetch_all, fetch_dicts, fetch_one
-from belay_server.db.queries import load_queries
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.queries import load_queries
+from belay_server.db.postgres.statements import execute, fetch_all, fetch_dicts, fetch_one
 from belay_server.domain.api_keys import ApiKey, NewKey
 
 SQL = load_queries("api_keys")

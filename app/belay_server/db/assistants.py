@@ -11,15 +11,15 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from belay_server.db.connection import (
-    Connection,
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.queries import load_queries
+from belay_server.db.postgres.statements import (
     execute,
     fetch_dicts,
     fetch_one,
     fetch_page,
     fetch_value,
 )
-from belay_server.db.queries import load_queries
 from belay_server.domain.assistants import Assistant, AssistantVersion, system_assistant_id
 
 log = logging.getLogger(__name__)

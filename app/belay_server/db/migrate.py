@@ -15,8 +15,9 @@ from typing import Any
 
 import psycopg
 
-from belay_server.db.connection import Connection, connect, fetch_value
-from belay_server.db.outages import is_outage
+from belay_server.db.postgres.connection import Connection, connect
+from belay_server.db.postgres.outages import is_outage
+from belay_server.db.postgres.statements import fetch_value
 
 log = logging.getLogger(__name__)
 

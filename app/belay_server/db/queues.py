@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from belay_server.db.connection import Connection, fetch_all
-from belay_server.db.queries import load_queries
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.queries import load_queries
+from belay_server.db.postgres.statements import fetch_all
 
 SQL = load_queries("queues")
 

@@ -13,13 +13,9 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from belay_server.db.connection import (
-    Connection,
-    execute,
-    fetch_all,
-    fetch_value,
-)
-from belay_server.db.queries import load_queries
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.queries import load_queries
+from belay_server.db.postgres.statements import execute, fetch_all, fetch_value
 from belay_server.domain.runs import CancelAction
 from belay_server.runtime import fault_points
 from belay_server.runtime.fault_points import FaultPoint

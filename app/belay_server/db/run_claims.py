@@ -13,15 +13,15 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
-from belay_server.db.connection import (
-    Connection,
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.queries import load_queries
+from belay_server.db.postgres.statements import (
     execute,
     fetch_all,
     fetch_dicts,
     fetch_one,
     fetch_value,
 )
-from belay_server.db.queries import load_queries
 from belay_server.db.runs import NextRun, Ringable
 from belay_server.domain.run_options import RunKwargs
 from belay_server.domain.runs import CancelAction, Claim, ClaimedRun, Ending, Run

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from belay_server.db.connection import Connection, execute
-from belay_server.db.queries import load_queries
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.queries import load_queries
+from belay_server.db.postgres.statements import execute
 
 SQL = load_queries("store")
 

@@ -9,8 +9,9 @@ from uuid import UUID
 
 from psycopg.types.json import Jsonb
 
-from belay_server.db.connection import (
-    Connection,
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.queries import load_queries
+from belay_server.db.postgres.statements import (
     execute,
     fetch_all,
     fetch_dicts,
@@ -18,7 +19,6 @@ from belay_server.db.connection import (
     fetch_page,
     fetch_value,
 )
-from belay_server.db.queries import load_queries
 from belay_server.domain.threads import Thread, ThreadDefaults, ThreadTtl
 
 SQL = load_queries("threads")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from belay_server.db.connection import Connection, execute, fetch_all
-from belay_server.db.queries import load_queries
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.queries import load_queries
+from belay_server.db.postgres.statements import execute, fetch_all
 
 SQL = load_queries("webhooks")
 

@@ -22,14 +22,10 @@ from langgraph.store.postgres import PostgresStore
 from psycopg_pool import ConnectionPool
 
 from belay_server.configuration.settings import Settings
-from belay_server.db.connection import (
-    Connection,
-    again_on_conflict,
-    connect,
-    end_row_by_row_mode,
-    unavailable_when_unreachable,
-)
-from belay_server.db.reconnecting import ReconnectingConnection
+from belay_server.db.postgres.connection import Connection, connect
+from belay_server.db.postgres.pool import unavailable_when_unreachable
+from belay_server.db.postgres.reconnecting import ReconnectingConnection
+from belay_server.db.postgres.statements import again_on_conflict, end_row_by_row_mode
 from belay_server.domain.errors import BadRequest, Unavailable
 from belay_server.graphs.project.raised import is_of_project
 from belay_server.graphs.project.store_section import StoreConfig

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from belay_server.db import api_keys as key_rows
-from belay_server.db.connection import Database
+from belay_server.db.postgres.pool import Database
 from belay_server.domain.access import Caller
 from belay_server.domain.api_keys import ApiKey, is_same, prefix_of
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from belay_server.db import assistants as assistant_rows
-from belay_server.db.connection import Connection
+from belay_server.db.postgres.connection import Connection
 from belay_server.domain.assistants import Assistant, system_assistant_id
 from belay_server.domain.errors import InvalidRequest, NotFound
 from belay_server.domain.ids import parse_uuid

@@ -10,7 +10,8 @@ from belay_server.configuration.settings import Settings
 from belay_server.db import assistants as assistant_rows
 from belay_server.db import crons as cron_rows
 from belay_server.db.assistants import AssistantContent
-from belay_server.db.connection import Connection, Database
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.pool import Database
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.assistants import Assistant, AssistantVersion, system_assistant_id
 from belay_server.domain.errors import BadRequest, Conflict, NotFound, OutOfReach

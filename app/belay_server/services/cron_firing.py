@@ -16,8 +16,9 @@ from datetime import timedelta
 from uuid import UUID
 
 from belay_server.db import crons as cron_rows
-from belay_server.db.connection import Connection, in_transaction, restricted
-from belay_server.db.outages import in_short, is_outage
+from belay_server.db.postgres.connection import Connection, restricted
+from belay_server.db.postgres.outages import in_short, is_outage
+from belay_server.db.postgres.statements import in_transaction
 from belay_server.domain.access import Access
 from belay_server.domain.crons import DueCron
 from belay_server.domain.errors import BelayError

@@ -12,8 +12,9 @@ from belay_server.configuration.settings import Settings
 from belay_server.db import crons as cron_rows
 from belay_server.db import threads as thread_rows
 from belay_server.db.assistants import keep_assistant
-from belay_server.db.connection import Connection, Database
 from belay_server.db.crons import CronContent
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.pool import Database
 from belay_server.domain.crons import Cron, LockedCron
 from belay_server.domain.errors import (
     BadRequest,

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from belay_server.db import api_keys as key_rows
-from belay_server.db.connection import Database
+from belay_server.db.postgres.pool import Database
 from belay_server.domain.errors import Unavailable
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.event_log import EventLog
 from belay_server.bus.run_feed import RunFeed
 from belay_server.configuration.settings import Settings
-from belay_server.db.connection import Database
+from belay_server.db.postgres.pool import Database
 from belay_server.domain.webhooks import WebhookPolicy
 from belay_server.doorbell import Doorbell
 from belay_server.graphs.registry import GraphRegistry

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
 
-from belay_server.db.outages import in_short, is_outage
+from belay_server.db.postgres.outages import in_short, is_outage
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from belay_server.db.connection import Database
+from belay_server.db.postgres.pool import Database
 from belay_server.db.queues import QueueState, queue_states
 from belay_server.domain.errors import Unavailable
 from belay_server.domain.metrics import REFERENCE_PREFIX

@@ -24,7 +24,7 @@ import orjson
 
 from belay_server.bus.project_cache import ProjectCache
 from belay_server.configuration.settings import Settings
-from belay_server.db.connection import Database, open_pool
+from belay_server.db.postgres.pool import Database, open_pool
 from belay_server.domain.errors import BelayError, StateTooLarge
 from belay_server.graphs.checkpoints.thread_saver import LargeState
 from belay_server.graphs.project.langgraph_json import read_project

@@ -22,7 +22,8 @@ from langgraph_sdk.runtime import AccessContext
 from belay_server.configuration.settings import Settings
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
-from belay_server.db.connection import Connection, Database
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.pool import Database
 from belay_server.domain.agent_runs.output_schemas import check_output_schema
 from belay_server.domain.agent_runs.outputs import output_of
 from belay_server.domain.errors import BadRequest, Conflict, NotFound, TooMuch

@@ -171,7 +171,7 @@ class AfterImport:
     def __init__(self) -> None:
         self.patches = {
             "belay_server.runtime.fault_points": patch_fault_points,
-            "belay_server.db.connection": patch_psycopg,
+            "belay_server.db.postgres.connection": patch_psycopg,
             "belay_workers.background.liveness": patch_kombu,
         }
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from belay_server.db import run_claims as claim_rows
-from belay_server.db.connection import Connection
+from belay_server.db.postgres.connection import Connection
 from belay_server.doorbell import Doorbell
 
 #: Runs made due for a ring at once; more would flood a queue that workers are emptying.

@@ -28,8 +28,9 @@ from functools import partial
 
 from belay_server.db import run_claims as claim_rows
 from belay_server.db import threads as thread_rows
-from belay_server.db.connection import Connection, connect, in_transaction
-from belay_server.db.outages import is_outage
+from belay_server.db.postgres.connection import Connection, connect
+from belay_server.db.postgres.outages import is_outage
+from belay_server.db.postgres.statements import in_transaction
 from belay_server.db.store import delete_expired_items
 from belay_server.domain.metrics import EXPIRED_THREADS, HIDDEN_THREADS, LOST_RUNS, RECOVERED
 from belay_server.domain.runs import Claim

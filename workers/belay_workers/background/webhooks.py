@@ -12,8 +12,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from belay_server.configuration.settings import Settings
 from belay_server.db import webhooks as call_rows
-from belay_server.db.connection import Connection, connect
-from belay_server.db.outages import is_outage
+from belay_server.db.postgres.connection import Connection, connect
+from belay_server.db.postgres.outages import is_outage
 from belay_server.db.webhooks import WebhookCall
 from belay_server.services.webhooks.calls import CALL_SECONDS, CallFailed, CallSettings, make_call
 from belay_server.services.webhooks.host_names import HostNames

@@ -26,8 +26,8 @@ from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import Started
 from belay_server.db import run_claims as claim_rows
 from belay_server.db import runs as run_rows
-from belay_server.db.connection import Connection
-from belay_server.db.outages import in_short, is_worth_waiting
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.outages import in_short, is_worth_waiting
 from belay_server.domain.access import AUTH_USER, hash_of
 from belay_server.domain.agent_runs.output_schemas import mismatch
 from belay_server.domain.metrics import ASKED

@@ -21,8 +21,8 @@ from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.client import Keys, connect_redis
 from belay_server.bus.event_log import EventLog
 from belay_server.configuration.settings import Settings
-from belay_server.db.connection import connect
-from belay_server.db.reconnecting import ReconnectingConnection
+from belay_server.db.postgres.connection import connect
+from belay_server.db.postgres.reconnecting import ReconnectingConnection
 from belay_server.domain.runs import Claim
 from belay_server.doorbell import Doorbell
 from belay_server.graphs.registry import GraphRegistry

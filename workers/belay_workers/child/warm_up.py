@@ -16,7 +16,7 @@ from langgraph.graph import START, StateGraph
 
 from belay_server.bus.client import RedisError
 from belay_server.db import run_claims as claim_rows
-from belay_server.db.outages import is_outage
+from belay_server.db.postgres.outages import is_outage
 from belay_server.domain.runs import Claim
 from belay_server.services.runs.endings import STOPPED
 from belay_workers.child.process import Child

@@ -12,8 +12,8 @@ import psycopg
 from belay_server.configuration.settings import Settings
 from belay_server.db import run_claims as claim_rows
 from belay_server.db import runs as run_rows
-from belay_server.db.connection import Connection, connect
-from belay_server.db.outages import is_worth_waiting
+from belay_server.db.postgres.connection import Connection, connect
+from belay_server.db.postgres.outages import is_worth_waiting
 from belay_server.db.runs import Ringable
 from belay_server.domain.metrics import KILLED, RECOVERED
 from belay_server.domain.runs import Claim, RunStatus

@@ -25,8 +25,8 @@ from belay_server.bus.cancel_flag import CancelFlags, CancelNudges
 from belay_server.bus.client import Keys, RedisError, connect_redis
 from belay_server.configuration.settings import Settings
 from belay_server.db import run_claims as claim_rows
-from belay_server.db.connection import Connection, connect
-from belay_server.db.outages import is_worth_waiting
+from belay_server.db.postgres.connection import Connection, connect
+from belay_server.db.postgres.outages import is_worth_waiting
 from belay_server.domain.runs import Claim
 from belay_server.services.runs.endings import Announcer
 from belay_workers.background_thread import BackgroundThread

@@ -10,7 +10,7 @@ from flask import g, request
 from belay_server.api.agent_runs.schemas import BETA, ref
 from belay_server.api.agent_runs.teams import team_of_request
 from belay_server.api.context import parts
-from belay_server.api.http.json_body import BelayParser
+from belay_server.api.http.bodies.json_body import BelayParser
 from belay_server.domain.agent_runs.errors import InvalidBeta, MissingBeta
 
 _BETA_HEADER = {

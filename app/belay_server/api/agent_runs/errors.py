@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import NotFound as NoRoute
 
 from belay_server.api.context import parts
-from belay_server.api.http.json_body import json_response
+from belay_server.api.http.bodies.json_body import json_response
 from belay_server.domain.agent_runs import errors as agent_errors
 from belay_server.domain.agent_runs.errors import AgentError
 from belay_server.domain.errors import (

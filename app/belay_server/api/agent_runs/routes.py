@@ -12,7 +12,7 @@ from flask import Response, request
 from belay_server.api.agent_runs.blueprint import AgentBlueprint, team
 from belay_server.api.agent_runs.schemas import AgentPageQuery, CreateAgentRun, ref
 from belay_server.api.context import context, parts
-from belay_server.api.http.json_body import json_response
+from belay_server.api.http.bodies.json_body import json_response
 from belay_server.api.runs.requests import run_request
 from belay_server.api.runs.responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, stream_client
 from belay_server.api.security.authorization import authorize, authorizes_itself, cancels

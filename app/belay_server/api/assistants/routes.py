@@ -25,9 +25,9 @@ from belay_server.api.assistants.schemas import (
     SubgraphsQuery,
 )
 from belay_server.api.context import parts
+from belay_server.api.http.bodies.json_body import Blueprint, json_response
 from belay_server.api.http.error_schemas import Error
 from belay_server.api.http.fields import path_uuid, query_flag
-from belay_server.api.http.json_body import Blueprint, json_response
 from belay_server.api.http.pages import COUNT, page_response, shown
 from belay_server.api.security.authorization import authorize, authorized
 from belay_server.db import assistants as assistant_rows

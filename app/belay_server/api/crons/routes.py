@@ -18,9 +18,9 @@ from belay_server.api.crons.schemas import (
     SearchCrons,
     SelectedCron,
 )
+from belay_server.api.http.bodies.json_body import Blueprint, json_response
 from belay_server.api.http.error_schemas import Error
 from belay_server.api.http.fields import path_uuid
-from belay_server.api.http.json_body import Blueprint, json_response
 from belay_server.api.http.pages import COUNT, page_response, shown
 from belay_server.api.runs.requests import authorize_runs, authorized_options, check_webhook
 from belay_server.api.security.authorization import authorized

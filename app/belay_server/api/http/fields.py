@@ -11,7 +11,7 @@ import marshmallow as ma
 import orjson
 from flask import request
 
-from belay_server.api.http.json_documents import parse_document
+from belay_server.api.http.bodies.json_documents import parse_document
 from belay_server.domain.errors import InvalidRequest
 from belay_server.domain.ids import parse_uuid
 

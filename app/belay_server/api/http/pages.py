@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Response
 
-from belay_server.api.http.json_body import json_response
+from belay_server.api.http.bodies.json_body import json_response
 
 #: The response schema of the count endpoints.
 COUNT = {"type": "integer"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import request
 
-from belay_server.api.http.unread_bodies import CountedBody
+from belay_server.api.http.bodies.unread_bodies import CountedBody
 
 _CONTEXT = "belay.context"
 #: The key in a request's environment of the credential of the run whose code sends it.

@@ -19,8 +19,8 @@ from flask import request
 from langgraph_sdk import Auth
 
 from belay_server.api.context import parts
-from belay_server.api.http.json_body import read_body_of
-from belay_server.api.http.json_documents import parse_document
+from belay_server.api.http.bodies.json_body import read_body_of
+from belay_server.api.http.bodies.json_documents import parse_document
 from belay_server.api.project.event_loop import loop_in_a_real_thread
 from belay_server.domain.access import Caller, Filter
 from belay_server.domain.errors import Forbidden, InvalidRequest, Refused, Unavailable

@@ -21,7 +21,7 @@ from typing import Any
 
 from a2wsgi.asgi import build_scope
 
-from belay_server.api.http.unread_bodies import CountedBody, count_body
+from belay_server.api.http.bodies.unread_bodies import CountedBody, count_body
 from belay_server.api.project.asgi_bridge import is_stream, is_text
 from belay_server.api.project.code_access import act_as_server
 from belay_server.api.project.exchange import (

@@ -14,8 +14,8 @@ import marshmallow as ma
 from flask import current_app, request
 
 from belay_server.api.context import parts
-from belay_server.api.http.json_body import describe
-from belay_server.api.http.large_answers import large_answers
+from belay_server.api.http.bodies.json_body import describe
+from belay_server.api.http.bodies.large_answers import large_answers
 from belay_server.api.protocol.schemas import CommandFrame, InputRespond, RunStart
 from belay_server.api.runs.requests import run_request
 from belay_server.api.security.authorization import authorize

@@ -14,9 +14,9 @@ import marshmallow as ma
 from flask import Response, request
 
 from belay_server.api.context import parts
+from belay_server.api.http.bodies.json_body import Blueprint, describe, json_response, read_json_of
 from belay_server.api.http.error_schemas import Error
 from belay_server.api.http.fields import path_uuid
-from belay_server.api.http.json_body import Blueprint, describe, json_response, read_json_of
 from belay_server.api.protocol.commands import NoCommand, answer_of, frame_of
 from belay_server.api.protocol.schemas import CommandAnswer, CommandFrame, EventStream
 from belay_server.api.runs.responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, stream_client

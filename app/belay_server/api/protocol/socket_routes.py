@@ -21,11 +21,11 @@ from simple_websocket import ConnectionClosed
 from wsproto.utilities import RemoteProtocolError
 
 from belay_server.api.context import context, parts
+from belay_server.api.http.bodies.json_body import json_response
+from belay_server.api.http.bodies.json_documents import MAX_DEPTH, parse_document
+from belay_server.api.http.bodies.large_answers import large_answers
+from belay_server.api.http.bodies.large_bodies import large_bodies
 from belay_server.api.http.fields import path_uuid
-from belay_server.api.http.json_body import json_response
-from belay_server.api.http.json_documents import MAX_DEPTH, parse_document
-from belay_server.api.http.large_answers import large_answers
-from belay_server.api.http.large_bodies import large_bodies
 from belay_server.api.http.web_socket import BoundedServer, handshake_refusal
 from belay_server.api.project.socket_middleware import ACCEPT, MiddlewareSocket
 from belay_server.api.protocol.commands import (

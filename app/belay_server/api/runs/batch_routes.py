@@ -7,8 +7,8 @@ import dataclasses
 from flask import Response
 
 from belay_server.api.context import parts
+from belay_server.api.http.bodies.json_body import Blueprint, json_response
 from belay_server.api.http.error_schemas import Error
-from belay_server.api.http.json_body import Blueprint, json_response
 from belay_server.api.runs.requests import run_request
 from belay_server.api.runs.responses import run_body
 from belay_server.api.runs.schemas import BatchRun, CreateBatchRun, Run

@@ -7,8 +7,8 @@ from typing import Any
 from flask import Response
 
 from belay_server.api.context import parts
+from belay_server.api.http.bodies.json_body import Blueprint
 from belay_server.api.http.error_schemas import Error
-from belay_server.api.http.json_body import Blueprint
 from belay_server.api.runs.schemas import CancelQuery, CancelRuns
 from belay_server.api.runs.thread_routes import NOTHING_FOUND, NOTHING_MATCHES
 from belay_server.api.security.authorization import authorized, cancels

@@ -9,10 +9,10 @@ from uuid import UUID
 from flask import Response, request
 
 from belay_server.api.context import context, parts
+from belay_server.api.http.bodies.json_body import json_response
+from belay_server.api.http.bodies.large_answers import large_answers
 from belay_server.api.http.client_socket import watch_socket
 from belay_server.api.http.fields import query_flag
-from belay_server.api.http.json_body import json_response
-from belay_server.api.http.large_answers import large_answers
 from belay_server.api.http.pages import shown
 from belay_server.api.security.authentication import caller, watch_key
 from belay_server.api.security.authorization import authorize

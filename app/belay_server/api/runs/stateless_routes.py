@@ -9,9 +9,9 @@ from uuid import UUID
 from flask import Response, request
 
 from belay_server.api.context import parts
+from belay_server.api.http.bodies.json_body import Blueprint
 from belay_server.api.http.error_schemas import Error
 from belay_server.api.http.fields import path_uuid
-from belay_server.api.http.json_body import Blueprint
 from belay_server.api.runs.requests import run_request
 from belay_server.api.runs.responses import (
     EVENTS,

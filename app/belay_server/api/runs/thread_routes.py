@@ -8,9 +8,9 @@ from uuid import UUID
 from flask import Response, request
 
 from belay_server.api.context import parts
+from belay_server.api.http.bodies.json_body import Blueprint, json_response
 from belay_server.api.http.error_schemas import Error
 from belay_server.api.http.fields import path_uuid, query_flag, query_names
-from belay_server.api.http.json_body import Blueprint, json_response
 from belay_server.api.runs.requests import run_request
 from belay_server.api.runs.responses import (
     EVENTS,

@@ -16,7 +16,7 @@ from belay_server.api.project.auth import ProjectAuth
 from belay_server.api.project.exchange import MIDDLEWARE_USER
 from belay_server.configuration.settings import SERVER_TOKEN, Settings
 from belay_server.db import runs as run_rows
-from belay_server.db.connection import Database
+from belay_server.db.postgres.pool import Database
 from belay_server.domain.access import Caller, hash_of
 from belay_server.domain.errors import Forbidden, Refused, TooMany, Unauthorized
 from belay_server.domain.ids import parse_uuid

@@ -19,7 +19,7 @@ from flask.typing import ResponseReturnValue
 
 from belay_server.api.context import OWN_PARTS, context, parts
 from belay_server.api.security.authentication import caller, public
-from belay_server.db.connection import Database
+from belay_server.db.postgres.pool import Database
 from belay_server.domain.access import EVERYTHING, NO_ACCESS, NOTHING, Filter
 from belay_server.domain.errors import Forbidden
 from belay_server.domain.ids import parse_uuid

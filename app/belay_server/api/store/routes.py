@@ -7,9 +7,9 @@ from typing import Any
 from flask import Response, request
 
 from belay_server.api.context import parts
+from belay_server.api.http.bodies.json_body import Blueprint, json_response
 from belay_server.api.http.error_schemas import Error
 from belay_server.api.http.fields import query_flag
-from belay_server.api.http.json_body import Blueprint, json_response
 from belay_server.api.security.authorization import authorize, authorizes_itself, is_confined
 from belay_server.api.store.schemas import (
     ITEM_OR_NULL,

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-from belay_server.api.http.pieces import pieces
+from belay_server.api.http.bodies.pieces import pieces
 from belay_server.api.streaming.clients import StreamClient, in_parts
 from belay_server.api.streaming.frames import GAP, HEARTBEAT, around_data, frame
 from belay_server.bus.client import RedisError
@@ -22,7 +22,7 @@ from belay_server.bus.event_log import END_SEQ, START, Event, EventLog, Position
 from belay_server.bus.run_feed import Subscription
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
-from belay_server.db.connection import Database, while_unavailable
+from belay_server.db.postgres.pool import Database, while_unavailable
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.errors import InvalidRequest, TooMany, Unavailable
 from belay_server.domain.runs import CancelAction, Run, RunStatus, disconnect_reason

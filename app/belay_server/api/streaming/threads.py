@@ -16,7 +16,7 @@ from uuid import UUID
 
 import orjson
 
-from belay_server.api.http.pieces import pieces
+from belay_server.api.http.bodies.pieces import pieces
 from belay_server.api.streaming.clients import StreamClient, in_parts, is_large_part
 from belay_server.api.streaming.frames import GAP, HEARTBEAT, frame
 from belay_server.api.streaming.runs import HEADERS, StreamBody, follows_directly
@@ -33,7 +33,7 @@ from belay_server.bus.event_log import (
 )
 from belay_server.bus.run_feed import Subscription
 from belay_server.db import threads as thread_rows
-from belay_server.db.connection import Database
+from belay_server.db.postgres.pool import Database
 from belay_server.domain.errors import InvalidRequest, NotFound
 from belay_server.graphs.serde import to_json
 from belay_server.services.parts import Parts

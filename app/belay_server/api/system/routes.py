@@ -9,11 +9,12 @@ from flask import Response, request
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from belay_server.api.context import context, parts
+from belay_server.api.http.bodies.json_body import Blueprint, json_response
 from belay_server.api.http.fields import query_flag
-from belay_server.api.http.json_body import Blueprint, json_response
 from belay_server.api.security.authorization import authorizes_itself, public
 from belay_server.api.system.schemas import Info, Ok
-from belay_server.db.connection import Database, fetch_value
+from belay_server.db.postgres.pool import Database
+from belay_server.db.postgres.statements import fetch_value
 from belay_server.graphs.project.keys import schema_text
 from belay_server.services.queue_metrics import QueueCollector, queue_summary
 

@@ -8,9 +8,9 @@ import orjson
 from flask import Response, request
 
 from belay_server.api.context import parts
+from belay_server.api.http.bodies.json_body import Blueprint, json_response
 from belay_server.api.http.error_schemas import Error
 from belay_server.api.http.fields import path_uuid, query_list
-from belay_server.api.http.json_body import Blueprint, json_response
 from belay_server.api.http.pages import COUNT, page_response, shown
 from belay_server.api.security.authorization import authorize, authorized
 from belay_server.api.security.limits import connection_owner

@@ -7,9 +7,9 @@ from typing import Any
 from flask import Response
 
 from belay_server.api.context import parts
+from belay_server.api.http.bodies.json_body import Blueprint, encoded_response, json_response
 from belay_server.api.http.error_schemas import Error
 from belay_server.api.http.fields import path_uuid, query_flag
-from belay_server.api.http.json_body import Blueprint, encoded_response, json_response
 from belay_server.api.security.authorization import authorized
 from belay_server.api.threads.schemas import (
     History,

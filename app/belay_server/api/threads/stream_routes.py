@@ -8,9 +8,9 @@ import marshmallow as ma
 from flask import Response, request
 
 from belay_server.api.context import parts
+from belay_server.api.http.bodies.json_body import Blueprint
 from belay_server.api.http.error_schemas import Error
 from belay_server.api.http.fields import path_uuid, query_list
-from belay_server.api.http.json_body import Blueprint
 from belay_server.api.runs.responses import EVENTS, STREAM_HEADERS, STREAM_TYPE, stream_client
 from belay_server.api.security.authorization import authorized
 from belay_server.api.streaming.threads import THREAD_STREAM_MODES, follow_thread, stream_thread

@@ -27,9 +27,9 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 
-from belay_server.db.connection import Connection, dump_json
-from belay_server.db.outages import is_worth_waiting
-from belay_server.db.reconnecting import ReconnectingConnection
+from belay_server.db.postgres.connection import Connection, dump_json
+from belay_server.db.postgres.outages import is_worth_waiting
+from belay_server.db.postgres.reconnecting import ReconnectingConnection
 from belay_server.domain.access import without_secrets
 from belay_server.domain.runs import Claim
 from belay_server.graphs.checkpoints.base_saver import FormatSaver

@@ -9,7 +9,8 @@ from typing import Any
 from langgraph.checkpoint.base import CheckpointTuple
 from psycopg_pool import ConnectionPool
 
-from belay_server.db.connection import Connection, unavailable_when_unreachable
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.pool import unavailable_when_unreachable
 from belay_server.graphs.checkpoints.base_saver import FormatSaver
 
 #: Bytes of the checkpoints that a condition selects, and about how many pending tasks and writes of

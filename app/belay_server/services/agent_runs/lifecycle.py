@@ -15,7 +15,7 @@ import orjson
 
 from belay_server.configuration.settings import Settings
 from belay_server.db import agent_runs as agent_run_rows
-from belay_server.db.connection import Connection
+from belay_server.db.postgres.connection import Connection
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.agent_runs.errors import (
     PreviousRunNotCompleted,

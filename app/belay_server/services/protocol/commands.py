@@ -10,7 +10,7 @@ from uuid import UUID
 
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
-from belay_server.db.connection import Database
+from belay_server.db.postgres.pool import Database
 from belay_server.domain.errors import InvalidRequest, NotFound
 from belay_server.domain.run_options import MultitaskStrategy, RunOptions
 from belay_server.domain.runs import Run, RunStatus

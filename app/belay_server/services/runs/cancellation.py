@@ -16,7 +16,7 @@ from uuid import UUID
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import run_claims as claim_rows
 from belay_server.db import runs as run_rows
-from belay_server.db.connection import Connection
+from belay_server.db.postgres.connection import Connection
 from belay_server.db.run_cancels import ActiveRun, CancelFilter
 from belay_server.db.runs import Ringable
 from belay_server.domain.runs import CancelAction, RunStatus

@@ -18,7 +18,7 @@ from belay_server.db import run_claims as claim_rows
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
 from belay_server.db.assistants import keep_assistant
-from belay_server.db.connection import Connection
+from belay_server.db.postgres.connection import Connection
 from belay_server.db.runs import NewRun, Ringable
 from belay_server.domain.access import EVERYTHING
 from belay_server.domain.assistants import Assistant

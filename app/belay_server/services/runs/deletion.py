@@ -7,7 +7,8 @@ from uuid import UUID
 
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
-from belay_server.db.connection import Connection, Database
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.pool import Database
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.domain.errors import NotFound
 from belay_server.domain.runs import Run

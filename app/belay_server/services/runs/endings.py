@@ -22,7 +22,8 @@ from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import run_claims as claim_rows
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
-from belay_server.db.connection import Connection, in_transaction
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.statements import in_transaction
 from belay_server.db.run_claims import LockedRun
 from belay_server.db.runs import Ringable
 from belay_server.db.threads import DeletedThread

@@ -10,7 +10,7 @@ import orjson
 
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
-from belay_server.db.connection import Database
+from belay_server.db.postgres.pool import Database
 from belay_server.domain.access import AUTH_USER
 from belay_server.domain.errors import InvalidRequest, StateUnreadable
 from belay_server.domain.runs import ACTIVE, RunStatus

@@ -10,8 +10,9 @@ import tenacity
 
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
-from belay_server.db.connection import Connection, in_transaction
-from belay_server.db.outages import CONFLICT
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.outages import CONFLICT
+from belay_server.db.postgres.statements import in_transaction
 from belay_server.db.threads import DeletedThread
 from belay_server.domain.errors import BadRequest, Conflict
 from belay_server.domain.threads import TtlStrategy

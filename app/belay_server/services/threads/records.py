@@ -17,7 +17,8 @@ from belay_server.configuration.settings import Settings
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
-from belay_server.db.connection import Connection, Database
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.pool import Database
 from belay_server.db.run_cancels import CancelFilter
 from belay_server.db.threads import DeletedThread, ThreadFilter, ThreadStorage
 from belay_server.domain.errors import (
