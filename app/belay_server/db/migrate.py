@@ -1,19 +1,23 @@
 """Apply forward-only migrations: numbered SQL files, then LangGraph's own tables.
 
-`belay migrate` (the release process) runs them. All run under one advisory lock, so two releases at
-once are safe. Each file is one transaction with timeouts, so a migration that cannot get its locks
+`belay migrate` (the release process) runs them. All run under one advisory lock, one release after
+the other. Each file is one transaction with timeouts, so a migration that cannot get its locks
 fails instead of blocking the traffic.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
 import psycopg
+import tenacity
 
 from belay_server.db.postgres.connection import Connection, connect
 from belay_server.db.postgres.outages import is_outage
@@ -44,10 +48,16 @@ _MADE = (
 _MADE_FOR_VECTORS = ("vector_migrations", "store_vectors")
 _IS_SET_UP = """
 SELECT NOT EXISTS (SELECT FROM unnest(%(made)s::text[]) name WHERE to_regclass(name) IS NULL)
-   AND NOT EXISTS (SELECT FROM pg_index WHERE NOT indisvalid
-                   AND indexrelid = to_regclass('belay_checkpoints_run'))
 FROM belay_library_schema WHERE library = %(library)s AND version = %(version)s
 """
+_INVALID_INDEXES = """
+SELECT indexrelid::regclass::text FROM pg_index
+WHERE NOT indisvalid
+  AND indrelid = ANY (SELECT to_regclass(name) FROM unnest(%(made)s::text[]) name)
+ORDER BY indexrelid
+"""
+#: How REINDEX names what an interrupted rebuild of an index has left behind.
+_INTERRUPTED_REBUILD = re.compile(r"_cc(new|old)\d*$")
 _RECORD_SETUP = """
 INSERT INTO belay_library_schema (library, version) VALUES (%(library)s, %(version)s)
 ON CONFLICT (library) DO UPDATE SET version = excluded.version
@@ -82,19 +92,32 @@ def migrate(database_url: str, *, store_index: dict[str, Any] | None = None) -> 
     VectorsUnavailable if Postgres has no pgvector.
     """
     applied = []
-    with connect(database_url, name="belay migrate") as conn:
-        conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
-        try:
-            conn.execute(_TABLE)
-            done = {row[0] for row in conn.execute("SELECT number FROM belay_migration")}
-            for number, name, sql in migrations():
-                if number not in done:
-                    _apply(conn, number, name, sql)
-                    applied.append(name)
-            _set_up_langgraph(conn, store_index)
-        finally:
-            conn.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
+    with connect(database_url, name="belay migrate") as conn, _lock(conn):
+        conn.execute(_TABLE)
+        done = {row[0] for row in conn.execute("SELECT number FROM belay_migration")}
+        for number, name, sql in migrations():
+            if number not in done:
+                _apply(conn, number, name, sql)
+                applied.append(name)
+        _set_up_langgraph(conn, store_index)
     return applied
+
+
+@contextmanager
+def _lock(conn: Connection) -> Iterator[None]:
+    """Hold the advisory lock of all migrations, which is requested until it is free.
+
+    A statement that waits for it would be a transaction for which CREATE INDEX CONCURRENTLY of the
+    release that holds the lock would wait: a deadlock.
+    """
+    until_taken = tenacity.Retrying(
+        retry=tenacity.retry_if_result(lambda is_taken: not is_taken), wait=tenacity.wait_fixed(0.2)
+    )
+    until_taken(fetch_value, conn, "SELECT pg_try_advisory_lock(%(key)s)", {"key": _LOCK})
+    try:
+        yield
+    finally:
+        conn.execute("SELECT pg_advisory_unlock(%s)", (_LOCK,))
 
 
 def _set_up_langgraph(conn: Connection, store_index: dict[str, Any] | None) -> None:
@@ -102,12 +125,21 @@ def _set_up_langgraph(conn: Connection, store_index: dict[str, Any] | None) -> N
     library = _LANGGRAPH if store_index is None else f"{_LANGGRAPH} with vectors"
     installed = {"library": library, "version": version(_LANGGRAPH)}
     made = [*_MADE, *(() if store_index is None else _MADE_FOR_VECTORS)]
-    if fetch_value(conn, _IS_SET_UP, {**installed, "made": made}):
-        return
-    # LangGraph creates indexes CONCURRENTLY, which Postgres does not allow in transactions.
-    _set_up_saver(conn)
-    _set_up_store(conn, store_index)
-    conn.execute(_RECORD_SETUP, installed)
+    if not fetch_value(conn, _IS_SET_UP, {**installed, "made": made}):
+        # LangGraph creates indexes CONCURRENTLY, which Postgres does not allow in transactions.
+        _set_up_saver(conn)
+        _set_up_store(conn, store_index)
+        conn.execute(_RECORD_SETUP, installed)
+    _rebuild_invalid_indexes(conn, made)
+
+
+def _rebuild_invalid_indexes(conn: Connection, tables: list[str]) -> None:
+    """Rebuild the indexes whose creation was interrupted. IF NOT EXISTS takes them for existing,
+    but no query uses them."""
+    for (name,) in conn.execute(_INVALID_INDEXES, {"made": tables}).fetchall():
+        is_rest = _INTERRUPTED_REBUILD.search(name) is not None
+        log.warning("the index %s is incomplete: %s", name, "dropped" if is_rest else "rebuilt")
+        conn.execute(f"{'DROP' if is_rest else 'REINDEX'} INDEX CONCURRENTLY {name}")
 
 
 def _set_up_saver(conn: Connection) -> None:
