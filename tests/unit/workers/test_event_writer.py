@@ -50,17 +50,17 @@ def claim(number=1):
 
 
 def test_events_are_numbered_and_written_in_order_with_few_appends(writer, log):
-    writer.begin(claim(3))
+    events = writer.of_run(claim(3))
     for n in range(5_000):
-        writer.emit(f"e{n}", b"{}")
-    assert writer.flush(10)
+        events.emit(f"e{n}", b"{}")
+    assert events.flush(10)
     assert log.events == [(Position(3, n + 1), f"e{n}") for n in range(5_000)]
     assert len(log.appends) < 50
 
 
 def test_the_first_event_does_not_wait_for_others(writer, log):
-    writer.begin(claim())
-    writer.emit("first", b"{}")
+    events = writer.of_run(claim())
+    events.emit("first", b"{}")
     deadline = time.monotonic() + 5
     while not log.appends:
         assert time.monotonic() < deadline
@@ -68,18 +68,18 @@ def test_the_first_event_does_not_wait_for_others(writer, log):
 
 
 def test_a_flush_ends_when_all_is_written_and_not_before(writer, log):
-    writer.begin(claim())
-    assert writer.flush(0.1)
+    events = writer.of_run(claim())
+    assert events.flush(0.1)
     log.may_go_on.clear()
-    writer.emit("e", b"{}")
-    assert not writer.flush(0.2)
+    events.emit("e", b"{}")
+    assert not events.flush(0.2)
     log.may_go_on.set()
-    assert writer.flush(10)
+    assert events.flush(10)
     assert log.events == [(Position(1, 1), "e")]
 
 
 def test_flushes_and_emits_from_many_threads_lose_nothing(writer, log):
-    writer.begin(claim())
+    events = writer.of_run(claim())
     lock = threading.Lock()
     emitted = 0
 
@@ -87,17 +87,17 @@ def test_flushes_and_emits_from_many_threads_lose_nothing(writer, log):
         nonlocal emitted
         for n in range(300):
             with lock:  # in production only the event loop's thread emits
-                writer.emit("e", b"{}")
+                events.emit("e", b"{}")
                 emitted += 1
             if n % 7 == 0:
-                assert writer.flush(10)
+                assert events.flush(10)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert writer.flush(10)
+    assert events.flush(10)
     assert [position.seq for position, _ in log.events] == list(range(1, emitted + 1))
 
 
@@ -105,38 +105,50 @@ def test_runs_share_no_append_and_the_start_is_sent_once(writer, log):
     first, second = claim(1), claim(2)
     started = Started(uuid.uuid4(), resumable=True)
     log.may_go_on.clear()
-    writer.begin(first, started)
-    writer.emit("a", b"{}")
-    writer.emit("b", b"{}")
+    events = writer.of_run(first, started)
+    events.emit("a", b"{}")
+    events.emit("b", b"{}")
     log.may_go_on.set()
-    assert writer.flush(10)
-    writer.emit("c", b"{}")
-    assert writer.flush(10)
-    writer.begin(second)
-    writer.emit("d", b"{}")
-    assert writer.flush(10)
+    assert events.flush(10)
+    events.emit("c", b"{}")
+    assert events.flush(10)
+    others = writer.of_run(second)
+    others.emit("d", b"{}")
+    assert others.flush(10)
     assert {run_id for run_id, _, _ in log.appends} == {first.run_id, second.run_id}
     assert [said for _, _, said in log.appends if said is not None] == [started]
     assert log.appends[0][2] == started
 
 
+def test_a_flush_does_not_wait_for_the_events_of_another_run(writer, log):
+    busy, done = writer.of_run(claim()), writer.of_run(claim())
+    done.emit("e", b"{}")
+    assert done.flush(10)
+    log.may_go_on.clear()
+    busy.emit("e", b"{}")
+    assert done.flush(0)
+    assert not busy.flush(0.05)
+    log.may_go_on.set()
+    assert busy.flush(10)
+
+
 def test_events_are_dropped_without_blocking_while_redis_is_unavailable(writer, log):
-    writer.begin(claim())
+    events = writer.of_run(claim())
     log.is_away = True
-    writer.emit("lost", b"{}")
-    assert writer.flush(10)
+    events.emit("lost", b"{}")
+    assert events.flush(10)
     log.is_away = False
-    writer.emit("lost too", b"{}")  # Redis is not tried again at once
-    assert writer.flush(10)
+    events.emit("lost too", b"{}")  # Redis is not tried again at once
+    assert events.flush(10)
     assert log.events == []
 
 
 def test_the_buffer_of_unwritten_events_is_bounded_in_bytes(writer, log, monkeypatch):
     monkeypatch.setattr(event_writer, "_MOST_BYTES", 1_000)
-    writer.begin(claim())
+    events = writer.of_run(claim())
     log.may_go_on.clear()
     for _ in range(100):
-        writer.emit("e", b"x" * 100)
+        events.emit("e", b"x" * 100)
     log.may_go_on.set()
-    assert writer.flush(10)
+    assert events.flush(10)
     assert 10 <= len(log.events) <= 20

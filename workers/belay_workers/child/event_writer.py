@@ -1,9 +1,9 @@
-"""Write a run's events from its graph to Redis, in batches, beside the graph.
+"""Write the events of runs from their graphs to Redis, in batches, beside the graphs.
 
-A separate thread drains a queue and appends the gathered events in one round trip: the first event
-immediately, those that closely follow it together, some milliseconds later. While Redis is
-unavailable, events are dropped and the run continues: readers get its end from Postgres. Only the
-checkpoints of resumable runs wait for a flush, up to two seconds.
+A separate thread drains a queue and appends the gathered events of a run in one round trip: the
+first event immediately, those that closely follow it together, some milliseconds later. While Redis
+is unavailable, events are dropped and the runs continue: readers get their ends from Postgres. Only
+the checkpoints of resumable runs wait for a flush, up to two seconds.
 """
 
 from __future__ import annotations
@@ -30,17 +30,35 @@ _GATHER_SECONDS = 0.015
 _PAUSE_SECONDS = 1.0
 
 
+class RunEvents:
+    """The events of one attempt of a run. `emit` and `flush` may be called from all threads."""
+
+    def __init__(self, writer: EventWriter, claim: Claim, started: Started | None) -> None:
+        self._writer = writer
+        self.claim = claim
+        #: Written with the first event.
+        self.started = started
+        #: How many events were emitted, and how many of them have been written or dropped.
+        self.emitted = 0
+        self.settled = 0
+
+    def emit(self, name: str, data: bytes) -> None:
+        """Queue one event. It is dropped when too many are waiting."""
+        self.emitted += 1
+        self._writer.add(self, Event(Position(self.claim.claim_no, self.emitted), name, data))
+
+    def flush(self, seconds: float) -> bool:
+        """Wait until all events emitted so far are written or dropped. False after `seconds`."""
+        return self._writer.flush(self, seconds)
+
+
 class EventWriter:
-    """The event writer of a child. Call `begin` for each attempt; `emit` and `flush` may be called
-    from all threads of the child."""
+    """The event writer of a process: one queue for all of its runs."""
 
     def __init__(self, event_log: EventLog) -> None:
         self._event_log = event_log
-        self._events: deque[tuple[Claim, Event]] = deque()
+        self._events: deque[tuple[RunEvents, Event]] = deque()
         self._waiting_bytes = 0
-        self._claim: Claim | None = None
-        self._seq = 0
-        self._started: Started | None = None
         self._written = threading.Condition()
         self._wake = threading.Event()
         #: Set while a `flush` waits.
@@ -49,40 +67,34 @@ class EventWriter:
         self._thread = threading.Thread(target=self._write, name="belay-events", daemon=True)
         self._thread.start()
 
-    def begin(self, claim: Claim, started: Started | None = None) -> None:
-        """Start an attempt, to which the following events belong. `started` is written with the
-        first of them."""
-        self._claim = claim
-        self._seq = 0
-        self._started = started
+    def of_run(self, claim: Claim, started: Started | None = None) -> RunEvents:
+        """Return the events of an attempt. `started` is written with the first of them."""
+        return RunEvents(self, claim, started)
 
-    def emit(self, name: str, data: bytes) -> None:
-        """Queue one event of the current run. It is dropped when too many are waiting."""
-        assert self._claim is not None
-        self._seq += 1
-        event = Event(Position(self._claim.claim_no, self._seq), name, data)
+    def add(self, run: RunEvents, event: Event) -> None:
+        """Queue an event of a run; `RunEvents.emit` calls this."""
         if len(self._events) >= _MOST_EVENTS or self._waiting_bytes >= _MOST_BYTES:
             log.warning(
                 "too many events waiting for Redis, dropped event %s of run %s",
                 event.position,
-                self._claim.run_id,
+                run.claim.run_id,
             )
+            self._settle(run, 1)
             return
-        self._waiting_bytes += len(data)
-        self._events.append((self._claim, event))
+        self._waiting_bytes += len(event.data)
+        self._events.append((run, event))
         if not self._wake.is_set():
             self._wake.set()
 
-    def flush(self, seconds: float) -> bool:
-        """Wait until all events emitted so far are written or dropped. False after `seconds`."""
-        if not self._events and not self._wake.is_set():
+    def flush(self, run: RunEvents, seconds: float) -> bool:
+        """Wait for the events of a run; `RunEvents.flush` calls this."""
+        wanted = run.emitted
+        if run.settled >= wanted:
             return True
         self._hurry.set()
         self._wake.set()
         with self._written:
-            return self._written.wait_for(
-                lambda: not self._events and not self._wake.is_set(), seconds
-            )
+            return self._written.wait_for(lambda: run.settled >= wanted, seconds)
 
     def _write(self) -> None:
         while True:
@@ -97,30 +109,40 @@ class EventWriter:
             if self._events:
                 self._wake.set()
                 continue
-            with self._written:
-                self._written.notify_all()
             self._hurry.wait(_GATHER_SECONDS)
 
-    def _gathered(self) -> list[tuple[Claim, Event]]:
+    def _gathered(self) -> list[tuple[RunEvents, Event]]:
         """Return the gathered events of one run."""
-        batch: list[tuple[Claim, Event]] = []
+        batch: list[tuple[RunEvents, Event]] = []
         while self._events and len(batch) < _BATCH:
-            if batch and self._events[0][0] != batch[0][0]:
+            if batch and self._events[0][0] is not batch[0][0]:
                 break
             batch.append(self._events.popleft())
         return batch
 
-    def _append(self, batch: list[tuple[Claim, Event]]) -> None:
+    def _append(self, batch: list[tuple[RunEvents, Event]]) -> None:
         self._waiting_bytes -= sum(len(event.data) for _, event in batch)
-        if time.monotonic() < self._paused_until:
-            return
-        run_id = batch[0][0].run_id
+        run = batch[0][0]
         events = [event for _, event in batch]
-        started = self._started if events[0].position.seq == 1 else None
+        if time.monotonic() >= self._paused_until:
+            self._try_to_append(run, events)
+        self._settle(run, len(events))
+
+    def _try_to_append(self, run: RunEvents, events: list[Event]) -> None:
+        started = run.started if events[0].position.seq == 1 else None
         try:
-            self._event_log.append(run_id, events, started=started)
+            self._event_log.append(run.claim.run_id, events, started=started)
         except RedisError as error:
             log.warning(
-                "dropped %d events of run %s, cannot write to Redis: %s", len(batch), run_id, error
+                "dropped %d events of run %s, cannot write to Redis: %s",
+                len(events),
+                run.claim.run_id,
+                error,
             )
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
+
+    def _settle(self, run: RunEvents, count: int) -> None:
+        """Note that events of a run need not be waited for any more."""
+        with self._written:
+            run.settled += count
+            self._written.notify_all()

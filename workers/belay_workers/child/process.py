@@ -12,8 +12,8 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
@@ -21,7 +21,7 @@ from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.client import Keys, connect_redis
 from belay_server.bus.event_log import EventLog
 from belay_server.configuration.settings import Settings
-from belay_server.db.postgres.connection import connect
+from belay_server.db.postgres.connection import Connection, connect
 from belay_server.db.postgres.reconnecting import ReconnectingConnection
 from belay_server.domain.runs import Claim
 from belay_server.doorbell import Doorbell
@@ -36,6 +36,7 @@ from belay_workers.child.loop_leftovers import LoopLeftovers
 from belay_workers.child.main_thread_executor import MainThreadExecutor
 from belay_workers.child.project_code import ProjectCode
 from belay_workers.child.signals import NodeSignals
+from belay_workers.place import T
 from belay_workers.slots import Slot, SlotTable, StopReason
 from belay_workers.supervision.processes import (
     become_session_and_reaper,
@@ -87,8 +88,8 @@ class Child:
         client = connect_redis(settings)
         self.event_log = EventLog.of(settings, client, keys)
         self.announcer = Announcer(self.event_log, CancelFlags(client, keys), doorbell)
-        self.events = EventWriter(self.event_log)
-        self.database_thread = ThreadPoolExecutor(1, thread_name_prefix="belay-database")
+        self.event_writer = EventWriter(self.event_log)
+        self.database_thread: Executor = ThreadPoolExecutor(1, thread_name_prefix="belay-database")
         self.database_thread.submit(lambda: None).result()
         self.access = access
         self.store = RunStore(self.database, self.database_thread, graphs.store)
@@ -118,7 +119,17 @@ class Child:
         """Return why a stop of the current run was requested, NONE if none was."""
         return self._asked
 
-    def run(self, claim: Claim, work: Coroutine[Any, Any, Any]) -> Any:
+    async def on_database(
+        self, work: Callable[[Connection], T], *, keep_waiting: Callable[[], bool]
+    ) -> T:
+        """Do work on the connection, as `ReconnectingConnection.run`."""
+        return self.database.run(work, keep_waiting=keep_waiting)
+
+    async def blocking(self, call: Callable[[], T]) -> T:
+        """Do a call that waits, on this thread."""
+        return call()
+
+    async def run(self, claim: Claim, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop while this, the main thread, serves its sync nodes.
 
         Returns its result or raises its exception. After a stop it returns only when nothing of
@@ -133,7 +144,7 @@ class Child:
             self._processes_before = set(descendants(os.getpid()))
         self._claim, self._asked, self._task = claim, StopReason.NONE, None
         try:
-            future: Future[Any] = self._nodes.serve(
+            future: Future[T] = self._nodes.serve(
                 lambda: asyncio.run_coroutine_threadsafe(self._as_task(work), self._loop)
             )
             if self._asked is not StopReason.NONE:
@@ -165,8 +176,12 @@ class Child:
         if self._signals is not None:
             self._signals.restore()
 
-    def finish(self, work: Coroutine[Any, Any, Any]) -> Any:
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a short coroutine of Belay's own, which has no nodes and is not stopped."""
+        return self.on_loop(work)
+
+    def on_loop(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a short coroutine of Belay's own on the event loop, and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def _run_loop(self) -> None:
@@ -178,7 +193,7 @@ class Child:
             log.exception("the event loop of child %d ended", os.getpid())
         os.kill(os.getpid(), signal.SIGKILL)
 
-    async def _as_task(self, work: Coroutine[Any, Any, Any]) -> Any:
+    async def _as_task(self, work: Coroutine[Any, Any, T]) -> T:
         self._task = asyncio.current_task()
         self._loop_leftovers.begin_run()
         if self._asked is not StopReason.NONE:
@@ -211,7 +226,7 @@ class Child:
     def _wait_for_leftovers(self) -> None:
         """Wait until everything that the run started has ended. The supervisor limits the time."""
         idle = threading.Event()
-        while self.finish(self._loop_leftovers.remain()) or self._has_leftovers():
+        while self.on_loop(self._loop_leftovers.remain()) or self._has_leftovers():
             idle.wait(_LEFTOVER_SECONDS)
 
     def _has_leftovers(self) -> bool:

@@ -11,10 +11,11 @@ from celery import signals
 
 from belay_server.doorbell import Doorbell
 from belay_workers.application import Belay, load_graphs
+from belay_workers.attempt import attempt_run
 from belay_workers.child import debugger
-from belay_workers.child.attempt import attempt_run
 from belay_workers.child.process import Child
 from belay_workers.child.warm_up import warm_up
+from belay_workers.place import do_now
 from belay_workers.pool.child_process import RunSource
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def serve(app: Belay, connection: socket.socket) -> None:
     child = _make_child(app)
     while (run_id := runs.next_run(has_work=child.has_work)) is not None:
         try:
-            attempt_run(child, run_id)
+            do_now(attempt_run(child, run_id))
         except Exception:
             log.exception("the attempt of run %s failed", run_id)
 

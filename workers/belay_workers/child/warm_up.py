@@ -46,7 +46,7 @@ def warm_up(child: Child) -> None:
         if isinstance(error, psycopg.Error) and not is_outage(error):
             raise
         log.info("cannot warm up a child, its first run will connect: %s", error)
-    child.finish(_run())
+    child.on_loop(_run())
 
 
 def _prepare_statements(child: Child) -> None:

@@ -1,4 +1,4 @@
-"""One attempt of one run, from claim to outcome, as named steps. Runs in a child process.
+"""One attempt of one run, from claim to outcome, as named steps. See `place.py` for where.
 
 claim ▸ execute ▸ end          the graph reached its end
                 ▸ stop         the supervisor requested it: cancel, timeout or drain
@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
@@ -49,9 +50,10 @@ from belay_server.services.runs.endings import (
     with_small_answer,
 )
 from belay_workers.child import graph_executor
+from belay_workers.child.event_writer import RunEvents
 from belay_workers.child.graph_executor import Execution
 from belay_workers.child.main_thread_executor import RunCancelled
-from belay_workers.child.process import Child
+from belay_workers.place import Place
 from belay_workers.slots import StopReason
 
 log = logging.getLogger(__name__)
@@ -65,65 +67,65 @@ _LARGE_END = 1024 * 1024
 _NEWEST_ENTRIES = 1_000
 
 
-def attempt_run(child: Child, run_id: UUID) -> None:
+async def attempt_run(place: Place, run_id: UUID) -> None:
     """Execute a run if it can be claimed, else do nothing. Called for a doorbell message."""
-    if child.slots.draining:
+    if place.slots.draining:
         return
-    child.slot.claiming(run_id)
+    place.slot.claiming(run_id)
     fault_points.reached(FaultPoint.DELIVERED, run_id)
     try:
-        claimed = _claim(child, run_id)
+        claimed = await _claim(place, run_id)
         if claimed is not None:
-            _attempt(child, claimed)
+            await _attempt(place, claimed)
     except (ClaimLost, CheckpointsUnavailable, psycopg.Error) as error:
         if isinstance(error, psycopg.Error) and not is_worth_waiting(error):
             raise
         # This attempt has not ended the run. If it still holds the lease, that expires, and another
         # attempt resumes from the checkpoint.
         log.warning("abandoned the attempt of run %s: %s", run_id, error)
-        child.database.drop()
+        await place.blocking(place.database.drop)
     finally:
-        child.access.end()
-        child.slot.idle()
+        place.access.end()
+        place.slot.idle()
         logs.about_run(None)
 
 
-def _claim(child: Child, run_id: UUID) -> ClaimedRun | None:
+async def _claim(place: Place, run_id: UUID) -> ClaimedRun | None:
     """Claim the run. A claim whose response was lost may have been committed: then return the run
-    if this child holds its lease."""
+    if this process holds its lease."""
     asked_before = False
-    token = child.access.new_token()
+    token = place.access.new_token()
 
     def claim(conn: Connection) -> ClaimedRun | None:
         nonlocal asked_before
-        if asked_before and (held := claim_rows.held_run(conn, run_id, owner=child.owner)):
+        if asked_before and (held := claim_rows.held_run(conn, run_id, owner=place.owner)):
             return held
         asked_before = True
-        seconds = child.settings.lease_seconds
+        seconds = place.settings.lease_seconds
         claimed = claim_rows.claim_run(
             conn,
             run_id,
-            owner=child.owner,
+            owner=place.owner,
             lease_seconds=seconds,
-            graph_ids=child.graphs.graph_ids,
+            graph_ids=place.graphs.graph_ids,
             token_hash=hash_of(token),
         )
         if claimed is None:
-            _put_off_unknown_graph(child, conn, run_id)
+            _put_off_unknown_graph(place, conn, run_id)
         return claimed
 
-    claimed = child.database.run(claim, keep_waiting=lambda: not child.slots.draining)
+    claimed = await place.on_database(claim, keep_waiting=lambda: not place.slots.draining)
     if claimed is not None:
-        child.access.begin(run_id, token)
+        place.access.begin(run_id, token)
     return claimed
 
 
-def _put_off_unknown_graph(child: Child, conn: Connection, run_id: UUID) -> None:
+def _put_off_unknown_graph(place: Place, conn: Connection, run_id: UUID) -> None:
     """Leave a run pending whose graph is not in this worker's project: another worker may have it,
     such as during a rolling deployment, or this one after its project has been corrected."""
-    graph_id = claim_rows.put_off_unknown_graph(conn, run_id, child.graphs.graph_ids)
-    if graph_id is not None and graph_id not in child.unknown_graphs:
-        child.unknown_graphs.add(graph_id)
+    graph_id = claim_rows.put_off_unknown_graph(conn, run_id, place.graphs.graph_ids)
+    if graph_id is not None and graph_id not in place.unknown_graphs:
+        place.unknown_graphs.add(graph_id)
         log.warning(
             "run %s stays pending: its graph '%s' is not in the project of this worker. Start a "
             "worker that has the graph, or cancel the run. (Logged once for each graph.)",
@@ -132,30 +134,28 @@ def _put_off_unknown_graph(child: Child, conn: Connection, run_id: UUID) -> None
         )
 
 
-def _attempt(child: Child, claimed: ClaimedRun) -> None:
-    limit = claimed.timeout_seconds or child.settings.run_timeout_seconds
+async def _attempt(place: Place, claimed: ClaimedRun) -> None:
+    limit = claimed.timeout_seconds or place.settings.run_timeout_seconds
     attempt = claimed.attempts
-    child.slot.running(claimed.claim, claimed.thread_id, time.monotonic() + limit, attempt)
+    place.slot.running(claimed.claim, claimed.thread_id, time.monotonic() + limit, attempt)
     if claimed.claim_no == 1:
-        child.slot.counters.claimed(claimed.waited_seconds)
+        place.slot.counters.claimed(claimed.waited_seconds)
     logs.about_run(
         {"run_id": str(claimed.run_id), "thread_id": str(claimed.thread_id), "attempt": attempt}
     )
     fault_points.reached(FaultPoint.CLAIMED, claimed.run_id)
-    child.events.begin(claimed.claim, _started(claimed))
-    child.events.emit(
-        "metadata", to_json({"run_id": str(claimed.run_id), "attempt": claimed.attempts})
-    )
-    prepared = _prepare(child, claimed)
-    ending = _checked(child, claimed, _execute(child, claimed, prepared))
-    child.store.settle()
-    child.slot.finishing()
+    events = place.event_writer.of_run(claimed.claim, _started(claimed))
+    events.emit("metadata", to_json({"run_id": str(claimed.run_id), "attempt": claimed.attempts}))
+    prepared = await _prepare(place, claimed, events)
+    ending = _checked(prepared, claimed, await _execute(place, claimed, prepared))
+    await place.blocking(place.store.settle)
+    place.slot.finishing()
     fault_points.reached(FaultPoint.BEFORE_END, claimed.run_id)
-    end = _write_some_end(child, claimed, prepared, ending)
+    end = await _write_some_end(place, claimed, prepared, ending)
     if end is not None:
         fault_points.reached(FaultPoint.END_COMMITTED, claimed.run_id)
-        child.announcer.announce([end])
-        child.slot.counters.ended(end, ASKED, child.slot.seconds_since_claim())
+        await place.blocking(partial(place.announcer.announce, [end]))
+        place.slot.counters.ended(end, ASKED, place.slot.seconds_since_claim())
         fault_points.reached(FaultPoint.END_ANNOUNCED, claimed.run_id)
 
 
@@ -167,74 +167,79 @@ def _started(claimed: ClaimedRun) -> Started | None:
     return Started(claimed.thread_id, claimed.kwargs.resumable)
 
 
-def _may_continue(child: Child, claim: Claim) -> Callable[[], bool]:
+def _may_continue(place: Place, claim: Claim) -> Callable[[], bool]:
     """Return a condition for waiting for Postgres: no stop of this run has been requested."""
-    return lambda: child.asked_of(claim) is StopReason.NONE
+    return lambda: place.asked_of(claim) is StopReason.NONE
 
 
-def _on_the_row(child: Child, claim: Claim, write: Callable[[Connection], _T]) -> _T:
+async def _on_the_row(place: Place, claim: Claim, write: Callable[[Connection], _T]) -> _T:
     """Write the result of the attempt, waiting for Postgres without a limit: until the lease is
-    lost, or the supervisor, which has a connection of its own, kills this child."""
-    written = child.database.run(
-        write, keep_waiting=lambda: child.asked_of(claim) is not StopReason.LEASE_LOST
+    lost, or the supervisor, which has a connection of its own, kills this process."""
+    written = await place.on_database(
+        write, keep_waiting=lambda: place.asked_of(claim) is not StopReason.LEASE_LOST
     )
-    if child.reconnects:
-        child.reconnects = False
-        child.database.drop()
+    if place.reconnects:
+        place.reconnects = False
+        await place.blocking(place.database.drop)
     return written
 
 
 class _Prepared:
-    """The saver of an attempt, and its graph once `_open_and_execute` has opened it."""
+    """The saver and the events of an attempt, and its graph once `_open_and_execute` has opened
+    it."""
 
     def __init__(
         self,
         saver: RunSaver,
+        events: RunEvents,
         *,
         resumes: bool = False,
         sent_before: frozenset[tuple[str, bytes]] = frozenset(),
     ) -> None:
         self.saver = saver
+        self.events = events
         self.resumes = resumes
         self.sent_before = sent_before
         self.execution: Execution | None = None
 
 
-def _prepare(child: Child, claimed: ClaimedRun) -> _Prepared:
-    may_continue = _may_continue(child, claimed.claim)
+async def _prepare(place: Place, claimed: ClaimedRun, events: RunEvents) -> _Prepared:
+    may_continue = _may_continue(place, claimed.claim)
     resumable = claimed.kwargs.resumable
     saver = RunSaver(
-        child.database,
+        place.database,
         claimed.claim,
-        child.database_thread,
+        place.database_thread,
         may_continue,
         behind=claimed.kwargs.writes_behind,
         is_new=not claimed.has_checkpoints,
         # Events that clients can read again are in the log before the checkpoint of their step is
         # stored. If this process dies in between, the step is repeated, and no event is missing.
-        before_checkpoint=(lambda: child.events.flush(_FLUSH_SECONDS)) if resumable else None,
-        aes_key=child.settings.aes_key,
+        before_checkpoint=(lambda: events.flush(_FLUSH_SECONDS)) if resumable else None,
+        aes_key=place.settings.aes_key,
     )
     if claimed.claim_no == 1:
-        return _Prepared(saver)
+        return _Prepared(saver, events)
 
     def last_checkpoint(conn: Connection) -> str | None:
         return run_rows.last_checkpoint_of_run(conn, claimed.thread_id, claimed.run_id)
 
-    checkpoint = child.database.run(last_checkpoint, keep_waiting=may_continue)
+    checkpoint = await place.on_database(last_checkpoint, keep_waiting=may_continue)
     if checkpoint is None:
-        return _Prepared(saver)
-    sent_before = _sent_before(child, claimed) if resumable else frozenset()
-    return _Prepared(saver, resumes=True, sent_before=sent_before)
+        return _Prepared(saver, events)
+    sent_before: frozenset[tuple[str, bytes]] = frozenset()
+    if resumable:
+        sent_before = await place.blocking(partial(_sent_before, place, claimed))
+    return _Prepared(saver, events, resumes=True, sent_before=sent_before)
 
 
-def _sent_before(child: Child, claimed: ClaimedRun) -> frozenset[tuple[str, bytes]]:
+def _sent_before(place: Place, claimed: ClaimedRun) -> frozenset[tuple[str, bytes]]:
     """Return the values and updates in the log of earlier attempts, as (name, data). Used for runs
     whose stream can be resumed."""
     try:
-        newest = child.event_log.read_newest(claimed.run_id, count=_NEWEST_ENTRIES)
+        newest = place.event_log.read_newest(claimed.run_id, count=_NEWEST_ENTRIES)
         said = [event for event in newest if event.name.partition("|")[0] in ("values", "updates")]
-        whole = [child.event_log.read_whole(claimed.run_id, event) for event in said]
+        whole = [place.event_log.read_whole(claimed.run_id, event) for event in said]
     except RedisError as error:
         log.warning(
             "cannot read the events of earlier attempts of run %s, some may be sent twice: %s",
@@ -245,15 +250,15 @@ def _sent_before(child: Child, claimed: ClaimedRun) -> frozenset[tuple[str, byte
     return frozenset((event.name, event.data) for event in whole if event is not None)
 
 
-def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending | None:
+async def _execute(place: Place, claimed: ClaimedRun, prepared: _Prepared) -> Ending | None:
     """Return the graph's ending, or None when it was stopped before it reached one."""
     try:
-        ending: Ending = child.run(claimed.claim, _open_and_execute(child, claimed, prepared))
+        ending = await place.run(claimed.claim, _open_and_execute(place, claimed, prepared))
     except (asyncio.CancelledError, CancelledError, RunCancelled):
-        if child.asked is not StopReason.NONE:
+        if place.asked is not StopReason.NONE:
             return None
         # A graph that cancels itself without a requested stop has failed.
-        return _failed(child, "CancelledError", "The graph cancelled itself.")
+        return _failed(place, prepared, "CancelledError", "The graph cancelled itself.")
     except ClaimLost:
         raise
     except CheckpointsUnavailable:
@@ -262,17 +267,17 @@ def _execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending |
         raise
     except BaseException as error:
         log.warning("a graph raised an exception, which ends its run", exc_info=error)
-        return _failed(child, type(error).__name__, graph_executor.message_of(error))
-    if ending.status is RunStatus.ERROR and child.asked is not StopReason.NONE:
+        return _failed(place, prepared, type(error).__name__, graph_executor.message_of(error))
+    if ending.status is RunStatus.ERROR and place.asked is not StopReason.NONE:
         # A node raised its own error because of the stop; it was stopped all the same.
         return None
     return ending
 
 
-def _checked(child: Child, claimed: ClaimedRun, ending: Ending | None) -> Ending | None:
+def _checked(prepared: _Prepared, claimed: ClaimedRun, ending: Ending | None) -> Ending | None:
     """Return an error ending when the output does not match the run's output schema.
 
-    Validation may take long for some schemas. A stop then kills this child: there is no node to
+    Validation may take long for some schemas. A stop then kills this process: there is no node to
     raise in.
     """
     schema = claimed.kwargs.output_schema
@@ -282,36 +287,36 @@ def _checked(child: Child, claimed: ClaimedRun, ending: Ending | None) -> Ending
     wrong = mismatch(schema, values.get("structured"))
     if wrong is None:
         return ending
-    child.events.emit("error", to_json(wrong))
+    prepared.events.emit("error", to_json(wrong))
     return dataclasses.replace(ending, status=RunStatus.ERROR, error=wrong)
 
 
-def _failed(child: Child, kind: str, message: str) -> Ending:
-    message = REDACTED if child.settings.redact_errors else graph_executor.shortened(message)
+def _failed(place: Place, prepared: _Prepared, kind: str, message: str) -> Ending:
+    message = REDACTED if place.settings.redact_errors else graph_executor.shortened(message)
     error = {"error": kind, "message": message}
-    child.events.emit("error", to_json(error))
+    prepared.events.emit("error", to_json(error))
     return Ending(RunStatus.ERROR, values_known=False, has_next=True, error=error)
 
 
-async def _open_and_execute(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> Ending:
+async def _open_and_execute(place: Place, claimed: ClaimedRun, prepared: _Prepared) -> Ending:
     def emit(name: str, data: bytes) -> None:
         # An error that a node raises because of a stop is not the run's error.
-        if name != "error" or child.asked is StopReason.NONE:
-            child.events.emit(name, data)
+        if name != "error" or place.asked is StopReason.NONE:
+            prepared.events.emit(name, data)
 
-    child.access.enter()
-    with child.store.of_run(_may_continue(child, claimed.claim)) as store:
-        return await _execute_with(store, child, claimed, prepared, emit)
+    place.access.enter()
+    with place.store.of_run(_may_continue(place, claimed.claim)) as store:
+        return await _execute_with(store, place, claimed, prepared, emit)
 
 
 async def _execute_with(
     store: RunStore,
-    child: Child,
+    place: Place,
     claimed: ClaimedRun,
     prepared: _Prepared,
     emit: graph_executor.Emit,
 ) -> Ending:
-    async with child.graphs.open(claimed.graph_id, _use_of(claimed, store)) as graph:
+    async with place.graphs.open(claimed.graph_id, _use_of(claimed, store)) as graph:
         prepared.execution = Execution(
             graph=graph,
             saver=prepared.saver,
@@ -319,7 +324,7 @@ async def _execute_with(
             kwargs=claimed.kwargs,
             resumes=prepared.resumes,
             attempt=claimed.attempts,
-            redact_errors=child.settings.redact_errors,
+            redact_errors=place.settings.redact_errors,
             sent_before=prepared.sent_before,
         )
         fault_points.reached(FaultPoint.GRAPH_LOADED, claimed.run_id)
@@ -337,32 +342,31 @@ def _use_of(claimed: ClaimedRun, store: RunStore) -> GraphUse:
     )
 
 
-def _write_some_end(
-    child: Child, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
+async def _write_some_end(
+    place: Place, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
 ) -> RunEnd | None:
     """Write the end. If its values cannot be encoded, or Postgres refuses them, write an error end
     without values."""
     try:
-        return _write_end(child, claimed, prepared, ending)
+        return await _write_end(place, claimed, prepared, ending)
     except (psycopg.Error, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, psycopg.Error) and is_worth_waiting(error):
             raise
         log.exception("the end of run %s cannot be stored", claimed.run_id)
-        refused = _failed(
-            child, type(error).__name__, f"Its end cannot be stored: {in_short(error)}"
-        )
-    return _on_the_row(
-        child, claimed.claim, lambda conn: end_run(conn, claimed.thread_id, claimed.claim, refused)
+        message = f"Its end cannot be stored: {in_short(error)}"
+        refused = _failed(place, prepared, type(error).__name__, message)
+    return await _on_the_row(
+        place, claimed.claim, lambda conn: end_run(conn, claimed.thread_id, claimed.claim, refused)
     )
 
 
-def _kept(child: Child, ending: Ending) -> Ending:
+def _kept(place: Place, ending: Ending) -> Ending:
     """Return an end as its row stores it. Large values, and interrupts that are large by
     themselves, stay in the checkpoint and are read from there."""
-    most = child.settings.max_outcome_bytes
+    most = place.settings.max_outcome_bytes
     size = len(to_json([ending.values, ending.interrupts]))
     if size <= most:
-        child.reconnects = size > _LARGE_END
+        place.reconnects = size > _LARGE_END
         return with_small_answer(ending) if size <= 2 * SMALL_ANSWER else ending
     fits = len(to_json(ending.interrupts)) <= most
     return dataclasses.replace(
@@ -374,64 +378,67 @@ def _kept(child: Child, ending: Ending) -> Ending:
     )
 
 
-def _write_end(
-    child: Child, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
+async def _write_end(
+    place: Place, claimed: ClaimedRun, prepared: _Prepared, ending: Ending | None
 ) -> RunEnd | None:
     """Write the end. Return None when the run is pending again, or when the lease is lost."""
     claim, thread_id = claimed.claim, claimed.thread_id
-    asked = child.asked_of(claim) if ending is None else StopReason.NONE
+    asked = place.asked_of(claim) if ending is None else StopReason.NONE
     if asked is StopReason.LEASE_LOST:
         log.warning("lost the lease on run %s; stopped the local attempt", claim.run_id)
         return None
     if asked is StopReason.DRAIN:
-        return _put_back(child, claimed, prepared)
+        return await _put_back(place, claimed, prepared)
     if asked is StopReason.TIMEOUT:
-        ending = timed_out(_reached(child, prepared))
-        child.events.emit("error", to_json(ending.error))
-    if ending is not None:
-        final = _kept(child, ending)
-        _flush(child, claimed)
-        return _on_the_row(child, claim, lambda conn: end_run(conn, thread_id, claim, final))
-    reached = _kept(child, _reached(child, prepared))
-    _flush(child, claimed)
-    return _on_the_row(
-        child, claim, lambda conn: end_cancelled_run(conn, thread_id, claim, reached)
+        ending = timed_out(await _reached(place, prepared))
+        prepared.events.emit("error", to_json(ending.error))
+    if ending is None:
+        return await _end_cancelled(place, claimed, prepared)
+    final = _kept(place, ending)
+    await _flush(place, prepared)
+    return await _on_the_row(place, claim, lambda conn: end_run(conn, thread_id, claim, final))
+
+
+async def _end_cancelled(place: Place, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd | None:
+    """Write the end of a run that was stopped because of a cancel, with the state it reached."""
+    claim, thread_id = claimed.claim, claimed.thread_id
+    reached = _kept(place, await _reached(place, prepared))
+    await _flush(place, prepared)
+    return await _on_the_row(
+        place, claim, lambda conn: end_cancelled_run(conn, thread_id, claim, reached)
     )
 
 
-def _flush(child: Child, claimed: ClaimedRun) -> None:
+async def _flush(place: Place, prepared: _Prepared) -> None:
     """Write the events before the end, so that the log is complete when the end is announced,
     unless Redis takes too long."""
-    if not child.events.flush(_FLUSH_SECONDS):
-        log.warning("events of run %s are not written yet; writing its end first", claimed.run_id)
+    events = prepared.events
+    if not await place.blocking(partial(events.flush, _FLUSH_SECONDS)):
+        run_id = events.claim.run_id
+        log.warning("events of run %s are not written yet; writing its end first", run_id)
 
 
-def _put_back(child: Child, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd | None:
+async def _put_back(place: Place, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd | None:
     """Make a drained run pending again, without counting the attempt. A cancel that was accepted
     meanwhile takes precedence."""
-
-    def put_back(conn: Connection) -> RunEnd | None:
-        ring = claim_rows.put_run_back(
-            conn,
-            claimed.claim,
-            uncharge=True,
-            rering_seconds=child.settings.rering_seconds,
-        )
-        if ring is not None:
-            child.announcer.ring([ring])
-            return None
-        reached = _kept(child, _reached(child, prepared))
-        return end_cancelled_run(conn, claimed.thread_id, claimed.claim, reached)
-
-    return _on_the_row(child, claimed.claim, put_back)
+    claim, rering = claimed.claim, place.settings.rering_seconds
+    ring = await _on_the_row(
+        place,
+        claim,
+        lambda conn: claim_rows.put_run_back(conn, claim, uncharge=True, rering_seconds=rering),
+    )
+    if ring is None:
+        return await _end_cancelled(place, claimed, prepared)
+    await place.blocking(partial(place.announcer.ring, [ring]))
+    return None
 
 
-def _reached(child: Child, prepared: _Prepared) -> Ending:
+async def _reached(place: Place, prepared: _Prepared) -> Ending:
     """Return the state of a stopped run, from its last checkpoint."""
     if prepared.execution is None:
         return STOPPED
     try:
-        ending: Ending = child.finish(graph_executor.stopped(prepared.execution))
+        ending = await place.finish(graph_executor.stopped(prepared.execution))
     except ClaimLost:
         raise
     except CheckpointsUnavailable:

@@ -1,0 +1,80 @@
+"""Define what an attempt needs of the place in which it executes its run.
+
+The steps of an attempt (`attempt.py`) are written once, as coroutines. In a child process, which
+has one run at a time, what they await is done at once, on the main thread (`do_now`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor
+from typing import Any, Protocol, TypeVar
+
+from belay_server.bus.event_log import EventLog
+from belay_server.configuration.settings import Settings
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.postgres.reconnecting import ReconnectingConnection
+from belay_server.domain.runs import Claim
+from belay_server.graphs.registry import GraphRegistry
+from belay_server.graphs.store import RunStore
+from belay_server.services.runs.endings import Announcer
+from belay_workers.child.access import RunAccess
+from belay_workers.child.event_writer import EventWriter
+from belay_workers.slots import Slot, SlotTable, StopReason
+
+T = TypeVar("T")
+
+
+class Place(Protocol):
+    """The place of one attempt: a child process, or a part of a host."""
+
+    settings: Settings
+    graphs: GraphRegistry
+    slots: SlotTable
+    slot: Slot
+    #: What the leases of this place's runs name as their owner.
+    owner: str
+    #: The graphs of runs that were left pending because this project lacks them.
+    unknown_graphs: set[str]
+    access: RunAccess
+    store: RunStore
+    event_log: EventLog
+    event_writer: EventWriter
+    announcer: Announcer
+    #: The connection, and the one thread on which the graph's checkpoints and items are stored.
+    database: ReconnectingConnection
+    database_thread: Executor
+    #: Whether to close the connection after the next end: Postgres's process has grown.
+    reconnects: bool
+
+    @property
+    def asked(self) -> StopReason:
+        """The stop of the current run that has taken effect on its graph, NONE if none has."""
+
+    def asked_of(self, claim: Claim) -> StopReason:
+        """Return the stop requested for this run, whether or not it has taken effect."""
+
+    async def on_database(
+        self, work: Callable[[Connection], T], *, keep_waiting: Callable[[], bool]
+    ) -> T:
+        """Do work on the connection, as `ReconnectingConnection.run`."""
+
+    async def blocking(self, call: Callable[[], T]) -> T:
+        """Do a call that waits for Redis, the broker or another thread."""
+
+    async def run(self, claim: Claim, work: Coroutine[Any, Any, T]) -> T:
+        """Execute a run's graph. After a stop, return only when nothing of the run is left."""
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Execute a short coroutine of Belay's own, which is not stopped."""
+
+
+def do_now(steps: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine that awaits nothing but what is done at once."""
+    try:
+        steps.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    steps.close()
+    raise RuntimeError("a step of an attempt waits, in a place where nothing would go on meanwhile")
