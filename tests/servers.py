@@ -34,7 +34,11 @@ STORE_INDEX = read_project(PROJECT).store.index
 
 
 #: Settings without which tests would have to wait too long, or could not know the end of the log.
-FOR_TESTS = {"BELAY_ACCESS_LOG": "1", "BELAY_CRON_SHORTEST_SECONDS": "1"}
+FOR_TESTS = {
+    "BELAY_ACCESS_LOG": "1",
+    "BELAY_CRON_SHORTEST_SECONDS": "1",
+    "BELAY_ISOLATION": os.environ.get("TEST_ISOLATION", "process"),
+}
 
 
 class LiveServer:

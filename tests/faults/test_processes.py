@@ -249,6 +249,22 @@ def test_a_concurrency_above_the_postgres_connections_stops_the_start(database_u
     assert f"belay worker: {needs} {allowed}: raise its max_connections" in done.stderr
 
 
+def test_a_worker_with_another_pool_does_not_start():
+    """It would take doorbells and execute nothing."""
+    environ = {"DATABASE_URL": "postgresql://127.0.0.1:1/x", "REDIS_URL": "redis://127.0.0.1:1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "belay_server", "worker", "--", "--pool", "solo"],
+        env={**os.environ, **environ, "BELAY_CONFIG": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 3
+    said = done.stderr.splitlines()[-1]
+    assert said == "belay worker: only Belay's own pool executes runs: omit --pool"
+
+
 def test_a_second_server_in_the_same_folder_is_refused(tmp_path):
     command = [sys.executable, "-m", "belay_server", "dev", "--port", str(free_port())]
     with _lock_folder(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -19,11 +20,14 @@ from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
 from belay_workers.broker import PromptAMQP
-from belay_workers.child.access import RunAccess
 from belay_workers.child.signals import ChildSignals
+from belay_workers.execution.access import RunAccess
+from belay_workers.placement import Placement
 from belay_workers.slots import SlotTable
 from belay_workers.supervision.guardian import Guardian
 from belay_workers.supervision.orphans import Orphans
+
+log = logging.getLogger(__name__)
 
 
 class Belay(Celery):
@@ -32,6 +36,7 @@ class Belay(Celery):
     amqp_cls = PromptAMQP
     settings: Settings
     graphs: GraphRegistry
+    placement: Placement
     slots: SlotTable
     access: RunAccess
     owner: str
@@ -40,6 +45,17 @@ class Belay(Celery):
     #: None when Postgres was unavailable at the start.
     allowed_connections: int | None = None
     child_signals: ChildSignals
+
+    def isolate(self, graph: int, why: str) -> None:
+        """Let the runs of a graph have a process each, for as long as this worker lives."""
+        if self.slots.isolate(graph):
+            graph_id = self.graphs.graph_ids[graph]
+            log.warning("graph '%s' does not share hosts from now on: %s", graph_id, why)
+
+    @property
+    def needs_children(self) -> bool:
+        """Whether a run may need a process of its own."""
+        return self.placement.needs_children or bool(self.slots.isolated())
 
 
 def make_app() -> Belay:
@@ -53,7 +69,8 @@ def make_app() -> Belay:
         refuse_to_start(error)
     made = Belay("belay", include=["belay_workers.tasks"])
     made.conf.update(celery_config(settings))
-    made.conf.worker_concurrency = settings.concurrency
+    made.placement = Placement(settings, project)
+    made.conf.worker_concurrency = settings.concurrency + made.placement.hosted_runs
     made.conf.worker_pool = "belay_workers.pool.run_pool:RunPool"
     made.settings = settings
     made.graphs = GraphRegistry(project)

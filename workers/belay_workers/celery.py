@@ -12,11 +12,13 @@ import warnings
 from typing import Any
 
 from celery import signals
+from celery.concurrency import get_implementation
 from celery.platforms import SecurityWarning
 
+from belay_server.configuration.settings import SettingsError
 from belay_server.runtime import logs, startup_gc  # noqa: F401  (startup_gc disables garbage collection)
 from belay_workers import parent
-from belay_workers.application import make_app
+from belay_workers.application import make_app, refuse_to_start
 
 app = make_app()
 app.steps["worker"].add(parent.BackgroundStep)
@@ -37,6 +39,8 @@ def _configure_logging(loglevel: Any = None, **_: Any) -> None:
 
 @signals.worker_init.connect
 def _prepare_parent(sender: Any = None, **_: Any) -> None:
+    if get_implementation(sender.pool_cls) is not get_implementation(app.conf.worker_pool):
+        refuse_to_start(SettingsError("only Belay's own pool executes runs: omit --pool"))
     parent.prepare(app, sender.concurrency or app.settings.concurrency)
 
 

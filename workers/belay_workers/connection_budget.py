@@ -29,7 +29,7 @@ def refuse_too_many_connections(app: Belay, concurrency: int) -> None:
     The children would otherwise take all connections, and none would be left to renew leases or to
     read cancels with. There is no check behind PgBouncer, or while Postgres is unavailable.
     """
-    needed = concurrency + _OWN_CONNECTIONS
+    needed = _processes(app, concurrency) + _OWN_CONNECTIONS
     limit = app.allowed_connections = _allowed_connections(app)
     if limit is not None and needed > limit and not app.settings.pgbouncer:
         refuse_to_start(
@@ -44,15 +44,20 @@ def log_connections(app: Belay, concurrency: int) -> None:
     """Log at the start how many connections the worker uses and how many Postgres allows."""
     limit = app.allowed_connections
     log.info(
-        "this worker is %s; it uses up to %d connections to Postgres (%d children, %d of its own), "
-        "each web process up to %d; the server allows %s",
+        "this worker is %s; it uses up to %d connections to Postgres (%d children and hosts, %d of "
+        "its own), each web process up to %d; the server allows %s",
         app.owner,
-        concurrency + _OWN_CONNECTIONS,
-        concurrency,
+        _processes(app, concurrency) + _OWN_CONNECTIONS,
+        _processes(app, concurrency),
         _OWN_CONNECTIONS,
         app.settings.web_pool_size,
         "an unknown number" if limit is None else limit,
     )
+
+
+def _processes(app: Belay, concurrency: int) -> int:
+    """Return how many processes of this worker may execute runs, each with a connection."""
+    return concurrency - app.placement.hosted_runs + app.placement.hosts
 
 
 def _allowed_connections(app: Belay) -> int | None:

@@ -59,7 +59,7 @@ def prepare(app: Belay, concurrency: int) -> None:
     except SchemaNotReady as error:
         refuse_to_start(error)
     refuse_too_many_connections(app, concurrency)
-    app.slots = SlotTable(concurrency * 2 + _SPARE_SLOTS)
+    app.slots = SlotTable((concurrency + app.placement.hosts) * 2 + _SPARE_SLOTS)
     # Processes that a node starts can be found when the node's child dies, and when this one does.
     app.child_signals = ChildSignals()
     processes.become_reaper()
@@ -133,6 +133,7 @@ class BackgroundStep(bootsteps.StartStopStep):
             announcer(parts),
             orphans=app.orphans,
             on_death=self._notify_pool,
+            isolate=app.isolate,
         )
         self._supervisor.start()
         self._sweeper = Sweeper(parts, app.owner, app.slots.counters)

@@ -1,10 +1,10 @@
-"""Memory shared by a worker's supervisor and its child processes: which child runs which run.
+"""Memory shared by a worker's supervisor and its child processes: which process has which run.
 
-There is one slot per child. The child writes its state and the supervisor writes its stop requests.
-Neither waits for the other, and a slot can still be read when its child is dead. Every field is an
-aligned machine word (an id takes two). The phase is written last, so a reader that sees RUNNING
-also sees the run it belongs to. Before a kill, the supervisor stops the child (SIGSTOP) and reads
-the slot again.
+A child process has one slot. A host has one for itself, and takes another for each of its runs. The
+process writes its state and the supervisor writes its stop requests. Neither waits for the other,
+and a slot can still be read when its process is dead. Every field is an aligned machine word (an id
+takes two). The phase is written last, so a reader that sees RUNNING also sees the run it belongs
+to. Before a kill, the supervisor stops the process (SIGSTOP) and reads the slot again.
 """
 
 from __future__ import annotations
@@ -45,9 +45,18 @@ class StopReason(enum.IntEnum):
     LEASE_LOST = 4
 
 
+class Kind(enum.IntEnum):
+    """What has a slot: a child process with a run of its own, a host, or a run of a host."""
+
+    CHILD = 0
+    HOST = 1
+    HOSTED_RUN = 2
+
+
 class _Record(ctypes.Structure):
     _fields_ = [
         ("pid", ctypes.c_int64),
+        ("kind", ctypes.c_int64),
         ("phase", ctypes.c_int64),
         ("claim_no", ctypes.c_int64),
         ("run_id", ctypes.c_uint64 * 2),
@@ -55,6 +64,10 @@ class _Record(ctypes.Structure):
         ("deadline", ctypes.c_double),
         ("claimed_at", ctypes.c_double),
         ("attempt", ctypes.c_int64),
+        ("graph", ctypes.c_int64),
+        ("stepping_since", ctypes.c_double),
+        ("left_at", ctypes.c_double),
+        ("ask_interrupts", ctypes.c_int64),
         ("ask_reason", ctypes.c_int64),
         ("ask_claim_no", ctypes.c_int64),
         ("ask_run_id", ctypes.c_uint64 * 2),
@@ -64,6 +77,8 @@ class _Record(ctypes.Structure):
 
 
 _HALF = (1 << 64) - 1
+#: Graphs of a project that can be isolated: those with a lower position.
+_MOST_GRAPHS = 4096
 
 
 def _write_id(field: ctypes.Array[ctypes.c_uint64], value: UUID) -> None:
@@ -80,6 +95,7 @@ class Reading:
 
     index: int
     pid: int
+    kind: Kind
     phase: Phase
     run_id: UUID
     thread_id: UUID
@@ -87,6 +103,12 @@ class Reading:
     deadline: float
     claimed_at: float
     attempt: int
+    #: The position of the run's graph among the graphs of the project.
+    graph: int = 0
+    #: Of a hosted run: since when the host's event loop executes one step of its code, and since
+    #: when only threads or processes of it are left, although it was frozen (`host/gates.py`).
+    stepping_since: float = 0.0
+    left_at: float = 0.0
     #: A file descriptor that the child keeps open, and its inode; see `Stopper`. -1 for none.
     canary: int = -1
     canary_inode: int = 0
@@ -117,8 +139,11 @@ class Slot:
         self._record.claim_no = 0
         self._record.phase = Phase.CLAIMING
 
-    def running(self, claim: Claim, thread_id: UUID, deadline: float, attempt: int = 1) -> None:
+    def running(
+        self, claim: Claim, thread_id: UUID, deadline: float, attempt: int = 1, graph: int = 0
+    ) -> None:
         _write_id(self._record.thread_id, thread_id)
+        self._record.graph = graph
         self._record.deadline = deadline
         self._record.claimed_at = time.monotonic()
         self._record.attempt = attempt
@@ -134,6 +159,20 @@ class Slot:
     def idle(self) -> None:
         self._record.phase = Phase.IDLE
 
+    def release(self) -> None:
+        """Give the slot of a hosted run back, whose host goes on."""
+        self._record.phase = Phase.IDLE
+        self._record.pid = 0
+
+    def stepping(self, since: float) -> None:
+        """Note that the event loop executes code of this run; 0 when it has stopped."""
+        self._record.stepping_since = since
+
+    def has_left_threads(self) -> None:
+        """Note that threads or processes are all that is left of this run, which was frozen."""
+        if not self._record.left_at:
+            self._record.left_at = time.monotonic()
+
     def asked(self, claim: Claim) -> StopReason:
         """Return the reason why this claim was asked to stop; NONE if it was not."""
         if self._record.ask_claim_no != claim.claim_no:
@@ -141,6 +180,10 @@ class Slot:
         if _read_id(self._record.ask_run_id) != claim.run_id:
             return StopReason.NONE
         return StopReason(self._record.ask_reason)
+
+    def is_interrupted(self, claim: Claim) -> bool:
+        """Return whether the code of this claim is to be interrupted where it is."""
+        return bool(self._record.ask_interrupts) and self.asked(claim) is not StopReason.NONE
 
 
 class SlotTable:
@@ -151,7 +194,7 @@ class SlotTable:
         self.counter_table = CounterTable(size + 1)
         #: The row of the parent process.
         self.counters = self.counter_table.row(size)
-        self._header = ctypes.sizeof(ctypes.c_int64)
+        self._header = ctypes.sizeof(ctypes.c_int64) + _MOST_GRAPHS
         length = self._header + size * ctypes.sizeof(_Record)
         # An unlinked file that exists for as long as the worker: it is the shared memory, and the
         # lock is taken on it.
@@ -160,6 +203,10 @@ class SlotTable:
         os.truncate(self._fd, length)
         self._memory = mmap.mmap(self._fd, length)
         self._draining = ctypes.c_int64.from_buffer(self._memory, 0)
+        #: Which graphs need a process for each run, by position; see `placement.py`.
+        self._isolated = (ctypes.c_uint8 * _MOST_GRAPHS).from_buffer(
+            self._memory, ctypes.sizeof(ctypes.c_int64)
+        )
         self._records = [
             _Record.from_buffer(self._memory, self._header + i * ctypes.sizeof(_Record))
             for i in range(size)
@@ -173,7 +220,18 @@ class SlotTable:
     def start_draining(self) -> None:
         self._draining.value = 1
 
-    def take(self) -> Slot:
+    def isolate(self, graph: int) -> bool:
+        """Let the runs of a graph have a process each from now on. Return False if they had."""
+        if graph >= _MOST_GRAPHS or self._isolated[graph]:
+            return False
+        self._isolated[graph] = 1
+        return True
+
+    def isolated(self) -> list[int]:
+        """Return the positions of the graphs that have been isolated."""
+        return [graph for graph, is_isolated in enumerate(bytes(self._isolated)) if is_isolated]
+
+    def take(self, kind: Kind = Kind.CHILD) -> Slot:
         """Return a free slot for this process. Raises RuntimeError when there is none.
 
         The lock belongs to the process and ends with it, so a child killed here leaves no lock.
@@ -183,6 +241,8 @@ class SlotTable:
             for index, record in enumerate(self._records):
                 if record.pid == 0:
                     ctypes.memset(ctypes.addressof(record), 0, ctypes.sizeof(record))
+                    record.kind = kind
+                    record.canary = -1
                     record.pid = os.getpid()
                     return Slot(record, self.counter_table.row(index))
         finally:
@@ -194,18 +254,28 @@ class SlotTable:
         self._records[index].phase = Phase.IDLE
         self._records[index].pid = 0
 
+    def free_all(self, pid: int) -> None:
+        """Free the slots of a dead process. Call it after they have been read."""
+        for index, record in enumerate(self._records):
+            if record.pid == pid:
+                self.free(index)
+
     def read(self, index: int) -> Reading:
         record = self._records[index]
         return Reading(
             index=index,
             phase=Phase(record.phase),
             pid=record.pid,
+            kind=Kind(record.kind),
             run_id=_read_id(record.run_id),
             thread_id=_read_id(record.thread_id),
             claim_no=record.claim_no,
             deadline=record.deadline,
             claimed_at=record.claimed_at,
             attempt=record.attempt,
+            graph=record.graph,
+            stepping_since=record.stepping_since,
+            left_at=record.left_at,
             canary=record.canary,
             canary_inode=record.canary_inode,
         )
@@ -214,21 +284,25 @@ class SlotTable:
         return self._fd
 
     def pids(self) -> list[int]:
-        """Return the process ids of the children that have a slot."""
-        return [record.pid for record in self._records if record.pid != 0]
+        """Return the ids of the processes that have a slot."""
+        return list({record.pid for record in self._records if record.pid != 0})
 
     def read_all(self) -> list[Reading]:
-        """Return the content of every slot that a child has taken."""
-        return [self.read(i) for i, record in enumerate(self._records) if record.pid != 0]
+        """Return the content of every slot that is taken."""
+        taken = [self.read(i) for i, record in enumerate(self._records) if record.pid != 0]
+        return [reading for reading in taken if reading.pid != 0]  # a host releases slots meanwhile
 
     def busy(self) -> int:
-        """Return how many children have a run, or are claiming one."""
+        """Return how many runs are executed or being claimed."""
         return sum(record.pid != 0 and record.phase != Phase.IDLE for record in self._records)
 
-    def ask(self, index: int, claim: Claim, reason: StopReason) -> None:
+    def ask(
+        self, index: int, claim: Claim, reason: StopReason, *, interrupts: bool = False
+    ) -> None:
         """Write a stop request for a claim. The caller sends the signal afterwards."""
         record = self._records[index]
         record.ask_claim_no = 0
+        record.ask_interrupts = interrupts
         record.ask_reason = reason
         _write_id(record.ask_run_id, claim.run_id)
         record.ask_claim_no = claim.claim_no

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import sys
@@ -242,8 +243,10 @@ def create_key(name: str, team: str, scope: str, days: float | None) -> None:
     from belay_server.db.api_keys import insert_api_key  # noqa: PLC0415
     from belay_server.domain.api_keys import make_key  # noqa: PLC0415
 
-    if not name.isprintable() or not team.isprintable():
-        raise click.UsageError("--name and --team must be printable")
+    if not name.isprintable() or not team.isprintable() or not team.strip():
+        raise click.UsageError("--name and --team must be printable, and --team not empty")
+    if days is not None and not math.isfinite(days):
+        raise click.UsageError("--days must be a number")
     new = make_key()
     seconds = None if days is None else days * 86_400
     with _database() as conn:

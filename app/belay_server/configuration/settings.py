@@ -31,6 +31,9 @@ _LONGEST_STATEMENT_SECONDS = 2_147_483
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _MIB = 1024 * 1024
 _AES_KEY_BYTES = (16, 24, 32)
+#: Where the runs of a graph are executed: in a process for each, or in shared hosts.
+SHARED = "shared"
+ISOLATION_WORDS = ("process", SHARED)
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 EXAMPLE_CONFIG = Path(__file__).resolve().parents[1] / "example" / "langgraph.json"
@@ -56,6 +59,12 @@ class Settings:
     internal_url: str
     #: Child processes per worker. Each executes one run at a time.
     concurrency: int
+    #: Where the runs of graphs are executed whose `isolation` is not in `langgraph.json`.
+    isolation: str
+    #: How many runs of a worker share its hosts at once, if there are graphs that share hosts.
+    shared_concurrency: int
+    #: How many hosts a worker has at most; 0: one per core.
+    run_hosts: int
     #: How much to raise the niceness of child processes (0 to 19): the others have precedence.
     child_nice: int
     #: Whether processes that a run has started may outlive it.
@@ -201,6 +210,9 @@ class Settings:
                 "BELAY_INTERNAL_URL", read.text("BELAY_INTERNAL_URL", _own_url(environ))
             ),
             concurrency=read.integer("BELAY_CONCURRENCY", 16, minimum=1),
+            isolation=read.one_of("BELAY_ISOLATION", ISOLATION_WORDS) or "process",
+            shared_concurrency=read.integer("BELAY_SHARED_CONCURRENCY", 200, minimum=1),
+            run_hosts=read.integer("BELAY_RUN_HOSTS", 0, minimum=0),
             child_nice=read.integer("BELAY_CHILD_NICE", 10, minimum=0),
             keep_subprocesses=read.boolean("BELAY_KEEP_SUBPROCESSES", False),
             debug_port=read.integer("BELAY_DEBUG_PORT", 0, minimum=0),

@@ -1,8 +1,8 @@
 """Configure the logs of the web process and the worker: lines of text or of JSON.
 
-A record has the fields of its request (`in_request`) or, in a worker's child process, of its run
-(`about_run`). Headers and bodies are never logged, but exceptions of graphs are, whose messages may
-quote an input.
+A record has the fields of its request (`in_request`) or, in a worker's processes, of its run
+(`about_run`, `about_run_here`). Headers and bodies are never logged, but exceptions of graphs are,
+whose messages may quote an input.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ _VISIBLE = {
     for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
 }
 
+#: The fields of the run in whose context code is executed, in a process with several runs.
+_run_here: ContextVar[Mapping[str, Any] | None] = ContextVar("belay_run_fields", default=None)
 _request: ContextVar[Mapping[str, Any] | None] = ContextVar("belay_request", default=None)
 #: The fields of a child process's run, for all of its threads. It executes one run at a time.
 _run: Mapping[str, Any] | None = None
@@ -47,6 +49,11 @@ def about_run(fields: Mapping[str, Any] | None) -> None:
     """Add a run's fields to what this process logs from now on. None ends that."""
     global _run  # noqa: PLW0603  (logging is global to the process)
     _run = fields
+
+
+def about_run_here(fields: Mapping[str, Any] | None) -> None:
+    """Add a run's fields to what is logged in the current context. None ends that."""
+    _run_here.set(fields)
 
 
 def configure(settings: Settings, level: int = logging.INFO) -> None:
@@ -98,7 +105,7 @@ def _shortened(text: str) -> str:
 
 
 def _add_fields(record: logging.LogRecord) -> bool:
-    for fields in (_request.get(), _run):
+    for fields in (_request.get(), _run_here.get(), _run):
         for name, value in (fields or {}).items():
             if name not in record.__dict__:  # the record's own fields take precedence
                 setattr(record, name, value)

@@ -88,6 +88,20 @@ def test_an_idle_thread_of_an_earlier_run_does_not_delay_a_cancel(patient_client
     assert Beats(tmp_path / "third").pids() == beats.pids()
 
 
+@pytest.mark.parametrize("kind", ["lower_limits", "shut_down_executor"])
+def test_a_run_does_not_leave_the_next_one_less_than_it_needs(patient_client, beats, kind):
+    """The server has one child: the next run would be executed in the same process."""
+    input_ = {"kind": kind, "beats": str(beats)}
+    patient_client.runs.wait(None, "nodes", input=input_, raise_error=False)
+    assert "left" in beats.names()
+    steps = patient_client.runs.wait(None, "sync_steps", input={"seconds": 0})
+    assert steps["steps"] == ["s1", "s2", "s3", "s4"]
+    thread_id, run_id = start(patient_client, "time_sleep", beats)
+    beats.wait_for("asleep")
+    patient_client.runs.cancel(thread_id, run_id, wait=True)
+    assert "finally" in beats.names()
+
+
 @pytest.mark.parametrize("kind", ["swallow_sync", "swallow_async", "block_loop", "hold_gil"])
 def test_a_child_that_does_not_stop_is_killed(sync_client, beats, kind):
     thread_id, run_id = start(sync_client, kind, beats)

@@ -356,6 +356,8 @@ def test_an_interrupt_is_sent_once_and_resumed_by_its_id(http, thread_id):
     one = {"namespace": [], "interrupt_id": asked["interrupt_id"], "response": "green"}
     answer = command(http, thread_id, "input.respond", one, command_id=7)
     assert (answer["type"], answer["id"]) == ("success", 7)
+    # The same again, before or after the run that answers it has ended.
+    assert command(http, thread_id, "input.respond", one)["error"] == "no_such_interrupt"
     events = events_of(http, thread_id, ends=2)
     second = interrupts_of(events)[-1]
     assert second["payload"] == {"question": "second about tea?"}

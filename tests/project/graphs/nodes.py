@@ -11,12 +11,14 @@ import asyncio
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypedDict
 
 from langgraph.graph import START, StateGraph
@@ -25,6 +27,7 @@ from langgraph.types import Send
 from graphs.beats import beat
 
 _BEAT_SECONDS = 0.01
+_PROJECT = Path(__file__).parents[1]
 
 
 class State(TypedDict, total=False):
@@ -148,6 +151,18 @@ def wait_for_subprocess(state: State) -> State:
     return {}
 
 
+async def beating_subprocess(state: State) -> State:
+    """Wait for a subprocess that beats, on the event loop."""
+    code = (
+        "from graphs.beats import beat\nimport sys, time\nwhile True: beat(sys.argv[1], 'beat'); "
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code + "time.sleep(0.01)", state.get("beats", ""), cwd=_PROJECT
+    )
+    await process.wait()
+    return {}
+
+
 def leave_daemon(state: State) -> State:
     """Start a process in its own session, then sleep."""
     program = (
@@ -176,6 +191,20 @@ def use_pool(state: State) -> State:
         work = [(state["beats"], state.get("seconds", 60))] * 2
         pids = pool.starmap(_work, work, chunksize=1)
     return {"pids": pids}
+
+
+def lower_limits(state: State) -> State:
+    """Leave less than the next run of this process needs."""
+    beat(state.get("beats"), "left")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (8, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    sys.setrecursionlimit(100)
+    return {}
+
+
+async def shut_down_executor(state: State) -> State:
+    beat(state.get("beats"), "left")
+    await asyncio.get_running_loop().shutdown_default_executor()
+    return {}
 
 
 def close_descriptors(state: State) -> State:
@@ -250,12 +279,15 @@ KINDS = {
         hold_gil,
         wait_for_subprocess,
         leave_daemon,
+        beating_subprocess,
         use_pool,
         chain_timers,
         restart_tasks,
         start_raw_thread,
         use_thread_pool,
         close_descriptors,
+        lower_limits,
+        shut_down_executor,
     )
 }
 

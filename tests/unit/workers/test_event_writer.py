@@ -11,8 +11,8 @@ import redis
 
 from belay_server.bus.event_log import Position, Started
 from belay_server.domain.runs import Claim
-from belay_workers.child import event_writer
-from belay_workers.child.event_writer import EventWriter
+from belay_workers.execution import event_writer
+from belay_workers.execution.event_writer import EventWriter
 
 
 class Log:

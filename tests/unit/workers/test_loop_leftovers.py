@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from belay_workers.child.loop_leftovers import LoopLeftovers
-from belay_workers.child.project_code import ProjectCode
+from belay_workers.execution.project_code import ProjectCode
 
 
 def _is_this_file(name):

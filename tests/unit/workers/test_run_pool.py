@@ -14,8 +14,9 @@ import pytest
 
 from belay_server.doorbell import PING_TASK, RUN_TASK
 from belay_workers.pool import run_pool
-from belay_workers.pool.child_process import ChildProcess, RunSource
+from belay_workers.pool.child_process import RunSource
 from belay_workers.pool.run_pool import RunPool
+from belay_workers.pool.zygote import HOST
 from tests.waiting import wait_until
 
 
@@ -36,13 +37,14 @@ class Zygote:
 
     def __init__(self) -> None:
         self.theirs: list[socket.socket] = []
+        self.hosts: list[socket.socket] = []
         self.dead = self.stopped = False
 
-    def fork(self) -> ChildProcess:
+    def fork(self, kind: bytes) -> socket.socket:
         ours, theirs = socket.socketpair()
         theirs.settimeout(5)
-        self.theirs.append(theirs)
-        return ChildProcess(ours)
+        (self.hosts if kind == HOST else self.theirs).append(theirs)
+        return ours
 
     def has_died(self) -> bool:
         return self.dead
@@ -96,11 +98,15 @@ class Child:
 class Pool:
     """A pool of three children with an event loop, which the test turns."""
 
-    def __init__(self, limit: int = 3, *, threads: bool = False) -> None:
+    def __init__(
+        self, limit: int = 3, *, threads: bool = False, hosted: int = 0, hosts: int = 0
+    ) -> None:
         self.slots, self.zygotes = Slots(), []
         self.done: list[uuid.UUID] = []
         self.accepted: list[int] = []
-        app = SimpleNamespace(slots=self.slots)
+        shared = ["shared"] if hosted else []
+        placement = SimpleNamespace(shared_graphs=shared, hosts=hosts, hosted_of=lambda _: hosted)
+        app = SimpleNamespace(slots=self.slots, placement=placement, needs_children=True)
         self.pool = RunPool(limit, app=app, threads=threads)
         self.pool._new_zygote = self._new_zygote
         self.hub = Hub()
@@ -133,7 +139,7 @@ class Pool:
     def close(self) -> None:
         self.pool.stop()
         for zygote in self.zygotes:
-            for connection in zygote.theirs:
+            for connection in (*zygote.theirs, *zygote.hosts):
                 connection.close()
 
     def turn(self) -> None:
@@ -406,3 +412,106 @@ def test_without_an_event_loop_the_pool_has_its_own_thread():
     finally:
         pool.close()
     assert pool.zygotes[-1].stopped
+
+
+# --- hosts ----------------------------------------------------------------------------------
+
+
+class Host:
+    """What a host does, on its end of the connection."""
+
+    def __init__(self, pool: Pool, number: int = 0) -> None:
+        self.connection, self.pid = pool.zygotes[-1].hosts[number], 500 + number
+        pool.slots.in_use.add(self.pid)
+        self.pool = pool
+        self.send(b"+", self.pid.to_bytes(16))
+
+    def send(self, kind: bytes, of: bytes = bytes(16)) -> None:
+        self.connection.sendall(kind + of)
+        self.pool.turn()
+
+    def runs(self, number: int) -> list[uuid.UUID]:
+        data = self.connection.recv(16 * number, socket.MSG_WAITALL)
+        return [uuid.UUID(bytes=data[at : at + 16]) for at in range(0, len(data), 16)]
+
+
+@pytest.fixture
+def shared():
+    """A pool of three children and a host for four runs."""
+    pool = Pool(7, hosted=4, hosts=2)
+    yield pool
+    pool.close()
+
+
+def test_a_host_gets_the_runs_first_and_a_child_those_of_other_graphs(shared):
+    rung = [shared.ring(), shared.ring()]
+    host = Host(shared)
+    assert host.runs(2) == rung
+    assert shared.accepted == [500, 500]
+    [child] = ready(shared)
+    host.send(b"n", rung[0].bytes)
+    assert child.run() == rung[0]
+    host.send(b"e", rung[1].bytes)
+    assert shared.done == [rung[1]]
+    child.is_ready()
+    shared.turn()
+    assert set(shared.done) == set(rung)
+
+
+def test_a_run_that_a_host_could_not_claim_is_done_where_all_graphs_share_hosts(shared):
+    shared.pool.app.needs_children = False
+    run_id = shared.ring()
+    host = Host(shared)
+    host.send(b"n", run_id.bytes)
+    assert shared.done == [run_id]
+
+
+def test_children_get_what_exceeds_the_hosts(shared):
+    host = Host(shared)
+    [child] = ready(shared)
+    rung = [shared.ring() for _ in range(5)]
+    assert host.runs(4) == rung[:4]
+    assert child.run() == rung[4]
+
+
+def test_the_runs_of_a_dead_host_are_given_to_another_one_once(shared):
+    host = Host(shared)
+    run_id = shared.ring()
+    host.connection.close()
+    shared.turn()
+    shared.slots.in_use.discard(host.pid)  # its runs have been handed over for recovery
+    shared.turn()
+    second = Host(shared, 1)
+    assert second.runs(1) == [run_id]
+    assert shared.accepted == [500]
+    second.connection.close()
+    shared.turn()
+    shared.slots.in_use.discard(second.pid)
+    shared.turn()
+    assert shared.done == [run_id]
+
+
+def test_a_worn_host_is_replaced_and_ends_when_its_runs_have_ended(shared):
+    host = Host(shared)
+    first = shared.ring()
+    assert host.runs(1) == [first]
+    host.send(b"w")
+    following = shared.ring()
+    second = Host(shared, 1)
+    assert second.runs(1) == [following]
+    host.connection.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        host.connection.recv(16)
+    host.send(b"e", first.bytes)
+    shared.turn()
+    assert host.connection.recv(16) == b""
+
+
+def test_another_host_is_started_when_the_first_has_many_runs(shared, monkeypatch):
+    monkeypatch.setattr(run_pool, "_RUNS_OF_A_HOST", 2)
+    host = Host(shared)
+    rung = [shared.ring(), shared.ring()]
+    assert host.runs(2) == rung
+    second = Host(shared, 1)
+    following = shared.ring()
+    assert second.runs(1) == [following]

@@ -13,10 +13,10 @@ import uuid
 import pytest
 
 from belay_server.domain.runs import Claim
-from belay_workers.slots import SlotTable, StopReason
+from belay_workers.slots import Kind, SlotTable, StopReason
 from belay_workers.supervision import processes
 from belay_workers.supervision.orphans import Orphans
-from belay_workers.supervision.stopper import Stopper, StopRequests, _is_dead, _Watched
+from belay_workers.supervision.stopper import Stopper, StopRequests, _is_dead, _Process
 from tests.waiting import wait_until
 
 
@@ -59,7 +59,7 @@ def test_a_death_is_detected_with_a_high_descriptor_number():
         first = os.pidfd_open(process.pid)
         pidfd = fcntl.fcntl(first, fcntl.F_DUPFD, 1500)
         os.close(first)
-        child = _Watched(process.pid, pidfd)
+        child = _Process(process.pid, pidfd)
         assert not _is_dead(child)
         process.communicate(b"\n")
         assert _is_dead(child)
@@ -90,7 +90,7 @@ def running(slots, processes):
     return claims
 
 
-def stopper_of(slots, requests, on_death=lambda _: None):
+def stopper_of(slots, requests, on_death=lambda _: None, isolate=lambda _graph, _why: None):
     return Stopper(
         slots,
         requests,
@@ -98,6 +98,7 @@ def stopper_of(slots, requests, on_death=lambda _: None):
         orphans=Orphans(list),
         on_death=on_death,
         on_free=lambda: None,
+        isolate=isolate,
     )
 
 
@@ -118,7 +119,7 @@ def test_a_child_is_killed_once(sleepers, monkeypatch):
     assert killed == [sleepers[0].pid]
     monkeypatch.undo()
     sleepers[0].kill()
-    wait_until(lambda: _is_dead(watched[0]), 20, "its death")
+    wait_until(lambda: _is_dead(watched[sleepers[0].pid]), 20, "its death")
     stopper._run_once(watched, poller)
     assert [(death.reading.claim, death.reason) for death in deaths] == [
         (its_claim, StopReason.CANCEL)
@@ -152,3 +153,102 @@ def test_every_run_is_asked_before_one_is_killed(sleepers, monkeypatch):
     assert done[4:] == [("kill", second), ("kill", third), ("kill", first)]
     for child in watched.values():
         os.close(child.pidfd)
+
+
+# --- hosts ----------------------------------------------------------------------------------
+
+
+class Host:
+    """A host with two runs, and a stopper that sends no signals."""
+
+    def __init__(self, process, monkeypatch) -> None:
+        self.process, self.monkeypatch = process, monkeypatch
+        self.slots, self.requests = SlotTable(3), StopRequests()
+        self.claims, self.records = [], []
+        for graph in range(2):
+            slot = self.slots.take(Kind.HOSTED_RUN)
+            slot._record.pid = process.pid
+            self.claims.append(claim())
+            slot.claiming(self.claims[-1].run_id)
+            slot.running(self.claims[-1], uuid.uuid4(), 0.0, graph=graph)
+            self.records.append(slot._record)
+        self.done, self.deaths, self.isolated = [], [], []
+        monkeypatch.setattr(processes, "stop", lambda _pid: True)
+        monkeypatch.setattr(processes, "kill_tree", lambda pid: self.done.append("kill"))
+        monkeypatch.setattr(os, "kill", lambda pid, _signal: self.done.append("ask"))
+        self.stopper = stopper_of(
+            self.slots,
+            self.requests,
+            self.deaths.append,
+            lambda graph, _why: self.isolated.append(graph),
+        )
+        self.watched, self.poller = {}, select.poll()
+
+    def turn(self) -> None:
+        self.stopper._run_once(self.watched, self.poller)
+
+    def dies(self) -> None:
+        """Kill the process, and let the stopper notice it."""
+        self.monkeypatch.undo()
+        self.process.kill()
+        wait_until(lambda: _is_dead(self.watched[self.process.pid]), 20, "its death")
+        self.turn()
+
+
+@pytest.fixture
+def host(sleepers, monkeypatch):
+    return Host(sleepers[0], monkeypatch)
+
+
+LONG_AGO = 1.0  # on the monotonic clock
+
+
+def test_a_host_that_is_to_freeze_a_run_is_given_the_time(host):
+    host.requests.add(host.claims[0], StopReason.CANCEL)
+    for _ in range(3):
+        host.turn()
+    assert host.done == ["ask"]
+    host.records[0].left_at = LONG_AGO  # frozen, and a thread is left
+    host.turn()
+    assert host.done == ["ask", "kill"]
+    assert host.isolated == [0]
+
+
+def test_a_run_that_blocks_its_host_is_interrupted_before_the_host_is_killed(host, monkeypatch):
+    monkeypatch.setattr("belay_workers.supervision.stopper._HOST_SECONDS", 0.0)
+    host.records[0].stepping_since = LONG_AGO
+    host.requests.add(host.claims[0], StopReason.CANCEL)
+    host.turn()
+    assert not host.records[0].ask_interrupts
+    host.turn()
+    assert host.records[0].ask_interrupts
+    assert host.done == ["ask", "ask"]
+    host.turn()
+    assert host.done == ["ask", "ask", "kill"]
+    assert set(host.isolated) == {0}
+
+
+def test_a_stop_that_waits_for_a_run_that_blocks_the_host_is_the_others_fault(host):
+    host.records[1].stepping_since = LONG_AGO
+    host.requests.add(host.claims[0], StopReason.CANCEL)
+    host.turn()
+    host.turn()
+    assert host.done == ["ask", "kill"]
+    assert set(host.isolated) == {1}
+    host.dies()
+    found = {death.reading.claim: (death.reason, death.is_fault) for death in host.deaths}
+    assert found == {
+        host.claims[0]: (StopReason.CANCEL, False),
+        host.claims[1]: (StopReason.NONE, True),
+    }
+    assert host.slots.read_all() == []
+
+
+def test_the_graphs_of_a_host_that_died_by_itself_are_isolated(host):
+    host.turn()
+    host.dies()
+    assert [(death.reason, death.is_fault) for death in host.deaths] == [
+        (StopReason.NONE, True),
+        (StopReason.NONE, True),
+    ]
+    assert host.isolated == [0, 1]

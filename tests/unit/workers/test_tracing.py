@@ -7,7 +7,7 @@ from langchain_core.tracers import LangChainTracer, langchain
 from langsmith import utils
 
 from belay_server.domain.run_options import RunKwargs
-from belay_workers.child.graph_executor import Execution
+from belay_workers.execution.graph_executor import Execution
 
 NAMED = {"__langsmith_project__": "mine"}
 

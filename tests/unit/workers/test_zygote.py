@@ -9,8 +9,8 @@ PREAMBLE = """
 import os, signal, sys, time
 import psutil
 from belay_workers.child.signals import ChildSignals
-from belay_workers.pool.child_process import RunSource
-from belay_workers.pool.zygote import Zygote
+from belay_workers.pool.child_process import ChildProcess, RunSource
+from belay_workers.pool.zygote import CHILD, Zygote
 from belay_workers.supervision.processes import stop_when_parent_dies
 
 
@@ -38,7 +38,7 @@ def is_gone(pid):
 
 
 def make(body=wait_for_runs, in_use=tuple):
-    return Zygote(ChildSignals(), body, in_use)
+    return Zygote(ChildSignals(), {CHILD: body}, in_use)
 
 """
 
@@ -59,7 +59,7 @@ def play(scene: str) -> list[str]:
 def test_children_are_forked_and_reaped():
     scene = """
 zygote = make()
-children = [zygote.fork() for _ in range(3)]
+children = [ChildProcess(zygote.fork()) for _ in range(3)]
 pids = [pid_of(child) for child in children]
 print({psutil.Process(pid).ppid() for pid in pids} == {zygote.pid})
 for child in children:
@@ -76,12 +76,12 @@ def test_a_child_with_a_slot_is_not_reaped():
 import mmap
 shared = mmap.mmap(-1, 8)
 zygote = make(in_use=lambda: [int.from_bytes(shared[:], "little")])
-child = zygote.fork()
+child = ChildProcess(zygote.fork())
 pid = pid_of(child)
 shared[:] = pid.to_bytes(8, "little")
 child.close()
 until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-pid_of(zygote.fork())  # the zygote looks at its children after each request
+pid_of(ChildProcess(zygote.fork()))  # the zygote looks at its children after each request
 print(psutil.Process(pid).status())
 shared[:] = bytes(8)
 until(lambda: not psutil.pid_exists(pid))
@@ -93,7 +93,7 @@ zygote.stop()
 def test_the_end_of_a_zygote_leaves_no_child():
     scene = """
 zygote = make()
-pids = [pid_of(zygote.fork()) for _ in range(3)]
+pids = [pid_of(ChildProcess(zygote.fork())) for _ in range(3)]
 zygote.stop()
 print(psutil.pid_exists(zygote.pid))
 until(lambda: all(map(is_gone, pids)))
@@ -105,7 +105,7 @@ def test_the_death_of_the_parent_stops_the_children_and_kills_none():
     """The guardian kills them, with what their nodes have started."""
     scene = """
 zygote = make()
-child = zygote.fork()
+child = ChildProcess(zygote.fork())
 pid = pid_of(child)
 zygote._connection.close()
 until(zygote.has_died)
@@ -129,7 +129,7 @@ def sometimes():
 
 os.fork = sometimes
 zygote = make()
-first, refused, third = (zygote.fork() for _ in range(3))
+first, refused, third = (ChildProcess(zygote.fork()) for _ in range(3))
 pid = pid_of(first)
 until(lambda: not refused.receive())
 print(pid_of(third) != pid, is_gone(pid), zygote.has_died())
@@ -143,9 +143,9 @@ def test_a_project_may_ignore_sigchld():
     scene = """
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 zygote = make(lambda connection: None)
-child = zygote.fork()
+child = ChildProcess(zygote.fork())
 until(lambda: not child.receive())
-other = zygote.fork()
+other = ChildProcess(zygote.fork())
 until(lambda: not other.receive())
 print(psutil.pid_exists(zygote.pid))
 """
@@ -155,12 +155,12 @@ print(psutil.pid_exists(zygote.pid))
 def test_signals_that_end_programs_end_neither_the_zygote_nor_its_children():
     scene = """
 zygote = make()
-child = zygote.fork()
+child = ChildProcess(zygote.fork())
 pid = pid_of(child)
 for one in (zygote.pid, pid):
     os.kill(one, signal.SIGTERM)
     os.kill(one, signal.SIGINT)
-print(pid_of(zygote.fork()) != pid, is_gone(pid))
+print(pid_of(ChildProcess(zygote.fork())) != pid, is_gone(pid))
 zygote.stop()
 """
     assert play(scene) == ["True False"]

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from belay_server.domain.metrics import Counted, Timed
 from belay_workers.background_thread import BackgroundThread
 from belay_workers.counters import COUNTERS, HISTOGRAMS, Times
-from belay_workers.slots import SlotTable
+from belay_workers.slots import Kind, SlotTable
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class _RunCollector(Collector):
         return family
 
     def _children(self) -> Iterator[Metric]:
-        readings = self._slots.read_all()
+        readings = [one for one in self._slots.read_all() if one.kind is Kind.CHILD]
         busy = sum(reading.is_busy for reading in readings)
         family = GaugeMetricFamily(
             "belay_worker_children", "Child processes of this worker, by state.", labels=["state"]

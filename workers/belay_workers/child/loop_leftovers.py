@@ -32,7 +32,7 @@ from types import (
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
-from belay_workers.child.project_code import ProjectCode, unwrapped
+from belay_workers.execution.project_code import ProjectCode, unwrapped
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class LoopLeftovers:
         self._tasks_before = WeakKeyDictionary(
             {task: _chain(task) for task in asyncio.all_tasks(self._loop)}
         )
-        callbacks = (_callback(handle) for handle in self._handles())
+        callbacks = (callback_of(handle) for handle in self._handles())
         # The callbacks are kept, so that no other object gets their identity.
         self._callbacks_before = {_identity(callback): callback for callback in callbacks}
         self._listening_before = set(self._listening())
@@ -88,7 +88,7 @@ class LoopLeftovers:
         for stray in strays.difference(self._cancelled):
             stray.cancel()
         if not strays and (suspended := self._suspended()):
-            strays = {asyncio.create_task(_close(suspended))}
+            strays = {asyncio.create_task(close_generators(suspended))}
         self._cancelled.update(strays)
         if strays:
             await asyncio.wait(strays, timeout=_TURN_SECONDS)
@@ -162,19 +162,9 @@ class LoopLeftovers:
             yield from (handle for handle in key.data or () if handle is not None)
 
     def _is_projects(self, handle: asyncio.Handle) -> bool:
-        callback = _callback(handle)
-        if handle.cancelled() or _identity(callback) in self._callbacks_before:
+        if _identity(callback_of(handle)) in self._callbacks_before:
             return False
-        try:
-            protocol = _protocol(callback)
-            arguments = handle._args or ()
-            return (
-                any(map(self._project.has, (callback, *arguments)))
-                or self._project.has_methods_of(protocol)
-                or self._project.has_methods_of(getattr(protocol, "_app_protocol", None))
-            )
-        except Exception:  # noqa: BLE001  (an attribute of an object of the project's)
-            return False
+        return is_of_project(self._project, handle)
 
     def _keys(self) -> list[Any]:
         selector = getattr(self._loop, "_selector", None)
@@ -208,7 +198,7 @@ def _chain(task: asyncio.Task[Any]) -> _Chain:
     return tuple(found)
 
 
-async def _close(generators: list[AsyncGeneratorType[Any, Any]]) -> None:
+async def close_generators(generators: list[AsyncGeneratorType[Any, Any]]) -> None:
     """Close generators one after the other: an outer one, which began first, may close those that
     it iterates."""
     for generator in generators:
@@ -218,7 +208,26 @@ async def _close(generators: list[AsyncGeneratorType[Any, Any]]) -> None:
             log.info("a generator of a stopped run raised when it was closed", exc_info=True)
 
 
-def _callback(handle: asyncio.Handle) -> Any:
+def is_of_project(project: ProjectCode, handle: asyncio.Handle) -> bool:
+    """Return whether a callback that waits to be called is the project's own code, or has it as an
+    argument or as the protocol of its transport."""
+    if handle.cancelled():
+        return False
+    callback = callback_of(handle)
+    try:
+        protocol = _protocol(callback)
+        arguments = handle._args or ()
+        return (
+            any(map(project.has, (callback, *arguments)))
+            or project.has_methods_of(protocol)
+            or project.has_methods_of(getattr(protocol, "_app_protocol", None))
+        )
+    except Exception:  # noqa: BLE001  (an attribute of an object of the project's)
+        return False
+
+
+def callback_of(handle: asyncio.Handle) -> Any:
+    """Return the function or method that a handle of the event loop calls."""
     return unwrapped(handle._callback)  # type: ignore[attr-defined]
 
 

@@ -16,16 +16,10 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from belay_workers.execution.stops import RunCancelled
+
 _T = TypeVar("_T")
 _WORKERS = 32
-
-
-class RunCancelled(BaseException):
-    """Raised in a synchronous node whose run is being stopped.
-
-    Not an Exception, so that `except Exception` in a node does not swallow it; `finally` and
-    `with` blocks run.
-    """
 
 
 def _for_the_loop(raised: BaseException) -> BaseException:
@@ -73,6 +67,11 @@ class MainThreadExecutor(ThreadPoolExecutor):
     def _pool_call_done(self, _: Future[Any]) -> None:
         with self._hand_over:
             self._pooled -= 1
+
+    @property
+    def is_shut_down(self) -> bool:
+        """Return whether it takes no more calls, as after `loop.shutdown_default_executor()`."""
+        return bool(self._shutdown)
 
     @property
     def pool_is_busy(self) -> bool:

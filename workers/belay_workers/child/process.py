@@ -1,6 +1,6 @@
-"""Hold what a child process keeps between runs: a connection, an event loop, the loaded graphs.
+"""A child process: what it keeps between runs, and how it executes and stops one.
 
-The parts are made after the fork. The main thread serves synchronous nodes; the
+Its parts are made after the fork. The main thread serves synchronous nodes; the
 event loop runs in a side thread, and database writes in another, in order.
 """
 
@@ -12,48 +12,38 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from types import FrameType
 from typing import Any
 
-from belay_server.bus.cancel_flag import CancelFlags
-from belay_server.bus.client import Keys, connect_redis
-from belay_server.bus.event_log import EventLog
 from belay_server.configuration.settings import Settings
-from belay_server.db.postgres.connection import Connection, connect
-from belay_server.db.postgres.reconnecting import ReconnectingConnection
+from belay_server.db.postgres.connection import Connection
 from belay_server.domain.runs import Claim
 from belay_server.doorbell import Doorbell
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.graphs.store import RunStore
-from belay_server.services.runs.endings import Announcer
-from belay_workers.child.access import RunAccess
-from belay_workers.child.event_writer import EventWriter
+from belay_server.runtime import logs
 from belay_workers.child.forkserver import Forkserver
 from belay_workers.child.leftovers import Leftovers
+from belay_workers.child.limits import NodeLimits
 from belay_workers.child.loop_leftovers import LoopLeftovers
 from belay_workers.child.main_thread_executor import MainThreadExecutor
-from belay_workers.child.project_code import ProjectCode
 from belay_workers.child.signals import NodeSignals
-from belay_workers.place import T
-from belay_workers.slots import Slot, SlotTable, StopReason
-from belay_workers.supervision.processes import (
-    become_session_and_reaper,
-    descendants,
-    end_children,
-    stop_when_parent_dies,
-)
+from belay_workers.execution.access import RunAccess
+from belay_workers.execution.executing_process import ExecutingProcess
+from belay_workers.execution.place import T
+from belay_workers.execution.project_code import ProjectCode
+from belay_workers.execution.stops import ASK_SIGNAL
+from belay_workers.slots import Kind, SlotTable, StopReason
+from belay_workers.supervision.processes import descendants, end_children
 
 log = logging.getLogger(__name__)
 
-#: It is ignored by default, so a late signal does no harm, and nothing else here uses it.
-ASK_SIGNAL = signal.SIGURG
 _LEFTOVER_SECONDS = 0.05
 
 
-class Child:
-    """The parts of a child process, which are used by all of its runs."""
+class Child(ExecutingProcess):
+    """A child process, which has one run at a time: the `Place` of all of its runs."""
 
     def __init__(
         self,
@@ -65,39 +55,20 @@ class Child:
         doorbell: Doorbell,
         access: RunAccess,
     ) -> None:
-        self.settings = settings
-        # Before it is a group of its own, by which the parent tells orphans from children.
-        self.slots = slots
-        self.slot: Slot = slots.take()
-        become_session_and_reaper()
-        stop_when_parent_dies()
-        self._canary, _ = os.pipe2(os.O_CLOEXEC)
-        self.slot.keeps_open(self._canary)
-        # The processes that supervise runs must get the CPU also while runs use all of it.
-        os.nice(settings.child_nice)
-        self.graphs = graphs
-        #: The graphs of runs that this child has left pending because its project lacks them.
-        self.unknown_graphs: set[str] = set()
-        self.owner = f"{owner}/{os.getpid()}"
-        self.database = ReconnectingConnection(
-            lambda: connect(settings.database_url, pgbouncer=settings.pgbouncer, name="belay child")
+        super().__init__(
+            settings, graphs, slots, owner, kind=Kind.CHILD, doorbell=doorbell, access=access
         )
+        #: The graphs whose runs it may claim.
+        self.graph_ids = graphs.graph_ids
         #: Whether to close the connection after the next end: Postgres's process has grown.
         self.reconnects = False
-        keys = Keys(settings.redis_prefix)
-        client = connect_redis(settings)
-        self.event_log = EventLog.of(settings, client, keys)
-        self.announcer = Announcer(self.event_log, CancelFlags(client, keys), doorbell)
-        self.event_writer = EventWriter(self.event_log)
-        self.database_thread: Executor = ThreadPoolExecutor(1, thread_name_prefix="belay-database")
-        self.database_thread.submit(lambda: None).result()
-        self.access = access
-        self.store = RunStore(self.database, self.database_thread, graphs.store)
         self._claim: Claim | None = None
         self._task: asyncio.Task[Any] | None = None
         self._asked = StopReason.NONE
         signal.signal(ASK_SIGNAL, self._on_ask)
         self._signals: NodeSignals | None = None
+        self._limits = NodeLimits()
+        self._has_its_limits = True
         self._nodes = MainThreadExecutor(self._restore)
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(self._nodes)
@@ -118,6 +89,10 @@ class Child:
     def asked(self) -> StopReason:
         """Return why a stop of the current run was requested, NONE if none was."""
         return self._asked
+
+    def log_about(self, fields: Mapping[str, Any] | None) -> None:
+        """Add the run's fields to the log records of this process. None ends that."""
+        logs.about_run(fields)
 
     async def on_database(
         self, work: Callable[[Connection], T], *, keep_waiting: Callable[[], bool]
@@ -152,6 +127,7 @@ class Child:
                 self._wait_for_leftovers()
         finally:
             self._claim = None
+            self._has_its_limits = self._limits.restore()
             self._restore()  # nodes on other threads may set timers, too
             if not self.settings.keep_subprocesses:
                 self._forkserver.end()
@@ -169,6 +145,11 @@ class Child:
                 and set(descendants(os.getpid())).difference(self._processes_of_our_own)
             )
         )
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the next run can be executed here: no run has left less than it needs."""
+        return self._has_its_limits and not self._nodes.is_shut_down
 
     def _restore(self) -> None:
         """Undo what a node has done to the signals and hooks of the main thread."""

@@ -1,8 +1,12 @@
-"""Celery's pool of a worker: it hands the doorbells of runs to child processes.
+"""Celery's pool of a worker: it hands the doorbells of runs to child processes and hosts.
 
 A child executes one run at a time. Children are forked when they are needed, up to the worker's
 concurrency, and one is kept ready for the next run. Others that have been idle for a minute end,
 unless runs have left work in them.
+
+A host executes many runs at once (`host/`), those of the graphs that share hosts (`placement.py`).
+A doorbell does not name its graph. Where only some graphs share hosts, a host is tried first; it
+claims no run of the others, and a child gets it next.
 
 All of this happens on one thread: that of Celery's event loop or, for a broker that Celery cannot
 read from an event loop, the pool's own.
@@ -30,12 +34,16 @@ from celery.worker import state
 from belay_server.doorbell import RUN_TASK
 from belay_workers.background_thread import BackgroundThread
 from belay_workers.child.serving import serve
+from belay_workers.host.serving import serve as serve_host
 from belay_workers.pool.child_process import ChildProcess, Message
-from belay_workers.pool.zygote import Zygote
+from belay_workers.pool.host_process import HostProcess
+from belay_workers.pool.zygote import CHILD, HOST, Zygote
 from belay_workers.supervision import processes
 
 log = logging.getLogger(__name__)
 
+#: With so many runs in each host, another one is forked.
+_RUNS_OF_A_HOST = 32
 #: Children that wait for a run beside those that have one.
 _READY_CHILDREN = 1
 _IDLE_SECONDS = 60.0
@@ -47,6 +55,9 @@ _MOST_FAILED_STARTS = 5
 _CANNOT_START = 3
 
 
+_Process = ChildProcess | HostProcess
+
+
 class RunPool(BasePool):
     """The `worker_pool` of the Celery app. It executes `limit` runs at once at most."""
 
@@ -54,7 +65,10 @@ class RunPool(BasePool):
         super().__init__(*args, **kwargs)
         self._zygote: Zygote
         self._children: list[ChildProcess] = []
+        self._hosts: list[HostProcess] = []
+        #: The messages for children, and those that a host is to try first.
         self._messages: deque[Message] = deque()
+        self._for_hosts: deque[Message] = deque()
         self._hub: Any = None
         self._fork_at = 0.0
         #: Starts that have failed before any child was ready; None once one was.
@@ -67,7 +81,8 @@ class RunPool(BasePool):
 
     def _new_zygote(self) -> Zygote:
         app = self.app
-        zygote = Zygote(app.child_signals, partial(serve, app), app.slots.pids)
+        bodies = {CHILD: partial(serve, app), HOST: partial(serve_host, app)}
+        zygote = Zygote(app.child_signals, bodies, app.slots.pids)
         app.orphans.keep(zygote.pid)
         return zygote
 
@@ -83,8 +98,8 @@ class RunPool(BasePool):
     def register_with_event_loop(self, hub: Any) -> None:
         """Watch the children from Celery's event loop, which is made anew after errors."""
         self._hub = hub
-        for child in self._children:
-            self._watch(child)
+        for process in self._processes():
+            self._watch(process)
         hub.call_repeatedly(_LOOK_SECONDS, self.maintain_pool)
 
     def on_apply(
@@ -111,7 +126,8 @@ class RunPool(BasePool):
             accepted(os.getpid())
             done()
             return
-        self._messages.append(Message(run_id, accepted, done))
+        wanted = self._for_hosts if self.app.placement.shared_graphs else self._messages
+        wanted.append(Message(run_id, accepted, done))
         if self._thread is None:
             self._dispatch()
         else:
@@ -138,8 +154,8 @@ class RunPool(BasePool):
         self._wake()
         if self._thread is not None:
             self._thread.join(_LOOK_SECONDS)
-        for child in self._children:
-            self._disconnect(child)
+        for process in self._processes():
+            self._disconnect(process)
         self.end_children()
 
     on_terminate = on_stop
@@ -157,7 +173,9 @@ class RunPool(BasePool):
         while not self._stopping.is_set():
             poller = select.poll()
             poller.register(self._wake_read, select.POLLIN)
-            watched = {child.fileno(): child for child in self._children if child.fileno() != -1}
+            watched: dict[int, _Process] = {
+                one.fileno(): one for one in self._processes() if one.fileno() != -1
+            }
             for descriptor in watched:
                 poller.register(descriptor, select.POLLIN)
             for descriptor, _event in poller.poll(_LOOK_SECONDS * 1000):
@@ -181,16 +199,26 @@ class RunPool(BasePool):
         self._end_stuck()
         self._dispatch()
 
-    def _receive(self, child: ChildProcess) -> None:
-        if child.receive():
-            if child.was_ready:
+    def _receive(self, process: _Process) -> None:
+        if process.receive():
+            if not process.is_starting:
                 self._failed_starts = None
+            if isinstance(process, HostProcess):
+                self._try_in_children(process.take_declined())
             self._dispatch()
             return
-        if child.is_starting:
+        if process.is_starting:
             self._start_has_failed()
-        self._disconnect(child)
+        self._disconnect(process)
         self._forget_dead()
+
+    def _try_in_children(self, declined: list[Message]) -> None:
+        """Let children claim the runs that a host could not: they may be of other graphs."""
+        for message in declined:
+            if self.app.needs_children:
+                self._messages.append(replace(message, is_second=True))
+            else:
+                message.done()
 
     def _start_has_failed(self) -> None:
         """Wait a second before the next fork. End the worker if no child has ever started."""
@@ -207,6 +235,7 @@ class RunPool(BasePool):
 
         The child whose last run ended latest gets the next one, so that others can end.
         """
+        self._dispatch_to_hosts()
         idle = self._idle()
         while self._messages and idle:
             child = idle.pop()
@@ -219,6 +248,33 @@ class RunPool(BasePool):
                 message.accepted(child.pid)
         self._grow()
 
+    def _processes(self) -> list[_Process]:
+        return [*self._children, *self._hosts]
+
+    def _dispatch_to_hosts(self) -> None:
+        """Give the waiting messages to the hosts with the fewest runs."""
+        room = self._hosted_limit - sum(host.load for host in self._hosts)
+        if room <= 0 and self.app.needs_children:
+            self._messages += self._for_hosts  # a child can execute runs of all graphs
+            self._for_hosts.clear()
+        while self._for_hosts and room > 0:
+            ready = [host for host in self._hosts if host.takes_runs]
+            if not ready:
+                return
+            host = min(ready, key=lambda host: host.load)
+            message = self._for_hosts[0]
+            if host.pid is None or not host.give(message):
+                self._disconnect(host)
+                continue
+            self._for_hosts.popleft()
+            room -= 1
+            if not message.is_second:
+                message.accepted(host.pid)
+
+    @property
+    def _hosted_limit(self) -> int:
+        return self.app.placement.hosted_of(self.limit)  # type: ignore[no-any-return]
+
     def _idle(self) -> list[ChildProcess]:
         """Return the idle children, that which has been idle for longest first."""
         idle = [child for child in self._children if child.is_idle]
@@ -229,44 +285,65 @@ class RunPool(BasePool):
         ready."""
         if self.app.slots.draining or time.monotonic() < self._fork_at:
             return
+        if self._wants_host():
+            self._fork_host()
+        if not self.app.needs_children:
+            return
         free = sum(child.is_idle or child.is_starting for child in self._children)
         wanted = len(self._messages) + _READY_CHILDREN - free
-        room = self.limit - len(self._children)
+        room = self.limit - self._hosted_limit - len(self._children)
         for _ in range(min(wanted, room)):
             try:
-                child = self._zygote.fork()
+                child = ChildProcess(self._zygote.fork(CHILD))
             except OSError:  # it has died; replaced by the next look
                 return
             self._children.append(child)
             self._watch(child)
 
+    def _wants_host(self) -> bool:
+        """Return whether another host is needed: all that take runs have many, or none does."""
+        if not self.app.placement.hosts or any(host.is_starting for host in self._hosts):
+            return False
+        able = [host for host in self._hosts if host.takes_runs]
+        is_full = all(host.load >= _RUNS_OF_A_HOST for host in able)
+        return is_full and len(able) < self.app.placement.hosts
+
+    def _fork_host(self) -> None:
+        with suppress(OSError):  # the zygote has died; replaced by the next look
+            host = HostProcess(self._zygote.fork(HOST))
+            self._hosts.append(host)
+            self._watch(host)
+
     def _end_idle(self) -> None:
-        """End the child that has been idle for longest, if others are idle, too."""
+        """End the child that has been idle for longest, if others are idle, too, and worn hosts."""
+        for host in self._hosts:
+            if host.is_worn and not host.load:
+                self._disconnect(host)
         idle = [child for child in self._idle() if not child.has_work]
         if len(idle) > _READY_CHILDREN and idle[0].idle_since < time.monotonic() - _IDLE_SECONDS:
             self._disconnect(idle[0])
 
     def _end_stuck(self) -> None:
-        """Kill children that have not started within a minute."""
-        for child in self._children:
-            is_late = child.started_at < time.monotonic() - _START_SECONDS
-            if child.is_starting and is_late and child.pid is not None:
-                log.error("child process %d has not started in time; killing it", child.pid)
-                processes.kill_tree(child.pid)
+        """Kill processes that have not started within a minute."""
+        for one in self._processes():
+            is_late = one.started_at < time.monotonic() - _START_SECONDS
+            if one.is_starting and is_late and one.pid is not None:
+                log.error("child process %d has not started in time; killing it", one.pid)
+                processes.kill_tree(one.pid)
                 self._start_has_failed()
-                self._disconnect(child)
+                self._disconnect(one)
 
-    def _watch(self, child: ChildProcess) -> None:
-        if self._hub is not None and child.fileno() != -1:
-            self._hub.add_reader(child.fileno(), partial(self._receive, child))
+    def _watch(self, process: _Process) -> None:
+        if self._hub is not None and process.fileno() != -1:
+            self._hub.add_reader(process.fileno(), partial(self._receive, process))
 
-    def _disconnect(self, child: ChildProcess) -> None:
-        if self._hub is not None and child.fileno() != -1:
-            self._hub.remove_reader(child.fileno())
-        child.close()
+    def _disconnect(self, process: _Process) -> None:
+        if self._hub is not None and process.fileno() != -1:
+            self._hub.remove_reader(process.fileno())
+        process.close()
 
     def _forget_dead(self) -> None:
-        """Forget the children that have ended.
+        """Forget the processes that have ended.
 
         A run is over when the supervisor has freed the dead child's slot: what its node had
         started is dead then, and the run has been handed over for recovery.
@@ -282,6 +359,15 @@ class RunPool(BasePool):
                     self._messages.appendleft(replace(message, is_second=True))
                 else:
                     child.done()
+        for host in list(self._hosts):
+            if host.fileno() == -1 and host.pid not in in_use:
+                self._hosts.remove(host)
+                _reap(host.pid)
+                for message in host.outstanding():
+                    if message.is_second:
+                        message.done()
+                    else:  # the row decides, as above
+                        self._for_hosts.appendleft(replace(message, is_second=True))
 
     def _replace_zygote(self) -> None:
         """Start another zygote. The children of the first are killed, as the kernel has stopped
@@ -290,9 +376,9 @@ class RunPool(BasePool):
         log.error("the process that forks this worker's children has ended; starting it again")
         for pid in self.app.slots.pids():
             processes.kill_tree(pid)
-        for child in self._children:
-            if child.is_starting:
-                self._disconnect(child)
+        for process in self._processes():
+            if process.is_starting:
+                self._disconnect(process)
         self._zygote = self._new_zygote()
 
 

@@ -15,18 +15,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import NoReturn
 
 from belay_workers.child.signals import ChildSignals
-from belay_workers.pool.child_process import ChildProcess
 from belay_workers.supervision.processes import end_when_parent_dies
 
 log = logging.getLogger(__name__)
 
-_FORK = b"f"
+#: Messages to the zygote: fork a child, fork a host, end.
+CHILD = b"c"
+HOST = b"h"
 _END = b"e"
 _LOOK_MILLISECONDS = 500
 _END_SECONDS = 5.0
@@ -38,11 +39,11 @@ class Zygote:
     def __init__(
         self,
         child_signals: ChildSignals,
-        serve: Callable[[socket.socket], None],
+        bodies: Mapping[bytes, Callable[[socket.socket], None]],
         children_in_use: Callable[[], Collection[int]],
     ) -> None:
-        """`serve` is the body of a child. `children_in_use` returns the process ids that must not
-        be reaped yet: those with a slot."""
+        """`bodies` are those of a CHILD and of a HOST. `children_in_use` returns the process ids
+        that must not be reaped yet: those with a slot."""
         self._connection, theirs = socket.socketpair()
         flush_standard_streams()
         self.pid = os.fork()
@@ -52,17 +53,18 @@ class Zygote:
                 self._connection.close()
                 end_when_parent_dies()
                 child_signals.of_children_of(os.getpid())
-                _fork_on_request(theirs, serve, children_in_use)
+                _fork_on_request(theirs, bodies, children_in_use)
 
             _exit_after(run)
         theirs.close()
 
-    def fork(self) -> ChildProcess:
-        """Have a child forked, and return at once. Raises OSError if the zygote has died."""
+    def fork(self, kind: bytes = CHILD) -> socket.socket:
+        """Have a process forked, and return the connection to it at once. Raises OSError if the
+        zygote has died."""
         ours, theirs = socket.socketpair()
         with theirs:
-            socket.send_fds(self._connection, [_FORK], [theirs.fileno()])
-        return ChildProcess(ours)
+            socket.send_fds(self._connection, [kind], [theirs.fileno()])
+        return ours
 
     def has_died(self) -> bool:
         try:
@@ -86,7 +88,7 @@ class Zygote:
 
 def _fork_on_request(
     connection: socket.socket,
-    serve: Callable[[socket.socket], None],
+    bodies: Mapping[bytes, Callable[[socket.socket], None]],
     in_use: Callable[[], Collection[int]],
 ) -> None:
     """Run the zygote until the parent ends it. Then kill the children: those that have only just
@@ -117,7 +119,7 @@ def _fork_on_request(
                     continue
                 if pid == 0:
                     connection.close()
-                    _exit_after(partial(serve, for_child))
+                    _exit_after(partial(bodies[message], for_child))
             children.add(pid)
         children -= {pid for pid in children - set(in_use()) if _has_been_reaped(pid)}
     for pid in children:

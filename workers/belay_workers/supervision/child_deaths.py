@@ -104,7 +104,7 @@ class ChildDeaths:
             end = end_cancelled_run(conn, thread_id, claim, STOPPED)
         elif death.reason is StopReason.TIMEOUT:
             end = end_for_dead(conn, thread_id, claim, timed_out())
-        elif death.reason is StopReason.DRAIN:
+        elif death.reason is StopReason.DRAIN or not death.is_fault:
             self._put_back(conn, death, claim)
             return
         else:

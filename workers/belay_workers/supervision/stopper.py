@@ -1,10 +1,15 @@
-"""Stop runs in two steps, *ask* and *kill*, and detect children that have died.
+"""Stop runs in steps, *ask* and *kill*, and detect processes that have died.
 
-*Ask*: write the claim and the reason into the child's slot and send a signal. The child cancels its
-task and raises in a sync node. *Kill*, when the grace period is over: stop the child (SIGSTOP) and
-read its slot again; if it still executes that claim, kill it with every process it has started.
-The pool replaces it by a fork of the zygote, which has the graphs loaded. Nothing here does network
-I/O, so an unavailable server cannot delay a stop.
+*Ask*: write the claim and the reason into the run's slot and send a signal. The process cancels the
+run's task and raises in a sync node. *Kill*, when the grace period is over: stop the process
+(SIGSTOP) and read the slot again; if it still executes that claim, kill it with every process it
+has started. The pool replaces it by a fork of the zygote, which has the graphs loaded. Nothing here
+does network I/O, so an unavailable server cannot delay a stop.
+
+A host has many runs, so there is a step in between. The host freezes a run whose code goes on
+although it was asked (`host/gates.py`). If its event loop cannot do that, because code of a run
+blocks it, that code is *interrupted*: the handler of a second signal raises in it. A host that is
+killed all the same had the fault of one run; its other runs are put back.
 """
 
 from __future__ import annotations
@@ -23,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from belay_server.domain.runs import Claim
-from belay_workers.child.process import ASK_SIGNAL
-from belay_workers.slots import Phase, Reading, SlotTable, StopReason
+from belay_workers.execution.stops import ASK_SIGNAL
+from belay_workers.slots import Kind, Phase, Reading, SlotTable, StopReason
 from belay_workers.supervision import processes
 from belay_workers.supervision.orphans import Orphans
 
@@ -36,16 +41,24 @@ _FINISHING_SECONDS = 5.0
 #: and deaths wake the thread, so this is the precision of time limits.
 _TICK_SECONDS = 0.02
 _IDLE_TICK_SECONDS = 0.1
+#: Seconds for which a step of a run may block its host's event loop before its graph is isolated.
+_BLOCKING_SECONDS = 1.0
+#: Seconds after which a host is killed because a frozen run has threads left or an interrupted one
+#: goes on, and after which it is killed because it has not frozen the run.
+_HOST_SECONDS = 0.25
+_FREEZE_SECONDS = 10.0
 #: Seconds between two checks that a busy child's descriptors, and so its connections, are open.
 _CANARY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The last content of a dead child's slot, and why it was stopped (NONE if it died itself)."""
+    """The last content of a slot of a dead process, and why its run was stopped: NONE if the
+    process died by itself, or because of another run. `is_fault` is False in the latter case."""
 
     reading: Reading
     reason: StopReason
+    is_fault: bool = True
 
 
 class StopRequests:
@@ -102,25 +115,34 @@ class StopRequests:
 
 
 @dataclass(slots=True)
-class _Watched:
-    """A child process, and the stop that it was asked for. `kill_at` is in monotonic seconds."""
+class _Process:
+    """A process that executes runs."""
 
     pid: int
     pidfd: int | None
-    asked: Claim | None = None
-    reason: StopReason = StopReason.NONE
-    kill_at: float = 0.0
     has_lost_its_canary: bool = False
     #: SIGKILL has been sent: the process is dead soon.
     is_killed: bool = False
+    #: The run because of which it was killed; None if that is not known.
+    killed_for: Claim | None = None
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A stop that a run was asked for. `kill_at` is in monotonic seconds."""
+
+    claim: Claim
+    reason: StopReason
+    kill_at: float
+    is_interrupted: bool = False
 
 
 class Stopper:
     """Stops the claims in `requests`; `run` is the body of a thread.
 
-    `on_death` is called, before the slot is freed, for a child that died while it claimed or
-    executed a run.
-    `on_free` is called for every slot that is freed.
+    `on_death` is called, before the slot is freed, for each run that a dead process had claimed or
+    was claiming. `on_free` is called for every process whose slots were freed. `isolate` is called
+    with the position of a graph that must not share hosts, and the reason.
     """
 
     def __init__(
@@ -132,18 +154,22 @@ class Stopper:
         orphans: Orphans,
         on_death: Callable[[Death], None],
         on_free: Callable[[], None],
+        isolate: Callable[[int, str], None],
     ) -> None:
         self._slots = slots
         self._requests = requests
         self._grace_seconds = grace_seconds
         self._orphans = orphans
         self._look_at_canaries_at = 0.0
+        #: The stops that were asked for, by slot.
+        self._asked: dict[int, _Asked] = {}
         self._had_their_turn: set[int] = set()
         self._on_death = on_death
         self._on_free = on_free
+        self._isolate = isolate
 
     def run(self, stopping: threading.Event) -> None:
-        watched: dict[int, _Watched] = {}
+        watched: dict[int, _Process] = {}
         poller = select.poll()
         poller.register(self._requests, select.POLLIN)
         try:
@@ -153,33 +179,35 @@ class Stopper:
                 self._requests.have_woken()
                 self._run_once(watched, poller)
         finally:
-            for child in watched.values():
-                if child.pidfd is not None:
-                    os.close(child.pidfd)
+            for process in watched.values():
+                if process.pidfd is not None:
+                    os.close(process.pidfd)
 
-    def _run_once(self, watched: dict[int, _Watched], poller: select.poll) -> None:
-        """Ask every child whose run is to be stopped; then kill or bury one, which may take long.
+    def _run_once(self, watched: dict[int, _Process], poller: select.poll) -> None:
+        """Ask every run that is to be stopped; then kill or bury one process, which may take long.
 
-        So a run with many processes does not delay the requests for others.
+        So a run with many processes does not delay the requests for others. `watched` has the
+        processes by id.
         """
         looks = time.monotonic() >= self._look_at_canaries_at
         if looks:
             self._look_at_canaries_at = time.monotonic() + _CANARY_SECONDS
         slow: dict[int, Callable[[], None]] = {}
         dead: dict[int, Callable[[], None]] = {}
-        for reading in self._slots.read_all():
-            child = watched.get(reading.index)
-            if child is None or child.pid != reading.pid:
-                child = _Watched(reading.pid, processes.open_pidfd(reading.pid))
-                watched[reading.index] = child
-                if child.pidfd is not None:
-                    poller.register(child.pidfd, select.POLLIN)
-            if _is_dead(child):
-                dead[reading.index] = partial(self._bury, watched, poller, reading.index)
-            elif not child.is_killed:
-                why = self._why_to_kill(child, reading, looks=looks)
-                if why is not None:
-                    slow[reading.index] = partial(self._kill, child, reading, why)
+        readings = self._slots.read_all()
+        for reading in readings:
+            pid = reading.pid
+            process = watched.get(pid)
+            if process is None:
+                process = watched[pid] = _Process(pid, processes.open_pidfd(pid))
+                if process.pidfd is not None:
+                    poller.register(process.pidfd, select.POLLIN)
+            if _is_dead(process):
+                dead[pid] = partial(self._bury, watched, poller, pid)
+            elif not process.is_killed and pid not in slow:
+                found = self._why_to_kill(process, reading, readings, looks=looks)
+                if found is not None:
+                    slow[pid] = partial(self._kill, process, *found)
         slow |= dead
         if slow:
             self._take_turn(slow)
@@ -188,30 +216,38 @@ class Stopper:
         self._requests.forget_all_but(self._claims_in_hand)
 
     def _take_turn(self, slow: dict[int, Callable[[], None]]) -> None:
-        """Do one of the slow steps, which are by slot: every slot in turn, as a step may fail again
-        and again."""
+        """Do one of the slow steps, which are by process: every process in turn, as a step may fail
+        again and again."""
         if self._had_their_turn.issuperset(slow):
             self._had_their_turn.clear()
-        index = next(index for index in slow if index not in self._had_their_turn)
-        self._had_their_turn.add(index)
-        slow[index]()
+        pid = next(pid for pid in slow if pid not in self._had_their_turn)
+        self._had_their_turn.add(pid)
+        slow[pid]()
 
-    def _why_to_kill(self, child: _Watched, reading: Reading, *, looks: bool) -> str | None:
-        """Ask a busy child to stop, where that is requested. Return why it is to be killed."""
+    def _why_to_kill(
+        self, process: _Process, reading: Reading, readings: list[Reading], *, looks: bool
+    ) -> tuple[Reading, str] | None:
+        """Ask a run to stop, where that is requested. Return the run at whose fault its process is
+        to be killed, and why."""
+        if looks and (reading.is_busy or reading.kind is Kind.HOST):
+            process.has_lost_its_canary |= _has_lost_its_canary(reading)
+        if process.has_lost_its_canary and (reading.is_busy or reading.kind is Kind.HOST):
+            return reading, "has closed the descriptors of its process"
         if not reading.is_busy:
-            child.asked = None
+            self._asked.pop(reading.index, None)
             return None
-        why = self._stop_if_requested(child, reading)
-        if looks:
-            child.has_lost_its_canary = _has_lost_its_canary(reading)
-        return "has closed the descriptors of its process" if child.has_lost_its_canary else why
+        if 0 < reading.stepping_since < time.monotonic() - _BLOCKING_SECONDS:
+            self._isolate(reading.graph, "it has blocked the event loop of a host")
+        return self._stop_if_requested(reading, readings)
 
     def _claims_in_hand(self) -> set[Claim]:
         return {reading.claim for reading in self._slots.read_all() if reading.is_busy}
 
-    def _stop_if_requested(self, child: _Watched, reading: Reading) -> str | None:
-        """Ask a busy child to stop, on a stop request or after its time limit. Return why it is to
-        be killed, once it has had the grace period."""
+    def _stop_if_requested(
+        self, reading: Reading, readings: list[Reading]
+    ) -> tuple[Reading, str] | None:
+        """Ask a run to stop, on a stop request or after its time limit. Once it has had the grace
+        period, return the run at whose fault its process is to be killed, and why."""
         now = time.monotonic()
         reason = self._requests.reason_for(reading.claim)
         if reason is StopReason.NONE and reading.deadline and now >= reading.deadline:
@@ -219,54 +255,99 @@ class Stopper:
             self._requests.add(reading.claim, reason)
         if reason is StopReason.NONE:
             return None
-        if child.asked != reading.claim or child.reason is not reason:
-            first = child.asked != reading.claim
-            child.asked, child.reason = reading.claim, reason
-            if first:
-                child.kill_at = now + self._grace_seconds
-            self._slots.ask(reading.index, reading.claim, reason)
-            with suppress(ProcessLookupError):
-                os.kill(child.pid, ASK_SIGNAL)
+        asked = self._asked.get(reading.index)
+        if asked is None or asked.claim != reading.claim or asked.reason is not reason:
+            is_first = asked is None or asked.claim != reading.claim
+            kill_at = now + self._grace_seconds if is_first or asked is None else asked.kill_at
+            self._asked[reading.index] = _Asked(reading.claim, reason, kill_at)
+            self._ask(reading, reason)
             return None
         late = _FINISHING_SECONDS if reading.phase is Phase.FINISHING else 0.0
-        if now < child.kill_at + late:
+        if now < asked.kill_at + late:
             return None
-        return f"did not stop when asked ({child.reason.name.lower()})"
+        why = f"did not stop when asked ({reason.name.lower()})"
+        if reading.kind is not Kind.HOSTED_RUN or reading.phase is Phase.FINISHING:
+            return reading, why
+        return self._stop_hosted(reading, asked, readings, why)
 
-    def _kill(self, child: _Watched, reading: Reading, why: str) -> None:
-        """Kill the child, unless it has started another run since `reading` was read."""
-        if not processes.stop(child.pid):
+    def _stop_hosted(
+        self, reading: Reading, asked: _Asked, readings: list[Reading], why: str
+    ) -> tuple[Reading, str] | None:
+        """Interrupt what blocks the host of a run that was asked to stop. Return the run at whose
+        fault the host is to be killed: one that blocks it, or this one if it cannot be frozen."""
+        now = time.monotonic()
+        of_host = (one for one in readings if one.pid == reading.pid)
+        too_long = now - self._grace_seconds
+        blocking = next((one for one in of_host if 0 < one.stepping_since < too_long), None)
+        if blocking is not None and blocking.index != reading.index:
+            return blocking, "has blocked the event loop of its host"
+        if blocking is not None and not asked.is_interrupted:
+            asked.is_interrupted = True
+            asked.kill_at = now + _HOST_SECONDS
+            self._ask(reading, asked.reason, interrupts=True)
+            return None
+        if blocking is None:
+            left_at = reading.left_at
+            is_late = 0 < left_at < now - _HOST_SECONDS or asked.kill_at < now - _FREEZE_SECONDS
+            if not is_late:
+                return None
+        return reading, why
+
+    def _ask(self, reading: Reading, reason: StopReason, *, interrupts: bool = False) -> None:
+        self._slots.ask(reading.index, reading.claim, reason, interrupts=interrupts)
+        with suppress(ProcessLookupError):
+            os.kill(reading.pid, ASK_SIGNAL)
+
+    def _kill(self, process: _Process, reading: Reading, why: str) -> None:
+        """Kill the process, unless the run has ended since `reading` was read."""
+        if not processes.stop(process.pid):
             return
         again = self._slots.read(reading.index)
-        if again.pid == child.pid and again.is_busy and again.claim == reading.claim:
-            log.warning(
-                "run %s %s; killing its child process %d",
-                reading.run_id,
-                why,
-                child.pid,
-                extra=about(reading),
-            )
-            processes.kill_tree(child.pid)
-            child.is_killed = True
-        else:
-            processes.resume(child.pid)
+        is_same = again.is_busy and again.claim == reading.claim
+        if again.pid != process.pid or not (is_same or reading.kind is Kind.HOST):
+            processes.resume(process.pid)
+            return
+        what = "child process" if reading.kind is Kind.CHILD else "host"
+        who = "a run" if reading.kind is Kind.HOST else f"run {reading.run_id}"
+        log.warning("%s %s; killing its %s %d", who, why, what, process.pid, extra=about(reading))
+        processes.kill_tree(process.pid)
+        process.is_killed = True
+        process.killed_for = reading.claim if is_same else None
+        if reading.kind is Kind.HOSTED_RUN:
+            self._isolate(reading.graph, f"a run {why}")
 
-    def _bury(self, watched: dict[int, _Watched], poller: select.poll, index: int) -> None:
-        """Handle a child's death: read its slot, hand over its run for recovery, free the slot."""
-        child = watched.pop(index)
-        reading = self._slots.read(index)
-        if child.pidfd is not None:
-            poller.unregister(child.pidfd)
-            os.close(child.pidfd)
-        # Before the run goes on: processes that its node started must not run beside the next
-        # attempt, or after the end.
-        self._orphans.kill(child.pid)
-        reason = child.reason if child.asked == reading.claim else StopReason.NONE
-        if reading.phase is not Phase.IDLE:
-            self._slots.counters.child_died("died" if reason is StopReason.NONE else "killed")
-            self._on_death(Death(reading, reason))
-        self._slots.free(index)
+    def _bury(self, watched: dict[int, _Process], poller: select.poll, pid: int) -> None:
+        """Handle a death: read the process's slots, hand over its runs for recovery, free the
+        slots."""
+        process = watched.pop(pid)
+        if process.pidfd is not None:
+            poller.unregister(process.pidfd)
+            os.close(process.pidfd)
+        # Before the runs go on: processes that their nodes started must not run beside the next
+        # attempts, or after the ends.
+        self._orphans.kill(pid)
+        deaths = []
+        for reading in self._slots.read_all():
+            if reading.pid == pid:
+                deaths += self._deaths(process, reading)
+                if reading.kind is Kind.HOSTED_RUN and process.killed_for is None:
+                    self._isolate(reading.graph, "a host died that had a run of it")
+        if deaths:
+            killed = process.is_killed or any(death.reason for death in deaths)
+            self._slots.counters.child_died("killed" if killed else "died")
+        for death in deaths:
+            self._on_death(death)
+        self._slots.free_all(pid)
         self._on_free()
+
+    def _deaths(self, process: _Process, reading: Reading) -> list[Death]:
+        """Return the death of the run in a dead process's slot, if there is one."""
+        asked = self._asked.pop(reading.index, None)
+        if reading.phase is Phase.IDLE:
+            return []
+        is_asked = asked is not None and asked.claim == reading.claim
+        reason = asked.reason if asked is not None and is_asked else StopReason.NONE
+        return [Death(reading, reason, process.killed_for in (None, reading.claim))]
 
 
 def about(reading: Reading) -> dict[str, Any]:
@@ -296,10 +377,10 @@ def _has_lost_its_canary(reading: Reading) -> bool:
     return found != reading.canary_inode
 
 
-def _is_dead(child: _Watched) -> bool:
-    if child.pidfd is None:
+def _is_dead(process: _Process) -> bool:
+    if process.pidfd is None:
         return True
     # Not `select.select`: it takes no descriptor above 1,023, which a large pool exceeds.
     poller = select.poll()
-    poller.register(child.pidfd, select.POLLIN)
+    poller.register(process.pidfd, select.POLLIN)
     return bool(poller.poll(0))

@@ -59,6 +59,7 @@ class Supervisor:
         *,
         orphans: Orphans,
         on_death: Callable[[], None],
+        isolate: Callable[[int, str], None],
     ) -> None:
         self._settings = settings
         self._slots = slots
@@ -76,6 +77,7 @@ class Supervisor:
             orphans=orphans,
             on_death=self._dead.add,
             on_free=on_death,
+            isolate=isolate,
         )
         self._threads = [
             BackgroundThread(name, body, self._stopping)

@@ -28,11 +28,15 @@ WHERE thread_id = %(thread_id)s AND hidden_at IS NULL
   AND (%(allowed_threads)s::jsonb IS NULL OR belay_allows(%(allowed_threads)s, metadata))
 
 -- name: interrupt_ids_of_thread
--- The ids of its pending interrupts.
+-- The ids of its pending interrupts, but those that an active run answers.
 SELECT question ->> 'id' AS id
-FROM thread, jsonb_each(coalesce(interrupts, '{}')) AS of_task (task_id, questions),
+FROM thread t, jsonb_each(coalesce(interrupts, '{}')) AS of_task (task_id, questions),
     jsonb_array_elements(of_task.questions) WITH ORDINALITY AS asked (question, number)
-WHERE thread_id = %(thread_id)s
+WHERE t.thread_id = %(thread_id)s
+  AND NOT EXISTS (
+    SELECT FROM run r
+    WHERE r.thread_id = t.thread_id AND r.status IN ('pending', 'running')
+      AND r.kwargs #> '{command,resume}' ? (question ->> 'id'))
 ORDER BY task_id, number
 
 -- name: lock_thread

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from belay_server.configuration.project_env import read_env
-from belay_server.configuration.settings import DEFAULT_QUEUE
+from belay_server.configuration.settings import DEFAULT_QUEUE, ISOLATION_WORDS
 from belay_server.domain.headers import HeaderPatterns
 from belay_server.domain.threads import ThreadTtl, TtlStrategy
 from belay_server.graphs.project.http_section import HttpConfig, read_http_config
@@ -41,6 +41,8 @@ class GraphSpec:
     target: str
     description: str | None
     queue: str
+    #: Whether its runs share processes (`isolation`); None: as the operator has set.
+    isolation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ def read_project(path: Path) -> Project:
         raise ProjectError(f"{path}: 'queues' must map graph ids to queue names")
     if unknown := sorted(set(queues) - set(graphs)):
         raise ProjectError(f"{path}: 'queues' names a graph that is not in 'graphs': {unknown[0]}")
+    isolation = _isolation(path, graphs, document.get("isolation", {}))
     python = {name: entry for name, entry in graphs.items() if not _is_javascript(entry)}
     warnings += [
         f"{path}: graph '{name}' is JavaScript and is not served"
@@ -136,7 +139,9 @@ def read_project(path: Path) -> Project:
         root=root,
         warnings=tuple(warnings),
         graphs={
-            graph_id: _graph_spec(path, graph_id, entry, queues.get(graph_id, DEFAULT_QUEUE))
+            graph_id: _graph_spec(
+                path, graph_id, entry, queues.get(graph_id, DEFAULT_QUEUE), isolation.get(graph_id)
+            )
             for graph_id, entry in python.items()
         },
         dependencies=_dependencies(path, root, document.get("dependencies", ["."])),
@@ -151,6 +156,18 @@ def read_project(path: Path) -> Project:
         store=read_store_config(path, document.get("store") or {}),
         webhooks=read_webhooks_config(path, document.get("webhooks"), environ),
     )
+
+
+def _isolation(path: Path, graphs: Mapping[str, Any], isolation: Any) -> Mapping[str, str]:
+    """Return where the runs of each graph are executed, as `isolation` says."""
+    if not isinstance(isolation, dict) or not set(isolation.values()) <= set(ISOLATION_WORDS):
+        words = " or ".join(f"'{word}'" for word in ISOLATION_WORDS)
+        raise ProjectError(f"{path}: 'isolation' must map graph ids to {words}")
+    if unknown := sorted(set(isolation) - set(graphs)):
+        raise ProjectError(
+            f"{path}: 'isolation' names a graph that is not in 'graphs': {unknown[0]}"
+        )
+    return isolation
 
 
 def _auth(path: Path, auth: Any) -> str | None:
@@ -275,14 +292,16 @@ def _thread_ttl(path: Path, checkpointer: Any) -> ThreadTtl | None:
     return ThreadTtl(float(minutes), TtlStrategy(strategy))
 
 
-def _graph_spec(path: Path, graph_id: str, entry: Any, queue: str) -> GraphSpec:
+def _graph_spec(
+    path: Path, graph_id: str, entry: Any, queue: str, isolation: str | None
+) -> GraphSpec:
     description = None
     if isinstance(entry, dict):
         description = entry.get("description")
         entry = entry.get("path")
     if not isinstance(entry, str) or ":" not in entry:
         raise ProjectError(f"{path}: graph '{graph_id}' must be 'path/to/file.py:variable'")
-    return GraphSpec(graph_id, entry, description, queue)
+    return GraphSpec(graph_id, entry, description, queue, isolation)
 
 
 def _dependencies(path: Path, root: Path, entries: Any) -> tuple[Path, ...]:

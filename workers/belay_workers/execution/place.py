@@ -6,7 +6,7 @@ has one run at a time, what they await is done at once, on the main thread (`do_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from typing import Any, Protocol, TypeVar
 
@@ -18,8 +18,8 @@ from belay_server.domain.runs import Claim
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import RunStore
 from belay_server.services.runs.endings import Announcer
-from belay_workers.child.access import RunAccess
-from belay_workers.child.event_writer import EventWriter
+from belay_workers.execution.access import RunAccess
+from belay_workers.execution.event_writer import EventWriter
 from belay_workers.slots import Slot, SlotTable, StopReason
 
 T = TypeVar("T")
@@ -30,6 +30,8 @@ class Place(Protocol):
 
     settings: Settings
     graphs: GraphRegistry
+    #: The graphs whose runs may be claimed here.
+    graph_ids: list[str]
     slots: SlotTable
     slot: Slot
     #: What the leases of this place's runs name as their owner.
@@ -46,6 +48,9 @@ class Place(Protocol):
     database_thread: Executor
     #: Whether to close the connection after the next end: Postgres's process has grown.
     reconnects: bool
+
+    def log_about(self, fields: Mapping[str, Any] | None) -> None:
+        """Add fields to the log records of the run. None ends that."""
 
     @property
     def asked(self) -> StopReason:

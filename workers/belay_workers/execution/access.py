@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import secrets
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -26,6 +27,12 @@ class RunAccess:
         """Give it to clients of `langgraph_sdk` without a URL. Call it before the project is
         imported."""
         self._loopback.install()
+
+    def of_one_run(self) -> RunAccess:
+        """Return a credential for one of several runs of this process."""
+        made = copy.copy(self)
+        made._headers = {}
+        return made
 
     @staticmethod
     def new_token() -> str:

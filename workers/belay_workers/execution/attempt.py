@@ -38,7 +38,7 @@ from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.serde import to_json
 from belay_server.graphs.store import RunStore
 from belay_server.graphs.thread_state import REDACTED
-from belay_server.runtime import fault_points, logs
+from belay_server.runtime import fault_points
 from belay_server.runtime.fault_points import FaultPoint
 from belay_server.services.runs.endings import (
     SMALL_ANSWER,
@@ -49,11 +49,11 @@ from belay_server.services.runs.endings import (
     timed_out,
     with_small_answer,
 )
-from belay_workers.child import graph_executor
-from belay_workers.child.event_writer import RunEvents
-from belay_workers.child.graph_executor import Execution
-from belay_workers.child.main_thread_executor import RunCancelled
-from belay_workers.place import Place
+from belay_workers.execution import graph_executor
+from belay_workers.execution.event_writer import RunEvents
+from belay_workers.execution.graph_executor import Execution
+from belay_workers.execution.place import Place
+from belay_workers.execution.stops import RunCancelled
 from belay_workers.slots import StopReason
 
 log = logging.getLogger(__name__)
@@ -67,10 +67,15 @@ _LARGE_END = 1024 * 1024
 _NEWEST_ENTRIES = 1_000
 
 
-async def attempt_run(place: Place, run_id: UUID) -> None:
-    """Execute a run if it can be claimed, else do nothing. Called for a doorbell message."""
+async def attempt_run(place: Place, run_id: UUID) -> bool:
+    """Execute a run if it can be claimed. Return whether it could. Called for a doorbell message.
+
+    After any other exception than those that are expected here, the slot still has the run. A child
+    process then ends, and the run is recovered at once, as after any death.
+    """
+    claimed = None
     if place.slots.draining:
-        return
+        return False
     place.slot.claiming(run_id)
     fault_points.reached(FaultPoint.DELIVERED, run_id)
     try:
@@ -86,8 +91,9 @@ async def attempt_run(place: Place, run_id: UUID) -> None:
         await place.blocking(place.database.drop)
     finally:
         place.access.end()
-        place.slot.idle()
-        logs.about_run(None)
+        place.log_about(None)
+    place.slot.idle()
+    return claimed is not None
 
 
 async def _claim(place: Place, run_id: UUID) -> ClaimedRun | None:
@@ -107,7 +113,7 @@ async def _claim(place: Place, run_id: UUID) -> ClaimedRun | None:
             run_id,
             owner=place.owner,
             lease_seconds=seconds,
-            graph_ids=place.graphs.graph_ids,
+            graph_ids=place.graph_ids,
             token_hash=hash_of(token),
         )
         if claimed is None:
@@ -137,10 +143,11 @@ def _put_off_unknown_graph(place: Place, conn: Connection, run_id: UUID) -> None
 async def _attempt(place: Place, claimed: ClaimedRun) -> None:
     limit = claimed.timeout_seconds or place.settings.run_timeout_seconds
     attempt = claimed.attempts
-    place.slot.running(claimed.claim, claimed.thread_id, time.monotonic() + limit, attempt)
+    graph = place.graphs.graph_ids.index(claimed.graph_id)
+    place.slot.running(claimed.claim, claimed.thread_id, time.monotonic() + limit, attempt, graph)
     if claimed.claim_no == 1:
         place.slot.counters.claimed(claimed.waited_seconds)
-    logs.about_run(
+    place.log_about(
         {"run_id": str(claimed.run_id), "thread_id": str(claimed.thread_id), "attempt": attempt}
     )
     fault_points.reached(FaultPoint.CLAIMED, claimed.run_id)

@@ -1,4 +1,4 @@
-"""Prepare a child before its first run, so that the run does not wait for it.
+"""Prepare a child or a host before its first run, so that the run does not wait for it.
 
 It opens the connections and executes a small graph through LangGraph, asyncio and the event log's
 client. That also copies the memory pages that a forked process copies when it first writes them.
@@ -20,6 +20,7 @@ from belay_server.db.postgres.outages import is_outage
 from belay_server.domain.runs import Claim
 from belay_server.services.runs.endings import STOPPED
 from belay_workers.child.process import Child
+from belay_workers.execution.executing_process import ExecutingProcess
 
 log = logging.getLogger(__name__)
 
@@ -39,30 +40,36 @@ _GRAPH = StateGraph(_State).add_node("work", _work).add_edge(START, "work").comp
 
 def warm_up(child: Child) -> None:
     """Open connections and execute a graph. If a server is unavailable, the first run waits."""
+    prepare_connections(child)
+    child.on_loop(run_a_graph())
+
+
+def prepare_connections(process: ExecutingProcess) -> None:
+    """Open the connections, and let Postgres plan the statements of a run."""
     try:
-        _prepare_statements(child)
-        child.event_log.last_position(_UNKNOWN_RUN.run_id)
+        _prepare_statements(process)
+        process.event_log.last_position(_UNKNOWN_RUN.run_id)
     except (RedisError, psycopg.Error) as error:
         if isinstance(error, psycopg.Error) and not is_outage(error):
             raise
-        log.info("cannot warm up a child, its first run will connect: %s", error)
-    child.on_loop(_run())
+        log.info("cannot warm up a process, its first run will connect: %s", error)
 
 
-def _prepare_statements(child: Child) -> None:
-    """Let Postgres plan the statements of a run. psycopg prepares them at their second use."""
-    conn = child.database.get()
+def _prepare_statements(process: ExecutingProcess) -> None:
+    """Execute the statements without effect. psycopg prepares them at their second use."""
+    conn = process.database.get()
     for _ in range(2):
         claim_rows.claim_run(
             conn,
             _UNKNOWN_RUN.run_id,
-            owner=child.owner,
+            owner=process.owner,
             lease_seconds=0.0,
-            graph_ids=child.graphs.graph_ids,
+            graph_ids=process.graphs.graph_ids,
         )
         claim_rows.finish_run(conn, _UNKNOWN_RUN.run_id, _UNKNOWN_RUN, STOPPED)
 
 
-async def _run() -> None:
+async def run_a_graph() -> None:
+    """Execute a small graph."""
     async for _ in _GRAPH.astream({}, stream_mode=["values", "updates", "messages"]):
         pass

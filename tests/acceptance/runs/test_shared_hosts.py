@@ -1,0 +1,137 @@
+"""Runs that share a host: each is stopped by itself, and its neighbours go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+from langgraph_sdk import get_sync_client
+
+from tests.acceptance.runs.test_cancel_nodes import assert_silent
+from tests.conformance import watched
+from tests.long_forms import long_case
+from tests.servers import PROJECT
+
+#: They end when asked to, or what they leave is ended.
+COOPERATIVE = [
+    *("async_sleep", "async_beats", "chain_timers", "restart_tasks", "sub_async_beats"),
+    *("fan_async_beats", "drop_generator", "beating_subprocess"),
+]
+#: The host freezes or interrupts them.
+STUBBORN = ["swallow_async", "block_loop", "fan_swallow_async"]
+#: Their host is killed: they are on threads, or hold the GIL.
+FATAL = [
+    *("hold_gil", "swallow_sync", "start_raw_thread", "spin", "leave_daemon"),
+    "wait_for_subprocess",
+]
+ALL = COOPERATIVE + STUBBORN + FATAL
+QUICK = ["async_beats", "beating_subprocess", "swallow_async", "block_loop", "swallow_sync"]
+KINDS = [kind if kind in QUICK else long_case(kind) for kind in ALL]
+NEIGHBOURS = 5
+
+
+@pytest.fixture(scope="module")
+def hosts(make_server, tmp_path_factory):
+    """A server whose graphs share one host. Each kind of node is a graph of its own, as a graph
+    whose run had to be killed does not share hosts any more."""
+    folder = tmp_path_factory.mktemp("hosts")
+    project = os.path.relpath(PROJECT.parent, folder)
+    graphs = dict.fromkeys(ALL, f"{project}/graphs/nodes.py:graph")
+    graphs |= {
+        "steps": f"{project}/graphs/steps.py:steps",
+        "alone": f"{project}/graphs/steps.py:sync_steps",
+        "hostile": f"{project}/graphs/hostile.py:graph_async",
+    }
+    config = folder / "langgraph.json"
+    document = {"dependencies": [project], "graphs": graphs, "isolation": {"alone": "process"}}
+    config.write_text(json.dumps(document))
+    settings = {"BELAY_ISOLATION": "shared", "BELAY_RUN_HOSTS": "1"}
+    live = make_server("hosts", config=config, **settings).start()
+    yield live
+    live.stop()
+
+
+@pytest.fixture
+def client(hosts):
+    with watched(get_sync_client(url=hosts.url)) as client:
+        yield client
+
+
+def start(client, graph, input_):
+    thread_id = client.threads.create()["thread_id"]
+    return thread_id, client.runs.create(thread_id, graph, input=input_)["run_id"]
+
+
+def start_neighbours(client, tmp_path):
+    """Start runs of several steps. Return them with the files of their beats."""
+    found = []
+    for number in range(NEIGHBOURS):
+        path = tmp_path / f"neighbour{number}"
+        found.append((*start(client, "steps", {"seconds": 0.4, "beats": str(path)}), path))
+    for *_, path in found:
+        deadline = time.monotonic() + 60
+        while not path.exists():
+            assert time.monotonic() < deadline, "a neighbour has not started"
+            time.sleep(0.02)
+    return found
+
+
+def assert_unharmed(client, neighbours, *, repeats: int):
+    """Check that neighbours ended as they do alone; a step may have been repeated."""
+    for thread_id, run_id, path in neighbours:
+        assert client.runs.join(thread_id, run_id)["steps"] == ["s1", "s2", "s3", "s4"]
+        assert client.runs.get(thread_id, run_id)["status"] == "success"
+        starts = [line.split()[0] for line in path.read_text().splitlines() if ":start" in line]
+        assert sorted(set(starts)) == ["s1:start", "s2:start", "s3:start", "s4:start"]
+        assert len(starts) <= 4 + repeats
+
+
+@pytest.mark.parametrize("action", ["interrupt", long_case("rollback")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_is_stopped_and_its_neighbours_go_on(client, beats, tmp_path, kind, action):
+    neighbours = start_neighbours(client, tmp_path)
+    input_ = {"kind": kind, "beats": str(beats)}
+    thread_id, run_id = start(client, kind, input_)
+    beats.wait_for({"async_sleep": "asleep", "drop_generator": "begin"}.get(kind, "beat"))
+    client.runs.cancel(thread_id, run_id, wait=True, action=action)
+    assert_silent(beats)
+    statuses = [run["status"] for run in client.runs.list(thread_id)]
+    assert statuses == (["interrupted"] if action == "interrupt" else [])
+    assert_unharmed(client, neighbours, repeats=1)
+
+
+def test_the_runs_share_a_process_and_others_do_not(client, tmp_path):
+    paths = [tmp_path / str(number) for number in range(4)]
+    runs = [start(client, "steps", {"seconds": 0.05, "beats": str(path)}) for path in paths]
+    runs.append(start(client, "alone", {"seconds": 0.05, "beats": str(tmp_path / "alone")}))
+    for thread_id, run_id in runs:
+        client.runs.join(thread_id, run_id)
+    pids = [{line.split()[1] for line in path.read_text().splitlines()} for path in paths]
+    assert len(set.union(*pids)) == 1
+    alone = {line.split()[1] for line in (tmp_path / "alone").read_text().splitlines()}
+    assert alone.isdisjoint(set.union(*pids))
+
+
+def test_an_error_of_a_run_is_its_own(client, tmp_path):
+    neighbours = start_neighbours(client, tmp_path)
+    thread_id, run_id = start(client, "hostile", {"message": "no"})
+    client.runs.join(thread_id, run_id)
+    assert client.runs.get(thread_id, run_id)["status"] == "error"
+    assert_unharmed(client, neighbours, repeats=0)
+
+
+def test_all_are_stopped_by_one_call(client, tmp_path):
+    neighbours = start_neighbours(client, tmp_path)
+    client.runs.cancel_many(status="running")
+    for thread_id, run_id, _path in neighbours:
+        client.runs.join(thread_id, run_id)
+        assert client.runs.get(thread_id, run_id)["status"] == "interrupted"
+
+
+def test_a_killed_host_loses_nothing(client, tmp_path):
+    neighbours = start_neighbours(client, tmp_path)
+    pid = int(neighbours[0][2].read_text().split()[1])
+    os.kill(pid, 9)
+    assert_unharmed(client, neighbours, repeats=1)

@@ -1,0 +1,203 @@
+"""Test that the code of a run on a shared event loop can be frozen and interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import signal
+import threading
+import time
+import uuid
+
+import pytest
+
+from belay_server.domain.runs import Claim
+from belay_workers.execution.stops import RunCancelled
+from belay_workers.host.gates import GatedRun, Gates
+from belay_workers.slots import Kind, SlotTable, StopReason
+
+
+class Loop:
+    """An event loop with gates, and the runs on it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.SelectorEventLoop()
+        self.started: list[GatedRun] = []
+        self.gates = Gates(self.started.append)
+        self.loop.set_task_factory(self.gates.new_task)
+        self.slots = SlotTable(4)
+
+    def new_run(self) -> GatedRun:
+        claim = Claim(uuid.uuid4(), 1)
+        slot = self.slots.take(Kind.HOSTED_RUN)
+        slot.claiming(claim.run_id)
+        slot.running(claim, uuid.uuid4(), 0.0)
+        return GatedRun(claim, slot)
+
+    def start(self, run: GatedRun, coroutine) -> asyncio.Task:
+        return self.loop.create_task(coroutine, context=run.context)
+
+    def turn(self, seconds: float = 0.05) -> None:
+        self.loop.run_until_complete(asyncio.sleep(seconds))
+
+
+@pytest.fixture
+def loop():
+    made = Loop()
+    TESTING.set()
+    yield made
+    TESTING.clear()
+    made.loop.close()
+    gc.collect()
+
+
+#: While a test is executed. The coroutines that a run has kept are collected after it.
+TESTING = threading.Event()
+
+
+async def swallow(beats: list[str]) -> None:
+    while TESTING.is_set():
+        try:
+            beats.append("beat")
+            await asyncio.sleep(0.001)
+        except BaseException:
+            beats.append("swallowed")
+        finally:
+            beats.append("finally")
+
+
+def test_no_line_of_a_frozen_run_is_executed(loop):
+    run, beats = loop.new_run(), []
+    task = loop.start(run, swallow(beats))
+    loop.turn()
+    task.cancel()
+    loop.turn()
+    assert "swallowed" in beats
+    assert not task.done()
+    run.freeze()
+    before = len(beats)
+    loop.turn()
+    assert task.cancelled()
+    assert run.tasks == set()
+    del task
+    gc.collect()
+    loop.turn()
+    assert len(beats) == before
+
+
+def test_tasks_of_a_run_are_frozen_with_it_and_others_are_not(loop):
+    frozen, other = loop.new_run(), loop.new_run()
+    beats, others = [], []
+
+    async def spread() -> None:
+        await asyncio.gather(swallow(beats), asyncio.create_task(swallow(beats)))
+
+    loop.start(frozen, spread())
+    task = loop.start(other, swallow(others))
+    loop.turn()
+    assert len(frozen.tasks) == 3
+    frozen.freeze()
+    before, others_before = len(beats), len(others)
+    loop.turn()
+    assert len(beats) == before
+    assert frozen.tasks == set()
+    assert len(others) > others_before
+    other.freeze()
+    loop.turn()
+    assert task.done()
+
+
+def test_an_exit_is_the_runs_own_error(loop):
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    task = loop.start(loop.new_run(), leave())
+    loop.turn()
+    with pytest.raises(RuntimeError, match="The node raised SystemExit: 3"):
+        task.result()
+
+
+def test_the_slot_shows_which_run_is_stepped(loop):
+    run = loop.new_run()
+    seen = []
+
+    async def look() -> None:
+        seen.append((loop.gates.stepped, loop.slots.read_all()[0].stepping_since))
+
+    loop.start(run, look())
+    loop.turn()
+    [(stepped, since)] = seen
+    assert stepped is run
+    assert 0 < since <= time.monotonic()
+    assert loop.gates.stepped is None
+    assert loop.slots.read_all()[0].stepping_since == 0
+
+
+def test_a_run_that_blocks_the_loop_is_interrupted_once_it_is_to_be(loop):
+    run, other = loop.new_run(), loop.new_run()
+
+    async def block() -> None:
+        time.sleep(30)
+
+    def ask(*_: object) -> None:
+        loop.gates.interrupt()  # not of this run
+        loop.slots.ask(0, run.claim, StopReason.CANCEL, interrupts=True)
+        loop.gates.interrupt()
+
+    loop.slots.ask(1, other.claim, StopReason.CANCEL, interrupts=True)
+    before = signal.signal(signal.SIGALRM, ask)
+    try:
+        task = loop.start(run, block())
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        began = time.monotonic()
+        loop.turn()
+        assert time.monotonic() - began < 20
+        with pytest.raises(RunCancelled):
+            task.result()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_process_that_a_run_starts_is_reported_after_the_step(loop):
+    run = loop.new_run()
+
+    async def start() -> None:
+        run.has_started = True
+
+    loop.start(run, start())
+    loop.turn()
+    assert loop.started == [run]
+
+
+def test_libraries_can_look_at_the_coroutine_of_a_task(loop):
+    """anyio reads the state of a task's coroutine."""
+
+    async def sleep() -> None:
+        await asyncio.sleep(10)
+
+    run = loop.new_run()
+    task = loop.start(run, sleep())
+    assert asyncio.iscoroutine(task.get_coro())
+    assert inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_CREATED
+    loop.turn()
+    assert inspect.getcoroutinestate(task.get_coro()) == inspect.CORO_SUSPENDED
+    run.freeze()
+    loop.turn()
+
+
+def test_the_slot_of_a_run_that_has_ended_is_not_written(loop):
+    run, beats = loop.new_run(), []
+    loop.start(run, swallow(beats))
+    loop.turn()
+    slot = run.slot
+    run.has_ended()
+    slot.release()
+    following = loop.new_run()
+    before = len(beats)
+    loop.turn()
+    assert len(beats) > before
+    assert loop.slots.read_all()[0].claim == following.claim
+    assert loop.slots.read_all()[0].stepping_since == 0
+    run.freeze()
+    loop.turn()

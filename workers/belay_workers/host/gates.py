@@ -1,0 +1,169 @@
+"""Gates: they let code of a run be executed on a host's event loop, until the run is frozen.
+
+Every task that is started in a run's context gets a gate around its coroutine. The event loop steps
+the gate, and the gate steps the coroutine. Before and after each step it notes in the run's slot
+that the loop executes code of this run, so that the supervisor sees which run blocks the loop.
+
+A run is frozen when it goes on although it was asked to stop. Its gates then end their tasks
+without executing another line of it, also where its code catches every exception. The coroutines
+are kept for as long as the host lives: if they were closed or collected, their `finally` blocks
+would be executed. Such a host is replaced when its other runs have ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
+from types import AsyncGeneratorType
+from typing import Any
+from weakref import WeakSet, ref
+
+import psutil
+
+from belay_server.domain.runs import Claim
+from belay_workers.execution.stops import RunCancelled
+from belay_workers.slots import Slot
+
+#: The run in whose context code is executed. Tasks have the context of what has started them.
+_RUN: ContextVar[GatedRun | None] = ContextVar("belay_gated_run", default=None)
+
+
+class GatedRun:
+    """The code of one run on the event loop of a host."""
+
+    def __init__(self, claim: Claim, slot: Slot) -> None:
+        self.claim = claim
+        #: In which its code is executed.
+        self.context = copy_context()
+        self.context.run(_RUN.set, self)
+        #: None once the run has ended: its slot is another run's then.
+        self.slot: Slot | None = slot
+        self.tasks: set[asyncio.Task[Any]] = set()
+        #: Whether its code is executed no more.
+        self.is_frozen = False
+        #: Coroutines and generators that must not be closed nor collected.
+        self.kept: list[Any] = []
+        #: Whether it has started processes that are not in the set yet (`started`).
+        self.has_started = False
+        self.processes: set[psutil.Process] = set()
+        self.threads: WeakSet[threading.Thread] = WeakSet()
+        #: The identifiers of threads that were started without `threading`.
+        self.idents: set[int] = set()
+        #: Its asynchronous generators, in the order in which their iteration began.
+        self.generators: dict[int, ref[AsyncGeneratorType[Any, Any]]] = {}
+
+    @staticmethod
+    def current() -> GatedRun | None:
+        """Return the run in whose context this is called, None outside of runs."""
+        return _RUN.get()
+
+    def owns(self, handle: asyncio.Handle) -> bool:
+        """Return whether a callback that waits on the event loop was added in the run's context."""
+        return handle._context.get(_RUN) is self  # type: ignore[attr-defined]
+
+    def freeze(self) -> None:
+        """Execute no more code of this run on the event loop. Its tasks end at their next step."""
+        self.is_frozen = True
+        for task in self.tasks:
+            task.cancel()
+
+    def has_ended(self) -> None:
+        """Leave the slot to the next run. What the run has left goes on, if anything."""
+        if self.slot is not None:
+            self.slot.stepping(0.0)
+        self.slot = None
+
+
+class Gates:
+    """The gates of one event loop. `new_task` is its task factory. `on_started` is called after a
+    step in which a run has started a process."""
+
+    def __init__(self, on_started: Callable[[GatedRun], None]) -> None:
+        self.on_started = on_started
+        #: The run of which the event loop executes a step.
+        self.stepped: GatedRun | None = None
+
+    def new_task(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        coro: Any,
+        *,
+        context: Context | None = None,
+        **options: Any,
+    ) -> asyncio.Task[Any]:
+        run = _RUN.get() if context is None else context.get(_RUN)
+        if run is None:
+            return asyncio.Task(coro, loop=loop, context=context, **options)
+        task = asyncio.Task(_Gate(coro, run, self), loop=loop, context=context, **options)
+        run.tasks.add(task)
+        task.add_done_callback(run.tasks.discard)
+        return task
+
+    def interrupt(self) -> None:
+        """Raise RunCancelled in the code that the event loop executes, if its run is to be
+        interrupted. Called by a signal handler, on the loop's thread."""
+        run = self.stepped
+        if run is not None and run.slot is not None and run.slot.is_interrupted(run.claim):
+            self.stepped = None
+            raise RunCancelled
+
+
+class _Gate(Coroutine[Any, Any, Any]):
+    """A coroutine of a run."""
+
+    __slots__ = ("_coro", "_gates", "_run")
+
+    def __init__(self, coro: Any, run: GatedRun, gates: Gates) -> None:
+        self._coro = coro
+        self._run = run
+        self._gates = gates
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._coro.send, value)
+
+    def throw(self, *raised: Any) -> Any:
+        return self._step(self._coro.throw, *raised)
+
+    def close(self) -> None:
+        if self._run.is_frozen:
+            self._run.kept.append(self._coro)
+        else:
+            self._coro.close()
+
+    def __await__(self) -> Any:
+        return self
+
+    __iter__ = __await__
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the coroutine, such as `cr_frame`, which libraries read."""
+        return getattr(self._coro, name)
+
+    def _step(self, step: Any, *args: Any) -> Any:
+        run, gates = self._run, self._gates
+        if run.is_frozen:
+            run.kept.append(self._coro)
+            raise asyncio.CancelledError
+        outer, gates.stepped = gates.stepped, run
+        if run.slot is not None:
+            run.slot.stepping(time.monotonic())
+        try:
+            return step(*args)
+        except RunCancelled:
+            if getattr(self._coro, "cr_frame", None) is not None:  # interrupted at its very end
+                run.kept.append(self._coro)
+            raise
+        except (SystemExit, KeyboardInterrupt) as error:  # they would end the event loop
+            raise RuntimeError(f"The node raised {type(error).__name__}: {error}") from error
+        finally:
+            gates.stepped = outer
+            if run.slot is not None:
+                run.slot.stepping(0.0)
+            if run.has_started:
+                gates.on_started(run)

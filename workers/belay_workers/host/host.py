@@ -1,0 +1,121 @@
+"""A host: a process that executes many runs on one event loop, on its main thread.
+
+The parent sends the ids of runs (`pool/host_process.py`); each is attempted in a task. The event
+loop is on the main thread because a signal handler raises there: that is how code which blocks the
+loop is interrupted. Statements of all runs go through one connection, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from types import FrameType
+from typing import Any
+from uuid import UUID
+
+from belay_workers.execution.attempt import attempt_run
+from belay_workers.execution.executing_process import ExecutingProcess
+from belay_workers.execution.project_code import ProjectCode
+from belay_workers.execution.stops import ASK_SIGNAL
+from belay_workers.host.gates import GatedRun, Gates
+from belay_workers.host.hosted_place import HostedPlace
+from belay_workers.host.leftovers import HostLeftovers
+from belay_workers.host.started import Started
+from belay_workers.host.threads import RunThreads
+from belay_workers.pool.host_process import RunStream
+from belay_workers.slots import Kind
+
+log = logging.getLogger(__name__)
+
+_HELPERS = 8
+
+
+class Host(ExecutingProcess):
+    """The process, and the event loop of its runs."""
+
+    def __init__(self, *parts: Any, graph_ids: list[str], **options: Any) -> None:
+        """`graph_ids` are the graphs whose runs share hosts. The rest are the parameters of
+        `ExecutingProcess`."""
+        super().__init__(*parts, kind=Kind.HOST, **options)
+        self._shared_graphs = graph_ids
+        #: The threads for calls of Belay's own that wait for Redis or for the broker.
+        self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="belay-helper")
+        self.loop = asyncio.SelectorEventLoop()
+        asyncio.set_event_loop(self.loop)
+        self._started = Started()
+        self._gates = Gates(self._started.attribute)
+        self._threads = RunThreads(self._started.attribute)
+        self.loop.set_task_factory(self._gates.new_task)
+        self.loop.set_default_executor(self._threads)
+        self.leftovers: HostLeftovers
+        self._places: set[HostedPlace] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_worn = False
+        #: The runs that were frozen: their coroutines must not be collected.
+        self._frozen: list[GatedRun] = []
+        signal.signal(ASK_SIGNAL, self._on_ask)
+
+    def serve(self, connection: socket.socket) -> None:
+        """Execute the runs that the parent sends, until it closes the connection."""
+        self.loop.run_until_complete(self._serve(RunStream(connection)))
+
+    async def _serve(self, runs: RunStream) -> None:
+        project = ProjectCode(self.graphs.has_code)
+        self.leftovers = HostLeftovers(self.loop, project, self._threads, self._started)
+        ended = asyncio.Event()
+
+        def receive() -> None:
+            for run_id in runs.receive():
+                task = self.loop.create_task(self._attempt(run_id, runs))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            if runs.is_closed:
+                self.loop.remove_reader(runs)
+                ended.set()
+
+        self.loop.add_reader(runs, receive)
+        runs.is_ready()
+        await ended.wait()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _attempt(self, run_id: UUID, runs: RunStream) -> None:
+        """Attempt a run, and report its end to the parent."""
+        was_claimed = False
+        place = HostedPlace(self)
+        self._places.add(place)
+        try:
+            was_claimed = await attempt_run(place, run_id)
+        except Exception:
+            log.exception("the attempt of run %s failed", run_id)
+        finally:
+            self._places.discard(place)
+            place.release()
+            runs.has_ended(run_id, was_claimed=was_claimed)
+            if self._is_worn:
+                runs.is_worn()
+
+    def graph_ids(self) -> list[str]:
+        """Return the graphs whose runs it may claim: not those that have been isolated."""
+        isolated = {self.graphs.graph_ids[number] for number in self.slots.isolated()}
+        return [graph_id for graph_id in self._shared_graphs if graph_id not in isolated]
+
+    def has_executed(self, run: GatedRun) -> None:
+        """Note that the graph of a run is not executed any more."""
+        if run.is_frozen:
+            self._frozen.append(run)
+            self._is_worn = True
+        if run.threads or run.processes:
+            self._started.forget(run)
+
+    def _on_ask(self, _signal: int, _frame: FrameType | None) -> None:
+        """Handle the supervisor's signal, between two steps or within one that blocks the loop."""
+        self.loop.call_soon_threadsafe(self._look_for_stops)
+        self._gates.interrupt()
+
+    def _look_for_stops(self) -> None:
+        for place in list(self._places):
+            place.look_for_a_stop()

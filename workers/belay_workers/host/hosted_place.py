@@ -1,0 +1,118 @@
+"""The place of one run in a host: how it is executed and stopped there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from belay_server.db.postgres.connection import Connection
+from belay_server.domain.runs import Claim
+from belay_server.runtime import logs
+from belay_workers.execution.place import T
+from belay_workers.host.gates import GatedRun
+from belay_workers.slots import Kind, StopReason
+
+if TYPE_CHECKING:
+    from belay_workers.host.host import Host
+
+log = logging.getLogger(__name__)
+
+
+class HostedPlace:
+    """The `Place` of one run. Make it, and use it, on the event loop's thread."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.settings = host.settings
+        self.graphs = host.graphs
+        self.graph_ids = host.graph_ids()
+        self.slots = host.slots
+        self.slot = host.slots.take(Kind.HOSTED_RUN)
+        self.owner = host.owner
+        self.unknown_graphs = host.unknown_graphs
+        self.access = host.access.of_one_run()
+        self.store = host.store
+        self.event_log = host.event_log
+        self.event_writer = host.event_writer
+        self.announcer = host.announcer
+        self.database = host.database
+        self.database_thread = host.database_thread
+        self.reconnects = False
+        self._run: GatedRun | None = None
+        self._root: asyncio.Task[Any] | None = None
+        #: Whether something of the run's graph may be executed.
+        self._is_executing = False
+        self._asked = StopReason.NONE
+
+    def release(self) -> None:
+        """Give the slot back. Call it when the attempt is over."""
+        if self._run is not None:
+            self._run.has_ended()
+        self.slot.release()
+
+    def log_about(self, fields: Mapping[str, Any] | None) -> None:
+        """Add fields to the log records of the run. None ends that."""
+        logs.about_run_here(fields)
+
+    @property
+    def asked(self) -> StopReason:
+        """Return the stop that has taken effect on the graph, NONE if none has."""
+        return self._asked
+
+    def asked_of(self, claim: Claim) -> StopReason:
+        """Return the stop requested for this run, whether or not it has taken effect."""
+        return self.slot.asked(claim)
+
+    async def on_database(
+        self, work: Callable[[Connection], T], *, keep_waiting: Callable[[], bool]
+    ) -> T:
+        """Do work on the host's connection, in order with that of its other runs."""
+        call = partial(self.database.run, work, keep_waiting=keep_waiting)
+        return await asyncio.get_running_loop().run_in_executor(self.database_thread, call)
+
+    async def blocking(self, call: Callable[[], T]) -> T:
+        """Do a call that waits, on a thread of Belay's own."""
+        return await asyncio.get_running_loop().run_in_executor(self._host.helpers, call)
+
+    async def run(self, claim: Claim, work: Coroutine[Any, Any, T]) -> T:
+        """Execute a run's graph in a task of its own. After a stop, return only when nothing of the
+        run is left."""
+        run = self._run = GatedRun(claim, self.slot)
+        self._asked = StopReason.NONE
+        root: asyncio.Task[T] = asyncio.get_running_loop().create_task(work, context=run.context)
+        self._root, self._is_executing = root, True
+        self.look_for_a_stop()
+        try:
+            await asyncio.wait({root})
+            if self._asked is not StopReason.NONE:
+                self._root = None
+                await self._host.leftovers.end(run)
+        finally:
+            self._root, self._is_executing = None, False
+            self._host.has_executed(run)
+        return root.result()
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Execute a short coroutine of Belay's own, which is not stopped."""
+        return await work
+
+    def look_for_a_stop(self) -> None:
+        """Cancel the run's task if a stop was requested; freeze the run if that has no effect."""
+        run = self._run
+        if run is None or self._root is None or self._asked is not StopReason.NONE:
+            return
+        self._asked = self.slot.asked(run.claim)
+        if self._asked is StopReason.NONE:
+            return
+        self._root.cancel()
+        seconds = self.settings.cancel_grace_ms / 1000
+        asyncio.get_running_loop().call_later(seconds, self._freeze, run)
+
+    def _freeze(self, run: GatedRun) -> None:
+        if self._is_executing:
+            run_id = run.claim.run_id
+            log.warning("run %s goes on although it was asked to stop; freezing it", run_id)
+            run.freeze()

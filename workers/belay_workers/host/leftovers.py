@@ -1,0 +1,105 @@
+"""End what a stopped run has left on the event loop of its host, on threads and in processes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from types import AsyncGeneratorType
+from typing import Any
+from weakref import ref
+
+from belay_workers.child.loop_leftovers import callback_of, close_generators, is_of_project
+from belay_workers.execution.project_code import ProjectCode
+from belay_workers.host.gates import GatedRun
+from belay_workers.host.started import Started
+from belay_workers.host.threads import RunThreads
+
+_TURN_SECONDS = 0.05
+
+
+class HostLeftovers:
+    """What the runs of one event loop leave behind. Make it on the loop's thread."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        project: ProjectCode,
+        threads: RunThreads,
+        started: Started,
+    ) -> None:
+        self._loop: Any = loop
+        self._project = project
+        self._threads = threads
+        self._started = started
+        self._loops_own_hook: Callable[[Any], None] | None = sys.get_asyncgen_hooks().firstiter
+        sys.set_asyncgen_hooks(firstiter=self._note_generator)
+
+    async def end(self, run: GatedRun) -> None:
+        """Wait until nothing of a stopped run is left: no task, generator, callback of the project,
+        thread or process. The supervisor limits the time."""
+        cancelled: set[asyncio.Task[Any]] = set()
+        while True:
+            strays = set(run.tasks)
+            for stray in strays - cancelled:
+                stray.cancel()
+            if not strays and (suspended := _suspended(run)):
+                strays = {self._close(run, suspended)}
+            cancelled |= strays
+            if strays:
+                await asyncio.wait(strays, timeout=_TURN_SECONDS)
+                await asyncio.sleep(0)  # the callbacks of the tasks may start others
+            self._remove_callbacks(run)
+            is_busy = self._threads.work_for(run) or self._started.end(run)
+            if not (run.tasks or is_busy or (_suspended(run) and not run.is_frozen)):
+                return
+            if run.is_frozen and not run.tasks and run.slot is not None:
+                run.slot.has_left_threads()  # they cannot be frozen
+            if not strays:
+                await asyncio.sleep(_TURN_SECONDS / 10)
+
+    def _close(
+        self, run: GatedRun, generators: list[AsyncGeneratorType[Any, Any]]
+    ) -> asyncio.Task[Any]:
+        """Close generators in the run's own context: their `finally` blocks may be frozen, too."""
+        if run.is_frozen:
+            run.kept += generators
+            return self._loop.create_task(asyncio.sleep(0))  # type: ignore[no-any-return]
+        return run.context.run(self._loop.create_task, close_generators(generators))
+
+    def _note_generator(self, generator: Any) -> None:
+        run = GatedRun.current()
+        if run is not None:
+            generators, key = run.generators, id(generator)
+            generators[key] = ref(generator, lambda _: generators.pop(key, None))
+        if self._loops_own_hook is not None:
+            self._loops_own_hook(generator)
+
+    def _remove_callbacks(self, run: GatedRun) -> None:
+        """Cancel the callbacks of the project's code that wait in the run's context. Those of
+        libraries stay: other runs may use the same connection."""
+        for handle in self._handles():
+            if run.owns(handle) and is_of_project(self._project, handle):
+                handle.cancel()
+        for key in list(self._loop._selector.get_map().values()):
+            reader, writer = key.data or (None, None)
+            if reader is not None and run.owns(reader) and _is_accepting(reader, self._project):
+                self._loop._remove_reader(key.fd)
+            if writer is not None and run.owns(writer) and is_of_project(self._project, writer):
+                self._loop._remove_writer(key.fd)
+
+    def _handles(self) -> Iterator[Any]:
+        yield from list(self._loop._ready)
+        yield from list(self._loop._scheduled)
+
+
+def _is_accepting(handle: Any, project: ProjectCode) -> bool:
+    """Return whether a reader is the project's, or accepts the connections of a server."""
+    name = getattr(callback_of(handle), "__name__", "")
+    return name == "_accept_connection" or is_of_project(project, handle)
+
+
+def _suspended(run: GatedRun) -> list[AsyncGeneratorType[Any, Any]]:
+    found = [one() for one in list(run.generators.values())]
+    living = [generator for generator in found if generator is not None]
+    return [one for one in living if one.ag_frame is not None and not one.ag_running]

@@ -1,0 +1,35 @@
+"""Decide which graphs share hosts, and which get a process for each run.
+
+A graph shares a host if `isolation` in `langgraph.json`, or BELAY_ISOLATION for the graphs that it
+does not name, says `shared`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from belay_server.configuration.settings import SHARED, Settings
+from belay_server.graphs.project.langgraph_json import Project
+
+
+class Placement:
+    """The places of the graphs of one worker's project."""
+
+    def __init__(self, settings: Settings, project: Project) -> None:
+        #: The graphs whose runs share hosts.
+        self.shared_graphs = [
+            graph_id
+            for graph_id, spec in project.graphs.items()
+            if (spec.isolation or settings.isolation) == SHARED
+        ]
+        #: Whether a run may need a process of its own.
+        self.needs_children = len(self.shared_graphs) < len(project.graphs)
+        #: How many runs share hosts at once, as configured; 0 if none does.
+        self.hosted_runs = settings.shared_concurrency if self.shared_graphs else 0
+        #: How many hosts there are at most.
+        self.hosts = (settings.run_hosts or os.cpu_count() or 1) if self.shared_graphs else 0
+
+    def hosted_of(self, runs: int) -> int:
+        """Return how many of a worker's runs at once may be hosted: an option of Celery's may have
+        set their number."""
+        return min(self.hosted_runs, runs - self.needs_children)
