@@ -1,7 +1,7 @@
 """Decide which graphs share hosts, and which get a process for each run.
 
 A graph shares a host if `isolation` in `langgraph.json`, or BELAY_ISOLATION for the graphs that it
-does not name, says `shared`.
+does not name, says `shared`. With a debugger, which stops a whole process, none does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Placement:
         self.shared_graphs = [
             graph_id
             for graph_id, spec in project.graphs.items()
-            if (spec.isolation or settings.isolation) == SHARED
+            if (spec.isolation or settings.isolation) == SHARED and not settings.debug_port
         ]
         #: Whether a run may need a process of its own.
         self.needs_children = len(self.shared_graphs) < len(project.graphs)

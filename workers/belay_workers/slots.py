@@ -229,7 +229,8 @@ class SlotTable:
 
     def isolated(self) -> list[int]:
         """Return the positions of the graphs that have been isolated."""
-        return [graph for graph, is_isolated in enumerate(bytes(self._isolated)) if is_isolated]
+        flags = bytes(self._isolated)
+        return [graph for graph, flag in enumerate(flags) if flag] if 1 in flags else []
 
     def take(self, kind: Kind = Kind.CHILD) -> Slot:
         """Return a free slot for this process. Raises RuntimeError when there is none.

@@ -9,11 +9,13 @@ import signal
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from belay_server.domain.runs import Claim
 from belay_workers.execution.stops import RunCancelled
+from belay_workers.host.event_loop import HostLoop
 from belay_workers.host.gates import GatedRun, Gates
 from belay_workers.slots import Kind, SlotTable, StopReason
 
@@ -22,7 +24,7 @@ class Loop:
     """An event loop with gates, and the runs on it."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.SelectorEventLoop()
+        self.loop = HostLoop()
         self.started: list[GatedRun] = []
         self.gates = Gates(self.started.append)
         self.loop.set_task_factory(self.gates.new_task)
@@ -201,3 +203,22 @@ def test_the_slot_of_a_run_that_has_ended_is_not_written(loop):
     assert loop.slots.read_all()[0].stepping_since == 0
     run.freeze()
     loop.turn()
+
+
+def test_a_run_cannot_stop_the_event_loop_of_others_nor_replace_its_parts(loop, caplog):
+    async def take() -> str:
+        itself = asyncio.get_running_loop()
+        itself.stop()
+        itself.set_task_factory(None)
+        itself.set_default_executor(ThreadPoolExecutor(1))
+        await itself.shutdown_default_executor()
+        return await asyncio.to_thread(lambda: "still there")
+
+    loop.loop.set_default_executor(ThreadPoolExecutor(1))
+    executor = loop.loop._default_executor
+    task = loop.start(loop.new_run(), take())
+    loop.loop.run_until_complete(asyncio.wait_for(asyncio.shield(task), 30))
+    assert task.result() == "still there"
+    assert loop.loop.get_task_factory() == loop.gates.new_task
+    assert loop.loop._default_executor is executor
+    assert caplog.text.count("which shares its process") == 4

@@ -93,7 +93,8 @@ class _RunCollector(Collector):
         return family
 
     def _children(self) -> Iterator[Metric]:
-        readings = [one for one in self._slots.read_all() if one.kind is Kind.CHILD]
+        slots = self._slots.read_all()
+        readings = [one for one in slots if one.kind is Kind.CHILD]
         busy = sum(reading.is_busy for reading in readings)
         family = GaugeMetricFamily(
             "belay_worker_children", "Child processes of this worker, by state.", labels=["state"]
@@ -101,6 +102,10 @@ class _RunCollector(Collector):
         family.add_metric(["busy"], busy)
         family.add_metric(["idle"], len(readings) - busy)
         yield family
+        hosted = sum(one.is_busy for one in slots if one.kind is Kind.HOSTED_RUN)
+        yield GaugeMetricFamily(
+            "belay_worker_hosted_runs", "Runs that share this worker's hosts.", value=hosted
+        )
 
 
 def _cumulated(histogram: Timed, times: Times) -> Iterator[tuple[str, float]]:

@@ -11,15 +11,20 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 from uuid import UUID
 
+from belay_workers.child.limits import NodeLimits
+from belay_workers.child.signals import NodeSignals
 from belay_workers.execution.attempt import attempt_run
 from belay_workers.execution.executing_process import ExecutingProcess
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.execution.stops import ASK_SIGNAL
+from belay_workers.host.event_loop import HostLoop
 from belay_workers.host.gates import GatedRun, Gates
 from belay_workers.host.hosted_place import HostedPlace
 from belay_workers.host.leftovers import HostLeftovers
@@ -43,7 +48,7 @@ class Host(ExecutingProcess):
         self._shared_graphs = graph_ids
         #: The threads for calls of Belay's own that wait for Redis or for the broker.
         self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="belay-helper")
-        self.loop = asyncio.SelectorEventLoop()
+        self.loop = HostLoop()
         asyncio.set_event_loop(self.loop)
         self._started = Started()
         self._gates = Gates(self._started.attribute)
@@ -57,14 +62,16 @@ class Host(ExecutingProcess):
         #: The runs that were frozen: their coroutines must not be collected.
         self._frozen: list[GatedRun] = []
         signal.signal(ASK_SIGNAL, self._on_ask)
+        self._project_code = ProjectCode(self.graphs.has_code)
+        self._limits = NodeLimits()
+        self._signals = NodeSignals()
 
     def serve(self, connection: socket.socket) -> None:
         """Execute the runs that the parent sends, until it closes the connection."""
         self.loop.run_until_complete(self._serve(RunStream(connection)))
 
     async def _serve(self, runs: RunStream) -> None:
-        project = ProjectCode(self.graphs.has_code)
-        self.leftovers = HostLeftovers(self.loop, project, self._threads, self._started)
+        self.leftovers = HostLeftovers(self.loop, self._project_code, self._threads, self._started)
         ended = asyncio.Event()
 
         def receive() -> None:
@@ -85,18 +92,26 @@ class Host(ExecutingProcess):
     async def _attempt(self, run_id: UUID, runs: RunStream) -> None:
         """Attempt a run, and report its end to the parent."""
         was_claimed = False
-        place = HostedPlace(self)
-        self._places.add(place)
         try:
-            was_claimed = await attempt_run(place, run_id)
+            with self._place() as place:
+                was_claimed = await attempt_run(place, run_id)
         except Exception:
             log.exception("the attempt of run %s failed", run_id)
         finally:
-            self._places.discard(place)
-            place.release()
             runs.has_ended(run_id, was_claimed=was_claimed)
             if self._is_worn:
                 runs.is_worn()
+
+    @contextmanager
+    def _place(self) -> Iterator[HostedPlace]:
+        """Yield a place for a run."""
+        place = HostedPlace(self)
+        self._places.add(place)
+        try:
+            yield place
+        finally:
+            self._places.discard(place)
+            place.release()
 
     def graph_ids(self) -> list[str]:
         """Return the graphs whose runs it may claim: not those that have been isolated."""
@@ -108,8 +123,15 @@ class Host(ExecutingProcess):
         if run.is_frozen:
             self._frozen.append(run)
             self._is_worn = True
-        if run.threads or run.processes:
+        if run.has_started or run.processes:
+            if not self.settings.keep_subprocesses:
+                self._started.end(run)
             self._started.forget(run)
+        # Signal handlers, timers and hooks are the process's: one that a run has left would be
+        # called in another run, which may be another caller's.
+        self._project_code.remove_hooks()
+        self._limits.restore()
+        self._signals.restore()
 
     def _on_ask(self, _signal: int, _frame: FrameType | None) -> None:
         """Handle the supervisor's signal, between two steps or within one that blocks the loop."""

@@ -127,8 +127,9 @@ class Supervisor:
                     reading.run_id,
                     extra=about(reading),
                 )
-            processes.stop(reading.pid)
-            processes.kill_tree(reading.pid)
+        for pid in self._slots.pids():
+            processes.stop(pid)
+            processes.kill_tree(pid)
 
     def _wait_until_idle(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
