@@ -67,6 +67,7 @@ class _Record(ctypes.Structure):
         ("graph", ctypes.c_int64),
         ("stepping_since", ctypes.c_double),
         ("left_at", ctypes.c_double),
+        ("worn_at", ctypes.c_double),
         ("ask_interrupts", ctypes.c_int64),
         ("ask_reason", ctypes.c_int64),
         ("ask_claim_no", ctypes.c_int64),
@@ -109,6 +110,8 @@ class Reading:
     #: when only threads or processes of it are left, although it was frozen (`host/gates.py`).
     stepping_since: float = 0.0
     left_at: float = 0.0
+    #: Of a host: when it froze a run; it takes no further ones since then.
+    worn_at: float = 0.0
     #: A file descriptor that the child keeps open, and its inode; see `Stopper`. -1 for none.
     canary: int = -1
     canary_inode: int = 0
@@ -167,6 +170,11 @@ class Slot:
     def stepping(self, since: float) -> None:
         """Note that the event loop executes code of this run; 0 when it has stopped."""
         self._record.stepping_since = since
+
+    def is_worn(self) -> None:
+        """Note that this host has frozen a run."""
+        if not self._record.worn_at:
+            self._record.worn_at = time.monotonic()
 
     def has_left_threads(self) -> None:
         """Note that threads or processes are all that is left of this run, which was frozen."""
@@ -277,6 +285,7 @@ class SlotTable:
             graph=record.graph,
             stepping_since=record.stepping_since,
             left_at=record.left_at,
+            worn_at=record.worn_at,
             canary=record.canary,
             canary_inode=record.canary_inode,
         )

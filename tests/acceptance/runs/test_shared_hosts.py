@@ -17,7 +17,7 @@ from tests.servers import PROJECT
 #: They end when asked to, or what they leave is ended.
 COOPERATIVE = [
     *("async_sleep", "async_beats", "chain_timers", "restart_tasks", "sub_async_beats"),
-    *("fan_async_beats", "drop_generator", "beating_subprocess"),
+    *("fan_async_beats", "drop_generator", "beating_subprocess", "escape_context"),
 ]
 #: The host freezes or interrupts them.
 STUBBORN = ["swallow_async", "block_loop", "fan_swallow_async"]
@@ -27,7 +27,14 @@ FATAL = [
     "wait_for_subprocess",
 ]
 ALL = COOPERATIVE + STUBBORN + FATAL
-QUICK = ["async_beats", "beating_subprocess", "swallow_async", "block_loop", "swallow_sync"]
+QUICK = [
+    "escape_context",
+    "async_beats",
+    "beating_subprocess",
+    "swallow_async",
+    "block_loop",
+    "swallow_sync",
+]
 KINDS = [kind if kind in QUICK else long_case(kind) for kind in ALL]
 NEIGHBOURS = 5
 
@@ -40,6 +47,7 @@ def hosts(make_server, tmp_path_factory):
     project = os.path.relpath(PROJECT.parent, folder)
     graphs = dict.fromkeys(ALL, f"{project}/graphs/nodes.py:graph")
     graphs |= {
+        "hold_lock": f"{project}/graphs/nodes.py:graph",
         "steps": f"{project}/graphs/steps.py:steps",
         "alone": f"{project}/graphs/steps.py:sync_steps",
         "hostile": f"{project}/graphs/hostile.py:graph_async",
@@ -64,12 +72,12 @@ def start(client, graph, input_):
     return thread_id, client.runs.create(thread_id, graph, input=input_)["run_id"]
 
 
-def start_neighbours(client, tmp_path):
-    """Start runs of several steps. Return them with the files of their beats."""
+def start_neighbours(client, tmp_path, seconds=0.4):
+    """Start runs of four steps. Return them with the files of their beats."""
     found = []
     for number in range(NEIGHBOURS):
         path = tmp_path / f"neighbour{number}"
-        found.append((*start(client, "steps", {"seconds": 0.4, "beats": str(path)}), path))
+        found.append((*start(client, "steps", {"seconds": seconds, "beats": str(path)}), path))
     for *_, path in found:
         deadline = time.monotonic() + 60
         while not path.exists():
@@ -123,7 +131,7 @@ def test_an_error_of_a_run_is_its_own(client, tmp_path):
 
 
 def test_all_are_stopped_by_one_call(client, tmp_path):
-    neighbours = start_neighbours(client, tmp_path)
+    neighbours = start_neighbours(client, tmp_path, seconds=60)
     client.runs.cancel_many(status="running")
     for thread_id, run_id, _path in neighbours:
         client.runs.join(thread_id, run_id)
@@ -135,3 +143,17 @@ def test_a_killed_host_loses_nothing(client, tmp_path):
     pid = int(neighbours[0][2].read_text().split()[1])
     os.kill(pid, 9)
     assert_unharmed(client, neighbours, repeats=1)
+
+
+@pytest.mark.long
+def test_a_lock_of_a_frozen_run_does_not_hold_up_its_neighbours(client, beats, tmp_path):
+    """The host of a frozen run is replaced, and with it the lock."""
+    holder = {"kind": "hold_lock", "beats": str(beats), "seconds": 1}
+    thread_id, run_id = start(client, "hold_lock", holder)
+    beats.wait_for("beat")
+    waits = {"kind": "hold_lock", "beats": str(tmp_path / "waits")}
+    waiting = [start(client, "hold_lock", waits) for _ in range(3)]
+    client.runs.cancel(thread_id, run_id, wait=True)
+    for thread_id, run_id in waiting:
+        client.runs.join(thread_id, run_id)
+        assert client.runs.get(thread_id, run_id)["status"] == "success"

@@ -18,6 +18,8 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import Context
 from pathlib import Path
 from typing import TypedDict
 
@@ -28,6 +30,8 @@ from graphs.beats import beat
 
 _BEAT_SECONDS = 0.01
 _PROJECT = Path(__file__).parents[1]
+_KEPT: list[object] = []
+_LOCK = asyncio.Lock()
 
 
 class State(TypedDict, total=False):
@@ -255,6 +259,43 @@ async def start_raw_thread(state: State) -> State:
 _POOL = ThreadPoolExecutor(1)
 
 
+async def escape_context(state: State) -> State:
+    """Leave tasks, timers and callbacks with contexts of their own, and a timer of the process."""
+    loop, path = asyncio.get_running_loop(), state.get("beats")
+
+    async def beats() -> None:
+        while True:
+            beat(path, "beat")
+            await asyncio.sleep(_BEAT_SECONDS)
+
+    def again() -> None:
+        beat(path, "beat")
+        loop.call_later(_BEAT_SECONDS, again, context=Context())
+
+    def restart(_task: object) -> None:
+        asyncio.create_task(asyncio.sleep(_BEAT_SECONDS)).add_done_callback(restart)
+        beat(path, "beat")
+
+    again()
+    restart(None)
+    _KEPT.append(asyncio.create_task(beats(), context=Context()))
+    _KEPT.append(Context().run(asyncio.create_task, beats()))
+    signal.signal(signal.SIGALRM, lambda *_: beat(path, "beat"))
+    signal.setitimer(signal.ITIMER_REAL, _BEAT_SECONDS, _BEAT_SECONDS)
+    await asyncio.sleep(60)
+    return {}
+
+
+async def hold_lock(state: State) -> State:
+    """Wait for a lock of all runs; with `seconds`, keep it, and stop only when killed."""
+    async with _LOCK:
+        beat(state.get("beats"), "beat")
+        while state.get("seconds"):
+            with suppress(BaseException):
+                await asyncio.sleep(_BEAT_SECONDS)
+    return {}
+
+
 def use_thread_pool(state: State) -> State:
     """Work on a pool of the project's, whose thread stays for later runs."""
     beats = state["beats"]
@@ -285,6 +326,8 @@ KINDS = {
         restart_tasks,
         start_raw_thread,
         use_thread_pool,
+        escape_context,
+        hold_lock,
         close_descriptors,
         lower_limits,
         shut_down_executor,

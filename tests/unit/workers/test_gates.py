@@ -10,10 +10,12 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 
 import pytest
 
 from belay_server.domain.runs import Claim
+from belay_workers.execution.project_code import ProjectCode
 from belay_workers.execution.stops import RunCancelled
 from belay_workers.host.event_loop import HostLoop
 from belay_workers.host.gates import GatedRun, Gates
@@ -24,18 +26,19 @@ class Loop:
     """An event loop with gates, and the runs on it."""
 
     def __init__(self) -> None:
-        self.loop = HostLoop()
         self.started: list[GatedRun] = []
         self.gates = Gates(self.started.append)
-        self.loop.set_task_factory(self.gates.new_task)
+        self.loop = HostLoop(ProjectCode(lambda file: file == __file__), self.gates)
         self.slots = SlotTable(4)
+        self.runs: list[GatedRun] = []
 
     def new_run(self) -> GatedRun:
         claim = Claim(uuid.uuid4(), 1)
         slot = self.slots.take(Kind.HOSTED_RUN)
         slot.claiming(claim.run_id)
         slot.running(claim, uuid.uuid4(), 0.0)
-        return GatedRun(claim, slot)
+        self.runs.append(GatedRun(claim, slot))
+        return self.runs[-1]
 
     def start(self, run: GatedRun, coroutine) -> asyncio.Task:
         return self.loop.create_task(coroutine, context=run.context)
@@ -50,11 +53,12 @@ def loop():
     TESTING.set()
     yield made
     TESTING.clear()
+    for kept in [kept for run in made.runs for kept in run.kept]:
+        kept.close()
     made.loop.close()
-    gc.collect()
 
 
-#: While a test is executed. The coroutines that a run has kept are collected after it.
+#: Set while a test is executed. The coroutines that a run has kept are closed after it.
 TESTING = threading.Event()
 
 
@@ -125,14 +129,14 @@ def test_the_slot_shows_which_run_is_stepped(loop):
     seen = []
 
     async def look() -> None:
-        seen.append((loop.gates.stepped, loop.slots.read_all()[0].stepping_since))
+        seen.append((GatedRun.current(), loop.slots.read_all()[0].stepping_since))
 
     loop.start(run, look())
     loop.turn()
     [(stepped, since)] = seen
     assert stepped is run
     assert 0 < since <= time.monotonic()
-    assert loop.gates.stepped is None
+    assert GatedRun.current() is None
     assert loop.slots.read_all()[0].stepping_since == 0
 
 
@@ -222,3 +226,42 @@ def test_a_run_cannot_stop_the_event_loop_of_others_nor_replace_its_parts(loop, 
     assert loop.loop.get_task_factory() == loop.gates.new_task
     assert loop.loop._default_executor is executor
     assert caplog.text.count("which shares its process") == 4
+
+
+def test_a_context_of_its_own_does_not_take_a_task_or_a_callback_from_its_run(loop):
+    """Such as a task that is not to inherit the tracing of its run."""
+    run, beats, tasks = loop.new_run(), [], []
+
+    def again(*_: object) -> None:
+        beats.append("timer")
+        loop.loop.call_later(0.001, again, context=Context())
+
+    def once_more() -> None:
+        beats.append("callback")
+        if TESTING.is_set():
+            loop.loop.call_soon(once_more, context=Context())
+
+    def restart(_task: object) -> None:
+        beats.append("restarted")
+        asyncio.get_running_loop().create_task(sleep()).add_done_callback(restart)
+
+    async def sleep() -> None:
+        await asyncio.sleep(0.001)
+
+    async def escape() -> None:
+        again()
+        once_more()
+        tasks.append(asyncio.create_task(swallow(beats), context=Context()))
+        asyncio.create_task(sleep()).add_done_callback(restart)
+        tasks.append(Context().run(asyncio.create_task, swallow(beats)))
+        await asyncio.sleep(60)
+
+    loop.start(run, escape())
+    loop.turn()
+    assert {"timer", "callback", "restarted", "beat"} <= set(beats)
+    run.freeze()
+    loop.turn()
+    before = len(beats)
+    loop.turn()
+    assert len(beats) == before
+    assert run.tasks == set()

@@ -252,3 +252,15 @@ def test_the_graphs_of_a_host_that_died_by_itself_are_isolated(host):
         (StopReason.NONE, True),
     ]
     assert host.isolated == [0, 1]
+
+
+def test_the_runs_that_are_left_in_a_worn_host_are_put_back(host):
+    """A frozen run may hold a lock that they wait for."""
+    itself = host.slots.take(Kind.HOST)
+    itself._record.pid = host.process.pid
+    host.turn()
+    assert host.done == []
+    itself._record.worn_at = LONG_AGO
+    host.turn()
+    assert host.done == ["ask", "ask"]
+    assert {record.ask_reason for record in host.records} == {StopReason.DRAIN}

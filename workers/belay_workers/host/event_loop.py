@@ -1,20 +1,66 @@
-"""The event loop of a host. Code of one run cannot take from it what all runs need."""
+"""The event loop of a host. Code of one run cannot take from it what all runs need, nor escape its
+run by a callback with a context of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any
 
-from belay_workers.host.gates import GatedRun
+from belay_workers.child.loop_leftovers import is_of_project
+from belay_workers.execution.project_code import ProjectCode
+from belay_workers.host.gates import GatedRun, Gates
 
 log = logging.getLogger(__name__)
 
 
 class HostLoop(asyncio.SelectorEventLoop):
-    """An event loop that ignores a run which would stop it, or replace how tasks and calls on
-    threads are attributed to runs."""
+    """An event loop whose callbacks belong to runs.
+
+    It ignores a run which would stop it, or replace how tasks and calls on threads are attributed.
+    """
+
+    def __init__(self, project: ProjectCode, gates: Gates) -> None:
+        super().__init__()
+        self._project = project
+        self._gates = gates
+        super().set_task_factory(gates.new_task)
+
+    def _call_soon(self, callback: Any, args: Any, context: Context | None) -> asyncio.Handle:
+        handle: asyncio.Handle = super()._call_soon(callback, args, context)  # type: ignore[misc]
+        self._attribute(handle)
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        timer = super().call_at(when, callback, *args, context=context)
+        self._attribute(timer)
+        return timer
+
+    def _add_reader(self, fd: Any, callback: Any, *args: Any) -> asyncio.Handle:
+        handle: asyncio.Handle = super()._add_reader(fd, callback, *args)  # type: ignore[misc]
+        self._attribute(handle)
+        return handle
+
+    def _add_writer(self, fd: Any, callback: Any, *args: Any) -> asyncio.Handle:
+        handle: asyncio.Handle = super()._add_writer(fd, callback, *args)  # type: ignore[misc]
+        self._attribute(handle)
+        return handle
+
+    def _attribute(self, handle: Any) -> None:
+        """Let a callback of the project's code belong to the run that adds it, whatever context it
+        was given, and be called through the gates."""
+        run = GatedRun.of(handle) or GatedRun.current()
+        if run is None or not is_of_project(self._project, handle):
+            return
+        if GatedRun.of(handle) is not run:
+            handle._context = run.adopt(handle._context)
+        if handle._callback != self._gates.call:
+            handle._args = (run, handle._callback, *handle._args)
+            handle._callback = self._gates.call
 
     def stop(self) -> None:
         if not _is_ignored("loop.stop"):

@@ -1,13 +1,14 @@
 """Gates: they let code of a run be executed on a host's event loop, until the run is frozen.
 
-Every task that is started in a run's context gets a gate around its coroutine. The event loop steps
-the gate, and the gate steps the coroutine. Before and after each step it notes in the run's slot
-that the loop executes code of this run, so that the supervisor sees which run blocks the loop.
+Every task that a run starts gets a gate around its coroutine, and every callback of the project's
+code that it adds is called through `Gates.call`. Before and after each step it is noted in the
+run's slot that the loop executes code of this run, so that the supervisor sees which run blocks the
+loop.
 
 A run is frozen when it goes on although it was asked to stop. Its gates then end their tasks
 without executing another line of it, also where its code catches every exception. The coroutines
 are kept for as long as the host lives: if they were closed or collected, their `finally` blocks
-would be executed. Such a host is replaced when its other runs have ended.
+would be executed. Such a host is replaced.
 """
 
 from __future__ import annotations
@@ -31,8 +32,17 @@ from belay_workers.slots import Slot
 _RUN: ContextVar[GatedRun | None] = ContextVar("belay_gated_run", default=None)
 
 
+class _Executed(threading.local):
+    """The run whose code a thread executes, whatever context that has entered."""
+
+    run: GatedRun | None = None
+
+
+_EXECUTED = _Executed()
+
+
 class GatedRun:
-    """The code of one run on the event loop of a host."""
+    """The code of one run on the event loop of a host, and what it has started."""
 
     def __init__(self, claim: Claim, slot: Slot) -> None:
         self.claim = claim
@@ -57,12 +67,28 @@ class GatedRun:
 
     @staticmethod
     def current() -> GatedRun | None:
-        """Return the run in whose context this is called, None outside of runs."""
-        return _RUN.get()
+        """Return the run whose code calls this, None outside of runs."""
+        return _RUN.get() or _EXECUTED.run
 
-    def owns(self, handle: asyncio.Handle) -> bool:
-        """Return whether a callback that waits on the event loop was added in the run's context."""
-        return handle._context.get(_RUN) is self  # type: ignore[attr-defined]
+    @staticmethod
+    def of(handle: asyncio.Handle) -> GatedRun | None:
+        """Return the run to which a callback on the event loop belongs."""
+        context: Context = handle._context  # type: ignore[attr-defined]
+        return context.get(_RUN)
+
+    def adopt(self, context: Context) -> Context:
+        """Return a copy of a context, in which code belongs to this run."""
+        copied = context.copy()
+        copied.run(_RUN.set, self)
+        return copied
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Do a call of this run on another thread: what it starts is the run's, too."""
+        outer, _EXECUTED.run = _EXECUTED.run, self
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _EXECUTED.run = outer
 
     def freeze(self) -> None:
         """Execute no more code of this run on the event loop. Its tasks end at their next step."""
@@ -83,8 +109,6 @@ class Gates:
 
     def __init__(self, on_started: Callable[[GatedRun], None]) -> None:
         self.on_started = on_started
-        #: The run of which the event loop executes a step.
-        self.stepped: GatedRun | None = None
 
     def new_task(
         self,
@@ -94,9 +118,11 @@ class Gates:
         context: Context | None = None,
         **options: Any,
     ) -> asyncio.Task[Any]:
-        run = _RUN.get() if context is None else context.get(_RUN)
+        run = (None if context is None else context.get(_RUN)) or GatedRun.current()
         if run is None:
             return asyncio.Task(coro, loop=loop, context=context, **options)
+        if (copy_context() if context is None else context).get(_RUN) is not run:
+            context = run.adopt(copy_context() if context is None else context)
         task = asyncio.Task(_Gate(coro, run, self), loop=loop, context=context, **options)
         run.tasks.add(task)
         task.add_done_callback(run.tasks.discard)
@@ -105,10 +131,32 @@ class Gates:
     def interrupt(self) -> None:
         """Raise RunCancelled in the code that the event loop executes, if its run is to be
         interrupted. Called by a signal handler, on the loop's thread."""
-        run = self.stepped
+        run = _EXECUTED.run
         if run is not None and run.slot is not None and run.slot.is_interrupted(run.claim):
-            self.stepped = None
+            _EXECUTED.run = None
             raise RunCancelled
+
+    def call(self, run: GatedRun, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a callback of a run, unless the run is frozen."""
+        if not run.is_frozen:
+            return self.step(run, function, *args)
+        return None
+
+    def step(self, run: GatedRun, function: Callable[..., Any], *args: Any) -> Any:
+        """Execute code of a run, up to its next `await`."""
+        outer, _EXECUTED.run = _EXECUTED.run, run
+        if run.slot is not None:
+            run.slot.stepping(time.monotonic())
+        try:
+            return function(*args)
+        except (SystemExit, KeyboardInterrupt) as error:  # they would end the event loop
+            raise RuntimeError(f"The node raised {type(error).__name__}: {error}") from error
+        finally:
+            _EXECUTED.run = outer
+            if run.slot is not None:
+                run.slot.stepping(0.0)
+            if run.has_started:
+                self.on_started(run)
 
 
 class _Gate(Coroutine[Any, Any, Any]):
@@ -146,24 +194,13 @@ class _Gate(Coroutine[Any, Any, Any]):
         return getattr(self._coro, name)
 
     def _step(self, step: Any, *args: Any) -> Any:
-        run, gates = self._run, self._gates
+        run = self._run
         if run.is_frozen:
             run.kept.append(self._coro)
             raise asyncio.CancelledError
-        outer, gates.stepped = gates.stepped, run
-        if run.slot is not None:
-            run.slot.stepping(time.monotonic())
         try:
-            return step(*args)
+            return self._gates.step(run, step, *args)
         except RunCancelled:
             if getattr(self._coro, "cr_frame", None) is not None:  # interrupted at its very end
                 run.kept.append(self._coro)
             raise
-        except (SystemExit, KeyboardInterrupt) as error:  # they would end the event loop
-            raise RuntimeError(f"The node raised {type(error).__name__}: {error}") from error
-        finally:
-            gates.stepped = outer
-            if run.slot is not None:
-                run.slot.stepping(0.0)
-            if run.has_started:
-                gates.on_started(run)

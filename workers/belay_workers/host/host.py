@@ -48,13 +48,13 @@ class Host(ExecutingProcess):
         self._shared_graphs = graph_ids
         #: The threads for calls of Belay's own that wait for Redis or for the broker.
         self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="belay-helper")
-        self.loop = HostLoop()
-        asyncio.set_event_loop(self.loop)
+        self._project_code = ProjectCode(self.graphs.has_code)
         self._started = Started()
         self._gates = Gates(self._started.attribute)
+        self.loop = HostLoop(self._project_code, self._gates)
+        asyncio.set_event_loop(self.loop)
         self._threads = RunThreads(self._started.attribute)
-        self.loop.set_task_factory(self._gates.new_task)
-        self.loop.set_default_executor(self._threads)
+        self.loop.set_default_executor(self._threads.executor)
         self.leftovers: HostLeftovers
         self._places: set[HostedPlace] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -62,7 +62,6 @@ class Host(ExecutingProcess):
         #: The runs that were frozen: their coroutines must not be collected.
         self._frozen: list[GatedRun] = []
         signal.signal(ASK_SIGNAL, self._on_ask)
-        self._project_code = ProjectCode(self.graphs.has_code)
         self._limits = NodeLimits()
         self._signals = NodeSignals()
 
@@ -123,6 +122,7 @@ class Host(ExecutingProcess):
         if run.is_frozen:
             self._frozen.append(run)
             self._is_worn = True
+            self.slot.is_worn()
         if run.has_started or run.processes:
             if not self.settings.keep_subprocesses:
                 self._started.end(run)

@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from types import AsyncGeneratorType
-from typing import Any
+from typing import Any, TypeGuard
 from weakref import ref
 
 from belay_workers.child.loop_leftovers import callback_of, close_generators, is_of_project
@@ -79,13 +79,13 @@ class HostLeftovers:
         """Cancel the callbacks of the project's code that wait in the run's context. Those of
         libraries stay: other runs may use the same connection."""
         for handle in self._handles():
-            if run.owns(handle) and is_of_project(self._project, handle):
+            if _is_of(run, handle) and is_of_project(self._project, handle):
                 handle.cancel()
         for key in list(self._loop._selector.get_map().values()):
             reader, writer = key.data or (None, None)
-            if reader is not None and run.owns(reader) and _is_accepting(reader, self._project):
+            if _is_of(run, reader) and _is_accepting(reader, self._project):
                 self._loop._remove_reader(key.fd)
-            if writer is not None and run.owns(writer) and is_of_project(self._project, writer):
+            if _is_of(run, writer) and _is_accepting(writer, self._project):
                 self._loop._remove_writer(key.fd)
 
     def _handles(self) -> Iterator[Any]:
@@ -93,10 +93,15 @@ class HostLeftovers:
         yield from list(self._loop._scheduled)
 
 
+def _is_of(run: GatedRun, handle: asyncio.Handle | None) -> TypeGuard[asyncio.Handle]:
+    return handle is not None and GatedRun.of(handle) is run
+
+
 def _is_accepting(handle: Any, project: ProjectCode) -> bool:
-    """Return whether a reader is the project's, or accepts the connections of a server."""
-    name = getattr(callback_of(handle), "__name__", "")
-    return name == "_accept_connection" or is_of_project(project, handle)
+    """Return whether a reader or writer is the project's, or accepts a server's connections."""
+    callbacks = (callback_of(handle), *(handle._args or ()))
+    names = [getattr(callback, "__name__", "") for callback in callbacks]
+    return "_accept_connection" in names or is_of_project(project, handle)
 
 
 def _suspended(run: GatedRun) -> list[AsyncGeneratorType[Any, Any]]:

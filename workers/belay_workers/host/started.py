@@ -13,7 +13,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from functools import wraps
+from concurrent.futures import thread as pool_threads
+from functools import partial, wraps
 from typing import Any
 
 import psutil
@@ -22,8 +23,6 @@ from belay_workers.host.gates import GatedRun
 from belay_workers.supervision import processes
 
 _EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
-#: Names of the threads of Belay's own, which may be started while a step of a run is executed.
-_BELAYS = "belay-"
 
 
 class Started:
@@ -78,11 +77,15 @@ def _note_process(event: str, _args: tuple[Any, ...]) -> None:
 
 
 def _noting_thread(start: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
+    """Note the threads of runs. Those of a pool are known by their calls (`RunThreads`)."""
+
     @wraps(start)
     def noting(thread: threading.Thread) -> None:
         run = GatedRun.current()
-        if run is not None and not thread.name.startswith(_BELAYS):
+        is_of_pool = getattr(thread, "_target", None) is pool_threads._worker
+        if run is not None and not is_of_pool:
             run.threads.add(thread)
+            thread.run = partial(run.call, thread.run)  # type: ignore[method-assign]
         start(thread)
 
     return noting
@@ -90,11 +93,12 @@ def _noting_thread(start: Callable[[threading.Thread], None]) -> Callable[[threa
 
 def _noting_ident(start: Callable[..., int]) -> Callable[..., int]:
     @wraps(start)
-    def noting(*args: Any, **kwargs: Any) -> int:
-        ident = start(*args, **kwargs)
+    def noting(function: Any, *args: Any) -> int:
         run = GatedRun.current()
-        if run is not None:
-            run.idents.add(ident)
+        if run is None:
+            return start(function, *args)
+        ident = start(partial(run.call, function), *args)
+        run.idents.add(ident)
         return ident
 
     return noting

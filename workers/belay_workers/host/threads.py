@@ -1,45 +1,59 @@
-"""The threads of a host: the calls that its runs hand to them, and the threads that runs start."""
+"""The calls that the runs of a host hand to threads.
+
+`ThreadPoolExecutor.submit` is replaced in this process, so that calls are known by their run in the
+pools of the project and of libraries, too: a thread of such a pool works for one run after the
+other.
+"""
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any
 
 from belay_workers.host.gates import GatedRun
 
-_T = TypeVar("_T")
 _WORKERS = 64
+#: Threads that write for all runs, and may wait for a server.
+_OF_BELAY = ("belay-database", "belay-helper")
 
 
-class RunThreads(ThreadPoolExecutor):
-    """The default executor of a host's event loop. It knows the run of each call."""
+class RunThreads:
+    """Counts the calls of runs on threads. Make it once in a host."""
 
     def __init__(self, on_started: Callable[[GatedRun], None]) -> None:
         """`on_started` is called after a call that has started a process."""
         self._on_started = on_started
-        super().__init__(max_workers=_WORKERS, thread_name_prefix="belay-node")
         self._lock = threading.Lock()
         self._calls: Counter[GatedRun] = Counter()
-
-    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
-        run = GatedRun.current()
-        if run is None:
-            return super().submit(fn, *args, **kwargs)
-        with self._lock:
-            self._calls[run] += 1
-        # What the call starts belongs to its run, too.
-        context = contextvars.copy_context()
-        future = super().submit(context.run, fn, *args, **kwargs)
-        future.add_done_callback(lambda _: self._has_ended(run))
-        return future
+        ThreadPoolExecutor.submit = self._counting(ThreadPoolExecutor.submit)  # type: ignore[method-assign]
+        #: The default executor of the event loop.
+        self.executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="belay-node")
 
     def work_for(self, run: GatedRun) -> bool:
         """Return whether a call of the run has not ended."""
         return self._calls[run] > 0
+
+    def _counting(self, submit: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
+        @wraps(submit)
+        def counting(pool: Any, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            run = GatedRun.current()
+            if run is None or pool._thread_name_prefix in _OF_BELAY:
+                return submit(pool, fn, *args, **kwargs)
+            with self._lock:
+                self._calls[run] += 1
+            try:
+                future = submit(pool, run.call, fn, *args, **kwargs)
+            except BaseException:
+                self._has_ended(run)
+                raise
+            future.add_done_callback(lambda _: self._has_ended(run))
+            return future
+
+        return counting
 
     def _has_ended(self, run: GatedRun) -> None:
         if run.has_started:

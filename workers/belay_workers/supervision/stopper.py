@@ -43,6 +43,9 @@ _TICK_SECONDS = 0.02
 _IDLE_TICK_SECONDS = 0.1
 #: Seconds for which a step of a run may block its host's event loop before its graph is isolated.
 _BLOCKING_SECONDS = 1.0
+#: Seconds for which the other runs of a host go on after it has frozen one, which may hold a lock
+#: that they wait for. Then they are put back, and go on in another host.
+_WORN_SECONDS = 10.0
 #: Seconds after which a host is killed because a frozen run has threads left or an interrupted one
 #: goes on, and after which it is killed because it has not frozen the run.
 _HOST_SECONDS = 0.25
@@ -195,6 +198,7 @@ class Stopper:
         slow: dict[int, Callable[[], None]] = {}
         dead: dict[int, Callable[[], None]] = {}
         readings = self._slots.read_all()
+        self._drain_worn_hosts(readings)
         for reading in readings:
             pid = reading.pid
             process = watched.get(pid)
@@ -214,6 +218,14 @@ class Stopper:
         if len(slow) > 1:
             self._requests.wake()
         self._requests.forget_all_but(self._claims_in_hand)
+
+    def _drain_worn_hosts(self, readings: list[Reading]) -> None:
+        """Have the runs put back that are left in hosts which have frozen one long ago."""
+        long_ago = time.monotonic() - _WORN_SECONDS
+        worn = {reading.pid for reading in readings if 0 < reading.worn_at < long_ago}
+        for reading in readings:
+            if reading.pid in worn and reading.is_busy and reading.claim not in self._requests:
+                self._requests.add(reading.claim, StopReason.DRAIN)
 
     def _take_turn(self, slow: dict[int, Callable[[], None]]) -> None:
         """Do one of the slow steps, which are by process: every process in turn, as a step may fail
