@@ -235,6 +235,10 @@ class SlotTable:
         self._isolated[graph] = 1
         return True
 
+    def share_again(self, graph: int) -> None:
+        """Let the runs of a graph share hosts again."""
+        self._isolated[graph] = 0
+
     def isolated(self) -> list[int]:
         """Return the positions of the graphs that have been isolated."""
         flags = bytes(self._isolated)

@@ -99,6 +99,7 @@ def stopper_of(slots, requests, on_death=lambda _: None, isolate=lambda _graph, 
         on_death=on_death,
         on_free=lambda: None,
         isolate=isolate,
+        share_again=slots.share_again,
     )
 
 
@@ -244,14 +245,40 @@ def test_a_stop_that_waits_for_a_run_that_blocks_the_host_is_the_others_fault(ho
     assert host.slots.read_all() == []
 
 
-def test_the_graphs_of_a_host_that_died_by_itself_are_isolated(host):
+def test_graphs_are_isolated_for_a_while_after_the_second_death_of_a_host(host, sleepers):
+    """One death may be the platform's doing, which needs memory."""
     host.turn()
     host.dies()
     assert [(death.reason, death.is_fault) for death in host.deaths] == [
         (StopReason.NONE, True),
         (StopReason.NONE, True),
     ]
-    assert host.isolated == [0, 1]
+    assert host.isolated == []
+    host.process = sleepers[1]
+    slot = host.slots.take(Kind.HOSTED_RUN)
+    slot._record.pid = host.process.pid
+    slot.claiming(uuid.uuid4())
+    slot.running(claim(), uuid.uuid4(), 0.0, graph=1)
+    host.turn()
+    host.dies()
+    assert host.isolated == [1]
+    host.slots.isolate(1)
+    host.turn()
+    assert host.slots.isolated() == [1]
+    host.stopper._suspected_until[1] = LONG_AGO
+    host.turn()
+    assert host.slots.isolated() == []
+
+
+def test_a_host_that_died_while_it_executed_a_run_had_the_fault_of_that(host):
+    """Such as of a run that calls `os._exit`."""
+    host.records[1].stepping_since = LONG_AGO * 10**9
+    host.turn()
+    host.dies()
+    assert {death.reading.claim: death.is_fault for death in host.deaths} == {
+        host.claims[0]: False,
+        host.claims[1]: True,
+    }
 
 
 def test_the_runs_that_are_left_in_a_worn_host_are_put_back(host):

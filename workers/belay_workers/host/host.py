@@ -14,6 +14,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from types import FrameType
 from typing import Any
 from uuid import UUID
@@ -61,6 +62,8 @@ class Host(ExecutingProcess):
         self._is_worn = False
         #: The runs that were frozen: their coroutines must not be collected.
         self._frozen: list[GatedRun] = []
+        #: For what is done between the runs' steps, whichever run the signal has interrupted.
+        self._context = copy_context()
         signal.signal(ASK_SIGNAL, self._on_ask)
         self._limits = NodeLimits()
         self._signals = NodeSignals()
@@ -135,7 +138,7 @@ class Host(ExecutingProcess):
 
     def _on_ask(self, _signal: int, _frame: FrameType | None) -> None:
         """Handle the supervisor's signal, between two steps or within one that blocks the loop."""
-        self.loop.call_soon_threadsafe(self._look_for_stops)
+        self.loop.call_soon_threadsafe(self._look_for_stops, context=self._context)
         self._gates.interrupt()
 
     def _look_for_stops(self) -> None:

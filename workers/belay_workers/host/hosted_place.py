@@ -113,6 +113,10 @@ class HostedPlace:
 
     def _freeze(self, run: GatedRun) -> None:
         if self._is_executing:
-            run_id = run.claim.run_id
-            log.warning("run %s goes on although it was asked to stop; freezing it", run_id)
+            run_id = str(run.claim.run_id)
+            log.warning(
+                "run %s goes on although it was asked to stop; freezing it",
+                run_id,
+                extra={"run_id": run_id},
+            )
             run.freeze()

@@ -43,6 +43,9 @@ _TICK_SECONDS = 0.02
 _IDLE_TICK_SECONDS = 0.1
 #: Seconds for which a step of a run may block its host's event loop before its graph is isolated.
 _BLOCKING_SECONDS = 1.0
+#: Seconds within which a second host has to die that has runs of a graph, without a run being known
+#: as the cause, before the graph is isolated; and for which it is isolated then.
+_SUSPECT_SECONDS = 600.0
 #: Seconds for which the other runs of a host go on after it has frozen one, which may hold a lock
 #: that they wait for. Then they are put back, and go on in another host.
 _WORN_SECONDS = 10.0
@@ -145,7 +148,8 @@ class Stopper:
 
     `on_death` is called, before the slot is freed, for each run that a dead process had claimed or
     was claiming. `on_free` is called for every process whose slots were freed. `isolate` is called
-    with the position of a graph that must not share hosts, and the reason.
+    with the position of a graph that must not share hosts, and the reason, `share_again` when a
+    suspicion has expired.
     """
 
     def __init__(
@@ -158,6 +162,7 @@ class Stopper:
         on_death: Callable[[Death], None],
         on_free: Callable[[], None],
         isolate: Callable[[int, str], None],
+        share_again: Callable[[int], None],
     ) -> None:
         self._slots = slots
         self._requests = requests
@@ -170,6 +175,11 @@ class Stopper:
         self._on_death = on_death
         self._on_free = on_free
         self._isolate = isolate
+        self._share_again = share_again
+        #: When a host last died by itself that had runs of a graph, and until when graphs are
+        #: isolated because of that.
+        self._suspected_at: dict[int, float] = {}
+        self._suspected_until: dict[int, float] = {}
 
     def run(self, stopping: threading.Event) -> None:
         watched: dict[int, _Process] = {}
@@ -199,6 +209,7 @@ class Stopper:
         dead: dict[int, Callable[[], None]] = {}
         readings = self._slots.read_all()
         self._drain_worn_hosts(readings)
+        self._end_suspicions()
         for reading in readings:
             pid = reading.pid
             process = watched.get(pid)
@@ -338,12 +349,11 @@ class Stopper:
         # Before the runs go on: processes that their nodes started must not run beside the next
         # attempts, or after the ends.
         self._orphans.kill(pid)
-        deaths = []
-        for reading in self._slots.read_all():
-            if reading.pid == pid:
-                deaths += self._deaths(process, reading)
-                if reading.kind is Kind.HOSTED_RUN and process.killed_for is None:
-                    self._isolate(reading.graph, "a host died that had a run of it")
+        readings = [one for one in self._slots.read_all() if one.pid == pid]
+        culprit = process.killed_for or _stepped(readings)
+        deaths = [death for one in readings for death in self._deaths(culprit, one)]
+        if process.killed_for is None:
+            self._suspect(deaths)
         if deaths:
             killed = process.is_killed or any(death.reason for death in deaths)
             self._slots.counters.child_died("killed" if killed else "died")
@@ -352,14 +362,37 @@ class Stopper:
         self._slots.free_all(pid)
         self._on_free()
 
-    def _deaths(self, process: _Process, reading: Reading) -> list[Death]:
-        """Return the death of the run in a dead process's slot, if there is one."""
+    def _suspect(self, deaths: list[Death]) -> None:
+        """Isolate the graphs of a host that has died by itself, for a while, if another one with
+        runs of them has died before: one of the runs may be the cause."""
+        now = time.monotonic()
+        hosted = [death for death in deaths if death.reading.kind is Kind.HOSTED_RUN]
+        for graph in {death.reading.graph for death in hosted if death.is_fault}:
+            if self._suspected_at.get(graph, -_SUSPECT_SECONDS) > now - _SUSPECT_SECONDS:
+                self._isolate(graph, "two hosts died that had runs of it (for ten minutes)")
+                self._suspected_until[graph] = now + _SUSPECT_SECONDS
+            self._suspected_at[graph] = now
+
+    def _end_suspicions(self) -> None:
+        now = time.monotonic()
+        for graph in [one for one, until in self._suspected_until.items() if until < now]:
+            del self._suspected_until[graph]
+            self._share_again(graph)
+
+    def _deaths(self, culprit: Claim | None, reading: Reading) -> list[Death]:
+        """Return the death of the run in a dead process's slot, if there is one. `culprit` is the
+        run because of which the process died, None if that is not known."""
         asked = self._asked.pop(reading.index, None)
         if reading.phase is Phase.IDLE:
             return []
         is_asked = asked is not None and asked.claim == reading.claim
         reason = asked.reason if asked is not None and is_asked else StopReason.NONE
-        return [Death(reading, reason, process.killed_for in (None, reading.claim))]
+        return [Death(reading, reason, culprit in (None, reading.claim))]
+
+
+def _stepped(readings: list[Reading]) -> Claim | None:
+    """Return the run whose code a dead host executed when it died, None if it executed none."""
+    return next((one.claim for one in readings if one.is_busy and one.stepping_since), None)
 
 
 def about(reading: Reading) -> dict[str, Any]:

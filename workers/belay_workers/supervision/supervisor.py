@@ -78,6 +78,7 @@ class Supervisor:
             on_death=self._dead.add,
             on_free=on_death,
             isolate=isolate,
+            share_again=slots.share_again,
         )
         self._threads = [
             BackgroundThread(name, body, self._stopping)
