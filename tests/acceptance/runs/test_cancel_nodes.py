@@ -102,6 +102,18 @@ def test_a_run_does_not_leave_the_next_one_less_than_it_needs(patient_client, be
     assert "finally" in beats.names()
 
 
+def test_a_cancel_during_an_import_does_not_break_the_next_one(patient_client, beats):
+    """The package would be left without the modules that it had imported."""
+    thread_id = patient_client.threads.create()["thread_id"]
+    input_ = {"kind": "import_slowly", "beats": str(beats), "seconds": 60}
+    run = patient_client.runs.create(thread_id, "nodes", input=input_)
+    beats.wait_for("importing")
+    time.sleep(0.1)  # let it begin; without this, the test would pass for another reason
+    patient_client.runs.cancel(thread_id, run["run_id"], wait=True)
+    again = patient_client.runs.wait(None, "nodes", input={**input_, "seconds": 0})
+    assert again["method"] == "whole"
+
+
 @pytest.mark.parametrize("kind", ["swallow_sync", "swallow_async", "block_loop", "hold_gil"])
 def test_a_child_that_does_not_stop_is_killed(sync_client, beats, kind):
     thread_id, run_id = start(sync_client, kind, beats)

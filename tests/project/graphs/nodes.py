@@ -211,6 +211,14 @@ async def shut_down_executor(state: State) -> State:
     return {}
 
 
+def import_slowly(state: State) -> State:
+    os.environ["SLOW_IMPORT"] = str(state.get("seconds", 0))
+    beat(state.get("beats"), "importing")
+    import graphs.slow
+
+    return {"method": graphs.slow.part.PART}
+
+
 def close_descriptors(state: State) -> State:
     """Close all descriptors, as a daemon does, but in the child of the worker."""
     beat(state.get("beats"), "closing")
@@ -330,6 +338,7 @@ KINDS = {
         hold_lock,
         close_descriptors,
         lower_limits,
+        import_slowly,
         shut_down_executor,
     )
 }

@@ -33,7 +33,7 @@ from belay_workers.execution.access import RunAccess
 from belay_workers.execution.executing_process import ExecutingProcess
 from belay_workers.execution.place import T
 from belay_workers.execution.project_code import ProjectCode
-from belay_workers.execution.stops import ASK_SIGNAL
+from belay_workers.execution.stops import ASK_SIGNAL, is_importing
 from belay_workers.slots import Kind, SlotTable, StopReason
 from belay_workers.supervision.processes import descendants, end_children
 
@@ -69,6 +69,7 @@ class Child(ExecutingProcess):
         self._signals: NodeSignals | None = None
         self._limits = NodeLimits()
         self._has_its_limits = True
+        self._has_cut_an_import = False
         self._nodes = MainThreadExecutor(self._restore)
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(self._nodes)
@@ -149,7 +150,8 @@ class Child(ExecutingProcess):
     @property
     def is_usable(self) -> bool:
         """Whether the next run can be executed here: no run has left less than it needs."""
-        return self._has_its_limits and not self._nodes.is_shut_down
+        is_whole = self._has_its_limits and not self._has_cut_an_import
+        return is_whole and not self._nodes.is_shut_down
 
     def _restore(self) -> None:
         """Undo what a node has done to the signals and hooks of the main thread."""
@@ -189,7 +191,7 @@ class Child(ExecutingProcess):
         finally:
             self._project_code.remove_hooks()
 
-    def _on_ask(self, _signal: int, _frame: FrameType | None) -> None:
+    def _on_ask(self, _signal: int, frame: FrameType | None) -> None:
         """Handle the supervisor's signal: cancel the task, and raise in a synchronous node.
 
         A request for another run than the current one is ignored.
@@ -202,6 +204,7 @@ class Child(ExecutingProcess):
         self._asked = asked
         if self._task is not None:
             self._loop.call_soon_threadsafe(self._task.cancel)
+        self._has_cut_an_import |= is_importing(frame)
         self._nodes.raise_in_node()
 
     def _wait_for_leftovers(self) -> None:

@@ -24,7 +24,7 @@ from belay_workers.child.signals import NodeSignals
 from belay_workers.execution.attempt import attempt_run
 from belay_workers.execution.executing_process import ExecutingProcess
 from belay_workers.execution.project_code import ProjectCode
-from belay_workers.execution.stops import ASK_SIGNAL
+from belay_workers.execution.stops import ASK_SIGNAL, is_importing
 from belay_workers.host.event_loop import HostLoop
 from belay_workers.host.gates import GatedRun, Gates
 from belay_workers.host.hosted_place import HostedPlace
@@ -136,10 +136,14 @@ class Host(ExecutingProcess):
         self._limits.restore()
         self._signals.restore()
 
-    def _on_ask(self, _signal: int, _frame: FrameType | None) -> None:
-        """Handle the supervisor's signal, between two steps or within one that blocks the loop."""
+    def _on_ask(self, _signal: int, frame: FrameType | None) -> None:
+        """Handle the supervisor's signal, between two steps or within one that blocks the loop.
+
+        An import is not interrupted, as the modules are those of all runs: the host is killed.
+        """
         self.loop.call_soon_threadsafe(self._look_for_stops, context=self._context)
-        self._gates.interrupt()
+        if not is_importing(frame):
+            self._gates.interrupt()
 
     def _look_for_stops(self) -> None:
         for place in list(self._places):
