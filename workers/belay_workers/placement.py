@@ -1,7 +1,8 @@
 """Decide which graphs share hosts, and which get a process for each run.
 
 A graph shares a host if `isolation` in `langgraph.json`, or BELAY_ISOLATION for the graphs that it
-does not name, says `shared`. With a debugger, which stops a whole process, none does.
+does not name, says `shared`. With a debugger, which stops a whole process, none does. Nor does the
+graph of agent runs: the check of an output against its client's schema may take very long.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ class Placement:
         self.shared_graphs = [
             graph_id
             for graph_id, spec in project.graphs.items()
-            if (spec.isolation or settings.isolation) == SHARED and not settings.debug_port
+            if (spec.isolation or settings.isolation) == SHARED
+            and graph_id != project.agent_runs_graph
+            and not settings.debug_port
         ]
         #: Whether a run may need a process of its own.
         self.needs_children = len(self.shared_graphs) < len(project.graphs)

@@ -47,6 +47,7 @@ def hosts(make_server, tmp_path_factory):
     project = os.path.relpath(PROJECT.parent, folder)
     graphs = dict.fromkeys(ALL, f"{project}/graphs/nodes.py:graph")
     graphs |= {
+        "blocks": f"{project}/graphs/nodes.py:graph",
         "hold_lock": f"{project}/graphs/nodes.py:graph",
         "steps": f"{project}/graphs/steps.py:steps",
         "alone": f"{project}/graphs/steps.py:sync_steps",
@@ -157,3 +158,16 @@ def test_a_lock_of_a_frozen_run_does_not_hold_up_its_neighbours(client, beats, t
     for thread_id, run_id in waiting:
         client.runs.join(thread_id, run_id)
         assert client.runs.get(thread_id, run_id)["status"] == "success"
+
+
+@pytest.mark.long
+def test_a_run_that_blocks_its_host_does_not_hold_up_its_neighbours(client, beats, tmp_path):
+    """Nobody has cancelled it. It goes on in a process of its own."""
+    neighbours = start_neighbours(client, tmp_path)
+    thread_id, run_id = start(client, "blocks", {"kind": "block_loop", "beats": str(beats)})
+    beats.wait_for("beat")
+    assert_unharmed(client, neighbours, repeats=1)
+    beats.wait_for("beat", count=2)
+    assert len(beats.pids()) == 2
+    client.runs.cancel(thread_id, run_id, wait=True)
+    assert client.runs.get(thread_id, run_id)["status"] == "interrupted"

@@ -13,7 +13,7 @@ import uuid
 import pytest
 
 from belay_server.domain.runs import Claim
-from belay_workers.slots import Kind, SlotTable, StopReason
+from belay_workers.slots import Kind, Phase, SlotTable, StopReason
 from belay_workers.supervision import processes
 from belay_workers.supervision.orphans import Orphans
 from belay_workers.supervision.stopper import Stopper, StopRequests, _is_dead, _Process
@@ -217,6 +217,7 @@ def test_a_host_that_is_to_freeze_a_run_is_given_the_time(host):
 
 def test_a_run_that_blocks_its_host_is_interrupted_before_the_host_is_killed(host, monkeypatch):
     monkeypatch.setattr("belay_workers.supervision.stopper._HOST_SECONDS", 0.0)
+    monkeypatch.setattr("belay_workers.supervision.stopper._LONGEST_BLOCKING_SECONDS", 10**9)
     host.records[0].stepping_since = LONG_AGO
     host.requests.add(host.claims[0], StopReason.CANCEL)
     host.turn()
@@ -229,7 +230,8 @@ def test_a_run_that_blocks_its_host_is_interrupted_before_the_host_is_killed(hos
     assert set(host.isolated) == {0}
 
 
-def test_a_stop_that_waits_for_a_run_that_blocks_the_host_is_the_others_fault(host):
+def test_a_stop_that_waits_for_a_run_that_blocks_the_host_is_the_others_fault(host, monkeypatch):
+    monkeypatch.setattr("belay_workers.supervision.stopper._LONGEST_BLOCKING_SECONDS", 10**9)
     host.records[1].stepping_since = LONG_AGO
     host.requests.add(host.claims[0], StopReason.CANCEL)
     host.turn()
@@ -240,9 +242,32 @@ def test_a_stop_that_waits_for_a_run_that_blocks_the_host_is_the_others_fault(ho
     found = {death.reading.claim: (death.reason, death.is_fault) for death in host.deaths}
     assert found == {
         host.claims[0]: (StopReason.CANCEL, False),
-        host.claims[1]: (StopReason.NONE, True),
+        host.claims[1]: (StopReason.NONE, False),
     }
     assert host.slots.read_all() == []
+
+
+def test_a_host_that_is_blocked_for_long_is_killed_and_all_its_runs_are_put_back(host):
+    host.records[1].stepping_since = LONG_AGO
+    host.turn()
+    assert host.done == ["kill"]
+    assert set(host.isolated) == {1}
+    host.dies()
+    assert [(death.reason, death.is_fault) for death in host.deaths] == [
+        (StopReason.NONE, False),
+        (StopReason.NONE, False),
+    ]
+
+
+def test_a_host_is_not_killed_while_it_writes_the_end_of_a_run(host, monkeypatch):
+    """It may wait for Postgres or Redis, like its other runs."""
+    monkeypatch.setattr("belay_workers.supervision.stopper._FINISHING_SECONDS", 0.0)
+    monkeypatch.setattr("belay_workers.supervision.stopper._FREEZE_SECONDS", 0.0)
+    host.records[0].phase = Phase.FINISHING
+    host.requests.add(host.claims[0], StopReason.CANCEL)
+    for _ in range(4):
+        host.turn()
+    assert host.done == ["ask"]
 
 
 def test_graphs_are_isolated_for_a_while_after_the_second_death_of_a_host(host, sleepers):

@@ -90,6 +90,7 @@ class HostedPlace:
             if self._asked is not StopReason.NONE:
                 self._root = None
                 await self._host.leftovers.end(run)
+                self.slot.finishing()  # from here on, the supervisor waits
         finally:
             self._root, self._is_executing = None, False
             self._host.has_executed(run)

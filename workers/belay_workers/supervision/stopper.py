@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,11 @@ _FINISHING_SECONDS = 5.0
 #: and deaths wake the thread, so this is the precision of time limits.
 _TICK_SECONDS = 0.02
 _IDLE_TICK_SECONDS = 0.1
-#: Seconds for which a step of a run may block its host's event loop before its graph is isolated.
+#: Seconds for which a step of a run may block its host's event loop before its graph is isolated,
+#: and before the host is killed, so that its other runs go on.
 _BLOCKING_SECONDS = 1.0
+_LONGEST_BLOCKING_SECONDS = 5.0
+_BLOCKS = "has blocked the event loop of its host"
 #: Seconds within which a second host has to die that has runs of a graph, without a run being known
 #: as the cause, before the graph is isolated; and for which it is isolated then.
 _SUSPECT_SECONDS = 600.0
@@ -131,6 +134,8 @@ class _Process:
     is_killed: bool = False
     #: The run because of which it was killed; None if that is not known.
     killed_for: Claim | None = None
+    #: Whether that run is put back, too: nobody has asked it to stop.
+    is_excused: bool = False
 
 
 @dataclass(slots=True)
@@ -261,6 +266,8 @@ class Stopper:
             return None
         if 0 < reading.stepping_since < time.monotonic() - _BLOCKING_SECONDS:
             self._isolate(reading.graph, "it has blocked the event loop of a host")
+        if 0 < reading.stepping_since < time.monotonic() - _LONGEST_BLOCKING_SECONDS:
+            return reading, _BLOCKS
         return self._stop_if_requested(reading, readings)
 
     def _claims_in_hand(self) -> set[Claim]:
@@ -289,7 +296,7 @@ class Stopper:
         if now < asked.kill_at + late:
             return None
         why = f"did not stop when asked ({reason.name.lower()})"
-        if reading.kind is not Kind.HOSTED_RUN or reading.phase is Phase.FINISHING:
+        if reading.kind is not Kind.HOSTED_RUN:
             return reading, why
         return self._stop_hosted(reading, asked, readings, why)
 
@@ -303,7 +310,9 @@ class Stopper:
         too_long = now - self._grace_seconds
         blocking = next((one for one in of_host if 0 < one.stepping_since < too_long), None)
         if blocking is not None and blocking.index != reading.index:
-            return blocking, "has blocked the event loop of its host"
+            return blocking, _BLOCKS
+        if reading.phase is Phase.FINISHING:
+            return None  # none of its code is executed: its host writes its end
         if blocking is not None and not asked.is_interrupted:
             asked.is_interrupted = True
             asked.kill_at = now + _HOST_SECONDS
@@ -336,6 +345,7 @@ class Stopper:
         processes.kill_tree(process.pid)
         process.is_killed = True
         process.killed_for = reading.claim if is_same else None
+        process.is_excused = why == _BLOCKS
         if reading.kind is Kind.HOSTED_RUN:
             self._isolate(reading.graph, f"a run {why}")
 
@@ -352,6 +362,8 @@ class Stopper:
         readings = [one for one in self._slots.read_all() if one.pid == pid]
         culprit = process.killed_for or _stepped(readings)
         deaths = [death for one in readings for death in self._deaths(culprit, one)]
+        if process.is_excused:
+            deaths = [replace(death, is_fault=False) for death in deaths]
         if process.killed_for is None:
             self._suspect(deaths)
         if deaths:
