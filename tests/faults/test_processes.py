@@ -102,6 +102,27 @@ def test_a_cancel_accepted_before_the_worker_died_is_carried_out(cluster, probe)
 
 
 @pytest.mark.long
+def test_the_children_of_a_parent_that_is_not_executed_are_killed(make_server, beats):
+    """Its leases will lapse, and another worker end its runs: their code must not go on."""
+    live = make_server("unsupervised", concurrency=1).start()
+    try:
+        with get_sync_client(url=live.url) as client:
+            thread_id = client.threads.create()["thread_id"]
+            input_ = {"kind": "sync_beats", "beats": str(beats)}
+            run_id = client.runs.create(thread_id, "nodes", input=input_)["run_id"]
+            beats.wait_for("beat")
+            [child] = map(psutil.Process, beats.pids())
+            parent = child.parent().parent()  # the zygote is between them
+            parent.suspend()
+            wait_until(lambda: not child.is_running() or child.status() == "zombie", 9, "its death")
+            parent.resume()
+            wait_until(lambda: len(beats.pids()) == 2, 60, "the next attempt")
+            client.runs.cancel(thread_id, run_id, wait=True)
+    finally:
+        live.stop()
+
+
+@pytest.mark.long
 def test_the_run_timeout_of_the_server_applies_to_runs_without_one(scratch, tmp_path):
     live = LiveServer(scratch / tmp_path.name, BELAY_RUN_TIMEOUT_SECONDS="0.4").start()
     try:

@@ -40,6 +40,8 @@ _SPARE_SLOTS = 64
 _SCHEMA_WAIT_SECONDS = 60.0
 #: Seconds between two checks, in the main loop, that the guardian is alive.
 _GUARD_SECONDS = 1.0
+#: For how long a parent is waited for, which may be slow, even if its leases lapse earlier.
+_UNSUPERVISED_SECONDS = 5.0
 #: Exit code of a worker that has stopped consuming and is to be restarted.
 _STALLED = 75
 
@@ -63,7 +65,9 @@ def prepare(app: Belay, concurrency: int) -> None:
     # Processes that a node starts can be found when the node's child dies, and when this one does.
     app.child_signals = ChildSignals()
     processes.become_reaper()
-    app.guardian = Guardian(app.slots)
+    # A lease may have been renewed one interval ago when the parent stops.
+    until_taken = settings.lease_seconds - settings.lease_renewal_seconds - _GUARD_SECONDS
+    app.guardian = Guardian(app.slots, unsupervised_seconds=max(until_taken, _UNSUPERVISED_SECONDS))
     app.guardian.ensure()  # fork it while this process is small
     if settings.preload_graphs:
         load_graphs(app)

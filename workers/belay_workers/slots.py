@@ -202,7 +202,8 @@ class SlotTable:
         self.counter_table = CounterTable(size + 1)
         #: The row of the parent process.
         self.counters = self.counter_table.row(size)
-        self._header = ctypes.sizeof(ctypes.c_int64) + _MOST_GRAPHS
+        word = ctypes.sizeof(ctypes.c_int64)
+        self._header = 2 * word + _MOST_GRAPHS
         length = self._header + size * ctypes.sizeof(_Record)
         # An unlinked file that exists for as long as the worker: it is the shared memory, and the
         # lock is taken on it.
@@ -212,13 +213,23 @@ class SlotTable:
         self._memory = mmap.mmap(self._fd, length)
         self._draining = ctypes.c_int64.from_buffer(self._memory, 0)
         #: Which graphs need a process for each run, by position; see `placement.py`.
-        self._isolated = (ctypes.c_uint8 * _MOST_GRAPHS).from_buffer(
-            self._memory, ctypes.sizeof(ctypes.c_int64)
-        )
+        self._isolated = (ctypes.c_uint8 * _MOST_GRAPHS).from_buffer(self._memory, 2 * word)
+        #: When the supervisor was last known to be executed, in monotonic seconds.
+        self._supervised_at = ctypes.c_double.from_buffer(self._memory, word)
+        self.is_supervised()
         self._records = [
             _Record.from_buffer(self._memory, self._header + i * ctypes.sizeof(_Record))
             for i in range(size)
         ]
+
+    def is_supervised(self) -> None:
+        """Note that the supervisor is executed."""
+        self._supervised_at.value = time.monotonic()
+
+    @property
+    def unsupervised_seconds(self) -> float:
+        """Return for how long the supervisor has not been executed."""
+        return time.monotonic() - float(self._supervised_at.value)
 
     @property
     def draining(self) -> bool:

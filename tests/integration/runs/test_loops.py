@@ -32,7 +32,7 @@ from belay_workers import background_thread
 from belay_workers.background import sweeper, webhooks
 from belay_workers.background.sweeper import Sweeper
 from belay_workers.background.webhooks import Webhooks
-from belay_workers.slots import Phase, Reading, SlotTable, StopReason
+from belay_workers.slots import Kind, Phase, Reading, SlotTable, StopReason
 from belay_workers.supervision import child_deaths, supervisor
 from belay_workers.supervision.child_deaths import ChildDeaths
 from belay_workers.supervision.orphans import Orphans
@@ -290,6 +290,7 @@ def death(run, reason: StopReason, phase: Phase = Phase.RUNNING) -> Death:
     reading = Reading(
         index=0,
         pid=1,
+        kind=Kind.CHILD,
         phase=phase,
         run_id=run.run_id,
         thread_id=run.thread_id,
@@ -360,7 +361,13 @@ def test_leases_are_renewed_and_cancels_seen_after_a_failed_statement(
     slots = SlotTable(1)
     slot = slots.take()
     supervisor = Supervisor(
-        settings, slots, "test", Silent(), orphans=Orphans(lambda: ()), on_death=lambda: None
+        settings,
+        slots,
+        "test",
+        Silent(),
+        orphans=Orphans(lambda: ()),
+        on_death=lambda: None,
+        isolate=lambda _graph, _why: None,
     )
     failing = failures("belay supervisor keep")
 

@@ -1,9 +1,13 @@
-"""Kill the children of a worker whose parent process was killed, and all that they started.
+"""Kill the children of a worker whose parent process was killed or is stopped, and all that they
+started.
 
 When the parent dies, the kernel stops its children (SIGSTOP, through `PR_SET_PDEATHSIG`) instead of
 killing them. The processes started by a killed child would lose their parent, could not be found,
 and would continue to run. The guardian, a separate process, detects the parent's death, finds the
 processes below each stopped child, and kills them all before the runs' leases lapse.
+
+A parent that is not executed (SIGSTOP, a machine that swaps) does not renew leases either: another
+worker will end or execute its runs. The guardian kills the children before that.
 """
 
 from __future__ import annotations
@@ -25,13 +29,16 @@ log = logging.getLogger(__name__)
 #: Seconds during which children are searched for; some may be in the middle of a fork or a stop.
 _LOOK_SECONDS = 2.0
 _PAUSE_SECONDS = 0.05
+_LOOK_AT_PARENT_MS = 250
 
 
 class Guardian:
     """The guardian process. Call `ensure` and `stop` on the main thread, which forks."""
 
-    def __init__(self, slots: SlotTable) -> None:
+    def __init__(self, slots: SlotTable, *, unsupervised_seconds: float) -> None:
+        """The children are killed when they have not been supervised for so long."""
         self._slots = slots
+        self._seconds = unsupervised_seconds
         self.pid: int | None = None
 
     def ensure(self) -> bool:
@@ -44,7 +51,7 @@ class Guardian:
         watched = os.pidfd_open(parent)
         pid = os.fork()
         if pid == 0:
-            _guard(watched, parent, self._slots)
+            _guard(watched, parent, self._slots, self._seconds)
         os.close(watched)
         self.pid = pid
         return True
@@ -66,7 +73,7 @@ def _has_ended(pid: int) -> bool:
         return True
 
 
-def _guard(watched: int, parent: int, slots: SlotTable) -> None:
+def _guard(watched: int, parent: int, slots: SlotTable, seconds: float) -> None:
     """Run the guardian until the parent has died. Never returns: the process exits."""
     try:
         os.setsid()
@@ -75,8 +82,11 @@ def _guard(watched: int, parent: int, slots: SlotTable) -> None:
         _keep_only({watched, slots.fileno()})
         poller = select.poll()
         poller.register(watched, select.POLLIN)
-        while not poller.poll():
-            pass
+        while not poller.poll(_LOOK_AT_PARENT_MS):
+            if slots.unsupervised_seconds > seconds:
+                for child in slots.pids():
+                    processes.stop(child)
+                    processes.kill_tree(child)
         _end_children_of(parent, slots)
     finally:
         os._exit(0)

@@ -207,6 +207,7 @@ class Stopper:
         So a run with many processes does not delay the requests for others. `watched` has the
         processes by id.
         """
+        self._slots.is_supervised()
         looks = time.monotonic() >= self._look_at_canaries_at
         if looks:
             self._look_at_canaries_at = time.monotonic() + _CANARY_SECONDS
