@@ -228,6 +228,25 @@ def test_a_run_cannot_stop_the_event_loop_of_others_nor_replace_its_parts(loop, 
     assert caplog.text.count("which shares its process") == 4
 
 
+def test_a_coroutine_that_a_thread_hands_to_the_event_loop_belongs_to_the_threads_run(loop):
+    run, beats = loop.new_run(), []
+
+    def hand_over() -> None:
+        run.call(asyncio.run_coroutine_threadsafe, swallow(beats), loop.loop)
+
+    thread = threading.Thread(target=hand_over)
+    thread.start()
+    thread.join()
+    loop.turn()
+    assert "beat" in beats
+    assert len(run.tasks) == 1
+    run.freeze()
+    loop.turn()
+    before = len(beats)
+    loop.turn()
+    assert len(beats) == before
+
+
 def test_a_context_of_its_own_does_not_take_a_task_or_a_callback_from_its_run(loop):
     """Such as a task that is not to inherit the tracing of its run."""
     run, beats, tasks = loop.new_run(), [], []

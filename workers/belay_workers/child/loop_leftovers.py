@@ -215,11 +215,11 @@ def is_of_project(project: ProjectCode, handle: asyncio.Handle) -> bool:
         return False
     callback = callback_of(handle)
     try:
+        if any(map(project.has, (callback, *(handle._args or ())))):
+            return True
         protocol = _protocol(callback)
-        arguments = handle._args or ()
-        return (
-            any(map(project.has, (callback, *arguments)))
-            or project.has_methods_of(protocol)
+        return protocol is not None and (
+            project.has_methods_of(protocol)
             or project.has_methods_of(getattr(protocol, "_app_protocol", None))
         )
     except Exception:  # noqa: BLE001  (an attribute of an object of the project's)

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextvars import Context
+from types import BuiltinFunctionType
 from typing import Any
 
 from belay_workers.child.loop_leftovers import is_of_project
@@ -14,6 +15,9 @@ from belay_workers.execution.project_code import ProjectCode
 from belay_workers.host.gates import GatedRun, Gates
 
 log = logging.getLogger(__name__)
+
+#: The type with which asyncio's own tasks schedule their steps.
+_TASK_STEP = "TaskStepMethWrapper"
 
 
 class HostLoop(asyncio.SelectorEventLoop):
@@ -30,14 +34,14 @@ class HostLoop(asyncio.SelectorEventLoop):
 
     def _call_soon(self, callback: Any, args: Any, context: Context | None) -> asyncio.Handle:
         handle: asyncio.Handle = super()._call_soon(callback, args, context)  # type: ignore[misc]
-        self._attribute(handle)
+        self._attribute(handle, has_own_context=context is not None)
         return handle
 
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         timer = super().call_at(when, callback, *args, context=context)
-        self._attribute(timer)
+        self._attribute(timer, has_own_context=context is not None)
         return timer
 
     def _add_reader(self, fd: Any, callback: Any, *args: Any) -> asyncio.Handle:
@@ -50,15 +54,23 @@ class HostLoop(asyncio.SelectorEventLoop):
         self._attribute(handle)
         return handle
 
-    def _attribute(self, handle: Any) -> None:
-        """Let a callback of the project's code belong to the run that adds it, whatever context it
-        was given, and be called through the gates."""
+    def _attribute(self, handle: Any, *, has_own_context: bool = False) -> None:
+        """Let a callback belong to the run that adds it, and be called through the gates if it is
+        code of the project.
+
+        One of a library with a context of its own belongs to what has made that context: a future
+        calls back what waits for it, which may be Belay.
+        """
+        kind = type(handle._callback)
+        if kind is BuiltinFunctionType or kind.__name__ == _TASK_STEP:
+            return  # a step of a task, which has a gate
         run = GatedRun.of(handle) or GatedRun.current()
-        if run is None or not is_of_project(self._project, handle):
+        if run is None:
             return
-        if GatedRun.of(handle) is not run:
+        is_projects = is_of_project(self._project, handle)
+        if GatedRun.of(handle) is not run and (is_projects or not has_own_context):
             handle._context = run.adopt(handle._context)
-        if handle._callback != self._gates.call:
+        if is_projects and handle._callback != self._gates.call:
             handle._args = (run, handle._callback, *handle._args)
             handle._callback = self._gates.call
 
