@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 
 import pytest
 from langgraph_sdk import get_sync_client
@@ -88,13 +89,14 @@ def start_neighbours(client, tmp_path, seconds=0.4):
 
 
 def assert_unharmed(client, neighbours, *, repeats: int):
-    """Check that neighbours ended as they do alone; a step may have been repeated."""
+    """Check that neighbours ended as they do alone. Steps may have been repeated so many times."""
     for thread_id, run_id, path in neighbours:
         assert client.runs.join(thread_id, run_id)["steps"] == ["s1", "s2", "s3", "s4"]
         assert client.runs.get(thread_id, run_id)["status"] == "success"
         starts = [line.split()[0] for line in path.read_text().splitlines() if ":start" in line]
         assert sorted(set(starts)) == ["s1:start", "s2:start", "s3:start", "s4:start"]
-        assert len(starts) <= 4 + repeats
+        # What was not stored yet when a host was killed is repeated, such as the last two steps.
+        assert max(Counter(starts).values()) <= 1 + repeats
 
 
 @pytest.mark.parametrize("action", ["interrupt", long_case("rollback")])
