@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from langgraph.graph import START, StateGraph
 from langgraph.types import Send
@@ -268,7 +268,8 @@ _POOL = ThreadPoolExecutor(1)
 
 
 async def escape_context(state: State) -> State:
-    """Leave tasks, timers and callbacks with contexts of their own, and a timer of the process."""
+    """Leave tasks, timers, callbacks and a connection with contexts of their own, and a timer of
+    the process."""
     loop, path = asyncio.get_running_loop(), state.get("beats")
 
     async def beats() -> None:
@@ -284,8 +285,24 @@ async def escape_context(state: State) -> State:
         asyncio.create_task(asyncio.sleep(_BEAT_SECONDS)).add_done_callback(restart)
         beat(path, "beat")
 
+    class Echo(asyncio.Protocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            beat(path, "beat")
+            loop.call_later(_BEAT_SECONDS, self.transport.write, data)
+
+    async def connect() -> None:
+        server = await loop.create_server(Echo, "127.0.0.1", 0)
+        transport, _ = await loop.create_connection(Echo, *server.sockets[0].getsockname())
+        transport.write(b"echo")
+        _KEPT.extend([server, transport])
+
     again()
     restart(None)
+    await asyncio.create_task(connect(), context=Context())
+    _KEPT.append(asyncio.Task(beats(), loop=loop, context=Context()))
     _KEPT.append(asyncio.create_task(beats(), context=Context()))
     _KEPT.append(Context().run(asyncio.create_task, beats()))
     signal.signal(signal.SIGALRM, lambda *_: beat(path, "beat"))

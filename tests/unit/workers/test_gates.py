@@ -11,6 +11,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,7 @@ from belay_workers.execution.project_code import ProjectCode
 from belay_workers.execution.stops import RunCancelled
 from belay_workers.host.event_loop import HostLoop
 from belay_workers.host.gates import GatedRun, Gates
+from belay_workers.host.leftovers import HostLeftovers
 from belay_workers.slots import Kind, SlotTable, StopReason
 
 
@@ -54,10 +56,12 @@ def loop():
     yield made
     TESTING.clear()
     for kept in [kept for run in made.runs for kept in run.kept]:
-        kept.close()
+        (kept.get_coro() if hasattr(kept, "get_coro") else kept).close()
     made.loop.close()
 
 
+#: What the code of runs keeps.
+_KEPT: list = []
 #: Set while a test is executed. The coroutines that a run has kept are closed after it.
 TESTING = threading.Event()
 
@@ -284,3 +288,107 @@ def test_a_context_of_its_own_does_not_take_a_task_or_a_callback_from_its_run(lo
     loop.turn()
     assert len(beats) == before
     assert run.tasks == set()
+
+
+class OwnTask(asyncio.Task):
+    """A task of a library's class."""
+
+
+@pytest.mark.parametrize("kind", [asyncio.Task, asyncio.tasks._PyTask, OwnTask])
+def test_a_task_that_is_made_without_the_task_factory_belongs_to_its_run(loop, kind):
+    run, beats, tasks = loop.new_run(), [], []
+
+    async def escape() -> None:
+        tasks.append(kind(swallow(beats), loop=loop.loop, context=Context()))
+        await asyncio.sleep(60)
+
+    loop.start(run, escape())
+    loop.turn()
+    assert run.tasks >= set(tasks)
+    tasks[0].cancel()
+    loop.turn()
+    assert "swallowed" in beats
+    run.freeze()
+    loop.turn()
+    before = len(beats)
+    del tasks[:]
+    gc.collect()
+    loop.turn()
+    assert len(beats) == before
+    assert run.tasks == set()
+
+
+def test_a_step_of_such_a_task_is_attributed_to_its_run(loop):
+    run, seen = loop.new_run(), []
+
+    async def note() -> None:
+        seen.append(GatedRun.current())
+        await asyncio.sleep(0.001)
+        seen.append(GatedRun.current())
+        raise SystemExit(3)
+
+    async def start() -> None:
+        _KEPT.append(asyncio.Task(note(), loop=loop.loop, context=Context()))
+
+    loop.start(run, start())
+    loop.turn()
+    assert seen == [run, run]
+    assert isinstance(_KEPT.pop().exception(), SystemExit)
+
+
+def test_what_a_run_wakes_up_does_not_become_its_own(loop):
+    run, woken = loop.new_run(), []
+    future = loop.loop.create_future()
+
+    async def wait() -> None:
+        woken.append(await future)
+
+    async def wake_up() -> None:
+        future.set_result("result")
+
+    waiting = loop.loop.create_task(wait())
+    loop.turn()
+    loop.start(run, wake_up())
+    loop.turn()
+    assert woken == ["result"]
+    assert waiting not in run.tasks
+
+
+@pytest.mark.parametrize("context", [None, Context()])
+def test_the_connections_of_a_stopped_run_are_not_served(loop, context):
+    run, received = loop.new_run(), []
+
+    class Echo(asyncio.Protocol):
+        def connection_made(self, transport) -> None:
+            self.transport = transport
+            _KEPT.append(transport)
+
+        def data_received(self, data: bytes) -> None:
+            received.append(data)
+            self.transport.write(data)
+
+    async def connect() -> None:
+        server = await loop.loop.create_server(Echo, "127.0.0.1", 0)
+        transport, _ = await loop.loop.create_connection(Echo, *server.sockets[0].getsockname())
+        transport.write(b"echo")
+        _KEPT.append(server)
+
+    async def node() -> None:
+        await asyncio.create_task(connect(), context=context)
+        await asyncio.sleep(60)
+
+    task = loop.start(run, node())
+    loop.turn()
+    assert received
+    task.cancel()
+    no_threads = SimpleNamespace(work_for=lambda _: False)
+    nothing_started = SimpleNamespace(end=lambda _: False)
+    leftovers = HostLeftovers(loop.loop, loop.gates, no_threads, nothing_started)
+    loop.loop.run_until_complete(leftovers.end(run))
+    before = len(received)
+    loop.turn()
+    assert len(received) == before
+    for kept in _KEPT:
+        kept.close()
+    _KEPT.clear()
+    loop.turn()

@@ -16,9 +16,6 @@ from belay_workers.host.gates import GatedRun, Gates
 
 log = logging.getLogger(__name__)
 
-#: The type with which asyncio's own tasks schedule their steps.
-_TASK_STEP = "TaskStepMethWrapper"
-
 
 class HostLoop(asyncio.SelectorEventLoop):
     """An event loop whose callbacks belong to runs.
@@ -27,9 +24,9 @@ class HostLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self, project: ProjectCode, gates: Gates) -> None:
-        super().__init__()
         self._project = project
         self._gates = gates
+        super().__init__()
         super().set_task_factory(gates.new_task)
 
     def _call_soon(self, callback: Any, args: Any, context: Context | None) -> asyncio.Handle:
@@ -61,9 +58,8 @@ class HostLoop(asyncio.SelectorEventLoop):
         One of a library with a context of its own belongs to what has made that context: a future
         calls back what waits for it, which may be Belay.
         """
-        kind = type(handle._callback)
-        if kind is BuiltinFunctionType or kind.__name__ == _TASK_STEP:
-            return  # a step of a task, which has a gate
+        if self._gates.is_step(handle) or type(handle._callback) is BuiltinFunctionType:
+            return
         run = GatedRun.of(handle) or GatedRun.current()
         if run is None:
             return

@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from types import AsyncGeneratorType
 from typing import Any
-from weakref import WeakSet, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 import psutil
 
@@ -30,6 +30,11 @@ from belay_workers.slots import Slot
 
 #: The run in whose context code is executed. Tasks have the context of what has started them.
 _RUN: ContextVar[GatedRun | None] = ContextVar("belay_gated_run", default=None)
+
+#: asyncio's two implementations of tasks.
+_TASKS = (asyncio.Task, asyncio.tasks._PyTask)  # type: ignore[attr-defined]
+#: The type with which the first of them schedules its steps.
+_STEP = "TaskStepMethWrapper"
 
 
 class _Executed(threading.local):
@@ -54,7 +59,9 @@ class GatedRun:
         self.tasks: set[asyncio.Task[Any]] = set()
         #: Whether its code is executed no more.
         self.is_frozen = False
-        #: Coroutines and generators that must not be closed nor collected.
+        #: Whether it was stopped, and nothing of it is left.
+        self.is_stopped = False
+        #: Coroutines, tasks and generators that must not be closed nor collected.
         self.kept: list[Any] = []
         #: Whether it has started processes that are not in the set yet (`started`).
         self.has_started = False
@@ -96,6 +103,11 @@ class GatedRun:
         for task in self.tasks:
             task.cancel()
 
+    def keep_task(self, task: asyncio.Task[Any]) -> None:
+        """Keep a task of this run until it ends."""
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
     def has_ended(self) -> None:
         """Leave the slot to the next run. What the run has left goes on, if anything."""
         if self.slot is not None:
@@ -109,6 +121,8 @@ class Gates:
 
     def __init__(self, on_started: Callable[[GatedRun], None]) -> None:
         self.on_started = on_started
+        #: The tasks that runs have made without the task factory.
+        self._ungated: WeakKeyDictionary[asyncio.Task[Any], GatedRun] = WeakKeyDictionary()
 
     def new_task(
         self,
@@ -124,9 +138,40 @@ class Gates:
         if (copy_context() if context is None else context).get(_RUN) is not run:
             context = run.adopt(copy_context() if context is None else context)
         task = asyncio.Task(_Gate(coro, run, self), loop=loop, context=context, **options)
-        run.tasks.add(task)
-        task.add_done_callback(run.tasks.discard)
+        run.keep_task(task)
         return task
+
+    def is_step(self, handle: Any) -> bool:
+        """Return whether a callback on the event loop is a step of a task.
+
+        Let it be executed through a gate if a run has made the task without the task factory, by
+        `asyncio.Task(...)`.
+        """
+        step = handle._callback
+        task = getattr(step, "__self__", None)
+        if not isinstance(task, _TASKS):
+            return False
+        if type(task.get_coro()) is _Gate:
+            return True
+        run = self._ungated.get(task) or GatedRun.of(handle)
+        if run is None and _is_scheduled_by_itself(step):
+            run = GatedRun.current()
+        if run is not None:
+            if task not in self._ungated:
+                self._ungated[task] = run
+                run.keep_task(task)
+            handle._callback, handle._args = self._step_of, (run, task, step, *handle._args)
+        return True
+
+    def _step_of(
+        self, run: GatedRun, task: asyncio.Task[Any], step: Callable[..., Any], *args: Any
+    ) -> None:
+        """Execute a step of a task without a gate, unless the run is frozen."""
+        if run.is_frozen:
+            run.tasks.discard(task)
+            run.kept.append(task)
+        else:
+            self.step(run, step, *args)
 
     def interrupt(self) -> None:
         """Raise RunCancelled in the code that the event loop executes, if its run is to be
@@ -137,10 +182,15 @@ class Gates:
             raise RunCancelled
 
     def call(self, run: GatedRun, function: Callable[..., Any], *args: Any) -> Any:
-        """Call a callback of a run, unless the run is frozen."""
-        if not run.is_frozen:
-            return self.step(run, function, *args)
-        return None
+        """Call a callback of a run, unless the run is frozen or was stopped."""
+        if run.is_frozen or run.is_stopped:
+            return None
+        return self.step(run, function, *args)
+
+    def has_callback(self, run: GatedRun, handle: Any) -> bool:
+        """Return whether a callback on the event loop is one of the run's that is called through
+        the gates."""
+        return handle._callback == self.call and handle._args[0] is run
 
     def step(self, run: GatedRun, function: Callable[..., Any], *args: Any) -> Any:
         """Execute code of a run, up to its next `await`."""
@@ -157,6 +207,12 @@ class Gates:
                 run.slot.stepping(0.0)
             if run.has_started:
                 self.on_started(run)
+
+
+def _is_scheduled_by_itself(step: Any) -> bool:
+    """Return whether a task has scheduled its own step: its first one, or after a bare `yield`.
+    Else what the task waits for has scheduled it, which may be another run's."""
+    return type(step).__name__ == _STEP or getattr(step, "__name__", "") == "__step"
 
 
 class _Gate(Coroutine[Any, Any, Any]):

@@ -73,7 +73,7 @@ class Host(ExecutingProcess):
         self.loop.run_until_complete(self._serve(RunStream(connection)))
 
     async def _serve(self, runs: RunStream) -> None:
-        self.leftovers = HostLeftovers(self.loop, self._project_code, self._threads, self._started)
+        self.leftovers = HostLeftovers(self.loop, self._gates, self._threads, self._started)
         ended = asyncio.Event()
 
         def receive() -> None:

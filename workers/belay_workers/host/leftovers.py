@@ -6,12 +6,11 @@ import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from types import AsyncGeneratorType
-from typing import Any, TypeGuard
+from typing import Any
 from weakref import ref
 
-from belay_workers.child.loop_leftovers import callback_of, close_generators, is_of_project
-from belay_workers.execution.project_code import ProjectCode
-from belay_workers.host.gates import GatedRun
+from belay_workers.child.loop_leftovers import callback_of, close_generators
+from belay_workers.host.gates import GatedRun, Gates
 from belay_workers.host.started import Started
 from belay_workers.host.threads import RunThreads
 
@@ -24,12 +23,12 @@ class HostLeftovers:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        project: ProjectCode,
+        gates: Gates,
         threads: RunThreads,
         started: Started,
     ) -> None:
         self._loop: Any = loop
-        self._project = project
+        self._gates = gates
         self._threads = threads
         self._started = started
         self._loops_own_hook: Callable[[Any], None] | None = sys.get_asyncgen_hooks().firstiter
@@ -52,6 +51,7 @@ class HostLeftovers:
             self._remove_callbacks(run)
             is_busy = self._threads.work_for(run) or self._started.end(run)
             if not (run.tasks or is_busy or (_suspended(run) and not run.is_frozen)):
+                run.is_stopped = True
                 return
             if run.is_frozen and not run.tasks and run.slot is not None:
                 run.slot.has_left_threads()  # they cannot be frozen
@@ -79,29 +79,27 @@ class HostLeftovers:
         """Cancel the callbacks of the project's code that wait in the run's context. Those of
         libraries stay: other runs may use the same connection."""
         for handle in self._handles():
-            if _is_of(run, handle) and is_of_project(self._project, handle):
+            if self._gates.has_callback(run, handle):
                 handle.cancel()
         for key in list(self._loop._selector.get_map().values()):
             reader, writer = key.data or (None, None)
-            if _is_of(run, reader) and _is_accepting(reader, self._project):
+            if self._is_removed(run, reader):
                 self._loop._remove_reader(key.fd)
-            if _is_of(run, writer) and _is_accepting(writer, self._project):
+            if self._is_removed(run, writer):
                 self._loop._remove_writer(key.fd)
+
+    def _is_removed(self, run: GatedRun, handle: Any) -> bool:
+        """Return whether a reader or writer is the run's: it calls the project's code, or accepts a
+        server's connections."""
+        if handle is None or GatedRun.of(handle) is not run:
+            return False
+        called = (callback_of(handle), *(handle._args or ()))
+        is_accepting = "_accept_connection" in [getattr(one, "__name__", "") for one in called]
+        return is_accepting or self._gates.has_callback(run, handle)
 
     def _handles(self) -> Iterator[Any]:
         yield from list(self._loop._ready)
         yield from list(self._loop._scheduled)
-
-
-def _is_of(run: GatedRun, handle: asyncio.Handle | None) -> TypeGuard[asyncio.Handle]:
-    return handle is not None and GatedRun.of(handle) is run
-
-
-def _is_accepting(handle: Any, project: ProjectCode) -> bool:
-    """Return whether a reader or writer is the project's, or accepts a server's connections."""
-    callbacks = (callback_of(handle), *(handle._args or ()))
-    names = [getattr(callback, "__name__", "") for callback in callbacks]
-    return "_accept_connection" in names or is_of_project(project, handle)
 
 
 def _suspended(run: GatedRun) -> list[AsyncGeneratorType[Any, Any]]:
