@@ -171,12 +171,12 @@ class Slot:
         """Note that the event loop executes code of this run; 0 when it has stopped."""
         self._record.stepping_since = since
 
-    def is_worn(self) -> None:
+    def note_worn(self) -> None:
         """Note that this host has frozen a run."""
         if not self._record.worn_at:
             self._record.worn_at = time.monotonic()
 
-    def has_left_threads(self) -> None:
+    def note_left_threads(self) -> None:
         """Note that threads or processes are all that is left of this run, which was frozen."""
         if not self._record.left_at:
             self._record.left_at = time.monotonic()
@@ -216,13 +216,13 @@ class SlotTable:
         self._isolated = (ctypes.c_uint8 * _MOST_GRAPHS).from_buffer(self._memory, 2 * word)
         #: When the supervisor was last known to be executed, in monotonic seconds.
         self._supervised_at = ctypes.c_double.from_buffer(self._memory, word)
-        self.is_supervised()
+        self.note_supervised()
         self._records = [
             _Record.from_buffer(self._memory, self._header + i * ctypes.sizeof(_Record))
             for i in range(size)
         ]
 
-    def is_supervised(self) -> None:
+    def note_supervised(self) -> None:
         """Note that the supervisor is executed."""
         self._supervised_at.value = time.monotonic()
 

@@ -195,9 +195,9 @@ def lease_is_expired(conn: Connection, claim: Claim) -> bool:
     return bool(fetch_value(conn, SQL.lease_is_expired, params))
 
 
-def was_not_rung(conn: Connection, run_ids: Sequence[UUID]) -> None:
+def uncount_rings(conn: Connection, run_ids: Sequence[UUID]) -> None:
     """Undo the count of `ring_due_runs` for runs whose doorbell could not be sent."""
-    execute(conn, SQL.was_not_rung, {"run_ids": list(run_ids)})
+    execute(conn, SQL.uncount_rings, {"run_ids": list(run_ids)})
 
 
 def queues_put_off(conn: Connection) -> list[str]:

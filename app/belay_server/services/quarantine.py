@@ -66,12 +66,12 @@ class Quarantine:
         except Exception as error:
             if is_outage(error):
                 raise
-            self._has_failed(item, error)
+            self._note_failure(item, error)
             return None
         self._items.pop(item, None)
         return result
 
-    def _has_failed(self, item: UUID, error: Exception) -> None:
+    def _note_failure(self, item: UUID, error: Exception) -> None:
         before = self._items.get(item)
         failures = 1 if before is None else before.failures + 1
         aside = failures % TRIES == 0

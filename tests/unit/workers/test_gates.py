@@ -201,7 +201,7 @@ def test_the_slot_of_a_run_that_has_ended_is_not_written(loop):
     loop.start(run, swallow(beats))
     loop.turn()
     slot = run.slot
-    run.has_ended()
+    run.leave_slot()
     slot.release()
     following = loop.new_run()
     before = len(beats)

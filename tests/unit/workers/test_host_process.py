@@ -31,14 +31,14 @@ def test_runs_are_sent_and_their_ends_reported(ends):
     messages = [message(done=lambda number=number: done.append(number)) for number in range(3)]
     assert host.is_starting
     assert not host.takes_runs
-    stream.is_ready()
+    stream.report_ready()
     assert host.receive()
     assert host.pid == os.getpid()
     assert host.takes_runs
     assert all(host.give(one) for one in messages)
     assert list(stream.receive()) == [one.run_id for one in messages]
-    stream.has_ended(messages[1].run_id, was_claimed=True)
-    stream.has_ended(messages[0].run_id, was_claimed=False)
+    stream.report_end(messages[1].run_id, was_claimed=True)
+    stream.report_end(messages[0].run_id, was_claimed=False)
     assert host.receive()
     assert done == [1]
     assert host.take_declined() == [messages[0]]
@@ -49,7 +49,7 @@ def test_runs_are_sent_and_their_ends_reported(ends):
 
 def test_a_message_in_two_parts_is_read_as_one(ends):
     host, stream, theirs = ends
-    stream.is_ready()
+    stream.report_ready()
     assert host.receive()
     one = message()
     host.give(one)
@@ -65,7 +65,7 @@ def test_a_message_in_two_parts_is_read_as_one(ends):
 def test_a_run_may_be_given_twice(ends):
     """A doorbell may be duplicated; the second attempt finds the run claimed."""
     host, stream, _ = ends
-    stream.is_ready()
+    stream.report_ready()
     host.receive()
     done = []
     first = message(done=lambda: done.append("done"))
@@ -73,10 +73,10 @@ def test_a_run_may_be_given_twice(ends):
     host.give(first)
     host.give(second)
     assert len(list(stream.receive())) == 2
-    stream.has_ended(first.run_id, was_claimed=False)
+    stream.report_end(first.run_id, was_claimed=False)
     host.receive()
     assert len(host.take_declined()) == 1
-    stream.has_ended(first.run_id, was_claimed=True)
+    stream.report_end(first.run_id, was_claimed=True)
     host.receive()
     assert done == ["done"]
     assert host.load == 0
@@ -84,8 +84,8 @@ def test_a_run_may_be_given_twice(ends):
 
 def test_a_worn_host_takes_no_more_runs(ends):
     host, stream, _ = ends
-    stream.is_ready()
-    stream.is_worn()
+    stream.report_ready()
+    stream.report_worn()
     host.receive()
     assert host.is_worn
     assert not host.takes_runs

@@ -16,7 +16,8 @@ from belay_server.domain.runs import Claim
 from belay_workers.slots import Kind, Phase, SlotTable, StopReason
 from belay_workers.supervision import processes
 from belay_workers.supervision.orphans import Orphans
-from belay_workers.supervision.stopper import Stopper, StopRequests, _is_dead, _Process
+from belay_workers.supervision.stop_requests import StopRequests
+from belay_workers.supervision.stopper import Stopper, _is_dead, _Process
 from tests.waiting import wait_until
 
 
@@ -143,7 +144,7 @@ def test_every_run_is_asked_before_one_is_killed(sleepers, monkeypatch):
     stopper._run_once(watched, poller)
     assert done == [("ask", first), ("ask", second)]
     requests.add(claims[2], StopReason.CANCEL)
-    requests.have_woken()
+    requests.drain_wakeups()
     stopper._run_once(watched, poller)
     assert done[2:] == [("ask", third), ("kill", first)]
     assert select.select([requests], [], [], 0)[0], "the rest is to be done at once"
@@ -290,7 +291,7 @@ def test_graphs_are_isolated_for_a_while_after_the_second_death_of_a_host(host, 
     host.slots.isolate(1)
     host.turn()
     assert host.slots.isolated() == [1]
-    host.stopper._suspected_until[1] = LONG_AGO
+    host.stopper._suspicions._isolated_until[1] = LONG_AGO
     host.turn()
     assert host.slots.isolated() == []
 

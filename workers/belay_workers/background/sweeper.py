@@ -153,7 +153,7 @@ class Sweeper:
         if not_rung:
             # A ring that was not sent is not counted; the run stays due for the next sweep.
             self._broker_is_away = True
-            claim_rows.was_not_rung(conn, not_rung)
+            claim_rows.uncount_rings(conn, not_rung)
 
     def _ring_put_off(self, conn: Connection) -> None:
         claim_rows.ring_runs_of_graphs(

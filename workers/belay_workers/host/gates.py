@@ -108,7 +108,7 @@ class GatedRun:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def has_ended(self) -> None:
+    def leave_slot(self) -> None:
         """Leave the slot to the next run. What the run has left goes on, if anything."""
         if self.slot is not None:
             self.slot.stepping(0.0)

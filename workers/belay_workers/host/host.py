@@ -86,7 +86,7 @@ class Host(ExecutingProcess):
                 ended.set()
 
         self.loop.add_reader(runs, receive)
-        runs.is_ready()
+        runs.report_ready()
         await ended.wait()
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -100,9 +100,9 @@ class Host(ExecutingProcess):
         except Exception:
             log.exception("the attempt of run %s failed", run_id)
         finally:
-            runs.has_ended(run_id, was_claimed=was_claimed)
+            runs.report_end(run_id, was_claimed=was_claimed)
             if self._is_worn:
-                runs.is_worn()
+                runs.report_worn()
 
     @contextmanager
     def _place(self) -> Iterator[HostedPlace]:
@@ -120,12 +120,12 @@ class Host(ExecutingProcess):
         isolated = {self.graphs.graph_ids[number] for number in self.slots.isolated()}
         return [graph_id for graph_id in self._shared_graphs if graph_id not in isolated]
 
-    def has_executed(self, run: GatedRun) -> None:
+    def clean_up(self, run: GatedRun) -> None:
         """Note that the graph of a run is not executed any more."""
         if run.is_frozen:
             self._frozen.append(run)
             self._is_worn = True
-            self.slot.is_worn()
+            self.slot.note_worn()
         if run.has_started or run.processes:
             if not self.settings.keep_subprocesses:
                 self._started.end(run)

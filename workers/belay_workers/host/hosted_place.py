@@ -50,7 +50,7 @@ class HostedPlace:
     def release(self) -> None:
         """Give the slot back. Call it when the attempt is over."""
         if self._run is not None:
-            self._run.has_ended()
+            self._run.leave_slot()
         self.slot.release()
 
     def log_about(self, fields: Mapping[str, Any] | None) -> None:
@@ -93,7 +93,7 @@ class HostedPlace:
                 self.slot.finishing()  # from here on, the supervisor waits
         finally:
             self._root, self._is_executing = None, False
-            self._host.has_executed(run)
+            self._host.clean_up(run)
         return root.result()
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:

@@ -54,7 +54,7 @@ class HostLeftovers:
                 run.is_stopped = True
                 return
             if run.is_frozen and not run.tasks and run.slot is not None:
-                run.slot.has_left_threads()  # they cannot be frozen
+                run.slot.note_left_threads()  # they cannot be frozen
             if not strays:
                 await asyncio.sleep(_TURN_SECONDS / 10)
 

@@ -48,14 +48,14 @@ class RunThreads:
             try:
                 future = submit(pool, run.call, fn, *args, **kwargs)
             except BaseException:
-                self._has_ended(run)
+                self._end_call(run)
                 raise
-            future.add_done_callback(lambda _: self._has_ended(run))
+            future.add_done_callback(lambda _: self._end_call(run))
             return future
 
         return counting
 
-    def _has_ended(self, run: GatedRun) -> None:
+    def _end_call(self, run: GatedRun) -> None:
         if run.has_started:
             self._on_started(run)
         with self._lock:

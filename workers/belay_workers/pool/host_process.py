@@ -100,9 +100,9 @@ class HostProcess:
         elif kind == _WORN:
             self.is_worn = True
         else:
-            self._has_ended(UUID(bytes=of), was_claimed=kind == _ENDED)
+            self._end_attempt(UUID(bytes=of), was_claimed=kind == _ENDED)
 
-    def _has_ended(self, run_id: UUID, *, was_claimed: bool) -> None:
+    def _end_attempt(self, run_id: UUID, *, was_claimed: bool) -> None:
         of_run = self._messages[run_id]
         message = of_run.pop()
         if not of_run:
@@ -143,15 +143,15 @@ class RunStream:
             yield UUID(bytes=self._received[:_ID_BYTES])
             self._received = self._received[_ID_BYTES:]
 
-    def is_ready(self) -> None:
+    def report_ready(self) -> None:
         """Report that the host has started."""
         self._send(_READY, os.getpid().to_bytes(_ID_BYTES))
 
-    def has_ended(self, run_id: UUID, *, was_claimed: bool) -> None:
+    def report_end(self, run_id: UUID, *, was_claimed: bool) -> None:
         """Report the end of an attempt, or that the run could not be claimed here."""
         self._send(_ENDED if was_claimed else _NOT_CLAIMED, run_id.bytes)
 
-    def is_worn(self) -> None:
+    def report_worn(self) -> None:
         """Report that the host is to be replaced when its runs have ended."""
         self._send(_WORN, bytes(_ID_BYTES))
 

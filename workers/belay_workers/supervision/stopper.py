@@ -32,6 +32,8 @@ from belay_workers.execution.stops import ASK_SIGNAL
 from belay_workers.slots import Kind, Phase, Reading, SlotTable, StopReason
 from belay_workers.supervision import processes
 from belay_workers.supervision.orphans import Orphans
+from belay_workers.supervision.stop_requests import StopRequests
+from belay_workers.supervision.suspicions import Suspicions
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +48,6 @@ _IDLE_TICK_SECONDS = 0.1
 _BLOCKING_SECONDS = 1.0
 _LONGEST_BLOCKING_SECONDS = 5.0
 _BLOCKS = "has blocked the event loop of its host"
-#: Seconds within which a second host has to die that has runs of a graph, without a run being known
-#: as the cause, before the graph is isolated; and for which it is isolated then.
-_SUSPECT_SECONDS = 600.0
 #: Seconds for which the other runs of a host go on after it has frozen one, which may hold a lock
 #: that they wait for. Then they are put back, and go on in another host.
 _WORN_SECONDS = 10.0
@@ -68,59 +67,6 @@ class Death:
     reading: Reading
     reason: StopReason
     is_fault: bool = True
-
-
-class StopRequests:
-    """The claims to be stopped, with the reasons. Adding one wakes the stopper."""
-
-    def __init__(self) -> None:
-        self._reasons: dict[Claim, StopReason] = {}
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def add(self, claim: Claim, reason: StopReason) -> bool:
-        """Request a stop. Return False if one is already requested.
-
-        Any reason replaces DRAIN.
-        """
-        is_new = self._reasons.get(claim) in (None, StopReason.DRAIN)
-        if is_new:
-            self._reasons[claim] = reason
-            self.wake()
-        return is_new
-
-    def reason_for(self, claim: Claim) -> StopReason:
-        return self._reasons.get(claim, StopReason.NONE)
-
-    def __contains__(self, claim: Claim) -> bool:
-        return claim in self._reasons
-
-    @property
-    def any_left(self) -> bool:
-        return bool(self._reasons)
-
-    def forget_all_but(self, current: Callable[[], set[Claim]]) -> None:
-        """Drop the requests for claims that are not in `current()`.
-
-        A claim is in its slot before its stop is requested. So the requests are listed before the
-        slots are read.
-        """
-        requested = list(self._reasons)
-        still_here = current() if requested else set()
-        for claim in requested:
-            if claim not in still_here:
-                self._reasons.pop(claim, None)
-
-    def wake(self) -> None:
-        with suppress(BlockingIOError):
-            os.write(self._wake_write, b"!")
-
-    def fileno(self) -> int:
-        """Return a descriptor that is readable after a call of `wake`."""
-        return self._wake_read
-
-    def have_woken(self) -> None:
-        with suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
 
 
 @dataclass(slots=True)
@@ -180,11 +126,7 @@ class Stopper:
         self._on_death = on_death
         self._on_free = on_free
         self._isolate = isolate
-        self._share_again = share_again
-        #: When a host last died by itself that had runs of a graph, and until when graphs are
-        #: isolated because of that.
-        self._suspected_at: dict[int, float] = {}
-        self._suspected_until: dict[int, float] = {}
+        self._suspicions = Suspicions(isolate, share_again)
 
     def run(self, stopping: threading.Event) -> None:
         watched: dict[int, _Process] = {}
@@ -194,7 +136,7 @@ class Stopper:
             while not stopping.is_set():
                 seconds = _TICK_SECONDS if self._requests.any_left else _IDLE_TICK_SECONDS
                 poller.poll(seconds * 1000)
-                self._requests.have_woken()
+                self._requests.drain_wakeups()
                 self._run_once(watched, poller)
         finally:
             for process in watched.values():
@@ -207,7 +149,7 @@ class Stopper:
         So a run with many processes does not delay the requests for others. `watched` has the
         processes by id.
         """
-        self._slots.is_supervised()
+        self._slots.note_supervised()
         looks = time.monotonic() >= self._look_at_canaries_at
         if looks:
             self._look_at_canaries_at = time.monotonic() + _CANARY_SECONDS
@@ -215,7 +157,7 @@ class Stopper:
         dead: dict[int, Callable[[], None]] = {}
         readings = self._slots.read_all()
         self._drain_worn_hosts(readings)
-        self._end_suspicions()
+        self._suspicions.expire()
         for reading in readings:
             pid = reading.pid
             process = watched.get(pid)
@@ -366,7 +308,8 @@ class Stopper:
         if process.is_excused:
             deaths = [replace(death, is_fault=False) for death in deaths]
         if process.killed_for is None:
-            self._suspect(deaths)
+            hosted = [death for death in deaths if death.reading.kind is Kind.HOSTED_RUN]
+            self._suspicions.add({death.reading.graph for death in hosted if death.is_fault})
         if deaths:
             killed = process.is_killed or any(death.reason for death in deaths)
             self._slots.counters.child_died("killed" if killed else "died")
@@ -374,23 +317,6 @@ class Stopper:
             self._on_death(death)
         self._slots.free_all(pid)
         self._on_free()
-
-    def _suspect(self, deaths: list[Death]) -> None:
-        """Isolate the graphs of a host that has died by itself, for a while, if another one with
-        runs of them has died before: one of the runs may be the cause."""
-        now = time.monotonic()
-        hosted = [death for death in deaths if death.reading.kind is Kind.HOSTED_RUN]
-        for graph in {death.reading.graph for death in hosted if death.is_fault}:
-            if self._suspected_at.get(graph, -_SUSPECT_SECONDS) > now - _SUSPECT_SECONDS:
-                self._isolate(graph, "two hosts died that had runs of it (for ten minutes)")
-                self._suspected_until[graph] = now + _SUSPECT_SECONDS
-            self._suspected_at[graph] = now
-
-    def _end_suspicions(self) -> None:
-        now = time.monotonic()
-        for graph in [one for one, until in self._suspected_until.items() if until < now]:
-            del self._suspected_until[graph]
-            self._share_again(graph)
 
     def _deaths(self, culprit: Claim | None, reading: Reading) -> list[Death]:
         """Return the death of the run in a dead process's slot, if there is one. `culprit` is the

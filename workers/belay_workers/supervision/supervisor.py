@@ -34,7 +34,8 @@ from belay_workers.slots import Phase, Reading, SlotTable, StopReason
 from belay_workers.supervision import processes
 from belay_workers.supervision.child_deaths import ChildDeaths
 from belay_workers.supervision.orphans import Orphans
-from belay_workers.supervision.stopper import Stopper, StopRequests, about
+from belay_workers.supervision.stop_requests import StopRequests
+from belay_workers.supervision.stopper import Stopper, about
 
 log = logging.getLogger(__name__)
 

@@ -170,12 +170,12 @@ COMPONENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def _is_id(text: str) -> None:
+def _validate_id(text: str) -> None:
     if not is_any_id(text):
         raise ma.ValidationError("is not an agent run ID")
 
 
-def _is_user(text: str) -> None:
+def _validate_user(text: str) -> None:
     if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text) is None:
         raise ma.ValidationError("must be 1 to 64 letters, digits, '_' or '-'")
 
@@ -208,7 +208,7 @@ class CreateAgentRun(Body):
     effort = ma.fields.String(allow_none=True, validate=one_of(*EFFORTS))
     previousRunId = ma.fields.String(  # noqa: N815
         allow_none=True,
-        validate=_is_id,
+        validate=_validate_id,
         metadata={"pattern": ID_PATTERN, "minLength": 1, "maxLength": LONGEST_ID},
     )
     metadata = Object(allow_none=True)
@@ -222,7 +222,7 @@ class CreateAgentRun(Body):
         metadata={"description": "Stored and returned, but not used."},
     )
     userIdentifier = ma.fields.String(  # noqa: N815
-        allow_none=True, validate=_is_user, metadata={"pattern": "^[A-Za-z0-9_-]{1,64}$"}
+        allow_none=True, validate=_validate_user, metadata={"pattern": "^[A-Za-z0-9_-]{1,64}$"}
     )
 
 

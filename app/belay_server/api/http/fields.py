@@ -91,7 +91,7 @@ class Object(ma.fields.Dict):
 _MOST_IN_LISTS = 50
 
 
-def is_filter(value: dict[str, Any]) -> None:
+def validate_filter(value: dict[str, Any]) -> None:
     """Validate a containment filter. Raises ValidationError for long lists."""
     if _count_in_lists(value) > _MOST_IN_LISTS:
         raise ma.ValidationError(
@@ -113,7 +113,7 @@ class Filter(Object):
     """A containment filter: an object that every matching row contains."""
 
     def __init__(self) -> None:
-        super().__init__(allow_none=True, validate=is_filter)
+        super().__init__(allow_none=True, validate=validate_filter)
 
 
 class List(ma.fields.List[Any]):

@@ -72,7 +72,7 @@ class InputRespond(Body):
     metadata = Object(allow_none=True)
 
     @ma.validates_schema
-    def is_an_answer(self, data: dict[str, Any], **_: object) -> None:
+    def validate_answer(self, data: dict[str, Any], **_: object) -> None:
         one = "interrupt_id" in data and "response" in data
         if one == ("responses" in data):
             raise ma.ValidationError(

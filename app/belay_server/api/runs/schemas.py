@@ -19,9 +19,9 @@ from belay_server.api.http.fields import (
     Selected,
     StringList,
     Uuid,
-    is_filter,
     one_of,
     query_list,
+    validate_filter,
 )
 from belay_server.api.runs.checkpoint_schemas import Checkpoint
 from belay_server.api.runs.command_schemas import Command
@@ -75,7 +75,7 @@ class SelectedRun(Selected, Run):
     """A run with the selected fields; with all, if none are selected."""
 
 
-def is_no_key_id(run_id: UUID) -> None:
+def validate_run_id(run_id: UUID) -> None:
     """Raise ValidationError for a UUID of version 8, which stands for an Idempotency-Key."""
     if run_id.version == KEY_VERSION:
         raise ma.ValidationError("a UUID of version 8 cannot be chosen; use another version")
@@ -93,7 +93,7 @@ class _RunCreate(Body):
 
     assistant_id = ma.fields.String(required=True)
     run_id = Uuid(
-        validate=is_no_key_id,
+        validate=validate_run_id,
         metadata={"description": "A retried create with the same id returns the same run."},
     )
     input = ma.fields.Raw(allow_none=True)
@@ -232,7 +232,7 @@ class ListRunsQuery(ma.Schema):
     status = ma.fields.String(validate=one_of(*RunStatus))
     metadata = JsonObject(
         load_default=dict,
-        validate=is_filter,
+        validate=validate_filter,
         metadata={"description": "Return only runs whose metadata contains this JSON object."},
     )
     select = ma.fields.List(

@@ -17,7 +17,7 @@ class Labels(List):
         super().__init__(ma.fields.String(), validate=ma.validate.Length(max=100), **kwargs)
 
 
-def is_index(value: Any) -> None:
+def validate_index(value: Any) -> None:
     """Validate an index: False, or a list of paths into the value. Raises ValidationError."""
     if value is not False and not (
         isinstance(value, list) and all(isinstance(path, str) for path in value)
@@ -64,7 +64,7 @@ class PutItem(Body):
     value = Object(required=True)
     index = ma.fields.Raw(
         allow_none=True,
-        validate=is_index,
+        validate=validate_index,
         metadata={
             "description": "The paths of the value to index for semantic search; false: none.",
             "anyOf": [
@@ -113,7 +113,7 @@ class ListNamespaces(Body):
     offset = Integer(load_default=0, validate=ma.validate.Range(0, 2**31))
 
 
-def is_storable(text: str) -> None:
+def validate_storable(text: str) -> None:
     """Raise ValidationError for NUL characters. Bodies are checked as a whole, query strings are
     not."""
     if "\0" in text:
@@ -124,8 +124,8 @@ class GetItemQuery(ma.Schema):
     """The namespace and the key of an item, and whether reading it renews its TTL."""
 
     namespace = ma.fields.List(
-        ma.fields.String(validate=is_storable),
+        ma.fields.String(validate=validate_storable),
         metadata={"description": "Labels joined by dots, or one label per parameter."},
     )
-    key = ma.fields.String(validate=is_storable)
+    key = ma.fields.String(validate=validate_storable)
     refresh_ttl = ma.fields.String()

@@ -14,7 +14,7 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
-from belay_server.api.http.bodies.pieces import pieces
+from belay_server.api.http.bodies.chunks import in_chunks
 from belay_server.api.streaming.clients import StreamClient, in_parts
 from belay_server.api.streaming.frames import GAP, HEARTBEAT, around_data, frame
 from belay_server.bus.client import RedisError
@@ -225,7 +225,7 @@ def _sent(
     if whole is not None:
         head, tail = around_data(whole.name, whole.position if followed.resumable else None)
         yield head
-        yield from pieces(whole.data)
+        yield from in_chunks(whole.data)
         yield tail
     client.share.release()
 
@@ -289,7 +289,7 @@ def _answer(
         )
         answer = yield from through_outages(KEEP_ALIVE, read)
         client.share.shrink(len(answer))
-    yield from pieces(answer)
+    yield from in_chunks(answer)
 
 
 def through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, None, _T]:

@@ -16,7 +16,7 @@ from uuid import UUID
 
 import orjson
 
-from belay_server.api.http.bodies.pieces import pieces
+from belay_server.api.http.bodies.chunks import in_chunks
 from belay_server.api.streaming.clients import StreamClient, in_parts, is_large_part
 from belay_server.api.streaming.frames import GAP, HEARTBEAT, frame
 from belay_server.api.streaming.runs import HEADERS, StreamBody, follows_directly
@@ -248,7 +248,7 @@ class _ThreadWalk:
             self._parts.event_log, self._thread_id, event, self._thread
         )
         if whole is not None:
-            yield from pieces(self._encoder.encode_change(whole))
+            yield from in_chunks(self._encoder.encode_change(whole))
         self._client.share.release()
 
     def _chunks_of_run(self, entry: RunEntry, heartbeat: float) -> Generator[bytes]:
@@ -299,7 +299,7 @@ class _ThreadWalk:
         else:
             with self._client.turn():
                 chunk = self._encoder.encode_events(entry, events)
-        yield from pieces(chunk)
+        yield from in_chunks(chunk)
         self._client.share.release()
 
     def _in_turns(self, parts: Iterator[bytes]) -> Generator[bytes]:

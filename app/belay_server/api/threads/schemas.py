@@ -43,7 +43,7 @@ STATE_FIELDS = (
 )
 
 
-def is_extract_path(path: str) -> None:
+def validate_extract_path(path: str) -> None:
     """Validate a path for `extract`. Raises ValidationError."""
     try:
         check_path(path)
@@ -189,14 +189,14 @@ class SearchThreads(CountThreads, Sorted):
     select = StringList(allow_none=True, validate=ma.validate.ContainsOnly(SELECTABLE_FIELDS))
     extract = Map(
         keys=ma.fields.String(),
-        values=ma.fields.String(validate=is_extract_path),
+        values=ma.fields.String(validate=validate_extract_path),
         allow_none=True,
         validate=ma.validate.Length(max=10),
         metadata={"description": "Paths by name, such as `values.messages[-1].content`."},
     )
 
 
-def is_state_field(name: str) -> None:
+def validate_state_field(name: str) -> None:
     """Validate a field of a state, or a key of its values such as `values.messages`.
 
     Raises ValidationError.
@@ -209,7 +209,7 @@ class SelectState(ma.Schema):
     """The fields of a state to return. By default all are returned."""
 
     select = List(
-        ma.fields.String(validate=is_state_field),
+        ma.fields.String(validate=validate_state_field),
         metadata={"description": "Return only these fields; `values.<key>` for one value."},
     )
 

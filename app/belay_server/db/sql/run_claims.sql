@@ -201,7 +201,7 @@ WITH known AS (
 SELECT d.run_id, d.queue
 FROM due d JOIN LATERAL belay_next_run(d.thread_id) n ON n.next_run_id = d.run_id
 
--- name: was_not_rung
+-- name: uncount_rings
 UPDATE run SET rings = greatest(rings - 1, 0), next_ring_at = now()
 WHERE run_id = ANY (%(run_ids)s::uuid[]) AND status = 'pending'
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from flask import Request, Response, current_app
 
-from belay_server.api.http.bodies.pieces import pieces
+from belay_server.api.http.bodies.chunks import in_chunks
 from belay_server.domain.errors import TooMany
 from belay_server.runtime.shares import Shares
 
@@ -54,7 +54,7 @@ class LargeAnswers:
             raise TooMany("Too many large responses at once; read the others first, then retry")
         response.call_on_close(partial(self._shares.release, caller, size))
         body = response.get_data()
-        response.response = pieces(body)
+        response.response = in_chunks(body)
         response.headers["Content-Length"] = str(len(body))
         client_socket = request.environ.get("gunicorn.socket")
         if client_socket is not None:
