@@ -8,8 +8,9 @@ clouds) are refused: when the run is created, and again when the call connects t
 from __future__ import annotations
 
 import ipaddress
+import string
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from belay_server.domain.runs import RUN_FIELDS
 
@@ -127,7 +128,8 @@ def parse_target(url: str, policy: WebhookPolicy) -> WebhookTarget:
     if policy.allowed_domains and not _is_within(host, policy.allowed_domains):
         raise ValueError(f"Webhook host '{host}' is not among the allowed domains")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return WebhookTarget(url, parts.scheme, host, port, path)
+    # As a browser does: what is not ASCII is percent-encoded as UTF-8.
+    return WebhookTarget(url, parts.scheme, host, port, quote(path, safe=string.punctuation))
 
 
 def is_path(url: str) -> bool:

@@ -198,6 +198,8 @@ def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
         refuse_unknown_nodes(parts.graphs, assistant, RunOptions.from_document(whole))
         content = _content(whole, cron_id, cron.assistant_id, has_thread=cron.thread_id is not None)
         merged = _merged(cron, content, body)
+        if _is_due_as_before(cron, merged):
+            merged = dataclasses.replace(merged, next_run_date=cron.next_run_date)
         _refuse_large(parts, merged)
         if "schedule" in body:
             _refuse_frequent(parts.settings, merged)
@@ -206,6 +208,17 @@ def patch_cron(parts: Parts, cron_id: UUID, body: dict[str, Any]) -> Cron:
         return _within_reach(conn, updated)
 
     return parts.database.transaction(patch)
+
+
+def _is_due_as_before(cron: Cron, changed: CronContent) -> bool:
+    """Return whether a change leaves the moment at which a cron is next due. That may have passed:
+    the cron's run is still to be created then."""
+    due, end_time = cron.next_run_date, changed.end_time
+    if due is None or (end_time is not None and due > end_time):
+        return False
+    is_started = changed.enabled and not cron.enabled
+    same = (cron.schedule, cron.timezone) == (changed.schedule, changed.timezone)
+    return same and not is_started
 
 
 def _refuse_foreign_runs(cron: LockedCron, body: dict[str, Any], user: str | None) -> None:

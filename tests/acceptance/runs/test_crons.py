@@ -228,6 +228,19 @@ def test_a_cron_fires_on_its_thread_once_each_time_it_is_due(http, sync_client, 
         assert sync_client.runs.join(thread_id, run["run_id"]) == {"count": 5}
 
 
+def test_a_cron_that_is_changed_again_and_again_still_fires(http, sync_client, crons):
+    """A change that does not move its times does not displace a run that is due."""
+    thread_id = new_thread(http)
+    cron = crons.create_for_thread(thread_id, EVERY_SECOND, input={"count": 1})
+
+    def has_fired() -> bool:
+        for number in range(20):
+            crons.update(cron["cron_id"], metadata={"number": number}, enabled=True)
+        return len(runs_of(sync_client, thread_id)) >= 3
+
+    wait_until(has_fired, 30, "three runs")
+
+
 def test_a_disabled_cron_does_not_fire_until_it_is_enabled(http, sync_client, crons):
     asleep, awake = new_thread(http), new_thread(http)
     cron = crons.create_for_thread(asleep, EVERY_SECOND, enabled=False, input={"count": 1})
