@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from belay_server.domain.agent_runs.output_schemas import check_output_schema, mismatch
+from belay_server.domain.agent_runs.output_schemas import check_output_schema
 from belay_server.domain.agent_runs.outputs import output_of
 from belay_server.example.graphs.research import graph
+from belay_server.services.agent_runs.output_mismatch import output_mismatch
 
 
 def research(**asked: Any) -> dict[str, Any]:
@@ -53,4 +54,7 @@ def test_the_example_returns_its_findings_with_citations():
 def test_the_structured_output_of_the_example_matches_its_schema(schema):
     check_output_schema(schema)
     for query in ("a belay and a run", "nothing of the kind"):
-        assert mismatch(schema, research(query=query, outputSchema=schema)["structured"]) is None
+        assert (
+            output_mismatch(schema, research(query=query, outputSchema=schema)["structured"])
+            is None
+        )

@@ -27,6 +27,11 @@ def worker_command(options: Sequence[str] = ()) -> list[str]:
     return [*_PYTHON, "celery", *worker, *silent, *options]
 
 
+def mismatch_command() -> list[str]:
+    """Return the command line of the process that locates a mismatch of an Agent run's output."""
+    return [*_PYTHON, "belay_server.services.agent_runs.output_mismatch"]
+
+
 def cli_command(*words: str) -> list[str]:
     """Return the command line of one of `belay`'s commands."""
     return [*_PYTHON, "belay_server", *words]

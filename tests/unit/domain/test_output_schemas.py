@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import resource
 import time
 
 import pytest
 
 from belay_server.domain.agent_runs import output_schemas
 from belay_server.domain.agent_runs.errors import InvalidOutputSchema
-from belay_server.domain.agent_runs.output_schemas import mismatch
+from belay_server.services.agent_runs.output_mismatch import output_mismatch
 
 DIALECTS = (
     "http://json-schema.org/draft-07/schema#",
@@ -35,8 +36,8 @@ def check_output_schema(schema):
 def test_the_three_dialects_are_accepted_under_each_of_their_names(dialect):
     schema = {"$schema": dialect, "type": "object", "required": ["a"]}
     check_output_schema(schema)
-    assert mismatch(schema, {"a": 1}) is None
-    wrong = mismatch(schema, {})
+    assert output_mismatch(schema, {"a": 1}) is None
+    wrong = output_mismatch(schema, {})
     assert wrong is not None
     assert (wrong["path"], wrong["keyword"], wrong["expected"]) == (
         "structured",
@@ -51,8 +52,8 @@ def test_each_dialect_has_its_own_keywords():
     new = {"prefixItems": tuple_of_two}
     for schema in (old, new):
         check_output_schema(schema)
-        assert mismatch(schema, ["a", 1]) is None
-        wrong = mismatch(schema, ["a", "b"])
+        assert output_mismatch(schema, ["a", 1]) is None
+        wrong = output_mismatch(schema, ["a", "b"])
         assert wrong is not None
         assert wrong["path"] == "structured[1]"
     with pytest.raises(InvalidOutputSchema):
@@ -85,8 +86,8 @@ def test_the_first_mismatch_is_reported_with_its_path():
         "$defs": {"firm": {"properties": {"name": {"type": "string", "maxLength": 3}}}},
     }
     check_output_schema(schema)
-    assert mismatch(schema, {"firms": [{"name": "abc"}]}) is None
-    wrong = mismatch(schema, {"firms": [{}, {"name": "x" * 1000}]})
+    assert output_mismatch(schema, {"firms": [{"name": "abc"}]}) is None
+    wrong = output_mismatch(schema, {"firms": [{}, {"name": "x" * 1000}]})
     assert wrong is not None
     assert wrong["error"] == "OutputSchemaMismatch"
     assert (wrong["path"], wrong["keyword"]) == ("structured.firms[1].name", "maxLength")
@@ -102,19 +103,50 @@ def test_the_check_of_a_recursive_schema_terminates():
         {"$dynamicAnchor": "x", "allOf": [{"$dynamicRef": "#x"}]},
     ):
         check_output_schema(schema)
-        assert mismatch(schema, {"a": 1}) is None
+        assert output_mismatch(schema, {"a": 1}) is None
     tree = {"type": "object", "properties": {"child": {"$ref": "#"}}}
     check_output_schema(tree)
-    assert mismatch(tree, {"child": {"child": {}}}) is None
-    wrong = mismatch(tree, {"child": {"child": 5}})
+    assert output_mismatch(tree, {"child": {"child": {}}}) is None
+    wrong = output_mismatch(tree, {"child": {"child": 5}})
     assert wrong is not None
     assert wrong["path"] == "structured.child.child"
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        # A copy of the whole value for each error: 22 GB.
+        (
+            {"anyOf": [{"allOf": [{"contains": {"const": -n}} for n in range(1, 1500)]}]},
+            [{"a": n} for n in range(20_000)],
+        ),
+        # An error for each way through the alternatives.
+        (
+            {"anyOf": [{"items": {"$ref": "#"}, "type": "array"}] * 8},
+            [[[[[[[[[[[[1]]]]]]]]]]]],
+        ),
+    ],
+)
+def test_a_mismatch_that_cannot_be_located_is_reported_without_its_place(schema, value):
+    check_output_schema(schema)
+    wrong = output_mismatch(schema, value)
+    assert wrong is not None
+    assert (wrong["error"], wrong["path"]) == ("OutputSchemaMismatch", "structured")
+    assert "too complex" in wrong["message"]
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1024 * 1024
+
+
+def test_an_output_of_any_json_is_reported():
+    for value in ({"a": 2**70}, {"ü": "ß"}, [1.5, None, True]):
+        wrong = output_mismatch({"maxProperties": 0, "maxItems": 0}, value)
+        assert wrong is not None
+        assert wrong["keyword"].startswith("max")
 
 
 def test_an_empty_schema_accepts_any_value():
     check_output_schema({})
     for value in (None, 1, "x", [], {}):
-        assert mismatch({}, value) is None
+        assert output_mismatch({}, value) is None
 
 
 def nested(leaf, twice=0):

@@ -30,7 +30,6 @@ from belay_server.db import runs as run_rows
 from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.outages import in_short, is_worth_waiting
 from belay_server.domain.access import AUTH_USER, hash_of
-from belay_server.domain.agent_runs.output_schemas import mismatch
 from belay_server.domain.metrics import ASKED
 from belay_server.domain.runs import Claim, ClaimedRun, Ending, RunStatus
 from belay_server.graphs.checkpoints.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
@@ -40,6 +39,7 @@ from belay_server.graphs.store import RunStore
 from belay_server.graphs.thread_state import REDACTED
 from belay_server.runtime import fault_points
 from belay_server.runtime.fault_points import FaultPoint
+from belay_server.services.agent_runs.output_mismatch import output_mismatch
 from belay_server.services.runs.endings import (
     SMALL_ANSWER,
     STOPPED,
@@ -291,7 +291,7 @@ def _checked(prepared: _Prepared, claimed: ClaimedRun, ending: Ending | None) ->
     if ending is None or schema is None or ending.status is not RunStatus.SUCCESS:
         return ending
     values = ending.values if isinstance(ending.values, dict) else {}
-    wrong = mismatch(schema, values.get("structured"))
+    wrong = output_mismatch(schema, values.get("structured"))
     if wrong is None:
         return ending
     prepared.events.emit("error", to_json(wrong))
