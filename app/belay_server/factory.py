@@ -42,7 +42,7 @@ from belay_server.graphs.project.langgraph_json import GraphSpec, Project, read_
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.loopback import Loopback
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.graphs.store import ApiStore
+from belay_server.graphs.store import api_store
 from belay_server.runtime import logs
 from belay_server.services.agent_runs.output_schemas import OutputSchemaChecks
 from belay_server.services.assistant_cache import AssistantCache
@@ -117,7 +117,7 @@ def open_context(settings: Settings) -> ApiContext:
         event_log=event_log,
         feed=_feed(settings, keys, event_log, database, metrics),
         assistant_cache=AssistantCache(),
-        store=ApiStore(pool, graphs.store),
+        store=api_store(pool, graphs),
         count_unstarted=metrics.ended_unstarted,
         states=states,
     )

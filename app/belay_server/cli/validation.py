@@ -56,6 +56,10 @@ def _others(project: Project) -> Iterator[Finding]:
     """Yield a finding for each other object that the project names."""
     loads: dict[str, tuple[object, Callable[[], object]]] = {
         "store.index": (project.store.index, lambda: GraphRegistry(project).store),
+        f"store ({project.store.path})": (
+            project.store.path,
+            lambda: GraphRegistry(project).own_store,
+        ),
         f"auth ({project.auth})": (project.auth, lambda: ProjectAuth.load(project)),
         f"http.app ({project.http.app})": (project.http.app, lambda: ProjectApp.check(project)),
     }

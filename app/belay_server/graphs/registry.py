@@ -24,6 +24,7 @@ from langgraph.pregel import Pregel
 from langgraph.store.base import ensure_embeddings
 
 from belay_server.configuration.settings import DEFAULT_QUEUE
+from belay_server.graphs.own_store import load_own_store
 from belay_server.graphs.project.factories import GraphFactory, GraphUse
 from belay_server.graphs.project.langgraph_json import GraphSpec, Project
 from belay_server.graphs.project.loading import ProjectError, load_object
@@ -57,7 +58,7 @@ class GraphRegistry:
         registry = cls(project)
         for spec in project.graphs.values():
             registry._loaded[spec.graph_id] = _load(project, spec)
-        _ = registry.store  # an error fails the start, not the first item
+        _ = registry.store, registry.own_store  # an error fails the start, not the first item
         return registry
 
     @cached_property
@@ -68,6 +69,12 @@ class GraphRegistry:
             return config
         embed = _load_embed(self.project, config.index["embed"])
         return StoreConfig({**config.index, "embed": embed}, config.ttl)
+
+    @cached_property
+    def own_store(self) -> Any:
+        """What makes the store of the project's own (`load_own_store`), None without one. Raises
+        ProjectError."""
+        return None if self.project.store.path is None else load_own_store(self.project)
 
     def __contains__(self, graph_id: str) -> bool:
         return graph_id in self.project.graphs

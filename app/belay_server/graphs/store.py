@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from langchain_core.embeddings import Embeddings
-from langgraph.store.base import PutOp, SearchOp
+from langgraph.store.base import BaseStore, PutOp, SearchOp
 from langgraph.store.postgres import PostgresStore
 from psycopg_pool import ConnectionPool
 
@@ -27,8 +27,10 @@ from belay_server.db.postgres.pool import unavailable_when_unreachable
 from belay_server.db.postgres.reconnecting import ReconnectingConnection
 from belay_server.db.postgres.statements import again_on_conflict, end_row_by_row_mode
 from belay_server.domain.errors import BadRequest, Unavailable
+from belay_server.graphs.own_store import OwnApiStore, OwnRunStore, OwnStore
 from belay_server.graphs.project.raised import is_of_project
 from belay_server.graphs.project.store_section import StoreConfig
+from belay_server.graphs.registry import GraphRegistry
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +178,10 @@ class RunStore(ProjectStore):
         self._used = [False]
         self._attempt_is_over = threading.Event()
 
+    def of_place(self) -> RunStore:
+        """Return the store of the place of one run at a time."""
+        return self
+
     @contextmanager
     def of_run(self, keep_waiting: Callable[[], bool]) -> Iterator[RunStore]:
         """Yield the store of one attempt. It waits for an unavailable Postgres while `keep_waiting`
@@ -257,3 +263,29 @@ def _condition(value: Any) -> Any:
         ):
             raise BadRequest(f"{name} compares with a number or a text")
     return value
+
+
+#: The store of the graphs of a child process or a host.
+GraphStore = RunStore | OwnRunStore
+
+
+def api_store(pool: ConnectionPool[Connection], graphs: GraphRegistry) -> BaseStore:
+    """Return the store of the API."""
+    own = graphs.own_store
+    return ApiStore(pool, graphs.store) if own is None else OwnApiStore(own)
+
+
+def run_store(
+    connection: ReconnectingConnection, database_thread: Executor, graphs: GraphRegistry
+) -> GraphStore:
+    """Return the store of the graphs of a process."""
+    own = graphs.own_store
+    if own is None:
+        return RunStore(connection, database_thread, graphs.store)
+    return OwnRunStore(own)
+
+
+def factory_store(settings: Settings, graphs: GraphRegistry) -> BaseStore:
+    """Return the store of factories of graphs outside of a run."""
+    own = graphs.own_store
+    return FactoryStore(settings, graphs.store) if own is None else OwnStore(own)

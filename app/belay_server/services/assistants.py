@@ -19,7 +19,7 @@ from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.raised import is_of_project
 from belay_server.graphs.registry import Graph, GraphRegistry
-from belay_server.graphs.store import FactoryStore
+from belay_server.graphs.store import factory_store
 from belay_server.services.assistant_cache import resolve_assistant
 from belay_server.services.parts import Parts
 from belay_server.services.runs.cancellation import stop_runs
@@ -227,7 +227,7 @@ def graph_of(parts: Parts, named: str) -> tuple[str, Graph]:
         use = GraphUse(
             "assistants.read",
             {"configurable": {}, **assistant.config},
-            store=lambda: FactoryStore(parts.settings, parts.graphs.store),
+            store=lambda: factory_store(parts.settings, parts.graphs),
             user=parts.user,
         )
         graph = parts.graphs.read(assistant.graph_id, use)

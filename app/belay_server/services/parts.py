@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from langgraph.store.base import BaseStore
+
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.event_log import EventLog
 from belay_server.bus.run_feed import RunFeed
@@ -15,7 +17,6 @@ from belay_server.db.postgres.pool import Database
 from belay_server.domain.webhooks import WebhookPolicy
 from belay_server.doorbell import Doorbell
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.graphs.store import ApiStore
 from belay_server.services.assistant_cache import AssistantCache
 from belay_server.states.process import StateProcess
 
@@ -51,7 +52,7 @@ class Parts(RunParts):
 
     database: Database
     feed: RunFeed
-    store: ApiStore
+    store: BaseStore
     #: Reads and writes the states of threads; large ones in separate processes.
     states: StateProcess
     #: The user of the request, if the project's own authentication returned one.

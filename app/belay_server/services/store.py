@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from langgraph.store.base import NOT_PROVIDED
+from langgraph.store.base import NOT_PROVIDED, BaseStore
 from langgraph.store.base.embed import get_text_at_path, tokenize_path
 
 from belay_server.domain.errors import BadRequest, InvalidRequest, TooMuch
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.serde import to_json
-from belay_server.graphs.store import ApiStore, as_filter
+from belay_server.graphs.store import as_filter
 from belay_server.services.parts import Parts
 
 Namespace = tuple[str, ...]
@@ -138,14 +138,14 @@ def _has_more_values(value: dict[str, Any], most: int) -> bool:
 
 
 def get_item(
-    store: ApiStore, namespace: Namespace, key: str, *, refresh_ttl: bool | None
+    store: BaseStore, namespace: Namespace, key: str, *, refresh_ttl: bool | None
 ) -> dict[str, Any] | None:
     """Return an item as JSON; None if there is none. `refresh_ttl` None: as the project sets it."""
     item = store.get(namespace, key, refresh_ttl=refresh_ttl)
     return None if item is None else item.dict()
 
 
-def delete_item(store: ApiStore, namespace: Namespace, key: str) -> None:
+def delete_item(store: BaseStore, namespace: Namespace, key: str) -> None:
     """Delete an item. Do nothing if it does not exist."""
     store.delete(namespace, key)
 
@@ -181,7 +181,7 @@ def search_items(parts: Parts, body: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def list_namespaces(store: ApiStore, body: dict[str, Any]) -> list[Namespace]:
+def list_namespaces(store: BaseStore, body: dict[str, Any]) -> list[Namespace]:
     """Return a page of namespaces. `*` in a prefix or a suffix matches any one label."""
     prefix = checked_namespace(body.get("prefix") or [], wildcards=True)
     suffix = checked_namespace(body.get("suffix") or [], wildcards=True)

@@ -34,7 +34,7 @@ from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.protocol.events import INTERRUPT
 from belay_server.graphs.registry import Graph, GraphRegistry
 from belay_server.graphs.serde import to_json
-from belay_server.graphs.store import FactoryStore
+from belay_server.graphs.store import factory_store
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class ThreadGraph:
                 GraphUse(
                     access,
                     {**self.config, "configurable": configurable},
-                    store=lambda: FactoryStore(parts.settings, parts.graphs.store),
+                    store=lambda: factory_store(parts.settings, parts.graphs),
                     user=self.user,
                 ),
             )

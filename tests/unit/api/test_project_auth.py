@@ -9,13 +9,16 @@ import pytest
 from flask import Flask
 from langgraph_sdk import Auth
 from starlette.exceptions import HTTPException as StarletteException
+from werkzeug.datastructures import Headers
 
 from belay_server.api.context import CONTEXT
 from belay_server.api.http.bodies.large_bodies import LARGE_BODIES, LargeBodies
 from belay_server.api.project import auth as project_auth
 from belay_server.api.project.auth import ProjectAuth, ProjectUser
+from belay_server.api.project.auth_cache import AuthCache
 from belay_server.domain.access import Caller
 from belay_server.domain.errors import Forbidden, Refused, Unavailable
+from belay_server.graphs.project.auth_section import AuthCacheConfig
 from belay_server.graphs.project.loading import ProjectError
 
 ANN = Caller("user:ann", "ann", user={"identity": "ann", "permissions": ["read"], "plan": "gold"})
@@ -27,9 +30,11 @@ auth = Auth()
 """
 
 
-def load(tmp_path: Path, body: str, variable: str = "auth") -> ProjectAuth:
+def load(tmp_path: Path, body: str, variable: str = "auth", cache=None) -> ProjectAuth:
     (tmp_path / "auth.py").write_text(SOURCE.format(body=body))
-    project = SimpleNamespace(root=tmp_path, dependencies=(), auth=f"./auth.py:{variable}")
+    project = SimpleNamespace(
+        root=tmp_path, dependencies=(), auth=f"./auth.py:{variable}", auth_cache=cache
+    )
     return ProjectAuth.load(project)
 
 
@@ -306,3 +311,52 @@ def test_a_failed_assertion_of_a_handler_forbids_the_action(message, detail):
     with pytest.raises(Refused, match=detail) as raised:
         deciding(auth).decide(ANN, "store", "put", {})
     assert raised.value.status == 403
+
+
+# --- auth.cache ---------------------------------------------------------------------------------
+
+COUNTING = """
+calls = 0
+
+@auth.authenticate
+async def authenticate(authorization, headers):
+    global calls
+    calls += 1
+    if authorization == "bad":
+        raise Auth.exceptions.HTTPException(status_code=401, detail=f"refused {calls}")
+    return {"identity": f"{authorization}-{calls}", "roles": []}
+"""
+
+
+def test_a_caller_is_remembered_by_the_named_headers(tmp_path):
+    cache = AuthCacheConfig(("authorization", "x-team"), seconds=60, most_callers=3)
+    auth = load(tmp_path, COUNTING, cache=cache)
+
+    def identity(**headers):
+        caller = ask(auth, headers={name.replace("_", "-"): v for name, v in headers.items()})
+        caller.user["roles"].append("changed")
+        assert caller.user["roles"] == ["changed"]
+        return caller.team
+
+    assert identity(authorization="ann") == identity(authorization="ann", accept="x") == "ann-1"
+    assert identity(authorization="ann", x_team="b") == "ann-2"
+    assert identity(authorization="bob") == identity(authorization="bob") == "bob-3"
+    for attempt in (4, 5):
+        with pytest.raises(Refused, match=f"refused {attempt}"):
+            identity(authorization="bad")
+    assert identity() == "None-6"
+    assert identity() == "None-7"
+    assert identity(authorization="cyd") == "cyd-8"  # the fourth: the others are forgotten
+    assert identity(authorization="ann") == "ann-9"
+
+
+def test_a_caller_is_forgotten_when_the_time_is_over():
+    now = [0.0]
+    cache = AuthCache(AuthCacheConfig(("authorization",), seconds=60), clock=lambda: now[0])
+    callers = iter([ANN, Caller("user:ann", "later")])
+    headers = Headers({"authorization": "ann"})
+    assert cache.caller(headers, lambda: next(callers)).team == "ann"
+    now[0] = 59.9
+    assert cache.caller(headers, lambda: next(callers)).team == "ann"
+    now[0] = 60.0
+    assert cache.caller(headers, lambda: next(callers)).team == "later"

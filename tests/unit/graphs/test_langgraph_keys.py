@@ -61,8 +61,10 @@ def test_the_schema_is_valid_and_has_every_disable_option():
         ({"graphs": {**GRAPHS, "js": {"path": "./b.mjs:g"}}}, "graph 'js' is JavaScript"),
         ({"ui": {"agent": "./ui.tsx"}}, "user interface components of 'ui' are not served"),
         ({"checkpointer": {"path": "./c.py:c"}}, "'checkpointer.path' has no effect: fencing and"),
-        ({"store": {"path": "./s.py:s"}}, "'store.path' has no effect: the API and the graphs"),
-        ({"auth": {"path": "./a.py:auth", "cache": {"ttl_seconds": 5}}}, "'auth.cache' has no"),
+        (
+            {"store": {"path": "./s.py:s", "ttl": {"default_ttl": 1}}},
+            "'store.ttl' has no effect beside 'store.path'",
+        ),
     ],
 )
 def test_a_key_without_effect_is_named_at_the_start(tmp_path, document, warning):
@@ -100,6 +102,12 @@ def test_keys_that_need_nothing_are_accepted_silently(tmp_path, document):
         ({"checkpointer": {"serde": {"allowed_msgpack_modules": ["x"]}}}, "must be a list of"),
         ({"graphs": {"js": "./b.ts:g"}}, "at least one graph in Python"),
         ({"auth": {"path": "./a.py:auth", "openapi": {"security": {}}}}, "'auth.openapi'"),
+        ({"auth": {"path": "./a.py:auth", "cache": {"ttl_seconds": 5}}}, "'auth.cache.cache_keys'"),
+        (
+            {"auth": {"path": "./a.py:auth", "cache": {"cache_keys": ["a"], "ttl_seconds": 0}}},
+            "'auth.cache.ttl_seconds' must be a number above 0",
+        ),
+        ({"store": {"path": "./s.py"}}, "'store.path' must be"),
         ({"http": {"middleware_order": "last"}}, "'http.middleware_order' must be"),
         ({"http": {"logging_headers": 5}}, "'http.logging_headers' must be an object"),
     ],

@@ -35,7 +35,7 @@ from belay_server.domain.runs import Claim, ClaimedRun, Ending, RunStatus
 from belay_server.graphs.checkpoints.run_saver import CheckpointsUnavailable, ClaimLost, RunSaver
 from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.serde import to_json
-from belay_server.graphs.store import RunStore
+from belay_server.graphs.store import GraphStore
 from belay_server.graphs.thread_state import REDACTED
 from belay_server.runtime import fault_points
 from belay_server.runtime.fault_points import FaultPoint
@@ -317,7 +317,7 @@ async def _open_and_execute(place: Place, claimed: ClaimedRun, prepared: _Prepar
 
 
 async def _execute_with(
-    store: RunStore,
+    store: GraphStore,
     place: Place,
     claimed: ClaimedRun,
     prepared: _Prepared,
@@ -338,7 +338,7 @@ async def _execute_with(
         return await graph_executor.execute(prepared.execution, emit)
 
 
-def _use_of(claimed: ClaimedRun, store: RunStore) -> GraphUse:
+def _use_of(claimed: ClaimedRun, store: GraphStore) -> GraphUse:
     kwargs = claimed.kwargs
     return GraphUse(
         "threads.create_run",

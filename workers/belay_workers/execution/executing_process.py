@@ -13,7 +13,7 @@ from belay_server.db.postgres.connection import connect
 from belay_server.db.postgres.reconnecting import ReconnectingConnection
 from belay_server.doorbell import Doorbell
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.graphs.store import RunStore
+from belay_server.graphs.store import run_store
 from belay_server.services.runs.endings import Announcer
 from belay_workers.execution.access import RunAccess
 from belay_workers.execution.event_writer import EventWriter
@@ -63,4 +63,4 @@ class ExecutingProcess:
         self.database_thread: Executor = ThreadPoolExecutor(1, thread_name_prefix="belay-database")
         self.database_thread.submit(lambda: None).result()
         self.access = access
-        self.store = RunStore(self.database, self.database_thread, graphs.store)
+        self.store = run_store(self.database, self.database_thread, graphs)

@@ -32,7 +32,7 @@ from belay_server.graphs.project.user import ProjectUser
 from belay_server.graphs.protocol.events import INTERRUPT
 from belay_server.graphs.registry import Graph
 from belay_server.graphs.serde import to_json, to_plain
-from belay_server.graphs.store import RunStore
+from belay_server.graphs.store import GraphStore
 from belay_server.graphs.thread_state import (
     REDACTED,
     bound,
@@ -72,7 +72,7 @@ class Execution:
 
     graph: Graph
     saver: RunSaver
-    store: RunStore
+    store: GraphStore
     kwargs: RunKwargs
     #: Whether to resume from the checkpoint of an earlier attempt of this run.
     resumes: bool

@@ -16,7 +16,7 @@ from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.reconnecting import ReconnectingConnection
 from belay_server.domain.runs import Claim
 from belay_server.graphs.registry import GraphRegistry
-from belay_server.graphs.store import RunStore
+from belay_server.graphs.store import GraphStore
 from belay_server.services.runs.endings import Announcer
 from belay_workers.execution.access import RunAccess
 from belay_workers.execution.event_writer import EventWriter
@@ -39,7 +39,7 @@ class Place(Protocol):
     #: The graphs of runs that were left pending because this project lacks them.
     unknown_graphs: set[str]
     access: RunAccess
-    store: RunStore
+    store: GraphStore
     event_log: EventLog
     event_writer: EventWriter
     announcer: Announcer

@@ -34,7 +34,7 @@ class HostedPlace:
         self.owner = host.owner
         self.unknown_graphs = host.unknown_graphs
         self.access = host.access.of_one_run()
-        self.store = host.store
+        self.store = host.store.of_place()
         self.event_log = host.event_log
         self.event_writer = host.event_writer
         self.announcer = host.announcer

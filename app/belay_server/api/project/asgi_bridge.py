@@ -20,8 +20,8 @@ from a2wsgi.asgi import ASGIResponder, SyncEvent
 
 from belay_server.api.http.client_socket import watch_socket
 from belay_server.api.project.code_access import act_as_server
-from belay_server.api.project.event_loop import loop_in_a_real_thread
 from belay_server.domain.errors import InvalidRequest
+from belay_server.runtime.event_loop import loop_in_a_real_thread
 
 log = logging.getLogger(__name__)
 

@@ -21,13 +21,14 @@ from langgraph_sdk import Auth
 from belay_server.api.context import parts
 from belay_server.api.http.bodies.json_body import read_body_of
 from belay_server.api.http.bodies.json_documents import parse_document
-from belay_server.api.project.event_loop import loop_in_a_real_thread
+from belay_server.api.project.auth_cache import AuthCache
 from belay_server.domain.access import Caller, Filter
 from belay_server.domain.errors import Forbidden, InvalidRequest, Refused, Unavailable
 from belay_server.graphs.project.langgraph_json import Project
 from belay_server.graphs.project.loading import ProjectError, load_object
 from belay_server.graphs.project.user import ProjectUser
 from belay_server.graphs.serde import to_plain
+from belay_server.runtime.event_loop import loop_in_a_real_thread
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,9 @@ _HANDLER_SECONDS = 30.0
 class ProjectAuth:
     """Calls the project's handlers."""
 
-    def __init__(self, auth: Auth, wants: Sequence[str]) -> None:
+    def __init__(self, auth: Auth, wants: Sequence[str], cache: AuthCache | None = None) -> None:
         self._auth = auth
+        self._cache = cache
         #: The names of the parameters of `authenticate`.
         self._wants = wants
         self._loop = loop_in_a_real_thread()
@@ -58,11 +60,17 @@ class ProjectAuth:
                 "%s has no @auth.on handler: every authenticated user is permitted everything",
                 project.auth,
             )
-        return cls(auth, wants)
+        cache = None if project.auth_cache is None else AuthCache(project.auth_cache)
+        return cls(auth, wants, cache)
 
     def caller(self) -> Caller:
         """Return the authenticated caller. Raises Refused with the project's status and message,
         Unavailable."""
+        if self._cache is None:
+            return self._authenticate()
+        return self._cache.caller(request.headers, self._authenticate)
+
+    def _authenticate(self) -> Caller:
         handler = self._auth._authenticate_handler
         assert handler is not None
         wanted = {name: _INJECTED[name]() for name in self._wants}

@@ -23,6 +23,12 @@ from belay_server.configuration.project_env import read_env
 from belay_server.configuration.settings import DEFAULT_QUEUE, ISOLATION_WORDS
 from belay_server.domain.headers import HeaderPatterns
 from belay_server.domain.threads import ThreadTtl, TtlStrategy
+from belay_server.graphs.project.auth_section import (
+    AuthCacheConfig,
+    read_auth_cache,
+    read_auth_openapi,
+    read_auth_path,
+)
 from belay_server.graphs.project.http_section import HttpConfig, read_http_config
 from belay_server.graphs.project.keys import check_keys
 from belay_server.graphs.project.loading import ProjectError
@@ -67,6 +73,8 @@ class Project:
     store: StoreConfig = field(default_factory=StoreConfig)
     #: `auth.path`: the name of the project's `langgraph_sdk.Auth`.
     auth: str | None = None
+    #: `auth.cache`: for how long its callers are remembered.
+    auth_cache: AuthCacheConfig | None = None
     #: `auth.openapi`: what the OpenAPI document says about authentication.
     openapi: Mapping[str, Any] = field(default_factory=dict)
     #: The configuration of the HTTP API (`http`).
@@ -134,6 +142,9 @@ def read_project(path: Path) -> Project:
     env = _environment(path, root, document.get("env", {}))
     if isinstance(named := document.get("env"), str) and not (root / named).is_file():
         warnings.append(f"{path}: 'env' names a file that does not exist: {named}")
+    if isinstance(store := document.get("store"), dict) and store.get("path"):
+        unused = [f"store.{key}" for key in ("index", "ttl") if store.get(key)]
+        warnings += [f"{path}: '{key}' has no effect beside 'store.path'" for key in unused]
     environ = {**env, **os.environ}
     return Project(
         root=root,
@@ -149,8 +160,9 @@ def read_project(path: Path) -> Project:
         defaults=_defaults(environ),
         thread_ttl=_thread_ttl(path, _with_ttl(document.get("checkpointer") or {}, environ)),
         allowed_types=_allowed_types(path, document.get("checkpointer") or {}),
-        auth=_auth(path, document.get("auth")),
-        openapi=_openapi(path, document.get("auth")),
+        auth=read_auth_path(path, document.get("auth")),
+        auth_cache=read_auth_cache(path, document.get("auth")),
+        openapi=read_auth_openapi(path, document.get("auth")),
         http=_http(path, document.get("http"), environ),
         agent_runs_graph=_agent_runs_graph(path, graphs, document.get("agent_runs")),
         store=read_store_config(path, document.get("store") or {}),
@@ -168,30 +180,6 @@ def _isolation(path: Path, graphs: Mapping[str, Any], isolation: Any) -> Mapping
             f"{path}: 'isolation' names a graph that is not in 'graphs': {unknown[0]}"
         )
     return isolation
-
-
-def _auth(path: Path, auth: Any) -> str | None:
-    """Return the path of `{"path": "./auth.py:auth"}`."""
-    if auth is None:
-        return None
-    target = auth.get("path") if isinstance(auth, dict) else None
-    if not isinstance(target, str) or ":" not in target:
-        raise ProjectError(f"{path}: 'auth.path' must be 'path/to/file.py:variable'")
-    return target
-
-
-def _openapi(path: Path, auth: Any) -> dict[str, Any]:
-    """Return the `securitySchemes`, `security` and `paths` of `auth.openapi`."""
-    openapi = auth.get("openapi") or {} if isinstance(auth, dict) else {}
-    types = {"securitySchemes": dict, "security": list, "paths": dict}
-    if not isinstance(openapi, dict) or not all(
-        isinstance(openapi.get(name, kind()), kind) for name, kind in types.items()
-    ):
-        raise ProjectError(
-            f"{path}: 'auth.openapi' must have objects 'securitySchemes' and 'paths', and a list "
-            "'security'"
-        )
-    return openapi
 
 
 def _allowed_types(path: Path, checkpointer: Any) -> frozenset[tuple[str, ...]]:

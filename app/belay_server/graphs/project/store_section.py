@@ -1,4 +1,5 @@
-"""The `store` section of `langgraph.json`: the index for semantic search, and when items expire."""
+"""The `store` section of `langgraph.json`: the index for semantic search, when items expire, or a
+store of the project's own."""
 
 from __future__ import annotations
 
@@ -16,15 +17,23 @@ class StoreConfig:
 
     index: dict[str, Any] | None = None
     ttl: dict[str, Any] = field(default_factory=dict)
+    #: The store of the project's own, in which the others have no effect.
+    path: str | None = None
 
 
 def read_store_config(path: Path, store: Any) -> StoreConfig:
-    """Read `{"index": {"dims", "embed", "fields"}, "ttl": {"default_ttl", "refresh_on_read"}}`.
+    """Read `{"index": {"dims", "embed", "fields"}, "ttl": {"default_ttl", "refresh_on_read"}}`, or
+    `{"path": "./store.py:open_store"}`.
 
     Raise ProjectError with the name of the entry that is wrong.
     """
     if not isinstance(store, dict):
         raise ProjectError(f"{path}: 'store' must be an object")
+    own = store.get("path")
+    if own is not None:
+        if not isinstance(own, str) or ":" not in own:
+            raise ProjectError(f"{path}: 'store.path' must be 'path/to/file.py:variable'")
+        return StoreConfig(path=own)
     index, ttl = store.get("index"), store.get("ttl") or {}
     if index is not None:
         named = isinstance(index, dict) and isinstance(index.get("embed"), str)

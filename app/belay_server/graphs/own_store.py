@@ -1,0 +1,160 @@
+"""The store that a project brings itself: `store.path` of `langgraph.json`.
+
+It replaces Belay's store in Postgres, for the API and for graphs. Each process opens it when it is
+first used, on an event loop of its own: a connection is bound to the loop that has opened it, while
+graphs, the API and threads use the store from anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import AsyncExitStack, contextmanager
+from contextvars import Context
+from typing import Any
+
+from langgraph.store.base import BaseStore
+
+from belay_server.domain.errors import BelayError, Unavailable
+from belay_server.graphs.project.langgraph_json import Project
+from belay_server.graphs.project.loading import ProjectError, load_object
+from belay_server.runtime.event_loop import loop_in_a_real_thread
+
+log = logging.getLogger(__name__)
+
+#: The time limit of one call, which may open the store, in seconds.
+_CALL_SECONDS = 60.0
+
+
+def load_own_store(project: Project) -> Any:
+    """Return what `store.path` names: a store, or a function without parameters that returns one,
+    or a context manager (also an asynchronous one) that yields one. Raises ProjectError."""
+    target = project.store.path
+    assert target is not None
+    made = load_object(project.root, project.dependencies, target, "store.path")
+    if not isinstance(made, BaseStore) and not callable(made):
+        raise ProjectError(
+            f"store.path ({target}): must be a BaseStore, or a function that returns one or yields "
+            "one as a context manager"
+        )
+    return made
+
+
+class OwnStore(BaseStore):
+    """The project's store in one process. Operations may be called on any thread."""
+
+    supports_ttl = True
+
+    def __init__(self, made: Any) -> None:
+        """`made` is what `load_own_store` has returned. Make this object where it is used, after
+        the last fork: it starts a thread."""
+        self._opened = _Opened(made)
+
+    def batch(self, ops: Iterable[Any]) -> list[Any]:
+        return self._start(list(ops)).result()
+
+    async def abatch(self, ops: Iterable[Any]) -> list[Any]:
+        # A cancelled caller does not cancel the call: it may have been done already.
+        return await asyncio.shield(asyncio.wrap_future(self._start(list(ops))))
+
+    def _start(self, ops: list[Any]) -> Future[list[Any]]:
+        # In an empty context, so that what the store starts is not the current run's.
+        return Context().run(
+            asyncio.run_coroutine_threadsafe, self._opened.batch(ops), self._opened.loop
+        )
+
+
+class OwnRunStore(OwnStore):
+    """The project's store for the graphs of a child process or a host."""
+
+    def __init__(self, made: Any) -> None:
+        super().__init__(made)
+        self._calls: set[Future[list[Any]]] = set()
+        self._attempt_is_over = threading.Event()
+        # Threads that the store starts when it is opened are not the first run's.
+        self._start([])
+
+    def of_place(self) -> OwnRunStore:
+        """Return the store of the place of one run at a time."""
+        store = copy.copy(self)
+        store._calls = set()
+        return store
+
+    @contextmanager
+    def of_run(self, keep_waiting: Callable[[], bool]) -> Iterator[OwnRunStore]:  # noqa: ARG002
+        """Yield the store of one attempt. After the block it raises RuntimeError: what the attempt
+        left behind in this process must not go on writing."""
+        store = copy.copy(self)
+        store._attempt_is_over = threading.Event()
+        try:
+            yield store
+        finally:
+            store._attempt_is_over.set()
+
+    def settle(self) -> None:
+        """Wait until all calls are done. A node that was stopped did not wait for its own."""
+        wait(list(self._calls))
+
+    def _start(self, ops: list[Any]) -> Future[list[Any]]:
+        if self._attempt_is_over.is_set():
+            raise RuntimeError("The run of this store has ended")
+        call = super()._start(ops)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return call
+
+
+class OwnApiStore(OwnStore):
+    """The project's store for the API. Its failure is not the server's."""
+
+    def batch(self, ops: Iterable[Any]) -> list[Any]:
+        """Raises Unavailable."""
+        try:
+            return super().batch(ops)
+        except BelayError:
+            raise
+        except Exception as error:
+            log.exception("the project's store (store.path) failed")
+            kind = type(error).__name__
+            raise Unavailable(f"The project's store failed: {kind}") from error
+
+
+class _Opened:
+    """The event loop of a store in one process, and the store once it is open."""
+
+    def __init__(self, made: Any) -> None:
+        self._made = made
+        self.loop = loop_in_a_real_thread()
+        self._opening = asyncio.Lock()
+        self._store: BaseStore | None = None
+        #: Never closed: processes are killed.
+        self._contexts = AsyncExitStack()
+
+    async def batch(self, ops: list[Any]) -> list[Any]:
+        """Do operations, each call within its time limit. Raises TimeoutError."""
+        async with asyncio.timeout(_CALL_SECONDS):
+            async with self._opening:
+                if self._store is None:
+                    self._store = await self._open()
+            return await self._store.abatch(ops)
+
+    async def _open(self) -> BaseStore:
+        found = self._made
+        if not isinstance(found, BaseStore):
+            found = found()
+        if inspect.isawaitable(found):
+            found = await found
+        if isinstance(found, BaseStore):
+            return found
+        if hasattr(found, "__aenter__"):
+            found = await self._contexts.enter_async_context(found)
+        elif hasattr(found, "__enter__"):
+            found = self._contexts.enter_context(found)
+        if not isinstance(found, BaseStore):
+            raise TypeError(f"store.path has made no BaseStore but a {type(found).__name__}")
+        return found
