@@ -233,12 +233,22 @@ async def _sleep_after(start: Callable[[str], None], state: State) -> State:
 
 
 async def chain_timers(state: State) -> State:
-    """Leave a callback that calls itself again, without a task."""
+    """Leave callbacks that call themselves again, without a task: of a timer and of futures."""
+    loop = asyncio.get_running_loop()
 
     def again(path: str) -> None:
         beat(path, "beat")
-        asyncio.get_running_loop().call_later(_BEAT_SECONDS, again, path)
+        loop.call_later(_BEAT_SECONDS, again, path)
 
+    def after(future: asyncio.Future[str]) -> None:
+        beat(future.result(), "beat")
+        following = loop.create_future()
+        following.add_done_callback(after)
+        loop.call_later(_BEAT_SECONDS, following.set_result, future.result())
+
+    first = loop.create_future()
+    first.add_done_callback(after)
+    first.set_result(state["beats"])
     return await _sleep_after(again, state)
 
 

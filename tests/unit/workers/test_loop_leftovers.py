@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import functools
+import operator
 import os
 import socket
 import sys
@@ -282,6 +284,92 @@ def test_a_callback_counts_that_calls_the_project_indirectly(play, call, make_ar
         handle.cancel()
         for one in filter(asyncio.iscoroutine, arguments):
             one.close()
+
+    play(scene)
+
+
+def _timer_of_future(loop, set_result):
+    """A timer that ends a future, whose callback is the project's."""
+    future = loop.create_future()
+    future.add_done_callback(lambda _: None)
+    return loop.call_later(60, *set_result(future))
+
+
+def _timer_of_concurrent_future(loop, wraps):
+    future = concurrent.futures.Future()
+    to_watch = asyncio.wrap_future(future, loop=loop) if wraps else future
+    to_watch.add_done_callback(lambda _: None)
+    return loop.call_later(60, future.set_result, 1)
+
+
+class _Object:
+    def go(self): ...
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda loop: _timer_of_future(loop, lambda future: (future.set_result, 1)),
+        lambda loop: _timer_of_future(loop, lambda future: (future.cancel,)),
+        lambda loop: _timer_of_future(
+            loop, lambda future: (asyncio.futures._set_result_unless_cancelled, future, 1)
+        ),
+        lambda loop: _timer_of_concurrent_future(loop, wraps=True),
+        lambda loop: _timer_of_concurrent_future(loop, wraps=False),
+        lambda loop: loop.call_later(60, operator.methodcaller("go"), _Object()),
+        lambda loop: loop.call_later(60, list, map(_Object.go, [1])),
+        lambda loop: loop.call_later(60, list, (None for _ in [1])),
+        lambda loop: loop.call_later(60, functools.partial(list, map(_Object.go, [1]))),
+        lambda loop: loop.call_later(60, loop.call_later(60, lambda: None)._run),
+    ],
+)
+def test_a_callback_counts_that_calls_the_project_by_the_standard_library(play, schedule):
+    async def scene(leftovers, loop):
+        schedule(loop)
+        assert await leftovers.remain()
+
+    play(scene)
+
+
+def test_a_future_that_only_tasks_wait_for_does_not_count(play):
+    async def earlier(loop):
+        loop.future = loop.create_future()
+
+        async def wait():
+            await loop.future
+
+        loop.waiting = loop.create_task(wait())
+
+    async def scene(leftovers, loop):
+        await asyncio.sleep(0)
+        loop.call_later(60, loop.future.set_result, 1)
+        assert not await leftovers.remain()
+        loop.waiting.cancel()
+
+    play(scene, before=earlier)
+
+
+def test_a_pipe_counts_if_the_project_handles_its_data(play):
+    class OfProject(asyncio.Protocol):
+        def data_received(self, data): ...
+
+    async def scene(leftovers, loop):
+        for protocol, counts in ((asyncio.Protocol, False), (OfProject, True)):
+            reader, writer = os.pipe()
+            with os.fdopen(writer, "wb"):
+                transport, _ = await loop.connect_read_pipe(protocol, os.fdopen(reader, "rb"))
+                assert await leftovers.remain() is counts
+                transport.close()
+                await asyncio.sleep(0)
+
+    play(scene)
+
+
+def test_an_exception_handler_of_the_project_is_removed(play):
+    async def scene(leftovers, loop):
+        loop.set_exception_handler(lambda *_: None)
+        assert not await leftovers.remain()
+        assert loop.get_exception_handler() is None
 
     play(scene)
 

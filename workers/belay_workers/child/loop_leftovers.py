@@ -23,16 +23,15 @@ from contextlib import suppress
 from contextvars import Context, ContextVar
 from types import (
     AsyncGeneratorType,
-    BuiltinMethodType,
     CodeType,
     CoroutineType,
     GeneratorType,
-    MethodType,
 )
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
-from belay_workers.execution.project_code import ProjectCode, unwrapped
+from belay_workers.execution.loop_callbacks import callback_of, owner_of, reached
+from belay_workers.execution.project_code import ProjectCode
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +71,12 @@ class LoopLeftovers:
         self._tasks_before = WeakKeyDictionary(
             {task: _chain(task) for task in asyncio.all_tasks(self._loop)}
         )
-        callbacks = (callback_of(handle) for handle in self._handles())
         # The callbacks are kept, so that no other object gets their identity.
-        self._callbacks_before = {_identity(callback): callback for callback in callbacks}
+        self._callbacks_before = {
+            _identity(callback): callback
+            for handle in self._handles()
+            for callback in (callback_of(handle), *reached(self._project, handle))
+        }
         self._listening_before = set(self._listening())
         self._generators = {}
         self._watch_generators()
@@ -84,6 +86,8 @@ class LoopLeftovers:
         """Cancel the tasks, each once, and close the generators, and wait a moment for their ends.
         Return whether a task, a generator, a callback of the project or a listening socket is
         left."""
+        if self._project.has(self._loop.get_exception_handler()):
+            self._loop.set_exception_handler(None)
         strays = self._strays()
         for stray in strays.difference(self._cancelled):
             stray.cancel()
@@ -164,7 +168,8 @@ class LoopLeftovers:
     def _is_projects(self, handle: asyncio.Handle) -> bool:
         if _identity(callback_of(handle)) in self._callbacks_before:
             return False
-        return is_of_project(self._project, handle)
+        found = reached(self._project, handle)
+        return any(_identity(callback) not in self._callbacks_before for callback in found)
 
     def _keys(self) -> list[Any]:
         selector = getattr(self._loop, "_selector", None)
@@ -208,47 +213,13 @@ async def close_generators(generators: list[AsyncGeneratorType[Any, Any]]) -> No
             log.info("a generator of a stopped run raised when it was closed", exc_info=True)
 
 
-def is_of_project(project: ProjectCode, handle: asyncio.Handle) -> bool:
-    """Return whether a callback that waits to be called is the project's own code, or has it as an
-    argument or as the protocol of its transport."""
-    if handle.cancelled():
-        return False
-    callback = callback_of(handle)
-    try:
-        if any(map(project.has, (callback, *(handle._args or ())))):
-            return True
-        protocol = _protocol(callback)
-        return protocol is not None and (
-            project.has_methods_of(protocol)
-            or project.has_methods_of(getattr(protocol, "_app_protocol", None))
-        )
-    except Exception:  # noqa: BLE001  (an attribute of an object of the project's)
-        return False
-
-
-def callback_of(handle: asyncio.Handle) -> Any:
-    """Return the function or method that a handle of the event loop calls."""
-    return unwrapped(handle._callback)  # type: ignore[attr-defined]
-
-
 def _identity(callback: Any) -> _Identity:
     """Return the object of a method, and the function. Methods are made anew for each call of
     `add_reader` and the like, also when a transport pauses and resumes."""
-    of = _owner(callback)
+    of = owner_of(callback)
     if isinstance(of, asyncio.BaseTransport):
         return id(of), 0
     return id(of), id(callback if of is None else getattr(callback, "__func__", callback))
-
-
-def _protocol(callback: Any) -> Any:
-    """Return the protocol of a transport, if the callback is a transport's."""
-    of = _owner(callback)
-    return of.get_protocol() if isinstance(of, asyncio.Transport) else None
-
-
-def _owner(callback: Any) -> Any:
-    """Return the object of a method, None for other callbacks."""
-    return callback.__self__ if isinstance(callback, MethodType | BuiltinMethodType) else None
 
 
 def _accepts(descriptor: int) -> bool:

@@ -7,7 +7,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable
-from types import CodeType
+from types import CodeType, CoroutineType, GeneratorType
 from typing import Any
 
 
@@ -15,14 +15,17 @@ class ProjectCode:
     """The code of a project, by its files."""
 
     def __init__(self, is_file: Callable[[str], bool]) -> None:
-        """`is_file` returns whether a file has code of the project."""
-        self._is_file = is_file
+        """`is_file` returns whether a file has code of the project. It is called once for each
+        file: a host looks at every callback on its event loop."""
+        self._is_file = functools.cache(is_file)
 
     def has(self, called: Any) -> bool:
-        """Return whether a function, method, coroutine or object with `__call__` is the project's,
-        also when a library's decorator wraps it."""
-        if inspect.iscoroutine(called):
+        """Return whether a function, method, coroutine, generator or object with `__call__` is the
+        project's, also when a library's decorator wraps it."""
+        if isinstance(called, CoroutineType):
             return self._is_file(called.cr_code.co_filename)
+        if isinstance(called, GeneratorType):
+            return self._is_file(called.gi_code.co_filename)
         function = inspect.unwrap(getattr(unwrapped(called), "__func__", unwrapped(called)))
         if callable(function) and not hasattr(function, "__code__"):
             function = type(function).__call__

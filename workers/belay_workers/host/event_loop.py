@@ -7,10 +7,9 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextvars import Context
-from types import BuiltinFunctionType
 from typing import Any
 
-from belay_workers.child.loop_leftovers import is_of_project
+from belay_workers.execution.loop_callbacks import is_of_project
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.host.gates import GatedRun, Gates
 
@@ -58,7 +57,7 @@ class HostLoop(asyncio.SelectorEventLoop):
         One of a library with a context of its own belongs to what has made that context: a future
         calls back what waits for it, which may be Belay.
         """
-        if self._gates.is_step(handle) or type(handle._callback) is BuiltinFunctionType:
+        if self._gates.is_step(handle):
             return
         run = GatedRun.of(handle) or GatedRun.current()
         if run is None:
@@ -77,6 +76,10 @@ class HostLoop(asyncio.SelectorEventLoop):
     def set_task_factory(self, factory: Callable[..., Any] | None) -> None:
         if not _is_ignored("loop.set_task_factory"):
             super().set_task_factory(factory)
+
+    def set_exception_handler(self, handler: Any) -> None:
+        if not _is_ignored("loop.set_exception_handler"):
+            super().set_exception_handler(handler)
 
     def set_default_executor(self, executor: Any) -> None:
         if not _is_ignored("loop.set_default_executor"):

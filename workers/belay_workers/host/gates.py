@@ -25,15 +25,14 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 import psutil
 
 from belay_server.domain.runs import Claim
+from belay_workers.execution.loop_callbacks import TASKS
 from belay_workers.execution.stops import RunCancelled
 from belay_workers.slots import Slot
 
 #: The run in whose context code is executed. Tasks have the context of what has started them.
 _RUN: ContextVar[GatedRun | None] = ContextVar("belay_gated_run", default=None)
 
-#: asyncio's two implementations of tasks.
-_TASKS = (asyncio.Task, asyncio.tasks._PyTask)  # type: ignore[attr-defined]
-#: The type with which the first of them schedules its steps.
+#: The type with which asyncio's own tasks schedule their steps.
 _STEP = "TaskStepMethWrapper"
 
 
@@ -149,7 +148,7 @@ class Gates:
         """
         step = handle._callback
         task = getattr(step, "__self__", None)
-        if not isinstance(task, _TASKS):
+        if not isinstance(task, TASKS):
             return False
         if type(task.get_coro()) is _Gate:
             return True

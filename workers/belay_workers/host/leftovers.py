@@ -9,7 +9,8 @@ from types import AsyncGeneratorType
 from typing import Any
 from weakref import ref
 
-from belay_workers.child.loop_leftovers import callback_of, close_generators
+from belay_workers.child.loop_leftovers import close_generators
+from belay_workers.execution.loop_callbacks import callback_of
 from belay_workers.host.gates import GatedRun, Gates
 from belay_workers.host.started import Started
 from belay_workers.host.threads import RunThreads

@@ -1,0 +1,102 @@
+"""Find code of the project in the callbacks that wait on an event loop.
+
+A callback may call the project's code indirectly: a timer that sets the result of a future, for
+which a function of the project waits, or one that consumes a `map` of it. Such wrappers of the
+standard library are looked through. Objects of other libraries are not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import gc
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from types import BuiltinMethodType, CellType, FunctionType, MethodType
+from typing import Any
+
+from belay_workers.execution.project_code import ProjectCode, unwrapped
+
+#: asyncio's two implementations of futures and of tasks.
+_FUTURES = (asyncio.Future, asyncio.futures._PyFuture)  # type: ignore[attr-defined]
+TASKS = (asyncio.Task, asyncio.tasks._PyTask)  # type: ignore[attr-defined]
+_BOUND = (MethodType, BuiltinMethodType)
+#: The most objects that are looked at for one callback.
+_MOST = 200
+
+
+def is_of_project(project: ProjectCode, handle: asyncio.Handle) -> bool:
+    """Return whether a callback that waits to be called is the project's own code, or calls it."""
+    return next(reached(project, handle), None) is not None
+
+
+def reached(project: ProjectCode, handle: asyncio.Handle) -> Iterator[Any]:
+    """Yield the functions and methods of the project that a callback calls, and transports' methods
+    that call a protocol of the project."""
+    if handle.cancelled():
+        return
+    called: list[Any] = [handle._callback, *(handle._args or ())]  # type: ignore[attr-defined]
+    if isinstance(called[0], operator.methodcaller):
+        yield from filter(project.has_methods_of, called[1:])
+    for _ in range(_MOST):
+        if not called:
+            return
+        one = called.pop()
+        try:
+            if project.has(one) or _has_protocol(project, one):
+                yield one
+            else:
+                called += _wrapped(one)
+        except Exception:  # noqa: BLE001, S112  (an attribute of an object of the project's)
+            continue
+
+
+def callback_of(handle: asyncio.Handle) -> Any:
+    """Return the function or method that a handle of the event loop calls."""
+    return unwrapped(handle._callback)  # type: ignore[attr-defined]
+
+
+def owner_of(callback: Any) -> Any:
+    """Return the object of a method, None for other callbacks."""
+    return callback.__self__ if isinstance(callback, _BOUND) else None
+
+
+def _closure(function: Any) -> Iterable[Any]:
+    """Return what a function of asyncio or `concurrent.futures` has in its closure."""
+    is_wrapper = function.__module__.partition(".")[0] in ("asyncio", "concurrent")
+    return function.__closure__ or () if is_wrapper else ()
+
+
+#: Types of the standard library that wrap what is called, and what they wrap. A task wraps nothing:
+#: it is known itself.
+_WRAPPERS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
+    (TASKS, lambda _: ()),
+    (_BOUND, lambda method: (method.__self__,)),
+    (_FUTURES, lambda future: [callback for callback, _context in future._callbacks or ()]),
+    (futures.Future, lambda future: list(future._done_callbacks)),
+    (asyncio.Handle, lambda handle: (handle._callback, *(handle._args or ()))),
+    (functools.partial, lambda call: (call.func, *call.args, *call.keywords.values())),
+    ((map, filter), gc.get_referents),
+    (list, lambda values: list.__getitem__(values, slice(_MOST))),
+    (tuple, lambda values: tuple.__getitem__(values, slice(_MOST))),
+    (CellType, lambda cell: (cell.cell_contents,)),
+    (FunctionType, _closure),
+)
+
+
+def _wrapped(one: Any) -> Iterable[Any]:
+    """Return what a wrapper calls, nothing for other objects."""
+    return next((look(one) for kinds, look in _WRAPPERS if isinstance(one, kinds)), ())
+
+
+def _has_protocol(project: ProjectCode, callback: Any) -> bool:
+    """Return whether a callback is a transport's that calls a protocol of the project."""
+    transport = owner_of(callback)
+    if not isinstance(transport, asyncio.BaseTransport):
+        return False
+    protocol = getattr(transport, "_protocol", None)
+    return protocol is not None and (
+        project.has_methods_of(protocol)
+        or project.has_methods_of(getattr(protocol, "_app_protocol", None))
+    )
