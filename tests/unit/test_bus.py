@@ -13,7 +13,15 @@ import redis
 
 from belay_server.bus.cancel_flag import CancelFlags, CancelNudges
 from belay_server.bus.client import Keys
-from belay_server.bus.event_log import START, Event, EventLog, LogEnd, Position
+from belay_server.bus.event_log import (
+    START,
+    Event,
+    EventBatch,
+    EventLog,
+    LogEnd,
+    Position,
+    Written,
+)
 from belay_server.bus.open_requests import OpenRequests
 from belay_server.bus.run_feed import RunFeed
 from belay_server.domain.errors import TooMany
@@ -398,6 +406,20 @@ def test_the_log_keeps_approximately_the_newest_bytes_of_an_attempt(connect, key
     assert ids(log.read_after(run_id, Position(1, 95), count=10).events)[0] == "1-96"
     log.append_ends([LogEnd(run_id, 2, "success")])
     assert log.read_newest(run_id, count=1)[0].name == "__end__"
+
+
+def test_the_bytes_of_attempts_are_counted_separately(connect, keys):
+    """The runs of a host are written in turn."""
+    log = EventLog(connect(5), keys, ttl_seconds=60, max_events=10_000, max_bytes=1_000_000)
+    written = {uuid.uuid4(): Written() for _ in range(3)}
+    large = b'"' + b"x" * 100_000 + b'"'
+    for seq in range(1, 51):
+        log.append_batches(
+            [EventBatch(run_id, [event(1, seq, data=large)], of) for run_id, of in written.items()]
+        )
+    for run_id in written:
+        assert sizes(log, run_id) <= 1_200_000
+        assert ids(log.read_newest(run_id, count=1)) == ["1-50"]
 
 
 def test_an_event_larger_than_the_limit_of_the_log_is_kept(connect, keys):

@@ -113,6 +113,17 @@ class Started:
     resumable: bool
 
 
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """Events of one run to append. With `started`, they are the first of an attempt, and the
+    thread's log gets an entry of it."""
+
+    run_id: UUID
+    events: Sequence[Event]
+    written: Written
+    started: Started | None = None
+
+
 class Chunk(NamedTuple):
     """The result of one read. `more` is set when there may be further events already."""
 
@@ -141,7 +152,7 @@ class EventLog:
         self._ttl_seconds = ttl_seconds
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._written = _Written()
+        self._written = Written()
         self._no_drop_before = 0.0
 
     @classmethod
@@ -157,17 +168,22 @@ class EventLog:
     def append(
         self, run_id: UUID, events: Sequence[Event], *, started: Started | None = None
     ) -> None:
-        """Append events and notify the readers, in one round trip. With `started`, they are the
-        first of an attempt, and the thread's log gets an entry of it."""
+        """Append events of a run, as `append_batches`. Only of one run at a time."""
+        self.append_batches([EventBatch(run_id, events, self._written, started)])
+
+    def append_batches(self, batches: Sequence[EventBatch]) -> None:
+        """Append events of several runs and notify the readers, in one round trip."""
         with self._client.pipeline(transaction=False) as pipe:
-            if started is not None:
-                said = {
-                    "run_id": str(run_id),
-                    "claim_no": events[0].position.claim_no,
-                    "resumable": started.resumable,
-                }
-                self._note(pipe, started.thread_id, RUN_STARTED, orjson.dumps(said))
-            self._add(pipe, run_id, events, nudge=str(run_id).encode())
+            for batch in batches:
+                if batch.started is not None:
+                    said = {
+                        "run_id": str(batch.run_id),
+                        "claim_no": batch.events[0].position.claim_no,
+                        "resumable": batch.started.resumable,
+                    }
+                    self._note(pipe, batch.started.thread_id, RUN_STARTED, orjson.dumps(said))
+                nudge = str(batch.run_id).encode()
+                self._add(pipe, batch.run_id, batch.events, batch.written, nudge=nudge)
             _refuse_all_but_stale(pipe.execute(raise_on_error=False))
 
     def append_ends(self, ends: Sequence[LogEnd]) -> None:
@@ -175,19 +191,20 @@ class EventLog:
         with self._client.pipeline(transaction=False) as pipe:
             for end in ends:
                 nudge = b"%b!%b" % (str(end.run_id).encode(), end.answer)
-                self._add(pipe, end.run_id, _end_events(end), nudge=nudge)
+                self._add(pipe, end.run_id, _end_events(end), Written(), nudge=nudge)
             _refuse_all_but_stale(pipe.execute(raise_on_error=False))
 
-    def _add(self, pipe: Any, run_id: UUID, events: Sequence[Event], *, nudge: bytes) -> None:
+    def _add(
+        self, pipe: Any, run_id: UUID, events: Sequence[Event], written: Written, *, nudge: bytes
+    ) -> None:
         key, large_key = self._keys.event_log(run_id), self._keys.large_events(run_id)
         for entry in _entries(events):
             last = entry[-1].position
             names = b"\n".join(event.name.encode() for event in entry)
             data = b"\n".join(event.data for event in entry)
-            oldest = self._written.oldest_to_keep(
-                run_id, last, len(names) + len(data), self._max_bytes
-            )
-            if large := self._written.dropped_large():
+            size = len(names) + len(data)
+            oldest = written.oldest_to_keep(run_id, last, size, self._max_bytes)
+            if large := written.dropped_large():
                 pipe.execute_command("HDEL", large_key, *large)
             fields: tuple[bytes, ...] = (b"e", names, b"d", data)
             if len(data) > LARGE_EVENT:
@@ -302,8 +319,8 @@ class EventLog:
         return Position.parse(newest[0][0].decode()) if newest else START
 
 
-class _Written:
-    """Counts what this process has written to the log of one run. A child writes one at a time."""
+class Written:
+    """Counts what an attempt has written to the log of its run."""
 
     def __init__(self) -> None:
         self._of: tuple[UUID, int] | None = None

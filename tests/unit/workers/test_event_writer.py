@@ -20,15 +20,17 @@ class Log:
 
     def __init__(self) -> None:
         self.appends: list[tuple] = []
+        self.round_trips = 0
         self.may_go_on = threading.Event()
         self.may_go_on.set()
         self.is_away = False
 
-    def append(self, run_id, events, *, started=None) -> None:
+    def append_batches(self, batches) -> None:
         self.may_go_on.wait(10)
         if self.is_away:
             raise redis.ConnectionError("away")
-        self.appends.append((run_id, list(events), started))
+        self.round_trips += 1
+        self.appends += [(batch.run_id, list(batch.events), batch.started) for batch in batches]
 
     @property
     def events(self):
@@ -118,6 +120,25 @@ def test_runs_share_no_append_and_the_start_is_sent_once(writer, log):
     assert {run_id for run_id, _, _ in log.appends} == {first.run_id, second.run_id}
     assert [said for _, _, said in log.appends if said is not None] == [started]
     assert log.appends[0][2] == started
+
+
+def test_events_of_many_runs_share_a_round_trip(writer, log):
+    log.may_go_on.clear()
+    runs = [writer.of_run(claim(number)) for number in range(1, 51)]
+    for number in range(20):
+        for run in runs:
+            run.emit(f"e{number}", b"{}")
+    log.may_go_on.set()
+    for run in runs:
+        assert run.flush(10)
+        mine = [
+            event
+            for run_id, events, _ in log.appends
+            if run_id == run.claim.run_id
+            for event in events
+        ]
+        assert [event.name for event in mine] == [f"e{number}" for number in range(20)]
+    assert log.round_trips <= 5
 
 
 def test_a_flush_does_not_wait_for_the_events_of_another_run(writer, log):

@@ -1,6 +1,6 @@
 """Write the events of runs from their graphs to Redis, in batches, beside the graphs.
 
-A separate thread drains a queue and appends the gathered events of a run in one round trip: the
+A separate thread drains a queue and appends the gathered events of all runs in one round trip: the
 first event immediately, those that closely follow it together, some milliseconds later. While Redis
 is unavailable, events are dropped and the runs continue: readers get their ends from Postgres. Only
 the checkpoints of resumable runs wait for a flush, up to two seconds.
@@ -14,7 +14,7 @@ import time
 from collections import deque
 
 from belay_server.bus.client import RedisError
-from belay_server.bus.event_log import Event, EventLog, Position, Started
+from belay_server.bus.event_log import Event, EventBatch, EventLog, Position, Started, Written
 from belay_server.domain.runs import Claim
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class RunEvents:
         self.claim = claim
         #: Written with the first event.
         self.started = started
+        self.written = Written()
         #: How many events were emitted, and how many of them have been written or dropped.
         self.emitted = 0
         self.settled = 0
@@ -111,32 +112,38 @@ class EventWriter:
                 continue
             self._hurry.wait(_GATHER_SECONDS)
 
-    def _gathered(self) -> list[tuple[RunEvents, Event]]:
-        """Return the gathered events of one run."""
-        batch: list[tuple[RunEvents, Event]] = []
-        while self._events and len(batch) < _BATCH:
-            if batch and self._events[0][0] is not batch[0][0]:
-                break
-            batch.append(self._events.popleft())
-        return batch
+    def _gathered(self) -> dict[RunEvents, list[Event]]:
+        """Return the events that wait, by run."""
+        gathered: dict[RunEvents, list[Event]] = {}
+        for _ in range(min(len(self._events), _BATCH)):
+            run, event = self._events.popleft()
+            gathered.setdefault(run, []).append(event)
+        return gathered
 
-    def _append(self, batch: list[tuple[RunEvents, Event]]) -> None:
-        self._waiting_bytes -= sum(len(event.data) for _, event in batch)
-        run = batch[0][0]
-        events = [event for _, event in batch]
+    def _append(self, gathered: dict[RunEvents, list[Event]]) -> None:
+        self._waiting_bytes -= sum(len(one.data) for events in gathered.values() for one in events)
         if time.monotonic() >= self._paused_until:
-            self._try_to_append(run, events)
-        self._settle(run, len(events))
+            self._try_to_append(gathered)
+        for run, events in gathered.items():
+            self._settle(run, len(events))
 
-    def _try_to_append(self, run: RunEvents, events: list[Event]) -> None:
-        started = run.started if events[0].position.seq == 1 else None
+    def _try_to_append(self, gathered: dict[RunEvents, list[Event]]) -> None:
+        batches = [
+            EventBatch(
+                run.claim.run_id,
+                events,
+                run.written,
+                run.started if events[0].position.seq == 1 else None,
+            )
+            for run, events in gathered.items()
+        ]
         try:
-            self._event_log.append(run.claim.run_id, events, started=started)
+            self._event_log.append_batches(batches)
         except RedisError as error:
             log.warning(
-                "dropped %d events of run %s, cannot write to Redis: %s",
-                len(events),
-                run.claim.run_id,
+                "dropped %d events of %d runs, cannot write to Redis: %s",
+                sum(len(batch.events) for batch in batches),
+                len(batches),
                 error,
             )
             self._paused_until = time.monotonic() + _PAUSE_SECONDS
