@@ -19,6 +19,7 @@ from belay_server.db.postgres.statements import (
     execute,
     fetch_all,
     fetch_dicts,
+    fetch_dicts_once,
     fetch_one,
     fetch_value,
 )
@@ -78,6 +79,42 @@ def claim_run(
         return None
 
 
+@dataclass(slots=True)
+class ClaimRequest:
+    """A run to be claimed, and the hash of the token that authenticates its code while the claim
+    lasts."""
+
+    run_id: UUID
+    token_hash: str
+    #: Whether a claim may have been committed whose response was lost.
+    may_be_held: bool = False
+
+
+def claim_runs(
+    conn: Connection,
+    requests: Sequence[ClaimRequest],
+    *,
+    owner: str,
+    lease_seconds: float,
+    graph_ids: Sequence[str],
+) -> dict[str, ClaimedRun]:
+    """Claim several runs in one statement, which waits for no lock. Return those that were claimed,
+    by token hash: of two requests for the same run, one gets it. Others may be claimable one by
+    one.
+
+    Raises psycopg's error of a conflict, without retrying: then none was claimed.
+    """
+    params = {
+        "run_ids": [request.run_id for request in requests],
+        "token_hashes": [request.token_hash for request in requests],
+        "owner": owner,
+        "lease_seconds": lease_seconds,
+        "graph_ids": list(graph_ids),
+    }
+    rows = fetch_dicts_once(conn, SQL.claim_runs, params)
+    return {row.pop("token_hash"): _claimed_run(row) for row in rows}
+
+
 def put_off_unknown_graph(conn: Connection, run_id: UUID, graph_ids: Sequence[str]) -> str | None:
     """Postpone the next doorbell of a pending run whose graph is not among these. Return its graph;
     None if there is no such run."""
@@ -94,18 +131,23 @@ def ring_runs_of_graphs(
     execute(conn, SQL.ring_runs_of_graphs, params)
 
 
-def held_run(conn: Connection, run_id: UUID, *, owner: str) -> ClaimedRun | None:
-    """Return the run if `owner` holds its lease, else None.
+def held_run(
+    conn: Connection, run_id: UUID, *, owner: str, token_hash: str | None = None
+) -> ClaimedRun | None:
+    """Return the run if it was claimed by `owner` with this token, else None.
 
     This finds a claim that was committed although the connection was lost.
     """
-    return _claimed(fetch_dicts(conn, SQL.held_run, {"run_id": run_id, "owner": owner}))
+    params = {"run_id": run_id, "owner": owner, "token_hash": token_hash}
+    return _claimed(fetch_dicts(conn, SQL.held_run, params))
 
 
 def _claimed(rows: list[dict[str, Any]]) -> ClaimedRun | None:
-    if not rows:
-        return None
-    return ClaimedRun(**{**rows[0], "kwargs": RunKwargs.from_document(rows[0]["kwargs"])})
+    return _claimed_run(rows[0]) if rows else None
+
+
+def _claimed_run(row: dict[str, Any]) -> ClaimedRun:
+    return ClaimedRun(**{**row, "kwargs": RunKwargs.from_document(row["kwargs"])})
 
 
 def renew_leases(
@@ -154,6 +196,27 @@ def finish_run(
     cancel_action = CancelAction.INTERRUPT if interrupted else None
     params = {**_ending_params(thread_id, claim, ending), "cancel_action": cancel_action}
     return fetch_one(conn, SQL.finish_run, params, NextRun)
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnding:
+    """A run and the end that its graph reached."""
+
+    thread_id: UUID
+    claim: Claim
+    ending: Ending
+
+
+def finish_runs(conn: Connection, ends: Sequence[RunEnding]) -> dict[UUID, NextRun]:
+    """Write the ends of several runs in one statement, which waits for no lock. Return what is next
+    on their threads, by run. Runs that are left out may be ended one by one.
+
+    Raises psycopg's error of a conflict, without retrying: then no end was written.
+    """
+    rows = [_ending_params(end.thread_id, end.claim, end.ending) for end in ends]
+    params = {name: [row[name] for row in rows] for name in rows[0]}
+    found = fetch_dicts_once(conn, SQL.finish_runs, params)
+    return {row["run_id"]: NextRun(row["next_run_id"], row["next_queue"]) for row in found}
 
 
 def put_run_back(

@@ -96,6 +96,11 @@ class OwnRunStore(OwnStore):
         finally:
             store._attempt_is_over.set()
 
+    @property
+    def is_used(self) -> bool:
+        """Whether calls are not done yet."""
+        return bool(self._calls)
+
     def settle(self) -> None:
         """Wait until all calls are done. A node that was stopped did not wait for its own."""
         wait(list(self._calls))

@@ -195,6 +195,11 @@ class RunStore(ProjectStore):
         finally:
             store._attempt_is_over.set()
 
+    @property
+    def is_used(self) -> bool:
+        """Whether operations may not be done yet."""
+        return self._used[0]
+
     def settle(self) -> None:
         """Wait until all operations are done. A node that was stopped did not wait for its own."""
         if self._used[0]:

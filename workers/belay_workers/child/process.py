@@ -19,10 +19,13 @@ from typing import Any
 
 from belay_server.configuration.settings import Settings
 from belay_server.db.postgres.connection import Connection
-from belay_server.domain.runs import Claim
+from belay_server.db.run_claims import ClaimRequest, RunEnding
+from belay_server.domain.runs import Claim, ClaimedRun
 from belay_server.doorbell import Doorbell
+from belay_server.graphs.checkpoints.run_saver import RunSaver
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.runtime import logs
+from belay_server.services.runs.endings import RunEnd
 from belay_workers.child.forkserver import Forkserver
 from belay_workers.child.leftovers import Leftovers
 from belay_workers.child.limits import NodeLimits
@@ -100,6 +103,28 @@ class Child(ExecutingProcess):
     ) -> T:
         """Do work on the connection, as `ReconnectingConnection.run`."""
         return self.database.run(work, keep_waiting=keep_waiting)
+
+    async def claim(
+        self, _request: ClaimRequest, alone: Callable[[Connection], ClaimedRun | None]
+    ) -> ClaimedRun | None:
+        """Claim a run. Waits for Postgres until the worker drains."""
+        return self.database.run(alone, keep_waiting=lambda: not self.slots.draining)
+
+    async def end(
+        self, ending: RunEnding, alone: Callable[[Connection], RunEnd | None]
+    ) -> RunEnd | None:
+        """Write the end of a run. Waits for Postgres until the lease is lost."""
+        return self.database.run(
+            alone, keep_waiting=lambda: self.asked_of(ending.claim) is not StopReason.LEASE_LOST
+        )
+
+    def saver(self, claim: Claim, **options: Any) -> RunSaver:
+        """Return the saver of an attempt. `options` are those of `RunSaver`."""
+        return RunSaver(self.database, claim, self.database_thread, **options)
+
+    async def announce(self, end: RunEnd) -> None:
+        """Announce an end."""
+        self.announcer.announce([end])
 
     async def blocking(self, call: Callable[[], T]) -> T:
         """Do a call that waits, on this thread."""

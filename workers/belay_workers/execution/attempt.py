@@ -29,6 +29,7 @@ from belay_server.db import run_claims as claim_rows
 from belay_server.db import runs as run_rows
 from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.outages import in_short, is_worth_waiting
+from belay_server.db.run_claims import ClaimRequest, RunEnding
 from belay_server.domain.access import AUTH_USER, hash_of
 from belay_server.domain.metrics import ASKED
 from belay_server.domain.runs import Claim, ClaimedRun, Ending, RunStatus
@@ -97,32 +98,33 @@ async def attempt_run(place: Place, run_id: UUID) -> bool:
 
 
 async def _claim(place: Place, run_id: UUID) -> ClaimedRun | None:
-    """Claim the run. A claim whose response was lost may have been committed: then return the run
-    if this process holds its lease."""
-    asked_before = False
     token = place.access.new_token()
-
-    def claim(conn: Connection) -> ClaimedRun | None:
-        nonlocal asked_before
-        if asked_before and (held := claim_rows.held_run(conn, run_id, owner=place.owner)):
-            return held
-        asked_before = True
-        seconds = place.settings.lease_seconds
-        claimed = claim_rows.claim_run(
-            conn,
-            run_id,
-            owner=place.owner,
-            lease_seconds=seconds,
-            graph_ids=place.graph_ids,
-            token_hash=hash_of(token),
-        )
-        if claimed is None:
-            _put_off_unknown_graph(place, conn, run_id)
-        return claimed
-
-    claimed = await place.on_database(claim, keep_waiting=lambda: not place.slots.draining)
+    request = ClaimRequest(run_id, hash_of(token))
+    claimed = await place.claim(request, partial(_claim_alone, place, request))
     if claimed is not None:
         place.access.begin(run_id, token)
+    return claimed
+
+
+def _claim_alone(place: Place, request: ClaimRequest, conn: Connection) -> ClaimedRun | None:
+    """Claim a run. A claim whose response was lost may have been committed: then return the run if
+    this process holds its lease."""
+    run_id, token_hash = request.run_id, request.token_hash
+    if request.may_be_held:
+        held = claim_rows.held_run(conn, run_id, owner=place.owner, token_hash=token_hash)
+        if held is not None:
+            return held
+    request.may_be_held = True
+    claimed = claim_rows.claim_run(
+        conn,
+        run_id,
+        owner=place.owner,
+        lease_seconds=place.settings.lease_seconds,
+        graph_ids=place.graph_ids,
+        token_hash=token_hash,
+    )
+    if claimed is None:
+        _put_off_unknown_graph(place, conn, run_id)
     return claimed
 
 
@@ -155,13 +157,14 @@ async def _attempt(place: Place, claimed: ClaimedRun) -> None:
     events.emit("metadata", to_json({"run_id": str(claimed.run_id), "attempt": claimed.attempts}))
     prepared = await _prepare(place, claimed, events)
     ending = _checked(prepared, claimed, await _execute(place, claimed, prepared))
-    await place.blocking(place.store.settle)
+    if place.store.is_used:
+        await place.blocking(place.store.settle)
     place.slot.finishing()
     fault_points.reached(FaultPoint.BEFORE_END, claimed.run_id)
     end = await _write_some_end(place, claimed, prepared, ending)
     if end is not None:
         fault_points.reached(FaultPoint.END_COMMITTED, claimed.run_id)
-        await place.blocking(partial(place.announcer.announce, [end]))
+        await place.announce(end)
         place.slot.counters.ended(end, ASKED, place.slot.seconds_since_claim())
         fault_points.reached(FaultPoint.END_ANNOUNCED, claimed.run_id)
 
@@ -213,11 +216,9 @@ class _Prepared:
 async def _prepare(place: Place, claimed: ClaimedRun, events: RunEvents) -> _Prepared:
     may_continue = _may_continue(place, claimed.claim)
     resumable = claimed.kwargs.resumable
-    saver = RunSaver(
-        place.database,
+    saver = place.saver(
         claimed.claim,
-        place.database_thread,
-        may_continue,
+        keep_waiting=may_continue,
         behind=claimed.kwargs.writes_behind,
         is_new=not claimed.has_checkpoints,
         # Events that clients can read again are in the log before the checkpoint of their step is
@@ -403,7 +404,10 @@ async def _write_end(
         return await _end_cancelled(place, claimed, prepared)
     final = _kept(place, ending)
     await _flush(place, prepared)
-    return await _on_the_row(place, claim, lambda conn: end_run(conn, thread_id, claim, final))
+    alone = partial(end_run, thread_id=thread_id, claim=claim, ending=final)
+    if place.reconnects:  # it is large
+        return await _on_the_row(place, claim, alone)
+    return await place.end(RunEnding(thread_id, claim, final), alone)
 
 
 async def _end_cancelled(place: Place, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd | None:

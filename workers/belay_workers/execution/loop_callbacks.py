@@ -46,8 +46,8 @@ def reached(project: ProjectCode, handle: asyncio.Handle) -> Iterator[Any]:
         try:
             if project.has(one) or _has_protocol(project, one):
                 yield one
-            else:
-                called += _wrapped(one)
+            elif (look := _look_into(type(one))) is not None:  # type: ignore[arg-type]
+                called += look(one)
         except Exception:  # noqa: BLE001, S112  (an attribute of an object of the project's)
             continue
 
@@ -85,15 +85,17 @@ _WRAPPERS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
 )
 
 
-def _wrapped(one: Any) -> Iterable[Any]:
-    """Return what a wrapper calls, nothing for other objects."""
-    return next((look(one) for kinds, look in _WRAPPERS if isinstance(one, kinds)), ())
+@functools.cache
+def _look_into(kind: Any) -> Callable[[Any], Iterable[Any]] | None:
+    """Return the function that returns what objects of a type wrap, None if they wrap nothing."""
+    return next((look for kinds, look in _WRAPPERS if issubclass(kind, kinds)), None)
 
 
 def _has_protocol(project: ProjectCode, callback: Any) -> bool:
     """Return whether a callback is a transport's that calls a protocol of the project."""
-    transport = owner_of(callback)
-    if not isinstance(transport, asyncio.BaseTransport):
+    if not isinstance(callback, _BOUND) or not isinstance(
+        transport := callback.__self__, asyncio.BaseTransport
+    ):
         return False
     protocol = getattr(transport, "_protocol", None)
     return protocol is not None and (

@@ -14,10 +14,12 @@ from belay_server.bus.event_log import EventLog
 from belay_server.configuration.settings import Settings
 from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.reconnecting import ReconnectingConnection
-from belay_server.domain.runs import Claim
+from belay_server.db.run_claims import ClaimRequest, RunEnding
+from belay_server.domain.runs import Claim, ClaimedRun
+from belay_server.graphs.checkpoints.run_saver import RunSaver
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import GraphStore
-from belay_server.services.runs.endings import Announcer
+from belay_server.services.runs.endings import Announcer, RunEnd
 from belay_workers.execution.access import RunAccess
 from belay_workers.execution.event_writer import EventWriter
 from belay_workers.slots import Slot, SlotTable, StopReason
@@ -63,6 +65,23 @@ class Place(Protocol):
         self, work: Callable[[Connection], T], *, keep_waiting: Callable[[], bool]
     ) -> T:
         """Do work on the connection, as `ReconnectingConnection.run`."""
+
+    async def claim(
+        self, request: ClaimRequest, alone: Callable[[Connection], ClaimedRun | None]
+    ) -> ClaimedRun | None:
+        """Claim a run, with others or `alone`. Waits for Postgres until the worker drains."""
+
+    async def end(
+        self, ending: RunEnding, alone: Callable[[Connection], RunEnd | None]
+    ) -> RunEnd | None:
+        """Write the end that a run's graph reached, with others or `alone`. Waits for Postgres
+        until the lease is lost."""
+
+    def saver(self, claim: Claim, **options: Any) -> RunSaver:
+        """Return the saver of an attempt. `options` are those of `RunSaver`."""
+
+    async def announce(self, end: RunEnd) -> None:
+        """Announce an end."""
 
     async def blocking(self, call: Callable[[], T]) -> T:
         """Do a call that waits for Redis, the broker or another thread."""

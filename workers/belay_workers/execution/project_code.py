@@ -7,7 +7,14 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable
-from types import CodeType, CoroutineType, GeneratorType
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    CoroutineType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+)
 from typing import Any
 
 
@@ -22,10 +29,15 @@ class ProjectCode:
     def has(self, called: Any) -> bool:
         """Return whether a function, method, coroutine, generator or object with `__call__` is the
         project's, also when a library's decorator wraps it."""
+        function = called.__func__ if type(called) is MethodType else called
+        if type(function) is FunctionType and not function.__dict__:  # the usual case, fast
+            return self._is_file(function.__code__.co_filename)
         if isinstance(called, CoroutineType):
             return self._is_file(called.cr_code.co_filename)
         if isinstance(called, GeneratorType):
             return self._is_file(called.gi_code.co_filename)
+        if not callable(called) or isinstance(called, BuiltinFunctionType):
+            return False
         function = inspect.unwrap(getattr(unwrapped(called), "__func__", unwrapped(called)))
         if callable(function) and not hasattr(function, "__code__"):
             function = type(function).__call__

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -19,14 +19,21 @@ from types import FrameType
 from typing import Any
 from uuid import UUID
 
+from belay_server.db import run_claims as claim_rows
+from belay_server.db.postgres.connection import Connection
+from belay_server.db.run_claims import ClaimRequest, RunEnding
+from belay_server.domain.runs import ClaimedRun
+from belay_server.services.runs.endings import RunEnd, end_runs
 from belay_workers.child.limits import NodeLimits
 from belay_workers.child.signals import NodeSignals
 from belay_workers.execution.attempt import attempt_run
 from belay_workers.execution.executing_process import ExecutingProcess
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.execution.stops import ASK_SIGNAL, is_importing
+from belay_workers.host.announcements import Announcements
 from belay_workers.host.event_loop import HostLoop
 from belay_workers.host.gates import GatedRun, Gates
+from belay_workers.host.group_commit import GroupCommit, Together
 from belay_workers.host.hosted_place import HostedPlace
 from belay_workers.host.leftovers import HostLeftovers
 from belay_workers.host.started import Started
@@ -56,6 +63,15 @@ class Host(ExecutingProcess):
         asyncio.set_event_loop(self.loop)
         self._threads = RunThreads(self._started.attribute)
         self.loop.set_default_executor(self._threads.executor)
+        #: What the runs store together: `claims`, `ends`, and their checkpoints.
+        self.commits = GroupCommit(self.database, self.database_thread, self.loop)
+        self.claims: Together[ClaimRequest, ClaimedRun | None] = Together(
+            self._claim, key=lambda request: request.token_hash
+        )
+        self.ends: Together[RunEnding, RunEnd | None] = Together(
+            end_runs, key=lambda ending: ending.claim.run_id
+        )
+        self.announcements = Announcements(self.announcer, self.loop)
         self.leftovers: HostLeftovers
         self._places: set[HostedPlace] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,6 +135,20 @@ class Host(ExecutingProcess):
         """Return the graphs whose runs it may claim: not those that have been isolated."""
         isolated = {self.graphs.graph_ids[number] for number in self.slots.isolated()}
         return [graph_id for graph_id in self._shared_graphs if graph_id not in isolated]
+
+    def _claim(
+        self, conn: Connection, requests: Sequence[ClaimRequest]
+    ) -> Mapping[str, ClaimedRun | None]:
+        """Claim several runs. Return those that were claimed."""
+        for request in requests:
+            request.may_be_held = True
+        return claim_rows.claim_runs(
+            conn,
+            requests,
+            owner=self.owner,
+            lease_seconds=self.settings.lease_seconds,
+            graph_ids=self.graph_ids(),
+        )
 
     def clean_up(self, run: GatedRun) -> None:
         """Note that the graph of a run is not executed any more."""

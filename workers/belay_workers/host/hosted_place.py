@@ -9,10 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from belay_server.db.postgres.connection import Connection
-from belay_server.domain.runs import Claim
+from belay_server.db.run_claims import ClaimRequest, RunEnding
+from belay_server.domain.runs import Claim, ClaimedRun
+from belay_server.graphs.checkpoints.run_saver import RunSaver
 from belay_server.runtime import logs
+from belay_server.services.runs.endings import RunEnd
 from belay_workers.execution.place import T
 from belay_workers.host.gates import GatedRun
+from belay_workers.host.hosted_saver import HostedSaver
 from belay_workers.slots import Kind, StopReason
 
 if TYPE_CHECKING:
@@ -72,6 +76,39 @@ class HostedPlace:
         """Do work on the host's connection, in order with that of its other runs."""
         call = partial(self.database.run, work, keep_waiting=keep_waiting)
         return await asyncio.get_running_loop().run_in_executor(self.database_thread, call)
+
+    async def claim(
+        self, request: ClaimRequest, alone: Callable[[Connection], ClaimedRun | None]
+    ) -> ClaimedRun | None:
+        """Claim a run, with others or alone. Waits for Postgres until the worker drains."""
+        return await self._host.commits.do(
+            self._host.claims,
+            request,
+            alone=alone,
+            keep_waiting=lambda: not self.slots.draining,
+        )
+
+    async def end(
+        self, ending: RunEnding, alone: Callable[[Connection], RunEnd | None]
+    ) -> RunEnd | None:
+        """Write the end of a run, with others or alone. Waits for Postgres until the lease is
+        lost."""
+        return await self._host.commits.do(
+            self._host.ends,
+            ending,
+            alone=alone,
+            keep_waiting=lambda: self.asked_of(ending.claim) is not StopReason.LEASE_LOST,
+        )
+
+    def saver(self, claim: Claim, **options: Any) -> RunSaver:
+        """Return the saver of an attempt. `options` are those of `RunSaver`."""
+        return HostedSaver(
+            self._host.commits, self.database, claim, self.database_thread, **options
+        )
+
+    async def announce(self, end: RunEnd) -> None:
+        """Announce an end, with others."""
+        await self._host.announcements.announce(end)
 
     async def blocking(self, call: Callable[[], T]) -> T:
         """Do a call that waits, on a thread of Belay's own."""

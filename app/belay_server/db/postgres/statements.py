@@ -154,6 +154,12 @@ def fetch_dicts(conn: Connection, sql: str, params: Params) -> list[dict[str, An
     return _again_on_conflict(conn, run)
 
 
+def fetch_dicts_once(conn: Connection, sql: str, params: Params) -> list[dict[str, Any]]:
+    """Return all rows as dictionaries by column name. Do not retry after a conflict."""
+    with conn.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(sql, conn.allowed | params).fetchall()
+
+
 def fetch_value(conn: Connection, sql: str, params: Params) -> Any:
     """Return the first column of the first row. Return None if there is no row."""
 

@@ -57,6 +57,66 @@ SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, c
        extract(epoch FROM updated_at - scheduled_at)::float8 AS waited_seconds
 FROM claimed
 
+-- name: claim_runs
+-- As `claim_run`, for several runs at once. It waits for no lock: threads that are locked are left
+-- out, and a locked head of a queue is an error. So it cannot be part of a deadlock.
+WITH given AS (
+    SELECT r.run_id, r.thread_id, g.token_hash
+    FROM unnest(%(run_ids)s::uuid[], %(token_hashes)s::text[]) AS g (run_id, token_hash)
+    JOIN run r USING (run_id)
+    WHERE r.status = 'pending'
+), locked AS (
+    SELECT t.thread_id, t.config, t.metadata FROM thread t
+    WHERE t.thread_id IN (SELECT thread_id FROM given)
+    FOR NO KEY UPDATE SKIP LOCKED
+), head AS (
+    SELECT h.run_id, locked.thread_id, locked.config, locked.metadata
+    FROM locked CROSS JOIN LATERAL (
+        SELECT p.run_id FROM run p
+        WHERE p.thread_id = locked.thread_id AND p.status = 'pending' AND p.scheduled_at <= now()
+        ORDER BY (p.claim_no > 0) DESC, p.seq
+        LIMIT 1
+        FOR UPDATE NOWAIT
+    ) h
+    WHERE NOT EXISTS (
+        SELECT 1 FROM run b WHERE b.thread_id = locked.thread_id AND b.status = 'running')
+), claimed AS (
+    UPDATE run r SET
+        status = 'running',
+        claim_no = r.claim_no + 1,
+        attempts = r.attempts + 1,
+        lease_owner = %(owner)s,
+        token_hash = given.token_hash,
+        lease_expires_at = now() + make_interval(secs => %(lease_seconds)s),
+        next_ring_at = NULL,
+        started_at = coalesce(r.started_at, now()),
+        updated_at = now(),
+        thread_before = coalesce(r.thread_before, jsonb_build_object(
+            'config', head.config,
+            'graph_id', head.metadata -> 'graph_id',
+            'assistant_id', head.metadata -> 'assistant_id'))
+    FROM head JOIN given USING (run_id)
+    WHERE r.run_id = head.run_id AND r.status = 'pending'
+      AND r.graph_id = ANY (%(graph_ids)s::text[])
+    RETURNING r.*
+), marked AS (
+    UPDATE thread t SET
+        config = c.thread_config,
+        metadata = t.metadata || jsonb_build_object(
+            'graph_id', c.graph_id, 'assistant_id', c.assistant_id),
+        updated_at = now()
+    FROM claimed c
+    WHERE t.thread_id = c.thread_id AND t.hidden_at IS NULL
+      AND (t.config <> c.thread_config
+           OR (t.metadata ->> 'graph_id', t.metadata ->> 'assistant_id')
+              IS DISTINCT FROM (c.graph_id, c.assistant_id::text))
+)
+SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
+       timeout_seconds, token_hash,
+       belay_has_checkpoints(thread_id) AS has_checkpoints,
+       extract(epoch FROM updated_at - scheduled_at)::float8 AS waited_seconds
+FROM claimed
+
 -- name: put_off_unknown_graph
 -- For a worker that does not have the run's graph: ring again later, after a quarter of the time that
 -- the run has been due, at most ten minutes. `rings = 0` because the doorbell is not lost.
@@ -75,11 +135,13 @@ WHERE status = 'pending' AND scheduled_at <= now() AND rings = 0 AND next_ring_a
   AND graph_id = ANY (%(graph_ids)s::text[])
 
 -- name: held_run
+-- By the token of the claim: all runs of a host have one lease owner.
 SELECT run_id, thread_id, assistant_id, graph_id, kwargs, metadata, temporary, claim_no, attempts,
        timeout_seconds, belay_has_checkpoints(thread_id) AS has_checkpoints,
        extract(epoch FROM updated_at - scheduled_at)::float8 AS waited_seconds
 FROM run
 WHERE run_id = %(run_id)s AND status = 'running' AND lease_owner = %(owner)s
+  AND token_hash IS NOT DISTINCT FROM %(token_hash)s
 
 -- name: renew_leases
 -- One round trip for all runs of a worker, which also returns which of them are to be cancelled.
@@ -129,6 +191,42 @@ WITH locked AS (
         resting_status = %(resting_status)s, state_updated_at = now(), updated_at = now(),
         hidden_at = CASE WHEN e.temporary THEN now() END
     FROM ended e
+    WHERE t.thread_id = e.thread_id
+)
+SELECT e.run_id, n.next_run_id, n.next_queue
+FROM ended e CROSS JOIN LATERAL belay_next_run(e.thread_id) n
+
+-- name: finish_runs
+-- As `finish_run`, for several runs at once whose graphs have reached their ends. It waits for no
+-- lock: runs whose row or whose thread is locked are left out. So it cannot be part of a deadlock.
+WITH given AS (
+    SELECT * FROM unnest(
+        %(run_id)s::uuid[], %(claim_no)s::int[], %(thread_id)s::uuid[], %(status)s::text[],
+        %(error)s::jsonb[], %(outcome)s::jsonb[], %(values)s::jsonb[], %(values_known)s::boolean[],
+        %(interrupts)s::jsonb[], %(resting_status)s::text[])
+        AS g (run_id, claim_no, thread_id, status, error, outcome, "values", values_known,
+              interrupts, resting_status)
+), locked AS (
+    SELECT t.thread_id FROM thread t JOIN given USING (thread_id)
+    FOR NO KEY UPDATE OF t SKIP LOCKED
+), held AS (
+    SELECT r.run_id FROM locked JOIN given USING (thread_id) JOIN run r USING (run_id, claim_no)
+    WHERE r.status = 'running' AND r.cancel_action IS NULL
+    FOR UPDATE OF r SKIP LOCKED
+), ended AS (
+    UPDATE run r SET
+        status = given.status, error = given.error, outcome = given.outcome,
+        lease_owner = NULL, lease_expires_at = NULL, ended_at = now(), updated_at = now()
+    FROM held JOIN given USING (run_id)
+    WHERE r.run_id = held.run_id
+    RETURNING r.run_id, r.thread_id, r.temporary, r.error
+), rested AS (
+    UPDATE thread t SET
+        "values" = CASE WHEN g.values_known THEN g."values" ELSE t."values" END,
+        values_known = g.values_known, interrupts = g.interrupts, error = e.error,
+        resting_status = g.resting_status, state_updated_at = now(), updated_at = now(),
+        hidden_at = CASE WHEN e.temporary THEN now() END
+    FROM ended e JOIN given g USING (run_id)
     WHERE t.thread_id = e.thread_id
 )
 SELECT e.run_id, n.next_run_id, n.next_queue

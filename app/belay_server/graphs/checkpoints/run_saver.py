@@ -59,7 +59,8 @@ class RunSaver(FormatSaver):
     writes return before they are stored, and those made during one statement go with the next.
     `flush` and every read wait for all of them. The error of a failed write is raised by the next
     call. `is_new` means that nothing was ever written on this LangGraph thread.
-    `before_checkpoint` is called on the database thread before checkpoints are stored.
+    `before_checkpoint` is called on the database thread before checkpoints are stored; it returns
+    False after it has waited in vain.
     """
 
     def __init__(
@@ -71,12 +72,12 @@ class RunSaver(FormatSaver):
         *,
         behind: bool = False,
         is_new: bool = False,
-        before_checkpoint: Callable[[], object] | None = None,
+        before_checkpoint: Callable[[], bool] | None = None,
         aes_key: bytes | None = None,
     ) -> None:
         super().__init__(None, aes_key=aes_key)
         self._connection = connection
-        self._claim = claim
+        self.claim = claim
         self._database_thread = database_thread
         self._keep_waiting = keep_waiting
         self._behind = behind
@@ -133,12 +134,44 @@ class RunSaver(FormatSaver):
         except Exception as error:  # noqa: BLE001  (raised by the next call)
             self._failure = error
 
+    def take_rows(self) -> CheckpointRows:
+        """Return the rows of queued writes, as many as one statement can store; the rest stays
+        queued. The caller stores them, or puts them back. An error is raised by the next call."""
+        rows = CheckpointRows()
+        try:
+            while self._failure is None and self._to_store:
+                more = self._to_store[0]()
+                if rows.collides(more):
+                    self._to_store[0] = partial(_as_is, more)
+                    break
+                self._to_store.popleft()
+                rows.merge(more)
+        except Exception as error:  # noqa: BLE001  (raised by the next call)
+            self._failure = error
+            return CheckpointRows()
+        return rows
+
+    @property
+    def has_more(self) -> bool:
+        """Whether writes are queued."""
+        return bool(self._to_store)
+
+    def put_back_rows(self, rows: CheckpointRows) -> None:
+        """Queue rows again that could not be stored."""
+        self._to_store.appendleft(partial(_as_is, rows))
+
+    def prepare_to_store(self, rows: CheckpointRows) -> bool:
+        """Call `before_checkpoint` if the rows have checkpoints. Return False if it has waited in
+        vain."""
+        if not rows.checkpoints or self._before_checkpoint is None:
+            return True
+        return self._before_checkpoint()
+
     def _store(self, rows: CheckpointRows) -> None:
         if not rows:
             return
-        if rows.checkpoints and self._before_checkpoint is not None:
-            self._before_checkpoint()
-        sql, params = rows.statement(self._claim)
+        self.prepare_to_store(rows)
+        sql, params = rows.statement(self.claim)
 
         def write() -> None:
             with self._cursor() as cursor:
@@ -160,7 +193,7 @@ class RunSaver(FormatSaver):
     def _rows_of_put(
         self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any
     ) -> CheckpointRows:
-        fault_points.reached(FaultPoint.BEFORE_CHECKPOINT, self._claim.run_id)
+        fault_points.reached(FaultPoint.BEFORE_CHECKPOINT, self.claim.run_id)
         configurable = config["configurable"]
         thread_id, namespace = configurable["thread_id"], configurable["checkpoint_ns"]
         checkpoint, metadata, new_versions = self._storable(checkpoint, metadata, new_versions)
@@ -168,7 +201,7 @@ class RunSaver(FormatSaver):
         versions = {channel: new_versions[channel] for channel in blobs if channel in new_versions}
         stamped = {
             **without_secrets(get_serializable_checkpoint_metadata(config, metadata)),
-            "run_id": str(self._claim.run_id),
+            "run_id": str(self.claim.run_id),
             "thread_id": thread_id,
         }
         rows = CheckpointRows()
@@ -186,7 +219,7 @@ class RunSaver(FormatSaver):
     def _rows_of_writes(
         self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
     ) -> CheckpointRows:
-        fault_points.reached(FaultPoint.BEFORE_WRITES, self._claim.run_id)
+        fault_points.reached(FaultPoint.BEFORE_WRITES, self.claim.run_id)
         configurable = config["configurable"]
         thread_id, namespace = configurable["thread_id"], configurable["checkpoint_ns"]
         checkpoint_id = configurable["checkpoint_id"]
@@ -331,6 +364,10 @@ class RunSaver(FormatSaver):
     async def aget_delta_channel_history(self, *, config: Any, channels: Sequence[str]) -> Any:
         read = partial(super().get_delta_channel_history, config=config, channels=channels)
         return await self._in_order(partial(self._read, read))
+
+
+def _as_is(rows: CheckpointRows) -> CheckpointRows:
+    return rows
 
 
 def _split(checkpoint: Any) -> tuple[dict[str, Any], dict[str, Any]]:
