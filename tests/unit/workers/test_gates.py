@@ -18,10 +18,12 @@ import pytest
 from belay_server.domain.runs import Claim
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.execution.stops import RunCancelled
-from belay_workers.host.event_loop import HostLoop
+from belay_workers.host.event_loop import HostLoop, LoopPolicy
 from belay_workers.host.gates import GatedRun, Gates
 from belay_workers.host.leftovers import HostLeftovers
+from belay_workers.host.threads import RunThreads
 from belay_workers.slots import Kind, SlotTable, StopReason
+from tests.waiting import wait_until
 
 
 class Loop:
@@ -30,7 +32,8 @@ class Loop:
     def __init__(self) -> None:
         self.started: list[GatedRun] = []
         self.gates = Gates(self.started.append)
-        self.loop = HostLoop(ProjectCode(lambda file: file == __file__), self.gates)
+        self.project = ProjectCode(lambda file: file == __file__)
+        self.loop = HostLoop(self.project, self.gates)
         self.slots = SlotTable(4)
         self.runs: list[GatedRun] = []
 
@@ -383,7 +386,8 @@ def test_the_connections_of_a_stopped_run_are_not_served(loop, context):
     task.cancel()
     no_threads = SimpleNamespace(work_for=lambda _: False)
     nothing_started = SimpleNamespace(end=lambda _: False)
-    leftovers = HostLeftovers(loop.loop, loop.gates, no_threads, nothing_started)
+    policy = SimpleNamespace(loops=[])
+    leftovers = HostLeftovers(loop.loop, policy, loop.gates, no_threads, nothing_started)
     loop.loop.run_until_complete(leftovers.end(run))
     before = len(received)
     loop.turn()
@@ -392,3 +396,112 @@ def test_the_connections_of_a_stopped_run_are_not_served(loop, context):
         kept.close()
     _KEPT.clear()
     loop.turn()
+
+
+# --- other threads ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(loop):
+    """A function that makes an event loop on another thread, as code of the project does."""
+    gates = Gates(loop.started.append, shows_steps=False)
+    policy = LoopPolicy(loop.project, gates)
+    threads = []
+
+    def start():
+        made = policy.new_event_loop()
+        threads.append((made, threading.Thread(target=made.run_forever)))
+        threads[-1][1].start()
+        return made
+
+    start.policy = policy
+    yield start
+    for made, thread in threads:
+        made.call_soon_threadsafe(made.stop)
+        thread.join()
+        made.close()
+
+
+def of_run(run, function, *args):
+    """Call a function in the context of a run, as its code on the host's event loop does."""
+    return run.context.run(function, *args)
+
+
+def test_what_a_run_starts_on_the_event_loop_of_a_thread_is_frozen_with_it(loop, elsewhere):
+    run, beats, other = loop.new_run(), [], elsewhere()
+    future = of_run(run, asyncio.run_coroutine_threadsafe, swallow(beats), other)
+    wait_until(lambda: "beat" in beats, 10, "the task")
+    assert len(run.living_tasks(loop.loop)) == 1
+    future.cancel()
+    wait_until(lambda: "swallowed" in beats, 10, "the cancel")
+    run.freeze()
+    wait_until(lambda: not run.living_tasks(loop.loop), 10, "the end of the task")
+    before = len(beats)
+    loop.turn()
+    assert len(beats) == before
+    assert all(reading.stepping_since == 0 for reading in loop.slots.read_all())
+
+
+def test_callbacks_of_a_stopped_run_on_the_event_loop_of_a_thread_are_removed(loop, elsewhere):
+    run, neighbour, beats, others = loop.new_run(), loop.new_run(), [], []
+    other = elsewhere()
+
+    def again(beats: list[int]) -> None:
+        beats.append(1)
+        other.call_later(0.001, again, beats)
+
+    of_run(run, other.call_soon_threadsafe, again, beats)
+    of_run(neighbour, other.call_soon_threadsafe, again, others)
+    wait_until(lambda: beats and others, 10, "the callbacks")
+    leftovers = HostLeftovers(
+        loop.loop,
+        elsewhere.policy,
+        loop.gates,
+        SimpleNamespace(work_for=lambda _: False),
+        SimpleNamespace(end=lambda _: False),
+    )
+    loop.loop.run_until_complete(leftovers.end(run))
+    before, others_before = len(beats), len(others)
+    wait_until(lambda: len(others) > others_before + 10, 10, "the neighbour's callbacks")
+    assert len(beats) == before
+    loop.loop.run_until_complete(leftovers.end(neighbour))
+
+
+def test_an_event_loop_that_a_run_starts_and_stops_is_its_own(loop, elsewhere):
+    run = loop.new_run()
+
+    async def work():
+        return await asyncio.gather(asyncio.sleep(0, "one"), asyncio.sleep(0.001, "two"))
+
+    def on_thread():
+        made = elsewhere.policy.new_event_loop()
+        try:
+            return made.run_until_complete(work())
+        finally:
+            made.close()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run.call, on_thread).result(10) == ["one", "two"]
+    wait_until(lambda: not run.living_tasks(loop.loop), 10, "no task")
+
+
+def test_what_follows_a_call_on_a_thread_is_the_runs_until_it_is_stopped(loop, monkeypatch):
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", ThreadPoolExecutor.submit)
+    threads = RunThreads(loop.started.append)
+    run, beats = loop.new_run(), []
+
+    def again(future) -> None:
+        beats.append(GatedRun.current())
+        pool.submit(time.sleep, 0.001).add_done_callback(again)
+
+    with ThreadPoolExecutor(1) as pool:
+        of_run(run, lambda: pool.submit(int).add_done_callback(again))
+        wait_until(lambda: len(beats) > 10, 10, "the callbacks")
+        assert threads.work_for(run)
+        run.is_stopped = True
+        wait_until(lambda: not threads.work_for(run), 10, "the end of the calls")
+        before = len(beats)
+        loop.turn()
+        assert len(beats) == before
+        assert set(beats) == {run}
+    threads.executor.shutdown()

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 import pytest
 
 from belay_workers.child.leftovers import Leftovers
+from belay_workers.execution.project_code import ProjectCode
 from tests.waiting import wait_until
 
 
 @pytest.fixture
 def leftovers():
-    return Leftovers(set(threading.enumerate()))
+    return Leftovers(set(threading.enumerate()), ProjectCode(lambda file: file == __file__))
 
 
 @pytest.fixture
@@ -126,6 +127,35 @@ def test_a_task_on_the_event_loop_of_an_earlier_run_counts(leftovers):
         wait_until(lambda: not leftovers.has_threads(), 10, "the end of the task")
         older.cancel()
         wait_until(lambda: not asyncio.all_tasks(loop), 10, "the end of the older task")
+
+
+def test_a_callback_on_the_event_loop_of_an_earlier_run_counts(leftovers):
+    with running_loop() as loop:
+        leftovers.begin_run()
+        assert not leftovers.has_threads()
+        handles = []
+
+        def schedule():
+            handles.append(loop.call_later(60, lambda: None))
+            handles.append(loop.call_later(60, asyncio.Event().set))  # a library's
+
+        loop.call_soon_threadsafe(schedule)
+        wait_until(lambda: len(handles) == 2, 10, "the callbacks")
+        assert leftovers.has_threads()
+        loop.call_soon_threadsafe(handles[0].cancel)
+        wait_until(lambda: not leftovers.has_threads(), 10, "the end of the callback")
+
+
+def test_a_function_without_a_frame_counts_on_the_thread_of_a_pool(leftovers, pool):
+    leftovers.begin_run()
+    end = threading.Lock()
+    end.acquire()
+    working = pool.submit(end.acquire)
+    wait_until(working.running, 10, "the work")
+    wait_until(leftovers.has_threads, 10, "the thread to be at work")
+    end.release()
+    working.result()
+    wait_until(lambda: not leftovers.has_threads(), 10, "the pool to be idle")
 
 
 def test_a_consumer_of_a_queue_counts_while_it_handles_an_item(leftovers):

@@ -11,11 +11,14 @@ import asyncio
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import thread as pool_threads
 from dataclasses import dataclass
 from types import CodeType, FrameType
 from typing import Any
 
 from belay_workers.child.debugger import is_debuggers
+from belay_workers.execution.loop_callbacks import identity, reached
+from belay_workers.execution.project_code import ProjectCode
 
 #: The standard library's modules in which a thread waits.
 _WAITING = ("threading", "queue", "selectors", "concurrent.futures.thread")
@@ -32,6 +35,8 @@ _AROUND_THREADS = (
     "opentelemetry.instrumentation.threading",
     "sentry_sdk.integrations.threading",
 )
+#: The function in which a thread of a pool does a call.
+_CALL = pool_threads._WorkItem.run.__code__
 _Stack = tuple[CodeType, ...]
 #: A thread, or the identifier of one that was started without `threading`.
 _Key = threading.Thread | int
@@ -39,24 +44,26 @@ _Key = threading.Thread | int
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """What a thread did when the run began: its stack, outermost first, and its loop's tasks."""
+    """What a thread did when the run began: its stack, outermost first, and its loop's tasks and
+    callbacks of the project, by identity. They are kept, so that no other object gets theirs."""
 
     stack: _Stack
-    tasks: frozenset[asyncio.Task[Any]]
+    on_loop: dict[Any, Any]
 
 
 class Leftovers:
     """Distinguishes the threads of one run from those that existed before it."""
 
-    def __init__(self, own: set[threading.Thread]) -> None:
+    def __init__(self, own: set[threading.Thread], project: ProjectCode) -> None:
         """`own` are the threads of the child process itself."""
         self._own = own
+        self._project = project
         self._before: dict[_Key, _Before] = {}
 
     def begin_run(self) -> None:
         """Note the threads of earlier runs, and what they do."""
         self._before = {
-            key: _Before(_stack(frame), _tasks(frame)) for key, frame in self._strangers()
+            key: _Before(_stack(frame), self._on_loop(frame)) for key, frame in self._strangers()
         }
 
     def any_threads(self) -> bool:
@@ -66,7 +73,7 @@ class Leftovers:
     def has_threads(self) -> bool:
         """Return whether a thread is left that the run started, or that may work for it."""
         return any(
-            not _is_at_rest(frame, self._before.get(key)) for key, frame in self._strangers()
+            not self._is_at_rest(frame, self._before.get(key)) for key, frame in self._strangers()
         )
 
     def _strangers(self) -> Iterator[tuple[_Key, FrameType | None]]:
@@ -86,21 +93,33 @@ class Leftovers:
             if not _is_librarys(frame):
                 yield ident, frame
 
+    def _is_at_rest(self, frame: FrameType | None, before: _Before | None) -> bool:
+        """Return whether a thread waits for work where it was, or above, when the run began."""
+        if before is None or frame is None:
+            return False
+        if self._on_loop(frame).keys() - before.on_loop.keys():
+            return False
+        at_work = _without_waiting(frame)
+        return _stack(at_work) == before.stack[: len(_stack(at_work))]
+
+    def _on_loop(self, frame: FrameType | None) -> dict[Any, Any]:
+        """Return the tasks, and the callbacks of the project, of the event loop that runs on this
+        stack, by identity."""
+        found: dict[Any, Any] = {}
+        for loop in _loops(frame):
+            found |= {id(task): task for task in asyncio.all_tasks(loop)}
+            for handle in (*getattr(loop, "_ready", ()), *getattr(loop, "_scheduled", ())):
+                found |= {identity(one): one for one in reached(self._project, handle)}
+        return found
+
     def _is_belays(self, thread: threading.Thread) -> bool:
         return thread in self._own or thread.name.startswith("belay-node")
 
 
-def _is_at_rest(frame: FrameType | None, before: _Before | None) -> bool:
-    """Return whether a thread waits for work where it was, or above, when the run began."""
-    if before is None or frame is None or _tasks(frame) - before.tasks:
-        return False
-    at_work = _without_waiting(frame)
-    return _stack(at_work) == before.stack[: len(_stack(at_work))]
-
-
 def _without_waiting(frame: FrameType | None) -> FrameType | None:
-    """Return the innermost frame that does not wait in the standard library."""
-    while frame is not None and _module(frame) in _WAITING:
+    """Return the innermost frame that does not wait in the standard library. Where it is that of a
+    pool's call, a function without a frame of its own is executed, such as `time.sleep`."""
+    while frame is not None and _module(frame) in _WAITING and frame.f_code is not _CALL:
         frame = frame.f_back
     return frame
 
@@ -133,15 +152,11 @@ def _is_librarys(frame: FrameType | None) -> bool:
     return package in _TRACERS
 
 
-def _tasks(frame: FrameType | None) -> frozenset[asyncio.Task[Any]]:
-    """Return the tasks of the event loop that runs on this stack, if one does."""
+def _loops(frame: FrameType | None) -> list[asyncio.AbstractEventLoop]:
+    """Return the event loops that run on this stack."""
     loops = [
         one.f_locals.get("self")
         for one in _frames(frame)
         if one.f_code is asyncio.BaseEventLoop.run_forever.__code__
     ]
-    tasks: set[asyncio.Task[Any]] = set()
-    for loop in loops:
-        if isinstance(loop, asyncio.AbstractEventLoop):
-            tasks |= asyncio.all_tasks(loop)
-    return frozenset(tasks)
+    return [loop for loop in loops if isinstance(loop, asyncio.AbstractEventLoop)]

@@ -30,14 +30,12 @@ from types import (
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
-from belay_workers.execution.loop_callbacks import callback_of, owner_of, reached
+from belay_workers.execution.loop_callbacks import callback_of, identity, reached
 from belay_workers.execution.project_code import ProjectCode
 
 log = logging.getLogger(__name__)
 
 _TURN_SECONDS = 0.05
-#: The identities of an object and of a function.
-_Identity = tuple[int, int]
 _Chain = tuple[CodeType, ...]
 _LONGEST_CHAIN = 200
 #: The run in whose context code is executed. Tasks have the context of what has started them.
@@ -53,7 +51,7 @@ class LoopLeftovers:
     def __init__(self, loop: asyncio.AbstractEventLoop, project: ProjectCode) -> None:
         self._loop: Any = loop
         self._project = project
-        self._callbacks_before: dict[_Identity, Any] = {}
+        self._callbacks_before: dict[tuple[int, int], Any] = {}
         self._listening_before: set[tuple[int, int]] = set()
         self._run: object = None
         self._run_of: WeakKeyDictionary[asyncio.Task[Any], object | None] = WeakKeyDictionary()
@@ -73,7 +71,7 @@ class LoopLeftovers:
         )
         # The callbacks are kept, so that no other object gets their identity.
         self._callbacks_before = {
-            _identity(callback): callback
+            identity(callback): callback
             for handle in self._handles()
             for callback in (callback_of(handle), *reached(self._project, handle))
         }
@@ -166,10 +164,10 @@ class LoopLeftovers:
             yield from (handle for handle in key.data or () if handle is not None)
 
     def _is_projects(self, handle: asyncio.Handle) -> bool:
-        if _identity(callback_of(handle)) in self._callbacks_before:
+        if identity(callback_of(handle)) in self._callbacks_before:
             return False
         found = reached(self._project, handle)
-        return any(_identity(callback) not in self._callbacks_before for callback in found)
+        return any(identity(callback) not in self._callbacks_before for callback in found)
 
     def _keys(self) -> list[Any]:
         selector = getattr(self._loop, "_selector", None)
@@ -211,15 +209,6 @@ async def close_generators(generators: list[AsyncGeneratorType[Any, Any]]) -> No
             await generator.aclose()
         except Exception:
             log.info("a generator of a stopped run raised when it was closed", exc_info=True)
-
-
-def _identity(callback: Any) -> _Identity:
-    """Return the object of a method, and the function. Methods are made anew for each call of
-    `add_reader` and the like, also when a transport pauses and resumes."""
-    of = owner_of(callback)
-    if isinstance(of, asyncio.BaseTransport):
-        return id(of), 0
-    return id(of), id(callback if of is None else getattr(callback, "__func__", callback))
 
 
 def _accepts(descriptor: int) -> bool:

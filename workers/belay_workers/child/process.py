@@ -78,7 +78,7 @@ class Child(ExecutingProcess):
         self._loop.set_default_executor(self._nodes)
         threading.Thread(target=self._run_loop, name="belay-loop", daemon=True).start()
         self._project_code = ProjectCode(graphs.has_code)
-        self._leftovers = Leftovers(set(threading.enumerate()))
+        self._leftovers = Leftovers(set(threading.enumerate()), self._project_code)
         self._loop_leftovers = LoopLeftovers(self._loop, self._project_code)
         self._forkserver = Forkserver()
         self._processes_of_our_own = set(descendants(os.getpid()))

@@ -62,6 +62,15 @@ def owner_of(callback: Any) -> Any:
     return callback.__self__ if isinstance(callback, _BOUND) else None
 
 
+def identity(callback: Any) -> tuple[int, int]:
+    """Return the object of a method, and the function. Methods are made anew for each call of
+    `add_reader` and the like, also when a transport pauses and resumes."""
+    of = owner_of(callback)
+    if isinstance(of, asyncio.BaseTransport):
+        return id(of), 0
+    return id(of), id(callback if of is None else getattr(callback, "__func__", callback))
+
+
 def _closure(function: Any) -> Iterable[Any]:
     """Return what a function of asyncio or `concurrent.futures` has in its closure."""
     is_wrapper = function.__module__.partition(".")[0] in ("asyncio", "concurrent")

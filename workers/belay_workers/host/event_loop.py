@@ -1,5 +1,5 @@
-"""The event loop of a host. Code of one run cannot take from it what all runs need, nor escape its
-run by a callback with a context of its own."""
+"""The event loops of a host. Code of a run cannot escape its run by a callback or a task with a
+context of its own, nor take from the host's loop what all runs need."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
+from weakref import WeakSet
 
 from belay_workers.execution.loop_callbacks import is_of_project
 from belay_workers.execution.project_code import ProjectCode
@@ -16,11 +17,8 @@ from belay_workers.host.gates import GatedRun, Gates
 log = logging.getLogger(__name__)
 
 
-class HostLoop(asyncio.SelectorEventLoop):
-    """An event loop whose callbacks belong to runs.
-
-    It ignores a run which would stop it, or replace how tasks and calls on threads are attributed.
-    """
+class AttributingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose tasks and callbacks belong to runs."""
 
     def __init__(self, project: ProjectCode, gates: Gates) -> None:
         self._project = project
@@ -68,6 +66,32 @@ class HostLoop(asyncio.SelectorEventLoop):
         if is_projects and handle._callback != self._gates.call:
             handle._args = (run, handle._callback, *handle._args)
             handle._callback = self._gates.call
+
+    def handles(self, run: GatedRun) -> list[asyncio.Handle]:
+        """Return the callbacks of a run that are due, and those that wait for their time."""
+        waiting: list[Any] = [*self._ready, *self._scheduled]  # type: ignore[attr-defined]
+        return [handle for handle in waiting if self._gates.has_callback(run, handle)]
+
+
+class LoopPolicy(asyncio.DefaultEventLoopPolicy):
+    """Makes the event loops of the project's threads, on which runs may start things, too."""
+
+    def __init__(self, project: ProjectCode, gates: Gates) -> None:
+        super().__init__()
+        self._project = project
+        self._gates = gates
+        #: The loops that were made.
+        self.loops: WeakSet[AttributingLoop] = WeakSet()
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        loop = AttributingLoop(self._project, self._gates)
+        self.loops.add(loop)
+        return loop
+
+
+class HostLoop(AttributingLoop):
+    """The event loop of the host itself. It ignores a run which would stop it, or replace how tasks
+    and calls on threads are attributed."""
 
     def stop(self) -> None:
         if not _is_ignored("loop.stop"):

@@ -17,6 +17,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from types import AsyncGeneratorType
 from typing import Any
@@ -60,6 +61,8 @@ class GatedRun:
         self.is_frozen = False
         #: Whether it was stopped, and nothing of it is left.
         self.is_stopped = False
+        #: The identifiers of the threads that execute its code on an event loop now.
+        self.stepped_by: set[int] = set()
         #: Coroutines, tasks and generators that must not be closed nor collected.
         self.kept: list[Any] = []
         #: Whether it has started processes that are not in the set yet (`started`).
@@ -99,8 +102,13 @@ class GatedRun:
     def freeze(self) -> None:
         """Execute no more code of this run on the event loop. Its tasks end at their next step."""
         self.is_frozen = True
-        for task in self.tasks:
-            task.cancel()
+        for task in list(self.tasks):
+            cancel(task)
+
+    def living_tasks(self, loop: asyncio.AbstractEventLoop) -> set[asyncio.Task[Any]]:
+        """Return its tasks that have not ended, on this event loop and on others that run."""
+        tasks = [task for task in list(self.tasks) if not task.done()]
+        return {one for one in tasks if one.get_loop() is loop or one.get_loop().is_running()}
 
     def keep_task(self, task: asyncio.Task[Any]) -> None:
         """Keep a task of this run until it ends."""
@@ -114,12 +122,26 @@ class GatedRun:
         self.slot = None
 
 
-class Gates:
-    """The gates of one event loop. `new_task` is its task factory. `on_started` is called after a
-    step in which a run has started a process."""
+def cancel(task: asyncio.Task[Any]) -> None:
+    """Cancel a task, which may be on an event loop of another thread."""
+    loop = task.get_loop()
+    if loop is asyncio._get_running_loop():
+        task.cancel()
+    elif not loop.is_closed():
+        with suppress(RuntimeError):  # it has just been closed
+            loop.call_soon_threadsafe(task.cancel, context=Context())
 
-    def __init__(self, on_started: Callable[[GatedRun], None]) -> None:
+
+class Gates:
+    """The gates of one event loop, or of those of other threads. `new_task` is the task factory.
+
+    `on_started` is called after a step in which a run has started a process. With `shows_steps`,
+    the slots of runs show when their steps began.
+    """
+
+    def __init__(self, on_started: Callable[[GatedRun], None], *, shows_steps: bool = True) -> None:
         self.on_started = on_started
+        self._shows_steps = shows_steps
         #: The tasks that runs have made without the task factory.
         self._ungated: WeakKeyDictionary[asyncio.Task[Any], GatedRun] = WeakKeyDictionary()
 
@@ -194,7 +216,8 @@ class Gates:
     def step(self, run: GatedRun, function: Callable[..., Any], *args: Any) -> Any:
         """Execute code of a run, up to its next `await`."""
         outer, _EXECUTED.run = _EXECUTED.run, run
-        if run.slot is not None:
+        run.stepped_by.add(thread := threading.get_ident())
+        if run.slot is not None and self._shows_steps:
             run.slot.stepping(time.monotonic())
         try:
             return function(*args)
@@ -202,7 +225,8 @@ class Gates:
             raise RuntimeError(f"The node raised {type(error).__name__}: {error}") from error
         finally:
             _EXECUTED.run = outer
-            if run.slot is not None:
+            run.stepped_by.discard(thread)
+            if run.slot is not None and self._shows_steps:
                 run.slot.stepping(0.0)
             if run.has_started:
                 self.on_started(run)

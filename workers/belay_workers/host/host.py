@@ -31,7 +31,7 @@ from belay_workers.execution.executing_process import ExecutingProcess
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.execution.stops import ASK_SIGNAL, is_importing
 from belay_workers.host.announcements import Announcements
-from belay_workers.host.event_loop import HostLoop
+from belay_workers.host.event_loop import HostLoop, LoopPolicy
 from belay_workers.host.gates import GatedRun, Gates
 from belay_workers.host.group_commit import GroupCommit, Together
 from belay_workers.host.hosted_place import HostedPlace
@@ -60,6 +60,10 @@ class Host(ExecutingProcess):
         self._started = Started()
         self._gates = Gates(self._started.attribute)
         self.loop = HostLoop(self._project_code, self._gates)
+        # Event loops that the project starts on threads belong to the runs that use them, too.
+        elsewhere = Gates(self._started.attribute, shows_steps=False)
+        self._policy = LoopPolicy(self._project_code, elsewhere)
+        asyncio.set_event_loop_policy(self._policy)
         asyncio.set_event_loop(self.loop)
         self._threads = RunThreads(self._started.attribute)
         self.loop.set_default_executor(self._threads.executor)
@@ -89,7 +93,9 @@ class Host(ExecutingProcess):
         self.loop.run_until_complete(self._serve(RunStream(connection)))
 
     async def _serve(self, runs: RunStream) -> None:
-        self.leftovers = HostLeftovers(self.loop, self._gates, self._threads, self._started)
+        self.leftovers = HostLeftovers(
+            self.loop, self._policy, self._gates, self._threads, self._started
+        )
         ended = asyncio.Event()
 
         def receive() -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import AsyncGeneratorType
 from typing import Any
 from weakref import ref
 
 from belay_workers.child.loop_leftovers import close_generators
 from belay_workers.execution.loop_callbacks import callback_of
-from belay_workers.host.gates import GatedRun, Gates
+from belay_workers.host.event_loop import HostLoop, LoopPolicy
+from belay_workers.host.gates import GatedRun, Gates, cancel
 from belay_workers.host.started import Started
 from belay_workers.host.threads import RunThreads
 
@@ -23,12 +24,14 @@ class HostLeftovers:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: HostLoop,
+        policy: LoopPolicy,
         gates: Gates,
         threads: RunThreads,
         started: Started,
     ) -> None:
         self._loop: Any = loop
+        self._policy = policy
         self._gates = gates
         self._threads = threads
         self._started = started
@@ -40,23 +43,24 @@ class HostLeftovers:
         thread or process. The supervisor limits the time."""
         cancelled: set[asyncio.Task[Any]] = set()
         while True:
-            strays = set(run.tasks)
+            strays = run.living_tasks(self._loop)
             for stray in strays - cancelled:
-                stray.cancel()
+                cancel(stray)
             if not strays and (suspended := _suspended(run)):
                 strays = {self._close(run, suspended)}
             cancelled |= strays
-            if strays:
-                await asyncio.wait(strays, timeout=_TURN_SECONDS)
+            if here := {stray for stray in strays if stray.get_loop() is self._loop}:
+                await asyncio.wait(here, timeout=_TURN_SECONDS)
                 await asyncio.sleep(0)  # the callbacks of the tasks may start others
             self._remove_callbacks(run)
-            is_busy = self._threads.work_for(run) or self._started.end(run)
-            if not (run.tasks or is_busy or (_suspended(run) and not run.is_frozen)):
+            is_busy = bool(self._threads.work_for(run) or self._started.end(run) or run.stepped_by)
+            has_tasks = bool(run.living_tasks(self._loop))
+            if not (has_tasks or is_busy or (_suspended(run) and not run.is_frozen)):
                 run.is_stopped = True
                 return
-            if run.is_frozen and not run.tasks and run.slot is not None:
+            if run.is_frozen and not has_tasks and run.slot is not None:
                 run.slot.note_left_threads()  # they cannot be frozen
-            if not strays:
+            if not here:
                 await asyncio.sleep(_TURN_SECONDS / 10)
 
     def _close(
@@ -79,8 +83,8 @@ class HostLeftovers:
     def _remove_callbacks(self, run: GatedRun) -> None:
         """Cancel the callbacks of the project's code that wait in the run's context. Those of
         libraries stay: other runs may use the same connection."""
-        for handle in self._handles():
-            if self._gates.has_callback(run, handle):
+        for loop in (self._loop, *self._policy.loops):
+            for handle in loop.handles(run):
                 handle.cancel()
         for key in list(self._loop._selector.get_map().values()):
             reader, writer = key.data or (None, None)
@@ -97,10 +101,6 @@ class HostLeftovers:
         called = (callback_of(handle), *(handle._args or ()))
         is_accepting = "_accept_connection" in [getattr(one, "__name__", "") for one in called]
         return is_accepting or self._gates.has_callback(run, handle)
-
-    def _handles(self) -> Iterator[Any]:
-        yield from list(self._loop._ready)
-        yield from list(self._loop._scheduled)
 
 
 def _suspended(run: GatedRun) -> list[AsyncGeneratorType[Any, Any]]:

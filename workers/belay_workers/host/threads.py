@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 from belay_workers.host.gates import GatedRun
@@ -51,9 +51,30 @@ class RunThreads:
                 self._end_call(run)
                 raise
             future.add_done_callback(lambda _: self._end_call(run))
+            self._attribute_callbacks(run, future)
             return future
 
         return counting
+
+    def _attribute_callbacks(self, run: GatedRun, future: Future[Any]) -> None:
+        """Let what is called when a call on a thread has ended be the run's, too."""
+        add = future.add_done_callback
+
+        def add_of_run(function: Callable[[Future[Any]], Any]) -> None:
+            with self._lock:
+                self._calls[run] += 1
+            add(partial(self._call_back, run, function))
+
+        future.add_done_callback = add_of_run  # type: ignore[method-assign,assignment]
+
+    def _call_back(
+        self, run: GatedRun, function: Callable[[Future[Any]], Any], future: Future[Any]
+    ) -> None:
+        try:
+            if not (run.is_frozen or run.is_stopped):
+                run.call(function, future)
+        finally:
+            self._end_call(run)
 
     def _end_call(self, run: GatedRun) -> None:
         if run.has_started:
