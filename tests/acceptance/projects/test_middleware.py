@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 from contextlib import suppress
 
@@ -263,6 +264,30 @@ def test_a_client_that_leaves_cancels_its_run(api, raw, beats, how):
         assert stream.status_code == 200
     (run,) = api.get(f"/threads/{thread_id}/runs").json()
     until_status(api, thread_id, run["run_id"], "interrupted")
+
+
+@pytest.mark.parametrize("resets", [True, False])
+@pytest.mark.parametrize("how", ["stream", "wait"])
+def test_a_client_that_leaves_before_the_response_cancels_its_run(api, server, how, resets):
+    """The web server has closed the socket by the time that Belay's part of the request ends."""
+    threads = [new_thread(api) for _ in range(4)]
+    given = {"assistant_id": "steps", "input": {"seconds": 600}, "on_disconnect": "cancel"}
+    body = json.dumps(given).encode()
+    for thread_id in threads:
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            if resets:
+                reset = struct.pack("ii", 1, 0)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            head = (
+                f"POST /threads/{thread_id}/runs/{how} HTTP/1.1\r\nHost: x\r\n"
+                f"Authorization: {ANN['Authorization']}\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n"
+            )
+            connection.sendall(head.encode() + body)
+            wait_until(lambda t=thread_id: api.get(f"/threads/{t}/runs").json(), 20, "the run")
+    for thread_id in threads:
+        (run,) = api.get(f"/threads/{thread_id}/runs").json()
+        until_status(api, thread_id, run["run_id"], "interrupted")
 
 
 def test_many_requests_share_a_connection(raw):

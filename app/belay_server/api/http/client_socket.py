@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+#: Key in a request's environment of a function that returns whether the client had left when the
+#: web server closed the socket. Only behind middleware of the project.
+CLIENT_LEFT = "belay.client_left"
 #: libev's flag for a socket that can be read.
 _READABLE = 1
 #: Seconds between two checks of a socket with unread data, which hides the end of the stream.

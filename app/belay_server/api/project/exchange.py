@@ -21,6 +21,8 @@ import orjson
 from gevent.event import AsyncResult
 from gevent.queue import SimpleQueue
 
+from belay_server.api.http.client_socket import CLIENT_LEFT, has_disconnected
+
 log = logging.getLogger(__name__)
 
 Environ = dict[str, Any]
@@ -45,6 +47,10 @@ class Exchange:
         self._task: asyncio.Task[None] | None = None
         #: Whether the client's data could not be read.
         self._is_broken = False
+        #: Whether the client had disconnected when the web server ended the request. It closes the
+        #: socket then, before Belay's greenlet is ended.
+        self._client_left = False
+        environ[CLIENT_LEFT] = lambda: self._client_left
 
     # -- in the request's greenlet ------------------------------------------------------------
 
@@ -57,7 +63,9 @@ class Exchange:
         self._loop.call_soon_threadsafe(start)
 
     def _end_task(self) -> None:
-        """Cancel the middleware's task. The client is gone."""
+        """Cancel the middleware's task. The client is gone, or the server shuts down."""
+        client_socket = self._environ.get("gunicorn.socket")
+        self._client_left = client_socket is not None and has_disconnected(client_socket)
         self._loop.call_soon_threadsafe(self._cancel)
 
     def _answer(self, future: asyncio.Future[Any] | None, value: Any) -> None:

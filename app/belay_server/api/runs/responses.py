@@ -11,7 +11,7 @@ from flask import Response, request
 from belay_server.api.context import context, parts
 from belay_server.api.http.bodies.json_body import json_response
 from belay_server.api.http.bodies.large_answers import large_answers
-from belay_server.api.http.client_socket import watch_socket
+from belay_server.api.http.client_socket import CLIENT_LEFT, watch_socket
 from belay_server.api.http.fields import query_flag
 from belay_server.api.http.pages import shown
 from belay_server.api.security.authentication import caller, watch_key
@@ -113,6 +113,7 @@ def _watch_client() -> WatchClient:
     """Return a function that watches this request's socket. When the client's API key is revoked,
     the stream ends as after a disconnect, but the run is not cancelled."""
     client_socket = request.environ.get("gunicorn.socket")
+    had_left = request.environ.get(CLIENT_LEFT, lambda: False)
     found, who = context(), caller()
 
     def watch(on_leave: Callable[[], None]) -> Callable[[], bool]:
@@ -121,7 +122,7 @@ def _watch_client() -> WatchClient:
 
         def stop() -> bool:
             forget_key()
-            return stop_watching is not None and stop_watching()
+            return (stop_watching is not None and stop_watching()) or had_left()
 
         return stop
 
