@@ -52,6 +52,8 @@ _PRIVATE_NETWORKS = tuple(
         ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"),
     )
 )
+#: The addresses of clouds' metadata in private networks: of AWS over IPv6, and of Alibaba Cloud.
+_METADATA = (ipaddress.IPv6Address("fd00:ec2::254"), ipaddress.IPv4Address("100.100.100.200"))
 #: The fields of a call's payload.
 PAYLOAD_FIELDS = frozenset(
     (*RUN_FIELDS, "run_started_at", "run_ended_at", "webhook_sent_at", "values", "error")
@@ -76,7 +78,8 @@ class WebhookPolicy:
         """Return the kind of range for which an address is refused. Return None if it is
         allowed."""
         kind = None if self.allow_private else blocked_range(address)
-        if kind == PRIVATE and not _is_private(_embedded(address)):
+        inner = _embedded(address)
+        if kind == PRIVATE and (inner in _METADATA or not _is_private(inner)):
             return kind
         return None if kind in self.allowed_ranges else kind
 

@@ -101,8 +101,13 @@ def test_no_header_leads_around_middleware(raw, upgrade, path):
     assert raw.post(path, json={}, headers=headers).status_code == 418
 
 
-def test_a_path_that_is_not_utf_8_has_no_route(raw):
-    assert raw.get("/threads/%ff").json() == {"detail": "Not Found"}
+def test_a_path_that_is_not_utf_8_is_answered_by_belay(raw):
+    """ASGI cannot represent it."""
+    answer = raw.get("/threads/%ff")
+    assert answer.status_code in (404, 422)
+    assert answer.json()["detail"]
+    assert len(answer.headers.get_list("x-request-id")) == 1
+    assert "x-counted" not in answer.headers
 
 
 def test_middleware_may_change_a_request(api):

@@ -108,6 +108,8 @@ def test_keys_that_need_nothing_are_accepted_silently(tmp_path, document):
             "'auth.cache.ttl_seconds' must be a number above 0",
         ),
         ({"store": {"path": "./s.py"}}, "'store.path' must be"),
+        ({"webhooks": {"headers": {"x\ny": "a"}}}, "is no valid HTTP header"),
+        ({"webhooks": {"headers": {"x": "a\r\nb: c"}}}, "'webhooks.headers.x' is no valid"),
         ({"http": {"middleware_order": "last"}}, "'http.middleware_order' must be"),
         ({"http": {"logging_headers": 5}}, "'http.logging_headers' must be an object"),
     ],

@@ -113,6 +113,8 @@ def test_a_path_that_may_mean_another_is_refused(url):
         ("fd00::1", WebhookPolicy(allowed_ranges=frozenset({PRIVATE})), False),
         ("169.254.169.254", WebhookPolicy(allowed_ranges=frozenset({PRIVATE, LOOPBACK})), True),
         ("168.63.129.16", WebhookPolicy(allowed_ranges=frozenset({PRIVATE})), True),
+        ("fd00:ec2::254", WebhookPolicy(allowed_ranges=frozenset({PRIVATE})), True),
+        ("100.100.100.200", WebhookPolicy(allowed_ranges=frozenset({PRIVATE})), True),
         ("192.0.2.1", WebhookPolicy(allowed_ranges=frozenset({PRIVATE})), True),
         ("169.254.169.254", WebhookPolicy(allow_private=True), False),
         ("8.8.8.8", ANY, False),

@@ -97,8 +97,8 @@ class ProjectMiddleware:
         self._stack = stack
 
     def __call__(self, environ: Environ, start_response: Any) -> Iterable[bytes]:
-        if not is_text(environ["PATH_INFO"]):  # ASGI cannot represent it, and no route has it
-            return error_response(start_response, 404)
+        if not is_text(environ["PATH_INFO"]):  # ASGI cannot represent it
+            return self._app(environ, start_response)
         is_socket = self._opens_socket(environ)
         body = count_body(environ)
         if _length_of(environ) > _LONGEST:

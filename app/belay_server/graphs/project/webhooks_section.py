@@ -19,6 +19,9 @@ from belay_server.graphs.project.loading import ProjectError
 #: `${{ env.NAME }}` in the value of a header.
 _TEMPLATE = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")
 _VARIABLE = re.compile(r"env\.([A-Za-z_][A-Za-z0-9_]*)")
+#: A header's name and its value (RFC 9110, in ASCII).
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_VALUE = re.compile(r"[\t\x20-\x7e]*")
 _PREFIX = "LG_WEBHOOK_"
 
 
@@ -51,7 +54,9 @@ def read_webhooks_config(path: Path, webhooks: Any, environ: Mapping[str, str]) 
     return WebhooksConfig(
         policy=_policy(path, webhooks.get("url") or {}),
         headers={
-            name.lower(): _resolved(f"{path}: 'webhooks.headers.{name}'", value, prefix, environ)
+            name.lower(): _checked(
+                path, name, _resolved(f"{path}: 'webhooks.headers.{name}'", value, prefix, environ)
+            )
             for name, value in headers.items()
         },
         fields=_fields(path, webhooks.get("allowed_fields")),
@@ -84,6 +89,13 @@ def _flag(path: Path, url: Mapping[str, Any], name: str) -> bool | None:
     value = url.get(name)
     if value is not None and not isinstance(value, bool):
         raise ProjectError(f"{path}: 'webhooks.url.{name}' must be true or false")
+    return value
+
+
+def _checked(path: Path, name: str, value: str) -> str:
+    """Return the value of a header. Raise ProjectError for a header that cannot be sent."""
+    if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+        raise ProjectError(f"{path}: 'webhooks.headers.{name}' is no valid HTTP header")
     return value
 
 

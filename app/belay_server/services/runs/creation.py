@@ -309,7 +309,7 @@ def _refuse_too_many(settings: Settings, conn: Connection, caller: str | None) -
     that concurrent creates of one caller cannot exceed the limit."""
     most = settings.max_pending_runs
     if most and caller is not None and run_rows.pending_runs_of(conn, caller) >= most:
-        raise TooMany(f"You have {most} pending runs already; try again when some have started")
+        raise TooMany(f"You may have {most} pending runs; try again when some have started")
 
 
 def _action_of(strategy: MultitaskStrategy) -> CancelAction | None:
