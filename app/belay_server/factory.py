@@ -25,6 +25,7 @@ from belay_server.api.security.limits import connection_owner
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.client import Keys, connect_redis
 from belay_server.bus.event_log import EventLog
+from belay_server.bus.isolated_graphs import IsolatedGraphs
 from belay_server.bus.open_requests import OpenRequests
 from belay_server.bus.project_cache import ProjectCache
 from belay_server.bus.rate_limits import FailedLogins, RateLimits
@@ -118,6 +119,7 @@ def open_context(settings: Settings) -> ApiContext:
         feed=_feed(settings, keys, event_log, database, metrics),
         assistant_cache=AssistantCache(),
         store=api_store(pool, graphs),
+        isolated_graphs=IsolatedGraphs(client, keys),
         count_unstarted=metrics.ended_unstarted,
         states=states,
     )

@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import uuid
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from celery import Celery
 
@@ -46,11 +46,24 @@ class Belay(Celery):
     allowed_connections: int | None = None
     child_signals: ChildSignals
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: Why graphs were isolated, by their positions.
+        self._isolation_reasons: dict[int, str] = {}
+
     def isolate(self, graph: int, why: str) -> None:
         """Let the runs of a graph have a process each, for as long as this worker lives."""
         if self.slots.isolate(graph):
+            self._isolation_reasons[graph] = why
             graph_id = self.graphs.graph_ids[graph]
             log.warning("graph '%s' does not share hosts from now on: %s", graph_id, why)
+
+    def isolation_reasons(self) -> dict[str, str]:
+        """Return why graphs do not share hosts now, by graph id."""
+        return {
+            self.graphs.graph_ids[graph]: self._isolation_reasons.get(graph, "")
+            for graph in self.slots.isolated()
+        }
 
     @property
     def needs_children(self) -> bool:

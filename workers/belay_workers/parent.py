@@ -12,6 +12,7 @@ from celery import bootsteps, signals
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.client import Keys, connect_redis
 from belay_server.bus.event_log import EventLog
+from belay_server.bus.isolated_graphs import IsolatedGraphs
 from belay_server.db.migrate import SchemaNotReady, wait_for_schema
 from belay_server.doorbell import PING_TASK, Doorbell
 from belay_server.runtime import startup_gc
@@ -20,6 +21,7 @@ from belay_server.services.parts import RunParts
 from belay_server.services.runs.cancellation import announcer
 from belay_server.services.webhooks.calls import CallSettings
 from belay_workers.application import Belay, load_graphs, refuse_to_start
+from belay_workers.background.isolation_reports import IsolationReports
 from belay_workers.background.liveness import Liveness
 from belay_workers.background.sweeper import Sweeper
 from belay_workers.background.webhooks import Webhooks
@@ -109,6 +111,7 @@ class BackgroundStep(bootsteps.StartStopStep):
         self._webhooks: Webhooks | None = None
         self._liveness: Liveness | None = None
         self._metrics: WorkerMetrics | None = None
+        self._isolation: IsolationReports | None = None
         self._deaths_read, self._deaths_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def start(self, worker: Any) -> None:
@@ -152,6 +155,10 @@ class BackgroundStep(bootsteps.StartStopStep):
         )
         self._webhooks = Webhooks(settings, calls)
         self._webhooks.start()
+        if app.placement.shared_graphs:
+            graphs = IsolatedGraphs(client, keys)
+            self._isolation = IsolationReports(graphs, app.owner, app.isolation_reasons)
+            self._isolation.start()
         self._watch_liveness(doorbell, worker.concurrency)
         if settings.worker_metrics_port:
             from belay_workers.background.metrics import WorkerMetrics  # noqa: PLC0415  (most workers serve none)
@@ -213,5 +220,7 @@ class BackgroundStep(bootsteps.StartStopStep):
             self._app.guardian.stop()
         if self._metrics is not None:
             self._metrics.stop()
+        if self._isolation is not None:
+            self._isolation.stop()
 
     terminate = stop

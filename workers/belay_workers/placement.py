@@ -1,15 +1,11 @@
-"""Decide which graphs share hosts, and which get a process for each run.
-
-A graph shares a host if `isolation` in `langgraph.json`, or BELAY_ISOLATION for the graphs that it
-does not name, says `shared`. With a debugger, which stops a whole process, none does. Nor does the
-graph of agent runs: the check of an output against its client's schema may take very long.
-"""
+"""Where the runs of one worker's graphs are executed: in hosts, or in processes of their own."""
 
 from __future__ import annotations
 
 import os
 
-from belay_server.configuration.settings import SHARED, Settings
+from belay_server.configuration.settings import Settings
+from belay_server.graphs.project.isolation import isolation_of
 from belay_server.graphs.project.langgraph_json import Project
 
 
@@ -20,10 +16,8 @@ class Placement:
         #: The graphs whose runs share hosts.
         self.shared_graphs = [
             graph_id
-            for graph_id, spec in project.graphs.items()
-            if (spec.isolation or settings.isolation) == SHARED
-            and graph_id != project.agent_runs_graph
-            and not settings.debug_port
+            for graph_id in project.graphs
+            if isolation_of(settings, project, graph_id).is_shared
         ]
         #: Whether a run may need a process of its own.
         self.needs_children = len(self.shared_graphs) < len(project.graphs)

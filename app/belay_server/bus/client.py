@@ -54,6 +54,9 @@ class Keys:
     def open_requests(self, caller: str) -> str:
         return f"{self.prefix}open:{caller}"
 
+    def isolated_graph(self, graph_id: str) -> str:
+        return f"{self.prefix}isolated:{graph_id}"
+
     @property
     def cancels(self) -> str:
         return f"{self.prefix}cancels"

@@ -11,6 +11,7 @@ from langgraph.store.base import BaseStore
 
 from belay_server.bus.cancel_flag import CancelFlags
 from belay_server.bus.event_log import EventLog
+from belay_server.bus.isolated_graphs import IsolatedGraphs
 from belay_server.bus.run_feed import RunFeed
 from belay_server.configuration.settings import Settings
 from belay_server.db.postgres.pool import Database
@@ -53,6 +54,7 @@ class Parts(RunParts):
     database: Database
     feed: RunFeed
     store: BaseStore
+    isolated_graphs: IsolatedGraphs
     #: Reads and writes the states of threads; large ones in separate processes.
     states: StateProcess
     #: The user of the request, if the project's own authentication returned one.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections import Counter
 
+import httpx
 import pytest
 from langgraph_sdk import get_sync_client
 
@@ -14,6 +16,7 @@ from tests.acceptance.runs.test_cancel_nodes import assert_silent
 from tests.conformance import watched
 from tests.long_forms import long_case
 from tests.servers import PROJECT
+from tests.waiting import wait_until
 
 #: They end when asked to, or what they leave is ended.
 COOPERATIVE = [
@@ -48,6 +51,7 @@ def hosts(make_server, tmp_path_factory):
     project = os.path.relpath(PROJECT.parent, folder)
     graphs = dict.fromkeys(ALL, f"{project}/graphs/nodes.py:graph")
     graphs |= {
+        "isolated": f"{project}/graphs/nodes.py:graph",
         "blocks": f"{project}/graphs/nodes.py:graph",
         "hold_lock": f"{project}/graphs/nodes.py:graph",
         "steps": f"{project}/graphs/steps.py:steps",
@@ -123,6 +127,29 @@ def test_the_runs_share_a_process_and_others_do_not(client, tmp_path):
     assert len(set.union(*pids)) == 1
     alone = {line.split()[1] for line in (tmp_path / "alone").read_text().splitlines()}
     assert alone.isdisjoint(set.union(*pids))
+
+
+def placement_of(hosts, client, graph):
+    assistant_id = client.assistants.search(graph_id=graph)[0]["assistant_id"]
+    answer = httpx.get(f"{hosts.url}/assistants/{assistant_id}", timeout=30)
+    return answer.headers["x-belay-placement"]
+
+
+def test_the_api_shows_where_runs_are_executed_and_why(hosts, client, tmp_path):
+    steps, alone = (placement_of(hosts, client, graph) for graph in ("steps", "alone"))
+    assert steps == 'shared; reason="BELAY_ISOLATION, or its default"'
+    assert alone == 'process; reason="isolation in langgraph.json"'
+
+    def reported():
+        path = tmp_path / f"beats{time.monotonic()}"
+        thread_id, run_id = start(client, "isolated", {"kind": "swallow_sync", "beats": str(path)})
+        wait_until(path.exists, 30, "the run")
+        client.runs.cancel(thread_id, run_id, wait=True)
+        found = placement_of(hosts, client, "isolated")
+        return found if "isolated-by" in found else None
+
+    found = wait_until(reported, 60, "the report")  # a worn host takes no run
+    assert re.search(r'; isolated-by="[^"]+: a run did not stop when asked \(cancel\)"$', found)
 
 
 def test_an_error_of_a_run_is_its_own(client, tmp_path):

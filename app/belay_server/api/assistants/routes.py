@@ -36,7 +36,15 @@ from belay_server.domain.assistants import ASSISTANT_FIELDS, VERSION_FIELDS
 from belay_server.domain.errors import InvalidRequest, NotFound
 from belay_server.graphs import graph_shapes
 from belay_server.services import assistants
+from belay_server.services.placements import placement_of
 
+PLACEMENT_HEADER = {
+    "x-belay-placement": {
+        "description": "Where the runs of the graph are executed (`shared` hosts or a `process` "
+        "for each), why, and which workers have isolated the graph",
+        "schema": {"type": "string"},
+    }
+}
 blueprint = Blueprint("assistants", __name__, description="Graphs with configuration")
 
 
@@ -53,14 +61,17 @@ def create_assistant(body: dict[str, Any]) -> Response:
 
 
 @blueprint.get("/assistants/<assistant_id>")
-@blueprint.response(200, Assistant)
+@blueprint.response(200, Assistant, headers=PLACEMENT_HEADER)
 @blueprint.alt_response(404, schema=Error)
 @authorized("assistants", "read")
 def get_assistant(assistant_id: str) -> Response:
     """Get an assistant, with the fields of its current version."""
     with parts().database.connection() as conn:
         assistant = assistants.get_assistant(conn, path_uuid(assistant_id, "assistant"))
-    return json_response(shown(assistant, ASSISTANT_FIELDS))
+    response = json_response(shown(assistant, ASSISTANT_FIELDS))
+    if (placement := placement_of(parts(), assistant.graph_id)) is not None:
+        response.headers["x-belay-placement"] = placement
+    return response
 
 
 @blueprint.patch("/assistants/<assistant_id>")
