@@ -83,7 +83,7 @@ def store(_conn: object, writes: Any) -> dict[Any, None]:
         return {}
     done = [write for write in writes if (write[0].number + write[2]) % 7]
     for write in done:
-        store_alone(write)
+        put(write)
     return {write[:2]: None for write in done}
 
 
@@ -93,9 +93,13 @@ def _is_valid(write: tuple[Run, int, int]) -> bool:
 
 
 def store_alone(write: tuple[Run, int, int]) -> None:
-    run, _, step = write
     if not _is_valid(write):
         raise ClaimOver
+    put(write)
+
+
+def put(write: tuple[Run, int, int]) -> None:
+    run, _, step = write
     if run.committed != list(range(step)):
         run.wrong.append(f"step {step} follows {run.committed}")
     run.committed.append(step)

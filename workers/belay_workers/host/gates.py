@@ -215,19 +215,23 @@ class Gates:
 
     def step(self, run: GatedRun, function: Callable[..., Any], *args: Any) -> Any:
         """Execute code of a run, up to its next `await`."""
-        outer, _EXECUTED.run = _EXECUTED.run, run
+        outer, slot = _EXECUTED.run, run.slot if self._shows_steps else None
         run.stepped_by.add(thread := threading.get_ident())
-        if run.slot is not None and self._shows_steps:
-            run.slot.stepping(time.monotonic())
+        if slot is not None:
+            slot.stepping(time.monotonic())
         try:
-            return function(*args)
-        except (SystemExit, KeyboardInterrupt) as error:  # they would end the event loop
-            raise RuntimeError(f"The node raised {type(error).__name__}: {error}") from error
+            try:
+                _EXECUTED.run = run
+                return function(*args)
+            except (SystemExit, KeyboardInterrupt) as error:  # they would end the event loop
+                raise RuntimeError(f"The node raised {type(error).__name__}: {error}") from error
+            finally:
+                _EXECUTED.run = outer  # `interrupt` may raise until here
         finally:
             _EXECUTED.run = outer
             run.stepped_by.discard(thread)
-            if run.slot is not None and self._shows_steps:
-                run.slot.stepping(0.0)
+            if slot is not None and run.slot is not None:
+                slot.stepping(0.0)
             if run.has_started:
                 self.on_started(run)
 
