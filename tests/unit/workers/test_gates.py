@@ -19,7 +19,7 @@ from belay_server.domain.runs import Claim
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.execution.stops import RunCancelled
 from belay_workers.host.event_loop import HostLoop, LoopPolicy
-from belay_workers.host.gates import GatedRun, Gates
+from belay_workers.host.gates import GatedRun, Gates, uninterrupted
 from belay_workers.host.leftovers import HostLeftovers
 from belay_workers.host.threads import RunThreads
 from belay_workers.slots import Kind, SlotTable, StopReason
@@ -505,3 +505,27 @@ def test_what_follows_a_call_on_a_thread_is_the_runs_until_it_is_stopped(loop, m
         assert len(beats) == before
         assert set(beats) == {run}
     threads.executor.shutdown()
+
+
+def test_belays_own_code_is_not_interrupted_within_a_step_of_a_run(loop):
+    run, seen = loop.new_run(), []
+    loop.slots.ask(0, run.claim, StopReason.CANCEL, interrupts=True)
+
+    def interrupt() -> None:
+        try:
+            loop.gates.interrupt()
+        except RunCancelled:
+            seen.append("interrupted")
+        else:
+            seen.append("not interrupted")
+
+    async def node() -> None:
+        try:
+            uninterrupted(interrupt)
+        except RunCancelled:
+            seen.append("afterwards")
+
+    task = loop.start(run, node())
+    loop.turn()
+    assert task.done()
+    assert seen == ["not interrupted", "afterwards"]

@@ -126,6 +126,11 @@ class Child(ExecutingProcess):
         """Announce an end."""
         self.announcer.announce([end])
 
+    def uninterrupted(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function of Belay's own. Stops raise only in nodes on the main thread, not on the
+        event loop's."""
+        return function(*args)
+
     async def blocking(self, call: Callable[[], T]) -> T:
         """Do a call that waits, on this thread."""
         return call()

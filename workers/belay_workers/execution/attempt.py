@@ -310,7 +310,7 @@ async def _open_and_execute(place: Place, claimed: ClaimedRun, prepared: _Prepar
     def emit(name: str, data: bytes) -> None:
         # An error that a node raises because of a stop is not the run's error.
         if name != "error" or place.asked is StopReason.NONE:
-            prepared.events.emit(name, data)
+            place.uninterrupted(prepared.events.emit, name, data)
 
     place.access.enter()
     with place.store.of_run(_may_continue(place, claimed.claim)) as store:

@@ -83,6 +83,9 @@ class Place(Protocol):
     async def announce(self, end: RunEnd) -> None:
         """Announce an end."""
 
+    def uninterrupted(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function of Belay's own from the code of a run: no stop raises within it."""
+
     async def blocking(self, call: Callable[[], T]) -> T:
         """Do a call that waits for Redis, the broker or another thread."""
 

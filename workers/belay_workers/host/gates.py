@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from types import AsyncGeneratorType
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet, ref
 
 import psutil
@@ -33,6 +33,7 @@ from belay_workers.slots import Slot
 #: The run in whose context code is executed. Tasks have the context of what has started them.
 _RUN: ContextVar[GatedRun | None] = ContextVar("belay_gated_run", default=None)
 
+T = TypeVar("T")
 #: The type with which asyncio's own tasks schedule their steps.
 _STEP = "TaskStepMethWrapper"
 
@@ -130,6 +131,20 @@ def cancel(task: asyncio.Task[Any]) -> None:
     elif not loop.is_closed():
         with suppress(RuntimeError):  # it has just been closed
             loop.call_soon_threadsafe(task.cancel, context=Context())
+
+
+def uninterrupted(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a function of Belay's own, in which `Gates.interrupt` does not raise: that would leave
+    what all runs share half changed. An interruption that comes meanwhile follows it."""
+    run, _EXECUTED.run = _EXECUTED.run, None
+    try:
+        result = function(*args, **kwargs)
+    finally:
+        _EXECUTED.run = run
+    if run is not None and run.slot is not None and run.slot.is_interrupted(run.claim):
+        _EXECUTED.run = None
+        raise RunCancelled
+    return result
 
 
 class Gates:

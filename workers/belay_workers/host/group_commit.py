@@ -24,6 +24,7 @@ import psycopg
 
 from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.reconnecting import ReconnectingConnection
+from belay_workers.host.gates import uninterrupted
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +88,8 @@ class GroupCommit:
     ) -> _Result:
         """Do an item with others, or `alone`. Raises what `alone` raises, as
         `ReconnectingConnection.run`."""
-        future: asyncio.Future[_Result] = self._loop.create_future()
-        self._add(_Call(together, item, alone, keep_waiting, [future]))
-        self._have_it_done()
+        call = _Call(together, item, alone, keep_waiting)
+        future: asyncio.Future[_Result] = uninterrupted(self._add_and_have_it_done, call)
         return await future
 
     def do_soon(
@@ -102,7 +102,17 @@ class GroupCommit:
     ) -> None:
         """Do an item with the next statement, or some milliseconds later. Nothing waits for it:
         `alone` must not raise."""
-        self._add(_Call(together, item, alone, keep_waiting))
+        uninterrupted(self._add_and_have_it_done_soon, _Call(together, item, alone, keep_waiting))
+
+    def _add_and_have_it_done(self, call: _Call) -> asyncio.Future[Any]:
+        future = self._loop.create_future()
+        call.futures.append(future)
+        self._add(call)
+        self._have_it_done()
+        return future
+
+    def _add_and_have_it_done_soon(self, call: _Call) -> None:
+        self._add(call)
         with self._lock:
             if self._is_due or self._is_due_soon:
                 return

@@ -15,7 +15,7 @@ from belay_server.graphs.checkpoints.run_saver import RunSaver
 from belay_server.runtime import logs
 from belay_server.services.runs.endings import RunEnd
 from belay_workers.execution.place import T
-from belay_workers.host.gates import GatedRun
+from belay_workers.host.gates import GatedRun, uninterrupted
 from belay_workers.host.hosted_saver import HostedSaver
 from belay_workers.slots import Kind, StopReason
 
@@ -109,6 +109,10 @@ class HostedPlace:
     async def announce(self, end: RunEnd) -> None:
         """Announce an end, with others."""
         await self._host.announcements.announce(end)
+
+    def uninterrupted(self, function: Callable[..., T], *args: Any) -> T:
+        """Call a function of Belay's own from the code of a run: no stop raises within it."""
+        return uninterrupted(function, *args)
 
     async def blocking(self, call: Callable[[], T]) -> T:
         """Do a call that waits, on a thread of Belay's own."""

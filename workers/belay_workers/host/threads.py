@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial, wraps
 from typing import Any
 
-from belay_workers.host.gates import GatedRun
+from belay_workers.host.gates import GatedRun, uninterrupted
 
 _WORKERS = 64
 #: Threads that write for all runs, and may wait for a server.
@@ -43,18 +43,23 @@ class RunThreads:
             run = GatedRun.current()
             if run is None or pool._thread_name_prefix in _OF_BELAY:
                 return submit(pool, fn, *args, **kwargs)
-            with self._lock:
-                self._calls[run] += 1
-            try:
-                future = submit(pool, run.call, fn, *args, **kwargs)
-            except BaseException:
-                self._end_call(run)
-                raise
-            future.add_done_callback(lambda _: self._end_call(run))
-            self._attribute_callbacks(run, future)
-            return future
+            return uninterrupted(
+                self._submit, run, partial(submit, pool, run.call, fn, *args, **kwargs)
+            )
 
         return counting
+
+    def _submit(self, run: GatedRun, submit: Callable[[], Future[Any]]) -> Future[Any]:
+        with self._lock:
+            self._calls[run] += 1
+        try:
+            future = submit()
+        except BaseException:
+            self._end_call(run)
+            raise
+        future.add_done_callback(lambda _: self._end_call(run))
+        self._attribute_callbacks(run, future)
+        return future
 
     def _attribute_callbacks(self, run: GatedRun, future: Future[Any]) -> None:
         """Let what is called when a call on a thread has ended be the run's, too."""
