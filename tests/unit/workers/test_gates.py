@@ -529,3 +529,28 @@ def test_belays_own_code_is_not_interrupted_within_a_step_of_a_run(loop):
     loop.turn()
     assert task.done()
     assert seen == ["not interrupted", "afterwards"]
+
+
+def test_the_timers_of_a_loop_are_in_order_after_an_interruption(loop, monkeypatch):
+    """A heap that is left in the middle of a push delays the timers of all runs."""
+    run = loop.new_run()
+    earlier = asyncio.TimerHandle.__lt__
+
+    def interrupted_in_between(one, other):
+        loop.gates.interrupt()
+        return earlier(one, other)
+
+    async def node() -> None:
+        for seconds in (9, 8, 7):
+            loop.loop.call_later(seconds, int)
+        monkeypatch.setattr(asyncio.TimerHandle, "__lt__", interrupted_in_between)
+        loop.slots.ask(0, run.claim, StopReason.CANCEL, interrupts=True)
+        loop.loop.call_later(1, int)
+
+    task = loop.start(run, node())
+    with pytest.raises(RunCancelled):
+        loop.loop.run_until_complete(task)
+    monkeypatch.undo()
+    timers = [timer.when() for timer in loop.loop._scheduled]
+    assert len(timers) == 4
+    assert all(timers[(at - 1) // 2] <= timers[at] for at in range(1, len(timers)))

@@ -12,13 +12,17 @@ from weakref import WeakSet
 
 from belay_workers.execution.loop_callbacks import is_of_project
 from belay_workers.execution.project_code import ProjectCode
-from belay_workers.host.gates import GatedRun, Gates
+from belay_workers.host.gates import GatedRun, Gates, uninterrupted
 
 log = logging.getLogger(__name__)
 
 
 class AttributingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose tasks and callbacks belong to runs."""
+    """An event loop whose tasks and callbacks belong to runs.
+
+    Code that blocks it is interrupted anywhere, but not while the loop's heap of timers or its
+    selector is changed: the timers of all runs would be late.
+    """
 
     def __init__(self, project: ProjectCode, gates: Gates) -> None:
         self._project = project
@@ -34,19 +38,30 @@ class AttributingLoop(asyncio.SelectorEventLoop):
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
-        timer = super().call_at(when, callback, *args, context=context)
+        call_at = super().call_at
+        timer = uninterrupted(call_at, when, callback, *args, context=context)
         self._attribute(timer, has_own_context=context is not None)
         return timer
 
     def _add_reader(self, fd: Any, callback: Any, *args: Any) -> asyncio.Handle:
-        handle: asyncio.Handle = super()._add_reader(fd, callback, *args)  # type: ignore[misc]
+        add: Any = super()._add_reader  # type: ignore[misc]
+        handle: asyncio.Handle = uninterrupted(add, fd, callback, *args)
         self._attribute(handle)
         return handle
 
     def _add_writer(self, fd: Any, callback: Any, *args: Any) -> asyncio.Handle:
-        handle: asyncio.Handle = super()._add_writer(fd, callback, *args)  # type: ignore[misc]
+        add: Any = super()._add_writer  # type: ignore[misc]
+        handle: asyncio.Handle = uninterrupted(add, fd, callback, *args)
         self._attribute(handle)
         return handle
+
+    def _remove_reader(self, fd: Any) -> bool:
+        remove: Callable[[Any], bool] = super()._remove_reader  # type: ignore[misc]
+        return uninterrupted(remove, fd)
+
+    def _remove_writer(self, fd: Any) -> bool:
+        remove: Callable[[Any], bool] = super()._remove_writer  # type: ignore[misc]
+        return uninterrupted(remove, fd)
 
     def _attribute(self, handle: Any, *, has_own_context: bool = False) -> None:
         """Let a callback belong to the run that adds it, and be called through the gates if it is
