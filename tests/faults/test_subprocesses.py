@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 import httpx
 import psutil
@@ -51,13 +52,16 @@ def child_of(cluster, pid: int) -> tuple:
 def guardian_and_zygote(worker) -> tuple[psutil.Process, psutil.Process]:
     """Return the two processes that a worker's parent has started itself. The guardian leads a
     session."""
-    [guardian, zygote] = wait_until(
-        lambda: (found := psutil.Process(worker.pid).children()) and len(found) == 2 and found,
-        30,
-        "a worker that has started",
-    )
-    if os.getsid(guardian.pid) != guardian.pid:
-        guardian, zygote = zygote, guardian
+
+    def found():
+        children = psutil.Process(worker.pid).children()
+        with suppress(ProcessLookupError):  # one has just been killed
+            leads = {child: os.getsid(child.pid) == child.pid for child in children}
+            if sorted(leads.values()) == [False, True]:
+                return sorted(leads, key=leads.get, reverse=True)
+        return None
+
+    guardian, zygote = wait_until(found, 30, "a worker that has started")
     return guardian, zygote
 
 

@@ -260,7 +260,7 @@ def test_a_project_runs_with_the_commands_of_the_wheel(
             return False
 
     try:
-        wait_until(is_up, 40, "the web process")
+        wait_until(is_up, 180, "the web process")
         assert_outputs(url, expected)
     finally:
         for process in started:

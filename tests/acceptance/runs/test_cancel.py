@@ -213,13 +213,19 @@ def test_twenty_concurrent_interrupts_and_rollbacks_agree_on_one_outcome(
     assert [run["status"] for run in runs] in ([], ["interrupted"])
 
 
-def test_a_rollback_takes_precedence_over_an_earlier_interrupt(http, sync_client, thread_id, beats):
+def test_a_rollback_takes_precedence_over_an_earlier_interrupt(
+    server, http, sync_client, thread_id, beats
+):
     run = sync_client.runs.create(
         thread_id, "nodes", input={"kind": "swallow_sync", "beats": str(beats)}
     )
     beats.wait_for("beat")
-    assert cancel(http, thread_id, run["run_id"], action="interrupt").status_code == 202
-    assert cancel(http, thread_id, run["run_id"], action="rollback").status_code == 202
+    server.worker_parent().suspend()  # until both are accepted
+    try:
+        assert cancel(http, thread_id, run["run_id"], action="interrupt").status_code == 202
+        assert cancel(http, thread_id, run["run_id"], action="rollback").status_code == 202
+    finally:
+        server.worker_parent().resume()
     assert cancel(http, thread_id, run["run_id"], action="interrupt", wait=1).status_code == 200
     assert sync_client.runs.list(thread_id) == []
 

@@ -96,7 +96,7 @@ def deployment(scratch, database_url, valkey_url):
             made.start_web()
             made.start_worker("runs")
             made.start_worker("heavy")
-            wait_until(made.is_up, 40, "the web process")
+            wait_until(made.is_up, 180, "the web process")
             yield made
         finally:
             made.stop_all()

@@ -583,7 +583,7 @@ def test_join_of_a_cancelled_run_returns_its_last_values(http, sync_client, thre
 def test_join_of_a_run_cancelled_in_its_second_step_returns_the_first(
     http, sync_client, thread_id, beats, stops_all
 ):
-    input_ = {"seconds": 0.4, "beats": str(beats)}
+    input_ = {"slow": {"s2": 600}, "beats": str(beats)}
     run_id = run_of(http, thread_id, "steps", input_, durability="sync")
     beats.wait_for("s2:start")
     sync_client.runs.cancel(thread_id, run_id, wait=True)
@@ -1031,11 +1031,11 @@ def test_enqueued_runs_are_executed_one_by_one_in_order(http, make_client, threa
 
 def first_then(http, thread_id, beats, strategy):
     """Run `steps` and stop it by a second run; return both ids and the second run's values."""
-    input_ = {"seconds": 0.5, "beats": str(beats)}
+    input_ = {"slow": {"s2": 600}, "beats": str(beats)}
     first = run_of(http, thread_id, "steps", input_, durability="sync")
     beats.wait_for("s2:start")
     second = run_of(
-        http, thread_id, "steps", {"seconds": 0, "beats": ""}, multitask_strategy=strategy
+        http, thread_id, "steps", {"slow": {}, "beats": ""}, multitask_strategy=strategy
     )
     joined = http.get(f"/threads/{thread_id}/runs/{second}/join").json()
     return first, second, joined

@@ -32,7 +32,7 @@ def is_gone(http, thread_id, run_id=None) -> bool:
 
 
 def test_a_stateless_run_has_a_thread_that_is_deleted_with_it(http):
-    body = {"assistant_id": "steps", "input": {"seconds": 0.1}}
+    body = {"assistant_id": "steps", "input": {}, "after_seconds": 3}
     response = http.post("/runs", json=body)
     run = response.json()
     assert response.status_code == 200

@@ -744,7 +744,7 @@ def test_only_the_owner_of_a_thread_can_open_its_websocket(guarded, ann):
 # --- secrets ------------------------------------------------------------------------------------
 
 
-def test_a_secret_of_a_caller_is_in_no_log_response_or_row(guarded, ann):
+def test_a_secret_of_a_caller_is_in_no_log_response_or_row(guarded, ann, beats):
     """Send a canary wherever clients have secrets, with runs that succeed, fail and are killed. The
     log includes those of web and worker, with tracebacks of failed nodes."""
     canary = "canary-" + uuid.uuid4().hex
@@ -758,10 +758,10 @@ def test_a_secret_of_a_caller_is_in_no_log_response_or_row(guarded, ann):
             answers.append(client.post("/runs/wait", json=asked))
             answers.append(client.post("/runs/stream", json=asked))
             answers.append(client.post(f"/threads/{thread_id}/runs", json=asked))
-        stuck = {"assistant_id": "nodes", "input": {"kind": "swallow_sync"}}
-        run = client.post("/runs", json=stuck).json()
+        given = {"kind": "swallow_sync", "beats": str(beats)}
+        run = client.post("/runs", json={"assistant_id": "nodes", "input": given}).json()
         path = f"/threads/{run['thread_id']}/runs/{run['run_id']}"
-        wait_until(lambda: client.get(path).json()["status"] == "running", 20, "it to run")
+        beats.wait_for("beat")
         answers += [
             client.get(path),
             client.post(f"{path}/cancel?wait=1"),

@@ -238,7 +238,7 @@ def test_no_password_is_logged_while_redis_is_unavailable(database_url, tmp_path
         ]
     try:
         url = f"http://127.0.0.1:{environ['PORT']}"
-        wait_until(lambda: _answers(url), 40, "the web process")
+        wait_until(lambda: _answers(url), 180, "the web process")
         with watched(httpx.Client(base_url=url, timeout=30)) as client:
             assert client.post("/runs", json=RUN).status_code == 200
         for words in (

@@ -1,4 +1,5 @@
-"""Four steps of `seconds` each, which write their names to the state and beats to a file."""
+"""Four steps of `seconds` each, or of the seconds in `slow` by their names, which write their names
+to the state and beats to a file."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from graphs.beats import beat
 
 class State(TypedDict, total=False):
     seconds: float
+    slow: dict[str, float]
     beats: str
     tag: str
     steps: Annotated[list[str], operator.add]
@@ -23,11 +25,15 @@ class State(TypedDict, total=False):
 _BEAT_SECONDS = 0.05
 
 
+def _seconds(state: State, name: str) -> float:
+    return state.get("slow", {}).get(name, state.get("seconds", 0.0))
+
+
 def _async_step(name: str):
     async def step(state: State) -> State:
         tag = state.get("tag", "")
         beat(state.get("beats"), f"{tag}{name}:start")
-        until = time.monotonic() + state.get("seconds", 0.0)
+        until = time.monotonic() + _seconds(state, name)
         while time.monotonic() < until:
             await asyncio.sleep(min(_BEAT_SECONDS, max(0.0, until - time.monotonic())))
             beat(state.get("beats"), f"{tag}{name}:beat")
@@ -41,7 +47,7 @@ def _sync_step(name: str):
     def step(state: State) -> State:
         tag = state.get("tag", "")
         beat(state.get("beats"), f"{tag}{name}:start")
-        until = time.monotonic() + state.get("seconds", 0.0)
+        until = time.monotonic() + _seconds(state, name)
         while time.monotonic() < until:
             time.sleep(min(_BEAT_SECONDS, max(0.0, until - time.monotonic())))
             beat(state.get("beats"), f"{tag}{name}:beat")
