@@ -142,11 +142,17 @@ class _Opened:
 
     async def batch(self, ops: list[Any]) -> list[Any]:
         """Do operations, each call within its time limit. Raises TimeoutError."""
-        async with asyncio.timeout(_CALL_SECONDS):
-            async with self._opening:
-                if self._store is None:
-                    self._store = await self._open()
-            return await self._store.abatch(ops)
+        try:
+            async with asyncio.timeout(_CALL_SECONDS):
+                async with self._opening:
+                    if self._store is None:
+                        self._store = await self._open()
+                return await self._store.abatch(ops)
+        except (Exception, asyncio.CancelledError):
+            raise
+        except BaseException as error:  # it would end the event loop, or the process
+            kind = type(error).__name__
+            raise RuntimeError(f"the project's store raised {kind}: {error}") from error
 
     async def _open(self) -> BaseStore:
         found = self._made

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -24,7 +25,10 @@ from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
 from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.pool import Database
-from belay_server.domain.agent_runs.output_schemas import check_output_schema
+from belay_server.domain.agent_runs.output_schemas import (
+    check_output_schema,
+    refuse_slow_schema,
+)
 from belay_server.domain.agent_runs.outputs import output_of
 from belay_server.domain.errors import BadRequest, Conflict, NotFound, TooMuch
 from belay_server.domain.json_paths import extract
@@ -343,8 +347,10 @@ class Encoded:
 
 def check_schema(_parts: StateParts, schema: dict[str, Any]) -> None:
     """Raise InvalidOutputSchema if an output schema is invalid."""
+    began = time.process_time()
     for _ in check_output_schema(schema):
         pass
+    refuse_slow_schema(schema, time.process_time() - began)
 
 
 def agent_output(_parts: StateParts, values: bytes, *, structured: bool) -> bytes:

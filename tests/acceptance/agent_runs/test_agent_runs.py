@@ -302,6 +302,21 @@ def test_an_invalid_schema_is_refused(raw, schema):
     assert raw.get("/agent/runs").json()["data"] == []
 
 
+def test_a_schema_that_would_take_gigabytes_to_compile_is_refused_beside_other_requests(raw, http):
+    twice = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}
+    schema = {"$defs": {**twice, "d40": {}}, "$ref": "#/$defs/d0", "unevaluatedProperties": False}
+    body = {"query": "q", "outputSchema": schema}
+    with ThreadPoolExecutor(1) as pool:
+        refused = pool.submit(raw.post, "/agent/runs", json=body, timeout=120)
+        answered = 0
+        while not refused.done():
+            assert http.get("/ok").status_code == 200
+            answered += 1
+    assert refused.result().status_code == 400
+    assert "outputSchema" in refused.result().text
+    assert answered > 3
+
+
 def test_a_remote_schema_reference_is_refused_and_not_fetched(raw):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)

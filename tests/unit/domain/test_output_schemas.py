@@ -143,6 +143,29 @@ def test_an_output_of_any_json_is_reported():
         assert wrong["keyword"].startswith("max")
 
 
+def doubling(levels):
+    """A schema whose references lead to its last level in 2 ** levels ways."""
+    twice = {
+        f"d{level}": {"allOf": [{"$ref": f"#/$defs/d{level + 1}"}] * 2} for level in range(levels)
+    }
+    return {"$defs": {**twice, f"d{levels}": {}}, "$ref": "#/$defs/d0"}
+
+
+def test_schemas_that_take_long_to_compile_are_recognized():
+    assert output_schemas.takes_long_to_compile({"pattern": "a"})
+    assert output_schemas.takes_long_to_compile({"items": {"unevaluatedItems": False}})
+    assert not output_schemas.takes_long_to_compile(doubling(20))
+    check_output_schema(doubling(20))  # without such a keyword, it does not
+
+
+def test_a_schema_that_took_long_to_compile_is_refused():
+    slow = {**doubling(5), "unevaluatedProperties": False}
+    output_schemas.refuse_slow_schema(slow, 0.9)
+    output_schemas.refuse_slow_schema(doubling(5), 5.0)
+    with pytest.raises(InvalidOutputSchema, match="too many combinations"):
+        output_schemas.refuse_slow_schema(slow, 1.1)
+
+
 def test_an_empty_schema_accepts_any_value():
     check_output_schema({})
     for value in (None, 1, "x", [], {}):

@@ -57,6 +57,8 @@ _INLINE_FLAGS = re.compile(r"\(\?[a-zA-Z-]")
 #: Errors are located in schemas up to this size; the library's time grows with its square.
 _EXPLAINED_BYTES = 4 * 1024
 _EXPLAINED_DEPTH = 20
+#: CPU time, in which such a schema takes about 100 MB.
+_MOST_COMPILE_SECONDS = 1.0
 _WHOLE = {"path": "outputSchema"}
 _PATTERN_OPTIONS = jsonschema_rs.FancyRegexOptions(size_limit=1_000_000)
 
@@ -83,9 +85,25 @@ def check_output_schema(schema: dict[str, Any]) -> Iterator[None]:
             kind({"pattern": pattern.text}, pattern_options=_PATTERN_OPTIONS)
 
 
-def has_patterns(schema: dict[str, Any]) -> bool:
-    """Return whether a schema has regular expressions."""
-    return next(_patterns(schema), None) is not None
+def takes_long_to_compile(schema: dict[str, Any]) -> bool:
+    """Return whether compiling a schema may take long: it has regular expressions, or keywords for
+    which the library follows every way through the schema's references."""
+    return next(_patterns(schema), None) is not None or _has_unevaluated(schema)
+
+
+def _has_unevaluated(schema: dict[str, Any]) -> bool:
+    return b'"unevaluated' in orjson.dumps(schema)
+
+
+def refuse_slow_schema(schema: dict[str, Any], seconds: float) -> None:
+    """Raise InvalidOutputSchema if compiling a schema has taken so long that the run's child, which
+    compiles it again, would need too much memory: a gigabyte in ten seconds."""
+    if _has_unevaluated(schema) and seconds > _MOST_COMPILE_SECONDS:
+        raise InvalidOutputSchema(
+            "outputSchema: has too many combinations of references for unevaluatedProperties and"
+            " unevaluatedItems",
+            _WHOLE,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from belay_server.domain.agent_runs.output_schemas import check_output_schema, has_patterns
+from belay_server.domain.agent_runs.output_schemas import check_output_schema, takes_long_to_compile
 from belay_server.domain.errors import BadRequest, StateTooLarge, TooMany
 from belay_server.runtime.turns import wait_for_turn
 from belay_server.states import jobs as state_jobs
@@ -16,8 +16,8 @@ _WAIT_SECONDS = 10.0
 
 class OutputSchemaChecks:
     """Validates one schema at a time in a web process, and yields to other requests between two
-    steps. Compiling a regular expression is one step and may take long, so schemas with regular
-    expressions are validated in a separate process."""
+    steps. Compiling some schemas is one step and may take long, so they are validated in a separate
+    process."""
 
     def __init__(self, states: StateProcess) -> None:
         self._states = states
@@ -29,7 +29,7 @@ class OutputSchemaChecks:
         Raises InvalidOutputSchema; TooMany after waiting ten seconds for other schemas; BadRequest
         when the separate process takes too long.
         """
-        if has_patterns(schema):
+        if takes_long_to_compile(schema):
             self._check_aside(schema)
             return
         if not self._turn.acquire(timeout=_WAIT_SECONDS):
