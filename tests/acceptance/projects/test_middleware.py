@@ -274,8 +274,9 @@ def test_a_client_that_leaves_cancels_its_run(api, raw, beats, how):
 @pytest.mark.parametrize("resets", [True, False])
 @pytest.mark.parametrize("how", ["stream", "wait"])
 def test_a_client_that_leaves_before_the_response_cancels_its_run(api, server, how, resets):
-    """The web server has closed the socket by the time that Belay's part of the request ends."""
-    threads = [new_thread(api) for _ in range(4)]
+    """The web server ends the request while Belay cancels the run, or after it has closed the
+    socket."""
+    threads = [new_thread(api) for _ in range(10)]
     given = {"assistant_id": "steps", "input": {"seconds": 600}, "on_disconnect": "cancel"}
     body = json.dumps(given).encode()
     for thread_id in threads:

@@ -144,6 +144,14 @@ class Exchange:
         self._in_hub(taken.set, await receive())
 
 
+#: Seconds after which a greenlet is killed that was stopped, and has not ended.
+_KILL_SECONDS = 60.0
+
+
+class _Stopped(ConnectionError):
+    """The client is gone, or the middleware has ended the request."""
+
+
 class BelayGreenlet:
     """Answers one request by Belay's WSGI app, in a greenlet."""
 
@@ -154,20 +162,33 @@ class BelayGreenlet:
         self.requests: asyncio.Queue[tuple[str, Any, AsyncResult]] = asyncio.Queue()
         self._greenlet: gevent.Greenlet[..., None] | None = None
         self._start: Message | None = None
+        self._is_stopped = False
+        #: What the greenlet waits for.
+        self._taken: AsyncResult | None = None
 
     def start(self, environ: Environ) -> None:
         self._greenlet = gevent.spawn(self._run, environ)
 
     def stop(self) -> None:
-        """End the greenlet. Its response is closed, as the web server would close it."""
+        """End the greenlet at its message, or its next one. Its response is closed, as the web
+        server would close it. What it does until then is completed: it may be canceling the run of
+        a client that has left."""
+        self._is_stopped = True
+        if self._taken is not None:
+            self._taken.set_exception(_Stopped())
         if self._greenlet is not None and not self._greenlet.dead:
-            self._greenlet.kill(block=False)
+            gevent.spawn_later(_KILL_SECONDS, self._greenlet.kill, block=False)
 
     def request(self, kind: str, content: Any = None) -> Any:
-        """Send a message to the event loop, and return its answer."""
-        taken = AsyncResult()
-        self._post(kind, content, taken)
-        return taken.get()
+        """Send a message to the event loop, and return its answer. Raises _Stopped."""
+        if self._is_stopped:
+            raise _Stopped
+        taken = self._taken = AsyncResult()
+        try:
+            self._post(kind, content, taken)
+            return taken.get()
+        finally:
+            self._taken = None
 
     def _post(self, kind: str, content: Any = None, taken: AsyncResult | None = None) -> None:
         self._loop.call_soon_threadsafe(self.requests.put_nowait, (kind, content, taken))
