@@ -12,12 +12,10 @@ import gc
 import logging
 import os
 import pickle
-import resource
 import signal
 import socket
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -32,6 +30,7 @@ from belay_server.graphs.project.loopback import Loopback
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.runtime import allocator, logs
 from belay_server.states.jobs import StateParts
+from belay_server.states.memory import limit_memory
 from belay_server.states.process import IDLE_SECONDS, picklable, receive, send
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ def main() -> None:
         settings: Settings = pickle.loads(receive(connection))  # noqa: S301  (of our web process)
         logs.configure(settings)
         parts = _parts(settings)
-        _limit_memory(_MEMORY * settings.max_answer_bytes)
+        limit_memory(_MEMORY * settings.max_answer_bytes)
         startup_gc.started()
         with suppress(OSError):  # the web process has ended, or there was no job for a minute
             _serve(connection, parts)
@@ -85,16 +84,6 @@ def _parts(settings: Settings) -> StateParts:
     Loopback(project.url_in(settings.internal_url), dict).install()
     graphs = GraphRegistry.load(project)
     return StateParts(settings, graphs, Database(pool), most_bytes=settings.max_answer_bytes)
-
-
-def _limit_memory(more: int) -> None:
-    """Limit this process to `more` bytes beyond its current memory. Do nothing except on Linux."""
-    if sys.platform != "linux":
-        return
-    data_pages = int(Path("/proc/self/statm").read_bytes().split()[5])
-    most = data_pages * resource.getpagesize() + more
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
 
 
 def _tidy() -> None:

@@ -39,6 +39,7 @@ from belay_server.graphs.protocol.events import INTERRUPT
 from belay_server.graphs.registry import Graph, GraphRegistry
 from belay_server.graphs.serde import to_json
 from belay_server.graphs.store import factory_store
+from belay_server.states.memory import limited_memory
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ _AGAIN = tenacity.Retrying(
     stop=tenacity.stop_after_attempt(30),
     retry_error_callback=lambda _state: None,
 )
+#: The memory that compiling an output schema may need, in bytes.
+_SCHEMA_BYTES = 256 * 1024 * 1024
 #: Parts of a large document are decoded up to this size, in bytes.
 _SMALL = 16 * 1024
 
@@ -346,10 +349,12 @@ class Encoded:
 
 
 def check_schema(_parts: StateParts, schema: dict[str, Any]) -> None:
-    """Raise InvalidOutputSchema if an output schema is invalid."""
+    """Raise InvalidOutputSchema if an output schema is invalid. End the process if it needs more
+    memory than a schema may."""
     began = time.process_time()
-    for _ in check_output_schema(schema):
-        pass
+    with limited_memory(_SCHEMA_BYTES):
+        for _ in check_output_schema(schema):
+            pass
     refuse_slow_schema(schema, time.process_time() - began)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import resource
+import json
+import os
+import subprocess
 import time
 
 import pytest
 
+from belay_server.configuration.command_lines import mismatch_command
 from belay_server.domain.agent_runs import output_schemas
 from belay_server.domain.agent_runs.errors import InvalidOutputSchema
 from belay_server.services.agent_runs.output_mismatch import output_mismatch
@@ -133,7 +136,16 @@ def test_a_mismatch_that_cannot_be_located_is_reported_without_its_place(schema,
     assert wrong is not None
     assert (wrong["error"], wrong["path"]) == ("OutputSchemaMismatch", "structured")
     assert "too complex" in wrong["message"]
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 1024 * 1024
+    with subprocess.Popen(
+        mismatch_command(), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps([schema, value]).encode())
+        process.stdin.close()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+    assert status != 0
+    assert usage.ru_maxrss < 1024 * 1024
 
 
 def test_an_output_of_any_json_is_reported():
