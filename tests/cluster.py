@@ -20,9 +20,10 @@ from typing import Any
 import psutil
 
 from belay_server.db.migrate import migrate
-from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, free_port, wait_until_ready
+from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
 from belay_server.dev.process_tree import die_with_parent
 from tests.pgbouncer import configuration, find_pgbouncer
+from tests.ports import free_port
 from tests.servers import FOR_TESTS, PROJECT, STORE_INDEX
 from tests.waiting import wait_until
 

@@ -21,12 +21,12 @@ from belay_server.dev.embedded import (
     EmbeddedPostgres,
     EmbeddedValkey,
     Server,
-    free_port,
     wait_until_ready,
 )
 from belay_server.dev.process_tree import die_with_parent
 from belay_server.domain.api_keys import make_key
 from belay_server.graphs.project.langgraph_json import read_project
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 PROJECT = Path(__file__).parent / "project" / "langgraph.json"

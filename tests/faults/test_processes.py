@@ -14,11 +14,11 @@ import psycopg
 import pytest
 from langgraph_sdk import get_sync_client
 
-from belay_server.dev.embedded import free_port
 from belay_server.dev.server import _lock_folder
 from tests.conftest import Beats
 from tests.faults.conftest import signal_tree
 from tests.long_forms import full_case, long_case
+from tests.ports import free_port
 from tests.servers import PROJECT, LiveServer
 from tests.waiting import wait_until
 

@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from belay_server.dev.embedded import free_port
 from tests.faults.conftest import mend, signal_tree
+from tests.ports import free_port
 from tests.receiver import Receiver, receiver
 
 __all__ = ["receiver"]

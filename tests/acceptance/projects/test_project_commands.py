@@ -13,10 +13,10 @@ import httpx
 import pytest
 import watchfiles
 
-from belay_server.dev.embedded import free_port
 from belay_server.dev.reload import CodeChanges, InstalledPackages
 from tests.conformance import watched
 from tests.debugger import Debugger
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 GRAPH = """

@@ -18,11 +18,12 @@ import httpx
 import pytest
 
 from belay_server.db.migrate import migrate
-from belay_server.dev.embedded import EmbeddedPostgres, free_port
+from belay_server.dev.embedded import EmbeddedPostgres
 from belay_server.dev.process_tree import die_with_parent
 from tests.acceptance.playing import refused
 from tests.conformance import watched
 from tests.long_forms import long_case
+from tests.ports import free_port
 from tests.servers import LiveServer, running
 from tests.waiting import wait_until
 

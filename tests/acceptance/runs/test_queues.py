@@ -18,9 +18,9 @@ import pytest
 import redis
 from langgraph_sdk import get_client, get_sync_client
 
-from belay_server.dev.embedded import free_port
 from tests.acceptance.playing import new_thread, play, run_of, status_of, wait_for
 from tests.conformance import watched
+from tests.ports import free_port
 from tests.servers import PROJECT
 from tests.waiting import wait_until
 

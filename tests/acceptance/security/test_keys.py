@@ -12,10 +12,10 @@ import psycopg
 import pytest
 from langgraph_sdk import get_sync_client
 
-from belay_server.dev.embedded import free_port
 from belay_server.dev.process_tree import die_with_parent
 from tests.acceptance.playing import UNKNOWN, refused
 from tests.conformance import watched
+from tests.ports import free_port
 from tests.servers import PROJECT, LiveServer
 from tests.waiting import wait_until
 

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from belay_server.dev.embedded import free_port
 from tests import conformance
 from tests.acceptance.playing import new_thread, run_of, wait_for
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 
