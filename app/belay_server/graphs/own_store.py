@@ -1,4 +1,4 @@
-"""The store that a project brings itself: `store.path` of `langgraph.json`.
+"""Open and use the project's own store: `store.path` of `langgraph.json`.
 
 It replaces Belay's store in Postgres, for the API and for graphs. Each process opens it when it is
 first used, on an event loop of its own: a connection is bound to the loop that has opened it, while

@@ -1,4 +1,4 @@
-"""Report the graphs that this worker has isolated, for as long as they are."""
+"""Report to Redis which graphs this worker has isolated, while they are isolated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _INTERVAL_SECONDS = 5.0
 
 
 class IsolationReports:
-    """Reports them every few seconds. `reasons` returns them by graph id."""
+    """Reports the isolated graphs every 5 seconds. `reasons` returns why each is isolated, by graph
+    id."""
 
     def __init__(
         self, graphs: IsolatedGraphs, worker: str, reasons: Callable[[], Mapping[str, str]]

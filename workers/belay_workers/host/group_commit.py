@@ -1,12 +1,12 @@
 """Execute the statements of a host's runs together, on its one connection.
 
-What the runs want to claim, to store or to end while a statement is under way goes with the next
-one: one statement for all claims, one for all checkpoints, one for all ends. The first goes at
-once, so at a quiet moment nothing waits for company.
+Claims, checkpoints and ends of runs that arrive while a statement is executed are gathered. They
+are executed by the next statements: one for all claims, one for all checkpoints, one for all ends.
+While no statement is executed, one that arrives is executed at once: gathering delays nothing.
 
-A common statement waits for no lock, and stores all or nothing. What it leaves out, and everything
-after an error or an outage, is done alone, by the statement that a process of its own uses: that
-one decides, and its error is its run's alone.
+A common statement waits for no lock, and stores all of its items or none. Items that it leaves out,
+and all items after an error or an outage, are executed one by one, by the statements that a process
+for a single run uses. The error of such a statement is raised in its own run only.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-#: The most items of one statement.
+#: The largest number of items of one statement.
 _MOST = 100
-#: For how long a statement that nothing waits for is delayed, so that others join it.
+#: Seconds for which an item whose result nobody awaits is delayed, so that others join it.
 _SOON_SECONDS = 0.005
 
 
@@ -47,13 +47,13 @@ class Together(Generic[_Item, _Result]):
 
 @dataclass(slots=True)
 class _Call:
-    """An item, and the work that does it alone."""
+    """An item that waits, and the function that executes it alone."""
 
     together: Together[Any, Any]
     item: Any
     alone: Callable[[Connection], Any]
     keep_waiting: Callable[[], bool]
-    #: What waits for the result.
+    #: The futures of the callers that await the result.
     futures: list[asyncio.Future[Any]] = field(default_factory=list)
     result: Any = None
     error: BaseException | None = None
@@ -61,7 +61,7 @@ class _Call:
 
 
 class GroupCommit:
-    """The statements of a host that wait for its connection. Use it on the event loop's thread."""
+    """Gathers the statements of a host's runs. Use it on the event loop's thread."""
 
     def __init__(
         self, database: ReconnectingConnection, thread: Executor, loop: asyncio.AbstractEventLoop
@@ -70,12 +70,13 @@ class GroupCommit:
         self._database = database
         self._thread = thread
         self._loop = loop
-        #: Guards what follows.
+        #: Guards the attributes below.
         self._lock = threading.Lock()
-        #: By statement and by the item's key.
+        #: The items that wait, by statement and key.
         self._waiting: dict[tuple[int, Hashable], _Call] = {}
-        #: Whether the thread is to do what waits, or a timer is to have it do that.
+        #: Whether the connection's thread is scheduled to execute the waiting items.
         self._is_due = False
+        #: Whether a timer is set that will do so.
         self._is_due_soon = False
 
     async def do(
@@ -86,10 +87,10 @@ class GroupCommit:
         alone: Callable[[Connection], _Result],
         keep_waiting: Callable[[], bool],
     ) -> _Result:
-        """Do an item with others, or `alone`. Raises what `alone` raises, as
-        `ReconnectingConnection.run`."""
+        """Execute an item with others, or `alone`, and return its result. Raises the errors of
+        `ReconnectingConnection.run` and of `alone`."""
         call = _Call(together, item, alone, keep_waiting)
-        future: asyncio.Future[_Result] = uninterrupted(self._add_and_have_it_done, call)
+        future: asyncio.Future[_Result] = uninterrupted(self._add_and_schedule, call)
         return await future
 
     def do_soon(
@@ -100,25 +101,25 @@ class GroupCommit:
         alone: Callable[[Connection], _Result],
         keep_waiting: Callable[[], bool],
     ) -> None:
-        """Do an item with the next statement, or some milliseconds later. Nothing waits for it:
+        """Execute an item with the next statement, or 5 ms later, without returning its result:
         `alone` must not raise."""
-        uninterrupted(self._add_and_have_it_done_soon, _Call(together, item, alone, keep_waiting))
+        uninterrupted(self._add_and_schedule_soon, _Call(together, item, alone, keep_waiting))
 
-    def _add_and_have_it_done(self, call: _Call) -> asyncio.Future[Any]:
+    def _add_and_schedule(self, call: _Call) -> asyncio.Future[Any]:
         future = self._loop.create_future()
         call.futures.append(future)
         self._add(call)
-        self._have_it_done()
+        self._schedule()
         return future
 
-    def _add_and_have_it_done_soon(self, call: _Call) -> None:
+    def _add_and_schedule_soon(self, call: _Call) -> None:
         self._add(call)
         with self._lock:
             if self._is_due or self._is_due_soon:
                 return
             self._is_due_soon = True
         # Not in the context of the run that came first.
-        self._loop.call_later(_SOON_SECONDS, self._have_it_done, context=Context())
+        self._loop.call_later(_SOON_SECONDS, self._schedule, context=Context())
 
     def _add(self, call: _Call) -> None:
         key = id(call.together), call.together.key(call.item)
@@ -127,7 +128,7 @@ class GroupCommit:
             if waiting is not call:
                 waiting.futures += call.futures
 
-    def _have_it_done(self) -> None:
+    def _schedule(self) -> None:
         with self._lock:
             if self._is_due:
                 return
@@ -135,7 +136,7 @@ class GroupCommit:
         self._thread.submit(self._do_all)
 
     def _do_all(self) -> None:
-        """Do what waits. Called on the connection's thread."""
+        """Execute the waiting items. Called on the connection's thread."""
         with self._lock:
             self._is_due = self._is_due_soon = False
             calls, self._waiting = list(self._waiting.values()), {}
