@@ -6,11 +6,13 @@ import asyncio
 import gc
 import inspect
 import signal
+import socket
 import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import Context
+from contextvars import Context, copy_context
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -59,7 +61,10 @@ def loop():
     yield made
     TESTING.clear()
     for kept in [kept for run in made.runs for kept in run.kept]:
-        (kept.get_coro() if hasattr(kept, "get_coro") else kept).close()
+        if inspect.isasyncgen(kept):
+            made.loop.run_until_complete(kept.aclose())
+        else:
+            (kept.get_coro() if hasattr(kept, "get_coro") else kept).close()
     made.loop.close()
 
 
@@ -293,6 +298,33 @@ def test_a_context_of_its_own_does_not_take_a_task_or_a_callback_from_its_run(lo
     assert run.tasks == set()
 
 
+def test_timers_and_readers_that_call_no_function_of_the_project_are_the_runs(loop):
+    run, beats = loop.new_run(), []
+    readable, writable = socket.socketpair()
+
+    async def leave(*, is_frozen: bool) -> None:
+        loop.loop.call_later(0.001, beats.append, "builtin")
+        loop.loop.call_later(0.001, partial(beats.append), "partial")
+        loop.loop.call_later(0.001, copy_context().run, beats.append, "context")
+        thread = threading.Thread(target=beats.append, args=["thread"])
+        loop.loop.call_later(0.001, thread.start)
+        loop.loop.add_reader(readable, beats.append, "reader")
+        if is_frozen:
+            run.freeze()
+
+    with readable, writable:
+        writable.send(b"x")
+        loop.start(run, leave(is_frozen=False))
+        loop.turn()
+        assert set(beats) == {"builtin", "partial", "context", "thread", "reader"}
+        loop.loop.remove_reader(readable)
+        beats.clear()
+        loop.start(run, leave(is_frozen=True))
+        loop.turn()
+        loop.loop.remove_reader(readable)
+    assert beats == []
+
+
 class OwnTask(asyncio.Task):
     """A task of a library's class."""
 
@@ -384,10 +416,7 @@ def test_the_connections_of_a_stopped_run_are_not_served(loop, context):
     loop.turn()
     assert received
     task.cancel()
-    no_threads = SimpleNamespace(work_for=lambda _: False)
-    nothing_started = SimpleNamespace(end=lambda _: False)
-    policy = SimpleNamespace(loops=[])
-    leftovers = HostLeftovers(loop.loop, policy, loop.gates, no_threads, nothing_started)
+    leftovers = leftovers_of(loop, SimpleNamespace(loops=[]))
     loop.loop.run_until_complete(leftovers.end(run))
     before = len(received)
     loop.turn()
@@ -422,6 +451,70 @@ def elsewhere(loop):
         made.close()
 
 
+def leftovers_of(loop, policy):
+    """What the runs of a loop leave on it, and on those of a policy."""
+    no_threads = SimpleNamespace(work_for=lambda _: False)
+    nothing_started = SimpleNamespace(end=lambda _: False)
+    return HostLeftovers(loop.loop, policy, loop.gates, no_threads, nothing_started)
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_the_finally_of_a_generator_that_a_neighbour_collects_is_its_own_runs(loop, is_frozen):
+    """One in a reference cycle, as a traceback makes it, is finalized by what collects garbage."""
+    run, neighbour, beats = loop.new_run(), loop.new_run(), []
+
+    async def generate():
+        itself = yield
+        try:
+            yield itself
+        finally:
+            while TESTING.is_set():
+                beats.append("finally")
+                await asyncio.sleep(0.001)
+
+    async def leave() -> None:
+        generator = generate()
+        await generator.asend(None)
+        await generator.asend(generator)
+
+    async def collect() -> None:
+        gc.collect()
+
+    leftovers = leftovers_of(loop, SimpleNamespace(loops=[]))
+    gc.disable()
+    try:
+        loop.loop.run_until_complete(loop.start(run, leave()))
+        if is_frozen:
+            run.freeze()
+        loop.loop.run_until_complete(loop.start(neighbour, collect()))
+    finally:
+        gc.enable()
+    loop.turn()
+    assert bool(beats) is not is_frozen
+    assert neighbour.tasks == set()
+    loop.loop.run_until_complete(leftovers.end(run))
+    before = len(beats)
+    loop.turn()
+    assert len(beats) == before
+
+
+def test_generators_that_end_are_forgotten(loop, monkeypatch):
+    monkeypatch.setattr("belay_workers.host.generators._KEPT_SECONDS", 0)
+    run = loop.new_run()
+
+    async def generate():
+        yield 1
+
+    async def iterate() -> None:
+        for _ in range(100):
+            assert [one async for one in generate()] == [1]
+
+    loop.loop.run_until_complete(loop.start(run, iterate()))
+    assert run.generators == {}
+    assert len(loop.loop._generators._dying) <= 2
+    assert len(loop.loop._generators._deaths) <= 2
+
+
 def of_run(run, function, *args):
     """Call a function in the context of a run, as its code on the host's event loop does."""
     return run.context.run(function, *args)
@@ -453,13 +546,7 @@ def test_callbacks_of_a_stopped_run_on_the_event_loop_of_a_thread_are_removed(lo
     of_run(run, other.call_soon_threadsafe, again, beats)
     of_run(neighbour, other.call_soon_threadsafe, again, others)
     wait_until(lambda: beats and others, 10, "the callbacks")
-    leftovers = HostLeftovers(
-        loop.loop,
-        elsewhere.policy,
-        loop.gates,
-        SimpleNamespace(work_for=lambda _: False),
-        SimpleNamespace(end=lambda _: False),
-    )
+    leftovers = leftovers_of(loop, elsewhere.policy)
     loop.loop.run_until_complete(leftovers.end(run))
     before, others_before = len(beats), len(others)
     wait_until(lambda: len(others) > others_before + 10, 10, "the neighbour's callbacks")

@@ -14,7 +14,6 @@ import gc
 import logging
 import random
 import signal
-import sys
 import threading
 import time
 import uuid
@@ -348,14 +347,12 @@ def play(seed: int, pool: ThreadPoolExecutor, kept: list[Any]) -> list[Run]:
         supervisor.start()
         dies = deaths > 0
         deaths -= dies
-        hooks = sys.get_asyncgen_hooks()
         try:
             host.loop.run_until_complete(asyncio.wait_for(drive(host, active, dice, dies=dies), 60))
         finally:
             supervisor.is_over.set()
             supervisor.join()
             signal.signal(ASK_SIGNAL, previous)
-            sys.set_asyncgen_hooks(*hooks)
             host.database_thread.shutdown()
         for run in runs:
             if run.status == "running":  # its host has died

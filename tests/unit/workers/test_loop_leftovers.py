@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import functools
+import logging
 import operator
 import os
 import socket
+import subprocess
 import sys
 import threading
+from unittest.mock import Mock
 
+import pydantic
 import pytest
 
 from belay_workers.child.loop_leftovers import LoopLeftovers
@@ -230,7 +235,9 @@ def test_callbacks_of_libraries_and_of_earlier_runs_do_not_count(play):
 
     async def scene(leftovers, loop):
         loop.call_later(60, asyncio.Event().set)
-        loop.call_later(60, os.getpid)
+        loop.call_later(60, loop.create_future().set_result, None)
+        loop.call_later(60, functools.partial(pydantic.validate_call, len))
+        loop.call_later(60, contextvars.copy_context().run, pydantic.validate_call, len)
         assert not await leftovers.remain()
 
     play(scene, before=earlier)
@@ -267,14 +274,34 @@ def _decorated():
 async def _coroutine(): ...
 
 
+class _Error(Exception):
+    """A class whose methods are Python's."""
+
+
+class _Awaitable:
+    def __await__(self): ...
+
+
 @pytest.mark.parametrize(
     ("call", "make_arguments"),
     [
         (_decorated, tuple),
         (contextvars.copy_context().run, lambda: (_decorated,)),
         (asyncio.ensure_future, lambda: (_coroutine(),)),
+        (asyncio.ensure_future, lambda: (_Awaitable(),)),
+        (_Awaitable, tuple),
+        (_Error, tuple),
+        (threading.Thread(target=_decorated).start, tuple),
+        (subprocess.Popen, lambda: (["true"],)),
+        (contextlib.ExitStack().close, tuple),
+        (Mock(), tuple),
+        (logging.getLogger("x").info, lambda: ("x",)),
+        (contextvars.copy_context().run, lambda: (exec, "1")),
+        (functools.partial(os.unlink, "/nowhere"), tuple),
+        ([].clear, tuple),
+        ((None for _ in "x").__next__, tuple),
+        (asyncio.create_task, lambda: (_coroutine(),)),
     ],
-    ids=["decorated", "in a context", "a coroutine"],
 )
 def test_a_callback_counts_that_calls_the_project_indirectly(play, call, make_arguments):
     async def scene(leftovers, loop):
@@ -374,7 +401,7 @@ def test_an_exception_handler_of_the_project_is_removed(play):
     play(scene)
 
 
-def test_an_object_whose_attributes_raise_is_taken_for_a_librarys(play):
+def test_an_object_whose_attributes_raise_counts(play):
     class Proxy:
         def __call__(self): ...
 
@@ -383,15 +410,16 @@ def test_an_object_whose_attributes_raise_is_taken_for_a_librarys(play):
 
     async def scene(leftovers, loop):
         loop.call_later(60, Proxy())
-        await leftovers.remain()
+        assert await leftovers.remain()
 
     play(scene)
 
 
-def test_a_reader_of_the_project_remains_until_it_is_removed(play):
+@pytest.mark.parametrize("call", [lambda: None, [].clear])
+def test_a_reader_of_the_project_remains_until_it_is_removed(play, call):
     async def scene(leftovers, loop):
         readable, writable = os.pipe()
-        loop.add_reader(readable, lambda: None)
+        loop.add_reader(readable, call)
         assert await leftovers.remain()
         loop.remove_reader(readable)
         assert not await leftovers.remain()

@@ -72,8 +72,8 @@ class LoopLeftovers:
         # The callbacks are kept, so that no other object gets their identity.
         self._callbacks_before = {
             identity(callback): callback
-            for handle in self._handles()
-            for callback in (callback_of(handle), *reached(self._project, handle))
+            for handle, is_io in self._handles()
+            for callback in (callback_of(handle), *reached(self._project, handle, is_io=is_io))
         }
         self._listening_before = set(self._listening())
         self._generators = {}
@@ -99,7 +99,7 @@ class LoopLeftovers:
             self._strays()
             or self._suspended()
             or any(map(self._works_for_the_run, asyncio.all_tasks(self._loop)))
-            or any(map(self._is_projects, self._handles()))
+            or any(self._is_projects(handle, is_io) for handle, is_io in self._handles())
             or set(self._listening()) - self._listening_before
         )
 
@@ -155,18 +155,18 @@ class LoopLeftovers:
         living = [generator for generator in found if generator is not None]
         return [one for one in living if one.ag_frame is not None and not one.ag_running]
 
-    def _handles(self) -> Iterator[asyncio.Handle]:
+    def _handles(self) -> Iterator[tuple[asyncio.Handle, bool]]:
         """Yield the callbacks that are due, those that wait for their time, and those that wait for
-        a file descriptor."""
-        yield from list(getattr(self._loop, "_ready", ()))
-        yield from list(getattr(self._loop, "_scheduled", ()))
+        a file descriptor; whether they wait for one."""
+        for name in ("_ready", "_scheduled"):
+            yield from ((handle, False) for handle in list(getattr(self._loop, name, ())))
         for key in self._keys():
-            yield from (handle for handle in key.data or () if handle is not None)
+            yield from ((handle, True) for handle in key.data or () if handle is not None)
 
-    def _is_projects(self, handle: asyncio.Handle) -> bool:
+    def _is_projects(self, handle: asyncio.Handle, is_io: bool) -> bool:
         if identity(callback_of(handle)) in self._callbacks_before:
             return False
-        found = reached(self._project, handle)
+        found = reached(self._project, handle, is_io=is_io)
         return any(identity(callback) not in self._callbacks_before for callback in found)
 
     def _keys(self) -> list[Any]:

@@ -13,6 +13,7 @@ import gc
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
+from contextvars import Context
 from types import BuiltinMethodType, CellType, FunctionType, MethodType
 from typing import Any
 
@@ -26,16 +27,25 @@ _BOUND = (MethodType, BuiltinMethodType)
 _MOST = 200
 
 
-def is_of_project(project: ProjectCode, handle: asyncio.Handle) -> bool:
+def is_of_project(project: ProjectCode, handle: asyncio.Handle, *, is_io: bool = False) -> bool:
     """Return whether a callback that waits to be called is the project's own code, or calls it."""
-    return next(reached(project, handle), None) is not None
+    return next(reached(project, handle, is_io=is_io), None) is not None
 
 
-def reached(project: ProjectCode, handle: asyncio.Handle) -> Iterator[Any]:
+def reached(project: ProjectCode, handle: asyncio.Handle, *, is_io: bool = False) -> Iterator[Any]:
     """Yield the functions and methods of the project that a callback calls, and transports' methods
-    that call a protocol of the project."""
+    that call a protocol of the project; then what a timer calls, or with `is_io` a reader or
+    writer, if it is not a library's."""
     if handle.cancelled():
         return
+    yield from _reached(project, handle)
+    if (is_io or isinstance(handle, asyncio.TimerHandle)) and not project.is_librarys(
+        first := callback_of(handle)
+    ):
+        yield first
+
+
+def _reached(project: ProjectCode, handle: asyncio.Handle) -> Iterator[Any]:
     called: list[Any] = [handle._callback, *(handle._args or ())]  # type: ignore[attr-defined]
     if isinstance(called[0], operator.methodcaller):
         yield from filter(project.has_methods_of, called[1:])
@@ -53,8 +63,12 @@ def reached(project: ProjectCode, handle: asyncio.Handle) -> Iterator[Any]:
 
 
 def callback_of(handle: asyncio.Handle) -> Any:
-    """Return the function or method that a handle of the event loop calls."""
-    return unwrapped(handle._callback)  # type: ignore[attr-defined]
+    """Return the function or method that a handle of the event loop calls, also by a partial or in
+    a context of its own."""
+    called = unwrapped(handle._callback)  # type: ignore[attr-defined]
+    arguments = handle._args
+    is_in_context = isinstance(owner_of(called), Context) and arguments
+    return unwrapped(arguments[0]) if is_in_context else called
 
 
 def owner_of(callback: Any) -> Any:

@@ -14,8 +14,13 @@ from types import (
     FunctionType,
     GeneratorType,
     MethodType,
+    MethodWrapperType,
+    ModuleType,
 )
 from typing import Any
+
+#: Packages of the standard library with callbacks that event loops and futures add themselves.
+_OF_LOOPS = ("asyncio", "_asyncio", "concurrent")
 
 
 class ProjectCode:
@@ -27,26 +32,41 @@ class ProjectCode:
         self._is_file = functools.cache(is_file)
 
     def has(self, called: Any) -> bool:
-        """Return whether a function, method, coroutine, generator or object with `__call__` is the
-        project's, also when a library's decorator wraps it."""
+        """Return whether a function, method, class, coroutine, generator or object with `__call__`
+        or `__await__` is the project's, also when a library's decorator wraps it."""
         function = called.__func__ if type(called) is MethodType else called
         if type(function) is FunctionType and not function.__dict__:  # the usual case, fast
             return self._is_file(function.__code__.co_filename)
-        if isinstance(called, CoroutineType):
-            return self._is_file(called.cr_code.co_filename)
-        if isinstance(called, GeneratorType):
-            return self._is_file(called.gi_code.co_filename)
-        if not callable(called) or isinstance(called, BuiltinFunctionType):
+        if isinstance(called, BuiltinFunctionType):
             return False
-        function = inspect.unwrap(getattr(unwrapped(called), "__func__", unwrapped(called)))
-        if callable(function) and not hasattr(function, "__code__"):
-            function = type(function).__call__
-        code = getattr(function, "__code__", None)
+        if isinstance(called, type):
+            return self._has_module(called.__module__)
+        code = _code_of(called)
         return code is not None and self._is_file(code.co_filename)
 
     def has_code(self, code: CodeType) -> bool:
         """Return whether compiled code is the project's."""
         return self._is_file(code.co_filename)
+
+    def is_librarys(self, called: Any) -> bool:
+        """Return whether a callable is one of asyncio or of an installed library. Those of the rest
+        of the standard library may call anything: `Thread.start`, `ExitStack.close`, `Popen`."""
+        if isinstance(called, BuiltinFunctionType | MethodWrapperType):
+            of = called.__self__
+            called = called if of is None or isinstance(of, ModuleType) else type(of)
+        function = called.__func__ if type(called) is MethodType else called
+        module = object.__getattribute__(function, "__module__")
+        if not isinstance(module, str):
+            return False
+        package = module.partition(".")[0]
+        return package in _OF_LOOPS if _is_standard(package) else not self._has_module(module)
+
+    def _has_module(self, name: str) -> bool:
+        """Return whether a module is the project's. One that is not known by its name is."""
+        if _is_standard(name.partition(".")[0]):
+            return False
+        module = sys.modules.get(name)
+        return module is None or self._is_file(getattr(module, "__file__", None) or "")
 
     def has_methods_of(self, thing: object) -> bool:
         """Return whether one of the object's methods is the project's."""
@@ -64,6 +84,25 @@ class ProjectCode:
             threading.setprofile(None)
         if self.has(threading.gettrace()):
             threading.settrace(None)
+
+
+def _code_of(called: Any) -> CodeType | None:
+    """Return the code of a coroutine or generator, of an awaitable's `__await__`, or of a callable
+    within partials and decorators."""
+    if isinstance(called, CoroutineType):
+        return called.cr_code
+    if isinstance(called, GeneratorType):
+        return called.gi_code
+    if not callable(called):
+        return getattr(getattr(type(called), "__await__", None), "__code__", None)
+    function = inspect.unwrap(getattr(unwrapped(called), "__func__", unwrapped(called)))
+    if callable(function) and not hasattr(function, "__code__"):
+        function = type(function).__call__
+    return getattr(function, "__code__", None)
+
+
+def _is_standard(package: str) -> bool:
+    return package in sys.stdlib_module_names
 
 
 def unwrapped(called: Any) -> Any:

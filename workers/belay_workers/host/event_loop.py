@@ -13,6 +13,7 @@ from weakref import WeakSet
 from belay_workers.execution.loop_callbacks import is_of_project
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.host.gates import GatedRun, Gates, uninterrupted
+from belay_workers.host.generators import Generators
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ class AttributingLoop(asyncio.SelectorEventLoop):
     def __init__(self, project: ProjectCode, gates: Gates) -> None:
         self._project = project
         self._gates = gates
+        self._generators = Generators()
         super().__init__()
         super().set_task_factory(gates.new_task)
 
@@ -46,13 +48,13 @@ class AttributingLoop(asyncio.SelectorEventLoop):
     def _add_reader(self, fd: Any, callback: Any, *args: Any) -> asyncio.Handle:
         add: Any = super()._add_reader  # type: ignore[misc]
         handle: asyncio.Handle = uninterrupted(add, fd, callback, *args)
-        self._attribute(handle)
+        self._attribute(handle, is_io=True)
         return handle
 
     def _add_writer(self, fd: Any, callback: Any, *args: Any) -> asyncio.Handle:
         add: Any = super()._add_writer  # type: ignore[misc]
         handle: asyncio.Handle = uninterrupted(add, fd, callback, *args)
-        self._attribute(handle)
+        self._attribute(handle, is_io=True)
         return handle
 
     def _remove_reader(self, fd: Any) -> bool:
@@ -63,7 +65,24 @@ class AttributingLoop(asyncio.SelectorEventLoop):
         remove: Callable[[Any], bool] = super()._remove_writer  # type: ignore[misc]
         return uninterrupted(remove, fd)
 
-    def _attribute(self, handle: Any, *, has_own_context: bool = False) -> None:
+    def _asyncgen_firstiter_hook(self, generator: Any) -> None:
+        if (run := GatedRun.current()) is not None:
+            self._generators.note(run, generator)
+        super()._asyncgen_firstiter_hook(generator)  # type: ignore[misc]
+
+    def _asyncgen_finalizer_hook(self, generator: Any) -> None:
+        close: Callable[[Any], None] = super()._asyncgen_finalizer_hook  # type: ignore[misc]
+        run = self._generators.run_of_dying(generator)
+        if run is None:
+            close(generator)
+        elif run.is_frozen or run.is_stopped:
+            run.kept.append(generator)
+        else:
+            run.context.copy().run(close, generator)
+
+    def _attribute(
+        self, handle: Any, *, has_own_context: bool = False, is_io: bool = False
+    ) -> None:
         """Let a callback belong to the run that adds it, and be called through the gates if it is
         code of the project.
 
@@ -75,7 +94,7 @@ class AttributingLoop(asyncio.SelectorEventLoop):
         run = GatedRun.of(handle) or GatedRun.current()
         if run is None:
             return
-        is_projects = is_of_project(self._project, handle)
+        is_projects = is_of_project(self._project, handle, is_io=is_io)
         if GatedRun.of(handle) is not run and (is_projects or not has_own_context):
             handle._context = run.adopt(handle._context)
         if is_projects and handle._callback != self._gates.call:

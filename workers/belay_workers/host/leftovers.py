@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable
 from types import AsyncGeneratorType
 from typing import Any
-from weakref import ref
 
 from belay_workers.child.loop_leftovers import close_generators
 from belay_workers.execution.loop_callbacks import callback_of
@@ -20,7 +17,7 @@ _TURN_SECONDS = 0.05
 
 
 class HostLeftovers:
-    """What the runs of one event loop leave behind. Make it on the loop's thread."""
+    """What the runs of one event loop leave behind."""
 
     def __init__(
         self,
@@ -35,8 +32,6 @@ class HostLeftovers:
         self._gates = gates
         self._threads = threads
         self._started = started
-        self._loops_own_hook: Callable[[Any], None] | None = sys.get_asyncgen_hooks().firstiter
-        sys.set_asyncgen_hooks(firstiter=self._note_generator)
 
     async def end(self, run: GatedRun) -> None:
         """Wait until nothing of a stopped run is left: no task, generator, callback of the project,
@@ -71,14 +66,6 @@ class HostLeftovers:
             run.kept += generators
             return self._loop.create_task(asyncio.sleep(0))  # type: ignore[no-any-return]
         return run.context.run(self._loop.create_task, close_generators(generators))
-
-    def _note_generator(self, generator: Any) -> None:
-        run = GatedRun.current()
-        if run is not None:
-            generators, key = run.generators, id(generator)
-            generators[key] = ref(generator, lambda _: generators.pop(key, None))
-        if self._loops_own_hook is not None:
-            self._loops_own_hook(generator)
 
     def _remove_callbacks(self, run: GatedRun) -> None:
         """Cancel the callbacks of the project's code that wait in the run's context. Those of
