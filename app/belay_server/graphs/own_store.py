@@ -62,11 +62,11 @@ class OwnStore(BaseStore):
         # A cancelled caller does not cancel the call: it may have been done already.
         return await asyncio.shield(asyncio.wrap_future(self._start(list(ops))))
 
-    def _start(self, ops: list[Any]) -> Future[list[Any]]:
+    def _start(self, ops: list[Any]) -> _Call:
+        call = _Call(self._opened, ops)
         # In an empty context, so that what the store starts is not the current run's.
-        return Context().run(
-            asyncio.run_coroutine_threadsafe, self._opened.batch(ops), self._opened.loop
-        )
+        Context().run(self._opened.loop.call_soon_threadsafe, call.begin)
+        return call
 
 
 class OwnRunStore(OwnStore):
@@ -74,7 +74,7 @@ class OwnRunStore(OwnStore):
 
     def __init__(self, made: Any) -> None:
         super().__init__(made)
-        self._calls: set[Future[list[Any]]] = set()
+        self._calls: set[_Call] = set()
         self._attempt_is_over = threading.Event()
         # Threads that the store starts when it is opened are not the first run's.
         self._start([])
@@ -101,11 +101,22 @@ class OwnRunStore(OwnStore):
         """Whether calls are not done yet."""
         return bool(self._calls)
 
-    def settle(self) -> None:
-        """Wait until all calls are done. A node that was stopped did not wait for its own."""
-        wait(list(self._calls))
+    @property
+    def has_calls_to_cancel(self) -> bool:
+        """Whether calls are not done yet, which `cancel_calls` would end."""
+        return bool(self._calls)
 
-    def _start(self, ops: list[Any]) -> Future[list[Any]]:
+    def settle(self, seconds: float) -> bool:
+        """Wait until all calls are done, at most so many seconds. Return whether they are. A node
+        that was stopped did not wait for its own."""
+        return not wait(list(self._calls), seconds).not_done
+
+    def cancel_calls(self) -> None:
+        """Cancel the calls that are not done yet, each once."""
+        for call in list(self._calls):
+            self._opened.loop.call_soon_threadsafe(call.cancel_once)
+
+    def _start(self, ops: list[Any]) -> _Call:
         if self._attempt_is_over.is_set():
             raise RuntimeError("The run of this store has ended")
         call = super()._start(ops)
@@ -127,6 +138,34 @@ class OwnApiStore(OwnStore):
             log.exception("the project's store (store.path) failed")
             kind = type(error).__name__
             raise Unavailable(f"The project's store failed: {kind}") from error
+
+
+class _Call(Future[list[Any]]):
+    """A call of a store. It is done when nothing of it is executed any longer."""
+
+    def __init__(self, opened: _Opened, ops: list[Any]) -> None:
+        super().__init__()
+        self._opened = opened
+        self._ops = ops
+        self._task: asyncio.Task[list[Any]] | None = None
+
+    def begin(self) -> None:
+        """Begin the call, on the store's event loop."""
+        self._task = self._opened.loop.create_task(self._opened.batch(self._ops))
+        self._task.add_done_callback(self._end)
+
+    def cancel_once(self) -> None:
+        """Cancel the call on the store's event loop, unless that was done before."""
+        if self._task is not None and not self._task.cancelling():
+            self._task.cancel()
+
+    def _end(self, task: asyncio.Task[list[Any]]) -> None:
+        if task.cancelled():
+            self.set_exception(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.set_exception(error)
+        else:
+            self.set_result(task.result())
 
 
 class _Opened:

@@ -200,11 +200,19 @@ class RunStore(ProjectStore):
         """Whether operations may not be done yet."""
         return self._used[0]
 
-    def settle(self) -> None:
-        """Wait until all operations are done. A node that was stopped did not wait for its own."""
+    #: Postgres ends operations by itself.
+    has_calls_to_cancel = False
+
+    def settle(self, _seconds: float) -> bool:
+        """Wait until all operations are done. Return True. A node that was stopped did not wait for
+        its own."""
         if self._used[0]:
             self._used[0] = False
             self._database_thread.submit(lambda: None).result()
+        return True
+
+    def cancel_calls(self) -> None:
+        """Do nothing."""
 
     def _on_the_connection(self, ops: list[Any]) -> list[Any]:
         """Do operations, again after an outage. They are idempotent: items are replaced."""

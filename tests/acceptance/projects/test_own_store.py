@@ -74,6 +74,27 @@ def test_a_cancelled_run_leaves_the_store_usable(client):
     assert "after" in client.runs.wait(None, "notes", input={"note": "after"})["found"]
 
 
+@pytest.mark.parametrize("key", ["hangs", "blocks"])
+def test_a_cancel_does_not_wait_for_a_call_that_is_not_answered(server, client, key):
+    """Its time limit is a minute. One that cannot be cancelled costs the process."""
+    thread_id = client.threads.create()["thread_id"]
+    run = client.runs.create(thread_id, "notes", input={"note": key})
+    wait_until(
+        lambda: client.runs.get(thread_id, run["run_id"])["status"] == "running", 30, "the run"
+    )
+    with watched(get_sync_client(url=server.url, timeout=30)) as patient:
+        patient.runs.cancel(thread_id, run["run_id"], wait=True)
+    assert client.runs.get(thread_id, run["run_id"])["status"] == "interrupted"
+    assert "next" in client.runs.wait(None, "notes", input={"note": "next"})["found"]
+
+    def was_killed():
+        return any("did not stop" in one and run["run_id"] in one for one in server.log_lines())
+
+    if key == "blocks":
+        wait_until(was_killed, 30, "the log's line")
+    assert was_killed() is (key == "blocks")
+
+
 def test_a_store_that_fails_is_reported(make_server):
     url = "postgresql://nobody@127.0.0.1:1/nothing"
     live = make_server("own-failing", config=CONFIG, NOTES_URL=url).start()

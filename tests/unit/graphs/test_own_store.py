@@ -101,15 +101,42 @@ def test_a_call_of_a_stopped_node_is_done_and_waited_for():
     store = asyncio.run(stopped())
     with pytest.raises(RuntimeError, match="has ended"):
         store.put(("notes",), "b", {})
-    of_process.of_place().settle()  # another run does not wait for it
-    settled = threading.Thread(target=place.settle)
-    settled.start()
-    settled.join(0.02)
-    assert settled.is_alive()
+    assert of_process.of_place().settle(60)  # another run does not wait for it
+    assert not place.settle(0.02)
     slow.go_on.set()
-    settled.join(10)
-    assert not settled.is_alive()
+    assert place.settle(60)
     assert of_process.get(("notes",), "a") is not None
+
+
+def test_a_call_is_cancelled_once_and_is_done_when_it_has_ended():
+    raised = []
+
+    class Stubborn(InMemoryStore):
+        async def abatch(self, ops):
+            while ops and not go_on.is_set():
+                begun.set()
+                try:
+                    await asyncio.sleep(0.001)
+                except asyncio.CancelledError:
+                    raised.append(1)
+            if ops:
+                raise asyncio.CancelledError
+            return []
+
+    begun, go_on = threading.Event(), threading.Event()
+    place = OwnRunStore(Stubborn()).of_place()
+    assert not place.is_used
+    call = place._start([1])
+    assert begun.wait(60)
+    for _ in range(3):
+        place.cancel_calls()
+    assert not place.settle(0.02)
+    assert place.is_used
+    assert raised == [1]
+    go_on.set()
+    assert place.settle(60)
+    with pytest.raises(asyncio.CancelledError):
+        call.result()
 
 
 def test_the_target_must_be_a_store_or_a_function(tmp_path):

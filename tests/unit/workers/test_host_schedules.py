@@ -228,7 +228,8 @@ class Host:
         self.database, self.database_thread = Database(), ThreadPoolExecutor(1)
         self.commits = GroupCommit(self.database, self.database_thread, self.loop)  # type: ignore[arg-type]
         self.access = SimpleNamespace(of_one_run=lambda: None)
-        self.store = SimpleNamespace(of_place=lambda: None)
+        no_calls = SimpleNamespace(has_calls_to_cancel=False)
+        self.store = SimpleNamespace(of_place=lambda: no_calls)
         self.graphs = self.owner = self.unknown_graphs = self.event_log = None
         self.event_writer = self.announcer = None
         self.leftovers = HostLeftovers(

@@ -53,7 +53,7 @@ from belay_server.services.runs.endings import (
 from belay_workers.execution import graph_executor
 from belay_workers.execution.event_writer import RunEvents
 from belay_workers.execution.graph_executor import Execution
-from belay_workers.execution.place import Place
+from belay_workers.execution.place import STORE_CALL_SECONDS, Place
 from belay_workers.execution.stops import RunCancelled
 from belay_workers.slots import StopReason
 
@@ -157,8 +157,7 @@ async def _attempt(place: Place, claimed: ClaimedRun) -> None:
     events.emit("metadata", to_json({"run_id": str(claimed.run_id), "attempt": claimed.attempts}))
     prepared = await _prepare(place, claimed, events)
     ending = _checked(prepared, claimed, await _execute(place, claimed, prepared))
-    if place.store.is_used:
-        await place.blocking(place.store.settle)
+    await _settle(place, claimed.claim)
     place.slot.finishing()
     fault_points.reached(FaultPoint.BEFORE_END, claimed.run_id)
     end = await _write_some_end(place, claimed, prepared, ending)
@@ -167,6 +166,14 @@ async def _attempt(place: Place, claimed: ClaimedRun) -> None:
         await place.announce(end)
         place.slot.counters.ended(end, ASKED, place.slot.seconds_since_claim())
         fault_points.reached(FaultPoint.END_ANNOUNCED, claimed.run_id)
+
+
+async def _settle(place: Place, claim: Claim) -> None:
+    """Wait until the calls of the store are done. After a stop, cancel those that take long."""
+    while place.store.is_used:
+        await place.blocking(partial(place.store.settle, STORE_CALL_SECONDS))
+        if place.asked_of(claim) is not StopReason.NONE:
+            place.store.cancel_calls()
 
 
 def _started(claimed: ClaimedRun) -> Started | None:

@@ -27,6 +27,10 @@ from belay_workers.slots import Slot, SlotTable, StopReason
 T = TypeVar("T")
 
 
+#: Seconds that a call of the project's own store may take after a stop of its run.
+STORE_CALL_SECONDS = 0.1
+
+
 class Place(Protocol):
     """The place of one attempt: a child process, or a part of a host."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from belay_server.domain.runs import Claim, ClaimedRun
 from belay_server.graphs.checkpoints.run_saver import RunSaver
 from belay_server.runtime import logs
 from belay_server.services.runs.endings import RunEnd
-from belay_workers.execution.place import T
+from belay_workers.execution.place import STORE_CALL_SECONDS, T
 from belay_workers.host.gates import GatedRun, uninterrupted
 from belay_workers.host.hosted_saver import HostedSaver
 from belay_workers.slots import Kind, StopReason
@@ -130,12 +131,24 @@ class HostedPlace:
             await asyncio.wait({root})
             if self._asked is not StopReason.NONE:
                 self._root = None
-                await self._host.leftovers.end(run)
+                await self._host.leftovers.end(run, self._calls_of_store())
                 self.slot.finishing()  # from here on, the supervisor waits
         finally:
             self._root, self._is_executing = None, False
             self._host.clean_up(run)
         return root.result()
+
+    def _calls_of_store(self) -> Callable[[], bool]:
+        """Return a function that returns whether calls of the project's store are left, and cancels
+        those that take long."""
+        cancel_at = time.monotonic() + STORE_CALL_SECONDS
+
+        def are_left() -> bool:
+            if self.store.has_calls_to_cancel and time.monotonic() >= cancel_at:
+                self.store.cancel_calls()
+            return self.store.has_calls_to_cancel
+
+        return are_left
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Execute a short coroutine of Belay's own, which is not stopped."""

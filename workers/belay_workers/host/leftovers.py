@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import AsyncGeneratorType
 from typing import Any
 
@@ -33,9 +34,10 @@ class HostLeftovers:
         self._threads = threads
         self._started = started
 
-    async def end(self, run: GatedRun) -> None:
+    async def end(self, run: GatedRun, has_calls: Callable[[], bool] = lambda: False) -> None:
         """Wait until nothing of a stopped run is left: no task, generator, callback of the project,
-        thread or process. The supervisor limits the time."""
+        thread, process or call of the project's store (`has_calls`). The supervisor limits the
+        time."""
         cancelled: set[asyncio.Task[Any]] = set()
         while True:
             strays = run.living_tasks(self._loop)
@@ -48,7 +50,8 @@ class HostLeftovers:
                 await asyncio.wait(here, timeout=_TURN_SECONDS)
                 await asyncio.sleep(0)  # the callbacks of the tasks may start others
             self._remove_callbacks(run)
-            is_busy = bool(self._threads.work_for(run) or self._started.end(run) or run.stepped_by)
+            has_threads = self._threads.work_for(run) or run.stepped_by
+            is_busy = bool(has_threads or self._started.end(run) or has_calls())
             has_tasks = bool(run.living_tasks(self._loop))
             if not (has_tasks or is_busy or (_suspended(run) and not run.is_frozen)):
                 run.is_stopped = True
