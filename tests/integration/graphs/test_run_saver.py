@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Annotated, TypedDict
 
 import pytest
 from langgraph.checkpoint.postgres import PostgresSaver
+from langgraph.graph import START, StateGraph
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command
 
@@ -215,25 +219,96 @@ def test_a_read_waits_for_the_pending_writes_behind(rows, conn, graphs, thread_o
     )
 
 
-def test_the_before_checkpoint_hook_is_called_before_it_is_stored(
+def test_the_before_store_hook_is_called_before_anything_is_stored(
     rows, conn, graphs, thread_of_execution
 ):
     claimed = rows.running()
     seen = []
 
     def before():
-        seen.append(len(tables(conn, claimed.thread_id)["checkpoints"]))
+        seen.append([len(stored) for stored in tables(conn, claimed.thread_id).values()])
 
+    options = {"before_store": before}
     asyncio.run(
-        stream(
-            conn,
-            graphs,
-            claimed,
-            "counter",
-            {"count": 1},
-            thread_of_execution,
-            before_checkpoint=before,
-        )
+        stream(conn, graphs, claimed, "counter", {"count": 1}, thread_of_execution, **options)
     )
+    stored = [len(stored) for stored in tables(conn, claimed.thread_id).values()]
     assert seen
-    assert seen[-1] < len(tables(conn, claimed.thread_id)["checkpoints"]) == 3
+    assert all(before < after for before, after in zip(seen[-1], stored, strict=True))
+    assert stored[0] == 3
+
+
+class Steps(TypedDict, total=False):
+    done: Annotated[list[str], operator.add]
+
+
+def chain(*names, inner=None):
+    """Return a graph of nodes in a row, the last of which is the graph `inner`."""
+
+    def node(name):
+        async def work(_: Steps) -> Steps:
+            await asyncio.sleep(0)
+            return {"done": [name]}
+
+        return work
+
+    builder = StateGraph(Steps)
+    for name in names:
+        builder.add_node(name, node(name))
+    if inner is not None:
+        builder.add_node("inner", inner)
+    for before, after in pairwise([START, *names, *(["inner"] if inner is not None else [])]):
+        builder.add_edge(before, after)
+    return builder.compile()
+
+
+async def parts_of(graph, config, how):
+    """Yield the parts of a stream that belong to tasks, as runs read it."""
+    options = {"durability": "async", "stream_mode": ["tasks"]}
+    if how != "events":
+        parts = graph.astream({}, config, subgraphs=how == "subgraphs", **options)
+        async for part in parts:
+            yield part[-1]
+        return
+    async for event in graph.astream_events({}, config, version="v2", **options):
+        if event["event"] == "on_chain_stream" and not event["parent_ids"]:
+            yield event["data"]["chunk"][-1]
+
+
+@pytest.mark.parametrize("how", ["plain", "subgraphs", "events"])
+def test_what_a_task_writes_is_stored_after_its_event_was_delivered(
+    rows, conn, thread_of_execution, how
+):
+    """Otherwise a process that dies in between loses the event: the task is not repeated."""
+    claimed = rows.running()
+    connection = ReconnectingConnection(lambda: conn)
+    saver = RunSaver(
+        connection,
+        claimed.claim,
+        thread_of_execution,
+        lambda: False,
+        behind=True,
+        before_store=lambda: True,
+    )
+    delivered, written = set(), {}
+    ask = saver._ask
+
+    def note(rows_of):
+        if rows_of.func == saver._rows_of_writes:
+            task_id = rows_of.args[2]
+            written[task_id] = task_id in delivered
+        ask(rows_of)
+
+    async def scene():
+        graph = chain("a", "b", "c", inner=chain("d", "e") if how == "subgraphs" else None)
+        graph.checkpointer, graph.stream_eager = saver, True  # as runs do
+        config = {"configurable": {"thread_id": str(claimed.thread_id)}}
+        async for part in parts_of(graph, config, how):
+            if "result" in part:
+                delivered.add(part["id"])
+        await saver.flush()
+
+    saver._ask = note
+    asyncio.run(scene())
+    assert delivered
+    assert {task_id for task_id in delivered if not written.get(task_id)} == set()

@@ -3,7 +3,7 @@
 A separate thread drains a queue and appends the gathered events of all runs in one round trip: the
 first event immediately, those that closely follow it together, some milliseconds later. While Redis
 is unavailable, events are dropped and the runs continue: readers get their ends from Postgres. Only
-the checkpoints of resumable runs wait for a flush, up to two seconds.
+what resumable runs store waits for a flush, up to two seconds.
 """
 
 from __future__ import annotations

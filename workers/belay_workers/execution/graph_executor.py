@@ -298,6 +298,8 @@ async def execute(execution: Execution, emit: Emit) -> Ending:
     """Execute the graph to its end. Raises asyncio.CancelledError when it is stopped, ClaimLost and
     CheckpointsUnavailable when the attempt has to end without an ending."""
     graph = bound(execution.graph, execution.saver, execution.store)
+    # Else the event of a step's only task may be delivered after its checkpoint is stored.
+    graph.stream_eager = graph.stream_eager or execution.kwargs.resumable
     modes = tuple(execution.kwargs.stream_mode)
     stream = _Stream(
         emit,

@@ -21,6 +21,8 @@ from typing import Any
 
 #: Packages of the standard library with callbacks that event loops and futures add themselves.
 _OF_LOOPS = ("asyncio", "_asyncio", "concurrent")
+#: Libraries whose callables may call anything, as those of the rest of the standard library.
+_CALL_ANYTHING = ("greenlet",)
 
 
 class ProjectCode:
@@ -59,7 +61,9 @@ class ProjectCode:
         if not isinstance(module, str):
             return False
         package = module.partition(".")[0]
-        return package in _OF_LOOPS if _is_standard(package) else not self._has_module(module)
+        if _is_standard(package) or package in _CALL_ANYTHING:
+            return package in _OF_LOOPS
+        return not self._has_module(module)
 
     def _has_module(self, name: str) -> bool:
         """Return whether a module is the project's. One that is not known by its name is."""

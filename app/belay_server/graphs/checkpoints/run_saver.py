@@ -37,6 +37,10 @@ from belay_server.graphs.checkpoints.rows import CheckpointRows
 from belay_server.runtime import fault_points
 from belay_server.runtime.fault_points import FaultPoint
 
+#: Turns of the event loop after which the events of a finished task have been delivered, if the
+#: graph streams eagerly. A subgraph's take four, those of `astream_events` three.
+_TURNS = 6
+
 _T = TypeVar("_T")
 _CLAIM_OVER = "BL001"
 #: Seconds that a write is delayed when nothing waits for it, so that others join its statement.
@@ -59,8 +63,9 @@ class RunSaver(FormatSaver):
     writes return before they are stored, and those made during one statement go with the next.
     `flush` and every read wait for all of them. The error of a failed write is raised by the next
     call. `is_new` means that nothing was ever written on this LangGraph thread.
-    `before_checkpoint` is called on the database thread before checkpoints are stored; it returns
-    False after it has waited in vain.
+    `before_store` is called on the database thread before something is stored; it returns False
+    after it has waited in vain. With it, async writes are stored after the event loop has delivered
+    the events of what they store.
     """
 
     def __init__(
@@ -72,7 +77,7 @@ class RunSaver(FormatSaver):
         *,
         behind: bool = False,
         is_new: bool = False,
-        before_checkpoint: Callable[[], bool] | None = None,
+        before_store: Callable[[], bool] | None = None,
         aes_key: bytes | None = None,
     ) -> None:
         super().__init__(None, aes_key=aes_key)
@@ -82,7 +87,7 @@ class RunSaver(FormatSaver):
         self._keep_waiting = keep_waiting
         self._behind = behind
         self._is_new = is_new
-        self._before_checkpoint = before_checkpoint
+        self._before_store = before_store
         #: Namespaces and ids of the checkpoints that this attempt has written.
         self._own: set[tuple[str, str]] = set()
         self._to_store: deque[Callable[[], CheckpointRows]] = deque()
@@ -161,11 +166,8 @@ class RunSaver(FormatSaver):
         self._to_store.appendleft(partial(_as_is, rows))
 
     def prepare_to_store(self, rows: CheckpointRows) -> bool:
-        """Call `before_checkpoint` if the rows have checkpoints. Return False if it has waited in
-        vain."""
-        if not rows.checkpoints or self._before_checkpoint is None:
-            return True
-        return self._before_checkpoint()
+        """Call `before_store` if there are rows. Return False if it has waited in vain."""
+        return not rows or self._before_store is None or self._before_store()
 
     def _store(self, rows: CheckpointRows) -> None:
         if not rows:
@@ -326,6 +328,13 @@ class RunSaver(FormatSaver):
             self._storing_is_due = True
             self._database_thread.submit(self._store_what_gathers)
 
+    async def _let_events_be_delivered(self) -> None:
+        """Let the event loop deliver the events of a step before its writes are queued. LangGraph
+        starts to store them first."""
+        if self._before_store is not None:
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
+
     async def aget_tuple(self, config: Any) -> CheckpointTuple | None:
         if self._is_empty():
             return None
@@ -348,6 +357,7 @@ class RunSaver(FormatSaver):
             yield found
 
     async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        await self._let_events_be_delivered()  # as for writes: so their order stays
         written = self._put_later(config, checkpoint, metadata, new_versions)
         await self._store_soon()
         return written
@@ -355,6 +365,7 @@ class RunSaver(FormatSaver):
     async def aput_writes(
         self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
+        await self._let_events_be_delivered()
         self._ask(partial(self._rows_of_writes, config, writes, task_id, task_path))
         await self._store_soon()
 
