@@ -362,9 +362,11 @@ def play(seed: int, pool: ThreadPoolExecutor, kept: list[Any]) -> list[Run]:
 
 
 @pytest.fixture
-def pool():
+def pool(caplog):
+    caplog.set_level(logging.CRITICAL)  # a record of an error would keep its host until the end
     with ThreadPoolExecutor(2) as made:
         yield made
+    gc.collect()  # what hosts and threads have left complains here, not in another test
 
 
 def close(hosts: list[Host]) -> None:
@@ -377,8 +379,7 @@ def close(hosts: list[Host]) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize("chunk", [0, *map(long_case, range(1, CHUNKS))])
-def test_a_run_that_nobody_asked_ends_as_alone(pool, chunk, caplog):
-    caplog.set_level(logging.CRITICAL)  # a record of an error would keep its host until the end
+def test_a_run_that_nobody_asked_ends_as_alone(pool, chunk):
     for seed in range(chunk * SCHEDULES, (chunk + 1) * SCHEDULES):
         hosts: list[Any] = []
         runs = play(seed, pool, hosts)
@@ -389,5 +390,3 @@ def test_a_run_that_nobody_asked_ends_as_alone(pool, chunk, caplog):
             assert {number for _, number in run.events} <= set(range(STEPS))
             assert run.committed == list(range(len(run.committed)))
         close(hosts)
-    del hosts, runs
-    gc.collect()  # what is left complains here, not in another test
