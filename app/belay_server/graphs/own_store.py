@@ -160,8 +160,8 @@ class _Call(Future[list[Any]]):
             self._task.cancel()
 
     def _end(self, task: asyncio.Task[list[Any]]) -> None:
-        if task.cancelled():
-            self.set_exception(asyncio.CancelledError())
+        if task.cancelled():  # CancelledError would be taken for a stop of the run
+            self.set_exception(RuntimeError("the call of the project's store was cancelled"))
         elif (error := task.exception()) is not None:
             self.set_exception(error)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import psutil
@@ -14,10 +13,10 @@ from tests.conftest import Beats
 from tests.long_forms import long_case
 
 ASKED = ["async_sleep", "async_beats", "time_sleep", "sync_beats", "timer_beats", "spin", "regex"]
-KILLED = ["swallow_sync", "swallow_async", "block_loop", "hold_gil", "leave_daemon"]
+KILLED = ["swallow_sync", "swallow_async", "block_loop", "hold_gil"]
 #: They end when asked to, but leave something that goes on.
 LEAVING = ["chain_timers", "restart_tasks", "start_raw_thread"]
-SUBPROCESS = ["wait_for_subprocess"]
+SUBPROCESS = ["wait_for_subprocess", "beating_subprocess", "leave_daemon"]
 INSIDE = ["sub_async_beats", "sub_spin", "sub_swallow_sync", "fan_async_beats", "fan_sync_beats"]
 _BEATING_WHILE_STOPPED_SECONDS = 0.3
 
@@ -88,6 +87,21 @@ def test_an_idle_thread_of_an_earlier_run_does_not_delay_a_cancel(patient_client
     assert Beats(tmp_path / "third").pids() == beats.pids()
 
 
+@pytest.mark.parametrize("kind", ["beating_subprocess", "leave_daemon"])
+def test_a_subprocess_is_killed_without_its_child(patient_client, beats, tmp_path, kind):
+    """Also while a thread of asyncio's waits for it. The child would be killed after its grace."""
+    pids = []
+    for name in ("before", "after"):
+        input_ = {"kind": "use_thread_pool", "beats": str(tmp_path / name)}
+        patient_client.runs.wait(None, "nodes", input=input_)
+        pids.append(Beats(tmp_path / name).pids())
+        if name == "before":
+            thread_id, run_id = start(patient_client, kind, beats)
+            patient_client.runs.cancel(thread_id, run_id, wait=True)
+            assert_silent(beats)
+    assert pids[0] == pids[1]
+
+
 @pytest.mark.parametrize("kind", ["lower_limits", "shut_down_executor"])
 def test_a_run_does_not_leave_the_next_one_less_than_it_needs(patient_client, beats, kind):
     """The server has one child: the next run would be executed in the same process."""
@@ -131,7 +145,8 @@ def test_a_generator_of_a_cancelled_run_is_closed_before_the_response(sync_clien
 
 def test_a_subprocess_of_a_node_is_killed_with_it(sync_client, beats):
     thread_id, run_id = start(sync_client, "leave_daemon", beats)
-    pids = beats.pids() - {os.getpid()}
+    pids = {int(line.split()[1]) for line in beats.lines() if line.startswith("beat ")}
+    assert pids
     sync_client.runs.cancel(thread_id, run_id, wait=True)
     assert [pid for pid in pids if alive(pid)] == []
 

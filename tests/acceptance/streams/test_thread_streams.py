@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from contextlib import contextmanager
 
 import httpx
@@ -148,6 +150,23 @@ def test_a_thread_stream_resumes_exactly_after_any_of_its_events(server, http, t
         with listening(server, thread_id, frame.id, **everything) as listener:
             rest = listener.wait_for(len(whole) - number - 1)
         assert rest == whole[number + 1 :], frame
+
+
+def test_a_thread_stream_does_not_repeat_the_last_attempt_of_a_run(server, http, thread_id, beats):
+    """Each attempt has an entry in the thread's log, the positions are of the first one."""
+    input_ = {"kind": "async_sleep", "beats": str(beats), "seconds": 0.2}
+    body = {"assistant_id": "nodes", "input": input_, "stream_resumable": True}
+    run_id = http.post(f"/threads/{thread_id}/runs", json=body).json()["run_id"]
+    beats.wait_for("begin")
+    os.kill(beats.pids().pop(), signal.SIGKILL)
+    http.get(f"/threads/{thread_id}/runs/{run_id}/join")
+    with listening(server, thread_id, "-") as listener:
+        wait_until(lambda: done(run_id) in events_of(listener.frames), 20, "the end")
+        whole = listener.frames
+    assert [frame.data["attempt"] for frame in whole if "attempt" in frame.data] == [1, 2]
+    last = run(http, thread_id, stream_resumable=True)
+    with listening(server, thread_id, whole[-1].id) as listener:
+        assert events_of(listener.wait_for(1))[0] == started(last)
 
 
 def test_joining_a_thread_during_a_run_streams_only_later_events(

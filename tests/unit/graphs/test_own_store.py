@@ -51,6 +51,17 @@ def test_what_is_no_store_is_reported(made, kind):
         OwnApiStore(made).get(("notes",), "a")
 
 
+def test_a_store_that_raises_cancelled_error_has_failed():
+    """As a client does whose pool is closed meanwhile."""
+
+    class Closed(InMemoryStore):
+        async def abatch(self, ops):
+            raise asyncio.CancelledError
+
+    with pytest.raises(Unavailable, match="The project's store failed: RuntimeError"):
+        OwnApiStore(Closed()).get(("notes",), "a")
+
+
 def test_a_store_that_could_not_be_opened_is_opened_by_the_next_call():
     tries = []
 
@@ -135,7 +146,7 @@ def test_a_call_is_cancelled_once_and_is_done_when_it_has_ended():
     assert raised == [1]
     go_on.set()
     assert place.settle(60)
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(RuntimeError, match="was cancelled"):
         call.result()
 
 

@@ -15,6 +15,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from types import SimpleNamespace
 
+import anyio.to_thread
 import pytest
 
 from belay_server.domain.runs import Claim
@@ -572,9 +573,16 @@ def test_an_event_loop_that_a_run_starts_and_stops_is_its_own(loop, elsewhere):
     wait_until(lambda: not run.living_tasks(loop.loop), 10, "no task")
 
 
-def test_what_follows_a_call_on_a_thread_is_the_runs_until_it_is_stopped(loop, monkeypatch):
+@pytest.fixture
+def threads(loop, monkeypatch):
     monkeypatch.setattr(ThreadPoolExecutor, "submit", ThreadPoolExecutor.submit)
-    threads = RunThreads(loop.started.append)
+    monkeypatch.setattr(threading.Thread, "start", threading.Thread.start)
+    made = RunThreads(loop.started.append)
+    yield made
+    made.executor.shutdown()
+
+
+def test_what_follows_a_call_on_a_thread_is_the_runs_until_it_is_stopped(loop, threads):
     run, beats = loop.new_run(), []
 
     def again(future) -> None:
@@ -591,7 +599,53 @@ def test_what_follows_a_call_on_a_thread_is_the_runs_until_it_is_stopped(loop, m
         loop.turn()
         assert len(beats) == before
         assert set(beats) == {run}
-    threads.executor.shutdown()
+
+
+def test_a_thread_of_anyio_works_for_the_run_whose_call_it_executes(loop, threads):
+    """It is shared: the run that has started it may be another one."""
+    first, second, release = loop.new_run(), loop.new_run(), threading.Event()
+    seen, calling = [], threading.Event()
+
+    def call():
+        calling.set()
+        assert release.wait(30)
+        seen.append(GatedRun.current())
+
+    async def node(function):
+        await anyio.to_thread.run_sync(function, abandon_on_cancel=True)
+
+    async def scene():
+        await loop.start(first, node(int))
+        assert list(first.threads) == []
+        task = loop.start(second, node(call))
+        await asyncio.to_thread(calling.wait, 30)
+        assert (threads.work_for(first), threads.work_for(second)) == (False, True)
+        task.cancel()
+        await asyncio.sleep(0.01)
+        assert threads.work_for(second)
+        release.set()
+        while threads.work_for(second):
+            await asyncio.sleep(0.001)
+
+    loop.loop.run_until_complete(asyncio.wait_for(scene(), 60))
+    assert seen == [second]
+
+
+def test_a_call_of_anyio_that_was_cancelled_before_it_began_has_ended(loop, threads):
+    run, put = loop.new_run(), []
+    future = loop.loop.create_future()
+    seen: list[str] = []
+    item = (copy_context(), seen.append, ("called",), future, None)
+    run.context.run(threads._put, put.append, item)
+    assert threads.work_for(run)
+    future.cancel()
+    loop.turn()
+    assert not threads.work_for(run)
+    _, call, arguments, *_ = put[0]
+    assert call(*arguments) is None
+    assert seen == []
+    threads._put(put.append, None)
+    assert put[1] is None
 
 
 def test_belays_own_code_is_not_interrupted_within_a_step_of_a_run(loop):

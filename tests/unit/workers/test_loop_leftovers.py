@@ -19,8 +19,10 @@ from unittest.mock import Mock
 import pydantic
 import pytest
 
+from belay_workers.child.event_loop import RUN, ChildLoop
 from belay_workers.child.loop_leftovers import LoopLeftovers
 from belay_workers.execution.project_code import ProjectCode
+from belay_workers.execution.thread_futures import attribute_callbacks
 
 
 def _is_this_file(name):
@@ -390,6 +392,44 @@ def test_a_pipe_counts_if_the_project_handles_its_data(play):
                 await asyncio.sleep(0)
 
     play(scene)
+
+
+def test_callbacks_of_a_stopped_run_on_futures_that_outlive_it_are_dropped():
+    """Whatever ends the future calls them: another run, or a task that an earlier one has left."""
+    project = ProjectCode(_is_this_file)
+    loop, called = ChildLoop(project), []
+    leftovers = LoopLeftovers(loop, project)
+    shared = loop.create_future()
+    of_thread = concurrent.futures.Future()
+    attribute = concurrent.futures.Future.add_done_callback
+    attribute_callbacks(project, RUN.get, lambda run, of, future: run.is_stopped or of(future))
+
+    async def run(name):
+        leftovers.begin_run()
+        shared.add_done_callback(lambda _: called.append(name))
+        shared.add_done_callback(other.set_result)
+        of_thread.add_done_callback(lambda _: called.append(f"{name}, of a thread"))
+        asyncio.wrap_future(of_thread).add_done_callback(lambda _: called.append(f"{name}, both"))
+
+    async def resolve():
+        leftovers.begin_run()
+        shared.set_result(1)
+        of_thread.set_result(1)
+        await asyncio.sleep(0.01)
+
+    try:
+        other = loop.create_future()
+        loop.run_until_complete(run("going on"))
+        other = loop.create_future()
+        loop.run_until_complete(run("stopped"))
+        assert not loop.run_until_complete(leftovers.remain())
+        leftovers.end_run()
+        loop.run_until_complete(resolve())
+    finally:
+        concurrent.futures.Future.add_done_callback = attribute
+        loop.close()
+    assert called == ["going on, of a thread", "going on", "going on, both"]
+    assert other.done()  # a library's callback is called
 
 
 def test_an_exception_handler_of_the_project_is_removed(play):

@@ -20,7 +20,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from contextvars import Context, ContextVar
+from contextvars import Context
 from types import (
     AsyncGeneratorType,
     CodeType,
@@ -30,6 +30,7 @@ from types import (
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, ref
 
+from belay_workers.child.event_loop import RUN, RunOnLoop
 from belay_workers.execution.loop_callbacks import callback_of, identity, reached
 from belay_workers.execution.project_code import ProjectCode
 
@@ -38,8 +39,6 @@ log = logging.getLogger(__name__)
 _TURN_SECONDS = 0.05
 _Chain = tuple[CodeType, ...]
 _LONGEST_CHAIN = 200
-#: The run in whose context code is executed. Tasks have the context of what has started them.
-_RUN: ContextVar[object | None] = ContextVar("belay_run", default=None)
 
 
 class LoopLeftovers:
@@ -53,8 +52,8 @@ class LoopLeftovers:
         self._project = project
         self._callbacks_before: dict[tuple[int, int], Any] = {}
         self._listening_before: set[tuple[int, int]] = set()
-        self._run: object = None
-        self._run_of: WeakKeyDictionary[asyncio.Task[Any], object | None] = WeakKeyDictionary()
+        self._run = RunOnLoop()
+        self._run_of: WeakKeyDictionary[asyncio.Task[Any], RunOnLoop | None] = WeakKeyDictionary()
         #: What the tasks of earlier runs were executing when the run began.
         self._tasks_before: WeakKeyDictionary[asyncio.Task[Any], _Chain] = WeakKeyDictionary()
         self._cancelled: WeakSet[asyncio.Task[Any]] = WeakSet()
@@ -64,8 +63,8 @@ class LoopLeftovers:
 
     def begin_run(self) -> None:
         """Note what earlier runs have left. Call it in the run's own task."""
-        self._run = object()
-        _RUN.set(self._run)
+        self._run = RunOnLoop()
+        RUN.set(self._run)
         self._tasks_before = WeakKeyDictionary(
             {task: _chain(task) for task in asyncio.all_tasks(self._loop)}
         )
@@ -103,6 +102,11 @@ class LoopLeftovers:
             or set(self._listening()) - self._listening_before
         )
 
+    def end_run(self) -> None:
+        """Let the loop drop callbacks of the stopped run from now on. Call it when nothing of the
+        run remains."""
+        self._run.is_stopped = True
+
     def _new_task(
         self,
         loop: asyncio.AbstractEventLoop,
@@ -112,7 +116,7 @@ class LoopLeftovers:
         **options: Any,
     ) -> asyncio.Task[Any]:
         task = asyncio.Task(coro, loop=loop, context=context, **options)
-        self._run_of[task] = _RUN.get() if context is None else context.get(_RUN)
+        self._run_of[task] = RUN.get() if context is None else context.get(RUN)
         return task
 
     def _strays(self) -> set[asyncio.Task[Any]]:
@@ -144,7 +148,7 @@ class LoopLeftovers:
             sys.set_asyncgen_hooks(firstiter=self._note_generator)
 
     def _note_generator(self, generator: Any) -> None:
-        if self._run is not None and _RUN.get() is self._run:
+        if RUN.get() is self._run:
             generators, key = self._generators, id(generator)
             generators[key] = ref(generator, lambda _: generators.pop(key, None))
         if self._loops_own_hook is not None:

@@ -17,6 +17,8 @@ from concurrent.futures import Future
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from belay_server.configuration.settings import Settings
 from belay_server.db.postgres.connection import Connection
 from belay_server.db.run_claims import ClaimRequest, RunEnding
@@ -26,6 +28,7 @@ from belay_server.graphs.checkpoints.run_saver import RunSaver
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.runtime import logs
 from belay_server.services.runs.endings import RunEnd
+from belay_workers.child.event_loop import RUN, RunOnLoop, new_loop
 from belay_workers.child.forkserver import Forkserver
 from belay_workers.child.leftovers import Leftovers
 from belay_workers.child.limits import NodeLimits
@@ -37,8 +40,13 @@ from belay_workers.execution.executing_process import ExecutingProcess
 from belay_workers.execution.place import T
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.execution.stops import ASK_SIGNAL, is_importing
+from belay_workers.execution.thread_futures import attribute_callbacks
 from belay_workers.slots import Kind, SlotTable, StopReason
-from belay_workers.supervision.processes import descendants, end_children
+from belay_workers.supervision.processes import (
+    descendants,
+    end_children,
+    kill_with_descendants,
+)
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +82,11 @@ class Child(ExecutingProcess):
         self._has_its_limits = True
         self._has_cut_an_import = False
         self._nodes = MainThreadExecutor(self._restore)
-        self._loop = asyncio.new_event_loop()
+        self._project_code = ProjectCode(graphs.has_code)
+        self._loop = new_loop(self._project_code)
         self._loop.set_default_executor(self._nodes)
         threading.Thread(target=self._run_loop, name="belay-loop", daemon=True).start()
-        self._project_code = ProjectCode(graphs.has_code)
+        attribute_callbacks(self._project_code, RUN.get, _call_back)
         self._leftovers = Leftovers(set(threading.enumerate()), self._project_code)
         self._loop_leftovers = LoopLeftovers(self._loop, self._project_code)
         self._forkserver = Forkserver()
@@ -240,14 +249,28 @@ class Child(ExecutingProcess):
     def _wait_for_leftovers(self) -> None:
         """Wait until everything that the run started has ended. The supervisor limits the time."""
         idle = threading.Event()
-        while self.on_loop(self._loop_leftovers.remain()) or self._has_leftovers():
+        killed: set[psutil.Process] = set()
+        while self.on_loop(self._loop_leftovers.remain()) or self._has_leftovers(killed):
             idle.wait(_LEFTOVER_SECONDS)
+        self._loop_leftovers.end_run()
 
-    def _has_leftovers(self) -> bool:
-        below = descendants(os.getpid())
-        if self._nodes.pool_is_busy or set(below).difference(self._processes_before):
-            return True
-        return self._leftovers.has_threads()
+    def _has_leftovers(self, killed: set[psutil.Process]) -> bool:
+        """Return whether processes or threads of the run are left. Kill the former, and add them to
+        `killed`: threads may wait for them."""
+        left = set(descendants(os.getpid())).difference(self._processes_before)
+        if left:
+            self._forkserver.end()
+            psutil.wait_procs(left & killed, timeout=0)  # if the code that started them does not
+            for process in left - killed:
+                kill_with_descendants(process)
+            killed |= left
+        return bool(left) or self._nodes.pool_is_busy or self._leftovers.has_threads()
+
+
+def _call_back(run: RunOnLoop, function: Callable[[Future[Any]], Any], future: Future[Any]) -> None:
+    """Call a callback of a future for threads, unless its run was stopped."""
+    if not run.is_stopped:
+        function(future)
 
 
 def _release_locals(error: BaseException | None) -> None:

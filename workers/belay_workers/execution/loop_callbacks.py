@@ -96,8 +96,8 @@ def _closure(function: Any) -> Iterable[Any]:
 _WRAPPERS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
     (TASKS, lambda _: ()),
     (_BOUND, lambda method: (method.__self__,)),
-    (_FUTURES, lambda future: [callback for callback, _context in future._callbacks or ()]),
-    (futures.Future, lambda future: list(future._done_callbacks)),
+    (_FUTURES, lambda future: [] if future.done() else [of for of, _ in future._callbacks or ()]),
+    (futures.Future, lambda future: [] if future.done() else list(future._done_callbacks)),
     (asyncio.Handle, lambda handle: (handle._callback, *(handle._args or ()))),
     (functools.partial, lambda call: (call.func, *call.args, *call.keywords.values())),
     ((map, filter), gc.get_referents),

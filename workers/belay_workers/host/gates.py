@@ -100,6 +100,11 @@ class GatedRun:
         finally:
             _EXECUTED.run = outer
 
+    def call_back(self, function: Callable[[Any], Any], future: Any) -> None:
+        """Call a callback of a future, unless this run was stopped."""
+        if not (self.is_frozen or self.is_stopped):
+            self.call(function, future)
+
     def freeze(self) -> None:
         """Execute no more code of this run on the event loop. Its tasks end at their next step."""
         self.is_frozen = True

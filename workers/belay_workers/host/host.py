@@ -30,6 +30,7 @@ from belay_workers.execution.attempt import attempt_run
 from belay_workers.execution.executing_process import ExecutingProcess
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.execution.stops import ASK_SIGNAL, is_importing
+from belay_workers.execution.thread_futures import attribute_callbacks
 from belay_workers.host.announcements import Announcements
 from belay_workers.host.event_loop import HostLoop, LoopPolicy
 from belay_workers.host.gates import GatedRun, Gates
@@ -66,6 +67,7 @@ class Host(ExecutingProcess):
         asyncio.set_event_loop_policy(self._policy)
         asyncio.set_event_loop(self.loop)
         self._threads = RunThreads(self._started.attribute)
+        attribute_callbacks(self._project_code, GatedRun.current, GatedRun.call_back)
         self.loop.set_default_executor(self._threads.executor)
         #: What the runs store together: `claims`, `ends`, and their checkpoints.
         self.commits = GroupCommit(self.database, self.database_thread, self.loop)

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from belay_workers.host.gates import GatedRun
+from belay_workers.host.threads import is_of_anyio
 from belay_workers.supervision import processes
 
 _EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
@@ -83,7 +84,7 @@ def _noting_thread(start: Callable[[threading.Thread], None]) -> Callable[[threa
     def noting(thread: threading.Thread) -> None:
         run = GatedRun.current()
         is_of_pool = getattr(thread, "_target", None) is pool_threads._worker
-        if run is not None and not is_of_pool:
+        if run is not None and not is_of_pool and not is_of_anyio(thread):
             run.threads.add(thread)
             thread.run = partial(run.call, thread.run)  # type: ignore[method-assign]
         start(thread)

@@ -2,7 +2,7 @@
 
 `ThreadPoolExecutor.submit` is replaced in this process, so that calls are known by their run in the
 pools of the project and of libraries, too: a thread of such a pool works for one run after the
-other.
+other. So do the worker threads of anyio, which get their calls through queues.
 """
 
 from __future__ import annotations
@@ -21,6 +21,37 @@ _WORKERS = 64
 _OF_BELAY = ("belay-database", "belay-helper")
 
 
+def is_of_anyio(thread: threading.Thread) -> bool:
+    """Return whether a thread is one of anyio's worker threads."""
+    kind = type(thread)
+    return kind.__name__ == "WorkerThread" and kind.__module__.startswith("anyio.")
+
+
+class _CallOfAnyio:
+    """A call of a run on a thread of anyio, which is not executed if it was cancelled before."""
+
+    def __init__(
+        self, run: GatedRun, function: Callable[..., Any], on_end: Callable[[], None]
+    ) -> None:
+        self._run = run
+        self._function = function
+        self._on_end = on_end
+        self._is_taken = threading.Lock()
+
+    def __call__(self, *args: Any) -> Any:
+        if not self._is_taken.acquire(blocking=False):
+            return None
+        try:
+            return self._run.call(self._function, *args)
+        finally:
+            self._on_end()
+
+    def cancel(self, _future: Any) -> None:
+        """End the call, if the thread has not begun it. Its future is done."""
+        if self._is_taken.acquire(blocking=False):
+            self._on_end()
+
+
 class RunThreads:
     """Counts the calls of runs on threads. Make it once in a host."""
 
@@ -30,6 +61,7 @@ class RunThreads:
         self._lock = threading.Lock()
         self._calls: Counter[GatedRun] = Counter()
         ThreadPoolExecutor.submit = self._counting(ThreadPoolExecutor.submit)  # type: ignore[method-assign]
+        threading.Thread.start = self._starting(threading.Thread.start)  # type: ignore[method-assign,assignment]
         #: The default executor of the event loop.
         self.executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="belay-node")
 
@@ -48,6 +80,32 @@ class RunThreads:
             )
 
         return counting
+
+    def _starting(
+        self, start: Callable[[threading.Thread], None]
+    ) -> Callable[[threading.Thread], None]:
+        @wraps(start)
+        def starting(thread: threading.Thread) -> None:
+            if is_of_anyio(thread):
+                queue: Any = thread.queue  # type: ignore[attr-defined]
+                queue.put_nowait = partial(self._put, queue.put_nowait)
+            start(thread)
+
+        return starting
+
+    def _put(self, put: Callable[[Any], None], item: Any) -> None:
+        """Hand a call to a worker thread of anyio: its context, the function, the arguments and the
+        future of its result; None ends the thread."""
+        run = GatedRun.current()
+        if run is None or item is None:
+            put(item)
+            return
+        context, function, arguments, future, *rest = item
+        call = _CallOfAnyio(run, function, partial(self._end_call, run))
+        with self._lock:
+            self._calls[run] += 1
+        put((context, call, arguments, future, *rest))
+        future.add_done_callback(call.cancel)
 
     def _submit(self, run: GatedRun, submit: Callable[[], Future[Any]]) -> Future[Any]:
         with self._lock:
@@ -76,8 +134,7 @@ class RunThreads:
         self, run: GatedRun, function: Callable[[Future[Any]], Any], future: Future[Any]
     ) -> None:
         try:
-            if not (run.is_frozen or run.is_stopped):
-                run.call(function, future)
+            run.call_back(function, future)
         finally:
             self._end_call(run)
 

@@ -255,8 +255,10 @@ class _ThreadWalk:
         """Yield a run from its start, or from the client's position in it, to its end."""
         is_here = entry.position == self._after.entry
         after = self._after.in_run if is_here else Position(entry.claim_no, 0)
-        if entry.run_id == self._over or after.seq >= END_SEQ:
-            return  # another attempt of this run, which was followed to its end
+        if after.seq >= END_SEQ:
+            self._over = entry.run_id
+        if entry.run_id == self._over:
+            return  # each attempt has an entry, and the run was followed to its end
         if not is_here and not self._encoder.wants_run(entry):
             return
         run = self._run = self._parts.feed.subscribe(entry.run_id, after=after)
