@@ -59,14 +59,22 @@ class OwnStore(BaseStore):
         return self._start(list(ops)).result()
 
     async def abatch(self, ops: Iterable[Any]) -> list[Any]:
+        done = asyncio.wrap_future(self._start(list(ops)))
+        done.add_done_callback(_retrieve)
         # A cancelled caller does not cancel the call: it may have been done already.
-        return await asyncio.shield(asyncio.wrap_future(self._start(list(ops))))
+        return await asyncio.shield(done)
 
     def _start(self, ops: list[Any]) -> _Call:
         call = _Call(self._opened, ops)
         # In an empty context, so that what the store starts is not the current run's.
         Context().run(self._opened.loop.call_soon_threadsafe, call.begin)
         return call
+
+
+def _retrieve(done: asyncio.Future[Any]) -> None:
+    """Retrieve the error of a call, for which its caller may not have waited."""
+    if not done.cancelled():
+        done.exception()
 
 
 class OwnRunStore(OwnStore):

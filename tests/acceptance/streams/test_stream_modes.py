@@ -196,3 +196,11 @@ def test_a_joined_stream_can_select_among_the_modes_of_its_run(http, thread_id):
         params={"stream_mode": "tasks"},
     )
     assert joined == [frame for frame in frames if frame.event == "tasks"]
+
+
+@pytest.mark.parametrize("mode", ["values", "events"])
+def test_every_mode_has_the_same_recursion_limit(http, thread_id, mode):
+    """LangChain's own would be 25 for events."""
+    frames = streamed(http, thread_id, "track", {"goal": 30}, mode)
+    assert "error" not in [frame.event for frame in frames], frames[-1]
+    assert http.get(f"/threads/{thread_id}/state").json()["values"]["laps"] == 30

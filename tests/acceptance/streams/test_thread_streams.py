@@ -169,6 +169,25 @@ def test_a_thread_stream_does_not_repeat_the_last_attempt_of_a_run(server, http,
         assert events_of(listener.wait_for(1))[0] == started(last)
 
 
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_stream_says_that_a_killed_process_may_have_taken_events_with_it(
+    http, thread_id, beats, resumable
+):
+    """Those of a resumable run were in the log before what they are about was stored."""
+    input_ = {"kind": "async_sleep", "beats": str(beats), "seconds": 1}
+    body = {"assistant_id": "nodes", "input": input_, "stream_resumable": resumable}
+    lines = []
+    with http.stream("POST", f"/threads/{thread_id}/runs/stream", json=body) as answer:
+        for line in answer.iter_lines():
+            lines.append(line)
+            if len(lines) == 1:
+                beats.wait_for("begin")
+                os.kill(beats.pids().pop(), signal.SIGKILL)
+    second = next(at for at, line in enumerate(lines) if '"attempt":2' in line)
+    assert (": gap" in lines) is not resumable
+    assert resumable or lines.index(": gap") < second
+
+
 def test_joining_a_thread_during_a_run_streams_only_later_events(
     server, http, thread_id, beats, stops_all
 ):

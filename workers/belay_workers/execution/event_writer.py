@@ -33,15 +33,18 @@ _PAUSE_SECONDS = 1.0
 class RunEvents:
     """The events of one attempt of a run. `emit` and `flush` may be called from all threads."""
 
-    def __init__(self, writer: EventWriter, claim: Claim, started: Started | None) -> None:
+    def __init__(
+        self, writer: EventWriter, claim: Claim, started: Started | None, *, behind_gap: bool
+    ) -> None:
         self._writer = writer
         self.claim = claim
         #: Written with the first event.
         self.started = started
         self.written = Written()
+        #: Readers see by its number that events may be missing before the first one.
+        self.first = 2 if behind_gap else 1
         #: How many events were emitted, and how many of them have been written or dropped.
-        self.emitted = 0
-        self.settled = 0
+        self.emitted = self.settled = self.first - 1
 
     def emit(self, name: str, data: bytes) -> None:
         """Queue one event. It is dropped when too many are waiting."""
@@ -68,9 +71,12 @@ class EventWriter:
         self._thread = threading.Thread(target=self._write, name="belay-events", daemon=True)
         self._thread.start()
 
-    def of_run(self, claim: Claim, started: Started | None = None) -> RunEvents:
-        """Return the events of an attempt. `started` is written with the first of them."""
-        return RunEvents(self, claim, started)
+    def of_run(
+        self, claim: Claim, started: Started | None = None, *, behind_gap: bool = False
+    ) -> RunEvents:
+        """Return the events of an attempt. `started` is written with the first of them. With
+        `behind_gap`, events of the attempt before may be missing."""
+        return RunEvents(self, claim, started, behind_gap=behind_gap)
 
     def add(self, run: RunEvents, event: Event) -> None:
         """Queue an event of a run; `RunEvents.emit` calls this."""
@@ -133,7 +139,7 @@ class EventWriter:
                 run.claim.run_id,
                 events,
                 run.written,
-                run.started if events[0].position.seq == 1 else None,
+                run.started if events[0].position.seq == run.first else None,
             )
             for run, events in gathered.items()
         ]

@@ -19,6 +19,7 @@ from langchain_core.messages import (
     message_chunk_to_message,
 )
 from langchain_core.tracers import LangChainTracer
+from langgraph._internal._config import DEFAULT_RECURSION_LIMIT
 from langgraph.pregel import Pregel
 from langsmith.utils import tracing_is_enabled
 
@@ -352,7 +353,9 @@ async def _stream_events(
 ) -> None:
     """Stream the start and end of everything that runs, with the graph's own stream in between."""
     run_id = UUID(execution.kwargs.configurable["run_id"])
-    config = {**execution.config, "run_id": run_id}
+    # LangChain would limit the steps to 25, unlike LangGraph.
+    limit = {"recursion_limit": DEFAULT_RECURSION_LIMIT}
+    config = {**limit, **execution.config, "run_id": run_id}
     options = _options(execution, modes)
     said = graph.astream_events(execution.input, config, version="v2", **options)  # type: ignore[call-overload]
     async for event in said:
