@@ -174,6 +174,7 @@ def test_a_run_that_blocks_the_loop_is_interrupted_once_it_is_to_be(loop):
         assert time.monotonic() - began < 20
         with pytest.raises(RunCancelled):
             task.result()
+        assert (run.was_interrupted, other.was_interrupted) == (True, False)
     finally:
         signal.signal(signal.SIGALRM, before)
 

@@ -62,6 +62,8 @@ class GatedRun:
         self.is_frozen = False
         #: Whether it was stopped, and nothing of it is left.
         self.is_stopped = False
+        #: Whether its code was interrupted anywhere: it may hold a lock of the process for good.
+        self.was_interrupted = False
         #: The identifiers of the threads that execute its code on an event loop now.
         self.stepped_by: set[int] = set()
         #: Coroutines, tasks and generators that must not be closed nor collected.
@@ -146,10 +148,16 @@ def uninterrupted(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         result = function(*args, **kwargs)
     finally:
         _EXECUTED.run = run
+    _interrupt(run)
+    return result
+
+
+def _interrupt(run: GatedRun | None) -> None:
+    """Raise RunCancelled in the code of a run, if it is to be interrupted."""
     if run is not None and run.slot is not None and run.slot.is_interrupted(run.claim):
+        run.was_interrupted = True
         _EXECUTED.run = None
         raise RunCancelled
-    return result
 
 
 class Gates:
@@ -217,10 +225,7 @@ class Gates:
     def interrupt(self) -> None:
         """Raise RunCancelled in the code that the event loop executes, if its run is to be
         interrupted. Called by a signal handler, on the loop's thread."""
-        run = _EXECUTED.run
-        if run is not None and run.slot is not None and run.slot.is_interrupted(run.claim):
-            _EXECUTED.run = None
-            raise RunCancelled
+        _interrupt(_EXECUTED.run)
 
     def call(self, run: GatedRun, function: Callable[..., Any], *args: Any) -> Any:
         """Call a callback of a run, unless the run is frozen or was stopped."""

@@ -162,6 +162,7 @@ class Host(ExecutingProcess):
         """Note that the graph of a run is not executed any more."""
         if run.is_frozen:
             self._frozen.append(run)
+        if run.is_frozen or run.was_interrupted:
             self._is_worn = True
             self.slot.note_worn()
         if run.has_started or run.processes:

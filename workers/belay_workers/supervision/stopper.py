@@ -48,8 +48,8 @@ _IDLE_TICK_SECONDS = 0.1
 _BLOCKING_SECONDS = 1.0
 _LONGEST_BLOCKING_SECONDS = 5.0
 _BLOCKS = "has blocked the event loop of its host"
-#: Seconds for which the other runs of a host go on after it has frozen one, which may hold a lock
-#: that they wait for. Then they are put back, and go on in another host.
+#: Seconds for which the other runs of a host go on after it has frozen or interrupted one, which
+#: may hold a lock that they wait for. Then they are put back, and go on in another host.
 _WORN_SECONDS = 10.0
 #: Seconds after which a host is killed because a frozen run has threads left or an interrupted one
 #: goes on, and after which it is killed because it has not frozen the run.
@@ -179,7 +179,8 @@ class Stopper:
         self._requests.forget_all_but(self._claims_in_hand)
 
     def _drain_worn_hosts(self, readings: list[Reading]) -> None:
-        """Have the runs put back that are left in hosts which have frozen one long ago."""
+        """Have the runs put back that are left in hosts which have frozen or interrupted one
+        long ago."""
         long_ago = time.monotonic() - _WORN_SECONDS
         worn = {reading.pid for reading in readings if 0 < reading.worn_at < long_ago}
         for reading in readings:
