@@ -154,10 +154,10 @@ def test_a_thread_stream_resumes_exactly_after_any_of_its_events(server, http, t
 
 def test_a_thread_stream_does_not_repeat_the_last_attempt_of_a_run(server, http, thread_id, beats):
     """Each attempt has an entry in the thread's log, the positions are of the first one."""
-    input_ = {"kind": "async_sleep", "beats": str(beats), "seconds": 0.2}
-    body = {"assistant_id": "nodes", "input": input_, "stream_resumable": True}
+    input_ = {"beats": str(beats), "seconds": 0.3}
+    body = {"assistant_id": "steps", "input": input_, "stream_resumable": True}
     run_id = http.post(f"/threads/{thread_id}/runs", json=body).json()["run_id"]
-    beats.wait_for("begin")
+    beats.wait_for("s1:start")
     os.kill(beats.pids().pop(), signal.SIGKILL)
     http.get(f"/threads/{thread_id}/runs/{run_id}/join")
     with listening(server, thread_id, "-") as listener:
@@ -174,14 +174,14 @@ def test_a_stream_says_that_a_killed_process_may_have_taken_events_with_it(
     http, thread_id, beats, resumable
 ):
     """Those of a resumable run were in the log before what they are about was stored."""
-    input_ = {"kind": "async_sleep", "beats": str(beats), "seconds": 1}
-    body = {"assistant_id": "nodes", "input": input_, "stream_resumable": resumable}
+    input_ = {"beats": str(beats), "seconds": 0.3}
+    body = {"assistant_id": "steps", "input": input_, "stream_resumable": resumable}
     lines = []
     with http.stream("POST", f"/threads/{thread_id}/runs/stream", json=body) as answer:
         for line in answer.iter_lines():
             lines.append(line)
             if len(lines) == 1:
-                beats.wait_for("begin")
+                beats.wait_for("s1:start")
                 os.kill(beats.pids().pop(), signal.SIGKILL)
     second = next(at for at, line in enumerate(lines) if '"attempt":2' in line)
     assert (": gap" in lines) is not resumable
