@@ -454,7 +454,7 @@ def elsewhere(loop):
 
 
 def leftovers_of(loop, policy):
-    """What the runs of a loop leave on it, and on those of a policy."""
+    """Return the leftovers of the runs of a loop, and of the loops of a policy."""
     no_threads = SimpleNamespace(work_for=lambda _: False)
     nothing_started = SimpleNamespace(end=lambda _: False)
     return HostLeftovers(loop.loop, policy, loop.gates, no_threads, nothing_started)

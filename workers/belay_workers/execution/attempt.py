@@ -153,7 +153,7 @@ async def _attempt(place: Place, claimed: ClaimedRun) -> None:
         {"run_id": str(claimed.run_id), "thread_id": str(claimed.thread_id), "attempt": attempt}
     )
     fault_points.reached(FaultPoint.CLAIMED, claimed.run_id)
-    # A process that died may have taken the last events with it, unless they could be read again.
+    # The last events of a process that died may not have been written, unless they are resumable.
     behind_gap = claimed.claim_no > 1 and not claimed.kwargs.resumable
     events = place.event_writer.of_run(claimed.claim, _started(claimed), behind_gap=behind_gap)
     events.emit("metadata", to_json({"run_id": str(claimed.run_id), "attempt": claimed.attempts}))

@@ -13,7 +13,7 @@ from weakref import ref
 
 from belay_workers.host.gates import GatedRun
 
-#: Between the death of a generator and its finalization, which the garbage collector does at once.
+#: Seconds for which the run of an unreachable generator is kept; its finalization follows at once.
 _KEPT_SECONDS = 1.0
 
 

@@ -18,7 +18,7 @@ _TURN_SECONDS = 0.05
 
 
 class HostLeftovers:
-    """What the runs of one event loop leave behind."""
+    """Ends what stopped runs leave on one event loop, on threads and in processes."""
 
     def __init__(
         self,
