@@ -18,7 +18,7 @@ from psycopg.sql import SQL, Identifier
 from belay_server.db.migrate import migrate
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey
 from tests.groups import ByServers, order_of
-from tests.servers import STORE_INDEX, LiveServer, running
+from tests.servers import PROJECT, STORE_INDEX, LiveServer, running
 
 
 def pytest_addoption(parser):
@@ -112,6 +112,20 @@ def make_server(scratch, make_database):
         return LiveServer(scratch / name, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def guarded(make_server):
+    """A server with the project's own authentication, for the tests of several files."""
+    live = make_server(
+        "guarded",
+        config=PROJECT.parent / "with_auth.json",
+        BELAY_HEARTBEAT_SECONDS="1",
+        BELAY_WEBHOOK_ALLOW_PRIVATE="1",
+        BELAY_STATEMENT_SECONDS="20",
+    ).start()
+    yield live
+    live.stop()
 
 
 @pytest.fixture(scope="session")

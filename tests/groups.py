@@ -13,13 +13,16 @@ from xdist.scheduler import LoadScopeScheduling
 
 #: Suites whose files all share servers.
 _WHOLE = {"tests/faults", "tests/integration", "tests/attacks"}
+#: Files of `acceptance` that share another server than its common one, and the group's name.
+_SHARED = {
+    "test_attacks.py": "tests/attacks",
+    "test_auth.py": "tests/attacks",
+    "test_cancel_guide.py": "tests/acceptance/newcomers",
+    "test_docs_blocks.py": "tests/acceptance/newcomers",
+}
 #: Files of `acceptance` that do not use its common server.
 _SEPARATE = {
     "test_agent_run_servers.py",
-    "test_attacks.py",
-    "test_auth.py",
-    "test_cancel_guide.py",
-    "test_docs_blocks.py",
     "test_keys.py",
     "test_large_states.py",
     "test_limits.py",
@@ -35,10 +38,8 @@ _LONGEST = [
     "tests/faults",
     "tests/acceptance/m-z",
     "tests/acceptance/a-l",
-    "tests/integration",
     "tests/attacks",
-    "tests/acceptance/security/test_auth.py",
-    "tests/acceptance/security/test_attacks.py",
+    "tests/integration",
     "tests/acceptance/projects/test_project_commands.py",
     "tests/acceptance/projects/test_projects.py",
 ]
@@ -59,6 +60,8 @@ def group_of(file: str) -> str:
         return suite
     if suite != "tests/acceptance" or path.name in _SEPARATE:
         return file
+    if path.name in _SHARED:
+        return _SHARED[path.name]
     # Two halves use the common server. More would distribute more evenly, but cost a start each.
     return f"{suite}/a-l" if path.name < "test_m" else f"{suite}/m-z"
 

@@ -18,6 +18,17 @@ def server(scratch):
     live.stop()
 
 
+@pytest.fixture(scope="session")
+def newcomers_server(scratch):
+    """A server as a new user starts it: with the example project, which is served where there is no
+    `langgraph.json`."""
+    folder = scratch / "newcomer"
+    folder.mkdir()
+    live = LiveServer(scratch / "example", config=None, cwd=folder).start()
+    yield live
+    live.stop()
+
+
 @pytest.fixture
 def http(server):
     with watched(httpx.Client(base_url=server.url, timeout=60)) as client:

@@ -22,7 +22,6 @@ from typing import Any
 import pytest
 
 from tests.long_forms import long_case
-from tests.servers import LiveServer
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/tutorial/first-run.md", "docs/tutorial/first-cancel.md")
@@ -79,13 +78,8 @@ def test_few_blocks_are_not_executed():
 
 
 @pytest.fixture(scope="module")
-def server(scratch):
-    """Yield a server with the example, which is served where there is no `langgraph.json`."""
-    folder = scratch / "newcomer"
-    folder.mkdir()
-    live = LiveServer(scratch / "blocks", config=None, cwd=folder).start()
-    yield live
-    live.stop()
+def server(newcomers_server):
+    return newcomers_server
 
 
 class Shell:

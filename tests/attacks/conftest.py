@@ -11,21 +11,13 @@ from dataclasses import dataclass, field
 import httpx
 import pytest
 
-from tests.servers import PROJECT, LiveServer
+from tests.servers import LiveServer
 
 
 @pytest.fixture(scope="session")
 def open_server(make_server: Callable[..., LiveServer]) -> Iterator[LiveServer]:
     """Yield a server with the default limits, as a new user has it, and short client timeouts."""
     live = make_server("attacked-open", BELAY_BODY_SECONDS="3", BELAY_HEADER_SECONDS="3")
-    yield live.start()
-    live.stop()
-
-
-@pytest.fixture(scope="session")
-def shared_server(make_server: Callable[..., LiveServer]) -> Iterator[LiveServer]:
-    """Yield a server with the project's own authentication, shared by two tenants."""
-    live = make_server("attacked-shared", config=PROJECT.parent / "with_auth.json")
     yield live.start()
     live.stop()
 

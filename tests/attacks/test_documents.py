@@ -114,11 +114,11 @@ def walk(server, examples: int, steps: int, seed: int | None = None) -> int:
 
 
 @pytest.mark.long
-def test_no_resource_of_one_tenant_is_shown_to_another(shared_server):
-    assert walk(shared_server, examples=4, steps=8) > 5
+def test_no_resource_of_one_tenant_is_shown_to_another(guarded):
+    assert walk(guarded, examples=4, steps=8) > 5
 
 
 @pytest.mark.full
 @pytest.mark.timeout(1800)
-def test_no_resource_of_one_tenant_is_shown_to_another_on_long_walks(shared_server):
-    assert walk(shared_server, examples=120, steps=20) > 500
+def test_no_resource_of_one_tenant_is_shown_to_another_on_long_walks(guarded):
+    assert walk(guarded, examples=120, steps=20) > 500

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.long_forms import long_case
+
 LATER = {"assistant_id": "counter", "input": {"count": 1}, "after_seconds": 3600}
 
 
@@ -233,12 +235,12 @@ def play(server, seed: int, steps: int) -> None:
         tenant.client.close()
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_no_caller_sees_resources_of_another(shared_server, seed):
-    play(shared_server, seed, 120)
+@pytest.mark.parametrize("seed", [0, long_case(1), long_case(2)])
+def test_no_caller_sees_resources_of_another(guarded, seed):
+    play(guarded, seed, 120)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(100, 140))
-def test_no_caller_sees_resources_of_another_in_long_plays(shared_server, seed):
-    play(shared_server, seed, 1_000)
+def test_no_caller_sees_resources_of_another_in_long_plays(guarded, seed):
+    play(guarded, seed, 1_000)

@@ -21,7 +21,7 @@ from tests.faults.conftest import (
     pass_time,
     signal_tree,
 )
-from tests.long_forms import full_case, in_turn
+from tests.long_forms import full_case, in_turn, long_case
 from tests.waiting import wait_until
 
 #: The moments in a child, from the doorbell's arrival to the announcement of the end.
@@ -119,7 +119,7 @@ def test_a_web_process_killed_before_the_commit_has_accepted_no_run(cluster, pro
 
 @pytest.mark.parametrize(
     ("point", "by"),
-    [("P1", "key"), ("P2", "run_id"), full_case("P1", "run_id"), full_case("P2", "key")],
+    [("P2", "run_id"), long_case("P1", "key"), full_case("P1", "run_id"), full_case("P2", "key")],
 )
 def test_a_create_whose_response_was_lost_can_be_retried(cluster, probe, point, by):
     thread_id = probe.client.threads.create()["thread_id"]

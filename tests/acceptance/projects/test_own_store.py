@@ -9,12 +9,13 @@ from langgraph_sdk.errors import APIStatusError
 
 from tests.acceptance.projects.test_project_shapes import PROJECTS
 from tests.conformance import watched
+from tests.long_forms import long_case
 from tests.waiting import wait_until
 
 CONFIG = PROJECTS / "notes" / "langgraph.json"
 
 
-@pytest.fixture(scope="module", params=["process", "shared"])
+@pytest.fixture(scope="module", params=["process", long_case("shared")])
 def server(make_server, make_database, request):
     isolation = request.param
     urls = {"NOTES_URL": make_database(f"notes-{isolation}")}
@@ -95,6 +96,7 @@ def test_a_cancel_does_not_wait_for_a_call_that_is_not_answered(server, client, 
     assert was_killed() is (key == "blocks")
 
 
+@pytest.mark.long
 def test_a_store_that_fails_is_reported(make_server):
     url = "postgresql://nobody@127.0.0.1:1/nothing"
     live = make_server("own-failing", config=CONFIG, NOTES_URL=url).start()

@@ -21,13 +21,8 @@ ASSISTANT = "agent"
 
 
 @pytest.fixture(scope="module")
-def server(scratch):
-    """Yield a server with the example project, as a new user would start it."""
-    from tests.servers import LiveServer
-
-    live = LiveServer(scratch / "guide", config=None).start()
-    yield live
-    live.stop()
+def server(newcomers_server):
+    return newcomers_server
 
 
 def curl(*arguments: str) -> str:

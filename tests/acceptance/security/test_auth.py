@@ -24,20 +24,11 @@ from belay_server.domain.agent_runs.runs import agent_run_id
 from tests.acceptance.agent_runs.exa_clients import BETA, asking
 from tests.acceptance.playing import frames_of, refused
 from tests.conformance import watched
-from tests.servers import PROJECT, LiveServer
+from tests.servers import LiveServer
 from tests.waiting import wait_until
 
 NEVER_SOON = "0 0 1 1 *"
 SECRET = "only for ann's eyes"
-
-
-@pytest.fixture(scope="module")
-def guarded(make_server):
-    live = make_server(
-        "auth", config=PROJECT.parent / "with_auth.json", BELAY_HEARTBEAT_SECONDS="1"
-    ).start()
-    yield live
-    live.stop()
 
 
 def as_user(server: LiveServer, token: str | None) -> httpx.Client:

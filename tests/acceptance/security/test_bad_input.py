@@ -12,15 +12,17 @@ import json
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 import pytest
+from _pytest.mark import ParameterSet
 
 from tests.conformance import watched
+from tests.long_forms import long_case
 
 UNKNOWN = "018f0000-0000-7000-8000-00000000dead"
 RUN = {"assistant_id": "counter", "input": {"count": 1}}
@@ -557,19 +559,30 @@ def test_every_base_body_of_the_table_is_accepted(http):
         assert answer.status_code == ANSWERS.get(operation, 200), operation
 
 
-#: Tested with every wrong value; the other ways to create a run share its fields and get a few.
+#: In `make test` one operation gets every wrong value and the others a few, which shows that they
+#: use the same checks; in `make test-all` each of them gets every one.
 _THOROUGHLY = "POST /threads/{thread_id}/runs"
-_A_FEW = 4
 
 
-@pytest.mark.parametrize("operation", BODIES)
-def test_a_field_of_the_wrong_type_or_out_of_range_is_refused(http, spot, operation):
+def each(operations: Iterable[str], *, thorough: str) -> list[ParameterSet]:
+    """Return the operations, each with whether it gets every wrong value."""
+    quick = [pytest.param(operation, operation == thorough) for operation in operations]
+    further = [operation for operation in operations if operation != thorough]
+    return quick + [long_case(operation, True) for operation in further]
+
+
+def first_and_last(values: Sequence[Any], *, every: bool) -> Sequence[Any]:
+    """Return the first two values and the last two, or every one."""
+    return values if every or len(values) <= 4 else [*values[:2], *values[-2:]]
+
+
+@pytest.mark.parametrize(("operation", "every"), each(BODIES, thorough=_THOROUGHLY))
+def test_a_field_of_the_wrong_type_or_out_of_range_is_refused(http, spot, operation, every):
     base, fields = BODIES[operation]
-    few = operation in CREATES_A_RUN and operation != _THOROUGHLY
     with leaving_no_trace(http, spot) as problems:
         for name, kind in fields.items():
             # For assistants an unknown graph name is 404, as in the reference.
-            for value in kind.refused[: _A_FEW if few else None]:
+            for value in first_and_last(kind.refused, every=every):
                 answer = send(http, spot, operation, json=changed(spot.body(base), name, value))
                 unknown_graph = name == "graph_id" and isinstance(value, str)
                 if problem := refusal(answer, 404 if unknown_graph else 422):
@@ -659,12 +672,13 @@ def with_value(base: dict[str, Any], value: bytes, key: str) -> bytes:
     )
 
 
-@pytest.mark.parametrize("operation", BODIES)
-def test_a_body_that_is_not_json_is_refused(http, spot, operation):
+@pytest.mark.parametrize(("operation", "every"), each(BODIES, thorough=_THOROUGHLY))
+def test_a_body_that_is_not_json_is_refused(http, spot, operation, every):
     base = spot.body(BODIES[operation][0])
-    bodies = {**NO_BODIES, **{name: with_value(base, v, "x") for name, v in NO_VALUES.items()}}
+    no_values = [(name, with_value(base, value, "x")) for name, value in NO_VALUES.items()]
+    bodies = [*NO_BODIES.items(), *no_values]
     with leaving_no_trace(http, spot) as problems:
-        for name, content in bodies.items():
+        for name, content in first_and_last(bodies, every=every):
             answer = send(http, spot, operation, content=content)
             problem = refusal(answer)
             if problem or not answer.json()["detail"].startswith("Invalid JSON in request body"):
@@ -782,12 +796,12 @@ OPERATIONS = [
     ("GET /runs/{run_id}/join", None),
     ("GET /runs/{run_id}/stream", None),
 ]
-PARAMETERS = [
-    pytest.param(operation, body, name, id=f"{operation} bad {name}")
+PARAMETERS = {
+    f"{operation} bad {name}": (operation, body, name)
     for operation, body in OPERATIONS
     for name in ("assistant_id", "thread_id", "run_id", "checkpoint_id", "cron_id")
     if f"{{{name}}}" in operation
-]
+}
 BY_NAME = ("/graph", "/schemas", "/subgraphs")
 _IN_PATHS_ONLY = (
     "%00",
@@ -817,15 +831,18 @@ def test_the_table_has_every_path_with_an_id(http):
     assert found == {operation for operation, _ in OPERATIONS}
 
 
-@pytest.mark.parametrize(("operation", "body", "name"), PARAMETERS)
-def test_a_path_id_that_is_not_a_uuid_is_refused(http, spot, operation, body, name):
+@pytest.mark.parametrize(
+    ("parameter", "every"), each(PARAMETERS, thorough="GET /threads/{thread_id} bad thread_id")
+)
+def test_a_path_id_that_is_not_a_uuid_is_refused(http, spot, parameter, every):
+    operation, body, name = PARAMETERS[parameter]
     method, path = operation.split(" ", 1)
     # Where a graph name is accepted, the text is not a known name either.
     named = any(f"}}{end}" in operation for end in BY_NAME)
     noun = "assistant: " if named else f"{name.removesuffix('_id')} ID"
     texts = [_quoted(text) for text in NO_UUID if text and "/" not in text] + list(_IN_PATHS_ONLY)
     with leaving_no_trace(http, spot) as problems:
-        for text in texts:
+        for text in first_and_last(texts, every=every):
             url = spot.url(path.replace(f"{{{name}}}", text.replace("{", "").replace("}", "")))
             answer = http.request(method, url, json=body)
             problem = refusal(answer)

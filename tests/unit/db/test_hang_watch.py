@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests.long_forms import long_case
+
 PROGRAM = """
 from gevent import monkey
 
@@ -66,7 +68,7 @@ print(told)
     ("server", "told"),
     [
         ("hangs", [("short", "done", False), ("long", "ended", True)]),
-        ("answers", [("short", "done", False), ("long", "done", False)]),
+        long_case("answers", [("short", "done", False), ("long", "done", False)]),
     ],
 )
 def test_a_wait_is_ended_only_when_the_server_hangs(server, told):
