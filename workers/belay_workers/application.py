@@ -16,6 +16,7 @@ from belay_server.configuration.project_env import add_project_env
 from belay_server.configuration.setting_aliases import warn_of_ignored
 from belay_server.configuration.settings import Settings, SettingsError
 from belay_server.doorbell import celery_config
+from belay_server.graphs.isolation import may_share
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.registry import GraphRegistry
@@ -36,6 +37,7 @@ class Belay(Celery):
     amqp_cls = PromptAMQP
     settings: Settings
     graphs: GraphRegistry
+    #: Known when the graphs are loaded (`parent.prepare`).
     placement: Placement
     slots: SlotTable
     access: RunAccess
@@ -82,8 +84,9 @@ def make_app() -> Belay:
         refuse_to_start(error)
     made = Belay("belay", include=["belay_workers.tasks"])
     made.conf.update(celery_config(settings))
-    made.placement = Placement(settings, project)
-    made.conf.worker_concurrency = settings.concurrency + made.placement.hosted_runs
+    # The most that it may be without an option of Celery's; see `parent.prepare`.
+    hosted = settings.shared_concurrency if may_share(settings, project) else 0
+    made.conf.worker_concurrency = settings.concurrency + hosted
     made.conf.worker_pool = "belay_workers.pool.run_pool:RunPool"
     made.settings = settings
     made.graphs = GraphRegistry(project)

@@ -41,7 +41,7 @@ def _configure_logging(loglevel: Any = None, **_: Any) -> None:
 def _prepare_parent(sender: Any = None, **_: Any) -> None:
     if get_implementation(sender.pool_cls) is not get_implementation(app.conf.worker_pool):
         refuse_to_start(SettingsError("only Belay's own pool executes runs: omit --pool"))
-    parent.prepare(app, sender.concurrency or app.settings.concurrency)
+    sender.concurrency = parent.prepare(app, sender.concurrency)
 
 
 @signals.worker_shutting_down.connect

@@ -27,6 +27,7 @@ from belay_workers.background.sweeper import Sweeper
 from belay_workers.background.webhooks import Webhooks
 from belay_workers.child.signals import ChildSignals
 from belay_workers.connection_budget import log_connections, refuse_too_many_connections
+from belay_workers.placement import Placement
 from belay_workers.slots import SlotTable
 from belay_workers.supervision import processes
 from belay_workers.supervision.guardian import Guardian
@@ -48,10 +49,12 @@ _UNSUPERVISED_SECONDS = 5.0
 _STALLED = 75
 
 
-def prepare(app: Belay, concurrency: int) -> None:
+def prepare(app: Belay, concurrency: int) -> int:
     """Before the pool forks: wait for the schema, load the graphs, make the shared memory.
 
-    What was loaded is then excluded from garbage collection.
+    What was loaded is then excluded from garbage collection. Return how many runs the worker
+    executes at once: `concurrency`, which is Celery's option or the default, and then without the
+    part for hosts where no graph shares them.
     """
     settings = app.settings
     try:
@@ -62,8 +65,8 @@ def prepare(app: Belay, concurrency: int) -> None:
         )
     except SchemaNotReady as error:
         refuse_to_start(error)
-    refuse_too_many_connections(app, concurrency)
-    app.slots = SlotTable((concurrency + app.placement.hosts) * 2 + _SPARE_SLOTS)
+    hosts = settings.run_hosts or os.cpu_count() or 1
+    app.slots = SlotTable((concurrency + hosts) * 2 + _SPARE_SLOTS)
     # Processes that a node starts can be found when the node's child dies, and when this one does.
     app.child_signals = ChildSignals()
     processes.become_reaper()
@@ -73,9 +76,14 @@ def prepare(app: Belay, concurrency: int) -> None:
     app.guardian.ensure()  # fork it while this process is small
     if settings.preload_graphs:
         load_graphs(app)
+    app.placement = Placement.of(settings, app.graphs)
+    if concurrency == app.conf.worker_concurrency:
+        concurrency = settings.concurrency + app.placement.hosted_runs
+    refuse_too_many_connections(app, concurrency)
     app.orphans = Orphans(app.slots.pids)
     _import_for_children()
     startup_gc.started()
+    return concurrency
 
 
 def _import_for_children() -> None:

@@ -31,9 +31,10 @@ _LONGEST_STATEMENT_SECONDS = 2_147_483
 _RATE = re.compile(r"[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)")
 _MIB = 1024 * 1024
 _AES_KEY_BYTES = (16, 24, 32)
-#: Where the runs of a graph are executed: in a process for each, or in shared hosts.
+#: Where the runs of a graph are executed: in a process for each, in shared hosts, or by its nodes.
 SHARED = "shared"
-ISOLATION_WORDS = ("process", SHARED)
+AUTO = "auto"
+ISOLATION_WORDS = ("process", SHARED, AUTO)
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 EXAMPLE_CONFIG = Path(__file__).resolve().parents[1] / "example" / "langgraph.json"

@@ -112,14 +112,19 @@ class GraphRegistry:
     def name_of(self, graph_id: str) -> str:
         """Return the name that the graph was compiled with. If it has none, or a factory makes it,
         return its id."""
-        made = self._loaded.get(graph_id)
-        name = made.name if isinstance(made, Pregel) else None
+        graph = self.compiled(graph_id)
+        name = None if graph is None else graph.name
         return name if name and name != _UNNAMED else graph_id
+
+    def compiled(self, graph_id: str) -> Graph | None:
+        """Return the graph. None if a factory makes it for each run, or it is not loaded yet."""
+        made = self._loaded.get(graph_id)
+        return made if isinstance(made, Pregel) else None
 
     def nodes_of(self, graph_id: str) -> frozenset[str] | None:
         """Return the names of a graph's nodes. None if a factory makes the graph for each run."""
-        made = self._loaded.get(graph_id)
-        return frozenset(made.nodes) if isinstance(made, Pregel) else None
+        graph = self.compiled(graph_id)
+        return None if graph is None else frozenset(graph.nodes)
 
     @asynccontextmanager
     async def open(self, graph_id: str, use: GraphUse) -> AsyncIterator[Graph]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 from belay_server.bus.client import RedisError
-from belay_server.graphs.project.isolation import isolation_of
+from belay_server.graphs.isolation import isolation_of
 from belay_server.services.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -16,8 +17,10 @@ def placement_of(parts: Parts, graph_id: str) -> str | None:
     the value of a header. None for a graph that the project does not have."""
     if graph_id not in parts.graphs:
         return None
-    isolation = isolation_of(parts.settings, parts.graphs.project, graph_id)
-    words = ["shared" if isolation.is_shared else "process", f'reason="{isolation.reason}"']
+    isolation = isolation_of(parts.settings, parts.graphs, graph_id)
+    # As JSON, the name of a node cannot end the header's line, nor the text in quotes.
+    reason = json.dumps(isolation.reason)
+    words = ["shared" if isolation.is_shared else "process", f"reason={reason}"]
     if isolation.is_shared:
         try:
             isolated = parts.isolated_graphs.of(graph_id)

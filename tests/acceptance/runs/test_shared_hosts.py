@@ -59,7 +59,8 @@ def hosts(make_server, tmp_path_factory):
         "hostile": f"{project}/graphs/hostile.py:graph_async",
     }
     config = folder / "langgraph.json"
-    document = {"dependencies": [project], "graphs": graphs, "isolation": {"alone": "process"}}
+    isolation = {"steps": "auto", "alone": "auto"}  # asynchronous and synchronous nodes
+    document = {"dependencies": [project], "graphs": graphs, "isolation": isolation}
     config.write_text(json.dumps(document))
     settings = {"BELAY_ISOLATION": "shared", "BELAY_RUN_HOSTS": "1"}
     live = make_server("hosts", config=config, **settings).start()
@@ -137,8 +138,8 @@ def placement_of(hosts, client, graph):
 
 def test_the_api_shows_where_runs_are_executed_and_why(hosts, client, tmp_path):
     steps, alone = (placement_of(hosts, client, graph) for graph in ("steps", "alone"))
-    assert steps == 'shared; reason="BELAY_ISOLATION, or its default"'
-    assert alone == 'process; reason="isolation in langgraph.json"'
+    assert steps == 'shared; reason="all nodes are asynchronous"'
+    assert alone == 'process; reason="the node s1 is synchronous"'
 
     def reported():
         path = tmp_path / f"beats{time.monotonic()}"

@@ -173,7 +173,7 @@ def read_project(path: Path) -> Project:
 def _isolation(path: Path, graphs: Mapping[str, Any], isolation: Any) -> Mapping[str, str]:
     """Return where the runs of each graph are executed, as `isolation` says."""
     if not isinstance(isolation, dict) or not set(isolation.values()) <= set(ISOLATION_WORDS):
-        words = " or ".join(f"'{word}'" for word in ISOLATION_WORDS)
+        words = "{}, {} or {}".format(*(f"'{word}'" for word in ISOLATION_WORDS))
         raise ProjectError(f"{path}: 'isolation' must map graph ids to {words}")
     if unknown := sorted(set(isolation) - set(graphs)):
         raise ProjectError(
