@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections import Counter
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from langgraph_sdk import get_sync_client
 
 from tests.acceptance.runs.test_cancel_nodes import assert_silent
 from tests.conformance import watched
+from tests.conftest import Beats
 from tests.long_forms import long_case
 from tests.servers import PROJECT
 from tests.waiting import wait_until
@@ -39,6 +41,8 @@ QUICK = [
     "block_loop",
     "swallow_sync",
 ]
+#: Each is a graph of its own, which no other test has isolated.
+BAD = ["block_loop", "swallow_async", "hold_gil", "restart_tasks"]
 KINDS = [kind if kind in QUICK else long_case(kind) for kind in ALL]
 NEIGHBOURS = 5
 
@@ -57,6 +61,8 @@ def hosts(make_server, tmp_path_factory):
         "steps": f"{project}/graphs/steps.py:steps",
         "alone": f"{project}/graphs/steps.py:sync_steps",
         "hostile": f"{project}/graphs/hostile.py:graph_async",
+        "leaves": f"{project}/graphs/simple.py:leaves_async",
+        **{f"beside_many_{kind}": f"{project}/graphs/nodes.py:graph" for kind in BAD},
     }
     config = folder / "langgraph.json"
     isolation = {"steps": "auto", "alone": "auto"}  # asynchronous and synchronous nodes
@@ -79,10 +85,10 @@ def start(client, graph, input_):
     return thread_id, client.runs.create(thread_id, graph, input=input_)["run_id"]
 
 
-def start_neighbours(client, tmp_path, seconds=0.4):
+def start_neighbours(client, tmp_path, *, seconds=0.4, count=NEIGHBOURS):
     """Start runs of four steps. Return them with the files of their beats."""
     found = []
-    for number in range(NEIGHBOURS):
+    for number in range(count):
         path = tmp_path / f"neighbour{number}"
         found.append((*start(client, "steps", {"seconds": seconds, "beats": str(path)}), path))
     for *_, path in found:
@@ -201,3 +207,26 @@ def test_a_run_that_blocks_its_host_does_not_hold_up_its_neighbours(client, beat
     assert len(beats.pids()) == 2
     client.runs.cancel(thread_id, run_id, wait=True)
     assert client.runs.get(thread_id, run_id)["status"] == "interrupted"
+
+
+@pytest.mark.long
+def test_bad_neighbours_harm_none_of_a_hundred_runs(client, tmp_path):
+    """One blocks the event loop, one cannot be asked to stop, one holds the GIL, one leaves tasks,
+    one calls `sys.exit`, and at last their host is killed, as for want of memory."""
+    neighbours = start_neighbours(client, tmp_path, seconds=5, count=100)
+    for kind in BAD:
+        beats = Beats(tmp_path / f"bad_{kind}")
+        thread_id, run_id = start(
+            client, f"beside_many_{kind}", {"kind": kind, "beats": str(beats)}
+        )
+        beats.wait_for("beat", seconds=60)
+        client.runs.cancel(thread_id, run_id, wait=True)
+        assert_silent(beats)
+        assert client.runs.get(thread_id, run_id)["status"] == "interrupted"
+    thread_id, run_id = start(client, "leaves", {"count": 1})
+    client.runs.join(thread_id, run_id)
+    assert client.runs.get(thread_id, run_id)["status"] == "error"
+    last = max(neighbours, key=lambda one: one[2].stat().st_mtime)
+    with suppress(ProcessLookupError):
+        os.kill(int(last[2].read_text().splitlines()[-1].split()[1]), 9)
+    assert_unharmed(client, neighbours, repeats=len(BAD) + 1)

@@ -46,7 +46,10 @@ def import_path():
         ({"graphs": {"a": 5}}, "graph 'a'"),
         ({"graphs": {"a": "./a.py:g"}, "queues": {"b": "q"}}, "not in 'graphs': b"),
         ({"graphs": {"a": "./a.py:g"}, "isolation": {"b": "shared"}}, "not in 'graphs': b"),
-        ({"graphs": {"a": "./a.py:g"}, "isolation": {"a": "no"}}, "to 'process', 'shared' or 'auto'"),
+        (
+            {"graphs": {"a": "./a.py:g"}, "isolation": {"a": "no"}},
+            "to 'process', 'shared' or 'auto'",
+        ),
         ({"graphs": {"a": "./a.py:g"}, "dependencies": ["./nowhere"]}, "./nowhere"),
         ({"graphs": {"a": "./a.py:g"}, "env": 5}, "'env' must be"),
         ({"graphs": {"a": "./a.py:g"}, "agent_runs": {"graph": "b"}}, "not in 'graphs': b"),
