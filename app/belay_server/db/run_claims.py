@@ -200,23 +200,33 @@ def finish_run(
 
 @dataclass(frozen=True, slots=True)
 class RunEnding:
-    """A run and the end that its graph reached."""
+    """A run and the end that its graph reached. `is_interrupted`: the run was stopped because of an
+    accepted `interrupt`, whose status and error replace those of `ending`."""
 
     thread_id: UUID
     claim: Claim
     ending: Ending
+    is_interrupted: bool = False
 
 
-def finish_runs(conn: Connection, ends: Sequence[RunEnding]) -> dict[UUID, NextRun]:
-    """Write the ends of several runs in one statement, which waits for no lock. Return what is next
-    on their threads, by run. Runs that are left out may be ended one by one.
+@dataclass(frozen=True, slots=True)
+class FinishedRun(NextRun):
+    """What is next on the thread of a run that has ended, and the time since its cancel."""
+
+    cancel_seconds: float | None
+
+
+def finish_runs(conn: Connection, ends: Sequence[RunEnding]) -> dict[UUID, FinishedRun]:
+    """Write the ends of several runs in one statement, which waits for no lock. Return what it has
+    ended, by run. Runs that are left out may be ended one by one.
 
     Raises psycopg's error of a conflict, without retrying: then no end was written.
     """
     rows = [_ending_params(end.thread_id, end.claim, end.ending) for end in ends]
     params = {name: [row[name] for row in rows] for name in rows[0]}
+    params["cancel_action"] = [CancelAction.INTERRUPT if e.is_interrupted else None for e in ends]
     found = fetch_dicts_once(conn, SQL.finish_runs, params)
-    return {row["run_id"]: NextRun(row["next_run_id"], row["next_queue"]) for row in found}
+    return {row.pop("run_id"): FinishedRun(**row) for row in found}
 
 
 def put_run_back(

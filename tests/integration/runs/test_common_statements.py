@@ -10,13 +10,14 @@ from contextlib import contextmanager
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 
 from belay_server.db import run_claims as claim_rows
 from belay_server.db.postgres.connection import connect
 from belay_server.db.run_claims import ClaimRequest, RunEnding
 from belay_server.domain.runs import Claim, Ending, RunStatus
 from belay_server.graphs.checkpoints.rows import CheckpointRows, common_statement
-from belay_server.services.runs.endings import end_runs
+from belay_server.services.runs.endings import end_cancelled_run, end_runs
 from tests.integration.conftest import LEASE
 
 DONE = Ending(RunStatus.SUCCESS, values={"count": 1})
@@ -159,6 +160,40 @@ def test_runs_are_ended_as_by_their_own_statement(conn, rows, ending, temporary)
             ("thread", "thread_id", run.thread_id, alone.thread_id),
         ):
             assert row(conn, table, key, mine) == row(conn, table, key, its)
+
+
+def test_interrupted_runs_are_ended_as_by_their_own_statements(conn, rows):
+    reached = Ending(RunStatus.INTERRUPTED, values={"count": 1}, has_next=True)
+    alone, *together = runs = [rows.running() for _ in range(3)]
+    reason = {"error": "UserInterrupt", "message": "m"}
+    conn.execute(
+        "UPDATE run SET cancel_action = 'interrupt', cancel_reason = %s, "
+        "cancel_requested_at = now()"
+        " WHERE run_id = ANY (%s)",
+        (Jsonb(reason), [run.run_id for run in runs]),
+    )
+    assert end_cancelled_run(conn, alone.thread_id, alone.claim, reached) is not None
+    endings = [
+        RunEnding(run.thread_id, run.claim, reached, is_interrupted=True) for run in together
+    ]
+    found = end_runs(conn, endings)
+    for run in together:
+        end = found[run.run_id]
+        assert (end.claim_no, end.status, end.answer) == (1, RunStatus.INTERRUPTED, b"")
+        assert end.cancel_seconds is not None
+        stored = row(conn, "run", "run_id", run.run_id)
+        assert stored == row(conn, "run", "run_id", alone.run_id)
+        assert stored["error"] == reason
+        thread = row(conn, "thread", "thread_id", run.thread_id)
+        assert thread == row(conn, "thread", "thread_id", alone.thread_id)
+
+
+@pytest.mark.parametrize("action", [None, "rollback"])
+def test_a_run_without_an_accepted_interrupt_is_not_ended_as_interrupted(conn, rows, action):
+    run = rows.running()
+    conn.execute("UPDATE run SET cancel_action = %s WHERE run_id = %s", (action, run.run_id))
+    assert end_runs(conn, [RunEnding(run.thread_id, run.claim, DONE, is_interrupted=True)]) == {}
+    assert rows.status(run.run_id) == "running"
 
 
 def test_the_next_runs_of_threads_are_returned_with_the_ends(conn, rows):

@@ -288,7 +288,7 @@ def test_the_webhook_caller_continues_after_a_failed_statement(
 
 def death(run, reason: StopReason, phase: Phase = Phase.RUNNING) -> Death:
     reading = Reading(
-        index=0,
+        slot=0,
         pid=1,
         kind=Kind.CHILD,
         phase=phase,

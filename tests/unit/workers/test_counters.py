@@ -23,7 +23,7 @@ def test_the_counts_of_children_are_summed_and_outlive_them():
             os._exit(0)
         os.waitpid(child, 0)
         for reading in table.read_all():
-            table.free(reading.index)
+            table.free(reading.slot)
     assert table.counter_table.count(RUNS_ENDED, "success") == 3
     times = table.counter_table.times(RUN_DURATION, "success")
     assert (sum(times.counts), times.sum) == (3, 4.5)

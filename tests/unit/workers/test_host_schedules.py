@@ -287,7 +287,7 @@ class Host:
         run.is_asked = True
         readings = [one for one in self.slots.read_all() if one.run_id == run.run_id]
         for reading in readings:
-            self.slots.ask(reading.index, reading.claim, StopReason.CANCEL, interrupts=interrupts)
+            self.slots.ask(reading.slot, reading.claim, StopReason.CANCEL, interrupts=interrupts)
 
     def on_ask(self, *_: object) -> None:
         self.loop.call_soon_threadsafe(self.look_for_stops, context=self.context)

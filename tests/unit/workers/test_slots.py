@@ -55,7 +55,7 @@ def test_the_slot_of_a_dead_process_is_readable_and_reusable_once_freed():
     table.take()
     with pytest.raises(RuntimeError):
         table.take()
-    table.free(reading.index)
+    table.free(reading.slot)
     table.take()
     assert {r.pid for r in table.read_all()} == {os.getpid()}
 

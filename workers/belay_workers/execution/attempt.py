@@ -414,9 +414,7 @@ async def _write_end(
     final = _kept(place, ending)
     await _flush(place, prepared)
     alone = partial(end_run, thread_id=thread_id, claim=claim, ending=final)
-    if place.reconnects:  # it is large
-        return await _on_the_row(place, claim, alone)
-    return await place.end(RunEnding(thread_id, claim, final), alone)
+    return await _write_together(place, RunEnding(thread_id, claim, final), alone)
 
 
 async def _end_cancelled(place: Place, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd | None:
@@ -424,9 +422,19 @@ async def _end_cancelled(place: Place, claimed: ClaimedRun, prepared: _Prepared)
     claim, thread_id = claimed.claim, claimed.thread_id
     reached = _kept(place, await _reached(place, prepared))
     await _flush(place, prepared)
-    return await _on_the_row(
-        place, claim, lambda conn: end_cancelled_run(conn, thread_id, claim, reached)
+    alone = partial(end_cancelled_run, thread_id=thread_id, claim=claim, ending=reached)
+    return await _write_together(
+        place, RunEnding(thread_id, claim, reached, is_interrupted=True), alone
     )
+
+
+async def _write_together(
+    place: Place, ending: RunEnding, alone: Callable[[Connection], RunEnd | None]
+) -> RunEnd | None:
+    """Write an end with those of other runs; alone where it is large, or another cancel's."""
+    if place.reconnects:
+        return await _on_the_row(place, ending.claim, alone)
+    return await place.end(ending, alone)
 
 
 async def _flush(place: Place, prepared: _Prepared) -> None:

@@ -78,8 +78,8 @@ class Place(Protocol):
     async def end(
         self, ending: RunEnding, alone: Callable[[Connection], RunEnd | None]
     ) -> RunEnd | None:
-        """Write the end that a run's graph reached, with others or `alone`. Waits for Postgres
-        until the lease is lost."""
+        """Write the end of a run, with others or `alone`. Waits for Postgres until the lease is
+        lost."""
 
     def saver(self, claim: Claim, **options: Any) -> RunSaver:
         """Return the saver of an attempt. `options` are those of `RunSaver`."""

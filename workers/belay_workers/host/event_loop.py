@@ -49,13 +49,19 @@ class AttributingLoop(asyncio.SelectorEventLoop):
         add: Any = super()._add_reader  # type: ignore[misc]
         handle: asyncio.Handle = uninterrupted(add, fd, callback, *args)
         self._attribute(handle, is_io=True)
+        self._note_descriptor(handle, fd)
         return handle
 
     def _add_writer(self, fd: Any, callback: Any, *args: Any) -> asyncio.Handle:
         add: Any = super()._add_writer  # type: ignore[misc]
         handle: asyncio.Handle = uninterrupted(add, fd, callback, *args)
         self._attribute(handle, is_io=True)
+        self._note_descriptor(handle, fd)
         return handle
+
+    def _note_descriptor(self, handle: asyncio.Handle, fd: Any) -> None:
+        if (run := GatedRun.of(handle)) is not None:
+            run.descriptors.add(self._selector.get_key(fd).fd)  # type: ignore[attr-defined]
 
     def _remove_reader(self, fd: Any) -> bool:
         remove: Callable[[Any], bool] = super()._remove_reader  # type: ignore[misc]
@@ -97,6 +103,7 @@ class AttributingLoop(asyncio.SelectorEventLoop):
         is_projects = is_of_project(self._project, handle, is_io=is_io)
         if GatedRun.of(handle) is not run and (is_projects or not has_own_context):
             handle._context = run.adopt(handle._context)
+        run.has_callbacks |= is_projects
         if is_projects and handle._callback != self._gates.call:
             handle._args = (run, handle._callback, *handle._args)
             handle._callback = self._gates.call
@@ -126,6 +133,13 @@ class LoopPolicy(asyncio.DefaultEventLoopPolicy):
 class HostLoop(AttributingLoop):
     """The event loop of the host itself. It ignores a run which would stop it, or replace how tasks
     and calls on threads are attributed."""
+
+    #: How often it has executed what was due.
+    turns = 0
+
+    def _run_once(self) -> None:
+        self.turns += 1
+        super()._run_once()  # type: ignore[misc]
 
     def stop(self) -> None:
         if not _is_ignored("loop.stop"):

@@ -66,6 +66,10 @@ class GatedRun:
         self.was_interrupted = False
         #: The identifiers of the threads that execute its code on an event loop now.
         self.stepped_by: set[int] = set()
+        #: Whether it has added callbacks of the project's code to an event loop, and the file
+        #: descriptors for which it has added readers or writers: what is looked for at a stop.
+        self.has_callbacks = False
+        self.descriptors: set[int] = set()
         #: Coroutines, tasks and generators that must not be closed nor collected.
         self.kept: list[Any] = []
         #: Whether it has started processes that are not in the set yet (`started`).

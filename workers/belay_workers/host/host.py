@@ -84,6 +84,8 @@ class Host(ExecutingProcess):
         self._is_worn = False
         #: The runs that were frozen: their coroutines must not be collected.
         self._frozen: list[GatedRun] = []
+        #: Whether a look for stops is due on the event loop.
+        self._will_look = False
         #: For what is done between the runs' steps, whichever run the signal has interrupted.
         self._context = copy_context()
         signal.signal(ASK_SIGNAL, self._on_ask)
@@ -180,10 +182,13 @@ class Host(ExecutingProcess):
 
         An import is not interrupted, as the modules are those of all runs: the host is killed.
         """
-        self.loop.call_soon_threadsafe(self._look_for_stops, context=self._context)
+        if not self._will_look:  # many are asked at once
+            self._will_look = True
+            self.loop.call_soon_threadsafe(self._look_for_stops, context=self._context)
         if not is_importing(frame):
             self._gates.interrupt()
 
     def _look_for_stops(self) -> None:
+        self._will_look = False
         for place in list(self._places):
             place.look_for_a_stop()

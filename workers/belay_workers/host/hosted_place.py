@@ -16,6 +16,7 @@ from belay_server.graphs.checkpoints.run_saver import RunSaver
 from belay_server.runtime import logs
 from belay_server.services.runs.endings import RunEnd
 from belay_workers.execution.place import STORE_CALL_SECONDS, T
+from belay_workers.host.event_loop import HostLoop
 from belay_workers.host.gates import GatedRun, uninterrupted
 from belay_workers.host.hosted_saver import HostedSaver
 from belay_workers.slots import Kind, StopReason
@@ -24,6 +25,29 @@ if TYPE_CHECKING:
     from belay_workers.host.host import Host
 
 log = logging.getLogger(__name__)
+
+#: By how many seconds a timer is late of an event loop that is behind with its work.
+_LATE_SECONDS = 0.02
+#: How many turns of such a loop a run may take to stop, and how many seconds in all.
+_TURNS = 50
+_LONGEST_SECONDS = 8.0
+
+
+class _Patience:
+    """Whether a run that was asked to stop can be expected to have done so. An event loop that is
+    behind with its work, as when it stops a thousand runs, may not have executed its steps."""
+
+    def __init__(self, loop: HostLoop) -> None:
+        self._loop = loop
+        self._turns = loop.turns + _TURNS
+        self._ends_at = loop.time() + _LONGEST_SECONDS
+
+    def is_left(self, due: float) -> bool:
+        """Return whether a timer that was due then is late, and neither the turns nor the time are
+        over."""
+        now = self._loop.time()
+        is_late = now - due > _LATE_SECONDS
+        return is_late and self._loop.turns < self._turns and now < self._ends_at
 
 
 class HostedPlace:
@@ -163,15 +187,23 @@ class HostedPlace:
         if self._asked is StopReason.NONE:
             return
         self._root.cancel()
-        seconds = self.settings.cancel_grace_ms / 1000
-        asyncio.get_running_loop().call_later(seconds, self._freeze, run)
+        self._freeze_later(run, _Patience(self._host.loop))
 
-    def _freeze(self, run: GatedRun) -> None:
-        if self._is_executing:
-            run_id = str(run.claim.run_id)
-            log.warning(
-                "run %s goes on although it was asked to stop; freezing it",
-                run_id,
-                extra={"run_id": run_id},
-            )
-            run.freeze()
+    def _freeze_later(self, run: GatedRun, patience: _Patience) -> None:
+        due = self._host.loop.time() + self.settings.cancel_grace_ms / 1000
+        self._host.loop.call_at(due, self._freeze, run, due, patience)
+
+    def _freeze(self, run: GatedRun, due: float, patience: _Patience) -> None:
+        """Freeze a run that goes on, unless the event loop is behind with its work."""
+        if not self._is_executing:
+            return
+        if patience.is_left(due):
+            self._freeze_later(run, patience)
+            return
+        run_id = str(run.claim.run_id)
+        log.warning(
+            "run %s goes on although it was asked to stop; freezing it",
+            run_id,
+            extra={"run_id": run_id},
+        )
+        run.freeze()

@@ -73,10 +73,12 @@ class HostLeftovers:
     def _remove_callbacks(self, run: GatedRun) -> None:
         """Cancel the callbacks of the project's code that wait in the run's context. Those of
         libraries stay: other runs may use the same connection."""
-        for loop in (self._loop, *self._policy.loops):
-            for handle in loop.handles(run):
-                handle.cancel()
-        for key in list(self._loop._selector.get_map().values()):
+        if run.has_callbacks:
+            for loop in (self._loop, *self._policy.loops):
+                for handle in loop.handles(run):
+                    handle.cancel()
+        watched = self._loop._selector.get_map()
+        for key in [watched[one] for one in run.descriptors if one in watched]:
             reader, writer = key.data or (None, None)
             if self._is_removed(run, reader):
                 self._loop._remove_reader(key.fd)

@@ -193,6 +193,16 @@ def _kill(process: psutil.Process) -> None:
         process.kill()
 
 
+def seconds_without_core(pid: int) -> float:
+    """Return for how long the main thread of a process could be executed and had no core, in all;
+    0 for a process that has ended, and where the kernel does not count it."""
+    try:
+        _executed, waited, _times = Path(f"/proc/{pid}/schedstat").read_text().split()
+    except (OSError, ValueError):
+        return 0.0
+    return int(waited) / 1e9
+
+
 def open_pidfd(pid: int) -> int | None:
     """Return a descriptor that becomes readable when the process dies; None if it is dead."""
     try:

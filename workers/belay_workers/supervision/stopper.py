@@ -32,6 +32,7 @@ from belay_workers.execution.stops import ASK_SIGNAL
 from belay_workers.slots import Kind, Phase, Reading, SlotTable, StopReason
 from belay_workers.supervision import processes
 from belay_workers.supervision.orphans import Orphans
+from belay_workers.supervision.step_times import Step, StepTimes
 from belay_workers.supervision.stop_requests import StopRequests
 from belay_workers.supervision.suspicions import Suspicions
 
@@ -127,6 +128,7 @@ class Stopper:
         self._on_free = on_free
         self._isolate = isolate
         self._suspicions = Suspicions(isolate, share_again)
+        self._step_times = StepTimes()
 
     def run(self, stopping: threading.Event) -> None:
         watched: dict[int, _Process] = {}
@@ -154,29 +156,29 @@ class Stopper:
         if looks:
             self._look_at_canaries_at = time.monotonic() + _CANARY_SECONDS
         slow: dict[int, Callable[[], None]] = {}
-        dead: dict[int, Callable[[], None]] = {}
         readings = self._slots.read_all()
+        pids = {reading.pid for reading in readings}
+        for pid in pids - watched.keys():
+            process = watched[pid] = _Process(pid, processes.open_pidfd(pid))
+            if process.pidfd is not None:
+                poller.register(process.pidfd, select.POLLIN)
+        dead = {pid for pid in pids if _is_dead(watched[pid])}
         self._drain_worn_hosts(readings)
         self._suspicions.expire()
+        steps = self._step_times.measure(readings)
         for reading in readings:
-            pid = reading.pid
-            process = watched.get(pid)
-            if process is None:
-                process = watched[pid] = _Process(pid, processes.open_pidfd(pid))
-                if process.pidfd is not None:
-                    poller.register(process.pidfd, select.POLLIN)
-            if _is_dead(process):
-                dead[pid] = partial(self._bury, watched, poller, pid)
-            elif not process.is_killed and pid not in slow:
-                found = self._why_to_kill(process, reading, readings, looks=looks)
-                if found is not None:
-                    slow[pid] = partial(self._kill, process, *found)
-        slow |= dead
+            pid, process = reading.pid, watched[reading.pid]
+            if pid in dead or process.is_killed or pid in slow:
+                continue
+            found = self._why_to_kill(process, reading, steps.get(pid), looks=looks)
+            if found is not None:
+                slow[pid] = partial(self._kill, process, *found)
+        slow |= {pid: partial(self._bury, watched, poller, pid) for pid in dead}
         if slow:
             self._take_turn(slow)
         if len(slow) > 1:
             self._requests.wake()
-        self._requests.forget_all_but(self._claims_in_hand)
+        self._requests.forget_all_but(lambda: set(self._slots.busy_claims()))
 
     def _drain_worn_hosts(self, readings: list[Reading]) -> None:
         """Have the runs put back that are left in hosts which have frozen or interrupted one
@@ -197,29 +199,25 @@ class Stopper:
         slow[pid]()
 
     def _why_to_kill(
-        self, process: _Process, reading: Reading, readings: list[Reading], *, looks: bool
+        self, process: _Process, reading: Reading, step: Step | None, *, looks: bool
     ) -> tuple[Reading, str] | None:
         """Ask a run to stop, where that is requested. Return the run at whose fault its process is
-        to be killed, and why."""
+        to be killed, and why. `step` is what the event loop of its host executes."""
         if looks and (reading.is_busy or reading.kind is Kind.HOST):
             process.has_lost_its_canary |= _has_lost_its_canary(reading)
         if process.has_lost_its_canary and (reading.is_busy or reading.kind is Kind.HOST):
             return reading, "has closed the descriptors of its process"
         if not reading.is_busy:
-            self._asked.pop(reading.index, None)
+            self._asked.pop(reading.slot, None)
             return None
-        if 0 < reading.stepping_since < time.monotonic() - _BLOCKING_SECONDS:
+        blocks_for = step.seconds if step is not None and step.run is reading else 0.0
+        if blocks_for > _BLOCKING_SECONDS:
             self._isolate(reading.graph, "it has blocked the event loop of a host")
-        if 0 < reading.stepping_since < time.monotonic() - _LONGEST_BLOCKING_SECONDS:
+        if blocks_for > _LONGEST_BLOCKING_SECONDS:
             return reading, _BLOCKS
-        return self._stop_if_requested(reading, readings)
+        return self._stop_if_requested(reading, step)
 
-    def _claims_in_hand(self) -> set[Claim]:
-        return {reading.claim for reading in self._slots.read_all() if reading.is_busy}
-
-    def _stop_if_requested(
-        self, reading: Reading, readings: list[Reading]
-    ) -> tuple[Reading, str] | None:
+    def _stop_if_requested(self, reading: Reading, step: Step | None) -> tuple[Reading, str] | None:
         """Ask a run to stop, on a stop request or after its time limit. Once it has had the grace
         period, return the run at whose fault its process is to be killed, and why."""
         now = time.monotonic()
@@ -229,11 +227,11 @@ class Stopper:
             self._requests.add(reading.claim, reason)
         if reason is StopReason.NONE:
             return None
-        asked = self._asked.get(reading.index)
+        asked = self._asked.get(reading.slot)
         if asked is None or asked.claim != reading.claim or asked.reason is not reason:
             is_first = asked is None or asked.claim != reading.claim
             kill_at = now + self._grace_seconds if is_first or asked is None else asked.kill_at
-            self._asked[reading.index] = _Asked(reading.claim, reason, kill_at)
+            self._asked[reading.slot] = _Asked(reading.claim, reason, kill_at)
             self._ask(reading, reason)
             return None
         late = _FINISHING_SECONDS if reading.phase is Phase.FINISHING else 0.0
@@ -242,18 +240,17 @@ class Stopper:
         why = f"did not stop when asked ({reason.name.lower()})"
         if reading.kind is not Kind.HOSTED_RUN:
             return reading, why
-        return self._stop_hosted(reading, asked, readings, why)
+        return self._stop_hosted(reading, asked, step, why)
 
     def _stop_hosted(
-        self, reading: Reading, asked: _Asked, readings: list[Reading], why: str
+        self, reading: Reading, asked: _Asked, step: Step | None, why: str
     ) -> tuple[Reading, str] | None:
         """Interrupt what blocks the host of a run that was asked to stop. Return the run at whose
         fault the host is to be killed: one that blocks it, or this one if it cannot be frozen."""
         now = time.monotonic()
-        of_host = (one for one in readings if one.pid == reading.pid)
-        too_long = now - self._grace_seconds
-        blocking = next((one for one in of_host if 0 < one.stepping_since < too_long), None)
-        if blocking is not None and blocking.index != reading.index:
+        is_blocking = step is not None and step.seconds > self._grace_seconds
+        blocking = step.run if step is not None and is_blocking else None
+        if blocking is not None and blocking.slot != reading.slot:
             return blocking, _BLOCKS
         if reading.phase is Phase.FINISHING:
             return None  # none of its code is executed: its host writes its end
@@ -270,7 +267,7 @@ class Stopper:
         return reading, why
 
     def _ask(self, reading: Reading, reason: StopReason, *, interrupts: bool = False) -> None:
-        self._slots.ask(reading.index, reading.claim, reason, interrupts=interrupts)
+        self._slots.ask(reading.slot, reading.claim, reason, interrupts=interrupts)
         with suppress(ProcessLookupError):
             os.kill(reading.pid, ASK_SIGNAL)
 
@@ -278,7 +275,7 @@ class Stopper:
         """Kill the process, unless the run has ended since `reading` was read."""
         if not processes.stop(process.pid):
             return
-        again = self._slots.read(reading.index)
+        again = self._slots.read(reading.slot)
         is_same = again.is_busy and again.claim == reading.claim
         if again.pid != process.pid or not (is_same or reading.kind is Kind.HOST):
             processes.resume(process.pid)
@@ -322,7 +319,7 @@ class Stopper:
     def _deaths(self, culprit: Claim | None, reading: Reading) -> list[Death]:
         """Return the death of the run in a dead process's slot, if there is one. `culprit` is the
         run because of which the process died, None if that is not known."""
-        asked = self._asked.pop(reading.index, None)
+        asked = self._asked.pop(reading.slot, None)
         if reading.phase is Phase.IDLE:
             return []
         is_asked = asked is not None and asked.claim == reading.claim

@@ -104,9 +104,9 @@ class Supervisor:
         self._wait_until_idle(self._settings.drain_grace_seconds)
         deadline = time.monotonic() + _DRAIN_END_SECONDS
         while self._working() and time.monotonic() < deadline:
-            for reading in self._busy():
-                if reading.claim not in self._requests:
-                    self._requests.add(reading.claim, StopReason.DRAIN)
+            for claim in self._slots.busy_claims():
+                if claim not in self._requests:
+                    self._requests.add(claim, StopReason.DRAIN)
             time.sleep(_TICK_SECONDS)
         self._stopping.set()
         self._hints.put(None)
@@ -159,7 +159,7 @@ class Supervisor:
                 self._flags_lost = False
             while not self._stopping.is_set():
                 nudged = nudges.wait(self._settings.cancel_poll_ms / 1000)
-                running = {r.run_id: r.claim for r in self._busy()}
+                running = {claim.run_id: claim for claim in self._slots.busy_claims()}
                 raised = flags.raised_flags(list(running))
                 for run_id in raised | (nudged & running.keys()):
                     if running[run_id] not in self._requests:
@@ -201,7 +201,7 @@ class Supervisor:
             self._stopping.wait(_RETRY_SECONDS)
 
     def _renew(self, conn: Connection) -> None:
-        claims = [reading.claim for reading in self._busy()]
+        claims = self._slots.busy_claims()
         if not claims:
             return
         states = claim_rows.renew_leases(conn, claims, lease_seconds=self._settings.lease_seconds)

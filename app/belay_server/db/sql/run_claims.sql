@@ -197,29 +197,33 @@ SELECT e.run_id, n.next_run_id, n.next_queue
 FROM ended e CROSS JOIN LATERAL belay_next_run(e.thread_id) n
 
 -- name: finish_runs
--- As `finish_run`, for several runs at once whose graphs have reached their ends. It waits for no
--- lock: runs whose row or whose thread is locked are left out. So it cannot be part of a deadlock.
+-- As `finish_run`, for several runs at once, each with the action of the cancel that has ended it. It
+-- waits for no lock: runs whose row or whose thread is locked are left out. So it cannot be part of a
+-- deadlock.
 WITH given AS (
     SELECT * FROM unnest(
         %(run_id)s::uuid[], %(claim_no)s::int[], %(thread_id)s::uuid[], %(status)s::text[],
         %(error)s::jsonb[], %(outcome)s::jsonb[], %(values)s::jsonb[], %(values_known)s::boolean[],
-        %(interrupts)s::jsonb[], %(resting_status)s::text[])
+        %(interrupts)s::jsonb[], %(resting_status)s::text[], %(cancel_action)s::text[])
         AS g (run_id, claim_no, thread_id, status, error, outcome, "values", values_known,
-              interrupts, resting_status)
+              interrupts, resting_status, cancel_action)
 ), locked AS (
     SELECT t.thread_id FROM thread t JOIN given USING (thread_id)
     FOR NO KEY UPDATE OF t SKIP LOCKED
 ), held AS (
     SELECT r.run_id FROM locked JOIN given USING (thread_id) JOIN run r USING (run_id, claim_no)
-    WHERE r.status = 'running' AND r.cancel_action IS NULL
+    WHERE r.status = 'running' AND r.cancel_action IS NOT DISTINCT FROM given.cancel_action
     FOR UPDATE OF r SKIP LOCKED
 ), ended AS (
     UPDATE run r SET
-        status = given.status, error = given.error, outcome = given.outcome,
+        status = CASE WHEN r.cancel_action IS NULL THEN given.status ELSE 'interrupted' END,
+        error = CASE WHEN r.cancel_action IS NULL THEN given.error ELSE r.cancel_reason END,
+        outcome = given.outcome,
         lease_owner = NULL, lease_expires_at = NULL, ended_at = now(), updated_at = now()
     FROM held JOIN given USING (run_id)
     WHERE r.run_id = held.run_id
-    RETURNING r.run_id, r.thread_id, r.temporary, r.error
+    RETURNING r.run_id, r.thread_id, r.temporary, r.error,
+        extract(epoch FROM clock_timestamp() - r.cancel_requested_at)::float8 AS cancel_seconds
 ), rested AS (
     UPDATE thread t SET
         "values" = CASE WHEN g.values_known THEN g."values" ELSE t."values" END,
@@ -229,7 +233,7 @@ WITH given AS (
     FROM ended e JOIN given g USING (run_id)
     WHERE t.thread_id = e.thread_id
 )
-SELECT e.run_id, n.next_run_id, n.next_queue
+SELECT e.run_id, e.cancel_seconds, n.next_run_id, n.next_queue
 FROM ended e CROSS JOIN LATERAL belay_next_run(e.thread_id) n
 
 -- name: put_run_back

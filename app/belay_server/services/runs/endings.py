@@ -24,7 +24,7 @@ from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
 from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.statements import in_transaction
-from belay_server.db.run_claims import LockedRun, RunEnding
+from belay_server.db.run_claims import FinishedRun, LockedRun, RunEnding
 from belay_server.db.runs import Ringable
 from belay_server.db.threads import DeletedThread
 from belay_server.domain.runs import CancelAction, Claim, Ending, Run, RunStatus
@@ -126,20 +126,23 @@ def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> 
 
 
 def end_runs(conn: Connection, endings: Sequence[RunEnding]) -> dict[UUID, RunEnd | None]:
-    """Write the ends that several graphs reached. Return those that were written; the others, such
-    as those of runs with an accepted cancel, are written one by one."""
+    """Write the ends that several graphs reached, or that interrupts were accepted for. Return
+    those that were written; the others, such as those of other cancels, are written one by one."""
     after = claim_rows.finish_runs(conn, endings)
     return {
-        claim.run_id: RunEnd(
-            claim.run_id,
-            claim.claim_no,
-            ending.status,
-            after[claim.run_id].ringable,
-            answer=ending.answer,
-        )
-        for claim, ending in ((one.claim, one.ending) for one in endings)
-        if claim.run_id in after
+        end.claim.run_id: _end_after(end, after[end.claim.run_id])
+        for end in endings
+        if end.claim.run_id in after
     }
+
+
+def _end_after(end: RunEnding, after: FinishedRun) -> RunEnd:
+    claim, ending = end.claim, end.ending
+    found = RunEnd(claim.run_id, claim.claim_no, ending.status, after.ringable)
+    if not end.is_interrupted:
+        return dataclasses.replace(found, answer=ending.answer)
+    interrupted = RunStatus.INTERRUPTED
+    return dataclasses.replace(found, status=interrupted, cancel_seconds=after.cancel_seconds)
 
 
 def with_small_answer(ending: Ending) -> Ending:
