@@ -102,6 +102,48 @@ def test_runs_joins_and_streams_end_correctly_despite_an_outage(cluster, probe, 
     wait_until(all_workers_consume, 30, "every worker to take runs again")
 
 
+def lines_of(cluster, run, last_event_id="-1"):
+    """Return the lines of a run's stream, from after an event to the end."""
+    url = f"{cluster.url}/threads/{run[0]}/runs/{run[1]}/stream"
+    headers = {"Last-Event-ID": last_event_id}
+    with httpx.stream("GET", url, timeout=60, headers=headers) as answer:
+        assert answer.status_code == 200
+        return list(answer.iter_lines())
+
+
+def assert_whole_or_marked(lines):
+    """Check that a stream has the updates of all four steps, or says that events are missing."""
+    assert lines.count("event: updates") == 4 or ": gap" in lines, lines
+
+
+@pytest.mark.parametrize("last_step", ["s4", long_case("s2")])
+def test_a_resumable_stream_misses_no_event_unnoticed(cluster, probe, last_step):
+    """Redis is killed, and is back at once or only after the end."""
+    options = {"seconds": 0.4, "stream_resumable": True, "stream_mode": ["updates", "values"]}
+    run = probe.start(**options)
+    probe.wait_for(run[2], "s3")
+    cluster.valkey.kill()
+    cluster.valkey.start()
+    assert_whole_or_marked(lines_of(cluster, run))
+    run = probe.start(**options)
+    probe.wait_for(run[2], last_step)
+    with trouble(cluster, "killed"):
+        assert probe.wait_until_over(run[0], run[1]) == "success"
+        assert ": gap" in lines_of(cluster, run)
+        assert ": gap" in lines_of(cluster, run, "1-1")
+    assert_whole_or_marked(lines_of(cluster, run))
+
+
+def test_a_stream_whose_log_redis_has_lost_says_so(cluster, probe):
+    run = probe.start(seconds=0.01, stream_resumable=True, stream_mode=["updates"])
+    assert probe.wait_until_over(run[0], run[1]) == "success"
+    wait_until(lambda: lines_of(cluster, run).count("event: updates") == 4, 10, "the whole log")
+    assert ": gap" not in lines_of(cluster, run)
+    with bus(cluster) as client:
+        client.flushall()
+    assert ": gap" in lines_of(cluster, run)
+
+
 @pytest.mark.parametrize(
     ("kind", "action"),
     [

@@ -29,7 +29,8 @@ from belay_server.bus.client import Keys
 from belay_server.configuration.settings import Settings
 from belay_server.runtime.turns import yield_to_sockets
 
-#: Name of the event that marks the end; its data is {"status": …}. It is never sent to clients.
+#: Name of the event that marks the end; its data is {"status": …, "emitted": …}, the fields of a
+#: `LogEnd`. It is never sent to clients.
 END = "__end__"
 END_SEQ = 2**62
 #: Events of a thread's log: the start of a run, and changes of the thread itself.
@@ -89,13 +90,15 @@ class Event(NamedTuple):
 class LogEnd:
     """The end of a run. `status` is None for one that was rolled back. `error` is set when the
     run's worker could not write it to the log. `answer` is what clients that wait for the run get,
-    as JSON; they read it from Postgres if it is empty."""
+    as JSON; they read it from Postgres if it is empty. `emitted` is the sequence number of the last
+    event of the attempt, in the log or lost; None if it is not known."""
 
     run_id: UUID
     claim_no: int
     status: str | None
     error: dict[str, str] | None = None
     answer: bytes = b""
+    emitted: int | None = None
 
 
 def just_before(position: Position) -> Position:
@@ -337,16 +340,17 @@ class Written:
         return dropped
 
     def oldest_to_keep(self, run_id: UUID, last: Position, size: int, most: int) -> int:
-        """Count an entry. Return the sequence number from which on the entries fit into `most`
-        bytes, the newest entry in any case; 0 while all of them fit."""
+        """Count an entry, once if it is written again. Return the sequence number from which on the
+        entries fit into `most` bytes, the newest entry in any case; 0 while all of them fit."""
         if last.seq >= END_SEQ - 1:
             return 0
         if self._of != (run_id, last.claim_no):
             self._of, self._bytes = (run_id, last.claim_no), 0
             self._entries.clear()
             self._dropped = 0
-        self._entries.append((last.seq, size))
-        self._bytes += size
+        if not self._entries or last.seq > self._entries[-1][0]:
+            self._entries.append((last.seq, size))
+            self._bytes += size
         while self._bytes > most and len(self._entries) > 1:
             self._dropped, dropped_size = self._entries.popleft()
             self._bytes -= dropped_size
@@ -402,7 +406,8 @@ def _places(token: bytes, size: int) -> list[bytes]:
 
 
 def _end_events(end: LogEnd) -> list[Event]:
-    last = Event(Position(end.claim_no, END_SEQ), END, orjson.dumps({"status": end.status}))
+    data = orjson.dumps({"status": end.status, "emitted": end.emitted})
+    last = Event(Position(end.claim_no, END_SEQ), END, data)
     if end.error is None:
         return [last]
     said = Event(Position(end.claim_no, END_SEQ - 1), "error", orjson.dumps(end.error))

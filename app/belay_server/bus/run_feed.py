@@ -64,6 +64,8 @@ class Subscription:
         "end_status",
         "ended",
         "has_row",
+        "is_swept",
+        "misses_end",
         "position",
         "run_id",
         "wake_at",
@@ -82,6 +84,10 @@ class Subscription:
         self.ended = False
         #: The run's final status in the log; None if the log has no end or the run was rolled back.
         self.end_status: str | None = None
+        #: Whether events before the end are not in the log.
+        self.misses_end = False
+        #: Whether the run has ended in Postgres, and a sweep has found no end in the log.
+        self.is_swept = False
         #: The outcome for a client that waits, if the announcement of the end had it.
         self.answer = b""
         self.client_left = False
@@ -163,9 +169,11 @@ class Subscription:
             if not self._has_room():
                 self._paused = True
                 break
-            self.position = event.position
+            before, self.position = self.position, event.position
             if event.name == END:
-                self.end_status = orjson.loads(event.data)["status"]
+                data = orjson.loads(event.data)
+                self.end_status = data["status"]
+                self.misses_end = _is_before_last(before, event.position, data.get("emitted"))
                 self.ended = True
             else:
                 self._size += len(event.data)
@@ -175,6 +183,11 @@ class Subscription:
     def end(self, answer: bytes = b"") -> None:
         self.ended, self.answer = True, answer or self.answer
         self._open_gate()
+
+    def end_without_marker(self) -> None:
+        """End a subscription to events whose log has no end, which Redis has lost."""
+        self.misses_end = True
+        self.end()
 
     def rearm(self) -> None:
         """Wait again, after an announced end that the run's row does not confirm."""
@@ -188,6 +201,14 @@ class Subscription:
     def _open_gate(self) -> None:
         with contextlib.suppress(RuntimeError):  # it is open already
             self._gate.release()
+
+
+def _is_before_last(position: Position, end: Position, emitted: int | None) -> bool:
+    """Return whether events are missing between a position and the end of an attempt, which has
+    emitted so many."""
+    if emitted is None:
+        return False
+    return position.seq < emitted if position.claim_no == end.claim_no else emitted > 0
 
 
 class RunFeed:
@@ -397,6 +418,11 @@ class RunFeed:
         unread = self._deliver(set(ended))
         self._deliver_again(unread)
         for subscription in followers:
-            is_unread = subscription.run_id in unread or not subscription.wants_more
-            if not subscription.wants_events or not is_unread:
+            if not subscription.wants_events:
                 subscription.end()
+            elif subscription.run_id in unread or not subscription.wants_more:
+                continue
+            elif subscription.is_swept:
+                subscription.end_without_marker()
+            else:  # the end may be on its way to the log
+                subscription.is_swept = True

@@ -152,18 +152,22 @@ def test_a_thread_stream_resumes_exactly_after_any_of_its_events(server, http, t
         assert rest == whole[number + 1 :], frame
 
 
+def attempts_in(frames):
+    return [frame.data["attempt"] for frame in frames if "attempt" in frame.data]
+
+
 def test_a_thread_stream_does_not_repeat_the_last_attempt_of_a_run(server, http, thread_id, beats):
     """Each attempt has an entry in the thread's log, the positions are of the first one."""
     input_ = {"beats": str(beats), "seconds": 0.3}
     body = {"assistant_id": "steps", "input": input_, "stream_resumable": True}
     run_id = http.post(f"/threads/{thread_id}/runs", json=body).json()["run_id"]
     beats.wait_for("s1:start")
-    os.kill(beats.pids().pop(), signal.SIGKILL)
-    http.get(f"/threads/{thread_id}/runs/{run_id}/join")
     with listening(server, thread_id, "-") as listener:
+        wait_until(lambda: attempts_in(listener.frames) == [1], 20, "the entry of the attempt")
+        os.kill(beats.pids().pop(), signal.SIGKILL)
         wait_until(lambda: done(run_id) in events_of(listener.frames), 20, "the end")
         whole = listener.frames
-    assert [frame.data["attempt"] for frame in whole if "attempt" in frame.data] == [1, 2]
+    assert attempts_in(whole) == [1, 2]
     last = run(http, thread_id, stream_resumable=True)
     with listening(server, thread_id, whole[-1].id) as listener:
         assert events_of(listener.wait_for(1))[0] == started(last)

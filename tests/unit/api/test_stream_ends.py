@@ -25,9 +25,10 @@ OF_THE_LOG = Event(Position(1, 2), "error", b'{"error":"TimeoutError","message":
 class Ended:
     """A subscription with these remaining events, followed by the end that the sweep found."""
 
-    def __init__(self, *events: Event, status: str | None) -> None:
+    def __init__(self, *events: Event, status: str | None = None, misses_end: bool = False) -> None:
         self._events = list(events)
         self.end_status = status
+        self.misses_end = misses_end
         self.client_left = False
 
     @property
@@ -80,3 +81,8 @@ def test_a_client_that_connects_after_the_end_is_sent_no_error(stream):
 
 def test_a_successful_run_has_no_final_event(stream):
     assert stream(Ended(VALUES, status=RunStatus.SUCCESS)) == b"event: values\ndata: {}\n\n"
+
+
+def test_a_stream_states_that_events_before_its_end_are_missing(stream):
+    whole = stream(Ended(VALUES, status=RunStatus.SUCCESS, misses_end=True))
+    assert whole == b"event: values\ndata: {}\n\n: gap\n"

@@ -24,10 +24,13 @@ class Log:
         self.may_go_on = threading.Event()
         self.may_go_on.set()
         self.is_away = False
+        #: How many appends fail before the next one succeeds.
+        self.failures = 0
 
     def append_batches(self, batches) -> None:
         self.may_go_on.wait(10)
-        if self.is_away:
+        self.failures -= 1
+        if self.is_away or self.failures >= 0:
             raise redis.ConnectionError("away")
         self.round_trips += 1
         self.appends += [(batch.run_id, list(batch.events), batch.started) for batch in batches]
@@ -153,7 +156,18 @@ def test_a_flush_does_not_wait_for_the_events_of_another_run(writer, log):
     assert busy.flush(10)
 
 
-def test_events_are_dropped_without_blocking_while_redis_is_unavailable(writer, log):
+def test_no_event_is_lost_by_a_short_outage_of_redis(writer, log):
+    events = writer.of_run(claim(3))
+    log.failures = 3
+    for n in range(100):
+        events.emit(f"e{n}", b"{}")
+    assert events.flush(10)
+    assert log.events == [(Position(3, n + 1), f"e{n}") for n in range(100)]
+
+
+def test_events_are_dropped_after_a_while_without_redis(writer, log, monkeypatch):
+    monkeypatch.setattr(event_writer, "_KEEP_SECONDS", 0.3)
+    monkeypatch.setattr(event_writer, "_PAUSE_SECONDS", 60.0)
     events = writer.of_run(claim())
     log.is_away = True
     events.emit("lost", b"{}")

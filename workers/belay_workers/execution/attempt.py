@@ -165,7 +165,7 @@ async def _attempt(place: Place, claimed: ClaimedRun) -> None:
     end = await _write_some_end(place, claimed, prepared, ending)
     if end is not None:
         fault_points.reached(FaultPoint.END_COMMITTED, claimed.run_id)
-        await place.announce(end)
+        await place.announce(dataclasses.replace(end, emitted=events.emitted))
         place.slot.counters.ended(end, ASKED, place.slot.seconds_since_claim())
         fault_points.reached(FaultPoint.END_ANNOUNCED, claimed.run_id)
 

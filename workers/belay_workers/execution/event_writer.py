@@ -2,8 +2,8 @@
 
 A separate thread drains a queue and appends the gathered events of all runs in one round trip: the
 first event immediately, those that closely follow it together, some milliseconds later. While Redis
-is unavailable, events are dropped and the runs continue: readers get their ends from Postgres. Only
-what resumable runs store waits for a flush, up to two seconds.
+is unavailable, events wait for two seconds, as for a restart; then they are dropped, and the runs
+continue: readers get their ends from Postgres. What resumable runs store waits for a flush.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _MOST_BYTES = 64 * 1024 * 1024
 _BATCH = 2_000
 #: The shortest time between two appends, in seconds, so that runs with many events need few.
 _GATHER_SECONDS = 0.015
-#: Seconds for which events are dropped after a failure, before the next attempt.
+#: Seconds for which events wait for Redis since the first failure, and between two attempts.
+_KEEP_SECONDS = 2.0
+_RETRY_SECONDS = 0.1
+#: Then, seconds for which events are dropped before the next attempt.
 _PAUSE_SECONDS = 1.0
 
 
@@ -68,6 +71,8 @@ class EventWriter:
         #: Set while a `flush` waits.
         self._hurry = threading.Event()
         self._paused_until = 0.0
+        #: When Redis began to fail; None if the last attempt succeeded.
+        self._failing_since: float | None = None
         self._thread = threading.Thread(target=self._write, name="belay-events", daemon=True)
         self._thread.start()
 
@@ -143,16 +148,29 @@ class EventWriter:
             )
             for run, events in gathered.items()
         ]
+        while (error := self._failure_of(batches)) is not None:
+            if self._failing_since is None:
+                self._failing_since = time.monotonic()
+            if time.monotonic() - self._failing_since >= _KEEP_SECONDS:
+                log.warning(
+                    "dropped %d events of %d runs, cannot write to Redis: %s",
+                    sum(len(batch.events) for batch in batches),
+                    len(batches),
+                    error,
+                )
+                self._paused_until = time.monotonic() + _PAUSE_SECONDS
+                return
+            time.sleep(_RETRY_SECONDS)
+        self._failing_since = None
+
+    def _failure_of(self, batches: list[EventBatch]) -> RedisError | None:
+        """Append the batches, and return the error if that fails. The same batches may be appended
+        again, whatever of them has been: Redis refuses the entries that it has."""
         try:
             self._event_log.append_batches(batches)
         except RedisError as error:
-            log.warning(
-                "dropped %d events of %d runs, cannot write to Redis: %s",
-                sum(len(batch.events) for batch in batches),
-                len(batches),
-                error,
-            )
-            self._paused_until = time.monotonic() + _PAUSE_SECONDS
+            return error
+        return None
 
     def _settle(self, run: RunEvents, count: int) -> None:
         """Note that events of a run need not be waited for any more."""

@@ -153,7 +153,7 @@ def stream_events(parts: Parts, followed: FollowedRun, client: StreamClient) -> 
     is_over: bool | None = False
     if followed.subscription is None:
         try:
-            is_over = _end_if_over(parts, subscription)
+            is_over = _end_if_over(parts, subscription, resumable=followed.resumable)
         except Unavailable:
             is_over = None
     return StreamBody(parts, subscription, _stream(parts, followed, client, subscription, is_over))
@@ -174,7 +174,7 @@ def _stream(
     try:
         yield HEADERS
         if is_over is None:
-            ask_again = partial(_end_if_over, parts, subscription)
+            ask_again = partial(_end_if_over, parts, subscription, resumable=followed.resumable)
             is_over = yield from through_outages(HEARTBEAT, ask_again)
         # The error event of a run that had ended before is not repeated.
         sent_error = is_over
@@ -191,6 +191,8 @@ def _stream(
                 if not subscription.ended and not subscription.client_left:
                     yield HEARTBEAT
         ended = subscription.drained
+        if ended and subscription.misses_end:
+            yield GAP
         if ended:
             ask = partial(_end_event, parts.database, followed, subscription.end_status, sent_error)
             if marker := (yield from through_outages(HEARTBEAT, ask)):
@@ -351,9 +353,13 @@ def _has_ended(database: Database, run_id: UUID) -> bool:
         return run_id in run_rows.ended_runs(conn, [run_id])
 
 
-def _end_if_over(parts: Parts, subscription: Subscription) -> bool:
+def _end_if_over(parts: Parts, subscription: Subscription, *, resumable: bool) -> bool:
     """Return whether the run had ended before the subscription was created. If so, deliver what its
-    event log still has, and end the subscription."""
+    event log still has, and end the subscription.
+
+    If a resumable run's log has no end, it is not whole, or Redis cannot be reached: then the next
+    sweeps of the feed end the subscription.
+    """
     if not _has_ended(parts.database, subscription.run_id):
         return False
     try:
@@ -365,7 +371,7 @@ def _end_if_over(parts: Parts, subscription: Subscription) -> bool:
             subscription.deliver(events)
     except RedisError as error:
         log.warning("cannot read the event log of run %s: %s", subscription.run_id, error)
-    if subscription.wants_more:
+    if subscription.wants_more and not resumable:
         subscription.end()
     return True
 

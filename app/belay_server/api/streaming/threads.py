@@ -279,6 +279,8 @@ class _ThreadWalk:
         finally:
             self._parts.feed.unsubscribe(run)
             self._run = None
+        if run.misses_end and not run.client_left and (chunk := self._encoder.gap()):
+            yield chunk
         if not run.client_left:
             self._over = entry.run_id
             yield from self._in_turns(self._encoder.end_run(entry, run))

@@ -54,6 +54,8 @@ class RunEnd:
     cancel_seconds: float | None = None
     #: A small outcome as JSON, for the clients that wait for it. Empty: they read it from the row.
     answer: bytes = b""
+    #: The number of the attempt's last event; None if it is not known.
+    emitted: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Announcer:
         try:
             self.event_log.append_ends(
                 [
-                    LogEnd(end.run_id, end.claim_no, end.status, end.error, end.answer)
+                    LogEnd(end.run_id, end.claim_no, end.status, end.error, end.answer, end.emitted)
                     for end in ends
                 ]
             )
