@@ -696,3 +696,20 @@ def test_the_timers_of_a_loop_are_in_order_after_an_interruption(loop, monkeypat
     timers = [timer.when() for timer in loop.loop._scheduled]
     assert len(timers) == 4
     assert all(timers[(at - 1) // 2] <= timers[at] for at in range(1, len(timers)))
+
+
+def test_methods_of_the_loop_that_a_run_has_replaced_are_restored(loop):
+    called = []
+
+    async def replace():
+        itself = asyncio.get_running_loop()
+        call_soon = itself.call_soon
+        itself.call_soon = lambda *args, **options: called.append(1) or call_soon(*args, **options)
+
+    loop.loop.run_until_complete(loop.start(loop.new_run(), replace()))
+    loop.turn()
+    assert called
+    loop.project.restore_methods(loop.loop)
+    called.clear()
+    loop.turn()
+    assert called == []

@@ -229,6 +229,7 @@ class Child(ExecutingProcess):
             raise
         finally:
             self._project_code.remove_hooks()
+            self._project_code.restore_methods(self._loop)
 
     def _on_ask(self, _signal: int, frame: FrameType | None) -> None:
         """Handle the supervisor's signal: cancel the task, and raise in a synchronous node.

@@ -77,6 +77,12 @@ class ProjectCode:
         names = (name for name in dir(type(thing)) if not name.startswith("__"))
         return any(self.has(getattr(type(thing), name, None)) for name in names)
 
+    def restore_methods(self, thing: object) -> None:
+        """Remove functions of the project that are in the place of an object's methods."""
+        for name, value in list(getattr(thing, "__dict__", {}).items()):
+            if callable(getattr(type(thing), name, None)) and self.has(value):
+                delattr(thing, name)
+
     def remove_hooks(self) -> None:
         """Remove the profile and trace functions that the project has set on this thread, and those
         for threads to come. Those of libraries, debuggers and coverage among them, stay."""

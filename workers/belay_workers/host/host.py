@@ -174,6 +174,7 @@ class Host(ExecutingProcess):
         # Signal handlers, timers and hooks are the process's: one that a run has left would be
         # called in another run, which may be another caller's.
         self._project_code.remove_hooks()
+        self._project_code.restore_methods(self.loop)
         self._limits.restore()
         self._signals.restore()
 
