@@ -118,7 +118,7 @@ def make_server(scratch, make_database):
 def guarded(make_server):
     """A server with the project's own authentication, for the tests of several files."""
     live = make_server(
-        "guarded",
+        "with-auth",
         config=PROJECT.parent / "with_auth.json",
         BELAY_HEARTBEAT_SECONDS="1",
         BELAY_WEBHOOK_ALLOW_PRIVATE="1",

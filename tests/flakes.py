@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from belay_server.dev.process_tree import die_with_parent
 
 _SPIN = "while True: pass"
 
@@ -20,7 +23,9 @@ _SPIN = "while True: pass"
 @contextmanager
 def busy_machine(processes: int) -> Iterator[None]:
     """Keep so many cores busy."""
-    spinning = [subprocess.Popen([sys.executable, "-c", _SPIN]) for _ in range(processes)]
+    with_me = die_with_parent(os.getpid(), signal.SIGKILL)
+    command = [sys.executable, "-c", _SPIN]
+    spinning = [subprocess.Popen(command, preexec_fn=with_me) for _ in range(processes)]
     try:
         yield
     finally:
