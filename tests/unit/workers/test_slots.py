@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from belay_server.domain.runs import Claim
-from belay_workers.slots import Phase, SlotTable, StopReason
+from belay_workers.slots import Kind, Phase, SlotTable, StopReason
 
 
 def test_a_slot_shows_its_process_and_its_run():
@@ -69,3 +69,25 @@ def test_draining_is_seen_by_a_forked_child():
         os._exit(5)
     table.start_draining()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+
+
+def test_each_word_of_a_record_is_read_as_it_was_written():
+    """Records are read by a format that stands beside their structure."""
+    table = SlotTable(2)
+    record = table._records[1]
+    for number, (name, kind) in enumerate(record._fields_, start=10):
+        if name in ("run_id", "thread_id", "ask_run_id"):
+            getattr(record, name)[:] = (number, number + 1)
+        elif name not in ("phase", "kind"):
+            setattr(record, name, kind(number).value)
+    record.phase, record.kind = Phase.FINISHING, Kind.HOSTED_RUN
+    reading = table.read(1)
+    assert table.read_all() == [reading]
+    assert reading.run_id.int == record.run_id[0] << 64 | record.run_id[1]
+    assert reading.thread_id.int == record.thread_id[0] << 64 | record.thread_id[1]
+    assert (reading.slot, reading.phase, reading.kind) == (1, Phase.FINISHING, Kind.HOSTED_RUN)
+    plain = set(reading._fields) - {"slot", "phase", "kind", "run_id", "thread_id"}
+    assert {name: getattr(reading, name) for name in plain} == {
+        name: getattr(record, name) for name in plain
+    }
+    assert table.busy_claims() == [reading.claim]
