@@ -27,7 +27,7 @@ from belay_workers.background.sweeper import Sweeper
 from belay_workers.background.webhooks import Webhooks
 from belay_workers.child.signals import ChildSignals
 from belay_workers.connection_budget import log_connections, refuse_too_many_connections
-from belay_workers.placement import Placement
+from belay_workers.placement import Placement, most_hosts
 from belay_workers.slots import SlotTable
 from belay_workers.supervision import processes
 from belay_workers.supervision.guardian import Guardian
@@ -65,8 +65,7 @@ def prepare(app: Belay, concurrency: int) -> int:
         )
     except SchemaNotReady as error:
         refuse_to_start(error)
-    hosts = settings.run_hosts or os.cpu_count() or 1
-    app.slots = SlotTable((concurrency + hosts) * 2 + _SPARE_SLOTS)
+    app.slots = SlotTable((concurrency + most_hosts(settings)) * 2 + _SPARE_SLOTS)
     # Processes that a node starts can be found when the node's child dies, and when this one does.
     app.child_signals = ChildSignals()
     processes.become_reaper()
@@ -76,7 +75,7 @@ def prepare(app: Belay, concurrency: int) -> int:
     app.guardian.ensure()  # fork it while this process is small
     if settings.preload_graphs:
         load_graphs(app)
-    app.placement = Placement.of(settings, app.graphs)
+    app.placement = Placement(settings, app.graphs)
     if concurrency == app.conf.worker_concurrency:
         concurrency = settings.concurrency + app.placement.hosted_runs
     refuse_too_many_connections(app, concurrency)

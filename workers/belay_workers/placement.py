@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from belay_server.configuration.settings import Settings
 from belay_server.graphs.isolation import isolation_of
 from belay_server.graphs.registry import GraphRegistry
 
 
+def most_hosts(settings: Settings) -> int:
+    """Return how many hosts a worker may have, if there are graphs that share hosts."""
+    return settings.run_hosts or os.cpu_count() or 1
+
+
 class Placement:
     """The places of the graphs of one worker's project."""
 
-    def __init__(self, settings: Settings, graph_ids: Sequence[str], shared: Sequence[str]) -> None:
-        """`shared` are those of the graphs whose runs share hosts."""
-        self.shared_graphs = list(shared)
+    def __init__(self, settings: Settings, graphs: GraphRegistry) -> None:
+        """`graphs` have been loaded: with `auto`, the places depend on their nodes."""
+        #: The graphs whose runs share hosts.
+        self.shared_graphs = [
+            graph_id
+            for graph_id in graphs.graph_ids
+            if isolation_of(settings, graphs, graph_id).is_shared
+        ]
         #: Whether a run may need a process of its own.
-        self.needs_children = len(shared) < len(graph_ids)
+        self.needs_children = len(self.shared_graphs) < len(graphs.graph_ids)
         #: How many runs share hosts at once, as configured; 0 if none does.
-        self.hosted_runs = settings.shared_concurrency if shared else 0
+        self.hosted_runs = settings.shared_concurrency if self.shared_graphs else 0
         #: How many hosts there are at most.
-        self.hosts = (settings.run_hosts or os.cpu_count() or 1) if shared else 0
-
-    @classmethod
-    def of(cls, settings: Settings, graphs: GraphRegistry) -> Placement:
-        """Return the places of loaded graphs."""
-        ids = graphs.graph_ids
-        shared = [one for one in ids if isolation_of(settings, graphs, one).is_shared]
-        return cls(settings, ids, shared)
+        self.hosts = most_hosts(settings) if self.shared_graphs else 0
 
     def hosted_of(self, runs: int) -> int:
         """Return how many of a worker's runs at once may be hosted: an option of Celery's may have

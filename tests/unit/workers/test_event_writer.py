@@ -156,7 +156,8 @@ def test_a_flush_does_not_wait_for_the_events_of_another_run(writer, log):
     assert busy.flush(10)
 
 
-def test_no_event_is_lost_by_a_short_outage_of_redis(writer, log):
+def test_no_event_is_lost_by_a_short_outage_of_redis(writer, log, monkeypatch):
+    monkeypatch.setattr(event_writer, "_KEEP_SECONDS", 60.0)
     events = writer.of_run(claim(3))
     log.failures = 3
     for n in range(100):

@@ -431,7 +431,7 @@ async def _end_cancelled(place: Place, claimed: ClaimedRun, prepared: _Prepared)
 async def _write_together(
     place: Place, ending: RunEnding, alone: Callable[[Connection], RunEnd | None]
 ) -> RunEnd | None:
-    """Write an end with those of other runs; alone where it is large, or another cancel's."""
+    """Write an end together with those of other runs, or by `alone` if it is large."""
     if place.reconnects:
         return await _on_the_row(place, ending.claim, alone)
     return await place.end(ending, alone)

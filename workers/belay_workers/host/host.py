@@ -183,9 +183,10 @@ class Host(ExecutingProcess):
 
         An import is not interrupted, as the modules are those of all runs: the host is killed.
         """
-        if not self._will_look:  # many are asked at once
-            self._will_look = True
+        if not self._will_look:  # one look finds the stops of many runs
+            # In this order: a further signal may raise RunCancelled between the two.
             self.loop.call_soon_threadsafe(self._look_for_stops, context=self._context)
+            self._will_look = True
         if not is_importing(frame):
             self._gates.interrupt()
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: By how many seconds a timer is late of an event loop that is behind with its work.
+#: An event loop is behind with its work while its timers are late by more than this, in seconds.
 _LATE_SECONDS = 0.02
 #: How many turns of such a loop a run may take to stop, and how many seconds in all.
 _TURNS = 50
@@ -34,8 +34,8 @@ _LONGEST_SECONDS = 8.0
 
 
 class _Patience:
-    """Whether a run that was asked to stop can be expected to have done so. An event loop that is
-    behind with its work, as when it stops a thousand runs, may not have executed its steps."""
+    """Limits for how long a run that was asked to stop is not frozen. An event loop that is behind
+    with its work, as when it stops a thousand runs, may not have executed the run's steps yet."""
 
     def __init__(self, loop: HostLoop) -> None:
         self._loop = loop
@@ -43,8 +43,8 @@ class _Patience:
         self._ends_at = loop.time() + _LONGEST_SECONDS
 
     def is_left(self, due: float) -> bool:
-        """Return whether a timer that was due then is late, and neither the turns nor the time are
-        over."""
+        """Return whether the run gets another grace period. `due` is the time of the event loop at
+        which the one that has ended was due to end."""
         now = self._loop.time()
         is_late = now - due > _LATE_SECONDS
         return is_late and self._loop.turns < self._turns and now < self._ends_at

@@ -194,8 +194,8 @@ def _kill(process: psutil.Process) -> None:
 
 
 def seconds_without_core(pid: int) -> float:
-    """Return for how long the main thread of a process could be executed and had no core, in all;
-    0 for a process that has ended, and where the kernel does not count it."""
+    """Return the seconds for which the main thread of a process has been runnable without a core;
+    0 for a process that has ended, and where the kernel does not count them (Linux: schedstat)."""
     try:
         _executed, waited, _times = Path(f"/proc/{pid}/schedstat").read_text().split()
     except (OSError, ValueError):

@@ -248,8 +248,7 @@ class Stopper:
         """Interrupt what blocks the host of a run that was asked to stop. Return the run at whose
         fault the host is to be killed: one that blocks it, or this one if it cannot be frozen."""
         now = time.monotonic()
-        is_blocking = step is not None and step.seconds > self._grace_seconds
-        blocking = step.run if step is not None and is_blocking else None
+        blocking = None if step is None or step.seconds <= self._grace_seconds else step.run
         if blocking is not None and blocking.slot != reading.slot:
             return blocking, _BLOCKS
         if reading.phase is Phase.FINISHING:
