@@ -129,6 +129,24 @@ def guarded(make_server):
 
 
 @pytest.fixture(scope="session")
+def keyed(make_server):
+    """A server that requires API keys, with one child process, small limits, and no beta header."""
+    live = make_server(
+        "keys",
+        concurrency=1,
+        BELAY_AUTH="keys",
+        BELAY_HEARTBEAT_SECONDS="60",
+        BELAY_BODY_SECONDS="30",
+        BELAY_MAX_OPEN_REQUESTS="10",
+        BELAY_REDACT_ERRORS="1",
+        BELAY_EXA_BETA_REQUIRED="0",
+        BELAY_AGENT_RUNS_PER_TEAM="3",
+    ).start()
+    yield live
+    live.stop()
+
+
+@pytest.fixture(scope="session")
 def valkey_url(scratch):
     with running(EmbeddedValkey(scratch / "bus")) as url:
         yield url

@@ -15,15 +15,19 @@ from xdist.scheduler import LoadScopeScheduling
 _WHOLE = {"tests/faults", "tests/integration", "tests/attacks"}
 #: Files of `acceptance` that share another server than its common one, and the group's name.
 _SHARED = {
+    "test_agent_run_servers.py": "tests/acceptance/keys",
+    "test_agent_run_users.py": "tests/attacks",
     "test_attacks.py": "tests/attacks",
     "test_auth.py": "tests/attacks",
     "test_cancel_guide.py": "tests/acceptance/newcomers",
+    "test_cancel_leftovers.py": "tests/acceptance/patient",
     "test_docs_blocks.py": "tests/acceptance/newcomers",
+    "test_keys.py": "tests/acceptance/keys",
+    "test_watching.py": "tests/acceptance/patient",
+    "test_webhooks.py": "tests/acceptance/patient",
 }
 #: Files of `acceptance` that do not use its common server.
 _SEPARATE = {
-    "test_agent_run_servers.py",
-    "test_keys.py",
     "test_large_states.py",
     "test_limits.py",
     "test_loopback.py",
@@ -31,7 +35,6 @@ _SEPARATE = {
     "test_project_commands.py",
     "test_project_routes.py",
     "test_projects.py",
-    "test_watching.py",
 }
 #: The groups that take longest. They start first, so that none of them is left at the end.
 _LONGEST = [
@@ -40,6 +43,8 @@ _LONGEST = [
     "tests/acceptance/a-l",
     "tests/attacks",
     "tests/integration",
+    "tests/acceptance/patient",
+    "tests/acceptance/keys",
     "tests/acceptance/projects/test_project_commands.py",
     "tests/acceptance/projects/test_projects.py",
 ]

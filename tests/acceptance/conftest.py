@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import httpx
 import pytest
 from langgraph_sdk import get_client, get_sync_client
 
 from tests.conformance import watched
+from tests.ports import free_port
 from tests.servers import LiveServer
+from tests.waiting import wait_until
+
+WEBHOOK_SECRET = "a secret of the tests"
 
 
 @pytest.fixture(scope="package")
@@ -27,6 +33,44 @@ def newcomers_server(scratch):
     live = LiveServer(scratch / "example", config=None, cwd=folder).start()
     yield live
     live.stop()
+
+
+@pytest.fixture(scope="session")
+def patient(make_server):
+    """A server with two web processes and one child process, JSON logs and the worker's metrics.
+    Its grace period allows for a busy machine. It may call loopback, as an operator inside a
+    network would set it."""
+    live = make_server(
+        "patient",
+        concurrency=1,
+        BELAY_HEARTBEAT_SECONDS="1",
+        BELAY_CANCEL_GRACE_MS="60000",
+        BELAY_LOG_FORMAT="json",
+        BELAY_ACCESS_LOG="1",
+        BELAY_REFERENCE_METRICS="1",
+        BELAY_WEBHOOK_ALLOW_PRIVATE="1",
+        BELAY_WEBHOOK_SECRET=WEBHOOK_SECRET,
+        WEB_CONCURRENCY="2",
+    )
+    yield from with_worker_metrics(live)
+
+
+def with_worker_metrics(live: LiveServer) -> Iterator[LiveServer]:
+    """Start a server whose worker serves metrics, at `worker_metrics`. Yield it, and stop it."""
+    port = free_port()
+    live.env["BELAY_WORKER_METRICS_PORT"] = str(port)
+    live.worker_metrics = f"http://127.0.0.1:{port}/metrics"
+    live.start()
+    wait_until(lambda: _answers(live.worker_metrics), 30, "the worker")
+    yield live
+    live.stop()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from langgraph_sdk.client import LangGraphClient
 
+from tests.servers import LiveServer
 from tests.waiting import wait_until
 
 _T = TypeVar("_T")
@@ -175,3 +176,7 @@ def leave_handshakes(port: int, thread_id: str, key: str) -> None:
             connection.sendall(head.encode())
             reset = struct.pack("ii", 1, 0)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+
+
+def socket_url(server: LiveServer, thread: str) -> str:
+    return server.url.replace("http", "ws") + f"/threads/{thread}/stream/events"

@@ -6,10 +6,7 @@ import time
 
 import psutil
 import pytest
-from langgraph_sdk import get_sync_client
 
-from tests.conformance import watched
-from tests.conftest import Beats
 from tests.long_forms import long_case
 
 ASKED = ["async_sleep", "async_beats", "time_sleep", "sync_beats", "timer_beats", "spin", "regex"]
@@ -57,75 +54,6 @@ def test_a_node_does_nothing_after_the_response_to_its_cancel(sync_client, beats
     statuses = [run["status"] for run in sync_client.runs.list(thread_id)]
     assert statuses == (["interrupted"] if action == "interrupt" else [])
     assert sync_client.threads.get(thread_id)["status"] in ("interrupted", "idle")
-
-
-@pytest.fixture(scope="module")
-def patient_client(make_server):
-    """Yield a client of a server whose grace period suffices on a busy machine."""
-    live = make_server("patient", BELAY_CANCEL_GRACE_MS="20000").start("--concurrency", "1")
-    with watched(get_sync_client(url=live.url)) as client:
-        yield client
-    live.stop()
-
-
-@pytest.mark.parametrize("kind", ["time_sleep", "async_sleep"])
-def test_a_sleeping_node_gets_an_exception_and_its_finally_runs(patient_client, beats, kind):
-    thread_id, run_id = start(patient_client, kind, beats)
-    beats.wait_for("asleep")
-    patient_client.runs.cancel(thread_id, run_id, wait=True)
-    assert "finally" in beats.names()
-
-
-def test_an_idle_thread_of_an_earlier_run_does_not_delay_a_cancel(patient_client, beats, tmp_path):
-    """The only child would be killed after its grace, if the thread counted as the run's work."""
-    input_ = {"kind": "use_thread_pool", "beats": str(tmp_path / "first")}
-    patient_client.runs.wait(None, "nodes", input=input_)
-    thread_id, run_id = start(patient_client, "async_sleep", beats)
-    patient_client.runs.cancel(thread_id, run_id, wait=True)
-    input_["beats"] = str(tmp_path / "third")
-    patient_client.runs.wait(None, "nodes", input=input_)
-    assert Beats(tmp_path / "third").pids() == beats.pids()
-
-
-@pytest.mark.parametrize("kind", ["beating_subprocess", "leave_daemon"])
-def test_a_subprocess_is_killed_without_its_child(patient_client, beats, tmp_path, kind):
-    """Also while a thread of asyncio's waits for it. The child would be killed after its grace."""
-    pids = []
-    for name in ("before", "after"):
-        input_ = {"kind": "use_thread_pool", "beats": str(tmp_path / name)}
-        patient_client.runs.wait(None, "nodes", input=input_)
-        pids.append(Beats(tmp_path / name).pids())
-        if name == "before":
-            thread_id, run_id = start(patient_client, kind, beats)
-            patient_client.runs.cancel(thread_id, run_id, wait=True)
-            assert_silent(beats)
-    assert pids[0] == pids[1]
-
-
-@pytest.mark.parametrize("kind", ["lower_limits", "shut_down_executor"])
-def test_a_run_does_not_leave_the_next_one_less_than_it_needs(patient_client, beats, kind):
-    """The server has one child: the next run would be executed in the same process."""
-    input_ = {"kind": kind, "beats": str(beats)}
-    patient_client.runs.wait(None, "nodes", input=input_, raise_error=False)
-    assert "left" in beats.names()
-    steps = patient_client.runs.wait(None, "sync_steps", input={"seconds": 0})
-    assert steps["steps"] == ["s1", "s2", "s3", "s4"]
-    thread_id, run_id = start(patient_client, "time_sleep", beats)
-    beats.wait_for("asleep")
-    patient_client.runs.cancel(thread_id, run_id, wait=True)
-    assert "finally" in beats.names()
-
-
-def test_a_cancel_during_an_import_does_not_break_the_next_one(patient_client, beats):
-    """The package would be left without the modules that it had imported."""
-    thread_id = patient_client.threads.create()["thread_id"]
-    input_ = {"kind": "import_slowly", "beats": str(beats), "seconds": 60}
-    run = patient_client.runs.create(thread_id, "nodes", input=input_)
-    beats.wait_for("importing")
-    time.sleep(0.1)  # let it begin; without this, the test would pass for another reason
-    patient_client.runs.cancel(thread_id, run["run_id"], wait=True)
-    again = patient_client.runs.wait(None, "nodes", input={**input_, "seconds": 0})
-    assert again["method"] == "whole"
 
 
 @pytest.mark.parametrize("kind", ["swallow_sync", "swallow_async", "block_loop", "hold_gil"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from belay_server.services.webhooks.deadline_http import ERRORS, post
-from tests.acceptance.playing import leave_handshakes, refused
+from tests.acceptance.playing import leave_handshakes, refused, socket_url
 from tests.conformance import watched
 from tests.receiver import Receiver
 from tests.servers import LiveServer
@@ -304,10 +303,6 @@ def test_a_deeply_nested_query_parameter_is_refused(api):
     deep = '{"a":' + "[" * 300 + "]" * 300 + "}"
     answer = api.get(f"/threads/{thread}/runs", params={"metadata": deep})
     assert "levels deep" in refused(answer, 422)
-
-
-def socket_url(server: LiveServer, thread: str) -> str:
-    return server.url.replace("http", "ws") + f"/threads/{thread}/stream/events"
 
 
 def test_a_websocket_refuses_compression_and_large_messages(attacked, api):
@@ -828,170 +823,6 @@ def test_a_user_named_star_cannot_use_the_store(guarded, carol):
         assert secret not in answer.text
         put = star.put("/store/items", json={**item, "namespace": ["*", "x"]})
         assert put.status_code in (403, 422)
-
-
-# --- keys -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def locked(make_server):
-    live = make_server(
-        "attacked-keys",
-        BELAY_AUTH="keys",
-        BELAY_HEARTBEAT_SECONDS="60",
-        BELAY_BODY_SECONDS="30",
-        BELAY_MAX_OPEN_REQUESTS="10",
-        BELAY_REDACT_ERRORS="1",
-    ).start()
-    yield live
-    live.stop()
-
-
-def belay_keys(server: LiveServer, *words: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "belay_server", "keys", *words],
-        env={**os.environ, "DATABASE_URL": server.database_url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    return done.stdout.strip()
-
-
-def test_revoking_a_key_closes_its_streams_and_waits(locked):
-    key = locked.new_key("doomed")
-    headers = {"x-api-key": key}
-    with watched(httpx.Client(base_url=locked.url, headers=headers, timeout=120)) as client:
-        thread = client.post("/threads", json={}).json()["thread_id"]
-        run = client.post(f"/threads/{thread}/runs", json=LATER).json()
-        ended = []
-
-        def follow(path):
-            url = f"{locked.url}{path}"
-            with (
-                suppress(httpx.HTTPError),
-                httpx.stream("GET", url, headers=headers, timeout=120) as stream,
-            ):
-                for _ in stream.iter_raw():
-                    pass
-            ended.append(path)
-
-        paths = [f"/threads/{thread}/stream", f"/threads/{thread}/runs/{run['run_id']}/stream"]
-        paths.append(f"/threads/{thread}/runs/{run['run_id']}/join")
-        following = [threading.Thread(target=follow, args=(path,)) for path in paths]
-        for one in following:
-            one.start()
-        with connect(socket_url(locked, thread), additional_headers=headers) as opened:
-            opened.send(json.dumps({"id": 1, "method": "agent.getTree"}))
-            assert json.loads(opened.recv(20))["id"] == 1
-            belay_keys(locked, "revoke", "doomed")
-            with pytest.raises(ConnectionClosed):
-                while True:
-                    opened.recv(60)
-        for one in following:
-            one.join(60)
-        assert sorted(ended) == sorted(paths)
-        wait_until(lambda: client.get(f"/threads/{thread}").status_code == 401, 20, "a refusal")
-    with (
-        pytest.raises(InvalidStatus),
-        connect(socket_url(locked, thread), additional_headers=headers),
-    ):
-        pass
-
-
-def test_a_redacted_error_message_is_in_no_response(locked):
-    """The message is absent from every response about the run, its states and its events."""
-    headers = {"x-api-key": locked.new_key("redacted")}
-    with watched(httpx.Client(base_url=locked.url, headers=headers, timeout=60)) as client:
-        seen = _responses_about_an_error(client)
-    for text in seen[:3]:
-        assert "An internal error occurred" in text
-    assert [text for text in seen if "boom" in text] == []
-
-
-def _responses_about_an_error(client) -> list[str]:
-    thread = client.post("/threads", json={}).json()["thread_id"]
-    body = {
-        "assistant_id": "bad",
-        "input": {"count": 1},
-        "stream_mode": ["values", "updates", "tasks", "checkpoints", "debug", "events"],
-        "stream_subgraphs": True,
-        "stream_resumable": True,
-    }
-    seen = [client.post(f"/threads/{thread}/runs/stream", json=body).text]
-    [run] = client.get(f"/threads/{thread}/runs").json()
-    assert run["status"] == "error"
-    paths = ("/state", "/history?limit=10", "", "/runs", f"/runs/{run['run_id']}/join")
-    return seen + [client.get(f"/threads/{thread}{path}").text for path in paths]
-
-
-def test_a_key_revoked_while_a_body_is_received_is_refused(locked):
-    key = locked.new_key("slow")
-    head = (
-        f"POST /threads HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
-        "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
-    )
-    with socket.create_connection(("127.0.0.1", locked.port)) as slow:
-        slow.sendall(head.encode())
-
-        def is_used() -> bool:
-            [line] = [line for line in belay_keys(locked, "list").splitlines() if " slow " in line]
-            return "never" not in line
-
-        def is_refused() -> bool:
-            headers = {"x-api-key": key}
-            answer = httpx.get(f"{locked.url}/threads/{uuid.uuid4()}", headers=headers)
-            return answer.status_code == 401
-
-        wait_until(is_used, 20, "its use")
-        belay_keys(locked, "revoke", "slow")
-        wait_until(is_refused, 20, "its refusal")
-        slow.sendall(b"{}")
-        slow.settimeout(20)
-        assert slow.recv(4096).startswith(b"HTTP/1.1 401 ")
-
-
-def test_invalid_keys_are_rate_limited_and_valid_ones_are_not(locked):
-    key = locked.new_key("right")
-    with watched(httpx.Client(base_url=locked.url, timeout=60)) as client:
-        statuses = [
-            client.post(
-                "/threads/search",
-                json={},
-                headers={"x-api-key": f"belay_{'a' * 12}_{i:032d}"},
-            ).status_code
-            for i in range(330)
-        ]
-        assert statuses[0] == 401
-        assert statuses[-1] == 429
-        assert set(statuses) == {401, 429}
-        answer = client.post("/threads/search", json={}, headers={"x-api-key": key})
-        assert answer.status_code == 200
-
-
-def test_the_number_of_slow_cancel_requests_is_limited(locked):
-    key = locked.new_key("slow")
-    head = f"POST /runs/cancel HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
-    head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
-    with ExitStack() as stack:
-        opened = []
-        for _ in range(30):
-            one = stack.enter_context(
-                socket.create_connection(("127.0.0.1", locked.port), timeout=5)
-            )
-            one.sendall(head.encode())
-            opened.append(one)
-
-        def answered() -> int:
-            count = 0
-            for one in opened:
-                one.setblocking(False)
-                with suppress(BlockingIOError):
-                    count += one.recv(64, socket.MSG_PEEK).startswith(b"HTTP/1.1 429")
-            return count
-
-        wait_until(lambda: answered() == 20, 20, "those beyond the tenth to be refused")
 
 
 # --- pages ----------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import httpx
 import pytest
 from _pytest.mark import ParameterSet
 
+from tests.acceptance.playing import new_thread, refused
 from tests.conformance import watched
 from tests.long_forms import long_case
 
@@ -1630,3 +1631,37 @@ def test_concurrent_creates_with_one_id_succeed_once(server, kind):
     assert sorted(answer.status_code for answer in answers) == [200] + [409] * 7
     again = _at_once(server, [(f"/{kind}s", {**body, "if_exists": "do_nothing"})] * 4)
     assert {(answer.status_code, answer.json()[name]) for answer in again} == {(200, body[name])}
+
+
+@pytest.mark.parametrize(
+    ("url", "detail"),
+    [
+        ("notaurl", "Invalid webhook hostname ''"),
+        ("/relative", "Invalid webhook hostname ''"),
+        ("ftp://example.com", "Invalid webhook scheme 'ftp'"),
+        ("http://127.0.0.1/x", "Webhook host blocked: loopback IP range"),
+        ("http://localhost:8080", "Webhook host blocked: loopback IP range"),
+        ("http://[::1]/", "Webhook host blocked: loopback IP range"),
+        ("http://169.254.169.254/latest/meta-data", "Webhook host blocked: link-local IP range"),
+        ("http://10.1.2.3", "Webhook host blocked: private IP range"),
+        ("http://u:p@example.com", "user"),
+        ("", "webhook"),
+        (5, "webhook"),
+    ],
+)
+def test_an_invalid_or_private_webhook_is_refused_and_creates_nothing(
+    http, sync_client, url, detail
+):
+    thread_id = new_thread(http)
+    body = {"assistant_id": "counter", "input": {"count": 1}, "webhook": url}
+    for path in (f"/threads/{thread_id}/runs", "/runs", "/runs/stream"):
+        assert detail in refused(http.post(path, json=body), 422)
+    assert detail in refused(http.post("/runs/batch", json=[body]), 422)
+    cron = {**body, "schedule": "0 0 1 1 *"}
+    assert detail in refused(http.post("/runs/crons", json=cron), 422)
+    assert sync_client.runs.list(thread_id) == []
+
+
+def test_a_public_webhook_is_accepted(http):
+    body = {"assistant_id": "counter", "webhook": "https://hooks.invalid/run"}
+    assert http.post("/runs", json={**body, "after_seconds": 3600}).status_code == 200

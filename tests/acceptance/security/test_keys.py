@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import uuid
+from contextlib import ExitStack, suppress
 
 import httpx
 import psycopg
 import pytest
 from langgraph_sdk import get_sync_client
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from belay_server.dev.process_tree import die_with_parent
-from tests.acceptance.playing import UNKNOWN, refused
+from tests.acceptance.playing import UNKNOWN, refused, socket_url
 from tests.conformance import watched
 from tests.ports import free_port
 from tests.servers import PROJECT, LiveServer
 from tests.waiting import wait_until
 
 RUN = {"assistant_id": "counter", "input": {"count": 1}}
+LATER = {**RUN, "after_seconds": 3600}
 
 
 @pytest.fixture(scope="module")
-def locked(make_server):
-    live = make_server("keys", BELAY_AUTH="keys").start()
-    yield live
-    live.stop()
+def locked(keyed):
+    return keyed
 
 
 def belay(server: LiveServer, *words: str, code: int = 0) -> tuple[str, str]:
@@ -201,6 +207,142 @@ def test_the_secret_of_a_key_is_in_no_log_and_no_response(locked, key):
     log = locked.log_until_now()
     assert secret not in log
     assert secret[:-1] not in log
+
+
+def test_revoking_a_key_closes_its_streams_and_waits(locked):
+    key = locked.new_key("doomed")
+    headers = {"x-api-key": key}
+    with watched(httpx.Client(base_url=locked.url, headers=headers, timeout=120)) as client:
+        thread = client.post("/threads", json={}).json()["thread_id"]
+        run = client.post(f"/threads/{thread}/runs", json=LATER).json()
+        ended = []
+
+        def follow(path):
+            url = f"{locked.url}{path}"
+            with (
+                suppress(httpx.HTTPError),
+                httpx.stream("GET", url, headers=headers, timeout=120) as stream,
+            ):
+                for _ in stream.iter_raw():
+                    pass
+            ended.append(path)
+
+        paths = [f"/threads/{thread}/stream", f"/threads/{thread}/runs/{run['run_id']}/stream"]
+        paths.append(f"/threads/{thread}/runs/{run['run_id']}/join")
+        following = [threading.Thread(target=follow, args=(path,)) for path in paths]
+        for one in following:
+            one.start()
+        with connect(socket_url(locked, thread), additional_headers=headers) as opened:
+            opened.send(json.dumps({"id": 1, "method": "agent.getTree"}))
+            assert json.loads(opened.recv(20))["id"] == 1
+            belay(locked, "revoke", "doomed")
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    opened.recv(60)
+        for one in following:
+            one.join(60)
+        assert sorted(ended) == sorted(paths)
+        wait_until(lambda: client.get(f"/threads/{thread}").status_code == 401, 20, "a refusal")
+    with (
+        pytest.raises(InvalidStatus),
+        connect(socket_url(locked, thread), additional_headers=headers),
+    ):
+        pass
+
+
+def test_a_redacted_error_message_is_in_no_response(locked):
+    """The message is absent from every response about the run, its states and its events."""
+    headers = {"x-api-key": locked.new_key("redacted")}
+    with watched(httpx.Client(base_url=locked.url, headers=headers, timeout=60)) as client:
+        seen = _responses_about_an_error(client)
+    for text in seen[:3]:
+        assert "An internal error occurred" in text
+    assert [text for text in seen if "boom" in text] == []
+
+
+def _responses_about_an_error(client) -> list[str]:
+    thread = client.post("/threads", json={}).json()["thread_id"]
+    body = {
+        "assistant_id": "bad",
+        "input": {"count": 1},
+        "stream_mode": ["values", "updates", "tasks", "checkpoints", "debug", "events"],
+        "stream_subgraphs": True,
+        "stream_resumable": True,
+    }
+    seen = [client.post(f"/threads/{thread}/runs/stream", json=body).text]
+    [run] = client.get(f"/threads/{thread}/runs").json()
+    assert run["status"] == "error"
+    paths = ("/state", "/history?limit=10", "", "/runs", f"/runs/{run['run_id']}/join")
+    return seen + [client.get(f"/threads/{thread}{path}").text for path in paths]
+
+
+def test_a_key_revoked_while_a_body_is_received_is_refused(locked):
+    key = locked.new_key("slow")
+    head = (
+        f"POST /threads HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", locked.port)) as slow:
+        slow.sendall(head.encode())
+
+        def is_used() -> bool:
+            [line] = [line for line in belay(locked, "list")[0].splitlines() if " slow " in line]
+            return "never" not in line
+
+        def is_refused() -> bool:
+            headers = {"x-api-key": key}
+            answer = httpx.get(f"{locked.url}/threads/{uuid.uuid4()}", headers=headers)
+            return answer.status_code == 401
+
+        wait_until(is_used, 20, "its use")
+        belay(locked, "revoke", "slow")
+        wait_until(is_refused, 20, "its refusal")
+        slow.sendall(b"{}")
+        slow.settimeout(20)
+        assert slow.recv(4096).startswith(b"HTTP/1.1 401 ")
+
+
+def test_the_number_of_slow_cancel_requests_is_limited(locked):
+    key = locked.new_key("slow")
+    head = f"POST /runs/cancel HTTP/1.1\r\nHost: localhost\r\nx-api-key: {key}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+    with ExitStack() as stack:
+        opened = []
+        for _ in range(30):
+            one = stack.enter_context(
+                socket.create_connection(("127.0.0.1", locked.port), timeout=5)
+            )
+            one.sendall(head.encode())
+            opened.append(one)
+
+        def answered() -> int:
+            count = 0
+            for one in opened:
+                one.setblocking(False)
+                with suppress(BlockingIOError):
+                    count += one.recv(64, socket.MSG_PEEK).startswith(b"HTTP/1.1 429")
+            return count
+
+        wait_until(lambda: answered() == 20, 20, "those beyond the tenth to be refused")
+
+
+def test_invalid_keys_are_rate_limited_and_valid_ones_are_not(locked):
+    """Not before other tests of this server: further invalid keys are refused with 429."""
+    key = locked.new_key("right")
+    with watched(httpx.Client(base_url=locked.url, timeout=60)) as client:
+        statuses = [
+            client.post(
+                "/threads/search",
+                json={},
+                headers={"x-api-key": f"belay_{'a' * 12}_{i:032d}"},
+            ).status_code
+            for i in range(330)
+        ]
+        assert statuses[0] == 401
+        assert statuses[-1] == 429
+        assert set(statuses) == {401, 429}
+        answer = client.post("/threads/search", json={}, headers={"x-api-key": key})
+        assert answer.status_code == 200
 
 
 @pytest.mark.long

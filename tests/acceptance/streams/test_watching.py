@@ -12,49 +12,21 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import conformance
+from tests.acceptance.conftest import with_worker_metrics
 from tests.acceptance.playing import new_thread, run_of, wait_for
-from tests.ports import free_port
 from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
-def watched(make_server):
-    """Yield a server with two web processes and JSON logs. The long grace period allows for a busy
-    machine."""
-    live = make_server(
-        "watched",
-        BELAY_HEARTBEAT_SECONDS="1",
-        BELAY_CANCEL_GRACE_MS="60000",
-        BELAY_LOG_FORMAT="json",
-        BELAY_ACCESS_LOG="1",
-        BELAY_REFERENCE_METRICS="1",
-        WEB_CONCURRENCY="2",
-    )
-    yield from _with_worker_metrics(live)
+def watched(patient):
+    return patient
 
 
 @pytest.fixture(scope="module")
 def impatient(make_server):
     """Yield a server that kills a node which has not stopped after 300 ms."""
     live = make_server("impatient", BELAY_CANCEL_GRACE_MS="300", BELAY_LOG_FORMAT="json")
-    yield from _with_worker_metrics(live)
-
-
-def _with_worker_metrics(live):
-    port = free_port()
-    live.env["BELAY_WORKER_METRICS_PORT"] = str(port)
-    live.worker_metrics = f"http://127.0.0.1:{port}/metrics"
-    live.start()
-    wait_until(lambda: _answers(live.worker_metrics), 30, "the worker")
-    yield live
-    live.stop()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.HTTPError:
-        return False
+    yield from with_worker_metrics(live)
 
 
 @pytest.fixture
