@@ -10,7 +10,7 @@ from typing import Annotated, TypedDict
 
 import pytest
 from langgraph.checkpoint.postgres import PostgresSaver
-from langgraph.graph import START, StateGraph
+from langgraph.graph import END, START, StateGraph
 from langgraph.store.memory import InMemoryStore
 from langgraph.types import Command
 
@@ -312,3 +312,34 @@ def test_what_a_task_writes_is_stored_after_its_event_was_delivered(
     asyncio.run(scene())
     assert delivered
     assert {task_id for task_id in delivered if not written.get(task_id)} == set()
+
+
+def test_an_edge_that_failed_is_repeated_by_the_next_attempt(rows, conn, thread_of_execution):
+    """The node's output is stored beside the error of its edge. The process dies before the end."""
+
+    class State(TypedDict):
+        steps: Annotated[list[str], operator.add]
+
+    failures = [RuntimeError("of the edge")]
+
+    def route(_state):
+        if failures:
+            raise failures.pop()
+        return "second"
+
+    builder = StateGraph(State)
+    builder.add_node("first", lambda _state: {"steps": ["first"]})
+    builder.add_node("second", lambda _state: {"steps": ["second"]})
+    builder.add_edge(START, "first")
+    builder.add_conditional_edges("first", route, ["second", END])
+    claimed = rows.running(rows.thread())
+    config = {"configurable": {"thread_id": str(claimed.thread_id)}}
+
+    def attempt(given, **options):
+        connection = ReconnectingConnection(lambda: conn)
+        saver = RunSaver(connection, claimed.claim, thread_of_execution, lambda: False, **options)
+        return builder.compile(checkpointer=saver).invoke(given, config, durability="sync")
+
+    with pytest.raises(RuntimeError, match="of the edge"):
+        attempt({"steps": []})
+    assert attempt(None, is_retry=True)["steps"] == ["first", "second"]

@@ -230,6 +230,7 @@ async def _prepare(place: Place, claimed: ClaimedRun, events: RunEvents) -> _Pre
         keep_waiting=may_continue,
         behind=claimed.kwargs.writes_behind,
         is_new=not claimed.has_checkpoints,
+        is_retry=claimed.claim_no > 1,
         # Events that clients can read again are in the log before what a task has written is
         # stored. If this process dies in between, the task is repeated, and no event is missing.
         before_store=(lambda: events.flush(_FLUSH_SECONDS)) if resumable else None,

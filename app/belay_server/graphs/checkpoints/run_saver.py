@@ -20,7 +20,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
+from langgraph._internal._constants import ERROR_SOURCE_NODE
 from langgraph.checkpoint.base import (
+    ERROR,
     WRITES_IDX_MAP,
     CheckpointTuple,
     get_serializable_checkpoint_metadata,
@@ -62,7 +64,8 @@ class RunSaver(FormatSaver):
     `keep_waiting` returns False to end the wait for an unavailable Postgres. With `behind`, async
     writes return before they are stored, and those made during one statement go with the next.
     `flush` and every read wait for all of them. The error of a failed write is raised by the next
-    call. `is_new` means that nothing was ever written on this LangGraph thread.
+    call. `is_new` means that nothing was ever written on this LangGraph thread. `is_retry` means
+    that an earlier attempt of the run may have written.
     `before_store` is called on the database thread before something is stored; it returns False
     after it has waited in vain. With it, async writes are stored after the event loop has delivered
     the events of what they store.
@@ -77,6 +80,7 @@ class RunSaver(FormatSaver):
         *,
         behind: bool = False,
         is_new: bool = False,
+        is_retry: bool = False,
         before_store: Callable[[], bool] | None = None,
         aes_key: bytes | None = None,
     ) -> None:
@@ -87,6 +91,7 @@ class RunSaver(FormatSaver):
         self._keep_waiting = keep_waiting
         self._behind = behind
         self._is_new = is_new
+        self._is_retry = is_retry
         self._before_store = before_store
         #: Namespaces and ids of the checkpoints that this attempt has written.
         self._own: set[tuple[str, str]] = set()
@@ -255,6 +260,11 @@ class RunSaver(FormatSaver):
             }
         }
 
+    def _tuple(self, config: Any) -> CheckpointTuple | None:
+        """Return a checkpoint, in a retry without the output of tasks that have failed."""
+        found = super().get_tuple(config)
+        return without_failed_output(found) if found is not None and self._is_retry else found
+
     def _is_empty(self) -> bool:
         """Return True if the LangGraph thread was new and this attempt wrote no checkpoint."""
         return self._is_new and not self._own
@@ -272,7 +282,7 @@ class RunSaver(FormatSaver):
     def get_tuple(self, config: Any) -> CheckpointTuple | None:
         if self._is_empty():
             return None
-        return self._on_its_thread(partial(self._read, partial(super().get_tuple, config)))
+        return self._on_its_thread(partial(self._read, partial(self._tuple, config)))
 
     def list(
         self,
@@ -338,7 +348,7 @@ class RunSaver(FormatSaver):
     async def aget_tuple(self, config: Any) -> CheckpointTuple | None:
         if self._is_empty():
             return None
-        return await self._in_order(partial(self._read, partial(super().get_tuple, config)))
+        return await self._in_order(partial(self._read, partial(self._tuple, config)))
 
     async def alist(
         self,
@@ -379,6 +389,22 @@ class RunSaver(FormatSaver):
 
 def _as_is(rows: CheckpointRows) -> CheckpointRows:
     return rows
+
+
+def without_failed_output(found: CheckpointTuple) -> CheckpointTuple:
+    """Return a checkpoint without the output of tasks that have failed, so that they are repeated.
+
+    A task fails after its output if one of its edges raises. LangGraph stores both, and takes every
+    task that has output for finished (`langgraph.pregel._task_status`): an attempt after it would
+    go on without the edge. A failure that went to an error handler is left to LangGraph.
+    """
+    writes = found.pending_writes or []
+    failed = {task_id for task_id, channel, _ in writes if channel == ERROR}
+    failed -= {task_id for task_id, channel, _ in writes if channel == ERROR_SOURCE_NODE}
+    if not failed:
+        return found
+    kept = [write for write in writes if write[0] not in failed or write[1] in WRITES_IDX_MAP]
+    return found._replace(pending_writes=kept)
 
 
 def _split(checkpoint: Any) -> tuple[dict[str, Any], dict[str, Any]]:
