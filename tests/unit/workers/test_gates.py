@@ -33,8 +33,7 @@ class Loop:
     """An event loop with gates, and the runs on it."""
 
     def __init__(self) -> None:
-        self.started: list[GatedRun] = []
-        self.gates = Gates(self.started.append)
+        self.gates = Gates()
         self.project = ProjectCode(lambda file: file == __file__)
         self.loop = HostLoop(self.project, self.gates)
         self.slots = SlotTable(4)
@@ -177,17 +176,6 @@ def test_a_run_that_blocks_the_loop_is_interrupted_once_it_is_to_be(loop):
         assert (run.was_interrupted, other.was_interrupted) == (True, False)
     finally:
         signal.signal(signal.SIGALRM, before)
-
-
-def test_a_process_that_a_run_starts_is_reported_after_the_step(loop):
-    run = loop.new_run()
-
-    async def start() -> None:
-        run.has_started = True
-
-    loop.start(run, start())
-    loop.turn()
-    assert loop.started == [run]
 
 
 def test_libraries_can_look_at_the_coroutine_of_a_task(loop):
@@ -435,7 +423,7 @@ def test_the_connections_of_a_stopped_run_are_not_served(loop, context):
 @pytest.fixture
 def elsewhere(loop):
     """A function that makes an event loop on another thread, as code of the project does."""
-    gates = Gates(loop.started.append, shows_steps=False)
+    gates = Gates(shows_steps=False)
     policy = LoopPolicy(loop.project, gates)
     threads = []
 
@@ -578,7 +566,7 @@ def test_an_event_loop_that_a_run_starts_and_stops_is_its_own(loop, elsewhere):
 def threads(loop, monkeypatch):
     monkeypatch.setattr(ThreadPoolExecutor, "submit", ThreadPoolExecutor.submit)
     monkeypatch.setattr(threading.Thread, "start", threading.Thread.start)
-    made = RunThreads(loop.started.append)
+    made = RunThreads()
     yield made
     made.executor.shutdown()
 

@@ -221,8 +221,7 @@ class Host:
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         project = ProjectCode(lambda file: file == __file__)
-        self.started: list[GatedRun] = []
-        self.gates = Gates(self.started.append)
+        self.gates = Gates()
         self.loop = HostLoop(project, self.gates)
         self.slots = SlotTable(RUNS + 4)
         self.settings = SimpleNamespace(cancel_grace_ms=GRACE_MS)

@@ -72,8 +72,8 @@ class GatedRun:
         self.descriptors: set[int] = set()
         #: Coroutines, tasks and generators that must not be closed nor collected.
         self.kept: list[Any] = []
-        #: Whether it has started processes that are not in the set yet (`started`).
-        self.has_started = False
+        #: Whether it has started processes, and those that are not known to have ended (`started`).
+        self.has_processes = False
         self.processes: set[psutil.Process] = set()
         self.threads: WeakSet[threading.Thread] = WeakSet()
         #: The identifiers of threads that were started without `threading`.
@@ -167,12 +167,10 @@ def _interrupt(run: GatedRun | None) -> None:
 class Gates:
     """The gates of one event loop, or of those of other threads. `new_task` is the task factory.
 
-    `on_started` is called after a step in which a run has started a process. With `shows_steps`,
-    the slots of runs show when their steps began.
+    With `shows_steps`, the slots of runs show when their steps began.
     """
 
-    def __init__(self, on_started: Callable[[GatedRun], None], *, shows_steps: bool = True) -> None:
-        self.on_started = on_started
+    def __init__(self, *, shows_steps: bool = True) -> None:
         self._shows_steps = shows_steps
         #: The tasks that runs have made without the task factory.
         self._ungated: WeakKeyDictionary[asyncio.Task[Any], GatedRun] = WeakKeyDictionary()
@@ -261,8 +259,6 @@ class Gates:
             run.stepped_by.discard(thread)
             if slot is not None and run.slot is not None:
                 slot.stepping(0.0)
-            if run.has_started:
-                self.on_started(run)
 
 
 def _is_scheduled_by_itself(step: Any) -> bool:

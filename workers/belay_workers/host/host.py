@@ -59,14 +59,14 @@ class Host(ExecutingProcess):
         self.helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="belay-helper")
         self._project_code = ProjectCode(self.graphs.has_code)
         self._started = Started()
-        self._gates = Gates(self._started.attribute)
+        self._gates = Gates()
         self.loop = HostLoop(self._project_code, self._gates)
         # Event loops that the project starts on threads belong to the runs that use them, too.
-        elsewhere = Gates(self._started.attribute, shows_steps=False)
+        elsewhere = Gates(shows_steps=False)
         self._policy = LoopPolicy(self._project_code, elsewhere)
         asyncio.set_event_loop_policy(self._policy)
         asyncio.set_event_loop(self.loop)
-        self._threads = RunThreads(self._started.attribute)
+        self._threads = RunThreads()
         attribute_callbacks(self._project_code, GatedRun.current, GatedRun.call_back)
         self.loop.set_default_executor(self._threads.executor)
         #: What the runs store together: `claims`, `ends`, and their checkpoints.
@@ -167,7 +167,7 @@ class Host(ExecutingProcess):
         if run.is_frozen or run.was_interrupted:
             self._is_worn = True
             self.slot.note_worn()
-        if run.has_started or run.processes:
+        if run.has_processes:
             if not self.settings.keep_subprocesses:
                 self._started.end(run)
             self._started.forget(run)

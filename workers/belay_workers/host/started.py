@@ -1,80 +1,198 @@
 """Find the processes and threads that the runs of a host have started.
 
-Threads are noted when they are started: `Thread.start` and `_thread.start_new_thread` are replaced
-in this process. Python announces a process before it exists (an audit event), in the context of
-what starts it; those that are new after that step of the run, or after that call on a thread, are
-the run's. Two runs whose calls on threads start processes at the same moment are not told apart.
+The functions that start them are replaced in this process, so each is noted as its run's before
+anything else of the host is executed. What is executed as a program gets the run's id in its
+environment, and hands it on: so what such a program starts and leaves is found, too.
+
+Processes that native code starts are not known as a run's.
 """
 
 from __future__ import annotations
 
+import _posixsubprocess
 import _thread
 import os
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import thread as pool_threads
+from contextlib import suppress
+from contextvars import Context
 from functools import partial, wraps
+from multiprocessing.forkserver import ForkServer
+from multiprocessing.process import BaseProcess
+from multiprocessing.resource_tracker import ResourceTracker
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from belay_workers.host.gates import GatedRun
+from belay_workers.host.gates import GatedRun, uninterrupted
 from belay_workers.host.threads import is_of_anyio
 from belay_workers.supervision import processes
 
-_EVENTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}
+#: The variable in the environment of the programs that a run starts.
+MARK = "BELAY_STARTED_BY_RUN"
+#: The place of the environment among the arguments of `_posixsubprocess.fork_exec`.
+_ENV = 5
 
 
 class Started:
     """What runs have started. Make it once in a host."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._processes = set(processes.descendants(os.getpid()))
-        sys.addaudithook(_note_process)
+        self._lock = threading.RLock()
+        #: The processes that are known: the host's own, and those of its runs.
+        self._known = set(processes.descendants(os.getpid()))
+        self._replace_starts()
+
+    def _replace_starts(self) -> None:
+        """Replace the functions of Python that start processes and threads."""
+        fork_exec = self._marking_list(_posixsubprocess.fork_exec)
+        _posixsubprocess.fork_exec = subprocess._fork_exec = fork_exec  # type: ignore[attr-defined]
+        for name in ("posix_spawn", "posix_spawnp"):
+            setattr(os, name, self._marking_mapping(getattr(os, name)))
+        os.fork = self._noting(os.fork)
+        os.forkpty = self._noting(os.forkpty)
+        os.system = _system
+        BaseProcess.start = self._noting_start(BaseProcess.start)  # type: ignore[method-assign,assignment]
+        for server in (ForkServer, ResourceTracker):  # these serve all runs
+            for name in ("ensure_running", "_ensure_running_and_write"):
+                if hasattr(server, name):
+                    setattr(server, name, _of_no_run(getattr(server, name)))
         threading.Thread.start = _noting_thread(threading.Thread.start)  # type: ignore[assignment,method-assign]
         _thread.start_new_thread = _noting_ident(_thread.start_new_thread)
-
-    def attribute(self, run: GatedRun) -> None:
-        """Attribute new processes to the run. Call it when `run.has_started` is true."""
-        with self._lock:
-            run.has_started = False
-            found = set(processes.descendants(os.getpid())) - self._processes
-            run.processes |= found
-            self._processes |= found
 
     def end(self, run: GatedRun) -> bool:
         """Kill the processes that a stopped run has started. Return whether one of them, or a
         thread that it has started, is left."""
-        if run.has_started:
-            self.attribute(run)
-        if run.processes:
-            # Also what they have started and left, which is this process's child now.
-            with self._lock:
-                left = set(processes.descendants(os.getpid())) - self._processes
-            for process in run.processes | left:
+        if run.has_processes:
+            found = self._processes_of(run)
+            for process in found:
                 processes.kill_with_descendants(process)
-            _ended, alive = psutil.wait_procs([*run.processes, *left], timeout=0)
-            run.processes = set(alive)
+            alive = psutil.wait_procs(found, timeout=0)[1]
+            with self._lock:
+                run.processes = set(alive)
         return bool(run.processes) or _has_threads(run)
 
     def forget(self, run: GatedRun) -> None:
         """Forget the processes of a run that has ended."""
         with self._lock:
-            self._processes = {process for process in self._processes if process.is_running()}
+            self._known = {process for process in self._known if process.is_running()}
             run.processes.clear()
+
+    def _processes_of(self, run: GatedRun) -> set[psutil.Process]:
+        """Return the processes of a run, and what they have started and left: this process is the
+        parent of such a one now. One without a mark may be another run's that has left processes;
+        it is ended, because nothing of a stopped run may go on."""
+        with self._lock:
+            left = processes.child_processes(os.getpid()) - self._known
+            mine = (None, str(run.claim.run_id))
+            return run.processes | {process for process in left if _mark_of(process) in mine}
+
+    def _note(self, run: GatedRun | None, pid: int) -> None:
+        with self._lock, suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            self._known.add(process)
+            if run is not None:
+                run.processes.add(process)
+                run.has_processes = True
+
+    def _start(self, start: Callable[[], Any]) -> Any:
+        """Start a process and note it. `start` returns its id, or a tuple of it and others."""
+        return uninterrupted(self._start_of, GatedRun.current(), start)
+
+    def _start_of(self, run: GatedRun | None, start: Callable[[], Any]) -> Any:
+        with self._lock:
+            started = start()
+            pid = started[0] if isinstance(started, tuple) else started
+            if pid:  # else this is the new process
+                self._note(run, pid)
+        return started
+
+    def _noting(self, start: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(start)
+        def noting(*args: Any) -> Any:
+            return self._start(partial(start, *args))
+
+        return noting
+
+    def _marking_list(self, fork_exec: Callable[..., int]) -> Callable[..., int]:
+        """`fork_exec` takes the environment as a list of `name=value`; None is this process's."""
+
+        @wraps(fork_exec)
+        def marking(*args: Any) -> int:
+            if (mark := _mark()) is not None:
+                env = args[_ENV]
+                env = [b"%b=%b" % one for one in os.environb.items()] if env is None else env
+                args = (*args[:_ENV], [*env, f"{MARK}={mark}".encode()], *args[_ENV + 1 :])
+            return int(self._start(partial(fork_exec, *args)))
+
+        return marking
+
+    def _marking_mapping(self, spawn: Callable[..., int]) -> Callable[..., int]:
+        """`posix_spawn` takes the environment as a mapping."""
+
+        @wraps(spawn)
+        def marking(path: Any, argv: Any, env: Any, **options: Any) -> int:
+            if (mark := _mark()) is not None:
+                env = {**env, MARK: mark}
+            return int(self._start(partial(spawn, path, argv, env, **options)))
+
+        return marking
+
+    def _noting_start(self, start: Callable[[BaseProcess], None]) -> Callable[[BaseProcess], None]:
+        """Note the processes of `multiprocessing`, whose parent may be its server of forks."""
+
+        @wraps(start)
+        def noting(process: BaseProcess) -> None:
+            run = GatedRun.current()
+            try:
+                start(process)
+            finally:
+                if process.pid is not None:
+                    uninterrupted(self._note, run, process.pid)
+
+        return noting
+
+
+def _mark() -> str | None:
+    run = GatedRun.current()
+    return None if run is None else str(run.claim.run_id)
+
+
+def _mark_of(process: psutil.Process) -> str | None:
+    """Return the id of the run that has started a process, None if it has no mark."""
+    try:
+        environ = Path(f"/proc/{process.pid}/environ").read_bytes()
+    except OSError:
+        return None
+    prefix = f"{MARK}=".encode()
+    found = [one for one in environ.split(b"\0") if one.startswith(prefix)]
+    return found[-1].removeprefix(prefix).decode(errors="replace") if found else None
+
+
+def _system(command: Any) -> int:
+    """Do what `os.system` does, whose process Python does not know."""
+    code = subprocess.call(command, shell=True)  # noqa: S602  (as `os.system` does)
+    return code << 8 if code >= 0 else -code
+
+
+def _of_no_run(start: Callable[..., Any]) -> Callable[..., Any]:
+    """Let what a function starts belong to no run."""
+
+    @wraps(start)
+    def apart(*args: Any, **kwargs: Any) -> Any:
+        return uninterrupted(Context().run, start, *args, **kwargs)
+
+    return apart
 
 
 def _has_threads(run: GatedRun) -> bool:
     if any(thread.is_alive() for thread in run.threads):
         return True
     return bool(run.idents) and not run.idents.isdisjoint(sys._current_frames())
-
-
-def _note_process(event: str, _args: tuple[Any, ...]) -> None:
-    if event in _EVENTS and (run := GatedRun.current()) is not None:
-        run.has_started = True
 
 
 def _noting_thread(start: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:

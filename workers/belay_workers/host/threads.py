@@ -55,9 +55,7 @@ class _CallOfAnyio:
 class RunThreads:
     """Counts the calls of runs on threads. Make it once in a host."""
 
-    def __init__(self, on_started: Callable[[GatedRun], None]) -> None:
-        """`on_started` is called after a call that has started a process."""
-        self._on_started = on_started
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._calls: Counter[GatedRun] = Counter()
         ThreadPoolExecutor.submit = self._counting(ThreadPoolExecutor.submit)  # type: ignore[method-assign]
@@ -139,8 +137,6 @@ class RunThreads:
             self._end_call(run)
 
     def _end_call(self, run: GatedRun) -> None:
-        if run.has_started:
-            self._on_started(run)
         with self._lock:
             self._calls[run] -= 1
             if not self._calls[run]:

@@ -93,6 +93,15 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def child_processes(pid: int) -> set[psutil.Process]:
+    """Return a process's direct children, as `children` does."""
+    found = set()
+    for child in children(pid):
+        with suppress(psutil.NoSuchProcess):
+            found.add(psutil.Process(child))
+    return found
+
+
 def descendants(pid: int) -> list[psutil.Process]:
     """Return all processes below a process; an empty list if it does not exist.
 

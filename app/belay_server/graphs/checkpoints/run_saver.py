@@ -20,9 +20,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
-from langgraph._internal._constants import ERROR_SOURCE_NODE
+from langgraph._internal._constants import ERROR, ERROR_SOURCE_NODE
 from langgraph.checkpoint.base import (
-    ERROR,
     WRITES_IDX_MAP,
     CheckpointTuple,
     get_serializable_checkpoint_metadata,

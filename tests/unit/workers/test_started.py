@@ -1,0 +1,117 @@
+"""What a run of a host has started is ended with it, and nothing that another run has started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+#: Replacing the functions that start processes concerns the whole process, so this is another one.
+PROGRAM = '''
+import multiprocessing, os, subprocess, sys, threading, time, uuid
+import psutil
+from belay_server.domain.runs import Claim
+from belay_workers.host.gates import GatedRun
+from belay_workers.host.started import Started
+from belay_workers.supervision import processes
+
+class Slot:
+    def is_interrupted(self, claim):
+        return False
+
+def sleep():
+    time.sleep(60)
+
+def a_program():
+    return subprocess.Popen(["sleep", "60"]).pid
+
+def without_environment():
+    return subprocess.Popen(["/bin/sleep", "60"], env={}).pid
+
+def spawned():
+    return os.posix_spawn("/bin/sleep", ["sleep", "60"], os.environ)
+
+def forked():
+    pid = os.fork()
+    if pid == 0:
+        sleep()
+    return pid
+
+def of_multiprocessing(method):
+    process = multiprocessing.get_context(method).Process(target=sleep)
+    process.start()
+    return process.pid
+
+def on_a_thread(run):
+    """Return while the call goes on."""
+    found = []
+    def call():
+        found.append(subprocess.Popen(["sleep", "60"]))
+        found[0].wait()
+    threading.Thread(target=run.call, args=(call,)).start()
+    while not found:
+        time.sleep(0.01)
+    return found[0].pid
+
+def left_by_a_shell():
+    """The shell ends, and this process becomes the parent of what it has started."""
+    shell = ["sh", "-c", "sleep 60 > /dev/null & echo $!"]
+    return int(subprocess.run(shell, stdout=subprocess.PIPE, text=True).stdout.split()[0])
+
+def by_os_system():
+    code = os.system("sleep 60 & exit 3")
+    assert os.waitstatus_to_exitcode(code) == 3, code
+    left = [p for p in processes.child_processes(os.getpid()) if p not in seen]
+    return left[0].pid
+
+def is_alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+KINDS = {
+    "program": lambda run: a_program(),
+    "without_environment": lambda run: without_environment(),
+    "spawned": lambda run: spawned(),
+    "forked": lambda run: forked(),
+    "spawn": lambda run: of_multiprocessing("spawn"),
+    "forkserver": lambda run: of_multiprocessing("forkserver"),
+    "on_a_thread": on_a_thread,
+    "left_by_a_shell": lambda run: left_by_a_shell(),
+    "by_os_system": lambda run: by_os_system(),
+}
+
+if __name__ == "__main__":
+    processes.become_reaper()
+    started = Started()
+    seen = set()
+    runs, pids = [], []
+    for _ in range(2):
+        run = GatedRun(Claim(uuid.uuid4(), 1), Slot())
+        seen = processes.child_processes(os.getpid())
+        pids.append(run.context.run(KINDS[sys.argv[1]], run))
+        runs.append(run)
+    for ended in (1, 0):
+        while started.end(runs[ended]):
+            time.sleep(0.01)
+        started.forget(runs[ended])
+        print([is_alive(pid) for pid in pids], flush=True)
+    os._exit(0)
+'''
+
+KINDS = [
+    *("program", "without_environment", "spawned", "forked", "spawn", "forkserver"),
+    *("on_a_thread", "left_by_a_shell", "by_os_system"),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_process_is_ended_with_the_run_that_has_started_it(tmp_path, kind):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, program, kind], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.splitlines() == ["[True, False]", "[False, False]"], done.stderr
