@@ -58,6 +58,7 @@ def hosts(make_server, tmp_path_factory):
         "isolated": f"{project}/graphs/nodes.py:graph",
         "blocks": f"{project}/graphs/nodes.py:graph",
         "hold_lock": f"{project}/graphs/nodes.py:graph",
+        "share_call": f"{project}/graphs/nodes.py:graph",
         "steps": f"{project}/graphs/steps.py:steps",
         "alone": f"{project}/graphs/steps.py:sync_steps",
         "hostile": f"{project}/graphs/hostile.py:graph_async",
@@ -165,6 +166,21 @@ def test_an_error_of_a_run_is_its_own(client, tmp_path):
     client.runs.join(thread_id, run_id)
     assert client.runs.get(thread_id, run_id)["status"] == "error"
     assert_unharmed(client, neighbours, repeats=0)
+
+
+def test_a_run_that_waits_for_what_a_stopped_one_has_started_is_repeated(client, tmp_path):
+    runs = []
+    for name, seconds in (("first", 60), ("second", 0)):
+        beats = Beats(tmp_path / name)
+        input_ = {"kind": "share_call", "beats": str(beats), "seconds": seconds}
+        runs.append((*start(client, "share_call", input_), beats))
+        beats.wait_for("waiting")
+    (thread_id, run_id, _), (other_thread, other_run, beats) = runs
+    client.runs.cancel(thread_id, run_id, wait=True)
+    client.runs.join(other_thread, other_run)
+    assert client.runs.get(thread_id, run_id)["status"] == "interrupted"
+    assert client.runs.get(other_thread, other_run)["status"] == "success"
+    assert beats.names() == ["begin", "waiting", "waiting", "shared"]
 
 
 def test_all_are_stopped_by_one_call(client, tmp_path):

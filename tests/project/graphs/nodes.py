@@ -52,6 +52,22 @@ async def async_sleep(state: State) -> State:
     return {}
 
 
+_CALLS: dict[Path, asyncio.Task[None]] = {}
+
+
+async def share_call(state: State) -> State:
+    """Wait for a call together with other runs: the first of them has started it."""
+    path = state.get("beats") or ""
+    call = _CALLS.get(Path(path).parent)
+    if call is None or call.done():
+        call = asyncio.create_task(asyncio.sleep(state.get("seconds") or 0))
+        _CALLS[Path(path).parent] = call
+    beat(path, "waiting")
+    await asyncio.shield(call)
+    beat(path, "shared")
+    return {}
+
+
 async def async_beats(state: State) -> State:
     while True:
         beat(state.get("beats"), "beat")
@@ -343,6 +359,7 @@ KINDS = {
     for f in (
         async_sleep,
         async_beats,
+        share_call,
         drop_generator,
         time_sleep,
         timer_beats,

@@ -94,6 +94,11 @@ class Child(ExecutingProcess):
         #: Also those that earlier runs have left and that may stay.
         self._processes_before = self._processes_of_our_own
 
+    @property
+    def is_disturbed(self) -> bool:
+        """Return False: a run in a process of its own has no neighbours."""
+        return False
+
     def asked_of(self, claim: Claim) -> StopReason:
         """Return the stop requested for this run, whether or not its signal has been handled."""
         return self.slot.asked(claim)

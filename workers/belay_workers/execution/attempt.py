@@ -219,6 +219,8 @@ class _Prepared:
         self.events = events
         self.resumes = resumes
         self.sent_before = sent_before
+        #: Whether the attempt ended because of what a stopped neighbour has taken with it.
+        self.is_cut_off = False
         self.execution: Execution | None = None
 
 
@@ -273,7 +275,8 @@ async def _execute(place: Place, claimed: ClaimedRun, prepared: _Prepared) -> En
     try:
         ending = await place.run(claimed.claim, _open_and_execute(place, claimed, prepared))
     except (asyncio.CancelledError, CancelledError, RunCancelled):
-        if place.asked is not StopReason.NONE:
+        prepared.is_cut_off = _may_be_cut_off(place, claimed)
+        if place.asked is not StopReason.NONE or prepared.is_cut_off:
             return None
         # A graph that cancels itself without a requested stop has failed.
         return _failed(place, prepared, "CancelledError", "The graph cancelled itself.")
@@ -290,6 +293,13 @@ async def _execute(place: Place, claimed: ClaimedRun, prepared: _Prepared) -> En
         # A node raised its own error because of the stop; it was stopped all the same.
         return None
     return ending
+
+
+def _may_be_cut_off(place: Place, claimed: ClaimedRun) -> bool:
+    """Return whether a run whose node was cancelled without a stop is attempted again: a stopped
+    neighbour may have taken what this run had waited for with it, such as the one look-up of an
+    address that several connections wait for."""
+    return place.is_disturbed and claimed.attempts < place.settings.max_attempts
 
 
 def _checked(prepared: _Prepared, claimed: ClaimedRun, ending: Ending | None) -> Ending | None:
@@ -343,6 +353,7 @@ async def _execute_with(
             resumes=prepared.resumes,
             attempt=claimed.attempts,
             redact_errors=place.settings.redact_errors,
+            may_be_cut_off=partial(_may_be_cut_off, place, claimed),
             sent_before=prepared.sent_before,
         )
         fault_points.reached(FaultPoint.GRAPH_LOADED, claimed.run_id)
@@ -406,7 +417,10 @@ async def _write_end(
         log.warning("lost the lease on run %s; stopped the local attempt", claim.run_id)
         return None
     if asked is StopReason.DRAIN:
-        return await _put_back(place, claimed, prepared)
+        return await _put_back(place, claimed, prepared, uncharge=True)
+    if asked is StopReason.NONE and prepared.is_cut_off:
+        log.warning("run %s waited for work of a run that was stopped; repeating it", claim.run_id)
+        return await _put_back(place, claimed, prepared, uncharge=False)
     if asked is StopReason.TIMEOUT:
         ending = timed_out(await _reached(place, prepared))
         prepared.events.emit("error", to_json(ending.error))
@@ -447,14 +461,16 @@ async def _flush(place: Place, prepared: _Prepared) -> None:
         log.warning("events of run %s are not written yet; writing its end first", run_id)
 
 
-async def _put_back(place: Place, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd | None:
-    """Make a drained run pending again, without counting the attempt. A cancel that was accepted
+async def _put_back(
+    place: Place, claimed: ClaimedRun, prepared: _Prepared, *, uncharge: bool
+) -> RunEnd | None:
+    """Make a run pending again. `uncharge`: do not count the attempt. A cancel that was accepted
     meanwhile takes precedence."""
     claim, rering = claimed.claim, place.settings.rering_seconds
     ring = await _on_the_row(
         place,
         claim,
-        lambda conn: claim_rows.put_run_back(conn, claim, uncharge=True, rering_seconds=rering),
+        lambda conn: claim_rows.put_run_back(conn, claim, uncharge=uncharge, rering_seconds=rering),
     )
     if ring is None:
         return await _end_cancelled(place, claimed, prepared)

@@ -6,6 +6,7 @@ calls `emit(name, data)` for each event and returns the Ending. It is stopped by
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from langchain_core.messages import (
 )
 from langchain_core.tracers import LangChainTracer
 from langgraph._internal._config import DEFAULT_RECURSION_LIMIT
+from langgraph.errors import NodeCancelledError
 from langgraph.pregel import Pregel
 from langsmith.utils import tracing_is_enabled
 
@@ -79,6 +81,8 @@ class Execution:
     resumes: bool
     attempt: int
     redact_errors: bool
+    #: Whether the attempt may end without an ending if a node is cancelled, but not by a stop.
+    may_be_cut_off: Callable[[], bool] = lambda: False
     #: Events of earlier attempts, for a run whose stream can be resumed.
     sent_before: frozenset[tuple[str, bytes]] = frozenset()
 
@@ -320,6 +324,8 @@ async def execute(execution: Execution, emit: Emit) -> Ending:
     except (ClaimLost, CheckpointsUnavailable):
         raise
     except Exception as error:
+        if isinstance(error, NodeCancelledError) and execution.may_be_cut_off():
+            raise asyncio.CancelledError from error
         log.warning("a graph raised an exception, which ends its run", exc_info=error)
         described = _describe(error, redact=execution.redact_errors)
         emit("error", to_json(described))

@@ -65,6 +65,11 @@ class Place(Protocol):
     def asked_of(self, claim: Claim) -> StopReason:
         """Return the stop requested for this run, whether or not it has taken effect."""
 
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether a neighbour was stopped while the current run was executed. That may have
+        cancelled what both had waited for."""
+
     async def on_database(
         self, work: Callable[[Connection], T], *, keep_waiting: Callable[[], bool]
     ) -> T:

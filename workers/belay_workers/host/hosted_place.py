@@ -75,6 +75,8 @@ class HostedPlace:
         #: Whether something of the run's graph may be executed.
         self._is_executing = False
         self._asked = StopReason.NONE
+        #: The runs of the host that had been stopped when this one began.
+        self._stops_before = 0
 
     def release(self) -> None:
         """Give the slot back. Call it when the attempt is over."""
@@ -90,6 +92,11 @@ class HostedPlace:
     def asked(self) -> StopReason:
         """Return the stop that has taken effect on the graph, NONE if none has."""
         return self._asked
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Return whether another run of the host was stopped since this one began."""
+        return self._host.stops > self._stops_before
 
     def asked_of(self, claim: Claim) -> StopReason:
         """Return the stop requested for this run, whether or not it has taken effect."""
@@ -148,6 +155,7 @@ class HostedPlace:
         run is left."""
         run = self._run = GatedRun(claim, self.slot)
         self._asked = StopReason.NONE
+        self._stops_before = self._host.stops
         root: asyncio.Task[T] = asyncio.get_running_loop().create_task(work, context=run.context)
         self._root, self._is_executing = root, True
         self.look_for_a_stop()
@@ -155,6 +163,7 @@ class HostedPlace:
             await asyncio.wait({root})
             if self._asked is not StopReason.NONE:
                 self._root = None
+                self._host.stops += 1
                 await self._host.leftovers.end(run, self._calls_of_store())
                 self.slot.finishing()  # from here on, the supervisor waits
         finally:
