@@ -73,6 +73,8 @@ class Position(NamedTuple):
 
 
 START = Position(0, 0)
+#: After every event: for a client that gets only new events, until it is known which are new.
+NOT_KNOWN = Position(END_SEQ, 0)
 
 
 class Event(NamedTuple):

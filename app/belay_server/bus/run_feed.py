@@ -189,6 +189,11 @@ class Subscription:
         self.misses_end = True
         self.end()
 
+    def begin_after(self, position: Position) -> None:
+        """Deliver the events after a position, which was not known before."""
+        self.position = position
+        self._on_room(self.run_id)
+
     def rearm(self) -> None:
         """Wait again, after an announced end that the run's row does not confirm."""
         self.ended = False

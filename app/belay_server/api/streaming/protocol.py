@@ -61,6 +61,7 @@ class EventFilter:
         return event["seq"] > self.since and matches_subscription(event, definition)  # type: ignore[arg-type]
 
 
+_GAP_MESSAGE = b'{"type":"gap"}\n'
 #: Encodes one event for the connection, from its method, its `seq` and its JSON.
 Frame = Callable[[str, int, bytes], bytes]
 
@@ -140,8 +141,9 @@ class _ProtocolEncoder:
         )
 
     def gap(self) -> bytes:
-        """Return a comment for server-sent events; a WebSocket has no comments."""
-        return GAP if self._frame is sse_frame else b""
+        """Return a comment for server-sent events. A WebSocket has no comments: it gets a message
+        without a method, which clients ignore as they do the responses to commands."""
+        return GAP if self._frame is sse_frame else _GAP_MESSAGE
 
     def end_run(self, entry: RunEntry, run: Subscription) -> Iterator[bytes]:
         """Yield the last events in batches: a run may end with thousands of interrupts, each of

@@ -18,7 +18,7 @@ from belay_server.api.http.bodies.chunks import in_chunks
 from belay_server.api.streaming.clients import StreamClient, in_parts
 from belay_server.api.streaming.frames import GAP, HEARTBEAT, around_data, frame
 from belay_server.bus.client import RedisError
-from belay_server.bus.event_log import END_SEQ, START, Event, EventLog, Position
+from belay_server.bus.event_log import END_SEQ, NOT_KNOWN, START, Event, EventLog, Position
 from belay_server.bus.run_feed import Subscription
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
@@ -109,7 +109,7 @@ def follow_new_run(
 
 def position_to_join(event_log: EventLog, run: Run, last_event_id: str | None) -> Position:
     """Return the position at which a joining client starts: that of its `Last-Event-ID`, or the
-    newest event, so that only new events follow.
+    newest event, so that only new events follow. While Redis is unavailable, that is not known.
 
     Raises InvalidRequest for an invalid `Last-Event-ID`.
     """
@@ -124,7 +124,7 @@ def position_to_join(event_log: EventLog, run: Run, last_event_id: str | None) -
         return event_log.last_position(run.run_id)
     except RedisError as error:
         log.warning("cannot read the event log of run %s: %s", run.run_id, error)
-        return START
+        return NOT_KNOWN
 
 
 class StreamBody:
@@ -180,6 +180,11 @@ def _stream(
         sent_error = is_over
         beat_at = time.monotonic() + heartbeat
         last = followed.after
+        if last == NOT_KNOWN and not is_over:
+            newest = partial(parts.event_log.last_position, followed.run_id)
+            last = yield from when_redis_answers(subscription, newest, last)
+            subscription.begin_after(last)
+            yield GAP
         while not subscription.drained and not subscription.client_left:
             events = subscription.take(beat_at)
             for some in in_parts(events):
@@ -292,6 +297,21 @@ def _answer(
         answer = yield from through_outages(KEEP_ALIVE, read)
         client.share.shrink(len(answer))
     yield from in_chunks(answer)
+
+
+def when_redis_answers(
+    subscription: Subscription, ask: Callable[[], _T], otherwise: _T
+) -> Generator[bytes, None, _T]:
+    """Call `ask` until Redis answers, and return its result; `otherwise` if the run has ended
+    before, or the client has disconnected. Yield a heartbeat every second."""
+    while not subscription.ended and not subscription.client_left:
+        try:
+            return ask()
+        except RedisError as error:
+            log.warning("Redis is unavailable, a stream waits to begin: %s", error)
+        yield HEARTBEAT
+        time.sleep(_OUTAGE_SECONDS)
+    return otherwise
 
 
 def through_outages(beat: bytes, ask: Callable[[], _T]) -> Generator[bytes, None, _T]:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 from uuid import UUID
 
@@ -19,10 +20,16 @@ import orjson
 from belay_server.api.http.bodies.chunks import in_chunks
 from belay_server.api.streaming.clients import StreamClient, in_parts, is_large_part
 from belay_server.api.streaming.frames import GAP, HEARTBEAT, frame
-from belay_server.api.streaming.runs import HEADERS, StreamBody, follows_directly
+from belay_server.api.streaming.runs import (
+    HEADERS,
+    StreamBody,
+    follows_directly,
+    when_redis_answers,
+)
 from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import (
     END_SEQ,
+    NOT_KNOWN,
     RUN_STARTED,
     START,
     THREAD_DELETED,
@@ -92,9 +99,14 @@ def follow_thread(
 
 def stream_thread(parts: Parts, followed: FollowedThread, client: StreamClient) -> StreamBody:
     """Stream server-sent events, each with an id, and heartbeat comments."""
-    newest = _newest(parts.event_log, followed.thread_id)
-    after = followed.after or _from_now_on(parts.event_log, newest)
-    encoder = _SseEncoder(followed.modes, START if newest is None else newest.position)
+    after = followed.after
+    try:
+        now = _from_now_on(parts.event_log, followed.thread_id)
+        old, after = now.entry, after or now
+    except RedisError as error:
+        log.warning("cannot read the log of thread %s: %s", followed.thread_id, error)
+        old = Position(int(time.time() * 1000), 0)  # Redis' own ids are the time
+    encoder = _SseEncoder(followed.modes, old)
     return walk_thread(parts, followed.thread_id, after, encoder, client)
 
 
@@ -139,25 +151,18 @@ class ThreadEncoder(Protocol):
 def walk_thread(
     parts: Parts,
     thread_id: UUID,
-    after: ThreadPosition,
+    after: ThreadPosition | None,
     encoder: ThreadEncoder,
     client: StreamClient,
 ) -> StreamBody:
-    """Follow a thread from a position. Yield the chunks that `encoder` encodes, and heartbeats."""
+    """Follow a thread from a position; from now on if it is None. Yield the chunks that `encoder`
+    encodes, and heartbeats."""
     parts = client.parts_of(parts)
     # The entry at the client's position is read again: its run may not have ended.
-    subscription = parts.feed.subscribe(thread_id, after=just_before(after.entry), has_row=False)
+    first = NOT_KNOWN if after is None else just_before(after.entry)
+    subscription = parts.feed.subscribe(thread_id, after=first, has_row=False)
     walk = _ThreadWalk(parts, thread_id, encoder, client, subscription=subscription, after=after)
     return StreamBody(parts, subscription, walk.chunks())
-
-
-def _newest(event_log: EventLog, thread_id: UUID) -> Event | None:
-    try:
-        newest = event_log.read_newest(thread_id, count=1)
-    except RedisError as error:
-        log.warning("cannot read the log of thread %s: %s", thread_id, error)
-        return None
-    return newest[-1] if newest else None
 
 
 def has_no_events(event_log: EventLog, thread_id: UUID) -> bool:
@@ -169,18 +174,16 @@ def has_no_events(event_log: EventLog, thread_id: UUID) -> bool:
         return False
 
 
-def _from_now_on(event_log: EventLog, newest: Event | None) -> ThreadPosition:
-    """Return the thread's current position, which may be in the middle of a run."""
-    if newest is None:
+def _from_now_on(event_log: EventLog, thread_id: UUID) -> ThreadPosition:
+    """Return the thread's current position, which may be in the middle of a run. May raise
+    RedisError."""
+    newest = event_log.read_newest(thread_id, count=1)
+    if not newest:
         return ThreadPosition(START)
     in_run = Position(0, END_SEQ)
-    if newest.name == RUN_STARTED:
-        started = orjson.loads(newest.data)
-        try:
-            in_run = event_log.last_position(UUID(started["run_id"]))
-        except RedisError as error:
-            log.warning("cannot read the event log of run %s: %s", started["run_id"], error)
-    return ThreadPosition(newest.position, in_run)
+    if newest[-1].name == RUN_STARTED:
+        in_run = event_log.last_position(UUID(orjson.loads(newest[-1].data)["run_id"]))
+    return ThreadPosition(newest[-1].position, in_run)
 
 
 class _ThreadWalk:
@@ -194,14 +197,14 @@ class _ThreadWalk:
         client: StreamClient,
         *,
         subscription: Subscription,
-        after: ThreadPosition,
+        after: ThreadPosition | None,
     ) -> None:
         self._parts = parts
         self._thread_id = thread_id
         self._encoder = encoder
         self._client = client
         self._thread = subscription
-        self._after = after
+        self._after = after or ThreadPosition(NOT_KNOWN)
         self._run: Subscription | None = None
         self._over: UUID | None = None
 
@@ -210,6 +213,8 @@ class _ThreadWalk:
         heartbeat = self._parts.settings.heartbeat_seconds
         try:
             yield HEADERS
+            if self._after.entry == NOT_KNOWN:
+                yield from self._begin_when_redis_answers()
             beat_at = time.monotonic() + heartbeat
             while not self._thread.client_left:
                 events = self._thread.take(beat_at)
@@ -227,6 +232,13 @@ class _ThreadWalk:
             self._parts.feed.unsubscribe(self._thread)
             if self._run is not None:
                 self._parts.feed.unsubscribe(self._run)
+
+    def _begin_when_redis_answers(self) -> Generator[bytes]:
+        ask = partial(_from_now_on, self._parts.event_log, self._thread_id)
+        self._after = yield from when_redis_answers(self._thread, ask, self._after)
+        self._thread.begin_after(just_before(self._after.entry))
+        if chunk := self._encoder.gap():
+            yield chunk
 
     def _leave(self) -> None:
         self._thread.leave()
