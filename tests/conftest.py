@@ -17,7 +17,7 @@ from psycopg.sql import SQL, Identifier
 
 from belay_server.db.migrate import migrate
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey
-from tests.groups import ByServers, order_of
+from tests.groups import ByServers, group_of, order_of
 from tests.servers import PROJECT, STORE_INDEX, LiveServer, running
 
 
@@ -54,6 +54,25 @@ def pytest_xdist_make_scheduler(config, log):
         return None
     config.option.loadscopereorder = False  # `pytest_collection_modifyitems` has ordered them
     return ByServers(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Stop the servers of a group of the quick suite after its last test: their workers and web
+    processes would take time from the other groups until the process ends."""
+    quick = not (item.config.option.long or item.config.option.full)
+    if quick and nextitem is not None and _group(item) != _group(nextitem):
+        for live in item.config.stash.get(_MADE, []):
+            if live.process is not None:
+                live.stop()
+
+
+#: The servers that `make_server` has made in this process.
+_MADE = pytest.StashKey[list[LiveServer]]()
+
+
+def _group(item):
+    return group_of(item.nodeid.partition("::")[0])
 
 
 def _part_of(item):
@@ -103,13 +122,16 @@ def database_url(make_database):
 
 
 @pytest.fixture(scope="session")
-def make_server(scratch, make_database):
+def make_server(scratch, make_database, request):
     """A function that makes a live server with its own data and the given settings. Its worker
     has half as many child processes as that of the common server."""
 
+    made = request.config.stash.setdefault(_MADE, [])
+
     def make(name: str, **options: Any) -> LiveServer:
         options = {"concurrency": 4, "DATABASE_URL": make_database(name), **options}
-        return LiveServer(scratch / name, **options)
+        made.append(LiveServer(scratch / name, **options))
+        return made[-1]
 
     return make
 

@@ -25,12 +25,12 @@ def server(scratch):
 
 
 @pytest.fixture(scope="session")
-def newcomers_server(scratch):
+def newcomers_server(scratch, make_server):
     """A server as a new user starts it: with the example project, which is served where there is no
     `langgraph.json`."""
     folder = scratch / "newcomer"
     folder.mkdir()
-    live = LiveServer(scratch / "example", config=None, cwd=folder).start()
+    live = make_server("example", config=None, cwd=folder).start()
     yield live
     live.stop()
 
