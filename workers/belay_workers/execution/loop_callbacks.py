@@ -49,10 +49,13 @@ def _reached(project: ProjectCode, handle: asyncio.Handle) -> Iterator[Any]:
     called: list[Any] = [handle._callback, *(handle._args or ())]  # type: ignore[attr-defined]
     if isinstance(called[0], operator.methodcaller):
         yield from filter(project.has_methods_of, called[1:])
-    for _ in range(_MOST):
-        if not called:
-            return
+    #: What was looked at, by identity: the callbacks of `asyncio.shield` refer to each other.
+    seen: dict[int, Any] = {}
+    while called and len(seen) < _MOST:
         one = called.pop()
+        if id(one) in seen:
+            continue
+        seen[id(one)] = one
         try:
             if project.has(one) or _has_protocol(project, one):
                 yield one
