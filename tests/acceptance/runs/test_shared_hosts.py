@@ -191,6 +191,28 @@ def test_all_are_stopped_by_one_call(client, tmp_path):
         assert client.runs.get(thread_id, run_id)["status"] == "interrupted"
 
 
+def test_the_states_of_many_runs_that_stop_at_once_are_read_on_demand(client, tmp_path):
+    """Each is what it would be if the run had been stopped alone."""
+
+    def stopped(count):
+        runs = start_neighbours(client, tmp_path, seconds=60, count=count)
+        client.runs.cancel_many(status="running")
+        found = []
+        for thread_id, run_id, path in runs:
+            path.unlink()
+            values = client.runs.join(thread_id, run_id)
+            thread, state = client.threads.get(thread_id), client.threads.get_state(thread_id)
+            for one in (values, thread["values"], state["values"]):
+                assert one.pop("beats") == str(path)
+            states = (values, thread["values"], state["values"])
+            found.append((states, thread["status"], state["next"]))
+        return found
+
+    [alone] = stopped(1)
+    assert alone[1:] == ("interrupted", ["s1"])
+    assert stopped(25) == [alone] * 25
+
+
 def test_a_killed_host_loses_nothing(client, tmp_path):
     neighbours = start_neighbours(client, tmp_path)
     pid = int(neighbours[0][2].read_text().split()[1])

@@ -99,6 +99,11 @@ class Child(ExecutingProcess):
         """Return False: a run in a process of its own has no neighbours."""
         return False
 
+    @property
+    def is_hurried(self) -> bool:
+        """Return False: one run is executed at a time."""
+        return False
+
     def asked_of(self, claim: Claim) -> StopReason:
         """Return the stop requested for this run, whether or not its signal has been handled."""
         return self.slot.asked(claim)

@@ -480,14 +480,14 @@ async def _put_back(
 
 async def _reached(place: Place, prepared: _Prepared) -> Ending:
     """Return the state of a stopped run, from its last checkpoint."""
-    if prepared.execution is None:
-        return STOPPED
+    if prepared.execution is None or place.is_hurried:
+        return STOPPED  # the first request for the values reads them
     try:
         ending = await place.finish(graph_executor.stopped(prepared.execution))
     except ClaimLost:
         raise
     except CheckpointsUnavailable:
-        return STOPPED  # the first request for the values reads them
+        return STOPPED
     except Exception:  # its state cannot be read; that must not prevent its end
         log.exception("the state of a stopped run could not be read")
         return STOPPED

@@ -70,6 +70,10 @@ class Place(Protocol):
         """Whether a neighbour was stopped while the current run was executed. That may have
         cancelled what both had waited for."""
 
+    @property
+    def is_hurried(self) -> bool:
+        """Whether so many runs stop at once that their states are left to be read on demand."""
+
     async def on_database(
         self, work: Callable[[Connection], T], *, keep_waiting: Callable[[], bool]
     ) -> T:

@@ -82,8 +82,9 @@ class Host(ExecutingProcess):
         self._places: set[HostedPlace] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_worn = False
-        #: How many runs have been stopped.
+        #: How many runs have been stopped, and how many are being stopped.
         self.stops = 0
+        self.stopping = 0
         #: The runs that were frozen: their coroutines must not be collected.
         self._frozen: list[GatedRun] = []
         #: Whether a look for stops is due on the event loop.

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: If more runs than this stop at once, their states are not read.
+_MANY = 20
 #: An event loop is behind with its work while its timers are late by more than this, in seconds.
 _LATE_SECONDS = 0.02
 #: How many turns of such a loop a run may take to stop, and how many seconds in all.
@@ -75,6 +77,7 @@ class HostedPlace:
         #: Whether something of the run's graph may be executed.
         self._is_executing = False
         self._asked = StopReason.NONE
+        self._is_stopping = False
         #: The runs of the host that had been stopped when this one began.
         self._stops_before = 0
 
@@ -82,6 +85,8 @@ class HostedPlace:
         """Give the slot back. Call it when the attempt is over."""
         if self._run is not None:
             self._run.leave_slot()
+        if self._is_stopping:
+            self._host.stopping -= 1
         self.slot.release()
 
     def log_about(self, fields: Mapping[str, Any] | None) -> None:
@@ -97,6 +102,11 @@ class HostedPlace:
     def is_disturbed(self) -> bool:
         """Return whether another run of the host was stopped since this one began."""
         return self._host.stops > self._stops_before
+
+    @property
+    def is_hurried(self) -> bool:
+        """Return whether many runs of the host stop at once."""
+        return self._host.stopping > _MANY
 
     def asked_of(self, claim: Claim) -> StopReason:
         """Return the stop requested for this run, whether or not it has taken effect."""
@@ -164,6 +174,8 @@ class HostedPlace:
             if self._asked is not StopReason.NONE:
                 self._root = None
                 self._host.stops += 1
+                self._is_stopping = True
+                self._host.stopping += 1
                 await self._host.leftovers.end(run, self._calls_of_store())
                 self.slot.finishing()  # from here on, the supervisor waits
         finally:
