@@ -444,7 +444,7 @@ def elsewhere(loop):
 def leftovers_of(loop, policy):
     """Return the leftovers of the runs of a loop, and of the loops of a policy."""
     no_threads = SimpleNamespace(work_for=lambda _: False)
-    nothing_started = SimpleNamespace(end=lambda _: False)
+    nothing_started = SimpleNamespace(end=lambda _, is_stopped: False)
     return HostLeftovers(loop.loop, policy, loop.gates, no_threads, nothing_started)
 
 

@@ -38,6 +38,31 @@ def forked():
         sleep()
     return pid
 
+def a_copy_that_returns(run):
+    """The copy would print what the parent prints."""
+    def fork():
+        return os.fork()
+    pid = run.call(fork)
+    assert os.getpid() == parent
+    os.waitpid(pid, 0)
+    return without_environment()
+
+def with_a_thread(method):
+    """A thread that ends in a copy does not end the copy."""
+    context = multiprocessing.get_context(method)
+    goes_on = context.Event()
+    process = context.Process(target=sleep_after_a_thread, args=(goes_on,))
+    process.start()
+    assert goes_on.wait(30)
+    return process.pid
+
+def sleep_after_a_thread(goes_on):
+    thread = threading.Thread(target=bool)
+    thread.start()
+    thread.join()
+    goes_on.set()
+    sleep()
+
 def of_multiprocessing(method):
     process = multiprocessing.get_context(method).Process(target=sleep)
     process.start()
@@ -78,6 +103,8 @@ KINDS = {
     "forked": lambda run: forked(),
     "spawn": lambda run: of_multiprocessing("spawn"),
     "forkserver": lambda run: of_multiprocessing("forkserver"),
+    "copied": a_copy_that_returns,
+    "threaded": lambda run: with_a_thread("fork"),
     "on_a_thread": on_a_thread,
     "left_by_a_shell": lambda run: left_by_a_shell(),
     "by_os_system": lambda run: by_os_system(),
@@ -85,6 +112,7 @@ KINDS = {
 
 if __name__ == "__main__":
     processes.become_reaper()
+    parent = os.getpid()
     started = Started()
     seen = set()
     runs, pids = [], []
@@ -94,7 +122,7 @@ if __name__ == "__main__":
         pids.append(run.context.run(KINDS[sys.argv[1]], run))
         runs.append(run)
     for ended in (1, 0):
-        while started.end(runs[ended]):
+        while started.end(runs[ended], is_stopped=True):
             time.sleep(0.01)
         started.forget(runs[ended])
         print([is_alive(pid) for pid in pids], flush=True)
@@ -103,7 +131,7 @@ if __name__ == "__main__":
 
 KINDS = [
     *("program", "without_environment", "spawned", "forked", "spawn", "forkserver"),
-    *("on_a_thread", "left_by_a_shell", "by_os_system"),
+    *("copied", "threaded", "on_a_thread", "left_by_a_shell", "by_os_system"),
 ]
 
 

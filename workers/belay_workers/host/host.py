@@ -172,7 +172,7 @@ class Host(ExecutingProcess):
             self.slot.note_worn()
         if run.has_processes:
             if not self.settings.keep_subprocesses:
-                self._started.end(run)
+                self._started.end(run, is_stopped=run.is_stopped)
             self._started.forget(run)
         # Signal handlers, timers and hooks are the process's: one that a run has left would be
         # called in another run, which may be another caller's.

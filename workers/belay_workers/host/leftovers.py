@@ -51,7 +51,7 @@ class HostLeftovers:
                 await asyncio.sleep(0)  # the callbacks of the tasks may start others
             self._remove_callbacks(run)
             has_threads = self._threads.work_for(run) or run.stepped_by
-            is_busy = bool(has_threads or self._started.end(run) or has_calls())
+            is_busy = bool(has_threads or self._started.end(run, is_stopped=True) or has_calls())
             has_tasks = bool(run.living_tasks(self._loop))
             if not (has_tasks or is_busy or (_suspended(run) and not run.is_frozen)):
                 run.is_stopped = True

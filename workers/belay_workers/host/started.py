@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import _posixsubprocess
 import _thread
+import ctypes
+import itertools
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import thread as pool_threads
 from contextlib import suppress
 from contextvars import Context
@@ -28,7 +30,7 @@ from typing import Any
 
 import psutil
 
-from belay_workers.host.gates import GatedRun, uninterrupted
+from belay_workers.host.gates import GatedRun, ThisProcess, uninterrupted
 from belay_workers.host.threads import is_of_anyio
 from belay_workers.supervision import processes
 
@@ -61,14 +63,15 @@ class Started:
             for name in ("ensure_running", "_ensure_running_and_write"):
                 if hasattr(server, name):
                     setattr(server, name, _of_no_run(getattr(server, name)))
+        os.register_at_fork(after_in_child=ThisProcess.note_copy)
         threading.Thread.start = _noting_thread(threading.Thread.start)  # type: ignore[assignment,method-assign]
         _thread.start_new_thread = _noting_ident(_thread.start_new_thread)
 
-    def end(self, run: GatedRun) -> bool:
-        """Kill the processes that a stopped run has started. Return whether one of them, or a
-        thread that it has started, is left."""
+    def end(self, run: GatedRun, *, is_stopped: bool) -> bool:
+        """Kill the processes that a run has started. Return whether one of them, or a thread that
+        it has started, is left."""
         if run.has_processes:
-            found = self._processes_of(run)
+            found = self._processes_of(run, is_stopped=is_stopped)
             for process in found:
                 processes.kill_with_descendants(process)
             alive = psutil.wait_procs(found, timeout=0)[1]
@@ -82,13 +85,13 @@ class Started:
             self._known = {process for process in self._known if process.is_running()}
             run.processes.clear()
 
-    def _processes_of(self, run: GatedRun) -> set[psutil.Process]:
+    def _processes_of(self, run: GatedRun, *, is_stopped: bool) -> set[psutil.Process]:
         """Return the processes of a run, and what they have started and left: this process is the
-        parent of such a one now. One without a mark may be another run's that has left processes;
-        it is ended, because nothing of a stopped run may go on."""
+        parent of such a one now. One without a mark may be another run's, too; it is ended with a
+        run that was stopped, because nothing of that may go on."""
+        mine = (None, str(run.claim.run_id)) if is_stopped else (str(run.claim.run_id),)
         with self._lock:
             left = processes.child_processes(os.getpid()) - self._known
-            mine = (None, str(run.claim.run_id))
             return run.processes | {process for process in left if _mark_of(process) in mine}
 
     def _note(self, run: GatedRun | None, pid: int) -> None:
@@ -125,8 +128,8 @@ class Started:
         def marking(*args: Any) -> int:
             if (mark := _mark()) is not None:
                 env = args[_ENV]
-                env = [b"%b=%b" % one for one in os.environb.items()] if env is None else env
-                args = (*args[:_ENV], [*env, f"{MARK}={mark}".encode()], *args[_ENV + 1 :])
+                env = [*(_environment() if env is None else env), f"{MARK}={mark}".encode()]
+                args = (*args[:_ENV], env, *args[_ENV + 1 :])
             return int(self._start(partial(fork_exec, *args)))
 
         return marking
@@ -173,9 +176,16 @@ def _mark_of(process: psutil.Process) -> str | None:
     return found[-1].removeprefix(prefix).decode(errors="replace") if found else None
 
 
+def _environment() -> Iterator[bytes]:
+    """Yield the environment of this process as `name=value`, with what `os.putenv` has set."""
+    environ = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
+    return itertools.takewhile(lambda one: one is not None, (environ[i] for i in itertools.count()))
+
+
 def _system(command: Any) -> int:
     """Do what `os.system` does, whose process Python does not know."""
-    code = subprocess.call(command, shell=True)  # noqa: S602  (as `os.system` does)
+    command = os.fsencode(command)
+    code = subprocess.call(command, shell=True, close_fds=False)  # noqa: S602  (as `os.system` does)
     return code << 8 if code >= 0 else -code
 
 
