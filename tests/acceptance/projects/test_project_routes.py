@@ -207,14 +207,16 @@ def test_slow_handlers_run_concurrently(with_starlette, path):
     assert asyncio.run(scene()) == {200}
 
 
-def test_a_handler_that_blocks_its_event_loop_does_not_delay_belay(with_starlette):
+def test_a_handler_that_blocks_its_event_loop_does_not_delay_belay(with_starlette, tmp_path):
     async def scene():
-        async with httpx.AsyncClient(base_url=with_starlette.url, timeout=30) as client:
-            spinning = asyncio.create_task(client.get("/spin"))
-            await asyncio.sleep(0.3)
+        async with httpx.AsyncClient(base_url=with_starlette.url, timeout=60) as client:
+            spinning = asyncio.create_task(client.get("/spin", params={"folder": str(tmp_path)}))
+            while not (tmp_path / "begun").exists():
+                await asyncio.sleep(0.01)
             for _ in range(10):
                 assert (await client.get("/ok")).status_code == 200
             assert not spinning.done()
+            (tmp_path / "over").touch()
             assert (await spinning).text == "spun"
 
     asyncio.run(scene())

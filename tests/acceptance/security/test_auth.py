@@ -477,6 +477,23 @@ def test_a_version_that_belonged_to_another_user_cannot_be_restored(guarded, ann
     assert ann.get(one).json()["name"] == "second"
 
 
+def test_an_open_websocket_does_not_show_a_thread_that_is_another_users_now(guarded, ann, bob):
+    thread = {"thread_id": str(uuid.uuid4())}
+    ann.post("/threads", json=thread).raise_for_status()
+    url = f"{guarded.url.replace('http', 'ws')}/threads/{thread['thread_id']}/stream/events"
+    command = {"method": "subscription.subscribe", "params": {"channels": ["values"]}}
+    with connect(url, additional_headers={"Authorization": "Bearer ann"}) as opened:
+        opened.send(json.dumps({"id": 1, **command}))
+        assert json.loads(opened.recv(30))["type"] == "success"
+        ann.delete(f"/threads/{thread['thread_id']}").raise_for_status()
+        bob.post("/threads", json=thread).raise_for_status()
+        opened.send(json.dumps({"id": 2, **command}))
+        answer = json.loads(opened.recv(30))
+    assert (answer["type"], answer["id"]) == ("error", 2)
+    assert "not found" in answer["message"]
+    bob.delete(f"/threads/{thread['thread_id']}").raise_for_status()
+
+
 def test_a_cron_does_not_use_an_assistant_that_was_taken_from_its_creator(guarded, ann):
     body = {"graph_id": "counter", "context": {"prompt": "ann's"}}
     assistant_id = ann.post("/assistants", json=body).json()["assistant_id"]

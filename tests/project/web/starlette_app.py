@@ -72,10 +72,12 @@ def blocking(_request):
     return PlainTextResponse("blocking")
 
 
-async def spin(_request):
-    """Block the event loop, as no handler should."""
-    end = time.monotonic() + 2
-    while time.monotonic() < end:
+async def spin(request):
+    """Block the event loop, as no handler should, until the folder has the file `over`."""
+    folder = Path(request.query_params["folder"])
+    (folder / "begun").touch()
+    end = time.monotonic() + 60
+    while time.monotonic() < end and not (folder / "over").exists():
         pass
     return PlainTextResponse("spun")
 

@@ -221,6 +221,7 @@ class Host:
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         project = ProjectCode(lambda file: file == __file__)
+        self.stops = self.stopping = 0
         self.gates = Gates()
         self.loop = HostLoop(project, self.gates)
         self.slots = SlotTable(RUNS + 4)
@@ -237,7 +238,7 @@ class Host:
             LoopPolicy(project, self.gates),
             self.gates,
             SimpleNamespace(work_for=lambda _: False),  # type: ignore[arg-type]
-            SimpleNamespace(end=lambda _: False),  # type: ignore[arg-type]
+            SimpleNamespace(end=lambda _, is_stopped: False),  # type: ignore[arg-type]
         )
         self.places: dict[int, HostedPlace] = {}
         self.gated: list[GatedRun] = []

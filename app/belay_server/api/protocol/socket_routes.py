@@ -41,7 +41,7 @@ from belay_server.api.protocol.commands import (
 )
 from belay_server.api.protocol.routes import event_filter, refuse_inaccessible_thread
 from belay_server.api.security.authentication import caller, identify, watch_key
-from belay_server.api.security.authorization import authorized
+from belay_server.api.security.authorization import authorize, authorized
 from belay_server.api.security.limits import count_request
 from belay_server.api.security.origins import origins
 from belay_server.api.streaming.clients import StreamClient, stream_turns
@@ -180,6 +180,9 @@ class _Conversation:
         if in_filters > _MOST_IN_FILTERS:
             message = "The channels and namespaces of this socket's subscriptions are too large."
             return failure(frame.id, "invalid_argument", message)
+        # The thread may be another caller's by now, or this caller's access may have changed.
+        authorize("threads", "read", {"thread_id": self._thread_id})
+        refuse_inaccessible_thread(self._thread_id)
         name = str(uuid.uuid4())
         result: dict[str, Any] = {"subscription_id": name}
         if has_no_events(parts().event_log, self._thread_id):
