@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import pytest
@@ -192,7 +192,9 @@ def test_a_cancelled_or_deleted_run_no_longer_counts_toward_the_limit(locked, tw
 def test_a_run_that_exceeds_its_timeout_fails(make_server):
     """The timeout is one hour, or the operator's limit for all runs if that is shorter."""
     live = make_server("hasty", BELAY_RUN_TIMEOUT_SECONDS="1").start()
-    with raw_client(live.url, None) as client:
+    with ExitStack() as stack:
+        stack.callback(live.stop)
+        client = stack.enter_context(raw_client(live.url, "dev"))
         path = f"/agent/runs/{client.post('/agent/runs', json=asking(seconds=60)).json()['id']}"
         wait_until(lambda: client.get(path).json()["status"] == "failed", what="it to fail")
         run = client.get(path).json()
@@ -200,4 +202,3 @@ def test_a_run_that_exceeds_its_timeout_fails(make_server):
         events = client.get(f"{path}/events").json()["data"]
         assert events[-1]["event"] == "agent_run.failed"
         assert events[-1]["data"]["error"] == run["error"]
-    live.stop()
