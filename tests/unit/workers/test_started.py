@@ -9,7 +9,7 @@ import pytest
 
 #: Replacing the functions that start processes concerns the whole process, so this is another one.
 PROGRAM = '''
-import multiprocessing, os, subprocess, sys, threading, time, uuid
+import ctypes, multiprocessing, os, subprocess, sys, threading, time, uuid
 import psutil
 from belay_server.domain.runs import Claim
 from belay_workers.host.gates import GatedRun
@@ -46,6 +46,26 @@ def a_copy_that_returns(run):
     assert os.getpid() == parent
     os.waitpid(pid, 0)
     return without_environment()
+
+def with_putenv():
+    """A program gets what `os.putenv` has set, which `os.environ` has not."""
+    os.putenv("OF_PUTENV", "set")
+    shell = ["sh", "-c", "echo $OF_PUTENV"]
+    assert subprocess.run(shell, stdout=subprocess.PIPE, text=True).stdout == "set\\n"
+    return a_program()
+
+def beside_native_code(run):
+    """What is not known as the run's is left at its normal end: it may be a neighbour's."""
+    own = a_program()
+    native = ctypes.CDLL(None).fork()
+    if native == 0:
+        os.execv("/bin/sleep", ["sleep", "60"])
+    while started.end(run, is_stopped=False):
+        time.sleep(0.01)
+    assert (is_alive(own), is_alive(native)) == (False, True)
+    os.kill(native, 9)
+    os.waitpid(native, 0)
+    return a_program()
 
 def with_a_thread(method):
     """A thread that ends in a copy does not end the copy."""
@@ -103,6 +123,8 @@ KINDS = {
     "forked": lambda run: forked(),
     "spawn": lambda run: of_multiprocessing("spawn"),
     "forkserver": lambda run: of_multiprocessing("forkserver"),
+    "with_putenv": lambda run: with_putenv(),
+    "native": beside_native_code,
     "copied": a_copy_that_returns,
     "threaded": lambda run: with_a_thread("fork"),
     "on_a_thread": on_a_thread,
@@ -131,7 +153,15 @@ if __name__ == "__main__":
 
 KINDS = [
     *("program", "without_environment", "spawned", "forked", "spawn", "forkserver"),
-    *("copied", "threaded", "on_a_thread", "left_by_a_shell", "by_os_system"),
+    *(
+        "with_putenv",
+        "native",
+        "copied",
+        "threaded",
+        "on_a_thread",
+        "left_by_a_shell",
+        "by_os_system",
+    ),
 ]
 
 

@@ -39,21 +39,11 @@ T = TypeVar("T")
 _STEP = "TaskStepMethWrapper"
 
 
-class ThisProcess:
-    """How often the process has been copied by `os.fork` since the host began."""
-
-    copies = 0
-
-    @classmethod
-    def note_copy(cls) -> None:
-        cls.copies += 1
-
-    @classmethod
-    def end_if_copied(cls, copies: int) -> None:
-        """End the process if it is a copy that was made since `copies` was read. The code of the
-        run that has made it returns: the copy would go on with the event loop and all runs."""
-        if cls.copies != copies:
-            os._exit(1)
+def _end_copy(pid: int) -> None:
+    """End this process unless it still has the id that it had before the code of a run was
+    executed: it is a copy that the code has made by `os.fork`, and would go on with all runs."""
+    if os.getpid() != pid:
+        os._exit(1)
 
 
 class _Executed(threading.local):
@@ -118,12 +108,12 @@ class GatedRun:
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Do a call of this run on another thread: what it starts is the run's, too."""
-        copies = ThisProcess.copies
+        pid = os.getpid()
         outer, _EXECUTED.run = _EXECUTED.run, self
         try:
             return function(*args, **kwargs)
         finally:
-            ThisProcess.end_if_copied(copies)
+            _end_copy(pid)
             _EXECUTED.run = outer
 
     def call_back(self, function: Callable[[Any], Any], future: Any) -> None:
@@ -263,7 +253,7 @@ class Gates:
     def step(self, run: GatedRun, function: Callable[..., Any], *args: Any) -> Any:
         """Execute code of a run, up to its next `await`."""
         outer, slot = _EXECUTED.run, run.slot if self._shows_steps else None
-        copies = ThisProcess.copies
+        pid = os.getpid()
         run.stepped_by.add(thread := threading.get_ident())
         if slot is not None:
             slot.stepping(time.monotonic())
@@ -276,7 +266,7 @@ class Gates:
             finally:
                 _EXECUTED.run = outer  # `interrupt` may raise until here
         finally:
-            ThisProcess.end_if_copied(copies)
+            _end_copy(pid)
             _EXECUTED.run = outer
             run.stepped_by.discard(thread)
             if slot is not None and run.slot is not None:

@@ -30,7 +30,7 @@ from typing import Any
 
 import psutil
 
-from belay_workers.host.gates import GatedRun, ThisProcess, uninterrupted
+from belay_workers.host.gates import GatedRun, uninterrupted
 from belay_workers.host.threads import is_of_anyio
 from belay_workers.supervision import processes
 
@@ -63,7 +63,6 @@ class Started:
             for name in ("ensure_running", "_ensure_running_and_write"):
                 if hasattr(server, name):
                     setattr(server, name, _of_no_run(getattr(server, name)))
-        os.register_at_fork(after_in_child=ThisProcess.note_copy)
         threading.Thread.start = _noting_thread(threading.Thread.start)  # type: ignore[assignment,method-assign]
         _thread.start_new_thread = _noting_ident(_thread.start_new_thread)
 
@@ -86,9 +85,9 @@ class Started:
             run.processes.clear()
 
     def _processes_of(self, run: GatedRun, *, is_stopped: bool) -> set[psutil.Process]:
-        """Return the processes of a run, and what they have started and left: this process is the
-        parent of such a one now. One without a mark may be another run's, too; it is ended with a
-        run that was stopped, because nothing of that may go on."""
+        """Return the processes of a run, and the orphans that they have left, whose parent is this
+        process now. An orphan without a mark may be another run's; it counts as this run's if this
+        run was stopped, because nothing of a stopped run may go on."""
         mine = (None, str(run.claim.run_id)) if is_stopped else (str(run.claim.run_id),)
         with self._lock:
             left = processes.child_processes(os.getpid()) - self._known
@@ -122,7 +121,8 @@ class Started:
         return noting
 
     def _marking_list(self, fork_exec: Callable[..., int]) -> Callable[..., int]:
-        """`fork_exec` takes the environment as a list of `name=value`; None is this process's."""
+        """Wrap `fork_exec`, which takes the environment as a list of `name=value`; None means that
+        of this process."""
 
         @wraps(fork_exec)
         def marking(*args: Any) -> int:
@@ -135,7 +135,7 @@ class Started:
         return marking
 
     def _marking_mapping(self, spawn: Callable[..., int]) -> Callable[..., int]:
-        """`posix_spawn` takes the environment as a mapping."""
+        """Wrap `posix_spawn`, which takes the environment as a mapping."""
 
         @wraps(spawn)
         def marking(path: Any, argv: Any, env: Any, **options: Any) -> int:
@@ -146,7 +146,7 @@ class Started:
         return marking
 
     def _noting_start(self, start: Callable[[BaseProcess], None]) -> Callable[[BaseProcess], None]:
-        """Note the processes of `multiprocessing`, whose parent may be its server of forks."""
+        """Wrap the start of `multiprocessing`'s processes, whose parent may be its fork server."""
 
         @wraps(start)
         def noting(process: BaseProcess) -> None:
@@ -183,14 +183,14 @@ def _environment() -> Iterator[bytes]:
 
 
 def _system(command: Any) -> int:
-    """Do what `os.system` does, whose process Python does not know."""
+    """Execute a command as `os.system` does, in a process that is noted."""
     command = os.fsencode(command)
     code = subprocess.call(command, shell=True, close_fds=False)  # noqa: S602  (as `os.system` does)
     return code << 8 if code >= 0 else -code
 
 
 def _of_no_run(start: Callable[..., Any]) -> Callable[..., Any]:
-    """Let what a function starts belong to no run."""
+    """Wrap a function so that the processes it starts belong to no run."""
 
     @wraps(start)
     def apart(*args: Any, **kwargs: Any) -> Any:

@@ -114,10 +114,9 @@ def descendants(pid: int) -> list[psutil.Process]:
     found: list[psutil.Process] = []
     parents = [pid]
     while parents:
-        for child in children(parents.pop()):
-            with suppress(psutil.NoSuchProcess):
-                found.append(psutil.Process(child))
-                parents.append(child)
+        for child in child_processes(parents.pop()):
+            found.append(child)
+            parents.append(child.pid)
     return found
 
 
