@@ -15,6 +15,7 @@ from collections import Counter
 import pytest
 from langgraph_sdk import get_sync_client
 
+from belay_workers.supervision.processes import is_stopped
 from tests.cluster import Cluster
 from tests.faults.conftest import QUICK, Probe, mend, pass_time
 from tests.long_forms import long_case
@@ -126,6 +127,18 @@ def test_the_runs_of_a_stopped_host_go_on_with_it(probe, seconds):
     pid = host_of(probe, started[-1][2])
     os.kill(pid, signal.SIGSTOP)
     pass_time(seconds)
+    os.kill(pid, signal.SIGCONT)
+    assert_all_done_once(probe, started)
+
+
+@pytest.mark.long
+def test_the_runs_of_a_host_that_is_stopped_during_a_step_go_on_with_it(probe):
+    """The step does not count as one that blocks the event loop for more than 5 s."""
+    started = start(probe, "stopped", 19, seconds=0.2)
+    started += start(probe, "stopped", 1, seconds=0.2, input={"stops": True})
+    pid = probe.wait_for(started[-1][2], "s2").pid
+    wait_until(lambda: is_stopped(pid), 30, "the stop")
+    pass_time(10)
     os.kill(pid, signal.SIGCONT)
     assert_all_done_once(probe, started)
 

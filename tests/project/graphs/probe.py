@@ -11,6 +11,7 @@ import asyncio
 import json
 import operator
 import os
+import signal
 import time
 from typing import Annotated, TypedDict
 
@@ -23,6 +24,7 @@ class State(TypedDict, total=False):
     seconds: float
     fails: bool
     crashes: bool
+    stops: bool
     done: Annotated[list[str], operator.add]
 
 
@@ -53,6 +55,8 @@ def _finish(state: State, config, name: str) -> State:
 def _async_step(name: str):
     async def step(state: State, config) -> State:
         record(state, config, name, "start")
+        if name == "s2" and state.get("stops"):
+            os.kill(os.getpid(), signal.SIGSTOP)
         await asyncio.sleep(state.get("seconds", 0.0))
         return _finish(state, config, name)
 

@@ -1,8 +1,10 @@
-"""Test that the time in which a host waited for a core does not count as a step of a run."""
+"""Test that the time in which a host waited for a core, or was stopped, does not count as a step of
+a run."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,8 +15,9 @@ import pytest
 
 from belay_server.domain.runs import Claim
 from belay_workers.slots import Kind, SlotTable
-from belay_workers.supervision.processes import seconds_without_core
+from belay_workers.supervision.processes import is_stopped, seconds_without_core
 from belay_workers.supervision.step_times import StepTimes
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -60,6 +63,33 @@ def test_a_further_step_is_measured_from_its_own_beginning(slots):
     assert times.measure(slots.read_all())[os.getpid()].seconds >= 30
     slots.free(0)
     assert times.measure(slots.read_all()) == {}
+
+
+def test_the_time_in_which_the_process_is_stopped_does_not_count(slots):
+    is_stopped = False
+    times = StepTimes(lambda _pid: 0.0, lambda _pid: is_stopped)
+    stepping(slots, 60)
+    before = times.measure(slots.read_all())[os.getpid()].seconds
+    is_stopped = True
+    began = time.monotonic()
+    while time.monotonic() < began + 0.2:
+        stopped = times.measure(slots.read_all())[os.getpid()].seconds
+    assert before == pytest.approx(stopped, abs=0.001)
+    is_stopped = False
+    wait_until(lambda: times.measure(slots.read_all())[os.getpid()].seconds > stopped, 10)
+
+
+def test_a_process_stopped_by_a_signal_is_seen():
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as process:
+        try:
+            assert not is_stopped(process.pid)
+            process.send_signal(signal.SIGSTOP)
+            wait_until(lambda: is_stopped(process.pid), 60)
+            process.send_signal(signal.SIGCONT)
+            wait_until(lambda: not is_stopped(process.pid), 60)
+        finally:
+            process.kill()
+    assert not is_stopped(process.pid)
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="the kernel counts no waits")

@@ -211,6 +211,14 @@ def seconds_without_core(pid: int) -> float:
     return int(waited) / 1e9
 
 
+def is_stopped(pid: int) -> bool:
+    """Return True if a signal has stopped the process."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    except psutil.Error:
+        return False
+
+
 def open_pidfd(pid: int) -> int | None:
     """Return a descriptor that becomes readable when the process dies; None if it is dead."""
     try:

@@ -1,7 +1,8 @@
 """Measure for how long the event loops of hosts have executed one step of a run.
 
 The time in which a host waited for a core does not count: on a busy machine it would be taken for a
-run that blocks the event loop, and its graph would not share hosts any more.
+run that blocks the event loop, and its graph would not share hosts any more. Nor does the time in
+which a signal has stopped the host (SIGSTOP).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from belay_workers.slots import Reading
-from belay_workers.supervision.processes import seconds_without_core
+from belay_workers.supervision.processes import is_stopped, seconds_without_core
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,15 +23,32 @@ class Step:
     seconds: float
 
 
-class StepTimes:
-    """Measures the steps of all hosts. Call `measure` regularly: the waits for a core are counted
-    from the first call during a step."""
+@dataclass(slots=True)
+class _Beginning:
+    """The beginning of a step, in monotonic seconds, how long its process had waited for a core
+    before, and for how long it has been stopped since."""
 
-    def __init__(self, waited: Callable[[int], float] = seconds_without_core) -> None:
-        """`waited` returns the seconds for which the process with an id has waited for a core."""
+    since: float
+    waited: float
+    measured_at: float
+    stopped_for: float = 0.0
+
+
+class StepTimes:
+    """Measures the steps of all hosts. Call `measure` regularly: the waits for a core and the time
+    in which a host is stopped are counted from the first call during a step."""
+
+    def __init__(
+        self,
+        waited: Callable[[int], float] = seconds_without_core,
+        is_stopped: Callable[[int], bool] = is_stopped,
+    ) -> None:
+        """`waited` returns the seconds for which the process with an id has waited for a core,
+        `is_stopped` whether a signal has stopped it."""
         self._waited = waited
-        #: When the step of each process began, and how long the process had waited before.
-        self._begun: dict[int, tuple[float, float]] = {}
+        self._is_stopped = is_stopped
+        #: By process.
+        self._begun: dict[int, _Beginning] = {}
 
     def measure(self, readings: Iterable[Reading]) -> dict[int, Step]:
         """Return the steps that event loops execute, by process; the longest of each."""
@@ -42,13 +60,16 @@ class StepTimes:
         self._begun = {pid: self._began(pid, run) for pid, run in longest.items()}
         return {pid: self._step(pid, run) for pid, run in longest.items()}
 
-    def _began(self, pid: int, run: Reading) -> tuple[float, float]:
+    def _began(self, pid: int, run: Reading) -> _Beginning:
         known = self._begun.get(pid)
-        if known is not None and known[0] == run.stepping_since:
+        if known is not None and known.since == run.stepping_since:
             return known
-        return run.stepping_since, self._waited(pid)
+        return _Beginning(run.stepping_since, self._waited(pid), time.monotonic())
 
     def _step(self, pid: int, run: Reading) -> Step:
-        since, waited_before = self._begun[pid]
-        without_core = max(0.0, self._waited(pid) - waited_before)
-        return Step(run, time.monotonic() - since - without_core)
+        begun, now = self._begun[pid], time.monotonic()
+        if self._is_stopped(pid):
+            begun.stopped_for += now - begun.measured_at
+        begun.measured_at = now
+        without_core = max(0.0, self._waited(pid) - begun.waited)
+        return Step(run, now - begun.since - without_core - begun.stopped_for)
