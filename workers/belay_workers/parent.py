@@ -27,6 +27,7 @@ from belay_workers.background.sweeper import Sweeper
 from belay_workers.background.webhooks import Webhooks
 from belay_workers.child.signals import ChildSignals
 from belay_workers.connection_budget import log_connections, refuse_too_many_connections
+from belay_workers.host.start_functions import make_replaceable
 from belay_workers.placement import Placement, most_hosts
 from belay_workers.slots import SlotTable
 from belay_workers.supervision import processes
@@ -73,6 +74,7 @@ def prepare(app: Belay, concurrency: int) -> int:
     until_taken = settings.lease_seconds - settings.lease_renewal_seconds - _GUARD_SECONDS
     app.guardian = Guardian(app.slots, unsupervised_seconds=max(until_taken, _UNSUPERVISED_SECONDS))
     app.guardian.ensure()  # fork it while this process is small
+    make_replaceable()  # before the project can import them by name
     if settings.preload_graphs:
         load_graphs(app)
     app.placement = Placement(settings, app.graphs)

@@ -23,7 +23,8 @@ from tests.waiting import wait_until
 #: They end when asked to, or what they leave is ended.
 COOPERATIVE = [
     *("async_sleep", "async_beats", "chain_timers", "restart_tasks", "sub_async_beats"),
-    *("fan_async_beats", "drop_generator", "beating_subprocess", "escape_context"),
+    *("fan_async_beats", "drop_generator", "beating_subprocess", "beating_fork"),
+    "escape_context",
 ]
 #: The host freezes or interrupts them.
 STUBBORN = ["swallow_async", "block_loop", "fan_swallow_async"]
@@ -37,6 +38,7 @@ QUICK = [
     "escape_context",
     "async_beats",
     "beating_subprocess",
+    "beating_fork",
     "swallow_async",
     "block_loop",
     "swallow_sync",

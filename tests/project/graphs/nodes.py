@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context
+from os import fork
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -180,6 +181,16 @@ async def beating_subprocess(state: State) -> State:
         sys.executable, "-c", code + "time.sleep(0.01)", state.get("beats", ""), cwd=_PROJECT
     )
     await process.wait()
+    return {}
+
+
+async def beating_fork(state: State) -> State:
+    """Sleep beside a process that beats. It is started by a function that is imported by name."""
+    if fork() == 0:
+        while True:
+            beat(state.get("beats"), "beat")
+            time.sleep(_BEAT_SECONDS)
+    await asyncio.sleep(60)
     return {}
 
 
@@ -373,6 +384,7 @@ KINDS = {
         wait_for_subprocess,
         leave_daemon,
         beating_subprocess,
+        beating_fork,
         use_pool,
         chain_timers,
         restart_tasks,

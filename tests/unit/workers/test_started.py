@@ -9,6 +9,10 @@ import pytest
 
 #: Replacing the functions that start processes concerns the whole process, so this is another one.
 PROGRAM = '''
+from belay_workers.host.start_functions import make_replaceable
+make_replaceable()
+from _thread import start_new_thread
+from os import fork, posix_spawn, system
 import ctypes, multiprocessing, os, subprocess, sys, threading, time, uuid
 import psutil
 from belay_server.domain.runs import Claim
@@ -37,6 +41,27 @@ def forked():
     if pid == 0:
         sleep()
     return pid
+
+def forked_by_name():
+    pid = fork()
+    if pid == 0:
+        sleep()
+    return pid
+
+def with_system_by_name():
+    assert os.waitstatus_to_exitcode(system("sleep 60 & exit 3")) == 3
+    return new_child()
+
+def on_a_thread_by_name():
+    """Return while the call goes on."""
+    found = []
+    def call():
+        found.append(subprocess.Popen(["sleep", "60"]))
+        found[0].wait()
+    start_new_thread(call, ())
+    while not found:
+        time.sleep(0.01)
+    return found[0].pid
 
 def a_copy_that_returns(run):
     """The copy would print what the parent prints."""
@@ -107,6 +132,9 @@ def left_by_a_shell():
 def by_os_system():
     code = os.system("sleep 60 & exit 3")
     assert os.waitstatus_to_exitcode(code) == 3, code
+    return new_child()
+
+def new_child():
     left = [p for p in processes.child_processes(os.getpid()) if p not in seen]
     return left[0].pid
 
@@ -130,6 +158,10 @@ KINDS = {
     "on_a_thread": on_a_thread,
     "left_by_a_shell": lambda run: left_by_a_shell(),
     "by_os_system": lambda run: by_os_system(),
+    "forked_by_name": lambda run: forked_by_name(),
+    "spawned_by_name": lambda run: posix_spawn("/bin/sleep", ["sleep", "60"], os.environ),
+    "with_system_by_name": lambda run: with_system_by_name(),
+    "on_a_thread_by_name": lambda run: on_a_thread_by_name(),
 }
 
 if __name__ == "__main__":
@@ -162,6 +194,7 @@ KINDS = [
         "left_by_a_shell",
         "by_os_system",
     ),
+    *("forked_by_name", "spawned_by_name", "with_system_by_name", "on_a_thread_by_name"),
 ]
 
 

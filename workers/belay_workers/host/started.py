@@ -9,8 +9,6 @@ Processes that native code starts are not known as a run's.
 
 from __future__ import annotations
 
-import _posixsubprocess
-import _thread
 import ctypes
 import itertools
 import os
@@ -31,6 +29,7 @@ from typing import Any
 import psutil
 
 from belay_workers.host.gates import GatedRun, uninterrupted
+from belay_workers.host.start_functions import make_replaceable
 from belay_workers.host.threads import is_of_anyio
 from belay_workers.supervision import processes
 
@@ -51,20 +50,21 @@ class Started:
 
     def _replace_starts(self) -> None:
         """Replace the functions of Python that start processes and threads."""
-        fork_exec = self._marking_list(_posixsubprocess.fork_exec)
-        _posixsubprocess.fork_exec = subprocess._fork_exec = fork_exec  # type: ignore[attr-defined]
+        functions = make_replaceable()
+        functions["fork_exec"].wrap(self._marking_list)
         for name in ("posix_spawn", "posix_spawnp"):
-            setattr(os, name, self._marking_mapping(getattr(os, name)))
-        os.fork = self._noting(os.fork)
-        os.forkpty = self._noting(os.forkpty)
-        os.system = _system
+            functions[name].wrap(self._marking_mapping)
+        for name in ("fork", "forkpty"):
+            functions[name].wrap(self._noting)
+        functions["system"].wrap(lambda _: _system)
+        for name in ("start_new_thread", "start_new"):
+            functions[name].wrap(_noting_ident)
         BaseProcess.start = self._noting_start(BaseProcess.start)  # type: ignore[method-assign,assignment]
         for server in (ForkServer, ResourceTracker):  # these serve all runs
             for name in ("ensure_running", "_ensure_running_and_write"):
                 if hasattr(server, name):
                     setattr(server, name, _of_no_run(getattr(server, name)))
         threading.Thread.start = _noting_thread(threading.Thread.start)  # type: ignore[assignment,method-assign]
-        _thread.start_new_thread = _noting_ident(_thread.start_new_thread)
 
     def end(self, run: GatedRun, *, is_stopped: bool) -> bool:
         """Kill the processes that a run has started. Return whether one of them, or a thread that
