@@ -1,5 +1,9 @@
 """Send doorbells: Celery messages that a run may be claimable. One may be lost or duplicated.
 
+The runs of each queue have two queues of the broker: one for graphs that share hosts, and one for
+the others. So a worker can take messages of that kind alone for which it has room. If sender and
+worker disagree about a graph, the worker executes the run nevertheless.
+
 A message names its task, so the web process does not import the workers. There is no result backend
 and no late acknowledgement, and messages are JSON only: the run's row in Postgres decides, and the
 sweeper sends the doorbell again.
@@ -12,16 +16,16 @@ import ssl
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
-from uuid import UUID
 
 from celery import Celery
 from kombu import Queue
 from kombu.transport import redis
 
 from belay_server.configuration.settings import DEFAULT_QUEUE, Settings
+from belay_server.db.runs import Ringable
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +33,22 @@ RUN_TASK = "belay.run"
 PING_TASK = "belay.ping"
 #: What the body of each message has, besides the arguments of the task.
 _NO_CALLBACKS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+#: What follows a queue's name in that of the broker's queue for graphs that share hosts.
+_HOSTED = ":hosted"
 #: How long sending waits for a broker that does not respond.
 _SEND_SECONDS = 2.0
 #: How long after a failure the broker is not tried again, because every create would wait for it.
 _PAUSE_SECONDS = 1.0
+
+
+def hosted_queue(queue: str) -> str:
+    """Return the name of the broker's queue for the runs of graphs that share hosts."""
+    return f"{queue}{_HOSTED}"
+
+
+def is_hosted_queue(name: str) -> bool:
+    """Return whether this is the broker's queue for the runs of graphs that share hosts."""
+    return name.endswith(_HOSTED)
 
 
 def celery_config(settings: Settings) -> dict[str, Any]:
@@ -47,7 +63,6 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "accept_content": ["json"],
         "task_acks_late": False,
         "worker_prefetch_multiplier": 1,
-        "worker_disable_prefetch": settings.broker_url.startswith("redis"),
         "worker_enable_remote_control": False,
         "worker_send_task_events": False,
         "worker_hijack_root_logger": False,
@@ -101,27 +116,34 @@ class Doorbell:
     The run's row is committed by then, so a failure must not change the response to a create.
     """
 
-    def __init__(self, celery: Celery) -> None:
+    def __init__(self, celery: Celery, shared_graphs: Collection[str] = ()) -> None:
+        """`shared_graphs` are those whose runs share hosts."""
         self._celery = celery
+        self._shared_graphs = frozenset(shared_graphs)
         # The headers of a message without arguments, which are the same in each.
         self._headers = celery.amqp.as_task_v2("", "", ignore_result=True).headers
         self._paused_until = 0.0
         self._lock = threading.Lock()
 
     @classmethod
-    def of(cls, settings: Settings) -> Doorbell:
+    def of(cls, settings: Settings, shared_graphs: Collection[str] = ()) -> Doorbell:
         """Make a doorbell with its own Celery app, whose waits for a Redis broker are short."""
         celery = Celery("belay", set_as_current=False)
         celery.conf.update(celery_config(settings))
         if "broker_transport_options" in celery.conf:
             celery.conf.broker_transport_options["socket_timeout"] = _SEND_SECONDS
             celery.conf.broker_transport = "belay_server.doorbell:SendingTransport"
-        return cls(celery)
+        return cls(celery, shared_graphs)
 
-    def ring(self, run_id: UUID, queue: str) -> bool:
+    def queue_of(self, queue: str, graph_id: str) -> str:
+        """Return the broker's queue for the doorbells of a graph's runs."""
+        return hosted_queue(queue) if graph_id in self._shared_graphs else queue
+
+    def ring(self, run: Ringable) -> bool:
         """Send a run's doorbell. Return False if it could not be sent."""
+        queue = self.queue_of(run.queue, run.graph_id)
         return self._send(
-            f"doorbell of run {run_id}", RUN_TASK, queue, str(uuid.uuid4()), str(run_id)
+            f"doorbell of run {run.run_id}", RUN_TASK, queue, str(uuid.uuid4()), str(run.run_id)
         )
 
     def ping(self, ping_id: str, queue: Queue) -> bool:
@@ -154,7 +176,7 @@ class Doorbell:
         return True
 
     def waiting(self, queue: str) -> int | None:
-        """Return how many messages wait in a queue. Return None if the broker is unavailable."""
+        """Return how many messages wait in a queue of the broker; None if that is unavailable."""
         if time.monotonic() < self._paused_until:
             return None
         try:

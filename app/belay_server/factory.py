@@ -39,6 +39,7 @@ from belay_server.db.assistants import SystemAssistant
 from belay_server.db.migrate import SchemaNotReady, wait_for_schema
 from belay_server.db.postgres.pool import Database, Pool, open_pool, while_unavailable
 from belay_server.doorbell import Doorbell
+from belay_server.graphs.isolation import shared_graphs
 from belay_server.graphs.project.langgraph_json import GraphSpec, Project, read_project
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.project.loopback import Loopback
@@ -113,7 +114,7 @@ def open_context(settings: Settings) -> ApiContext:
         settings=settings,
         database=database,
         graphs=graphs,
-        doorbell=Doorbell.of(settings),
+        doorbell=Doorbell.of(settings, shared_graphs(settings, graphs)),
         cancel_flags=CancelFlags(client, keys),
         event_log=event_log,
         feed=_feed(settings, keys, event_log, database, metrics),

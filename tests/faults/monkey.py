@@ -32,7 +32,8 @@ import psycopg
 import redis
 
 from belay_server.configuration.settings import Settings
-from belay_server.doorbell import Doorbell
+from belay_server.db.runs import Ringable
+from belay_server.doorbell import Doorbell, hosted_queue
 from tests.cluster import Cluster, Member
 from tests.faults.history import ACTIVE, Checker, Fault, Verdict, read_beats
 from tests.faults.load import Client
@@ -271,7 +272,7 @@ class Monkey:
 
     def _drop_doorbells(self, kind: str) -> None:
         with self._redis() as client:
-            client.delete("belay:runs")
+            client.delete("belay:runs", f"belay:{hosted_queue('runs')}")
         self._note(kind, time.monotonic(), time.monotonic())
 
     def _double_doorbells(self, kind: str) -> None:
@@ -281,7 +282,7 @@ class Monkey:
         known = [p for client in self.clients for p in client.promises[-5:]]
         for promise in self.rng.sample(known, min(5, len(known))):
             for _ in range(self.rng.randint(2, 20)):
-                doorbell.ring(UUID(promise.run_id), "runs")
+                doorbell.ring(Ringable(UUID(promise.run_id), "runs", "probe"))
         self._note(kind, time.monotonic(), time.monotonic())
 
     # -- Postgres --------------------------------------------------------------------------------

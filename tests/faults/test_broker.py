@@ -12,6 +12,7 @@ import redis
 from langgraph_sdk import get_sync_client
 
 from belay_server.configuration.settings import Settings
+from belay_server.db.runs import Ringable
 from belay_server.doorbell import Doorbell
 from tests.faults.conftest import Probe, signal_tree
 from tests.long_forms import full_case, long_case
@@ -46,10 +47,10 @@ def test_a_lost_doorbell_is_rung_again(cluster, probe):
 def test_a_doorbell_rung_many_times_starts_one_execution(cluster, probe, doorbell, times):
     run = probe.start(seconds=0.05)
     for _ in range(times):
-        assert doorbell.ring(UUID(run[1]), "runs")
+        assert doorbell.ring(Ringable(UUID(run[1]), "runs", "probe"))
     probe.assert_done_once(*run)
     for _ in range(times):  # and again after its end
-        assert doorbell.ring(UUID(run[1]), "runs")
+        assert doorbell.ring(Ringable(UUID(run[1]), "runs", "probe"))
     other = probe.start()
     probe.assert_done_once(*other)
     assert probe.starts(run[2]) == ["s1", "s2", "s3", "s4"]
@@ -67,9 +68,9 @@ def test_no_doorbell_is_acknowledged(cluster, probe):
 
 
 def test_a_doorbell_for_an_unknown_or_delayed_run_has_no_effect(cluster, probe, doorbell):
-    assert doorbell.ring(uuid.uuid4(), "runs")
+    assert doorbell.ring(Ringable(uuid.uuid4(), "runs", "probe"))
     thread_id, run_id, _ = probe.start(after_seconds=60)
-    assert doorbell.ring(UUID(run_id), "runs")
+    assert doorbell.ring(Ringable(UUID(run_id), "runs", "probe"))
     probe.assert_done_once(*probe.start())
     assert probe.status(thread_id, run_id) == "pending"
     probe.client.runs.cancel(thread_id, run_id)

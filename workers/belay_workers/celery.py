@@ -19,9 +19,11 @@ from belay_server.configuration.settings import SettingsError
 from belay_server.runtime import logs, startup_gc  # noqa: F401  (startup_gc disables garbage collection)
 from belay_workers import parent
 from belay_workers.application import make_app, refuse_to_start
+from belay_workers.broker import Doorbells
 
 app = make_app()
 app.steps["worker"].add(parent.BackgroundStep)
+app.steps["consumer"].add(Doorbells)
 # Celery warns about running as root because of pickle; messages here are JSON with one run id.
 warnings.filterwarnings("ignore", category=SecurityWarning)
 

@@ -132,7 +132,7 @@ class BackgroundStep(bootsteps.StartStopStep):
         keys = Keys(settings.redis_prefix)
         client = connect_redis(settings)
         event_log = EventLog.of(settings, client, keys)
-        doorbell = Doorbell.of(settings)
+        doorbell = Doorbell.of(settings, app.placement.shared_graphs)
         parts = RunParts(
             settings=settings,
             graphs=app.graphs,
@@ -168,14 +168,14 @@ class BackgroundStep(bootsteps.StartStopStep):
             graphs = IsolatedGraphs(client, keys)
             self._isolation = IsolationReports(graphs, app.owner, app.isolation_reasons)
             self._isolation.start()
-        self._watch_liveness(doorbell, worker.concurrency)
+        self._watch_liveness(doorbell)
         if settings.worker_metrics_port:
             from belay_workers.background.metrics import WorkerMetrics  # noqa: PLC0415  (most workers serve none)
 
             self._metrics = WorkerMetrics(app.slots, settings.worker_metrics_port)
             self._metrics.start()
 
-    def _watch_liveness(self, doorbell: Doorbell, concurrency: int) -> None:
+    def _watch_liveness(self, doorbell: Doorbell) -> None:
         app = self._app
         seconds = app.settings.liveness_seconds
         if not seconds:
@@ -184,7 +184,7 @@ class BackgroundStep(bootsteps.StartStopStep):
             doorbell,
             app.owner,
             seconds=seconds,
-            takes_messages=lambda: app.slots.busy() < concurrency,
+            takes_messages=lambda: self._pool.takes(hosted=False),
             on_stall=self._end_stalled,
         )
         liveness.consume_with(app)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from belay_server.configuration.settings import Settings
-from belay_server.graphs.isolation import isolation_of
+from belay_server.graphs.isolation import shared_graphs
 from belay_server.graphs.registry import GraphRegistry
 
 
@@ -20,11 +20,7 @@ class Placement:
     def __init__(self, settings: Settings, graphs: GraphRegistry) -> None:
         """`graphs` have been loaded: with `auto`, the places depend on their nodes."""
         #: The graphs whose runs share hosts.
-        self.shared_graphs = [
-            graph_id
-            for graph_id in graphs.graph_ids
-            if isolation_of(settings, graphs, graph_id).is_shared
-        ]
+        self.shared_graphs = shared_graphs(settings, graphs)
         #: Whether a run may need a process of its own.
         self.needs_children = len(self.shared_graphs) < len(graphs.graph_ids)
         #: How many runs share hosts at once, as configured; 0 if none does.

@@ -273,14 +273,27 @@ def uncount_rings(conn: Connection, run_ids: Sequence[UUID]) -> None:
     execute(conn, SQL.uncount_rings, {"run_ids": list(run_ids)})
 
 
-def queues_put_off(conn: Connection) -> list[str]:
-    """Return the queues with runs that wait for a claim after their doorbell was sent."""
-    return [row["queue"] for row in fetch_dicts(conn, SQL.queues_put_off, {})]
+@dataclass(frozen=True, slots=True)
+class GraphInQueue:
+    """A queue and one of the graphs whose runs it has."""
+
+    queue: str
+    graph_id: str
 
 
-def ring_again_at_once(conn: Connection, queues: Sequence[str], *, limit: int) -> int:
-    """Make postponed doorbells of these queues due at once. Return how many."""
-    return execute(conn, SQL.ring_again_at_once, {"queues": list(queues), "limit": limit})
+def queues_put_off(conn: Connection) -> list[GraphInQueue]:
+    """Return the queues and graphs of runs that wait for a claim after their doorbell was sent."""
+    return fetch_all(conn, SQL.queues_put_off, {}, GraphInQueue)
+
+
+def ring_again_at_once(conn: Connection, of: Sequence[GraphInQueue], *, limit: int) -> int:
+    """Make postponed doorbells of these graphs due at once. Return how many."""
+    params = {
+        "queues": [one.queue for one in of],
+        "graph_ids": [one.graph_id for one in of],
+        "limit": limit,
+    }
+    return execute(conn, SQL.ring_again_at_once, params)
 
 
 def ring_due_runs(

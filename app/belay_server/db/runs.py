@@ -57,10 +57,11 @@ class NewRun:
 
 @dataclass(frozen=True, slots=True)
 class Ringable:
-    """A run that may be claimable now, and the queue its doorbell goes to."""
+    """A run that may be claimable now. Its queue and its graph decide where its doorbell goes."""
 
     run_id: UUID
     queue: str
+    graph_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,13 @@ class NextRun:
 
     next_run_id: UUID | None
     next_queue: str | None
+    next_graph_id: str | None
 
     @property
     def ringable(self) -> tuple[Ringable, ...]:
-        if self.next_run_id is None or self.next_queue is None:
+        if self.next_run_id is None or self.next_queue is None or self.next_graph_id is None:
             return ()
-        return (Ringable(self.next_run_id, self.next_queue),)
+        return (Ringable(self.next_run_id, self.next_queue, self.next_graph_id),)
 
 
 @dataclass(frozen=True, slots=True)

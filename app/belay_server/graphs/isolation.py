@@ -43,6 +43,11 @@ def isolation_of(settings: Settings, graphs: GraphRegistry, graph_id: str) -> Is
     return Isolation(isolation == SHARED, named)
 
 
+def shared_graphs(settings: Settings, graphs: GraphRegistry) -> list[str]:
+    """Return the loaded graphs whose runs share hosts, unless a worker has isolated them."""
+    return [one for one in graphs.graph_ids if isolation_of(settings, graphs, one).is_shared]
+
+
 def _by_nodes(graphs: GraphRegistry, graph_id: str) -> Isolation:
     graph = graphs.compiled(graph_id)
     if graph is None:

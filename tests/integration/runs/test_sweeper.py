@@ -23,8 +23,11 @@ class Doorbell:
     def waiting(self, queue: str) -> int:
         return self.depth
 
-    def ring(self, run_id, queue: str) -> bool:
-        self.rung.append(run_id)
+    def queue_of(self, queue: str, graph_id: str) -> str:
+        return f"{queue} of {graph_id}"
+
+    def ring(self, run) -> bool:
+        self.rung.append(run.run_id)
         return True
 
 
@@ -95,8 +98,8 @@ class AwayDoorbell(Doorbell):
     def waiting(self, queue: str):
         return None
 
-    def ring(self, run_id, queue: str) -> bool:
-        self.rung.append(run_id)
+    def ring(self, run) -> bool:
+        self.rung.append(run.run_id)
         return False
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from belay_server.doorbell import PING_TASK, RUN_TASK
+from belay_server.doorbell import PING_TASK, RUN_TASK, hosted_queue
 from belay_workers.pool import run_pool
 from belay_workers.pool.child_process import RunSource
 from belay_workers.pool.run_pool import RunPool
@@ -126,11 +126,14 @@ class Pool:
         self.children += new
         return new
 
-    def ring(self) -> uuid.UUID:
+    def ring(self, queue: str | None = None) -> uuid.UUID:
+        """Hand over a doorbell from a queue; by default from that of hosts, if there are any."""
         run_id = uuid.uuid4()
+        default = hosted_queue("runs") if self.pool.app.placement.shared_graphs else "runs"
+        request = {"delivery_info": {"routing_key": queue or default}}
         self.pool.apply_async(
             None,
-            args=(RUN_TASK, "id", {}, json.dumps([[str(run_id)], {}, {}])),
+            args=(RUN_TASK, "id", request, json.dumps([[str(run_id)], {}, {}])),
             accept_callback=lambda pid, _at: self.accepted.append(pid),
             callback=lambda _result: self.done.append(run_id),
         )
@@ -472,6 +475,57 @@ def test_children_get_what_exceeds_the_hosts(shared):
     rung = [shared.ring() for _ in range(5)]
     assert host.runs(4) == rung[:4]
     assert child.run() == rung[4]
+
+
+def test_a_run_of_another_graph_is_given_to_a_child(shared):
+    host = Host(shared)
+    [child] = ready(shared)
+    run_id = shared.ring("runs")
+    assert child.run() == run_id
+    host.connection.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        host.connection.recv(16)
+
+
+def test_messages_are_taken_while_there_is_a_place_of_their_kind(shared):
+    host = Host(shared)
+    for _ in range(4):
+        assert shared.pool.takes(hosted=True)
+        shared.ring()
+    assert (shared.pool.takes(hosted=True), shared.pool.takes(hosted=False)) == (False, True)
+    for _ in range(3):
+        assert shared.pool.takes(hosted=False)
+        shared.ring("runs")
+    assert not shared.pool.takes(hosted=False)
+    host.send(b"e", host.runs(1)[0].bytes)
+    assert (shared.pool.takes(hosted=True), shared.pool.takes(hosted=False)) == (True, False)
+    [child, *_] = shared.forked()
+    child.is_ready()
+    shared.turn()
+    child.run()
+    assert not shared.pool.takes(hosted=False)
+    child.is_ready()  # its run has ended, and it gets the next one
+    shared.turn()
+    assert shared.pool.takes(hosted=False)
+
+
+def test_a_pool_without_hosts_takes_all_messages_for_children(pool):
+    for queue in ("runs", hosted_queue("runs"), "runs"):
+        assert pool.pool.takes(hosted=True)
+        pool.ring(queue)
+    assert not pool.pool.takes(hosted=True)
+    assert not pool.pool.takes(hosted=False)
+
+
+def test_a_pool_of_hosts_alone_takes_all_messages_for_them(shared):
+    shared.pool.app.needs_children = False
+    host = Host(shared)
+    rung = [shared.ring(queue) for queue in ("runs", hosted_queue("runs"))]
+    assert host.runs(2) == rung
+    assert shared.pool.takes(hosted=False)
+    shared.ring("runs"), shared.ring("runs")
+    assert not shared.pool.takes(hosted=False)
+    assert not shared.pool.takes(hosted=True)
 
 
 def test_the_runs_of_a_dead_host_are_given_to_another_one_once(shared):

@@ -33,10 +33,12 @@ class LostDoorbells:
         """Make runs whose doorbell is lost due for a ring. Return False if the broker failed."""
         if self._clock() < self._look_at:
             return True
-        waiting = {
-            queue: self._doorbell.waiting(queue) for queue in claim_rows.queues_put_off(conn)
+        put_off = {
+            one: self._doorbell.queue_of(one.queue, one.graph_id)
+            for one in claim_rows.queues_put_off(conn)
         }
-        empty = [queue for queue, messages in waiting.items() if messages == 0]
+        waiting = {queue: self._doorbell.waiting(queue) for queue in set(put_off.values())}
+        empty = [one for one, queue in put_off.items() if waiting[queue] == 0]
         found = claim_rows.ring_again_at_once(conn, empty, limit=_BATCH) if empty else 0
         if found < _BATCH:
             self._look_at = self._clock() + self._seconds

@@ -147,9 +147,12 @@ class Sweeper:
         due = claim_rows.ring_due_runs(
             conn, self._parts.graphs.graph_ids, limit=_BATCH, rering_seconds=rering
         )
-        queues = {run.queue for run in due}
-        deep = {queue for queue in queues if (self._parts.doorbell.waiting(queue) or 0) >= _DEEP}
-        not_rung = self._announcer.ring([run for run in due if run.queue not in deep])
+        doorbell = self._parts.doorbell
+        queues = {doorbell.queue_of(run.queue, run.graph_id) for run in due}
+        deep = {queue for queue in queues if (doorbell.waiting(queue) or 0) >= _DEEP}
+        not_rung = self._announcer.ring(
+            [run for run in due if doorbell.queue_of(run.queue, run.graph_id) not in deep]
+        )
         if not_rung:
             # A ring that was not sent is not counted; the run stays due for the next sweep.
             self._broker_is_away = True

@@ -43,7 +43,7 @@ def _make_child(app: Belay) -> Child:
         load_graphs(app)
     # For code of the project that sets something up in each process, as for Celery's own pool.
     signals.worker_process_init.send(sender=None)
-    doorbell = Doorbell.of(app.settings)
+    doorbell = Doorbell.of(app.settings, app.placement.shared_graphs)
     child = Child(
         app.settings, app.graphs, app.slots, app.owner, doorbell=doorbell, access=app.access
     )

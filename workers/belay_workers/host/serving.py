@@ -29,7 +29,7 @@ def serve(app: Belay, connection: socket.socket) -> None:
         app.slots,
         app.owner,
         graph_ids=app.placement.shared_graphs,
-        doorbell=Doorbell.of(app.settings),
+        doorbell=Doorbell.of(app.settings, app.placement.shared_graphs),
         access=app.access,
     )
     host.database_thread.submit(prepare_connections, host).result()

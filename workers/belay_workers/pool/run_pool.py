@@ -5,8 +5,8 @@ concurrency, and one is kept ready for the next run. Others that have been idle 
 unless runs have left work in them.
 
 A host executes many runs at once (`host/`), those of the graphs that share hosts (`placement.py`).
-A doorbell does not name its graph. Where only some graphs share hosts, a host is tried first; it
-claims no run of the others, and a child gets it next.
+Their doorbells come from queues of their own (`broker.py`). A run that a host does not claim,
+because its graph does not share hosts here, is given to a child.
 
 All of this happens on one thread: that of Celery's event loop or, for a broker that Celery cannot
 read from an event loop, the pool's own.
@@ -21,7 +21,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -31,7 +31,7 @@ from uuid import UUID
 from celery.concurrency.base import BasePool
 from celery.worker import state
 
-from belay_server.doorbell import RUN_TASK
+from belay_server.doorbell import RUN_TASK, is_hosted_queue
 from belay_workers.background_thread import BackgroundThread
 from belay_workers.child.serving import serve
 from belay_workers.host.serving import serve as serve_host
@@ -126,12 +126,28 @@ class RunPool(BasePool):
             accepted(os.getpid())
             done()
             return
-        wanted = self._for_hosts if self.app.placement.shared_graphs else self._messages
+        wanted = self._for_hosts if self._is_for_hosts(args[2]) else self._messages
         wanted.append(Message(run_id, accepted, done))
         if self._thread is None:
             self._dispatch()
         else:
             self._wake()
+
+    def takes(self, *, hosted: bool) -> bool:
+        """Return whether there is a place for one more run, of a graph that shares hosts or of
+        another."""
+        if self._hosted_limit and (hosted or not self.app.needs_children):
+            hosted_runs = len(self._for_hosts) + sum(host.load for host in self._hosts)
+            return hosted_runs < self._hosted_limit
+        runs = len(self._messages) + sum(child.message is not None for child in self._children)
+        return bool(runs < self.limit - self._hosted_limit)
+
+    def _is_for_hosts(self, request: Mapping[str, Any]) -> bool:
+        """Return whether hosts get the run of a message first. `request` is Celery's."""
+        if not self.app.placement.shared_graphs:
+            return False
+        queue = request.get("delivery_info", {}).get("routing_key") or ""
+        return is_hosted_queue(queue) or not self.app.needs_children
 
     def maintain_pool(self, *_: Any) -> None:
         """Replace a dead zygote and dead children, and end children that are idle or stuck."""

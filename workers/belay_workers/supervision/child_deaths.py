@@ -130,7 +130,7 @@ class ChildDeaths:
         if run is None:
             return None
         if run.status == RunStatus.PENDING:  # its doorbell was lost with the child
-            self._announcer.ring([Ringable(run.run_id, run.queue)])
+            self._announcer.ring([Ringable(run.run_id, run.queue, run.graph_id)])
         if run.lease_owner != f"{self._owner}/{reading.pid}":
             return None
         return Claim(run.run_id, run.claim_no)

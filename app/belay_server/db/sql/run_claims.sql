@@ -4,7 +4,7 @@
 -- name: claim_run
 -- Compare and set from pending to running: only for a graph that the worker has, only for the head
 -- of the thread's queue, and only while the thread has no running run. Saves the thread's fields
--- that it changes in `thread_before`. The head is the run that `belay_next_run` returns (an earlier
+-- that it changes in `thread_before`. The head is the run that `belay_next_due_run` returns (an earlier
 -- attempt first, then in the order of creation); here it has to be locked as well.
 WITH locked AS (
     SELECT t.thread_id, t.config, t.metadata FROM thread t
@@ -193,8 +193,8 @@ WITH locked AS (
     FROM ended e
     WHERE t.thread_id = e.thread_id
 )
-SELECT e.run_id, n.next_run_id, n.next_queue
-FROM ended e CROSS JOIN LATERAL belay_next_run(e.thread_id) n
+SELECT e.run_id, n.next_run_id, n.next_queue, n.next_graph_id
+FROM ended e CROSS JOIN LATERAL belay_next_due_run(e.thread_id) n
 
 -- name: finish_runs
 -- As `finish_run`, for several runs at once, each with the action of the cancel that has ended it. It
@@ -233,8 +233,8 @@ WITH given AS (
     FROM ended e JOIN given g USING (run_id)
     WHERE t.thread_id = e.thread_id
 )
-SELECT e.run_id, e.cancel_seconds, n.next_run_id, n.next_queue
-FROM ended e CROSS JOIN LATERAL belay_next_run(e.thread_id) n
+SELECT e.run_id, e.cancel_seconds, n.next_run_id, n.next_queue, n.next_graph_id
+FROM ended e CROSS JOIN LATERAL belay_next_due_run(e.thread_id) n
 
 -- name: put_run_back
 -- Back to pending. A drain does not count the attempt (`uncharge`); a lost worker's attempt counts.
@@ -244,7 +244,7 @@ UPDATE run SET
     next_ring_at = now() + make_interval(secs => %(rering_seconds)s)
 WHERE run_id = %(run_id)s AND claim_no = %(claim_no)s AND status = 'running'
   AND cancel_action IS NULL
-RETURNING run_id, queue
+RETURNING run_id, queue, graph_id
 
 -- name: lock_claimed_run
 -- For an ending that needs several statements. The caller has locked the thread's row. `pending` is
@@ -291,7 +291,7 @@ WITH known AS (
     LIMIT %(unknown_limit)s
     FOR UPDATE SKIP LOCKED
 ), due AS (
-    SELECT r.run_id, r.thread_id, r.queue, r.seq, r.claim_no
+    SELECT r.run_id, r.thread_id, r.queue, r.graph_id, r.seq, r.claim_no
     FROM run r JOIN (SELECT run_id FROM known UNION ALL SELECT run_id FROM unknown) d USING (run_id)
 ), postponed AS (
     UPDATE run r SET
@@ -300,24 +300,24 @@ WITH known AS (
             least(60, %(rering_seconds)s * power(2, least(r.rings, 4))))
     FROM due WHERE r.run_id = due.run_id
 )
-SELECT d.run_id, d.queue
-FROM due d JOIN LATERAL belay_next_run(d.thread_id) n ON n.next_run_id = d.run_id
+SELECT d.run_id, d.queue, d.graph_id
+FROM due d JOIN LATERAL belay_next_due_run(d.thread_id) n ON n.next_run_id = d.run_id
 
 -- name: uncount_rings
 UPDATE run SET rings = greatest(rings - 1, 0), next_ring_at = now()
 WHERE run_id = ANY (%(run_ids)s::uuid[]) AND status = 'pending'
 
 -- name: queues_put_off
-SELECT DISTINCT queue FROM run WHERE status = 'pending' AND rings > 0 AND next_ring_at > now()
+SELECT DISTINCT queue, graph_id FROM run WHERE status = 'pending' AND rings > 0 AND next_ring_at > now()
 
 -- name: ring_again_at_once
--- For queues without messages: their doorbells are lost, or were received just now. The backoff
+-- For graphs in whose queues no message waits: their doorbells are lost, or were received just now. The backoff
 -- starts again.
 UPDATE run SET rings = 0, next_ring_at = now()
 WHERE run_id IN (
     SELECT run_id FROM run
     WHERE status = 'pending' AND rings > 0 AND next_ring_at > now()
-      AND queue = ANY (%(queues)s::text[])
+      AND (queue, graph_id) IN (SELECT * FROM unnest(%(queues)s::text[], %(graph_ids)s::text[]))
     ORDER BY next_ring_at
     LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED)
@@ -343,7 +343,7 @@ RETURNING owner
 UPDATE scheduler_lease SET expires_at = now() WHERE name = 'sweeper' AND owner = %(owner)s
 
 -- name: next_runs_of_threads
-SELECT n.next_run_id AS run_id, n.next_queue AS queue
+SELECT n.next_run_id AS run_id, n.next_queue AS queue, n.next_graph_id AS graph_id
 FROM unnest(%(thread_ids)s::uuid[]) AS u (thread_id)
-CROSS JOIN LATERAL belay_next_run(u.thread_id) n
+CROSS JOIN LATERAL belay_next_due_run(u.thread_id) n
 WHERE n.next_run_id IS NOT NULL

@@ -102,8 +102,9 @@ WITH kept AS MATERIALIZED (
     FROM (TABLE made_thread UNION ALL TABLE found_thread) t
     RETURNING run_id, thread_id, created_at, updated_at, scheduled_at
 )
-SELECT a.created_at, a.updated_at, a.scheduled_at, n.next_run_id, n.next_queue
-FROM accepted a CROSS JOIN LATERAL belay_next_run(a.thread_id) n
+SELECT a.created_at, a.updated_at, a.scheduled_at, n.next_run_id, n.next_queue,
+       n.next_graph_id
+FROM accepted a CROSS JOIN LATERAL belay_next_due_run(a.thread_id) n
 
 -- name: get_run
 -- All columns except the outcome, which may be large, and some that the API does not need.

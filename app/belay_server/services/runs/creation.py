@@ -203,7 +203,7 @@ def _leaves_nothing_to_decide(parts: Parts, request: RunRequest, assistant: Assi
 def _ring_if_next(doorbell: Doorbell, run_id: UUID, head: Sequence[Ringable]) -> None:
     for ringable in head:
         if ringable.run_id == run_id:
-            doorbell.ring(run_id, ringable.queue)
+            doorbell.ring(ringable)
             fault_points.reached(FaultPoint.RUNG, run_id)
 
 

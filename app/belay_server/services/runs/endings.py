@@ -110,7 +110,7 @@ class Announcer:
     def ring(self, runs: Iterable[Ringable]) -> list[UUID]:
         """Ring the doorbell for these runs. Return the ids whose message the broker did not
         accept."""
-        return [run.run_id for run in runs if not self.doorbell.ring(run.run_id, run.queue)]
+        return [run.run_id for run in runs if not self.doorbell.ring(run)]
 
 
 def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> RunEnd | None:
@@ -272,7 +272,7 @@ def recover_run(
         if locked is None:
             return Recovery()
         if locked.status == RunStatus.PENDING:
-            return Recovery(ring=Ringable(locked.run_id, locked.queue))
+            return Recovery(ring=Ringable(locked.run_id, locked.queue, locked.graph_id))
         if only_if_expired and not claim_rows.lease_is_expired(conn, claim):
             return Recovery()
         if locked.cancel_action is not None:
