@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import Beats
 from tests.faults.conftest import mend
 from tests.long_forms import long_case
+from tests.processes import is_gone
 from tests.waiting import wait_until
 
 DAEMONS = ("wait_for_subprocess", "leave_daemon")
@@ -67,13 +68,6 @@ def guardian_and_zygote(worker) -> tuple[psutil.Process, psutil.Process]:
 
 def zygote_of(worker) -> psutil.Process:
     return guardian_and_zygote(worker)[1]
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def started_by_nodes(beats) -> set[int]:

@@ -11,6 +11,8 @@ from langgraph_sdk import get_sync_client
 from tests.acceptance.runs.test_cancel_nodes import assert_silent, start
 from tests.conformance import watched
 from tests.conftest import Beats
+from tests.processes import is_gone
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,15 @@ def test_a_run_does_not_leave_the_next_one_less_than_it_needs(patient_client, be
     beats.wait_for("asleep")
     patient_client.runs.cancel(thread_id, run_id, wait=True)
     assert "finally" in beats.names()
+
+
+def test_a_copy_of_the_process_ends_when_its_code_returns(patient_client, beats):
+    """It would go on with the run, on the connections of the process that was copied."""
+    input_ = {"kind": "return_from_a_copy", "beats": str(beats)}
+    patient_client.runs.wait(None, "nodes", input=input_)
+    wait_until(lambda: beats.names().count("forked") == 2)
+    wait_until(lambda: sum(not is_gone(pid) for pid in beats.pids()) == 1)
+    assert beats.names().count("returned") == 1
 
 
 def test_a_cancel_during_an_import_does_not_break_the_next_one(patient_client, beats):

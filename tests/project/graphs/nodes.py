@@ -194,6 +194,15 @@ async def beating_fork(state: State) -> State:
     return {}
 
 
+async def return_from_a_copy(state: State) -> State:
+    """Let both processes of a fork return to the event loop."""
+    fork()
+    beat(state.get("beats"), "forked")
+    await asyncio.sleep(0)
+    beat(state.get("beats"), "returned")
+    return {}
+
+
 def leave_daemon(state: State) -> State:
     """Start a process in its own session, then sleep."""
     program = (
@@ -385,6 +394,7 @@ KINDS = {
         leave_daemon,
         beating_subprocess,
         beating_fork,
+        return_from_a_copy,
         use_pool,
         chain_timers,
         restart_tasks,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,25 @@ def serve_while(executor, work):
 def test_one_call_runs_on_the_main_thread(executor):
     thread = serve_while(executor, lambda e: e.submit(threading.current_thread).result())
     assert thread is threading.main_thread()
+
+
+COPY = """
+import os
+from concurrent.futures import ThreadPoolExecutor
+from belay_workers.child.main_thread_executor import MainThreadExecutor
+
+executor = MainThreadExecutor()
+with ThreadPoolExecutor(1) as other:
+    pid = executor.serve(lambda: other.submit(executor.submit(os.fork).result)).result()
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_copy_of_the_process_ends_when_its_call_returns():
+    done = subprocess.run(
+        [sys.executable, "-c", COPY], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_a_second_concurrent_call_runs_in_the_pool(executor):

@@ -1,12 +1,17 @@
 """The event loop of a child process. It does not call what the code of a stopped run has left in
-futures that outlive the run: whatever ends such a future is another run's, or a library's."""
+futures that outlive the run: whatever ends such a future is another run's, or a library's.
+
+A copy of the process that a run has made by `os.fork` ends when its code returns to the event loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from contextvars import Context, ContextVar
 from typing import Any
 
+from belay_workers.execution.copies import end_copy
 from belay_workers.execution.loop_callbacks import is_of_project
 from belay_workers.execution.project_code import ProjectCode
 
@@ -28,7 +33,12 @@ class ChildLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, project: ProjectCode) -> None:
         self._project = project
+        self._pid = os.getpid()
         super().__init__()
+
+    def _run_once(self) -> None:
+        end_copy(self._pid)
+        super()._run_once()  # type: ignore[misc]
 
     def _call_soon(self, callback: Any, args: Any, context: Context | None) -> asyncio.Handle:
         handle: Any = super()._call_soon(callback, args, context)  # type: ignore[misc]

@@ -10,12 +10,14 @@ The executor is the default one of the event loop, on which LangChain runs synch
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+from belay_workers.execution.copies import end_copy
 from belay_workers.execution.stops import RunCancelled
 
 _T = TypeVar("_T")
@@ -117,13 +119,16 @@ class MainThreadExecutor(ThreadPoolExecutor):
             return
         error: BaseException | None = None
         result = None
+        pid = os.getpid()
         try:
             self._in_node = True
             result = work.call()
             self._in_node = False
+            end_copy(pid)
             self._after_node()
         except BaseException as raised:  # noqa: BLE001  (passed to the future)
             self._in_node = False
+            end_copy(pid)
             error = _for_the_loop(raised)
             self._after_node()
         # Accept calls before the result is set: the next node may be submitted immediately.

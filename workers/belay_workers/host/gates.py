@@ -27,6 +27,7 @@ from weakref import WeakKeyDictionary, WeakSet, ref
 import psutil
 
 from belay_server.domain.runs import Claim
+from belay_workers.execution.copies import end_copy
 from belay_workers.execution.loop_callbacks import TASKS
 from belay_workers.execution.stops import RunCancelled
 from belay_workers.slots import Slot
@@ -37,13 +38,6 @@ _RUN: ContextVar[GatedRun | None] = ContextVar("belay_gated_run", default=None)
 T = TypeVar("T")
 #: The type with which asyncio's own tasks schedule their steps.
 _STEP = "TaskStepMethWrapper"
-
-
-def _end_copy(pid: int) -> None:
-    """End this process unless it still has the id that it had before the code of a run was
-    executed: it is a copy that the code has made by `os.fork`, and would go on with all runs."""
-    if os.getpid() != pid:
-        os._exit(1)
 
 
 class _Executed(threading.local):
@@ -113,7 +107,7 @@ class GatedRun:
         try:
             return function(*args, **kwargs)
         finally:
-            _end_copy(pid)
+            end_copy(pid)
             _EXECUTED.run = outer
 
     def call_back(self, function: Callable[[Any], Any], future: Any) -> None:
@@ -266,7 +260,7 @@ class Gates:
             finally:
                 _EXECUTED.run = outer  # `interrupt` may raise until here
         finally:
-            _end_copy(pid)
+            end_copy(pid)
             _EXECUTED.run = outer
             run.stepped_by.discard(thread)
             if slot is not None and run.slot is not None:
