@@ -26,8 +26,9 @@ test: $(READY)  ## Run static checks and the quick suite, which covers every pro
 suite: $(READY)  ## Run the quick suite without the static checks.
 	$(PYTEST)
 
-test-all: $(READY)  ## Run what `make test` leaves out: further cases and faults, JavaScript.
+test-all: $(READY)  ## Run what `make test` leaves out: further cases and faults, hosts, JavaScript.
 	$(PYTEST) --long
+	TEST_ISOLATION=auto $(PYTEST)
 	$(BIN)/python -m tests.js.run --if-there
 
 test-full: $(READY)  ## Run the longest forms: thousands of seeded cases. Takes hours.

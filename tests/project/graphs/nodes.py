@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import gc
 import multiprocessing
 import os
 import re
@@ -76,7 +77,7 @@ async def async_beats(state: State) -> State:
 
 
 async def drop_generator(state: State) -> State:
-    """Leave a generator that only the garbage collector can find."""
+    """Leave a generator that only the garbage collector can find, which does not look for it."""
 
     async def generator():
         try:
@@ -88,6 +89,7 @@ async def drop_generator(state: State) -> State:
     await anext(dropped[0])
     dropped.append(dropped)
     dropped = None
+    gc.freeze()
     await asyncio.sleep(60)
     return {}
 
