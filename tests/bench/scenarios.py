@@ -29,6 +29,8 @@ class Target:
     tree: ProcessTree
     #: A factor for the fixed times and counts below; lower for a quick run.
     scale: float = 1.0
+    #: The processes of the worker alone, where they are known.
+    worker: ProcessTree | None = None
     session: aiohttp.ClientSession = field(init=False)
 
     async def __aenter__(self) -> Target:
@@ -156,6 +158,38 @@ async def sleeping(target: Target) -> Figures:
     }
 
 
+async def thousand(target: Target) -> Figures:
+    """Have a thousand runs sleep at once, then stop them by one call."""
+    assert target.worker is not None
+    count = target.times(1000)
+    waiting: dict[str, str] = {}
+
+    async def start(_: int) -> None:
+        thread_id = await target.new_thread()
+        body = {"assistant_id": "idler", "input": {"seconds": 600}}
+        waiting[(await target.post(f"/threads/{thread_id}/runs", **body))["run_id"]] = thread_id
+
+    async def look(run_id: str) -> None:
+        async with target.session.get(f"/threads/{waiting[run_id]}/runs/{run_id}") as answer:
+            if (await answer.json())["status"] == "running":
+                del waiting[run_id]
+
+    await in_parallel(32, count, start)
+    while runs := list(waiting):
+        await in_parallel(32, len(runs), lambda number: look(runs[number]))
+    await asyncio.sleep(2)
+    memory = target.worker.memory() / 1e6
+    begun = time.perf_counter()
+    async with target.session.post("/runs/cancel", json={"status": "running"}) as answer:
+        answer.raise_for_status()
+    while await target.post("/threads/search", status="busy", limit=1):
+        await asyncio.sleep(0.01)
+    return {
+        "1,000 runs that sleep, worker": memory,
+        "1,000 running runs stopped by one call": time.perf_counter() - begun,
+    }
+
+
 async def growing_thread(target: Target) -> Figures:
     """Return the cost of a run by its number on its thread, as a median of neighbours."""
     thread_id = await target.new_thread()
@@ -257,6 +291,7 @@ SCENARIOS: dict[str, Callable[[Target], Awaitable[Figures]]] = {
     "threads": threads_of_many_clients,
     "background": in_background,
     "sleeping": sleeping,
+    "thousand": thousand,
     "first": first_event,
     "tokens": token_streams,
     "listeners": idle_listeners,
