@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import select
+import signal
 import statistics
 import sys
 import tempfile
@@ -97,14 +98,15 @@ def measure(
 
 
 def measure_replacement(server: LiveServer, count: int) -> list[float]:
-    """Return the milliseconds from killing an idle child until its replacement has been forked."""
+    """Return the milliseconds from killing all children, which are idle, until there is another."""
     # Of the parent's children, which are the zygote and the guardian, the one that forks.
     zygote = max(server.worker_parent().children(), key=lambda child: len(child.children()))
     taken = []
     for _ in range(count):
         before = {child.pid for child in zygote.children()}
         begun = time.monotonic()
-        os.kill(next(iter(before)), 9)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
         while not {child.pid for child in zygote.children()} - before:
             time.sleep(0.002)
         taken.append((time.monotonic() - begun) * 1000)
