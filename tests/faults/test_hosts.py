@@ -10,8 +10,12 @@ import itertools
 import json
 import os
 import signal
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+import psutil
 import pytest
 from langgraph_sdk import get_sync_client
 
@@ -52,8 +56,9 @@ def hosts(scratch):
     project = os.path.relpath(PROJECT.parent, folder)
     names = [f"at-{point}-{runs}" for point in POINTS for runs in RUNS]
     names += [f"statement-{number}-{fault}" for number in range(1, 9) for fault in FAULTS]
-    names += ["stopped", "worker"]
+    names += ["stopped", "worker", "beside"]
     graphs = dict.fromkeys(names, f"{project}/graphs/probe.py:probe")
+    graphs["exhausts"] = f"{project}/graphs/nodes.py:graph"
     config = folder / "langgraph.json"
     config.write_text(json.dumps({"dependencies": [project], "graphs": graphs}))
     settings = {
@@ -141,6 +146,45 @@ def test_the_runs_of_a_host_that_is_stopped_during_a_step_go_on_with_it(probe):
     pass_time(10)
     os.kill(pid, signal.SIGCONT)
     assert_all_done_once(probe, started)
+
+
+@contextmanager
+def memory_limit(worker, most: int) -> Iterator[list[int]]:
+    """Kill each process of a worker that has more than so many bytes, as the kernel does where
+    memory is short. Yield the ids of those killed."""
+    killed: list[int] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            for process in worker.children():
+                with suppress(psutil.Error):
+                    if process.memory_info().rss > most:
+                        killed.append(process.pid)
+                        process.kill()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        done.set()
+        thread.join()
+
+
+@pytest.mark.long
+def test_runs_beside_one_that_exhausts_the_memory_succeed(hosts, probe):
+    """That run ends as an error when its attempts are used up."""
+    with memory_limit(hosts.workers[0], 600_000_000) as killed:
+        started = start(probe, "beside", 100, seconds=0.5, durability="async")
+        host_of(probe, started[0][2])
+        thread_id = probe.client.threads.create()["thread_id"]
+        input_ = {"kind": "exhaust_memory"}
+        run_id = probe.client.runs.create(thread_id, "exhausts", input=input_)["run_id"]
+        assert_all_done_once(probe, started, killed=killed)
+        assert probe.wait_until_over(thread_id, run_id, 120) == "error"
+    assert probe.row(run_id)["error"]["error"] == "MaxAttemptsExceeded"
+    assert len(set(killed)) >= 3
 
 
 @pytest.mark.long

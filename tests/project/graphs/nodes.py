@@ -196,6 +196,15 @@ async def beating_fork(state: State) -> State:
     return {}
 
 
+async def exhaust_memory(state: State) -> State:
+    """Take 10 MB after another, 2 GB at most."""
+    kept = []
+    for _ in range(200):
+        kept.append(b"x" * 10_000_000)
+        await asyncio.sleep(0.005)
+    return {}
+
+
 async def return_from_a_copy(state: State) -> State:
     """Let both processes of a fork return to the event loop."""
     fork()
@@ -396,6 +405,7 @@ KINDS = {
         leave_daemon,
         beating_subprocess,
         beating_fork,
+        exhaust_memory,
         return_from_a_copy,
         use_pool,
         chain_timers,
