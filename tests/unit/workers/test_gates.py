@@ -590,6 +590,17 @@ def test_what_follows_a_call_on_a_thread_is_the_runs_until_it_is_stopped(loop, t
         assert set(beats) == {run}
 
 
+def test_calls_wait_for_a_thread_where_no_further_one_can_be_started(loop, threads, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    runs = [loop.new_run() for _ in range(3)]
+    futures = [run.context.run(threads.executor.submit, GatedRun.current) for run in runs]
+    assert [future.result(30) for future in futures] == runs
+    wait_until(lambda: not any(map(threads.work_for, runs)), 10, "the end of the calls")
+
+
 def test_a_thread_of_anyio_works_for_the_run_whose_call_it_executes(loop, threads):
     """It is shared: the run that has started it may be another one."""
     first, second, release = loop.new_run(), loop.new_run(), threading.Event()

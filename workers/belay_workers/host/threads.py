@@ -52,6 +52,22 @@ class _CallOfAnyio:
             self._on_end()
 
 
+class _Executor(ThreadPoolExecutor):
+    """An executor whose calls wait for a thread where no further one can be started, for want of
+    memory or by a limit. Its base class raises RuntimeError, but the call is executed later."""
+
+    def __init__(self) -> None:
+        super().__init__(_WORKERS, thread_name_prefix="belay-node")
+        self.submit(int).result()  # have one thread
+
+    def _adjust_thread_count(self) -> None:
+        try:
+            super()._adjust_thread_count()
+        except RuntimeError:
+            if not self._threads:
+                raise
+
+
 class RunThreads:
     """Counts the calls of runs on threads. Make it once in a host."""
 
@@ -61,7 +77,7 @@ class RunThreads:
         ThreadPoolExecutor.submit = self._counting(ThreadPoolExecutor.submit)  # type: ignore[method-assign]
         threading.Thread.start = self._starting(threading.Thread.start)  # type: ignore[method-assign,assignment]
         #: The default executor of the event loop.
-        self.executor = ThreadPoolExecutor(_WORKERS, thread_name_prefix="belay-node")
+        self.executor: ThreadPoolExecutor = _Executor()
 
     def work_for(self, run: GatedRun) -> bool:
         """Return whether a call of the run has not ended."""
