@@ -138,12 +138,16 @@ def test_the_runs_of_a_stopped_host_go_on_with_it(probe, seconds):
 
 @pytest.mark.long
 def test_the_runs_of_a_host_that_is_stopped_during_a_step_go_on_with_it(probe):
-    """The step does not count as one that blocks the event loop for more than 5 s."""
+    """The step does not count as one that blocks the event loop for more than 5 s. New runs do not
+    wait for the host."""
     started = start(probe, "stopped", 19, seconds=0.2)
     started += start(probe, "stopped", 1, seconds=0.2, input={"stops": True})
     pid = probe.wait_for(started[-1][2], "s2").pid
     wait_until(lambda: is_stopped(pid), 30, "the stop")
     pass_time(10)
+    for run in start(probe, "stopped", 5):
+        probe.assert_done_once(*run)
+    assert is_stopped(pid)
     os.kill(pid, signal.SIGCONT)
     assert_all_done_once(probe, started)
 

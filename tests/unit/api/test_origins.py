@@ -77,7 +77,11 @@ def test_a_safe_method_from_a_foreign_origin_is_accepted(method):
 
 def test_a_stop_on_disconnect_from_a_foreign_origin_is_refused():
     mine = origins(BELAY_CORS_ORIGINS="https://good.example")
-    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ):
         with pytest.raises(Forbidden, match="may not call"):
             mine.refuse_foreign_stop(Headers({"Host": "box:2024", **headers}))
     for headers in (

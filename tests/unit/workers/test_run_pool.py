@@ -561,6 +561,23 @@ def test_a_worn_host_is_replaced_and_ends_when_its_runs_have_ended(shared):
     assert host.connection.recv(16) == b""
 
 
+def test_another_host_is_started_while_one_is_stopped(shared, monkeypatch):
+    stopped = set()
+    monkeypatch.setattr(run_pool.processes, "is_stopped", stopped.__contains__)
+    host = Host(shared)
+    stopped.add(host.pid)
+    shared.turn()
+    run_id = shared.ring()
+    second = Host(shared, 1)
+    assert second.runs(1) == [run_id]
+    stopped.clear()
+    shared.turn()
+    second.connection.close()
+    shared.turn()
+    following = shared.ring()
+    assert host.runs(1) == [following]
+
+
 def test_another_host_is_started_when_the_first_has_many_runs(shared, monkeypatch):
     monkeypatch.setattr(run_pool, "_RUNS_OF_A_HOST", 2)
     host = Host(shared)

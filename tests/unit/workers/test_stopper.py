@@ -6,6 +6,7 @@ import fcntl
 import os
 import resource
 import select
+import signal
 import subprocess
 import sys
 import uuid
@@ -14,7 +15,7 @@ import pytest
 
 from belay_server.domain.runs import Claim
 from belay_workers.slots import Kind, Phase, SlotTable, StopReason
-from belay_workers.supervision import processes
+from belay_workers.supervision import processes, stopped_hosts
 from belay_workers.supervision.orphans import Orphans
 from belay_workers.supervision.stop_requests import StopRequests
 from belay_workers.supervision.stopper import Stopper, _is_dead, _Process
@@ -102,6 +103,32 @@ def stopper_of(slots, requests, on_death=lambda _: None, isolate=lambda _graph, 
         isolate=isolate,
         share_again=slots.share_again,
     )
+
+
+def test_a_host_that_is_given_up_is_killed_and_its_runs_are_not_to_blame(sleepers, monkeypatch):
+    monkeypatch.setattr(stopped_hosts, "_LONGEST_SECONDS", -1.0)
+    slots, deaths = SlotTable(4), []
+    for kind in (Kind.HOST, Kind.HOSTED_RUN):
+        slot = slots.take(kind)
+        slot._record.pid, slot._record.canary = sleepers[0].pid, -1
+    its_claim = claim()
+    slot.claiming(its_claim.run_id)
+    slot.running(its_claim, uuid.uuid4(), 0.0)
+    [other] = running(slots, sleepers[1:2])
+    for process in sleepers[:2]:
+        os.kill(process.pid, signal.SIGSTOP)
+    stopper, watched, poller = stopper_of(slots, StopRequests(), deaths.append), {}, select.poll()
+
+    def one_has_died() -> bool:
+        stopper._look_at_canaries_at = 0.0
+        stopper._run_once(watched, poller)
+        return bool(deaths)
+
+    wait_until(one_has_died, 20, "the death")
+    assert [(death.reading.claim, death.reason, death.is_fault) for death in deaths] == [
+        (its_claim, StopReason.NONE, False)
+    ]
+    assert slots.busy_claims() == [other]
 
 
 def test_a_child_is_killed_once(sleepers, monkeypatch):

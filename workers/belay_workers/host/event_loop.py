@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 from weakref import WeakSet
 
+from belay_workers.execution.copies import end_copy
 from belay_workers.execution.loop_callbacks import is_of_project
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.host.gates import GatedRun, Gates, uninterrupted
@@ -71,6 +74,12 @@ class AttributingLoop(asyncio.SelectorEventLoop):
         remove: Callable[[Any], bool] = super()._remove_writer  # type: ignore[misc]
         return uninterrupted(remove, fd)
 
+    def add_signal_handler(  # type: ignore[override]
+        self, sig: int, callback: Callable[..., Any], *args: Any
+    ) -> None:
+        super().add_signal_handler(sig, callback, *args)
+        self._attribute(self._signal_handlers[sig], is_io=True)  # type: ignore[attr-defined]
+
     def _asyncgen_firstiter_hook(self, generator: Any) -> None:
         if (run := GatedRun.current()) is not None:
             self._generators.note(run, generator)
@@ -130,14 +139,34 @@ class LoopPolicy(asyncio.DefaultEventLoopPolicy):
         return loop
 
 
+class _EndOfCopy(deque[asyncio.Handle]):
+    """What is due on the event loop in a copy of the process: its end."""
+
+    def popleft(self) -> asyncio.Handle:
+        os._exit(1)
+
+
 class HostLoop(AttributingLoop):
     """The event loop of the host itself. It ignores a run which would stop it, or replace how tasks
-    and calls on threads are attributed."""
+    and calls on threads are attributed.
+
+    A copy of the process that code of a run has made by `os.fork`, and that comes back to the event
+    loop, ends.
+    """
 
     #: How often it has executed what was due.
     turns = 0
 
+    def __init__(self, project: ProjectCode, gates: Gates) -> None:
+        super().__init__(project, gates)
+        self._pid = os.getpid()
+        os.register_at_fork(after_in_child=self._end_at_next_handle)
+
+    def _end_at_next_handle(self) -> None:
+        self._ready: deque[asyncio.Handle] = _EndOfCopy(self._ready)
+
     def _run_once(self) -> None:
+        end_copy(self._pid)
         self.turns += 1
         super()._run_once()  # type: ignore[misc]
 

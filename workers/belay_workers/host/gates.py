@@ -148,6 +148,11 @@ def cancel(task: asyncio.Task[Any]) -> None:
             loop.call_soon_threadsafe(task.cancel, context=Context())
 
 
+def executed_run() -> GatedRun | None:
+    """Return the run whose code this thread executes, None for code of Belay's own."""
+    return _EXECUTED.run
+
+
 def uninterrupted(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Call a function of Belay's own, in which `Gates.interrupt` does not raise: that would leave
     what all runs share half changed. An interruption that comes meanwhile follows it."""

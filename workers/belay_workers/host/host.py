@@ -37,6 +37,7 @@ from belay_workers.host.gates import GatedRun, Gates
 from belay_workers.host.group_commit import GroupCommit, Together
 from belay_workers.host.hosted_place import HostedPlace
 from belay_workers.host.leftovers import HostLeftovers
+from belay_workers.host.signal_handlers import attribute_handlers
 from belay_workers.host.started import Started
 from belay_workers.host.threads import RunThreads
 from belay_workers.pool.host_process import RunStream
@@ -94,6 +95,7 @@ class Host(ExecutingProcess):
         signal.signal(ASK_SIGNAL, self._on_ask)
         self._limits = NodeLimits()
         self._signals = NodeSignals()
+        attribute_handlers()
 
     def serve(self, connection: socket.socket) -> None:
         """Execute the runs that the parent sends, until it closes the connection."""

@@ -36,6 +36,8 @@ class HostProcess:
         self.pid: int | None = None
         #: Whether it is to be replaced when its runs have ended: it has frozen one.
         self.is_worn = False
+        #: Whether a signal has stopped it.
+        self.is_stopped = False
         #: The messages of the runs that it has. There may be several of one run.
         self._messages: dict[UUID, list[Message]] = {}
         #: How many messages it has.
@@ -53,7 +55,8 @@ class HostProcess:
     @property
     def takes_runs(self) -> bool:
         """Whether it can be given further runs."""
-        return self.pid is not None and not self.is_worn and self.fileno() != -1
+        is_able = not (self.is_worn or self.is_stopped)
+        return self.pid is not None and is_able and self.fileno() != -1
 
     def take_declined(self) -> list[Message]:
         """Return the messages whose runs it could not claim, and forget them."""

@@ -211,6 +211,7 @@ class RunPool(BasePool):
         if self._zygote.has_died():
             self._replace_zygote()
         self._forget_dead()
+        self._look_for_stopped_hosts()
         self._end_idle()
         self._end_stuck()
         self._dispatch()
@@ -329,6 +330,10 @@ class RunPool(BasePool):
             host = HostProcess(self._zygote.fork(HOST))
             self._hosts.append(host)
             self._watch(host)
+
+    def _look_for_stopped_hosts(self) -> None:
+        for host in self._hosts:
+            host.is_stopped = host.pid is not None and processes.is_stopped(host.pid)
 
     def _end_idle(self) -> None:
         """End the child that has been idle for longest, if others are idle, too, and worn hosts."""

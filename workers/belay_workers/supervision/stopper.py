@@ -34,6 +34,7 @@ from belay_workers.supervision import processes
 from belay_workers.supervision.orphans import Orphans
 from belay_workers.supervision.step_times import Step, StepTimes
 from belay_workers.supervision.stop_requests import StopRequests
+from belay_workers.supervision.stopped_hosts import StoppedHosts
 from belay_workers.supervision.suspicions import Suspicions
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ _IDLE_TICK_SECONDS = 0.1
 _BLOCKING_SECONDS = 1.0
 _LONGEST_BLOCKING_SECONDS = 5.0
 _BLOCKS = "has blocked the event loop of its host"
+_IS_STOPPED = "has been stopped by a signal for a minute"
 #: Seconds for which the other runs of a host go on after it has frozen or interrupted one, which
 #: may hold a lock that they wait for. Then they are put back, and go on in another host.
 _WORN_SECONDS = 10.0
@@ -129,6 +131,7 @@ class Stopper:
         self._isolate = isolate
         self._suspicions = Suspicions(isolate, share_again)
         self._step_times = StepTimes()
+        self._stopped_hosts = StoppedHosts()
 
     def run(self, stopping: threading.Event) -> None:
         watched: dict[int, _Process] = {}
@@ -157,6 +160,8 @@ class Stopper:
             self._look_at_canaries_at = time.monotonic() + _CANARY_SECONDS
         slow: dict[int, Callable[[], None]] = {}
         readings = self._slots.read_all()
+        if looks:
+            self._stopped_hosts.look(readings)
         pids = {reading.pid for reading in readings}
         for pid in pids - watched.keys():
             process = watched[pid] = _Process(pid, processes.open_pidfd(pid))
@@ -207,6 +212,8 @@ class Stopper:
             process.has_lost_its_canary |= _has_lost_its_canary(reading)
         if process.has_lost_its_canary and (reading.is_busy or reading.kind is Kind.HOST):
             return reading, "has closed the descriptors of its process"
+        if reading.kind is Kind.HOST and self._stopped_hosts.is_given_up(reading.pid):
+            return reading, _IS_STOPPED
         if not reading.is_busy:
             self._asked.pop(reading.slot, None)
             return None
@@ -281,11 +288,16 @@ class Stopper:
             return
         what = "child process" if reading.kind is Kind.CHILD else "host"
         who = "a run" if reading.kind is Kind.HOST else f"run {reading.run_id}"
-        log.warning("%s %s; killing its %s %d", who, why, what, process.pid, extra=about(reading))
+        if why == _IS_STOPPED:
+            log.warning("host %d %s; killing it, its runs are put back", process.pid, why)
+        else:
+            log.warning(
+                "%s %s; killing its %s %d", who, why, what, process.pid, extra=about(reading)
+            )
         processes.kill_tree(process.pid)
         process.is_killed = True
         process.killed_for = reading.claim if is_same else None
-        process.is_excused = why == _BLOCKS
+        process.is_excused = why in (_BLOCKS, _IS_STOPPED)
         if reading.kind is Kind.HOSTED_RUN:
             self._isolate(reading.graph, f"a run {why}")
 

@@ -24,6 +24,8 @@ ORIGINS = "belay.origins"
 #: A name or an address, and a port.
 _HOST = re.compile(r"([a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]*)?")
 _CHANGES_NOTHING = frozenset({"GET", "HEAD", "OPTIONS"})
+#: What `Sec-Fetch-Site` says of a page that is of another origin.
+_OTHER_SITES = ("cross-site", "same-site")
 
 
 class Origins:
@@ -60,9 +62,9 @@ class Origins:
     def refuse_foreign_stop(self, headers: Headers) -> None:
         """Raise Forbidden for a GET of a foreign page that may stop a run when it ends. A request
         whose response the page cannot read (such as an image) has no `Origin`, but the browser
-        sends `Sec-Fetch-Site: cross-site`."""
+        sends `Sec-Fetch-Site`. A page of another port or subdomain is same-site, but foreign."""
         origin = headers.get("Origin")
-        if origin is None and headers.get("Sec-Fetch-Site") == "cross-site":
+        if origin is None and headers.get("Sec-Fetch-Site") in _OTHER_SITES:
             origin = "another site"
         self.refuse_foreign_change("POST", origin, headers.get("Host", ""))
 

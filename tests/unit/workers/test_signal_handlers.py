@@ -1,0 +1,121 @@
+"""The signal handlers of a host's runs are called as code of the runs that have set them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+#: Signal handlers concern the whole process, so this is another one.
+PROGRAM = '''
+import asyncio, os, signal, sys, time, uuid
+from belay_server.domain.runs import Claim
+from belay_workers.execution.project_code import ProjectCode
+from belay_workers.host.event_loop import HostLoop
+from belay_workers.host.gates import GatedRun, Gates
+from belay_workers.host.signal_handlers import attribute_handlers
+
+class Slot:
+    def is_interrupted(self, claim):
+        return False
+
+    def stepping(self, since):
+        pass
+
+loop = HostLoop(ProjectCode(lambda file: file == __file__), Gates())
+asyncio.set_event_loop(loop)
+attribute_handlers()
+parent, called = os.getpid(), []
+beats, copies = os.memfd_create("beats"), os.memfd_create("copies")
+runs = [GatedRun(Claim(uuid.uuid4(), 1), Slot()) for _ in range(2)]
+mine, neighbour = runs
+
+def fork(*_):
+    called.append(GatedRun.current())
+    if not os.fork():
+        os.write(copies, b"copied")
+
+def fail(*_):
+    called.append(GatedRun.current())
+    raise ValueError("of a handler")
+
+async def beat(seconds=0.001):
+    """Wait and compute by turns, until the signal has been handled; then go on for a while."""
+    left = 20
+    while left:
+        left -= bool(called)
+        computes_until = time.monotonic() + 0.005
+        while time.monotonic() < computes_until:
+            os.write(beats, b"%d\\n" % os.getpid())
+        await asyncio.sleep(seconds)
+
+async def compute(handler):
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    while not called:
+        pass
+    return "not reached by what it raised"
+
+async def set_handler(handler, seconds=0.02):
+    assert signal.signal(signal.SIGALRM, handler) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert signal.signal(signal.SIGALRM, handler) is handler
+    assert signal.signal(signal.SIGUSR2, signal.SIG_IGN) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+async def add_handler(handler):
+    loop.add_signal_handler(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.02)
+
+async def set_and_beat(setting):
+    await loop.create_task(setting, context=mine.context)
+    await asyncio.gather(loop.create_task(beat(), context=neighbour.context), beat(0.01))
+
+def pids():
+    os.lseek(beats, 0, os.SEEK_SET)
+    return set(os.read(beats, 10_000_000).split())
+
+def assert_copy_has_ended():
+    pid, status = os.wait()
+    assert os.waitstatus_to_exitcode(status) == 1
+    assert os.fstat(copies).st_size == len("copied")
+    assert pids() == {b"%d" % parent}, pids()
+    assert called == [mine], called
+
+def play(name):
+    if name == "fork":
+        loop.run_until_complete(set_and_beat(set_handler(fork)))
+        assert_copy_has_ended()
+    elif name == "fork_of_loop":
+        loop.run_until_complete(set_and_beat(add_handler(fork)))
+        assert_copy_has_ended()
+    elif name == "raises":
+        loop.run_until_complete(set_and_beat(set_handler(fail)))
+        assert called == [mine]
+    elif name == "raises_in_its_run":
+        task = loop.create_task(compute(fail), context=mine.context)
+        loop.run_until_complete(asyncio.wait([task]))
+        assert isinstance(task.exception(), ValueError)
+    elif name == "frozen":
+        setting = set_handler(fail, 0)
+        loop.run_until_complete(loop.create_task(setting, context=mine.context))
+        mine.freeze()
+        signal.raise_signal(signal.SIGALRM)
+        assert called == []
+
+if __name__ == "__main__":
+    play(sys.argv[1])
+    print("done", flush=True)
+'''
+
+
+@pytest.mark.parametrize("name", ["fork", "fork_of_loop", "raises", "raises_in_its_run", "frozen"])
+def test_a_handler_is_called_as_code_of_the_run_that_has_set_it(tmp_path, name):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, program, name], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "done\n", done.stdout + done.stderr
