@@ -72,6 +72,11 @@ def a_copy_that_returns(run):
     os.waitpid(pid, 0)
     return without_environment()
 
+def spawned_without_environment():
+    """Python 3.13 takes None for that of this process."""
+    env = None if sys.version_info >= (3, 13) else os.environ
+    return os.posix_spawn("/bin/sleep", ["sleep", "60"], env)
+
 def with_putenv():
     """A program gets what `os.putenv` has set, which `os.environ` has not."""
     os.putenv("OF_PUTENV", "set")
@@ -148,6 +153,7 @@ KINDS = {
     "program": lambda run: a_program(),
     "without_environment": lambda run: without_environment(),
     "spawned": lambda run: spawned(),
+    "spawned_without_environment": lambda run: spawned_without_environment(),
     "forked": lambda run: forked(),
     "spawn": lambda run: of_multiprocessing("spawn"),
     "forkserver": lambda run: of_multiprocessing("forkserver"),
@@ -185,6 +191,7 @@ if __name__ == "__main__":
 
 KINDS = [
     *("program", "without_environment", "spawned", "forked", "spawn", "forkserver"),
+    "spawned_without_environment",
     *(
         "with_putenv",
         "native",

@@ -135,12 +135,13 @@ class Started:
         return marking
 
     def _marking_mapping(self, spawn: Callable[..., int]) -> Callable[..., int]:
-        """Wrap `posix_spawn`, which takes the environment as a mapping."""
+        """Wrap `posix_spawn`, which takes the environment as a mapping; None means that of this
+        process, since Python 3.13."""
 
         @wraps(spawn)
         def marking(path: Any, argv: Any, env: Any, **options: Any) -> int:
             if (mark := _mark()) is not None:
-                env = {**env, MARK: mark}
+                env = {**(_environment_by_name() if env is None else env), MARK: mark}
             return int(self._start(partial(spawn, path, argv, env, **options)))
 
         return marking
@@ -180,6 +181,11 @@ def _environment() -> Iterator[bytes]:
     """Yield the environment of this process as `name=value`, with what `os.putenv` has set."""
     environ = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
     return itertools.takewhile(lambda one: one is not None, (environ[i] for i in itertools.count()))
+
+
+def _environment_by_name() -> dict[bytes, bytes]:
+    pairs = (one.partition(b"=") for one in _environment())
+    return {name: value for name, _, value in pairs}
 
 
 def _system(command: Any) -> int:
