@@ -256,6 +256,7 @@ def test_a_concurrency_above_the_postgres_connections_stops_the_start(database_u
         "REDIS_URL": "redis://127.0.0.1:1",
         "BELAY_CONFIG": str(PROJECT),
         "BELAY_CONCURRENCY": str(allowed),
+        "BELAY_ISOLATION": "process",
     }
     done = subprocess.run(
         [sys.executable, "-m", "celery", "-A", "belay_workers", "worker"],
