@@ -1,8 +1,8 @@
 """Send doorbells: Celery messages that a run may be claimable. One may be lost or duplicated.
 
-The runs of each queue have two queues of the broker: one for graphs that share hosts, and one for
-the others. So a worker can take messages of that kind alone for which it has room. If sender and
-worker disagree about a graph, the worker executes the run nevertheless.
+The doorbells of each queue have two queues in the broker: one for graphs that share hosts, and one
+for the others. So a worker can take messages of only that kind for which it has a place. A message
+in the other queue, from a sender with another `BELAY_ISOLATION`, starts the run as well.
 
 A message names its task, so the web process does not import the workers. There is no result backend
 and no late acknowledgement, and messages are JSON only: the run's row in Postgres decides, and the

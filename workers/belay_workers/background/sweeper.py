@@ -148,11 +148,9 @@ class Sweeper:
             conn, self._parts.graphs.graph_ids, limit=_BATCH, rering_seconds=rering
         )
         doorbell = self._parts.doorbell
-        queues = {doorbell.queue_of(run.queue, run.graph_id) for run in due}
-        deep = {queue for queue in queues if (doorbell.waiting(queue) or 0) >= _DEEP}
-        not_rung = self._announcer.ring(
-            [run for run in due if doorbell.queue_of(run.queue, run.graph_id) not in deep]
-        )
+        queues = {run: doorbell.queue_of(run.queue, run.graph_id) for run in due}
+        deep = {one for one in set(queues.values()) if (doorbell.waiting(one) or 0) >= _DEEP}
+        not_rung = self._announcer.ring([run for run, queue in queues.items() if queue not in deep])
         if not_rung:
             # A ring that was not sent is not counted; the run stays due for the next sweep.
             self._broker_is_away = True

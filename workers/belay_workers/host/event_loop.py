@@ -140,7 +140,7 @@ class LoopPolicy(asyncio.DefaultEventLoopPolicy):
 
 
 class _EndOfCopy(deque[asyncio.Handle]):
-    """What is due on the event loop in a copy of the process: its end."""
+    """The callbacks that are due, in a copy of the process: taking the next one ends it."""
 
     def popleft(self) -> asyncio.Handle:
         os._exit(1)
@@ -163,6 +163,7 @@ class HostLoop(AttributingLoop):
         os.register_at_fork(after_in_child=self._end_at_next_handle)
 
     def _end_at_next_handle(self) -> None:
+        """End this process, which is a copy, when the event loop takes its next callback."""
         self._ready: deque[asyncio.Handle] = _EndOfCopy(self._ready)
 
     def _run_once(self) -> None:

@@ -1,8 +1,9 @@
 """The signal handlers that runs of a host set.
 
-A handler is called on the main thread in whatever is executed there: the code of another run, or
-Belay's own. It is called as code of the run that has set it, what it raises is raised in that run's
-code alone, and a copy of the process that it makes by `os.fork` ends when it returns.
+Python calls a handler on the main thread, between two instructions of the code that is executed
+there, which may be another run's or Belay's own. It is called in the context of the run that has
+set it. An exception is raised only in code of that run, and logged elsewhere. A copy of the process
+that the handler has made by `os.fork` ends when the handler returns.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class _Handler:
 
 
 def attribute_handlers() -> None:
-    """Let handlers that are set from now on belong to the runs that set them.
+    """Attribute the handlers that are set from now on to the runs that set them.
 
     `signal.signal` and `signal.getsignal` call the functions that are replaced here.
     """

@@ -1,8 +1,8 @@
 """The functions of Python that start processes and threads, so that hosts can replace them.
 
-A project may import such a function by name (`from os import fork`). What is then set in the module
-has no effect on the project. So objects that call them take their places before the project is
-loaded, in the worker's parent process, and a host changes what these objects call.
+A project may import such a function by name (`from os import fork`). Replacing it in its module has
+no effect on that name. So the worker's parent process puts a `StartFunction` in its place before it
+loads the project, and a host changes what that calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import update_wrapper
 from types import ModuleType
 from typing import Any
 
-#: Of each module, the functions; where several modules have one, it is the same object.
+#: The functions, with the modules that have them. They are the same object in all of these.
 _FUNCTIONS: dict[str, tuple[ModuleType, ...]] = {
     "fork": (os, posix),
     "forkpty": (os, posix),
@@ -51,9 +51,9 @@ class StartFunction:
 
 
 def make_replaceable() -> dict[str, StartFunction]:
-    """Put `StartFunction` objects in the places of the functions. Return them by name.
+    """Replace each function by a `StartFunction`. Return these by name.
 
-    Has no effect, but the return, if it is called again in the same process.
+    A further call in the same process replaces nothing.
     """
     made: dict[int, StartFunction] = {}
     found: dict[str, StartFunction] = {}

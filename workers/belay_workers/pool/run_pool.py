@@ -137,8 +137,7 @@ class RunPool(BasePool):
         """Return whether there is a place for one more run, of a graph that shares hosts or of
         another."""
         if self._hosted_limit and (hosted or not self.app.needs_children):
-            hosted_runs = len(self._for_hosts) + sum(host.load for host in self._hosts)
-            return hosted_runs < self._hosted_limit
+            return len(self._for_hosts) < self._hosted_room
         runs = len(self._messages) + sum(child.message is not None for child in self._children)
         return bool(runs < self.limit - self._hosted_limit)
 
@@ -270,7 +269,7 @@ class RunPool(BasePool):
 
     def _dispatch_to_hosts(self) -> None:
         """Give the waiting messages to the hosts with the fewest runs."""
-        room = self._hosted_limit - sum(host.load for host in self._hosts)
+        room = self._hosted_room
         if room <= 0 and self.app.needs_children:
             self._messages += self._for_hosts  # a child can execute runs of all graphs
             self._for_hosts.clear()
@@ -291,6 +290,11 @@ class RunPool(BasePool):
     @property
     def _hosted_limit(self) -> int:
         return self.app.placement.hosted_of(self.limit)  # type: ignore[no-any-return]
+
+    @property
+    def _hosted_room(self) -> int:
+        """How many more runs hosts may be given."""
+        return self._hosted_limit - sum(host.load for host in self._hosts)
 
     def _idle(self) -> list[ChildProcess]:
         """Return the idle children, that which has been idle for longest first."""
@@ -332,6 +336,7 @@ class RunPool(BasePool):
             self._watch(host)
 
     def _look_for_stopped_hosts(self) -> None:
+        """Note which hosts a signal has stopped: they are given no runs."""
         for host in self._hosts:
             host.is_stopped = host.pid is not None and processes.is_stopped(host.pid)
 

@@ -1,7 +1,7 @@
 """Find hosts that a signal has stopped (SIGSTOP) and that nothing has continued.
 
-Their leases are renewed by the supervisor, so no other worker would take their runs. A host that is
-continued sooner goes on with its runs.
+The supervisor renews the leases of their runs, so no other worker would take these. A host that is
+continued within a minute goes on with its runs.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ class StoppedHosts:
         is_stopped: Callable[[int], bool] = is_stopped,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`is_stopped` returns whether a signal has stopped the process with an id; `clock` returns
+        the time in seconds."""
         self._is_stopped = is_stopped
         self._clock = clock
         #: Since when each is known to be stopped, by process.
         self._since: dict[int, float] = {}
 
     def look(self, readings: Iterable[Reading]) -> None:
-        """Look which hosts are stopped now."""
+        """Note which hosts are stopped now."""
         hosts = {reading.pid for reading in readings if reading.kind is Kind.HOST}
         now = self._clock()
         self._since = {pid: self._since.get(pid, now) for pid in hosts if self._is_stopped(pid)}

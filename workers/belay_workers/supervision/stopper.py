@@ -50,7 +50,7 @@ _IDLE_TICK_SECONDS = 0.1
 _BLOCKING_SECONDS = 1.0
 _LONGEST_BLOCKING_SECONDS = 5.0
 _BLOCKS = "has blocked the event loop of its host"
-_IS_STOPPED = "has been stopped by a signal for a minute"
+_IS_STOPPED = "is in a host that a signal has stopped for a minute"
 #: Seconds for which the other runs of a host go on after it has frozen or interrupted one, which
 #: may hold a lock that they wait for. Then they are put back, and go on in another host.
 _WORN_SECONDS = 10.0
@@ -288,12 +288,7 @@ class Stopper:
             return
         what = "child process" if reading.kind is Kind.CHILD else "host"
         who = "a run" if reading.kind is Kind.HOST else f"run {reading.run_id}"
-        if why == _IS_STOPPED:
-            log.warning("host %d %s; killing it, its runs are put back", process.pid, why)
-        else:
-            log.warning(
-                "%s %s; killing its %s %d", who, why, what, process.pid, extra=about(reading)
-            )
+        log.warning("%s %s; killing its %s %d", who, why, what, process.pid, extra=about(reading))
         processes.kill_tree(process.pid)
         process.is_killed = True
         process.killed_for = reading.claim if is_same else None

@@ -1,5 +1,6 @@
--- As `belay_next_run`, which processes of earlier releases call, with the graph of the run: its
--- doorbell goes to the queue of the graphs that share hosts, or to that of the others.
+-- Return the head of an idle thread's queue, as `belay_next_run` did, and its graph: the doorbell of
+-- a run goes to the queue of the graphs that share hosts, or to that of the others. VOLATILE for the
+-- same reason.
 CREATE FUNCTION belay_next_due_run(
     p_thread_id uuid, OUT next_run_id uuid, OUT next_queue text, OUT next_graph_id text)
 LANGUAGE plpgsql VOLATILE AS $$
@@ -10,5 +11,14 @@ BEGIN
           SELECT 1 FROM run b WHERE b.thread_id = p_thread_id AND b.status = 'running')
     ORDER BY (p.claim_no > 0) DESC, p.seq
     LIMIT 1;
+END
+$$;
+
+-- Processes of earlier releases call this one. The rule is only in the function above.
+CREATE OR REPLACE FUNCTION belay_next_run(p_thread_id uuid, OUT next_run_id uuid, OUT next_queue text)
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    SELECT n.next_run_id, n.next_queue INTO next_run_id, next_queue
+    FROM belay_next_due_run(p_thread_id) n;
 END
 $$;

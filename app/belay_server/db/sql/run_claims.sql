@@ -4,8 +4,8 @@
 -- name: claim_run
 -- Compare and set from pending to running: only for a graph that the worker has, only for the head
 -- of the thread's queue, and only while the thread has no running run. Saves the thread's fields
--- that it changes in `thread_before`. The head is the run that `belay_next_due_run` returns (an earlier
--- attempt first, then in the order of creation); here it has to be locked as well.
+-- that it changes in `thread_before`. The head is the run that `belay_next_due_run` returns (an
+-- earlier attempt first, then in the order of creation); here it has to be locked as well.
 WITH locked AS (
     SELECT t.thread_id, t.config, t.metadata FROM thread t
     WHERE t.thread_id = (SELECT thread_id FROM run WHERE run_id = %(run_id)s AND status = 'pending')
@@ -308,11 +308,12 @@ UPDATE run SET rings = greatest(rings - 1, 0), next_ring_at = now()
 WHERE run_id = ANY (%(run_ids)s::uuid[]) AND status = 'pending'
 
 -- name: queues_put_off
-SELECT DISTINCT queue, graph_id FROM run WHERE status = 'pending' AND rings > 0 AND next_ring_at > now()
+SELECT DISTINCT queue, graph_id FROM run
+WHERE status = 'pending' AND rings > 0 AND next_ring_at > now()
 
 -- name: ring_again_at_once
--- For graphs in whose queues no message waits: their doorbells are lost, or were received just now. The backoff
--- starts again.
+-- For graphs in whose queues no message waits: their doorbells are lost, or were received just now.
+-- The backoff starts again.
 UPDATE run SET rings = 0, next_ring_at = now()
 WHERE run_id IN (
     SELECT run_id FROM run
