@@ -27,7 +27,7 @@ from belay_workers.background.sweeper import Sweeper
 from belay_workers.background.webhooks import Webhooks
 from belay_workers.child.signals import ChildSignals
 from belay_workers.connection_budget import log_connections, refuse_too_many_connections
-from belay_workers.host.start_functions import make_replaceable
+from belay_workers.host.replaceable_functions import make_replaceable
 from belay_workers.placement import Placement, most_hosts
 from belay_workers.slots import SlotTable
 from belay_workers.supervision import processes

@@ -61,6 +61,7 @@ def hosts(make_server, tmp_path_factory):
         "blocks": f"{project}/graphs/nodes.py:graph",
         "hold_lock": f"{project}/graphs/nodes.py:graph",
         "share_call": f"{project}/graphs/nodes.py:graph",
+        "attack_process": f"{project}/graphs/nodes.py:graph",
         "steps": f"{project}/graphs/steps.py:steps",
         "alone": f"{project}/graphs/steps.py:sync_steps",
         "hostile": f"{project}/graphs/hostile.py:graph_async",
@@ -183,6 +184,16 @@ def test_a_run_that_waits_for_what_a_stopped_one_has_started_is_repeated(client,
     assert client.runs.get(thread_id, run_id)["status"] == "interrupted"
     assert client.runs.get(other_thread, other_run)["status"] == "success"
     assert beats.names() == ["begin", "waiting", "waiting", "shared"]
+
+
+def test_a_run_cannot_end_its_host_nor_its_neighbours_tasks(client, beats, tmp_path):
+    neighbours = start_neighbours(client, tmp_path)
+    input_ = {"kind": "attack_process", "beats": str(beats)}
+    thread_id, run_id = start(client, "attack_process", input_)
+    client.runs.join(thread_id, run_id)
+    assert client.runs.get(thread_id, run_id)["status"] == "error"  # it has cancelled itself, too
+    assert beats.names() == ["begin", "beat"]
+    assert_unharmed(client, neighbours, repeats=0)
 
 
 def test_all_are_stopped_by_one_call(client, tmp_path):

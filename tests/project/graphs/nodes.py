@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -16,13 +17,16 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+from asyncio import all_tasks
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context
 from os import fork
 from pathlib import Path
+from signal import setitimer
 from typing import Any, TypedDict
 
 from langgraph.graph import START, StateGraph
@@ -67,6 +71,22 @@ async def share_call(state: State) -> State:
     beat(path, "waiting")
     await asyncio.shield(call)
     beat(path, "shared")
+    return {}
+
+
+async def attack_process(state: State) -> State:
+    """Do what would end the process, which has other runs, and cancel all tasks that there are."""
+    loop = asyncio.get_running_loop()
+    loop.call_soon(sys.exit)
+    threading.Thread(target=loop.call_soon_threadsafe, args=(sys.exit,)).start()
+    setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    faulthandler.dump_traceback_later(0.01, exit=True)
+    await asyncio.sleep(1)
+    beat(state.get("beats"), "beat")
+    everything = [one for one in gc.get_objects() if isinstance(one, asyncio.Task)]
+    for task in all_tasks().union(everything):
+        task.cancel()
+    await asyncio.sleep(0)
     return {}
 
 
@@ -391,6 +411,7 @@ KINDS = {
         async_sleep,
         async_beats,
         share_call,
+        attack_process,
         drop_generator,
         time_sleep,
         timer_beats,

@@ -7,9 +7,9 @@ import gc
 import inspect
 import signal
 import socket
+import sys
 import threading
 import time
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context, copy_context
 from functools import partial
@@ -18,60 +18,18 @@ from types import SimpleNamespace
 import anyio.to_thread
 import pytest
 
-from belay_server.domain.runs import Claim
-from belay_workers.execution.project_code import ProjectCode
 from belay_workers.execution.stops import RunCancelled
-from belay_workers.host.event_loop import HostLoop, LoopPolicy
-from belay_workers.host.gates import GatedRun, Gates, uninterrupted
+from belay_workers.host.event_loop import LoopPolicy
+from belay_workers.host.gated_run import GatedRun, uninterrupted
+from belay_workers.host.gates import Gates
 from belay_workers.host.leftovers import HostLeftovers
 from belay_workers.host.threads import RunThreads
-from belay_workers.slots import Kind, SlotTable, StopReason
+from belay_workers.slots import StopReason
+from tests.unit.workers.conftest import TESTING
 from tests.waiting import wait_until
-
-
-class Loop:
-    """An event loop with gates, and the runs on it."""
-
-    def __init__(self) -> None:
-        self.gates = Gates()
-        self.project = ProjectCode(lambda file: file == __file__)
-        self.loop = HostLoop(self.project, self.gates)
-        self.slots = SlotTable(4)
-        self.runs: list[GatedRun] = []
-
-    def new_run(self) -> GatedRun:
-        claim = Claim(uuid.uuid4(), 1)
-        slot = self.slots.take(Kind.HOSTED_RUN)
-        slot.claiming(claim.run_id)
-        slot.running(claim, uuid.uuid4(), 0.0)
-        self.runs.append(GatedRun(claim, slot))
-        return self.runs[-1]
-
-    def start(self, run: GatedRun, coroutine) -> asyncio.Task:
-        return self.loop.create_task(coroutine, context=run.context)
-
-    def turn(self, seconds: float = 0.05) -> None:
-        self.loop.run_until_complete(asyncio.sleep(seconds))
-
-
-@pytest.fixture
-def loop():
-    made = Loop()
-    TESTING.set()
-    yield made
-    TESTING.clear()
-    for kept in [kept for run in made.runs for kept in run.kept]:
-        if inspect.isasyncgen(kept):
-            made.loop.run_until_complete(kept.aclose())
-        else:
-            (kept.get_coro() if hasattr(kept, "get_coro") else kept).close()
-    made.loop.close()
-
 
 #: What the code of runs keeps.
 _KEPT: list = []
-#: Set while a test is executed. The coroutines that a run has kept are closed after it.
-TESTING = threading.Event()
 
 
 async def swallow(beats: list[str]) -> None:
@@ -134,6 +92,22 @@ def test_an_exit_is_the_runs_own_error(loop):
     loop.turn()
     with pytest.raises(RuntimeError, match="The node raised SystemExit: 3"):
         task.result()
+
+
+def test_the_event_loop_goes_on_after_a_callback_that_exits(loop, caplog):
+    called = []
+
+    async def leave() -> None:
+        running = asyncio.get_running_loop()
+        running.call_soon(sys.exit)
+        running.call_soon(called.append, "the next callback")
+        await asyncio.to_thread(running.call_soon_threadsafe, sys.exit)
+
+    task = loop.start(loop.new_run(), leave())
+    loop.turn()
+    loop.loop.run_until_complete(asyncio.wait_for(task, 30))
+    assert called == ["the next callback"]
+    assert "ignored what a callback raised" in caplog.text
 
 
 def test_the_slot_shows_which_run_is_stepped(loop):
@@ -423,7 +397,7 @@ def test_the_connections_of_a_stopped_run_are_not_served(loop, context):
 @pytest.fixture
 def elsewhere(loop):
     """A function that makes an event loop on another thread, as code of the project does."""
-    gates = Gates(shows_steps=False)
+    gates = Gates(is_of_host=False)
     policy = LoopPolicy(loop.project, gates)
     threads = []
 

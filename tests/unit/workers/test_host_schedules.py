@@ -29,7 +29,8 @@ from belay_server.domain.runs import Claim
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.execution.stops import ASK_SIGNAL, RunCancelled
 from belay_workers.host.event_loop import HostLoop, LoopPolicy
-from belay_workers.host.gates import GatedRun, Gates
+from belay_workers.host.gated_run import GatedRun
+from belay_workers.host.gates import Gates
 from belay_workers.host.group_commit import GroupCommit, Together
 from belay_workers.host.hosted_place import HostedPlace
 from belay_workers.host.leftovers import HostLeftovers

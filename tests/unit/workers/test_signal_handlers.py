@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 
@@ -9,12 +10,13 @@ import pytest
 
 #: Signal handlers concern the whole process, so this is another one.
 PROGRAM = '''
-import asyncio, os, signal, sys, time, uuid
+import asyncio, faulthandler, os, signal, subprocess, sys, time, uuid
 from belay_server.domain.runs import Claim
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.host.event_loop import HostLoop
-from belay_workers.host.gates import GatedRun, Gates
-from belay_workers.host.signal_handlers import attribute_handlers
+from belay_workers.host.gated_run import GatedRun
+from belay_workers.host.gates import Gates
+from belay_workers.host.signal_handlers import HostSignals
 
 class Slot:
     def is_interrupted(self, claim):
@@ -23,9 +25,10 @@ class Slot:
     def stepping(self, since):
         pass
 
+RAISE = "import signal; signal.raise_signal(signal.SIGALRM)"
 loop = HostLoop(ProjectCode(lambda file: file == __file__), Gates())
 asyncio.set_event_loop(loop)
-attribute_handlers()
+signals = HostSignals(loop)
 parent, called = os.getpid(), []
 beats, copies = os.memfd_create("beats"), os.memfd_create("copies")
 runs = [GatedRun(Claim(uuid.uuid4(), 1), Slot()) for _ in range(2)]
@@ -73,6 +76,21 @@ async def set_and_beat(setting):
     await loop.create_task(setting, context=mine.context)
     await asyncio.gather(loop.create_task(beat(), context=neighbour.context), beat(0.01))
 
+async def exit_later():
+    faulthandler.dump_traceback_later(0.001, exit=True)
+    await asyncio.sleep(0.05)
+
+async def set_both():
+    signal.signal(signal.SIGUSR1, note)
+    loop.add_signal_handler(signal.SIGUSR2, note)
+    signal.setitimer(signal.ITIMER_VIRTUAL, 1000)
+
+async def set_alarm():
+    signal.alarm(1000)
+
+def note(*_):
+    called.append(GatedRun.current())
+
 def pids():
     os.lseek(beats, 0, os.SEEK_SET)
     return set(os.read(beats, 10_000_000).split())
@@ -98,6 +116,40 @@ def play(name):
         task = loop.create_task(compute(fail), context=mine.context)
         loop.run_until_complete(asyncio.wait([task]))
         assert isinstance(task.exception(), ValueError)
+    elif name == "no_handler":
+        signal.setitimer(signal.ITIMER_REAL, 0.001)
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGRTMIN)
+        loop.run_until_complete(loop.create_task(exit_later(), context=mine.context))
+        assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+    elif name == "programs_and_copies":
+        done = subprocess.run([sys.executable, "-c", RAISE])
+        pid = os.fork()
+        if not pid:
+            signal.raise_signal(signal.SIGALRM)
+            os._exit(0)
+        assert done.returncode == os.waitstatus_to_exitcode(os.wait()[1]) == -signal.SIGALRM
+    elif name == "default_set_again":
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGALRM)
+    elif name == "end_of_a_neighbour":
+        both = set_both()
+        loop.run_until_complete(loop.create_task(both, context=mine.context))
+        loop.run_until_complete(loop.create_task(set_alarm(), context=neighbour.context))
+        signals.restore_after(neighbour)
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+        assert signal.getitimer(signal.ITIMER_VIRTUAL) != (0, 0)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.raise_signal(number)
+        loop.run_until_complete(asyncio.sleep(0.01))
+        assert called == [mine, mine], called
+        signals.restore_after(mine)
+        assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0, 0)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            signal.raise_signal(number)
+        loop.run_until_complete(asyncio.sleep(0.01))
+        assert called == [mine, mine], called
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
     elif name == "frozen":
         setting = set_handler(fail, 0)
         loop.run_until_complete(loop.create_task(setting, context=mine.context))
@@ -111,11 +163,31 @@ if __name__ == "__main__":
 '''
 
 
-@pytest.mark.parametrize("name", ["fork", "fork_of_loop", "raises", "raises_in_its_run", "frozen"])
-def test_a_handler_is_called_as_code_of_the_run_that_has_set_it(tmp_path, name):
+def play(tmp_path, name):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     done = subprocess.run(
         [sys.executable, program, name], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout == "done\n", done.stdout + done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("name", ["fork", "fork_of_loop", "raises", "raises_in_its_run", "frozen"])
+def test_a_handler_is_called_as_code_of_the_run_that_has_set_it(tmp_path, name):
+    play(tmp_path, name)
+
+
+def test_a_signal_without_a_handler_does_not_end_the_host(tmp_path):
+    said = play(tmp_path, "no_handler")
+    assert f"ignored signal {signal.SIGALRM:d}" in said
+    assert "Timeout (0:00:00.001000)!" in said  # what `faulthandler` writes
+    assert f"ignored signal {signal.SIGALRM:d}" in play(tmp_path, "default_set_again")
+
+
+def test_a_signal_ends_the_programs_and_copies_that_a_run_starts(tmp_path):
+    play(tmp_path, "programs_and_copies")
+
+
+def test_the_end_of_a_run_takes_its_own_handlers_and_timers_alone(tmp_path):
+    play(tmp_path, "end_of_a_neighbour")

@@ -9,14 +9,14 @@ import pytest
 
 #: Replacing the functions that start processes concerns the whole process, so this is another one.
 PROGRAM = '''
-from belay_workers.host.start_functions import make_replaceable
+from belay_workers.host.replaceable_functions import make_replaceable
 make_replaceable()
 from _thread import start_new_thread
 from os import fork, posix_spawn, system
 import ctypes, multiprocessing, os, subprocess, sys, threading, time, uuid
 import psutil
 from belay_server.domain.runs import Claim
-from belay_workers.host.gates import GatedRun
+from belay_workers.host.gated_run import GatedRun
 from belay_workers.host.started import Started
 from belay_workers.supervision import processes
 

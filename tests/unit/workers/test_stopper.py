@@ -302,10 +302,6 @@ def test_graphs_are_isolated_for_a_while_after_the_second_death_of_a_host(host, 
     """One death may be the platform's doing, which needs memory."""
     host.turn()
     host.dies()
-    assert [(death.reason, death.is_fault) for death in host.deaths] == [
-        (StopReason.NONE, True),
-        (StopReason.NONE, True),
-    ]
     assert host.isolated == []
     host.process = sleepers[1]
     slot = host.slots.take(Kind.HOSTED_RUN)
@@ -321,6 +317,28 @@ def test_graphs_are_isolated_for_a_while_after_the_second_death_of_a_host(host, 
     host.stopper._suspicions._isolated_until[1] = LONG_AGO
     host.turn()
     assert host.slots.isolated() == []
+
+
+def test_no_attempt_counts_that_ended_with_its_host_for_an_unknown_reason(host):
+    """Or the runs would be lost with several hosts. But one of them may be the cause."""
+    host.records[1].claim_no, host.records[1].attempt = 12, 2
+    host.turn()
+    host.dies()
+    assert {death.reading.claim.run_id: death.is_fault for death in host.deaths} == {
+        host.claims[0].run_id: False,
+        host.claims[1].run_id: True,
+    }
+
+
+def test_the_attempt_of_the_only_run_of_a_host_that_died_counts(host):
+    host.slots.free_all(host.process.pid)
+    slot = host.slots.take(Kind.HOSTED_RUN)
+    slot._record.pid = host.process.pid
+    slot.claiming(uuid.uuid4())
+    slot.running(claim(), uuid.uuid4(), 0.0)
+    host.turn()
+    host.dies()
+    assert [death.is_fault for death in host.deaths] == [True]
 
 
 def test_a_host_that_died_while_it_executed_a_run_had_the_fault_of_that(host):

@@ -18,6 +18,7 @@ import os
 import signal
 from _signal import getsignal  # `signal.getsignal` makes an enum of each, at 30 times the cost
 from types import FrameType
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ class NodeSignals:
     node runs, when the child's own handlers are set."""
 
     def __init__(self) -> None:
-        self._handlers = {
+        self._handlers: dict[int, Any] = {
             number: handler
             for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
             if (handler := getsignal(number)) is not None
@@ -100,8 +101,17 @@ class NodeSignals:
 
     def _restore(self) -> None:
         for timer in _TIMERS:
-            signal.setitimer(timer, 0)
+            if not self._keeps_timer(timer):
+                signal.setitimer(timer, 0)
         for number, handler in self._handlers.items():
-            if getsignal(number) != handler:
+            if (present := getsignal(number)) != handler and not self._keeps_handler(present):
                 signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
+    def _keeps_timer(self, _timer: int) -> bool:
+        """Return whether a timer is not stopped: one of another run, in a host."""
+        return False
+
+    def _keeps_handler(self, _handler: Any) -> bool:
+        """Return whether a handler is left: one of another run, in a host."""
+        return False

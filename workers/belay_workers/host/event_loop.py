@@ -15,7 +15,8 @@ from weakref import WeakSet
 from belay_workers.execution.copies import end_copy
 from belay_workers.execution.loop_callbacks import is_of_project
 from belay_workers.execution.project_code import ProjectCode
-from belay_workers.host.gates import GatedRun, Gates, uninterrupted
+from belay_workers.host.gated_run import GatedRun, uninterrupted
+from belay_workers.host.gates import Gates
 from belay_workers.host.generators import Generators
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class _EndOfCopy(deque[asyncio.Handle]):
 
 class HostLoop(AttributingLoop):
     """The event loop of the host itself. It ignores a run which would stop it, or replace how tasks
-    and calls on threads are attributed.
+    and calls on threads are attributed, and callbacks that raise SystemExit, as `sys.exit` does.
 
     A copy of the process that code of a run has made by `os.fork`, and that comes back to the event
     loop, ends.
@@ -169,7 +170,11 @@ class HostLoop(AttributingLoop):
     def _run_once(self) -> None:
         end_copy(self._pid)
         self.turns += 1
-        super()._run_once()  # type: ignore[misc]
+        try:
+            super()._run_once()  # type: ignore[misc]
+        except (SystemExit, KeyboardInterrupt):
+            # What is due after it is executed in the next turn.
+            log.exception("ignored what a callback raised, which would end the loop of all runs")
 
     def stop(self) -> None:
         if not _is_ignored("loop.stop"):

@@ -11,7 +11,7 @@ from collections import deque
 from types import AsyncGeneratorType
 from weakref import ref
 
-from belay_workers.host.gates import GatedRun
+from belay_workers.host.gated_run import GatedRun
 
 #: Seconds for which the run of an unreachable generator is kept; its finalization follows at once.
 _KEPT_SECONDS = 1.0

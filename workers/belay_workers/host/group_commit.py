@@ -24,7 +24,7 @@ import psycopg
 
 from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.reconnecting import ReconnectingConnection
-from belay_workers.host.gates import uninterrupted
+from belay_workers.host.gated_run import uninterrupted
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,6 @@ from belay_server.db.run_claims import ClaimRequest, RunEnding
 from belay_server.domain.runs import ClaimedRun
 from belay_server.services.runs.endings import RunEnd, end_runs
 from belay_workers.child.limits import NodeLimits
-from belay_workers.child.signals import NodeSignals
 from belay_workers.execution.attempt import attempt_run
 from belay_workers.execution.executing_process import ExecutingProcess
 from belay_workers.execution.project_code import ProjectCode
@@ -33,11 +32,13 @@ from belay_workers.execution.stops import ASK_SIGNAL, is_importing
 from belay_workers.execution.thread_futures import attribute_callbacks
 from belay_workers.host.announcements import Announcements
 from belay_workers.host.event_loop import HostLoop, LoopPolicy
-from belay_workers.host.gates import GatedRun, Gates
+from belay_workers.host.gated_run import GatedRun
+from belay_workers.host.gates import Gates
 from belay_workers.host.group_commit import GroupCommit, Together
 from belay_workers.host.hosted_place import HostedPlace
 from belay_workers.host.leftovers import HostLeftovers
-from belay_workers.host.signal_handlers import attribute_handlers
+from belay_workers.host.owned_tasks import show_only_own_tasks
+from belay_workers.host.signal_handlers import HostSignals
 from belay_workers.host.started import Started
 from belay_workers.host.threads import RunThreads
 from belay_workers.pool.host_process import RunStream
@@ -63,7 +64,7 @@ class Host(ExecutingProcess):
         self._gates = Gates()
         self.loop = HostLoop(self._project_code, self._gates)
         # Event loops that the project starts on threads belong to the runs that use them, too.
-        elsewhere = Gates(shows_steps=False)
+        elsewhere = Gates(is_of_host=False)
         self._policy = LoopPolicy(self._project_code, elsewhere)
         asyncio.set_event_loop_policy(self._policy)
         asyncio.set_event_loop(self.loop)
@@ -94,8 +95,8 @@ class Host(ExecutingProcess):
         self._context = copy_context()
         signal.signal(ASK_SIGNAL, self._on_ask)
         self._limits = NodeLimits()
-        self._signals = NodeSignals()
-        attribute_handlers()
+        self._signals = HostSignals(self.loop)
+        show_only_own_tasks()
 
     def serve(self, connection: socket.socket) -> None:
         """Execute the runs that the parent sends, until it closes the connection."""
@@ -176,12 +177,12 @@ class Host(ExecutingProcess):
             if not self.settings.keep_subprocesses:
                 self._started.end(run, is_stopped=run.is_stopped)
             self._started.forget(run)
-        # Signal handlers, timers and hooks are the process's: one that a run has left would be
-        # called in another run, which may be another caller's.
+        # Hooks are the process's: one that a run has left would be called in another run, which may
+        # be another caller's.
         self._project_code.remove_hooks()
         self._project_code.restore_methods(self.loop)
         self._limits.restore()
-        self._signals.restore()
+        self._signals.restore_after(run)
 
     def _on_ask(self, _signal: int, frame: FrameType | None) -> None:
         """Handle the supervisor's signal, between two steps or within one that blocks the loop.

@@ -17,7 +17,7 @@ from belay_server.runtime import logs
 from belay_server.services.runs.endings import RunEnd
 from belay_workers.execution.place import STORE_CALL_SECONDS, T
 from belay_workers.host.event_loop import HostLoop
-from belay_workers.host.gates import GatedRun, uninterrupted
+from belay_workers.host.gated_run import GatedRun, uninterrupted
 from belay_workers.host.hosted_saver import HostedSaver
 from belay_workers.slots import Kind, StopReason
 

@@ -28,8 +28,8 @@ from typing import Any
 
 import psutil
 
-from belay_workers.host.gates import GatedRun, uninterrupted
-from belay_workers.host.start_functions import make_replaceable
+from belay_workers.host.gated_run import GatedRun, uninterrupted
+from belay_workers.host.replaceable_functions import make_replaceable
 from belay_workers.host.threads import is_of_anyio
 from belay_workers.supervision import processes
 

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial, wraps
 from typing import Any
 
-from belay_workers.host.gates import GatedRun, uninterrupted
+from belay_workers.host.gated_run import GatedRun, uninterrupted
 
 _WORKERS = 64
 #: Threads that write for all runs, and may wait for a server.

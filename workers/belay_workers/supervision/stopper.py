@@ -58,6 +58,9 @@ _WORN_SECONDS = 10.0
 #: goes on, and after which it is killed because it has not frozen the run.
 _HOST_SECONDS = 0.25
 _FREEZE_SECONDS = 10.0
+#: How many of a run's attempts do not count before one counts that died with its host, without it
+#: being known because of which run.
+_MOST_EXCUSED = 10
 #: Seconds between two checks that a busy child's descriptors, and so its connections, are open.
 _CANARY_SECONDS = 1.0
 
@@ -314,6 +317,11 @@ class Stopper:
         if process.killed_for is None:
             hosted = [death for death in deaths if death.reading.kind is Kind.HOSTED_RUN]
             self._suspicions.add({death.reading.graph for death in hosted if death.is_fault})
+        if culprit is None and len(deaths) > 1:
+            log.warning("host %d died; its %d runs are pending again", pid, len(deaths))
+            deaths = [
+                replace(death, is_fault=_was_often_excused(death.reading)) for death in deaths
+            ]
         if deaths:
             killed = process.is_killed or any(death.reason for death in deaths)
             self._slots.counters.child_died("killed" if killed else "died")
@@ -331,6 +339,12 @@ class Stopper:
         is_asked = asked is not None and asked.claim == reading.claim
         reason = asked.reason if asked is not None and is_asked else StopReason.NONE
         return [Death(reading, reason, culprit in (None, reading.claim))]
+
+
+def _was_often_excused(reading: Reading) -> bool:
+    """Return whether an attempt counts although it is not known which run of a host has ended that:
+    the run may end one host after the other."""
+    return reading.claim.claim_no - reading.attempt >= _MOST_EXCUSED
 
 
 def _stepped(readings: list[Reading]) -> Claim | None:

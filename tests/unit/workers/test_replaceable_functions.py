@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import os, pickle, posix, _posixsubprocess, _thread, subprocess
-from belay_workers.host.start_functions import make_replaceable
+from belay_workers.host.replaceable_functions import make_replaceable
 found = make_replaceable()
 from os import fork, system
 from _thread import start_new_thread

@@ -1,16 +1,21 @@
-"""The functions of Python that start processes and threads, so that hosts can replace them.
+"""Functions of Python that concern the whole process, so that hosts can replace them.
 
-A project may import such a function by name (`from os import fork`). Replacing it in its module has
-no effect on that name. So the worker's parent process puts a `StartFunction` in its place before it
-loads the project, and a host changes what that calls.
+They start processes and threads, set timers, or return the tasks of all runs. A project may import
+such a function by name (`from os import fork`). Replacing it in its module has no effect on that
+name. So the worker's parent process puts a `ReplaceableFunction` in its place before it loads the
+project, and a host changes what that calls.
 """
 
 from __future__ import annotations
 
 import _posixsubprocess
+import _signal
 import _thread
+import asyncio
+import faulthandler
 import os
 import posix
+import signal
 import subprocess
 from collections.abc import Callable
 from functools import update_wrapper
@@ -28,11 +33,15 @@ _FUNCTIONS: dict[str, tuple[ModuleType, ...]] = {
     "_fork_exec": (subprocess,),
     "start_new_thread": (_thread,),
     "start_new": (_thread,),
+    "setitimer": (signal, _signal),
+    "alarm": (signal, _signal),
+    "dump_traceback_later": (faulthandler,),
+    "all_tasks": (asyncio, asyncio.tasks),
 }
 
 
-class StartFunction:
-    """A function that starts a process or a thread, by calling one that can be replaced."""
+class ReplaceableFunction:
+    """A function that calls one that can be replaced."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
@@ -50,18 +59,18 @@ class StartFunction:
         self._function = wrapper(self._function)
 
 
-def make_replaceable() -> dict[str, StartFunction]:
-    """Replace each function by a `StartFunction`. Return these by name.
+def make_replaceable() -> dict[str, ReplaceableFunction]:
+    """Replace each function by a `ReplaceableFunction`. Return these by name.
 
     A further call in the same process replaces nothing.
     """
-    made: dict[int, StartFunction] = {}
-    found: dict[str, StartFunction] = {}
+    made: dict[int, ReplaceableFunction] = {}
+    found: dict[str, ReplaceableFunction] = {}
     for name, modules in _FUNCTIONS.items():
         for module in modules:
             function = getattr(module, name)
-            if not isinstance(function, StartFunction):
-                function = made.setdefault(id(function), StartFunction(function))
+            if not isinstance(function, ReplaceableFunction):
+                function = made.setdefault(id(function), ReplaceableFunction(function))
                 setattr(module, name, function)
             found[name] = function
     return found

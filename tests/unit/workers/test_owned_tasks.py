@@ -1,0 +1,126 @@
+"""Code of one run cannot cancel the tasks of another, nor those of the host."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+
+import pytest
+
+from belay_workers.host.gated_run import cancel
+
+#: A host replaces functions of the whole process, so this is another one.
+PROGRAM = """
+import asyncio, uuid
+from belay_server.domain.runs import Claim
+from belay_workers.execution.project_code import ProjectCode
+from belay_workers.host.event_loop import HostLoop
+from belay_workers.host.gated_run import GatedRun
+from belay_workers.host.gates import Gates
+from belay_workers.host.owned_tasks import show_only_own_tasks
+from belay_workers.host.replaceable_functions import make_replaceable
+make_replaceable()
+from asyncio import all_tasks
+
+class Slot:
+    def is_interrupted(self, claim):
+        return False
+
+    def stepping(self, since):
+        pass
+
+async def look():
+    other = asyncio.create_task(asyncio.sleep(60))
+    return all_tasks() == asyncio.all_tasks() == {asyncio.current_task(), other}
+
+async def main():
+    tasks = [loop.create_task(look(), context=run.context) for run in runs]
+    print([await task for task in tasks], len(all_tasks()))
+
+loop = HostLoop(ProjectCode(lambda file: False), Gates())
+runs = [GatedRun(Claim(uuid.uuid4(), 1), Slot()) for _ in range(2)]
+show_only_own_tasks()
+loop.run_until_complete(main())
+"""
+
+
+def test_a_run_sees_only_its_own_tasks():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "[True, True] 3\n", done.stderr
+
+
+async def work(started: asyncio.Event) -> str:
+    started.set()
+    await asyncio.sleep(0.02)
+    return "done"
+
+
+@pytest.fixture
+def neighbours(loop):
+    """Two runs, and a task of the first."""
+    mine, neighbour = loop.new_run(), loop.new_run()
+    return mine, neighbour, loop.start(mine, work(asyncio.Event()))
+
+
+def result_of(loop, task):
+    return loop.loop.run_until_complete(asyncio.wait_for(task, 30))
+
+
+def test_a_cancel_by_another_run_has_no_effect(loop, neighbours, caplog):
+    _, neighbour, task = neighbours
+
+    async def interfere() -> bool:
+        asyncio.get_running_loop().call_soon(task.cancel)
+        return task.cancel()
+
+    assert result_of(loop, loop.start(neighbour, interfere())) is False
+    assert result_of(loop, task) == "done"
+    assert f"not of run {neighbour.claim.run_id}" in caplog.text
+
+
+def test_a_task_of_the_host_cannot_be_cancelled_by_a_run(loop):
+    started = asyncio.Event()
+    task = loop.loop.create_task(work(started))
+
+    async def interfere() -> bool:
+        await started.wait()
+        return task.cancel()
+
+    assert result_of(loop, loop.start(loop.new_run(), interfere())) is False
+    assert result_of(loop, task) == "done"
+
+
+def test_a_wait_for_the_task_of_another_run_can_be_cancelled_alone(loop, neighbours):
+    _, neighbour, task = neighbours
+
+    async def wait() -> str:
+        try:
+            async with asyncio.timeout(0):
+                await task
+        except TimeoutError:
+            return "timed out, " + await task
+        return "not cancelled"
+
+    assert result_of(loop, loop.start(neighbour, wait())) == "timed out, done"
+    assert task.result() == "done"
+
+
+@pytest.mark.parametrize("owner", ["its own code", "Belay", "another, when the run has ended"])
+def test_other_cancels_have_their_effect(loop, neighbours, owner):
+    mine, neighbour, task = neighbours
+
+    async def interfere() -> None:
+        cancel(task)
+
+    if owner == "Belay":
+        cancel(task)
+    elif owner == "its own code":
+        loop.start(mine, interfere())
+    else:
+        mine.leave_slot()
+        loop.start(neighbour, interfere())
+    with pytest.raises(asyncio.CancelledError):
+        result_of(loop, task)
