@@ -27,8 +27,10 @@ from belay_server.api.project.code_access import act_as_caller, act_as_server, a
 from belay_server.api.protocol.commands import TREE_TURNS
 from belay_server.api.security.authentication import (
     CALLER,
+    caller,
     credential_of_run,
     identify,
+    show_caller,
     take_credentials,
     user_of_middleware,
 )
@@ -125,6 +127,8 @@ def _begin_request(origins: Origins, logged: HeaderPatterns) -> Response | None:
         state.route = _PROJECT
         if found.parts.graphs.project.http.authenticates_project:
             _authenticate(found)
+            if (who := caller()) is not None:
+                show_caller(environ, who)
         else:
             act_as_server()
         return project.respond()

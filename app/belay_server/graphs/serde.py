@@ -65,6 +65,8 @@ def _default(value: Any) -> Any:  # noqa: PLR0911
 
 
 _MAX_DEPTH = 200
+#: Python refuses to write longer integers in decimal (4,300 digits).
+_MAX_BITS = 14_000
 
 
 def _plain(value: Any, depth: int) -> Any:  # noqa: PLR0911
@@ -76,13 +78,21 @@ def _plain(value: Any, depth: int) -> Any:  # noqa: PLR0911
     if value is None or isinstance(value, (bool, float)):
         return value
     if isinstance(value, int):
-        return value if -(2**63) <= value < 2**64 else float(value)
+        return value if -(2**63) <= value < 2**64 else _large(value)
     if isinstance(value, Mapping):
         return {str(_plain(k, depth + 1)): _plain(v, depth + 1) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(item, depth + 1) for item in value]
     plain = _default(value)
     return plain if isinstance(plain, str) else _plain(plain, depth + 1)
+
+
+def _large(value: int) -> float | str:
+    """Return an integer beyond 64 bits as JSON has it: a float, or its digits if it exceeds one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return hex(value) if value.bit_length() > _MAX_BITS else str(value)
 
 
 def _without_nul(encoded: bytes) -> bytes:

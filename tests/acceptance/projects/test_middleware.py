@@ -86,6 +86,21 @@ def test_middleware_that_raises_returns_500_without_details(raw, server):
     assert raw.get("/info").status_code == 200
 
 
+def test_a_header_with_a_line_break_is_an_error_of_the_middleware(raw, server):
+    answer = raw.get("/info", headers={"x-answer": "line break"})
+    assert (answer.status_code, answer.json()) == (500, {"detail": "Internal Server Error"})
+    server.wait_for_log("the middleware has sent a header with a line break")
+    assert raw.get("/info").status_code == 200
+
+
+def test_a_route_sees_the_caller_and_what_the_middleware_has_added(raw):
+    tenant = "of the middleware"
+    assert raw.get("/who").json() == ["ann", True, [], tenant]
+    of_middleware = raw.get("/who", headers={"x-user": "eve"})
+    assert of_middleware.json() == ["eve", True, ["paint"], tenant]
+    assert raw.get("/who", headers={"x-user": "nobody"}).json()[0] == "ann"
+
+
 @pytest.mark.parametrize("how", ["cancel", "exit"])
 def test_middleware_that_ends_without_an_answer_returns_500(raw, how):
     for _ in range(3):

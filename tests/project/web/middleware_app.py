@@ -136,8 +136,11 @@ async def answer(request: Request, call_next):
         sys.exit(1)
     if request.headers.get("x-answer") == "body":
         await request.body()
+    request.state.tenant = "of the middleware"
     response = await call_next(request)
     response.headers["x-path"] = request.url.path
+    if request.headers.get("x-answer") == "line break":
+        response.raw_headers.append((b"x-more", b"one\r\nx-forged: two"))
     return response
 
 
@@ -148,6 +151,11 @@ async def work() -> None:
 
 async def hello(_request):
     return PlainTextResponse("hello", background=BackgroundTask(work))
+
+
+async def who(request):
+    seen = [request.user.display_name, request.user.is_authenticated, list(request.auth.scopes)]
+    return JSONResponse([*seen, request.state.tenant])
 
 
 async def refuse(_request):
@@ -173,6 +181,7 @@ app = Starlette(
     routes=[
         Route("/hello", hello),
         Route("/refuse", refuse),
+        Route("/who", who),
         Route("/worked", worked),
         Route("/follow", follow),
     ],

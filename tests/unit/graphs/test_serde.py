@@ -79,6 +79,12 @@ def test_any_value_is_converted_to_json_without_nul(value):
     assert "\0" not in repr(orjson.loads(encoded)).encode("utf-8", "replace").decode()
 
 
+def test_an_integer_beyond_a_double_is_a_string():
+    """Python does not write an integer of 4,300 digits or more in decimal."""
+    large, huge = 10**400, 2**15_000
+    assert to_plain([large, -large, huge]) == [str(large), str(-large), hex(huge)]
+
+
 def test_a_fragment_is_unchanged_beside_a_value_that_orjson_refuses():
     fragment = orjson.Fragment(b'{"a":[1,"x"]}')
     assert to_plain({"f": fragment, "huge": 2**70}) == {"f": {"a": [1, "x"]}, "huge": float(2**70)}

@@ -192,6 +192,7 @@ def test_a_run_cannot_stop_the_event_loop_of_others_nor_replace_its_parts(loop, 
         itself.set_task_factory(None)
         itself.set_default_executor(ThreadPoolExecutor(1))
         await itself.shutdown_default_executor()
+        await itself.shutdown_asyncgens()
         return await asyncio.to_thread(lambda: "still there")
 
     loop.loop.set_default_executor(ThreadPoolExecutor(1))
@@ -201,7 +202,7 @@ def test_a_run_cannot_stop_the_event_loop_of_others_nor_replace_its_parts(loop, 
     assert task.result() == "still there"
     assert loop.loop.get_task_factory() == loop.gates.new_task
     assert loop.loop._default_executor is executor
-    assert caplog.text.count("which shares its process") == 4
+    assert caplog.text.count("which shares its process") == 5
 
 
 def test_a_coroutine_that_a_thread_hands_to_the_event_loop_belongs_to_the_threads_run(loop):

@@ -192,6 +192,10 @@ class HostLoop(AttributingLoop):
         if not _is_ignored("loop.set_default_executor"):
             super().set_default_executor(executor)
 
+    async def shutdown_asyncgens(self) -> None:
+        if not _is_ignored("loop.shutdown_asyncgens"):  # they are those of all runs
+            await super().shutdown_asyncgens()
+
     async def shutdown_default_executor(self, *args: Any) -> None:
         if not _is_ignored("loop.shutdown_default_executor"):
             await super().shutdown_default_executor(*args)

@@ -13,13 +13,23 @@ import errno
 import logging
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, MutableMapping
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
+from functools import partial
 from typing import Any
 
 from a2wsgi.asgi import ASGIResponder, SyncEvent
 
 from belay_server.api.http.client_socket import watch_socket
 from belay_server.api.project.code_access import act_as_server
+from belay_server.api.project.exchange import ADDED_TO_SCOPE
 from belay_server.domain.errors import InvalidRequest
 from belay_server.runtime.event_loop import loop_in_a_real_thread
 
@@ -82,10 +92,12 @@ class AsgiBridge:
         if environ.get("HTTP_TRANSFER_ENCODING") and not _measure_body(environ):
             start_response("413 Request Entity Too Large", [("Content-Type", "text/plain")])
             return [b"A chunked body may have at most 64 MiB"]
-        return _Answer(_Responder(self._with_state, self._loop), environ, start_response)
+        app = partial(self._respond, environ.get(ADDED_TO_SCOPE) or {})
+        return _Answer(_Responder(app, self._loop), environ, start_response)
 
-    async def _with_state(self, scope: Any, receive: Any, send: Any) -> None:
-        scope["state"] = dict(self._state)
+    async def _respond(self, added: Mapping[str, Any], scope: Any, receive: Any, send: Any) -> None:
+        """Respond to a request, whose scope gets the lifespan's state and what was `added`."""
+        scope = {**scope, "state": dict(self._state), **added}
 
         async def send_headers_at_once(message: Any) -> None:
             await send(message)

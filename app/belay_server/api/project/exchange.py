@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from http import HTTPStatus
 from typing import Any
@@ -235,8 +236,17 @@ class BelayGreenlet:
         self.request("send", {"type": f"{self.response}.body", "body": chunk, "more_body": more})
 
 
-#: Key in a request's environment of the user and the permissions that the middleware has set.
-MIDDLEWARE_USER = "belay.middleware_user"
+#: Key in a scope of the exchange that it belongs to. Middleware passes a scope's keys on.
+EXCHANGE = "belay.exchange"
+#: Key in a request's environment of what the middleware has added to its scope, such as `user`,
+#: `auth`, `session` and `state`.
+ADDED_TO_SCOPE = "belay.added_to_scope"
+#: The keys of a scope that an app makes itself (`app`), or that describe the request.
+_OF_REQUEST = {
+    *("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string"),
+    *("root_path", "headers", "server", "client", "extensions", "wsgi_environ", "subprotocols"),
+    *("app", EXCHANGE),
+}
 
 
 def environ_of(scope: Message, environ: Environ) -> Environ:
@@ -257,7 +267,7 @@ def environ_of(scope: Message, environ: Environ) -> Environ:
         "REQUEST_METHOD": scope["method"],
         "PATH_INFO": scope["path"].removeprefix(root).encode().decode("latin1"),
         "QUERY_STRING": scope["query_string"].decode("latin1"),
-        MIDDLEWARE_USER: (scope.get("user"), scope.get("auth")),
+        ADDED_TO_SCOPE: {key: scope[key] for key in scope if key not in _OF_REQUEST},
     }
 
 
@@ -277,6 +287,12 @@ def headers_of(message: Message) -> list[tuple[str, str]]:
     ]
 
 
+def has_line_break(headers: list[tuple[str, str]]) -> bool:
+    """Return whether a header would end before its end. Web servers refuse to send it."""
+    return any(_LINE_BREAK.search(text) for header in headers for text in header)
+
+
+_LINE_BREAK = re.compile(r"[\r\n\0]")
 _DETAILS = {
     403: "Forbidden",
     404: "Not Found",

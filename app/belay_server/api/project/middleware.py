@@ -25,6 +25,7 @@ from belay_server.api.http.bodies.unread_bodies import CountedBody, count_body
 from belay_server.api.project.asgi_bridge import is_stream, is_text
 from belay_server.api.project.code_access import act_as_server
 from belay_server.api.project.exchange import (
+    EXCHANGE,
     BelayGreenlet,
     Environ,
     Exchange,
@@ -34,6 +35,7 @@ from belay_server.api.project.exchange import (
     WsgiApp,
     environ_of,
     error_response,
+    has_line_break,
     headers_of,
     status_line,
 )
@@ -45,8 +47,6 @@ _STEP = 64 * 1024
 #: The longest body that goes through middleware, which may hold it in memory. Belay's own routes
 #: have their own limit.
 _LONGEST = 64 * 1024 * 1024
-#: Key in a scope of the exchange that it belongs to. Middleware passes a scope's keys on.
-_EXCHANGE = "belay.exchange"
 
 
 def middleware_of(app: Any) -> list[Any]:
@@ -112,7 +112,7 @@ class ProjectMiddleware:
             **(socket_scope(environ) if is_socket else build_scope(environ)),  # type: ignore[arg-type]
             "app": self._project,
             "state": dict(self._state),
-            _EXCHANGE: exchange,
+            EXCHANGE: exchange,
         }
         exchange.begin(partial(self._stack, described))
         return exchange.respond(start_response)
@@ -120,7 +120,7 @@ class ProjectMiddleware:
 
 async def _answer_by_belay(scope: Message, receive: Receive, send: Send) -> None:
     """Answer a request by Belay: the innermost ASGI app of the stack."""
-    await scope[_EXCHANGE].answer_by_belay(scope, receive, send)
+    await scope[EXCHANGE].answer_by_belay(scope, receive, send)
 
 
 class _Exchange(Exchange):
@@ -145,8 +145,12 @@ class _Exchange(Exchange):
                 if kind == "receive":
                     self._answer(taken, self._read_body())
                 elif kind == "start":
-                    started = True
-                    start_response(status_line(content["status"]), headers_of(content))
+                    started, headers = True, headers_of(content)
+                    if has_line_break(headers):
+                        log.error("the middleware has sent a header with a line break")
+                        yield from error_response(start_response, 500)
+                        return
+                    start_response(status_line(content["status"]), headers)
                     if is_stream(content):
                         yield b""  # the web server sends the headers with the first part
                     self._answer(taken, None)

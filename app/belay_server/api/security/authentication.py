@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import os
 from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -13,7 +14,7 @@ from flask import request
 from belay_server.api.context import ApiContext, Authentication
 from belay_server.api.http.request_context import RUN_CREDENTIAL
 from belay_server.api.project.auth import ProjectAuth
-from belay_server.api.project.exchange import MIDDLEWARE_USER
+from belay_server.api.project.exchange import ADDED_TO_SCOPE
 from belay_server.configuration.settings import SERVER_TOKEN, Settings
 from belay_server.db import runs as run_rows
 from belay_server.db.postgres.pool import Database
@@ -136,7 +137,8 @@ def _creator_of_run(found: ApiContext, credential: str) -> Caller | None:
 def user_of_middleware(environ: Mapping[str, Any]) -> Caller | None:
     """Return the user whom the project's middleware has set in `scope["user"]`, as Starlette's
     AuthenticationMiddleware does; None without one, and for one who is not authenticated."""
-    user, auth = environ.get(MIDDLEWARE_USER) or (None, None)
+    added = environ.get(ADDED_TO_SCOPE) or {}
+    user, auth = added.get("user"), added.get("auth")
     if user is None or not getattr(user, "is_authenticated", False):
         return None
     try:
@@ -150,6 +152,23 @@ def user_of_middleware(environ: Mapping[str, Any]) -> Caller | None:
         "permissions": [str(scope) for scope in getattr(auth, "scopes", ())],
     }
     return Caller(f"user:{name}", name, user=dict(ProjectUser(fields)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Permissions:
+    """`scope["auth"]`, as Starlette's AuthCredentials."""
+
+    scopes: list[str]
+
+
+def show_caller(environ: MutableMapping[str, Any], who: Caller) -> None:
+    """Let the project's app see the caller of its route: as `scope["user"]` and `scope["auth"]`,
+    unless its middleware has set the user, and in WSGI as REMOTE_USER."""
+    if user_of_middleware(environ) is None:
+        user = ProjectUser(who.user or {"identity": who.name})
+        added = {"user": user, "auth": _Permissions(list(user.permissions))}
+        environ[ADDED_TO_SCOPE] = {**(environ.get(ADDED_TO_SCOPE) or {}), **added}
+    environ["REMOTE_USER"] = who.name
 
 
 def parent_run() -> UUID | None:
