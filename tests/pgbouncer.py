@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
+
+from tests.debian_packages import unpacked
 
 #: The package and the library that a minimal Debian lacks.
 _PACKAGES = ("pgbouncer", "libc-ares2")
-_SECONDS = 60.0
 
 
 def find_pgbouncer(reachable: Path) -> tuple[str, dict[str, str]] | None:
@@ -23,30 +21,12 @@ def find_pgbouncer(reachable: Path) -> tuple[str, dict[str, str]] | None:
     read, unlike the virtual environment perhaps."""
     if installed := shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin"):
         return installed, {}
-    folder = Path(sys.prefix) / "pgbouncer"
-    if not (folder / "usr").exists() and not _download(folder):
+    if (folder := unpacked("pgbouncer", _PACKAGES)) is None:
         return None
     files = reachable / "pgbouncer"
     shutil.copytree(folder / "usr", files, symlinks=True)
     [libraries] = (files / "lib").glob("*-linux-*")
     return str(files / "sbin" / "pgbouncer"), {"LD_LIBRARY_PATH": str(libraries)}
-
-
-def _download(folder: Path) -> bool:
-    """Make the folder, with the files of the packages. Return False if that is not possible."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
-        try:
-            for command in (
-                ["apt-get", "download", *_PACKAGES],
-                ["sh", "-c", 'for package in *.deb; do dpkg-deb -x "$package" . || exit 1; done'],
-            ):
-                subprocess.run(
-                    command, cwd=unfinished, check=True, capture_output=True, timeout=_SECONDS
-                )
-        except (OSError, subprocess.SubprocessError):
-            return False
-        shutil.copytree(unfinished, folder, symlinks=True)
-    return True
 
 
 def configuration(port: int, *, socket_folder: str, pool_size: int) -> str:

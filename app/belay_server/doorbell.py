@@ -184,7 +184,9 @@ class Doorbell:
                 # Declared as Celery declares it. With a key prefix, a passive declaration makes
                 # kombu look for the queue under the wrong name.
                 channel = connection.default_channel
-                return int(channel.queue_declare(queue, durable=True).message_count)
+                return int(
+                    channel.queue_declare(queue, durable=True, auto_delete=False).message_count
+                )
         except Exception as error:  # noqa: BLE001  (as above)
             log.warning("length of queue %s unknown, the broker is unavailable: %s", queue, error)
             self._pause()
