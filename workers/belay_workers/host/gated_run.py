@@ -134,13 +134,22 @@ class GatedRun:
 
 
 def cancel(task: asyncio.Task[Any]) -> None:
-    """Cancel a task, which may be on an event loop of another thread."""
+    """Cancel a task, which may be on an event loop of another thread, that of another run perhaps.
+    Code of a run calls `Task.cancel`."""
     loop = task.get_loop()
     if loop is asyncio._get_running_loop():
         task.cancel()
     elif not loop.is_closed():
         with suppress(RuntimeError):  # it has just been closed
-            loop.call_soon_threadsafe(task.cancel, context=Context())
+            loop.call_soon_threadsafe(_cancel_of_no_run, task, context=Context())
+
+
+def _cancel_of_no_run(task: asyncio.Task[Any]) -> None:
+    outer, EXECUTED.run = EXECUTED.run, None
+    try:
+        task.cancel()
+    finally:
+        EXECUTED.run = outer
 
 
 def executed_run() -> GatedRun | None:
