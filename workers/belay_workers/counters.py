@@ -13,6 +13,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from belay_server.domain.metrics import (
     CANCEL_LATENCY,
@@ -28,7 +29,9 @@ from belay_server.domain.metrics import (
     Counted,
     Timed,
 )
-from belay_server.services.runs.endings import RunEnd
+
+if TYPE_CHECKING:
+    from belay_server.services.runs.endings import RunEnd
 
 COUNTERS = (RUNS_ENDED, LEASE_LOSSES, CHILD_DEATHS, SET_ASIDE)
 HISTOGRAMS = (CLAIM_LATENCY, RUN_DURATION, CANCEL_LATENCY)

@@ -73,7 +73,7 @@ def prepare(app: Belay, concurrency: int) -> int:
     # A lease may have been renewed one interval ago when the parent stops.
     until_taken = settings.lease_seconds - settings.lease_renewal_seconds - _GUARD_SECONDS
     app.guardian = Guardian(app.slots, unsupervised_seconds=max(until_taken, _UNSUPERVISED_SECONDS))
-    app.guardian.ensure()  # fork it while this process is small
+    app.guardian.ensure()
     make_replaceable()  # before the project can import them by name
     if settings.preload_graphs:
         load_graphs(app)

@@ -84,6 +84,10 @@ _WORDS = struct.Struct("=4q 4Q 2d 2q 3d 3q 2Q q Q")
 _HALF = (1 << 64) - 1
 #: Graphs of a project that can be isolated: those with a lower position.
 _MOST_GRAPHS = 4096
+_WORD = ctypes.sizeof(ctypes.c_int64)
+#: Bytes before the records: whether the worker drains, when it was supervised, and a byte for each
+#: graph that can be isolated.
+_HEADER = 2 * _WORD + _MOST_GRAPHS
 
 
 def _write_id(field: ctypes.Array[ctypes.c_uint64], value: UUID) -> None:
@@ -237,27 +241,36 @@ class SlotTable:
     """All slots of a worker. Created in the parent process before it forks."""
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        # An unlinked file that exists for as long as the worker: it is the shared memory, and the
+        # lock is taken on it.
+        descriptor, path = tempfile.mkstemp(prefix="belay-slots-")
+        Path(path).unlink()
+        os.truncate(descriptor, _HEADER + size * ctypes.sizeof(_Record))
+        self._map(descriptor, size)
+        self.note_supervised()
+
+    @classmethod
+    def of_descriptor(cls, descriptor: int) -> SlotTable:
+        """Return the slots of another process, whose `fileno` this process has inherited. Their
+        counters are not shared."""
+        table = cls.__new__(cls)
+        size = (os.fstat(descriptor).st_size - _HEADER) // ctypes.sizeof(_Record)
+        table._map(descriptor, size)
+        return table
+
+    def _map(self, descriptor: int, size: int) -> None:
         self.counter_table = CounterTable(size + 1)
         #: The row of the parent process.
         self.counters = self.counter_table.row(size)
-        word = ctypes.sizeof(ctypes.c_int64)
-        self._header = 2 * word + _MOST_GRAPHS
-        length = self._header + size * ctypes.sizeof(_Record)
-        # An unlinked file that exists for as long as the worker: it is the shared memory, and the
-        # lock is taken on it.
-        self._fd, path = tempfile.mkstemp(prefix="belay-slots-")
-        Path(path).unlink()
-        os.truncate(self._fd, length)
-        self._memory = mmap.mmap(self._fd, length)
+        self._fd = descriptor
+        self._memory = mmap.mmap(self._fd, _HEADER + size * ctypes.sizeof(_Record))
         self._draining = ctypes.c_int64.from_buffer(self._memory, 0)
-        #: Which graphs need a process for each run, by position; see `placement.py`.
-        self._isolated = (ctypes.c_uint8 * _MOST_GRAPHS).from_buffer(self._memory, 2 * word)
         #: When the supervisor was last known to be executed, in monotonic seconds.
-        self._supervised_at = ctypes.c_double.from_buffer(self._memory, word)
-        self.note_supervised()
+        self._supervised_at = ctypes.c_double.from_buffer(self._memory, _WORD)
+        #: Which graphs need a process for each run, by position; see `placement.py`.
+        self._isolated = (ctypes.c_uint8 * _MOST_GRAPHS).from_buffer(self._memory, 2 * _WORD)
         self._records = [
-            _Record.from_buffer(self._memory, self._header + i * ctypes.sizeof(_Record))
+            _Record.from_buffer(self._memory, _HEADER + i * ctypes.sizeof(_Record))
             for i in range(size)
         ]
 
@@ -328,7 +341,7 @@ class SlotTable:
 
     def read(self, slot: int) -> Reading:
         """Return the content of a slot."""
-        return _reading(slot, _WORDS.unpack_from(self._memory, self._header + slot * _WORDS.size))
+        return _reading(slot, _WORDS.unpack_from(self._memory, _HEADER + slot * _WORDS.size))
 
     def fileno(self) -> int:
         return self._fd
@@ -340,12 +353,12 @@ class SlotTable:
     def read_all(self) -> list[Reading]:
         """Return the content of every slot that is taken. A run that starts meanwhile may be read
         in part: what is done about it is for a claim, which its process compares."""
-        records = enumerate(_WORDS.iter_unpack(self._memory[self._header :]))
+        records = enumerate(_WORDS.iter_unpack(self._memory[_HEADER:]))
         return [_reading(slot, words) for slot, words in records if words[_PID]]
 
     def busy_claims(self) -> list[Claim]:
         """Return the claims of the runs that are executed, or whose ends are being written."""
-        records = _WORDS.iter_unpack(self._memory[self._header :])
+        records = _WORDS.iter_unpack(self._memory[_HEADER:])
         busy = [words for words in records if words[_PID] and words[_PHASE] in _BUSY]
         return [Claim(_id(*words[_RUN_ID]), words[_CLAIM_NO]) for words in busy]
 

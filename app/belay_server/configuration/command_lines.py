@@ -27,6 +27,13 @@ def worker_command(options: Sequence[str] = ()) -> list[str]:
     return [*_PYTHON, "celery", *worker, *silent, *options]
 
 
+def guardian_command(watched: int, slots: int, *, parent: int, seconds: float) -> list[str]:
+    """Return the command line of a worker's guardian, with the file descriptors that it inherits:
+    one of its parent process, and that of the slots."""
+    arguments = (str(watched), str(slots), str(parent), str(seconds))
+    return [*_PYTHON, "belay_workers.supervision.guardian", *arguments]
+
+
 def mismatch_command() -> list[str]:
     """Return the command line of the process that locates a mismatch of an Agent run's output."""
     return [*_PYTHON, "belay_server.services.agent_runs.output_mismatch"]

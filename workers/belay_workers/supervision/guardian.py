@@ -8,6 +8,8 @@ processes below each stopped child, and kills them all before the runs' leases l
 
 A parent that is not executed (SIGSTOP, a machine that swaps) does not renew leases either: another
 worker will end or execute its runs. The guardian kills the children before that.
+
+It is a program of its own. A copy of the parent would not share its memory for long.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ import logging
 import os
 import select
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 
 import psutil
 
+from belay_server.configuration.command_lines import guardian_command
 from belay_workers.slots import SlotTable
 from belay_workers.supervision import processes
 
@@ -30,73 +35,69 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 2.0
 _PAUSE_SECONDS = 0.05
 _LOOK_AT_PARENT_MS = 250
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Guardian:
-    """The guardian process. Call `ensure` and `stop` on the main thread, which forks."""
+    """The guardian process. Call `ensure` and `stop` on the main thread."""
 
     def __init__(self, slots: SlotTable, *, unsupervised_seconds: float) -> None:
         """The children are killed when they have not been supervised for so long."""
         self._slots = slots
         self._seconds = unsupervised_seconds
-        self.pid: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
 
     def ensure(self) -> bool:
         """Start the guardian unless it is running. Return True when it was started."""
-        if self.pid is not None and not _has_ended(self.pid):
-            return False
-        if self.pid is not None:
+        if self._process is not None:
+            if self._process.poll() is None:
+                return False
             log.warning("the guardian of this worker's children has ended; starting it again")
-        parent = os.getpid()
-        watched = os.pidfd_open(parent)
-        pid = os.fork()
-        if pid == 0:
-            _guard(watched, parent, self._slots, self._seconds)
-        os.close(watched)
-        self.pid = pid
+        watched = os.pidfd_open(os.getpid())
+        # It ignores these signals once it has started.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        try:
+            self._process = self._start(watched)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(watched)
         return True
+
+    def _start(self, watched: int) -> subprocess.Popen[bytes]:
+        descriptors = (watched, self._slots.fileno())
+        command = guardian_command(*descriptors, parent=os.getpid(), seconds=self._seconds)
+        return subprocess.Popen(  # noqa: S603  (a program of Belay's own)
+            command, stdin=subprocess.DEVNULL, pass_fds=descriptors, start_new_session=True
+        )
 
     def stop(self) -> None:
         """Kill the guardian. Call it after the parent has ended its children."""
-        if self.pid is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(self.pid, 0)
-            self.pid = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
 
 
-def _has_ended(pid: int) -> bool:
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return True
+def guard(watched: int, slots: SlotTable, parent: int, seconds: float) -> None:
+    """Guard the children until the parent has died, which makes the descriptor `watched` readable.
 
-
-def _guard(watched: int, parent: int, slots: SlotTable, seconds: float) -> None:
-    """Run the guardian until the parent has died. Never returns: the process exits."""
-    try:
-        os.setsid()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN)
-        _keep_only({watched, slots.fileno()})
-        poller = select.poll()
-        poller.register(watched, select.POLLIN)
-        while not poller.poll(_LOOK_AT_PARENT_MS):
-            if slots.unsupervised_seconds > seconds:
-                for child in slots.pids():
-                    processes.stop(child)
-                    processes.kill_tree(child)
-        _end_children_of(parent, slots)
-    finally:
-        os._exit(0)
-
-
-def _keep_only(descriptors: set[int]) -> None:
-    """Close all inherited descriptors but these and the standard streams 0 to 2."""
-    edges = sorted({2, *descriptors})
-    for low, high in zip(edges, [*edges[1:], 1 << 20], strict=True):
-        os.closerange(low + 1, high)
+    They are killed, too, when they have not been supervised for so many seconds.
+    """
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    poller = select.poll()
+    poller.register(watched, select.POLLIN)
+    while not poller.poll(_LOOK_AT_PARENT_MS):
+        if slots.unsupervised_seconds > seconds:
+            for child in slots.pids():
+                processes.stop(child)
+                processes.kill_tree(child)
+    _end_children_of(parent, slots)
 
 
 def _end_children_of(parent: int, slots: SlotTable) -> None:
@@ -120,3 +121,8 @@ def _was_left_by(parent: int, pid: int) -> bool:
         is_child = os.getpgid(pid) == pid and process.ppid() != parent
         return is_child and process.status() != psutil.STATUS_ZOMBIE
     return False
+
+
+if __name__ == "__main__":
+    _watched, _slots, _parent, _seconds = sys.argv[1:]
+    guard(int(_watched), SlotTable.of_descriptor(int(_slots)), int(_parent), float(_seconds))
