@@ -11,9 +11,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from belay_server.dev.process_tree import die_with_parent
 
@@ -54,7 +56,10 @@ def main() -> int:
         )
         if done.returncode:
             failed += 1
-            print("\n".join(done.stdout.splitlines()[-40:]), flush=True)
+            lines = (done.stdout + done.stderr).splitlines()
+            kept = Path(tempfile.gettempdir()) / f"flakes-{os.getpid()}-{number}.log"
+            kept.write_text("\n".join(lines))
+            print("\n".join(lines[-40:]), f"the whole output: {kept}", sep="\n", flush=True)
     return 1 if failed else 0
 
 

@@ -108,6 +108,17 @@ def test_a_wait_for_the_task_of_another_run_can_be_cancelled_alone(loop, neighbo
     assert task.result() == "done"
 
 
+def test_the_task_of_another_run_that_has_ended_can_be_awaited(loop, neighbours):
+    """Such as that of a cache, which runs share."""
+    _, neighbour, task = neighbours
+    assert result_of(loop, task) == "done"
+
+    async def wait() -> list[str]:
+        return [await task, *await asyncio.gather(task, task)]
+
+    assert result_of(loop, loop.start(neighbour, wait())) == ["done"] * 3
+
+
 @pytest.mark.parametrize("owner", ["its own code", "Belay", "another, when the run has ended"])
 def test_other_cancels_have_their_effect(loop, neighbours, owner):
     mine, neighbour, task = neighbours

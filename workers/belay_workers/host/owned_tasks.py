@@ -45,7 +45,7 @@ class OwnedTask(asyncio.Task[Any]):
         return False
 
     def __await__(self) -> Generator[Any, None, Any]:
-        if self.is_anothers:
+        if self.is_anothers and not self.done():
             return asyncio.shield(self).__await__()
         return super().__await__()
 
