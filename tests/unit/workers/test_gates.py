@@ -110,6 +110,30 @@ def test_the_event_loop_goes_on_after_a_callback_that_exits(loop, caplog):
     assert "ignored what a callback raised" in caplog.text
 
 
+def test_a_reader_that_raises_is_removed_once_its_run_has_ended(loop, caplog):
+    """Nobody reads what makes the descriptor readable."""
+    run, called = loop.new_run(), []
+    ours, theirs = socket.socketpair()
+
+    def fail() -> None:
+        called.append(run.is_in_progress)
+        raise ValueError
+
+    async def leave() -> None:
+        asyncio.get_running_loop().add_reader(ours, fail)
+        theirs.send(b"x")
+
+    with ours, theirs:
+        task = loop.start(run, leave())
+        loop.loop.run_until_complete(asyncio.wait({task}))
+        loop.turn()
+        assert set(called) == {True}
+        run.leave_slot()
+        loop.turn()
+        assert called.count(False) == 1
+    assert f"of run {run.claim.run_id}" in caplog.text
+
+
 def test_the_slot_shows_which_run_is_stepped(loop):
     run = loop.new_run()
     seen = []

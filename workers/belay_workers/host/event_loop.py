@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
+from functools import partial
 from typing import Any
 from weakref import WeakSet
 
@@ -53,19 +54,23 @@ class AttributingLoop(asyncio.SelectorEventLoop):
         add: Any = super()._add_reader  # type: ignore[misc]
         handle: asyncio.Handle = uninterrupted(add, fd, callback, *args)
         self._attribute(handle, is_io=True)
-        self._note_descriptor(handle, fd)
+        self._note_descriptor(handle, fd, self._remove_reader)
         return handle
 
     def _add_writer(self, fd: Any, callback: Any, *args: Any) -> asyncio.Handle:
         add: Any = super()._add_writer  # type: ignore[misc]
         handle: asyncio.Handle = uninterrupted(add, fd, callback, *args)
         self._attribute(handle, is_io=True)
-        self._note_descriptor(handle, fd)
+        self._note_descriptor(handle, fd, self._remove_writer)
         return handle
 
-    def _note_descriptor(self, handle: asyncio.Handle, fd: Any) -> None:
-        if (run := GatedRun.of(handle)) is not None:
-            run.descriptors.add(self._selector.get_key(fd).fd)  # type: ignore[attr-defined]
+    def _note_descriptor(self, handle: Any, fd: Any, remove: Callable[[Any], bool]) -> None:
+        if (run := GatedRun.of(handle)) is None:
+            return
+        run.descriptors.add(self._selector.get_key(fd).fd)  # type: ignore[attr-defined]
+        if self._gates.has_callback(run, handle):
+            _, function, *args = handle._args
+            handle._args = (run, _UntilItFails(run, function, partial(remove, fd)), *args)
 
     def _remove_reader(self, fd: Any) -> bool:
         remove: Callable[[Any], bool] = super()._remove_reader  # type: ignore[misc]
@@ -122,6 +127,29 @@ class AttributingLoop(asyncio.SelectorEventLoop):
         """Return the callbacks of a run that are due, and those that wait for their time."""
         waiting: list[Any] = [*self._ready, *self._scheduled]  # type: ignore[attr-defined]
         return [handle for handle in waiting if self._gates.has_callback(run, handle)]
+
+
+class _UntilItFails:
+    """A function that a run has added for a file descriptor. Once the run has ended, it is removed
+    when it raises: the event loop would call it again and again."""
+
+    def __init__(
+        self, run: GatedRun, function: Callable[..., Any], remove: Callable[[], bool]
+    ) -> None:
+        self._run = run
+        self._function = function
+        self._remove = remove
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            return self._function(*args)
+        except BaseException:
+            if not self._run.is_in_progress:
+                log.warning(
+                    "removed a reader or writer of run %s: it raised", self._run.claim.run_id
+                )
+                self._remove()
+            raise
 
 
 class LoopPolicy(asyncio.DefaultEventLoopPolicy):
