@@ -145,6 +145,15 @@ def test_a_route_of_the_project_acts_for_its_caller(ann, bob, server):
         assert set(answer.json()) == {name}
 
 
+def test_a_route_of_the_project_sees_the_authenticated_caller(server):
+    """Not the user whom its middleware has set before the authentication."""
+    url = f"{server.url}/agents/v1/mine/who"
+    for name in ("ann", "bob"):
+        headers = {"authorization": f"Bearer {name}"}
+        assert httpx.get(url, headers=headers, timeout=30).json() == [name, True]
+    assert httpx.get(url, timeout=30).status_code == 401
+
+
 def test_all_paths_start_with_the_mount_prefix(ann, server):
     assert httpx.get(f"{server.url}/ok", timeout=30).json()["ok"] is True
     for path in ("/info", "/", "/agents", "/agents/v1x/info", "/threads/search"):

@@ -79,6 +79,10 @@ def test_custom_routes_require_authentication_if_so_configured(guarded):
     assert httpx.get(url, timeout=30).status_code == 401
     answer = httpx.get(url, headers={"Authorization": "Bearer ann"}, timeout=30)
     assert (answer.status_code, answer.text) == (200, "the project at /of/the/project")
+    assert (
+        httpx.get(f"{guarded.url}/who", headers={"Authorization": "Bearer ann"}, timeout=30).text
+        == "ann"
+    )
 
 
 @pytest.mark.parametrize("token", ["broken", "exits"])

@@ -56,6 +56,10 @@ async def threads(_request):
     return JSONResponse([thread["metadata"]["owner"] for thread in found])
 
 
+async def who(request):
+    return JSONResponse([request.user.identity, request.user.is_authenticated])
+
+
 def _search_in_a_thread() -> str:
     """Run where the context of the request is unknown, so without its caller's access."""
     try:
@@ -85,6 +89,7 @@ app = Starlette(
     lifespan=lifespan,
     routes=[
         Route("/mine/threads", threads),
+        Route("/mine/who", who),
         Route("/mine/executor", executor),
         Route("/hooks/{name}", hook, methods=["GET", "POST"]),
     ],

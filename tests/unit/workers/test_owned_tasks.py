@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
+from contextvars import Context
 
 import pytest
 
@@ -69,16 +71,47 @@ def result_of(loop, task):
     return loop.loop.run_until_complete(asyncio.wait_for(task, 30))
 
 
-def test_a_cancel_by_another_run_has_no_effect(loop, neighbours, caplog):
+def in_thread(function, *args):
+    thread = threading.Thread(target=function, args=args)
+    thread.start()
+    thread.join()
+
+
+#: How a run may call `cancel` of a task, on the event loop.
+CANCELS = {
+    "at once": lambda loop, run, task: task.cancel(),
+    "soon": lambda loop, run, task: loop.call_soon(task.cancel),
+    "in an empty context": lambda loop, run, task: loop.call_soon(task.cancel, context=Context()),
+    "later": lambda loop, run, task: loop.call_later(0, task.cancel, context=Context()),
+    # A host starts the threads of a run like this.
+    "from a thread": lambda loop, run, task: in_thread(
+        run.call, loop.call_soon_threadsafe, task.cancel
+    ),
+}
+
+
+@pytest.mark.parametrize("how", CANCELS)
+def test_a_cancel_by_another_run_has_no_effect(loop, neighbours, caplog, how):
     _, neighbour, task = neighbours
 
-    async def interfere() -> bool:
-        asyncio.get_running_loop().call_soon(task.cancel)
-        return task.cancel()
+    async def interfere() -> None:
+        CANCELS[how](asyncio.get_running_loop(), neighbour, task)
 
-    assert result_of(loop, loop.start(neighbour, interfere())) is False
+    result_of(loop, loop.start(neighbour, interfere()))
     assert result_of(loop, task) == "done"
     assert f"not of run {neighbour.claim.run_id}" in caplog.text
+
+
+@pytest.mark.parametrize("how", CANCELS)
+def test_a_run_can_cancel_its_own_task(loop, neighbours, how):
+    mine, _, task = neighbours
+
+    async def interfere() -> None:
+        CANCELS[how](asyncio.get_running_loop(), mine, task)
+
+    result_of(loop, loop.start(mine, interfere()))
+    with pytest.raises(asyncio.CancelledError):
+        result_of(loop, task)
 
 
 def test_a_task_of_the_host_cannot_be_cancelled_by_a_run(loop):

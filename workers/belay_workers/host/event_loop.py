@@ -14,11 +14,12 @@ from typing import Any
 from weakref import WeakSet
 
 from belay_workers.execution.copies import end_copy
-from belay_workers.execution.loop_callbacks import is_of_project
+from belay_workers.execution.loop_callbacks import is_of_project, owner_of
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.host.gated_run import GatedRun, uninterrupted
 from belay_workers.host.gates import Gates
 from belay_workers.host.generators import Generators
+from belay_workers.host.owned_tasks import OwnedTask
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,8 @@ class AttributingLoop(asyncio.SelectorEventLoop):
         code of the project.
 
         One of a library with a context of its own belongs to what has made that context: a future
-        calls back what waits for it, which may be Belay.
+        calls back what waits for it, which may be Belay. A method of a task, such as `cancel`, is
+        called as code of the run that has scheduled it.
         """
         if self._gates.is_step(handle):
             return
@@ -116,7 +118,9 @@ class AttributingLoop(asyncio.SelectorEventLoop):
         if run is None:
             return
         is_projects = is_of_project(self._project, handle, is_io=is_io)
-        if GatedRun.of(handle) is not run and (is_projects or not has_own_context):
+        is_of_task = isinstance(owner_of(handle._callback), OwnedTask)
+        is_adopted = is_projects or is_of_task or not has_own_context
+        if GatedRun.of(handle) is not run and is_adopted:
             handle._context = run.adopt(handle._context)
         run.has_callbacks |= is_projects
         if is_projects and handle._callback != self._gates.call:

@@ -28,8 +28,10 @@ from belay_workers.execution.stops import RunCancelled
 from belay_workers.host.gated_run import EXECUTED, GatedRun, interrupt
 from belay_workers.host.owned_tasks import OwnedTask
 
-#: The type with which asyncio's own tasks schedule their steps.
+#: The type with which asyncio's own tasks schedule their steps, and the names of the methods with
+#: which they, and those written in Python, schedule the others and what follows a wait.
 _STEP = "TaskStepMethWrapper"
+_STEPS = {"__step", "__wakeup", "task_wakeup"}
 
 
 class Gates:
@@ -71,7 +73,7 @@ class Gates:
         """
         step = handle._callback
         task = getattr(step, "__self__", None)
-        if not isinstance(task, TASKS):
+        if not isinstance(task, TASKS) or not _is_step_of_task(step):
             return False
         if type(task.get_coro()) is _Gate:
             return True
@@ -132,6 +134,11 @@ class Gates:
             run.stepped_by.discard(thread)
             if slot is not None and run.slot is not None:
                 slot.stepping(0.0)
+
+
+def _is_step_of_task(method: Any) -> bool:
+    """Return whether a method of a task executes its next step, unlike `cancel`."""
+    return type(method).__name__ == _STEP or getattr(method, "__name__", "") in _STEPS
 
 
 def _is_scheduled_by_itself(step: Any) -> bool:

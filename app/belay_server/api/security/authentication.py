@@ -162,13 +162,13 @@ class _Permissions:
 
 
 def show_caller(environ: MutableMapping[str, Any], who: Caller) -> None:
-    """Let the project's app see the caller of its route: as `scope["user"]` and `scope["auth"]`,
-    unless its middleware has set the user, and in WSGI as REMOTE_USER."""
-    if user_of_middleware(environ) is None:
-        user = ProjectUser(who.user or {"identity": who.name})
+    """Set the caller of a route of the project's app: `scope["user"]` and `scope["auth"]`, in WSGI
+    REMOTE_USER. A user whom the app's middleware has set stays only if that user is the caller."""
+    user = ProjectUser(who.user or {"identity": who.name})
+    environ["REMOTE_USER"] = user.identity
+    if user_of_middleware(environ) != who:
         added = {"user": user, "auth": _Permissions(list(user.permissions))}
         environ[ADDED_TO_SCOPE] = {**(environ.get(ADDED_TO_SCOPE) or {}), **added}
-    environ["REMOTE_USER"] = who.name
 
 
 def parent_run() -> UUID | None:
