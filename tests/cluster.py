@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ from belay_server.db.migrate import migrate
 from belay_server.dev.embedded import EmbeddedPostgres, EmbeddedValkey, wait_until_ready
 from belay_server.dev.process_tree import die_with_parent
 from tests.pgbouncer import configuration, find_pgbouncer
-from tests.ports import free_port
+from tests.ports import accepts, free_port
 from tests.servers import FOR_TESTS, PROJECT, STORE_INDEX
 from tests.waiting import wait_until
 
@@ -159,12 +158,7 @@ class PgBouncer(Member):
 
     def start(self) -> None:
         super().start()
-        wait_until(self._accepts, 30, "PgBouncer")
-
-    def _accepts(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
-            return True
-        return False
+        wait_until(lambda: accepts(self.port), 30, "PgBouncer")
 
 
 class Valkey(Member):

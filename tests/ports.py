@@ -10,6 +10,7 @@ import itertools
 import os
 import random
 import socket
+from contextlib import suppress
 
 _FIRST, _EACH, _PROCESSES = 10_000, 2_500, 8
 
@@ -34,3 +35,10 @@ def free_port() -> int:
                 continue
             return port
     raise AssertionError("there is no port")
+
+
+def accepts(port: int) -> bool:
+    """Return whether a server accepts connections on a port of this machine."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False

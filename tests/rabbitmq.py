@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from contextlib import suppress
 from pathlib import Path
 
 from belay_server.dev.process_tree import die_with_parent
 from tests.debian_packages import unpacked
-from tests.ports import free_port
+from tests.ports import accepts, free_port
 from tests.waiting import wait_until
 
 _ERLANG = (
@@ -74,7 +73,7 @@ class RabbitMQ:
                         preexec_fn=die_with_parent(os.getpid(), signal.SIGKILL),
                     )
                 )
-        wait_until(self._accepts, 120, "RabbitMQ")
+        wait_until(lambda: accepts(self._port), 120, "RabbitMQ")
 
     def kill(self) -> None:
         """Kill it. Its data stays for the next start."""
@@ -83,8 +82,3 @@ class RabbitMQ:
                 os.killpg(process.pid, 9)
             process.wait()
         self._processes.clear()
-
-    def _accepts(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1):
-            return True
-        return False

@@ -88,7 +88,7 @@ def _plain(value: Any, depth: int) -> Any:  # noqa: PLR0911
 
 
 def _large(value: int) -> float | str:
-    """Return an integer beyond 64 bits as JSON has it: a float, or its digits if it exceeds one."""
+    """Return an integer beyond 64 bits as a float, or as a string if it is too large for one."""
     try:
         return float(value)
     except OverflowError:

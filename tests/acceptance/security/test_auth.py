@@ -77,12 +77,10 @@ def test_an_unauthenticated_request_is_refused_with_the_projects_error(guarded):
 def test_custom_routes_require_authentication_if_so_configured(guarded):
     url = f"{guarded.url}/of/the/project"
     assert httpx.get(url, timeout=30).status_code == 401
-    answer = httpx.get(url, headers={"Authorization": "Bearer ann"}, timeout=30)
+    headers = {"Authorization": "Bearer ann"}
+    answer = httpx.get(url, headers=headers, timeout=30)
     assert (answer.status_code, answer.text) == (200, "the project at /of/the/project")
-    assert (
-        httpx.get(f"{guarded.url}/who", headers={"Authorization": "Bearer ann"}, timeout=30).text
-        == "ann"
-    )
+    assert httpx.get(f"{guarded.url}/who", headers=headers, timeout=30).text == "ann"
 
 
 @pytest.mark.parametrize("token", ["broken", "exits"])

@@ -330,6 +330,27 @@ def test_no_attempt_counts_that_ended_with_its_host_for_an_unknown_reason(host):
     }
 
 
+def test_no_attempt_counts_of_the_runs_of_a_host_that_is_given_up(sleepers, monkeypatch):
+    """However many attempts have not counted before."""
+    monkeypatch.setattr(stopped_hosts, "_LONGEST_SECONDS", -1.0)
+    host = Host(sleepers[0], monkeypatch)
+    itself = host.slots.take(Kind.HOST)
+    itself._record.pid, itself._record.canary = host.process.pid, -1
+    for record in host.records:
+        record.claim_no, record.attempt, record.canary = 12, 2, -1
+    monkeypatch.undo()
+    monkeypatch.setattr(stopped_hosts, "_LONGEST_SECONDS", -1.0)
+    os.kill(host.process.pid, signal.SIGSTOP)
+
+    def has_died() -> bool:
+        host.stopper._look_at_canaries_at = 0.0
+        host.turn()
+        return bool(host.deaths)
+
+    wait_until(has_died, 20, "the death")
+    assert [death.is_fault for death in host.deaths] == [False, False]
+
+
 def test_the_attempt_of_the_only_run_of_a_host_that_died_counts(host):
     host.slots.free_all(host.process.pid)
     slot = host.slots.take(Kind.HOSTED_RUN)

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 _TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _MOST_TRIES = 100
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+#: The signals by which a platform ends processes.
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 class ChildSignals:
@@ -42,7 +43,7 @@ class ChildSignals:
 
     def _block(self) -> None:
         """Delay signals during a fork: in the child, the parent's handlers would receive them."""
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 
     def _unblock(self) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
@@ -57,13 +58,13 @@ class ChildSignals:
 
 def do_nothing_at_ending_signals() -> None:
     """Ignore the signals in a child. Call it on the main thread."""
-    for number in _ENDING:
+    for number in ENDING:
         signal.signal(number, _do_nothing)
 
 
 def have_the_defaults() -> None:
     """Restore the default handlers in a process that a node has forked."""
-    for number in _ENDING:
+    for number in ENDING:
         if signal.getsignal(number) is _do_nothing:
             signal.signal(number, signal.SIG_DFL)
 

@@ -134,8 +134,8 @@ class AttributingLoop(asyncio.SelectorEventLoop):
 
 
 class _UntilItFails:
-    """A function that a run has added for a file descriptor. Once the run has ended, it is removed
-    when it raises: the event loop would call it again and again."""
+    """A callback that a run has added for a file descriptor. If it raises after the end of the run,
+    it is removed: the event loop would call it again at once, without end."""
 
     def __init__(
         self, run: GatedRun, function: Callable[..., Any], remove: Callable[[], bool]

@@ -28,39 +28,43 @@ class OwnedTask(asyncio.Task[Any]):
         self._owner = owner
         super().__init__(coro, **options)
 
-    @property
-    def is_anothers(self) -> bool:
-        """Return whether the code that asks belongs to a run, and the task to another one that is
-        in progress, or to Belay."""
+    def foreign_caller(self) -> GatedRun | None:
+        """Return the run whose code calls this, if the task is Belay's or belongs to another run in
+        progress; else None."""
         run, owner = GatedRun.current(), self._owner
-        if run is None or run is owner:
-            return False
-        return owner is None or owner.is_in_progress
+        is_foreign = run is not owner and (owner is None or owner.is_in_progress)
+        return run if is_foreign else None
 
     def cancel(self, msg: Any | None = None) -> bool:
-        if not self.is_anothers:
+        """Cancel the task, unless code of another run calls this."""
+        if (caller := self.foreign_caller()) is None:
             return super().cancel(msg)
-        run = GatedRun.current()
-        log.warning("ignored the cancel of a task that is not of run %s", run and run.claim.run_id)
+        log.warning("ignored cancel() of a task that is not of run %s", caller.claim.run_id)
         return False
 
     def __await__(self) -> Generator[Any, None, Any]:
-        if self.is_anothers and not self.done():
-            return asyncio.shield(self).__await__()
-        return super().__await__()
+        """Wait for the task. Code of another run waits for a future of its own, which can be
+        cancelled; `asyncio.shield` makes none for a task that is done."""
+        if self.done() or self.foreign_caller() is None:
+            return super().__await__()
+        return asyncio.shield(self).__await__()
 
     __iter__ = __await__
 
 
 def show_only_own_tasks() -> None:
-    """Let `asyncio.all_tasks` return to a run only its own tasks, and those of no run."""
-    make_replaceable()["all_tasks"].wrap(_without_anothers)
+    """Let `asyncio.all_tasks`, called by code of a run, leave out Belay's tasks and those of other
+    runs in progress."""
+    make_replaceable()["all_tasks"].wrap(_without_foreign)
 
 
-def _without_anothers(all_tasks: Callable[..., set[Any]]) -> Callable[..., set[Any]]:
+def _without_foreign(all_tasks: Callable[..., set[Any]]) -> Callable[..., set[Any]]:
     @wraps(all_tasks)
     def own_tasks(loop: asyncio.AbstractEventLoop | None = None) -> set[Any]:
-        found = all_tasks(loop)
-        return {one for one in found if not (isinstance(one, OwnedTask) and one.is_anothers)}
+        return {task for task in all_tasks(loop) if not _is_foreign(task)}
 
     return own_tasks
+
+
+def _is_foreign(task: asyncio.Task[Any]) -> bool:
+    return isinstance(task, OwnedTask) and task.foreign_caller() is not None

@@ -50,10 +50,6 @@ _LEFT_ALONE = {
 }
 
 
-#: The signals of which it is logged that they were ignored.
-_LOGGED: set[int] = set()
-
-
 class _Handler:
     """A handler that a run has set."""
 
@@ -75,11 +71,16 @@ class _Handler:
             end_copy(pid)
 
 
-def _do_not_end(number: int, _frame: FrameType | None) -> None:
-    """Handle a signal for which no run has a handler. SIG_IGN would be inherited by programs."""
-    if number not in _LOGGED:  # a timer may send it again and again
-        _LOGGED.add(number)
-        log.warning("ignored signal %d, which would end a process that executes many runs", number)
+class _NoHandler:
+    """The handler of signals for which no run has one. Programs would inherit SIG_IGN."""
+
+    def __init__(self) -> None:
+        self._logged: set[int] = set()
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if number not in self._logged:  # a timer may send it again and again
+            self._logged.add(number)
+            log.warning("ignored signal %d, which would end all runs of this process", number)
 
 
 class HostSignals(NodeSignals):
@@ -94,9 +95,10 @@ class HostSignals(NodeSignals):
         #: The run after whose end `restore_after` was called last.
         self._ended: GatedRun | None = None
         self._set, self._get = _signal.signal, _signal.getsignal
+        self._no_handler = _NoHandler()
         for number in signal.valid_signals() - _LEFT_ALONE:
             if self._get(number) == signal.SIG_DFL:
-                self._set(number, _do_not_end)
+                self._set(number, self._no_handler)
         super().__init__()
         os.register_at_fork(after_in_child=self._have_the_defaults)
         _signal.signal, _signal.getsignal = self._set_of_run, self._get_as_set
@@ -127,8 +129,8 @@ class HostSignals(NodeSignals):
         run = GatedRun.current()
         if run is not None and callable(handler):
             handler = _Handler(run, handler)
-        elif handler == signal.SIG_DFL and self._handlers.get(number) is _do_not_end:
-            handler = _do_not_end
+        elif handler == signal.SIG_DFL and self._handlers.get(number) is self._no_handler:
+            handler = self._no_handler
         return _as_set(self._set(number, handler))
 
     def _get_as_set(self, number: int) -> Any:
@@ -155,13 +157,13 @@ class HostSignals(NodeSignals):
     def _have_the_defaults(self) -> None:
         """Restore the defaults in a process that a run has forked."""
         for number, handler in self._handlers.items():
-            if handler is _do_not_end and self._get(number) is _do_not_end:
+            if handler is self._no_handler and self._get(number) is self._no_handler:
                 self._set(number, _signal.SIG_DFL)
 
 
 def _as_set(handler: Any) -> Any:
     """Return a handler as the code that has set it knows it."""
-    if handler is _do_not_end:
+    if isinstance(handler, _NoHandler):
         return signal.SIG_DFL
     return handler.function if isinstance(handler, _Handler) else handler
 

@@ -9,7 +9,8 @@ processes below each stopped child, and kills them all before the runs' leases l
 A parent that is not executed (SIGSTOP, a machine that swaps) does not renew leases either: another
 worker will end or execute its runs. The guardian kills the children before that.
 
-It is a program of its own. A copy of the parent would not share its memory for long.
+It is a program of its own, which takes less memory than a forked process: the parent soon changes
+the pages that both would share.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from contextlib import suppress
 import psutil
 
 from belay_server.configuration.command_lines import guardian_command
+from belay_workers.child.signals import ENDING
 from belay_workers.slots import SlotTable
 from belay_workers.supervision import processes
 
@@ -35,7 +37,6 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS = 2.0
 _PAUSE_SECONDS = 0.05
 _LOOK_AT_PARENT_MS = 250
-_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Guardian:
@@ -49,6 +50,7 @@ class Guardian:
 
     @property
     def pid(self) -> int | None:
+        """Return its process id, None if it was not started."""
         return None if self._process is None else self._process.pid
 
     def ensure(self) -> bool:
@@ -59,7 +61,7 @@ class Guardian:
             log.warning("the guardian of this worker's children has ended; starting it again")
         watched = os.pidfd_open(os.getpid())
         # It ignores these signals once it has started.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         try:
             self._process = self._start(watched)
         finally:
@@ -87,9 +89,9 @@ def guard(watched: int, slots: SlotTable, parent: int, seconds: float) -> None:
 
     They are killed, too, when they have not been supervised for so many seconds.
     """
-    for number in _ENDING:
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     poller = select.poll()
     poller.register(watched, select.POLLIN)
     while not poller.poll(_LOOK_AT_PARENT_MS):

@@ -58,8 +58,8 @@ _WORN_SECONDS = 10.0
 #: goes on, and after which it is killed because it has not frozen the run.
 _HOST_SECONDS = 0.25
 _FREEZE_SECONDS = 10.0
-#: How many of a run's attempts do not count before one counts that died with its host, without it
-#: being known because of which run.
+#: How many of a run's attempts are not counted before one is that ended with the death of its host
+#: without a known cause.
 _MOST_EXCUSED = 10
 #: Seconds between two checks that a busy child's descriptors, and so its connections, are open.
 _CANARY_SECONDS = 1.0
@@ -317,8 +317,8 @@ class Stopper:
         if process.killed_for is None:
             hosted = [death for death in deaths if death.reading.kind is Kind.HOSTED_RUN]
             self._suspicions.add({death.reading.graph for death in hosted if death.is_fault})
-        if culprit is None and len(deaths) > 1:
-            log.warning("host %d died; its %d runs are pending again", pid, len(deaths))
+        if culprit is None and len(deaths) > 1 and not process.is_excused:
+            log.warning("host %d died with %d runs, for an unknown reason", pid, len(deaths))
             deaths = [
                 replace(death, is_fault=_was_often_excused(death.reading)) for death in deaths
             ]
@@ -342,8 +342,8 @@ class Stopper:
 
 
 def _was_often_excused(reading: Reading) -> bool:
-    """Return whether an attempt counts although it is not known which run of a host has ended that:
-    the run may end one host after the other."""
+    """Return whether an attempt is counted although it is not known which run is the cause of the
+    death of a host: this run may kill one host after the other."""
     return reading.claim.claim_no - reading.attempt >= _MOST_EXCUSED
 
 

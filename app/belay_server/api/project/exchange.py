@@ -241,7 +241,8 @@ EXCHANGE = "belay.exchange"
 #: Key in a request's environment of what the middleware has added to its scope, such as `user`,
 #: `auth`, `session` and `state`.
 ADDED_TO_SCOPE = "belay.added_to_scope"
-#: The keys of a scope that an app makes itself (`app`), or that describe the request.
+_LINE_BREAK = re.compile(r"[\r\n\0]")
+#: The keys of a scope that describe the request, and `app`, which every app sets itself.
 _OF_REQUEST = {
     *("type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string"),
     *("root_path", "headers", "server", "client", "extensions", "wsgi_environ", "subprotocols"),
@@ -288,11 +289,10 @@ def headers_of(message: Message) -> list[tuple[str, str]]:
 
 
 def has_line_break(headers: list[tuple[str, str]]) -> bool:
-    """Return whether a header would end before its end. Web servers refuse to send it."""
+    """Return whether a header has a character that would end it, which web servers refuse."""
     return any(_LINE_BREAK.search(text) for header in headers for text in header)
 
 
-_LINE_BREAK = re.compile(r"[\r\n\0]")
 _DETAILS = {
     403: "Forbidden",
     404: "Not Found",
