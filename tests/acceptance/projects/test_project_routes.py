@@ -255,6 +255,13 @@ def test_an_error_in_a_custom_route_is_500_and_logged(with_starlette, asgi):
     assert asgi.get("/ok").status_code == 200
 
 
+def test_a_custom_route_that_exits_does_not_end_its_process(with_starlette, asgi):
+    pid = asgi.get("/pid").json()
+    assert asgi.get("/exits").status_code == 500
+    with_starlette.wait_for_log("the project's app raised SystemExit")
+    assert asgi.get("/pid").json() == pid
+
+
 def test_requests_to_custom_routes_are_counted(asgi):
     asgi.get("/hello/you")
     line = 'belay_http_requests_total{method="GET",route="http.app",status="200"}'

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -154,6 +155,14 @@ async def broken(_request):
     raise RuntimeError("broken on purpose")
 
 
+async def pid(_request):
+    return JSONResponse(os.getpid())
+
+
+async def exits(_request):
+    sys.exit(3)
+
+
 app = Starlette(
     lifespan=lifespan,
     routes=[
@@ -173,6 +182,8 @@ app = Starlette(
         Route("/info", info),
         Route("/threads", info, methods=["PATCH"]),
         Route("/broken", broken),
+        Route("/exits", exits),
+        Route("/pid", pid),
     ],
 )
 

@@ -104,7 +104,10 @@ class AsgiBridge:
             if message["type"] == "http.response.start" and is_stream(message):
                 await send({"type": "http.response.body", "body": b"", "more_body": True})
 
-        await self._app(scope, receive, send_headers_at_once)
+        try:
+            await self._app(scope, receive, send_headers_at_once)
+        except (SystemExit, KeyboardInterrupt) as error:  # they would end the web process
+            raise RuntimeError(f"the project's app raised {type(error).__name__}") from error
 
 
 def is_stream(start: Message) -> bool:
