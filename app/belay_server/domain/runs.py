@@ -102,6 +102,11 @@ class Claim:
     run_id: UUID
     claim_no: int
 
+    def uncounted(self, attempts: int) -> int:
+        """Return how many earlier attempts were not counted, as another run or a drain has ended
+        them. `attempts` is how many are counted, this one included."""
+        return self.claim_no - attempts
+
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRun:

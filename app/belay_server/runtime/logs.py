@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TextIO
 
 from belay_server.configuration.settings import Settings
 
@@ -37,6 +38,15 @@ _request: ContextVar[Mapping[str, Any] | None] = ContextVar("belay_request", def
 _run: Mapping[str, Any] | None = None
 
 
+class Handler(logging.StreamHandler[TextIO]):
+    """Writes records to standard error. That it cannot be written never is an error of the code
+    that logs."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+        with suppress(Exception):  # there is nowhere to report it
+            super().handleError(record)
+
+
 def in_request(fields: Mapping[str, Any]) -> None:
     """Add a request's fields to what this greenlet or thread logs from now on.
 
@@ -60,7 +70,7 @@ def configure(settings: Settings, level: int = logging.INFO) -> None:
     """Log to standard error. `level` applies if the settings have no level."""
     if settings.log_level is not None:
         level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    handler = logging.StreamHandler()
+    handler = Handler()
     handler.setFormatter(formatter(settings.log_format))
     handler.addFilter(_add_fields)
     handler.addFilter(_shorten)

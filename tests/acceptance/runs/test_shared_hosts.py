@@ -61,6 +61,7 @@ def hosts(make_server, tmp_path_factory):
         "blocks": f"{project}/graphs/nodes.py:graph",
         "hold_lock": f"{project}/graphs/nodes.py:graph",
         "share_call": f"{project}/graphs/nodes.py:graph",
+        "break_log": f"{project}/graphs/nodes.py:graph",
         "attack_process": f"{project}/graphs/nodes.py:graph",
         "steps": f"{project}/graphs/steps.py:steps",
         "alone": f"{project}/graphs/steps.py:sync_steps",
@@ -184,6 +185,34 @@ def test_a_run_that_waits_for_what_a_stopped_one_has_started_is_repeated(client,
     assert client.runs.get(thread_id, run_id)["status"] == "interrupted"
     assert client.runs.get(other_thread, other_run)["status"] == "success"
     assert beats.names() == ["begin", "waiting", "waiting", "shared"]
+
+
+def test_stops_of_others_are_not_attempts_of_a_run_that_waits_for_them(client, tmp_path):
+    """Runs that wait for one another in turn end well however often the first one is stopped."""
+    waiting = Beats(tmp_path / "waiting")
+    found = start(client, "share_call", {"kind": "wait_for_call", "beats": str(waiting)})
+    for number in range(5):  # more than a run has attempts
+        beats = Beats(tmp_path / str(number))
+        input_ = {"kind": "share_call", "beats": str(beats), "seconds": 60}
+        first = start(client, "share_call", input_)
+        wait_until(lambda n=number: waiting.names().count("waiting") > n, 30, "the wait")
+        client.runs.cancel(*first, wait=True)
+    last = {"kind": "share_call", "beats": str(tmp_path / "last"), "seconds": 0.1}
+    start(client, "share_call", last)
+    client.runs.join(*found)
+    assert client.runs.get(*found)["status"] == "success"
+    assert waiting.names() == ["begin", *["waiting"] * 6, "shared"]
+
+
+def test_a_run_cannot_break_the_log_of_its_host(client):
+    for _ in range(2):
+        found = start(client, "break_log", {"kind": "break_log"})
+        client.runs.join(*found)
+        assert client.runs.get(*found)["status"] == "success"
+    thread_id, run_id = start(client, "hostile", {"message": "its own error"})
+    client.runs.join(thread_id, run_id)
+    assert client.runs.get(thread_id, run_id)["status"] == "error"
+    assert "its own error" in str(client.threads.get_state(thread_id)["tasks"])
 
 
 def test_a_run_cannot_end_its_host_nor_its_neighbours_tasks(client, beats, tmp_path):

@@ -10,6 +10,7 @@ import _thread
 import asyncio
 import faulthandler
 import gc
+import logging
 import multiprocessing
 import os
 import re
@@ -71,6 +72,32 @@ async def share_call(state: State) -> State:
     beat(path, "waiting")
     await asyncio.shield(call)
     beat(path, "shared")
+    return {}
+
+
+async def wait_for_call(state: State) -> State:
+    """Wait for a call that another run has started, as soon as there is one."""
+    path = Path(state["beats"])
+    while (call := _CALLS.get(path.parent)) is None or call.done():
+        await asyncio.sleep(_BEAT_SECONDS)
+    beat(str(path), "waiting")
+    await asyncio.shield(call)
+    beat(str(path), "shared")
+    return {}
+
+
+class _BrokenHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        raise SystemExit("no disk")
+
+
+async def break_log(_state: State) -> State:
+    """Leave closed standard streams and a log handler that raises."""
+    print("to standard output")
+    logging.getLogger("project").warning("to the log")
+    logging.getLogger().addHandler(_BrokenHandler())
+    sys.stdout.close()
+    sys.stderr.close()
     return {}
 
 
@@ -412,6 +439,8 @@ KINDS = {
         async_beats,
         share_call,
         attack_process,
+        wait_for_call,
+        break_log,
         drop_generator,
         time_sleep,
         timer_beats,

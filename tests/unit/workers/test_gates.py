@@ -20,7 +20,7 @@ import pytest
 
 from belay_workers.execution.stops import RunCancelled
 from belay_workers.host.event_loop import LoopPolicy
-from belay_workers.host.gated_run import GatedRun, cancel, uninterrupted
+from belay_workers.host.gated_run import GatedRun, uninterrupted
 from belay_workers.host.gates import Gates
 from belay_workers.host.leftovers import HostLeftovers
 from belay_workers.host.threads import RunThreads
@@ -450,7 +450,7 @@ def test_a_task_on_the_event_loop_of_another_runs_thread_can_be_cancelled(loop, 
         work = asyncio.sleep(600)
         waiting = neighbour.context.run(asyncio.run_coroutine_threadsafe, work, others_loop)
         [task] = wait_until(lambda: neighbour.living_tasks(loop.loop), 20, "the task")
-        cancel(task)
+        neighbour.cancel(task)
         wait_until(task.done, 20, "its end")
         assert task.cancelled()
         assert waiting.cancelled()

@@ -10,8 +10,6 @@ from contextvars import Context
 
 import pytest
 
-from belay_workers.host.gated_run import cancel
-
 #: A host replaces functions of the whole process, so this is another one.
 PROGRAM = """
 import asyncio, uuid
@@ -20,10 +18,10 @@ from belay_workers.execution.project_code import ProjectCode
 from belay_workers.host.event_loop import HostLoop
 from belay_workers.host.gated_run import GatedRun
 from belay_workers.host.gates import Gates
-from belay_workers.host.owned_tasks import show_only_own_tasks
+from belay_workers.host.owned_tasks import separate_tasks
 from belay_workers.host.replaceable_functions import make_replaceable
 make_replaceable()
-from asyncio import all_tasks
+from asyncio import all_tasks, gather, wait_for
 
 class Slot:
     def is_interrupted(self, claim):
@@ -36,22 +34,51 @@ async def look():
     other = asyncio.create_task(asyncio.sleep(60))
     return all_tasks() == asyncio.all_tasks() == {asyncio.current_task(), other}
 
+async def wait_by(wait, task, ended):
+    try:
+        await wait(task)
+    except asyncio.CancelledError:
+        ended.append(wait.__name__)
+
+def by_gather(task):
+    return gather(task, asyncio.sleep(0.001))
+
+def by_wait_for(task):
+    return wait_for(task, 60)
+
+async def stop_waits():
+    # Cancel, as Belay does, tasks that wait for one of another run.
+    task = loop.create_task(asyncio.sleep(60), context=runs[0].context)
+    ended = []
+    for wait in (by_gather, by_wait_for):
+        waiting = loop.create_task(wait_by(wait, task, ended), context=runs[1].context)
+        await asyncio.sleep(0.01)
+        runs[1].cancel(waiting)
+        await waiting
+    runs[0].cancel(task)
+    await asyncio.wait([task])
+    others = await gather(asyncio.sleep(0, 1), wait_for(asyncio.sleep(0, 2), 9))
+    print(ended, task.cancelled(), others)
+
 async def main():
     tasks = [loop.create_task(look(), context=run.context) for run in runs]
     print([await task for task in tasks], len(all_tasks()))
 
 loop = HostLoop(ProjectCode(lambda file: False), Gates())
 runs = [GatedRun(Claim(uuid.uuid4(), 1), Slot()) for _ in range(2)]
-show_only_own_tasks()
+separate_tasks()
 loop.run_until_complete(main())
+loop.run_until_complete(stop_waits())
 """
 
 
-def test_a_run_sees_only_its_own_tasks():
+def test_a_run_sees_only_its_own_tasks_and_stops_waiting_for_others_alone():
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.stdout == "[True, True] 3\n", done.stderr
+    shown, waited = done.stdout.splitlines()
+    assert shown == "[True, True] 3", done.stderr
+    assert waited == "['by_gather', 'by_wait_for'] True [1, 2]", done.stderr
 
 
 async def work(started: asyncio.Event) -> str:
@@ -157,10 +184,10 @@ def test_other_cancels_have_their_effect(loop, neighbours, owner):
     mine, neighbour, task = neighbours
 
     async def interfere() -> None:
-        cancel(task)
+        task.cancel()
 
     if owner == "Belay":
-        cancel(task)
+        mine.cancel(task)
     elif owner == "its own code":
         loop.start(mine, interfere())
     else:

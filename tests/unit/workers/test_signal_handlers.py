@@ -25,9 +25,13 @@ class Slot:
     def stepping(self, since):
         pass
 
+def interrupt(*_):
+    called.append("interrupt")
+
 RAISE = "import signal; signal.raise_signal(signal.SIGALRM)"
 loop = HostLoop(ProjectCode(lambda file: file == __file__), Gates())
 asyncio.set_event_loop(loop)
+signal.signal(signal.SIGURG, interrupt)
 signals = HostSignals(loop)
 parent, called = os.getpid(), []
 beats, copies = os.memfd_create("beats"), os.memfd_create("copies")
@@ -75,6 +79,15 @@ async def add_handler(handler):
 async def set_and_beat(setting):
     await loop.create_task(setting, context=mine.context)
     await asyncio.gather(loop.create_task(beat(), context=neighbour.context), beat(0.01))
+
+async def take_what_others_need():
+    assert signal.signal(signal.SIGURG, signal.SIG_IGN) is interrupt
+    assert signal.signal(signal.SIGURG, fork) is interrupt
+    faulthandler.register(signal.SIGURG, chain=False)
+    assert signal.signal(signal.SIGCHLD, signal.SIG_IGN) == signal.SIG_DFL
+    for number in (signal.SIGPIPE, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
 
 async def exit_later():
     faulthandler.dump_traceback_later(0.001, exit=True)
@@ -132,6 +145,11 @@ def play(name):
     elif name == "default_set_again":
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGALRM)
+    elif name == "needed":
+        loop.run_until_complete(loop.create_task(take_what_others_need(), context=mine.context))
+        signal.raise_signal(signal.SIGURG)
+        assert called == ["interrupt"], called
+        assert subprocess.run(["sh", "-c", "exit 7"]).returncode == 7
     elif name == "end_of_a_neighbour":
         both = set_both()
         loop.run_until_complete(loop.create_task(both, context=mine.context))
@@ -183,6 +201,12 @@ def test_a_signal_without_a_handler_does_not_end_the_host(tmp_path):
     assert f"ignored signal {signal.SIGALRM:d}" in said
     assert "Timeout (0:00:00.001000)!" in said  # what `faulthandler` writes
     assert f"ignored signal {signal.SIGALRM:d}" in play(tmp_path, "default_set_again")
+
+
+def test_a_run_cannot_take_the_signals_that_others_need(tmp_path):
+    said = play(tmp_path, "needed")
+    assert said.count("ignored a handler of run") == 3
+    assert f"ignored faulthandler.register() for signal {signal.SIGURG:d}" in said
 
 
 def test_a_signal_ends_the_programs_and_copies_that_a_run_starts(tmp_path):

@@ -61,6 +61,8 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _FLUSH_SECONDS = 2.0
+#: How many attempts of a run are not counted because a stopped neighbour has cut them off.
+_MOST_CUT_OFF = 100
 #: Bytes of an end's JSON above which the connection is replaced. A server process of Postgres keeps
 #: up to 50 times the memory of an end of 16 MiB until its connection is closed.
 _LARGE_END = 1024 * 1024
@@ -299,7 +301,14 @@ def _may_be_cut_off(place: Place, claimed: ClaimedRun) -> bool:
     """Return whether a run whose node was cancelled without a stop is attempted again: a stopped
     neighbour may have taken what this run had waited for with it, such as the one look-up of an
     address that several connections wait for."""
-    return place.is_disturbed and claimed.attempts < place.settings.max_attempts
+    has_attempts = claimed.attempts < place.settings.max_attempts or not _counts_cut(claimed)
+    return place.is_disturbed and has_attempts
+
+
+def _counts_cut(claimed: ClaimedRun) -> bool:
+    """Return whether an attempt is counted although a stopped neighbour has cut it off. The first
+    ones are not: clients who stop runs of their own must not end this one."""
+    return claimed.claim.uncounted(claimed.attempts) >= _MOST_CUT_OFF
 
 
 def _checked(prepared: _Prepared, claimed: ClaimedRun, ending: Ending | None) -> Ending | None:
@@ -420,7 +429,7 @@ async def _write_end(
         return await _put_back(place, claimed, prepared, uncharge=True)
     if asked is StopReason.NONE and prepared.is_cut_off:
         log.warning("run %s waited for work of a run that was stopped; repeating it", claim.run_id)
-        return await _put_back(place, claimed, prepared, uncharge=False)
+        return await _put_back(place, claimed, prepared, uncharge=not _counts_cut(claimed))
     if asked is StopReason.TIMEOUT:
         ending = timed_out(await _reached(place, prepared))
         prepared.events.emit("error", to_json(ending.error))

@@ -16,6 +16,7 @@ from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import run_store
 from belay_server.services.runs.endings import Announcer
 from belay_workers.execution.access import RunAccess
+from belay_workers.execution.contained_logging import contain_log_handlers, keep_streams_open
 from belay_workers.execution.event_writer import EventWriter
 from belay_workers.slots import Kind, Slot, SlotTable
 from belay_workers.supervision.processes import become_session_and_reaper, stop_when_parent_dies
@@ -42,6 +43,8 @@ class ExecutingProcess:
         self.slot: Slot = slots.take(kind)
         become_session_and_reaper()
         stop_when_parent_dies()
+        keep_streams_open()
+        contain_log_handlers()
         self._canary, _ = os.pipe2(os.O_CLOEXEC)
         self.slot.keeps_open(self._canary)
         # The processes that supervise runs must get the CPU also while runs use all of it.

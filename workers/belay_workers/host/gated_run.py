@@ -114,7 +114,17 @@ class GatedRun:
         """Execute no more code of this run on the event loop. Its tasks end at their next step."""
         self.is_frozen = True
         for task in list(self.tasks):
-            cancel(task)
+            self.cancel(task)
+
+    def cancel(self, task: asyncio.Task[Any]) -> None:
+        """Cancel a task of this run, which may be on an event loop of another thread. It is done as
+        code of this run: a task of another run for which this one waits goes on."""
+        context, loop = self.adopt(Context()), task.get_loop()
+        if loop is asyncio._get_running_loop():
+            context.run(task.cancel)
+        elif not loop.is_closed():
+            with suppress(RuntimeError):  # it has just been closed
+                loop.call_soon_threadsafe(task.cancel, context=context)
 
     def living_tasks(self, loop: asyncio.AbstractEventLoop) -> set[asyncio.Task[Any]]:
         """Return its tasks that have not ended, on this event loop and on others that run."""
@@ -131,25 +141,6 @@ class GatedRun:
         if self.slot is not None:
             self.slot.stepping(0.0)
         self.slot = None
-
-
-def cancel(task: asyncio.Task[Any]) -> None:
-    """Cancel a task, which may be on an event loop of another thread, that of another run perhaps.
-    Code of a run calls `Task.cancel`."""
-    loop = task.get_loop()
-    if loop is asyncio._get_running_loop():
-        task.cancel()
-    elif not loop.is_closed():
-        with suppress(RuntimeError):  # it has just been closed
-            loop.call_soon_threadsafe(_cancel_of_no_run, task, context=Context())
-
-
-def _cancel_of_no_run(task: asyncio.Task[Any]) -> None:
-    outer, EXECUTED.run = EXECUTED.run, None
-    try:
-        task.cancel()
-    finally:
-        EXECUTED.run = outer
 
 
 def executed_run() -> GatedRun | None:

@@ -37,7 +37,7 @@ from belay_workers.host.gates import Gates
 from belay_workers.host.group_commit import GroupCommit, Together
 from belay_workers.host.hosted_place import HostedPlace
 from belay_workers.host.leftovers import HostLeftovers
-from belay_workers.host.owned_tasks import show_only_own_tasks
+from belay_workers.host.owned_tasks import separate_tasks
 from belay_workers.host.signal_handlers import HostSignals
 from belay_workers.host.started import Started
 from belay_workers.host.threads import RunThreads
@@ -96,7 +96,7 @@ class Host(ExecutingProcess):
         signal.signal(ASK_SIGNAL, self._on_ask)
         self._limits = NodeLimits()
         self._signals = HostSignals(self.loop)
-        show_only_own_tasks()
+        separate_tasks()
 
     def serve(self, connection: socket.socket) -> None:
         """Execute the runs that the parent sends, until it closes the connection."""

@@ -207,7 +207,7 @@ class HostedPlace:
         self._asked = self.slot.asked(run.claim)
         if self._asked is StopReason.NONE:
             return
-        self._root.cancel()
+        run.cancel(self._root)
         self._freeze_later(run, _Patience(self._host.loop))
 
     def _freeze_later(self, run: GatedRun, patience: _Patience) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from belay_workers.child.loop_leftovers import close_generators
 from belay_workers.execution.loop_callbacks import callback_of
 from belay_workers.host.event_loop import HostLoop, LoopPolicy
-from belay_workers.host.gated_run import GatedRun, cancel
+from belay_workers.host.gated_run import GatedRun
 from belay_workers.host.gates import Gates
 from belay_workers.host.started import Started
 from belay_workers.host.threads import RunThreads
@@ -43,7 +43,7 @@ class HostLeftovers:
         while True:
             strays = run.living_tasks(self._loop)
             for stray in strays - cancelled:
-                cancel(stray)
+                run.cancel(stray)
             if not strays and (suspended := _suspended(run)):
                 strays = {self._close(run, suspended)}
             cancelled |= strays

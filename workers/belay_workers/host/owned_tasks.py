@@ -45,17 +45,20 @@ class OwnedTask(asyncio.Task[Any]):
     def __await__(self) -> Generator[Any, None, Any]:
         """Wait for the task. Code of another run waits for a future of its own, which can be
         cancelled; `asyncio.shield` makes none for a task that is done."""
-        if self.done() or self.foreign_caller() is None:
-            return super().__await__()
-        return asyncio.shield(self).__await__()
+        waited_for = _own_future_for(self)
+        return super().__await__() if waited_for is self else waited_for.__await__()
 
     __iter__ = __await__
 
 
-def show_only_own_tasks() -> None:
-    """Let `asyncio.all_tasks`, called by code of a run, leave out Belay's tasks and those of other
-    runs in progress."""
-    make_replaceable()["all_tasks"].wrap(_without_foreign)
+def separate_tasks() -> None:
+    """Change functions of asyncio, for calls by code of a run: `all_tasks` leaves out Belay's tasks
+    and those of other runs in progress, and a run can stop waiting for these by `gather` and
+    `wait_for`, which would cancel them."""
+    functions = make_replaceable()
+    functions["all_tasks"].wrap(_without_foreign)
+    functions["gather"].wrap(_gathering)
+    functions["wait_for"].wrap(_waiting)
 
 
 def _without_foreign(all_tasks: Callable[..., set[Any]]) -> Callable[..., set[Any]]:
@@ -66,5 +69,29 @@ def _without_foreign(all_tasks: Callable[..., set[Any]]) -> Callable[..., set[An
     return own_tasks
 
 
-def _is_foreign(task: asyncio.Task[Any]) -> bool:
-    return isinstance(task, OwnedTask) and task.foreign_caller() is not None
+def _gathering(gather: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(gather)
+    def gathering(*awaitables: Any, **options: Any) -> Any:
+        return gather(*map(_own_future_for, awaitables), **options)
+
+    return gathering
+
+
+def _waiting(wait_for: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(wait_for)
+    async def waiting(fut: Any, timeout: float | None) -> Any:
+        return await wait_for(_own_future_for(fut), timeout)
+
+    return waiting
+
+
+def _own_future_for(awaitable: Any) -> Any:
+    """Return what code of a run waits for instead of an awaitable: for a task of another run that
+    has not ended a future of its own, which can be cancelled; else the same."""
+    if _is_foreign(awaitable) and not awaitable.done():
+        return asyncio.shield(awaitable)
+    return awaitable
+
+
+def _is_foreign(awaitable: Any) -> bool:
+    return isinstance(awaitable, OwnedTask) and awaitable.foreign_caller() is not None

@@ -1,9 +1,9 @@
 """Functions of Python that concern the whole process, so that hosts can replace them.
 
-They start processes and threads, set timers, or return the tasks of all runs. A project may import
-such a function by name (`from os import fork`). Replacing it in its module has no effect on that
-name. So the worker's parent process puts a `ReplaceableFunction` in its place before it loads the
-project, and a host changes what that calls.
+They start processes and threads, set timers, return the tasks of all runs, or cancel what they wait
+for. A project may import such a function by name (`from os import fork`). Replacing it in its
+module has no effect on that name. So the worker's parent process puts a `ReplaceableFunction` in
+its place before it loads the project, and a host changes what that calls.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ _FUNCTIONS: dict[str, tuple[ModuleType, ...]] = {
     "setitimer": (signal, _signal),
     "alarm": (signal, _signal),
     "dump_traceback_later": (faulthandler,),
+    "register": (faulthandler,),
     "all_tasks": (asyncio, asyncio.tasks),
+    "gather": (asyncio, asyncio.tasks),
+    "wait_for": (asyncio, asyncio.tasks),
 }
 
 

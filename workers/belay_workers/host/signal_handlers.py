@@ -6,7 +6,8 @@ run. An exception is raised only in code of that run, and logged elsewhere. A co
 that the handler has made by `os.fork` ends when the handler returns.
 
 A signal for which no run has a handler, and whose default is to end the process, does nothing: a
-forgotten `signal.alarm` of one run must not end all of them.
+forgotten `signal.alarm` of one run must not end all of them. A run that restores such a default, as
+programs do for SIGPIPE, has no effect either.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from belay_workers.child.signals import NodeSignals
 from belay_workers.execution.copies import end_copy
+from belay_workers.execution.stops import ASK_SIGNAL
 from belay_workers.host.event_loop import HostLoop
 from belay_workers.host.gated_run import GatedRun, executed_run
 from belay_workers.host.replaceable_functions import make_replaceable
@@ -106,6 +108,7 @@ class HostSignals(NodeSignals):
         functions["setitimer"].wrap(self._noting_timer)
         functions["alarm"].wrap(self._noting_alarm)
         functions["dump_traceback_later"].wrap(_without_exit)
+        functions["register"].wrap(_not_for_stops)
 
     def restore_after(self, run: GatedRun) -> None:
         """Stop the timers of a run that has ended, and restore its handlers and the mask. Those of
@@ -127,10 +130,13 @@ class HostSignals(NodeSignals):
 
     def _set_of_run(self, number: int, handler: Any) -> Any:
         run = GatedRun.current()
+        if run is not None and _is_needed(number, handler):
+            log.warning("ignored a handler of run %s for signal %d", run.claim.run_id, number)
+            return self._get_as_set(number)
         if run is not None and callable(handler):
             handler = _Handler(run, handler)
-        elif handler == signal.SIG_DFL and self._handlers.get(number) is self._no_handler:
-            handler = self._no_handler
+        elif handler == signal.SIG_DFL and number not in _LEFT_ALONE:
+            handler = self._handlers.get(number, handler)  # it does not end the process
         return _as_set(self._set(number, handler))
 
     def _get_as_set(self, number: int) -> Any:
@@ -159,6 +165,25 @@ class HostSignals(NodeSignals):
         for number, handler in self._handlers.items():
             if handler is self._no_handler and self._get(number) is self._no_handler:
                 self._set(number, _signal.SIG_DFL)
+
+
+def _is_needed(number: int, handler: Any) -> bool:
+    """Return whether a handler would take from the host, or from other runs, what they need: the
+    supervisor's signal, or the exit codes of processes."""
+    return number == ASK_SIGNAL or (number == signal.SIGCHLD and handler == signal.SIG_IGN)
+
+
+def _not_for_stops(register: Callable[..., None]) -> Callable[..., None]:
+    """Wrap `faulthandler.register`, so that it has no effect on the supervisor's signal."""
+
+    @wraps(register)
+    def registering(signum: int, *args: Any, **options: Any) -> None:
+        if signum == ASK_SIGNAL:
+            log.warning("ignored faulthandler.register() for signal %d", signum)
+        else:
+            register(signum, *args, **options)
+
+    return registering
 
 
 def _as_set(handler: Any) -> Any:

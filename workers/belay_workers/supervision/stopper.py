@@ -344,7 +344,7 @@ class Stopper:
 def _was_often_excused(reading: Reading) -> bool:
     """Return whether an attempt is counted although it is not known which run is the cause of the
     death of a host: this run may kill one host after the other."""
-    return reading.claim.claim_no - reading.attempt >= _MOST_EXCUSED
+    return reading.claim.uncounted(reading.attempt) >= _MOST_EXCUSED
 
 
 def _stepped(readings: list[Reading]) -> Claim | None:
