@@ -211,7 +211,7 @@ class Settings:
                 "BELAY_INTERNAL_URL", read.text("BELAY_INTERNAL_URL", _own_url(environ))
             ),
             concurrency=read.integer("BELAY_CONCURRENCY", 16, minimum=1),
-            isolation=read.one_of("BELAY_ISOLATION", ISOLATION_WORDS) or "process",
+            isolation=read.one_of("BELAY_ISOLATION", ISOLATION_WORDS) or AUTO,
             shared_concurrency=read.integer("BELAY_SHARED_CONCURRENCY", 200, minimum=1),
             run_hosts=read.integer("BELAY_RUN_HOSTS", 0, minimum=0),
             child_nice=read.integer("BELAY_CHILD_NICE", 10, minimum=0),
