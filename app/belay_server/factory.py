@@ -39,6 +39,7 @@ from belay_server.db.assistants import SystemAssistant
 from belay_server.db.migrate import SchemaNotReady, wait_for_schema
 from belay_server.db.postgres.pool import Database, Pool, open_pool, while_unavailable
 from belay_server.doorbell import Doorbell
+from belay_server.graphs.checkpoints.own_checkpointer import api_checkpointer
 from belay_server.graphs.isolation import shared_graphs
 from belay_server.graphs.project.langgraph_json import GraphSpec, Project, read_project
 from belay_server.graphs.project.loading import ProjectError
@@ -166,6 +167,7 @@ def _states(settings: Settings, graphs: GraphRegistry, database: Database) -> St
         most_bytes=most_bytes,
         most_written_bytes=most_bytes,
         most_tasks=_MOST_TASKS,
+        checkpointer=api_checkpointer(graphs.own_checkpointer),
         turn=threading.Lock(),
     )
     return StateProcess(here, connection_owner)

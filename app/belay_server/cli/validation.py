@@ -60,6 +60,10 @@ def _others(project: Project) -> Iterator[Finding]:
             project.store.path,
             lambda: GraphRegistry(project).own_store,
         ),
+        f"checkpointer ({project.checkpointer})": (
+            project.checkpointer,
+            lambda: GraphRegistry(project).own_checkpointer,
+        ),
         f"auth ({project.auth})": (project.auth, lambda: ProjectAuth.load(project)),
         f"http.app ({project.http.app})": (project.http.app, lambda: ProjectApp.check(project)),
     }

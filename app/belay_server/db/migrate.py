@@ -62,6 +62,16 @@ _RECORD_SETUP = """
 INSERT INTO belay_library_schema (library, version) VALUES (%(library)s, %(version)s)
 ON CONFLICT (library) DO UPDATE SET version = excluded.version
 """
+#: Notes deleted checkpoints whose values are in the project's own checkpointer. Its condition is
+#: checked for each row; only rows that meet it are queued.
+_HAS_TRIGGER = """
+SELECT EXISTS (SELECT FROM pg_trigger
+WHERE tgname = 'belay_own_checkpoints' AND tgrelid = to_regclass('checkpoints'))
+"""
+_TRIGGER = """
+CREATE TRIGGER belay_own_checkpoints AFTER DELETE ON checkpoints
+FOR EACH ROW WHEN (OLD.checkpoint ? 'own_values') EXECUTE FUNCTION belay_note_own_checkpoint()
+"""
 #: LangGraph's store keeps minutes as whole numbers; a shorter time to live would expire at once.
 _FRACTIONS_OF_MINUTES = "ALTER TABLE store ALTER COLUMN ttl_minutes TYPE double precision"
 _TTL_TYPE = """
@@ -100,6 +110,8 @@ def migrate(database_url: str, *, store_index: dict[str, Any] | None = None) -> 
                 _apply(conn, number, name, sql)
                 applied.append(name)
         _set_up_langgraph(conn, store_index)
+        if not fetch_value(conn, _HAS_TRIGGER, {}):
+            conn.execute(_TRIGGER)
     return applied
 
 

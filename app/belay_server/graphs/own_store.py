@@ -1,20 +1,17 @@
 """Open and use the project's own store: `store.path` of `langgraph.json`.
 
-It replaces Belay's store in Postgres, for the API and for graphs. Each process opens it when it is
-first used, on an event loop of its own: a connection is bound to the loop that has opened it, while
-graphs, the API and threads use the store from anywhere.
+It replaces Belay's store in Postgres, for the API and for graphs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import contextmanager
 from contextvars import Context
 from typing import Any
 
@@ -22,27 +19,15 @@ from langgraph.store.base import BaseStore
 
 from belay_server.domain.errors import BelayError, Unavailable
 from belay_server.graphs.project.langgraph_json import Project
-from belay_server.graphs.project.loading import ProjectError, load_object
-from belay_server.runtime.event_loop import loop_in_a_real_thread
+from belay_server.graphs.project.own_object import OwnObject, load_own_object
 
 log = logging.getLogger(__name__)
 
-#: The time limit of one call, which may open the store, in seconds.
-_CALL_SECONDS = 60.0
-
 
 def load_own_store(project: Project) -> Any:
-    """Return what `store.path` names: a store, or a function without parameters that returns one,
-    or a context manager (also an asynchronous one) that yields one. Raises ProjectError."""
-    target = project.store.path
-    assert target is not None
-    made = load_object(project.root, project.dependencies, target, "store.path")
-    if not isinstance(made, BaseStore) and not callable(made):
-        raise ProjectError(
-            f"store.path ({target}): must be a BaseStore, or a function that returns one or yields "
-            "one as a context manager"
-        )
-    return made
+    """Return what `store.path` names, as `load_own_object`. Raises ProjectError."""
+    assert project.store.path is not None
+    return load_own_object(project, project.store.path, "store.path", BaseStore)
 
 
 class OwnStore(BaseStore):
@@ -53,7 +38,7 @@ class OwnStore(BaseStore):
     def __init__(self, made: Any) -> None:
         """`made` is what `load_own_store` has returned. Make this object where it is used, after
         the last fork: it starts a thread."""
-        self._opened = _Opened(made)
+        self._opened: OwnObject[BaseStore] = OwnObject(made, "store.path", BaseStore)
 
     def batch(self, ops: Iterable[Any]) -> list[Any]:
         return self._start(list(ops)).result()
@@ -151,7 +136,7 @@ class OwnApiStore(OwnStore):
 class _Call(Future[list[Any]]):
     """A call of a store. It is done when nothing of it is executed any longer."""
 
-    def __init__(self, opened: _Opened, ops: list[Any]) -> None:
+    def __init__(self, opened: OwnObject[BaseStore], ops: list[Any]) -> None:
         super().__init__()
         self._opened = opened
         self._ops = ops
@@ -159,7 +144,9 @@ class _Call(Future[list[Any]]):
 
     def begin(self) -> None:
         """Begin the call, on the store's event loop."""
-        self._task = self._opened.loop.create_task(self._opened.batch(self._ops))
+        self._task = self._opened.loop.create_task(
+            self._opened.use(lambda store: store.abatch(self._ops))
+        )
         self._task.add_done_callback(self._end)
 
     def cancel_once(self) -> None:
@@ -174,45 +161,3 @@ class _Call(Future[list[Any]]):
             self.set_exception(error)
         else:
             self.set_result(task.result())
-
-
-class _Opened:
-    """The event loop of a store in one process, and the store once it is open."""
-
-    def __init__(self, made: Any) -> None:
-        self._made = made
-        self.loop = loop_in_a_real_thread()
-        self._opening = asyncio.Lock()
-        self._store: BaseStore | None = None
-        #: Never closed: processes are killed.
-        self._contexts = AsyncExitStack()
-
-    async def batch(self, ops: list[Any]) -> list[Any]:
-        """Do operations, each call within its time limit. Raises TimeoutError."""
-        try:
-            async with asyncio.timeout(_CALL_SECONDS):
-                async with self._opening:
-                    if self._store is None:
-                        self._store = await self._open()
-                return await self._store.abatch(ops)
-        except (Exception, asyncio.CancelledError):
-            raise
-        except BaseException as error:  # it would end the event loop, or the process
-            kind = type(error).__name__
-            raise RuntimeError(f"the project's store raised {kind}: {error}") from error
-
-    async def _open(self) -> BaseStore:
-        found = self._made
-        if not isinstance(found, BaseStore):
-            found = found()
-        if inspect.isawaitable(found):
-            found = await found
-        if isinstance(found, BaseStore):
-            return found
-        if hasattr(found, "__aenter__"):
-            found = await self._contexts.enter_async_context(found)
-        elif hasattr(found, "__enter__"):
-            found = self._contexts.enter_context(found)
-        if not isinstance(found, BaseStore):
-            raise TypeError(f"store.path has made no BaseStore but a {type(found).__name__}")
-        return found

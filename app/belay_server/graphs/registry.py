@@ -24,6 +24,7 @@ from langgraph.pregel import Pregel
 from langgraph.store.base import ensure_embeddings
 
 from belay_server.configuration.settings import DEFAULT_QUEUE
+from belay_server.graphs.checkpoints.own_checkpointer import load_own_checkpointer
 from belay_server.graphs.own_store import load_own_store
 from belay_server.graphs.project.factories import GraphFactory, GraphUse
 from belay_server.graphs.project.langgraph_json import GraphSpec, Project
@@ -58,7 +59,8 @@ class GraphRegistry:
         registry = cls(project)
         for spec in project.graphs.values():
             registry._loaded[spec.graph_id] = _load(project, spec)
-        _ = registry.store, registry.own_store  # an error fails the start, not the first item
+        # An error fails the start, not the first item or checkpoint.
+        _ = registry.store, registry.own_store, registry.own_checkpointer
         return registry
 
     @cached_property
@@ -75,6 +77,12 @@ class GraphRegistry:
         """What makes the store of the project's own (`load_own_store`), None without one. Raises
         ProjectError."""
         return None if self.project.store.path is None else load_own_store(self.project)
+
+    @cached_property
+    def own_checkpointer(self) -> Any:
+        """What makes the checkpointer of the project's own (`load_own_checkpointer`), None without
+        one. Raises ProjectError."""
+        return None if self.project.checkpointer is None else load_own_checkpointer(self.project)
 
     def __contains__(self, graph_id: str) -> bool:
         return graph_id in self.project.graphs

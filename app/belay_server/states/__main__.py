@@ -24,6 +24,7 @@ from belay_server.bus.project_cache import ProjectCache
 from belay_server.configuration.settings import Settings
 from belay_server.db.postgres.pool import Database, open_pool
 from belay_server.domain.errors import BelayError, StateTooLarge
+from belay_server.graphs.checkpoints.own_checkpointer import api_checkpointer
 from belay_server.graphs.checkpoints.thread_saver import LargeState
 from belay_server.graphs.project.langgraph_json import read_project
 from belay_server.graphs.project.loopback import Loopback
@@ -83,7 +84,13 @@ def _parts(settings: Settings) -> StateParts:
     project = read_project(settings.config_path)
     Loopback(project.url_in(settings.internal_url), dict).install()
     graphs = GraphRegistry.load(project)
-    return StateParts(settings, graphs, Database(pool), most_bytes=settings.max_answer_bytes)
+    return StateParts(
+        settings,
+        graphs,
+        Database(pool),
+        most_bytes=settings.max_answer_bytes,
+        checkpointer=api_checkpointer(graphs.own_checkpointer),
+    )
 
 
 def _tidy() -> None:

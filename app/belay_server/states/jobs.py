@@ -33,6 +33,7 @@ from belay_server.domain.agent_runs.outputs import output_of
 from belay_server.domain.errors import BadRequest, Conflict, NotFound, TooMuch
 from belay_server.domain.json_paths import extract
 from belay_server.graphs import thread_state
+from belay_server.graphs.checkpoints.own_checkpointer import OwnCheckpointer
 from belay_server.graphs.checkpoints.thread_saver import ThreadSaver, UpdateSaver
 from belay_server.graphs.project.factories import GraphUse
 from belay_server.graphs.protocol.events import INTERRUPT
@@ -69,16 +70,28 @@ class StateParts:
     most_written_bytes: int | None = None
     #: Limit for one read of states, in pending tasks and writes of tasks. None means no limit.
     most_tasks: int | None = None
+    #: The project's own, which has the values of states; None without one.
+    checkpointer: OwnCheckpointer | None = None
     #: Held while decoding a state that is not small.
     turn: AbstractContextManager[object] = field(default_factory=nullcontext)
 
-    def saver(self) -> ThreadSaver:
-        """Return a saver for one job."""
-        return ThreadSaver(self.database.pool, **self._limits)
+    def saver(self, *, is_limited: bool = True, **limits: Any) -> ThreadSaver:
+        """Return a saver for one job, without limits for reading or with them. `limits` are
+        further ones of `ThreadSaver`."""
+        limits |= self._limits if is_limited else {}
+        return ThreadSaver(self.database.pool, **self._options, **limits)
 
     def update_saver(self) -> UpdateSaver:
         """Return a saver for one update."""
-        return UpdateSaver(self.database.pool, **self._limits)
+        return UpdateSaver(self.database.pool, **self._options, **self._limits)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "aes_key": self.settings.aes_key,
+            "checkpointer": self.checkpointer,
+            "turn": self.turn,
+        }
 
     @property
     def _limits(self) -> dict[str, Any]:
@@ -86,8 +99,6 @@ class StateParts:
             "most_bytes": self.most_bytes,
             "most_written_bytes": self.most_written_bytes,
             "most_tasks": self.most_tasks,
-            "aes_key": self.settings.aes_key,
-            "turn": self.turn,
         }
 
 
@@ -230,7 +241,7 @@ def update_state(
             f"Other requests keep changing the state of thread {thread.thread_id}. Try again."
         )
     # The written state is read without a limit on its size.
-    saver = ThreadSaver(parts.database.pool, turn=parts.turn, aes_key=parts.settings.aes_key)
+    saver = parts.saver(is_limited=False)
     try:
         _rest(parts, graph, saver, thread.thread_id, keep_error=False)
         state = thread_state.read_state(

@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.conformance import checkpointer_test, validate
+from langgraph.checkpoint.memory import InMemorySaver
 
 from belay_server.db.postgres.connection import connect
 from belay_server.db.postgres.reconnecting import ReconnectingConnection
 from belay_server.graphs.checkpoints.base_saver import FormatSaver
+from belay_server.graphs.checkpoints.own_checkpointer import OwnApiCheckpointer, OwnCheckpointer
 from belay_server.graphs.checkpoints.run_saver import RunSaver
 from belay_server.graphs.checkpoints.thread_saver import ThreadSaver
+
+
+class SynchronousSaver(InMemorySaver):
+    """A checkpointer without asynchronous methods."""
+
+    aget_tuple = BaseCheckpointSaver.aget_tuple
+    alist = BaseCheckpointSaver.alist
+    aput = BaseCheckpointSaver.aput
+    aput_writes = BaseCheckpointSaver.aput_writes
+    adelete_thread = BaseCheckpointSaver.adelete_thread
+
+
+@contextmanager
+def open_synchronous() -> Iterator[SynchronousSaver]:
+    yield SynchronousSaver()
 
 
 class AsyncThreadSaver(ThreadSaver):
@@ -60,20 +80,35 @@ def assert_conforms(report: Any) -> None:
 
 KEYS = pytest.mark.parametrize("aes_key", [None, b"0123456789abcdef"], ids=["plain", "encrypted"])
 
+#: What `checkpointer.path` may load.
+CHECKPOINTERS = pytest.mark.parametrize(
+    "checkpointer", [None, InMemorySaver, open_synchronous], ids=["ours", "theirs", "synchronous"]
+)
+
 
 @KEYS
-def test_the_saver_of_the_api_conforms(database_url, aes_key):
+@CHECKPOINTERS
+def test_the_saver_of_the_api_conforms(database_url, aes_key, checkpointer):
     with connect(database_url) as conn:
-        assert_conforms(report_on(AsyncThreadSaver(conn, aes_key=aes_key)))
+        own = None if checkpointer is None else OwnApiCheckpointer(checkpointer)
+        saver = AsyncThreadSaver(conn, aes_key=aes_key, checkpointer=own)
+        assert_conforms(report_on(saver))
 
 
 @KEYS
+@CHECKPOINTERS
 @pytest.mark.parametrize("behind", [False, True])
-def test_the_saver_of_runs_conforms(rows, database_url, behind, aes_key):
+def test_the_saver_of_runs_conforms(rows, database_url, behind, aes_key, checkpointer):
     claimed = rows.running()
     with connect(database_url) as conn, ThreadPoolExecutor(1) as pool:
         connection = ReconnectingConnection(lambda: conn)
         saver = RunSaver(
-            connection, claimed.claim, pool, lambda: False, behind=behind, aes_key=aes_key
+            connection,
+            claimed.claim,
+            pool,
+            lambda: False,
+            behind=behind,
+            aes_key=aes_key,
+            checkpointer=None if checkpointer is None else OwnCheckpointer(checkpointer),
         )
         assert_conforms(report_on(saver))

@@ -6,9 +6,12 @@ import uuid
 
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.types import TASKS
 from langgraph.types import Send
 
+from belay_server.domain.errors import StateUnreadable
+from belay_server.graphs.checkpoints.own_checkpointer import OwnApiCheckpointer
 from belay_server.graphs.checkpoints.thread_saver import LargeState, ThreadSaver
 
 MANY = 700
@@ -43,3 +46,16 @@ def test_a_state_with_too_many_tasks_is_refused(conn, config, store):
     with pytest.raises(LargeState, match="tasks"):
         list(limited.list(config, limit=10))
     assert ThreadSaver(conn, most_bytes=512 * 1024).get_tuple(config) is not None
+
+
+def test_a_state_in_a_checkpointer_that_is_not_named_any_more_is_unreadable(conn, config):
+    """States from before there was one are read as ever."""
+    with_own = ThreadSaver(conn, checkpointer=OwnApiCheckpointer(InMemorySaver()))
+    sends(ThreadSaver(conn), config)
+    before = with_own.get_tuple(config)
+    assert len(before.checkpoint["channel_values"][TASKS]) == MANY
+    sends(with_own, before.config)
+    assert len(with_own.get_tuple(config).checkpoint["channel_values"][TASKS]) == MANY
+    assert ThreadSaver(conn).get_tuple(before.config) == before
+    with pytest.raises(StateUnreadable, match="does not name any more"):
+        ThreadSaver(conn).get_tuple(config)

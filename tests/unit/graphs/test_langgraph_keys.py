@@ -60,7 +60,6 @@ def test_the_schema_is_valid_and_has_every_disable_option():
         ({"graphs": {**GRAPHS, "js": "./b.ts:g"}}, "graph 'js' is JavaScript and is not served"),
         ({"graphs": {**GRAPHS, "js": {"path": "./b.mjs:g"}}}, "graph 'js' is JavaScript"),
         ({"ui": {"agent": "./ui.tsx"}}, "user interface components of 'ui' are not served"),
-        ({"checkpointer": {"path": "./c.py:c"}}, "'checkpointer.path' has no effect: fencing and"),
         (
             {"store": {"path": "./s.py:s", "ttl": {"default_ttl": 1}}},
             "'store.ttl' has no effect beside 'store.path'",
@@ -108,6 +107,7 @@ def test_keys_that_need_nothing_are_accepted_silently(tmp_path, document):
             "'auth.cache.ttl_seconds' must be a number above 0",
         ),
         ({"store": {"path": "./s.py"}}, "'store.path' must be"),
+        ({"checkpointer": {"path": "./c.py"}}, "'checkpointer.path' must be"),
         ({"webhooks": {"headers": {"x\ny": "a"}}}, "is no valid HTTP header"),
         ({"webhooks": {"headers": {"x": "a\r\nb: c"}}}, "'webhooks.headers.x' is no valid"),
         ({"http": {"middleware_order": "last"}}, "'http.middleware_order' must be"),

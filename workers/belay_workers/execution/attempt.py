@@ -27,6 +27,7 @@ from belay_server.bus.client import RedisError
 from belay_server.bus.event_log import Started
 from belay_server.db import run_claims as claim_rows
 from belay_server.db import runs as run_rows
+from belay_server.db.own_checkpoints import find_garbage, forget_garbage
 from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.outages import in_short, is_worth_waiting
 from belay_server.db.run_claims import ClaimRequest, RunEnding
@@ -170,6 +171,22 @@ async def _attempt(place: Place, claimed: ClaimedRun) -> None:
         await place.announce(dataclasses.replace(end, emitted=events.emitted))
         place.slot.counters.ended(end, ASKED, place.slot.seconds_since_claim())
         fault_points.reached(FaultPoint.END_ANNOUNCED, claimed.run_id)
+        await _delete_own_values(place)
+
+
+async def _delete_own_values(place: Place) -> None:
+    """Delete in the project's own checkpointer, if it has one, what has been deleted in Postgres.
+    If that fails, it is done after the next end of a run."""
+    if place.checkpointer is None:
+        return
+    try:
+        garbage = await place.on_database(find_garbage, keep_waiting=lambda: False)
+        if garbage:
+            await place.blocking(partial(place.checkpointer.delete, garbage))
+            forget = partial(forget_garbage, garbage=garbage)
+            await place.on_database(forget, keep_waiting=lambda: False)
+    except Exception as error:  # noqa: BLE001  (the project's, too; the run has ended)
+        log.warning("cannot delete checkpoints in the project's checkpointer: %r", error)
 
 
 async def _settle(place: Place, claim: Claim) -> None:
@@ -239,6 +256,7 @@ async def _prepare(place: Place, claimed: ClaimedRun, events: RunEvents) -> _Pre
         # stored. If this process dies in between, the task is repeated, and no event is missing.
         before_store=(lambda: events.flush(_FLUSH_SECONDS)) if resumable else None,
         aes_key=place.settings.aes_key,
+        checkpointer=place.checkpointer,
     )
     if claimed.claim_no == 1:
         return _Prepared(saver, events)

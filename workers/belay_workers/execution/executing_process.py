@@ -12,6 +12,7 @@ from belay_server.configuration.settings import Settings
 from belay_server.db.postgres.connection import connect
 from belay_server.db.postgres.reconnecting import ReconnectingConnection
 from belay_server.doorbell import Doorbell
+from belay_server.graphs.checkpoints.own_checkpointer import run_checkpointer
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import run_store
 from belay_server.services.runs.endings import Announcer
@@ -67,3 +68,4 @@ class ExecutingProcess:
         self.database_thread.submit(lambda: None).result()
         self.access = access
         self.store = run_store(self.database, self.database_thread, graphs)
+        self.checkpointer = run_checkpointer(graphs.own_checkpointer)

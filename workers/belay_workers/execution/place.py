@@ -16,6 +16,7 @@ from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.reconnecting import ReconnectingConnection
 from belay_server.db.run_claims import ClaimRequest, RunEnding
 from belay_server.domain.runs import Claim, ClaimedRun
+from belay_server.graphs.checkpoints.own_checkpointer import OwnCheckpointer
 from belay_server.graphs.checkpoints.run_saver import RunSaver
 from belay_server.graphs.registry import GraphRegistry
 from belay_server.graphs.store import GraphStore
@@ -46,6 +47,8 @@ class Place(Protocol):
     unknown_graphs: set[str]
     access: RunAccess
     store: GraphStore
+    #: The project's own, None without one.
+    checkpointer: OwnCheckpointer | None
     event_log: EventLog
     event_writer: EventWriter
     announcer: Announcer

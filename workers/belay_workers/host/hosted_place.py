@@ -66,6 +66,7 @@ class HostedPlace:
         self.unknown_graphs = host.unknown_graphs
         self.access = host.access.of_one_run()
         self.store = host.store.of_place()
+        self.checkpointer = host.checkpointer
         self.event_log = host.event_log
         self.event_writer = host.event_writer
         self.announcer = host.announcer

@@ -7,12 +7,13 @@ writes them on idle threads.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from langgraph.checkpoint.base import CheckpointTuple
+from langgraph.checkpoint.base import BaseCheckpointSaver, CheckpointTuple
 from langgraph.checkpoint.postgres import PostgresSaver
 
+from belay_server.domain.errors import StateUnreadable
 from belay_server.graphs.checkpoints.encryption import (
     decrypting,
     encrypting,
@@ -20,6 +21,11 @@ from belay_server.graphs.checkpoints.encryption import (
     with_hidden_primitives,
 )
 from belay_server.graphs.checkpoints.ids import go_on_after
+from belay_server.graphs.checkpoints.own_checkpointer import (
+    OwnCheckpointer,
+    lacks_values,
+    without_values,
+)
 
 _LATEST_ID = """
 SELECT max(checkpoint_id) FROM checkpoints
@@ -30,11 +36,19 @@ WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(checkpoint_ns)s
 class FormatSaver(PostgresSaver):
     """Uses LangGraph's tables and format, and makes ids that sort after the checkpoints read.
 
-    With `aes_key`, the values of channels and writes are encrypted.
+    With `aes_key`, the values of channels and writes are encrypted. With `checkpointer`, which is
+    the project's own, that has the values of channels.
     """
 
-    def __init__(self, conn: Any, *, aes_key: bytes | None = None) -> None:
+    def __init__(
+        self,
+        conn: Any,
+        *,
+        aes_key: bytes | None = None,
+        checkpointer: OwnCheckpointer | None = None,
+    ) -> None:
         super().__init__(conn)
+        self._checkpointer = checkpointer
         self._aes_key = aes_key
         if aes_key is not None:
             self.serde = encrypting(self.serde, aes_key)
@@ -65,7 +79,42 @@ class FormatSaver(PostgresSaver):
         return self
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        if self._checkpointer is not None:
+            self._checkpointer.put(config, checkpoint, metadata, new_versions)
+            checkpoint, new_versions = without_values(checkpoint), {}
         return super().put(config, *self._storable(checkpoint, metadata, new_versions))
+
+    def put_writes(
+        self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        if self._checkpointer is not None:
+            self._checkpointer.put_writes(config, writes, task_id, task_path)
+        super().put_writes(config, writes, task_id, task_path)
+
+    def get_delta_channel_history(
+        self, *, config: Any, channels: Sequence[str]
+    ) -> Mapping[str, Any]:
+        if self._checkpointer is None:
+            return super().get_delta_channel_history(config=config, channels=channels)
+        # That reads the tables. The base class reads one checkpoint after the other.
+        return BaseCheckpointSaver.get_delta_channel_history(self, config=config, channels=channels)
+
+    def _load_checkpoint_tuple(self, value: Any) -> CheckpointTuple:
+        return self._with_values(super()._load_checkpoint_tuple(value))
+
+    def _with_values(self, found: CheckpointTuple) -> CheckpointTuple:
+        """Return a checkpoint with its values. Raises StateUnreadable if they cannot be had."""
+        return self._own_values.fill(found) if lacks_values(found) else found
+
+    @property
+    def _own_values(self) -> OwnCheckpointer:
+        """Return the project's checkpointer, in which there are values."""
+        if self._checkpointer is None:
+            raise StateUnreadable(
+                "The thread's state is in a checkpointer of the project, which "
+                "checkpointer.path of langgraph.json does not name any more"
+            )
+        return self._checkpointer
 
     def _storable(self, checkpoint: Any, metadata: Any, new_versions: Any) -> tuple[Any, Any, Any]:
         """Return what to store of a checkpoint: it, its metadata and the versions of its blobs."""

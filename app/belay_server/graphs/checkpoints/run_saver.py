@@ -23,6 +23,7 @@ import psycopg
 from langgraph._internal._constants import ERROR, ERROR_SOURCE_NODE
 from langgraph.checkpoint.base import (
     WRITES_IDX_MAP,
+    BaseCheckpointSaver,
     CheckpointTuple,
     get_serializable_checkpoint_metadata,
 )
@@ -34,6 +35,11 @@ from belay_server.db.postgres.reconnecting import ReconnectingConnection
 from belay_server.domain.access import without_secrets
 from belay_server.domain.runs import Claim
 from belay_server.graphs.checkpoints.base_saver import FormatSaver
+from belay_server.graphs.checkpoints.own_checkpointer import (
+    OwnCheckpointer,
+    lacks_values,
+    without_values,
+)
 from belay_server.graphs.checkpoints.rows import CheckpointRows
 from belay_server.runtime import fault_points
 from belay_server.runtime.fault_points import FaultPoint
@@ -82,8 +88,9 @@ class RunSaver(FormatSaver):
         is_retry: bool = False,
         before_store: Callable[[], bool] | None = None,
         aes_key: bytes | None = None,
+        checkpointer: OwnCheckpointer | None = None,
     ) -> None:
-        super().__init__(None, aes_key=aes_key)
+        super().__init__(None, aes_key=aes_key, checkpointer=checkpointer)
         self._connection = connection
         self.claim = claim
         self._database_thread = database_thread
@@ -202,14 +209,10 @@ class RunSaver(FormatSaver):
         fault_points.reached(FaultPoint.BEFORE_CHECKPOINT, self.claim.run_id)
         configurable = config["configurable"]
         thread_id, namespace = configurable["thread_id"], configurable["checkpoint_ns"]
+        stamped = self._stamped(config, metadata)
         checkpoint, metadata, new_versions = self._storable(checkpoint, metadata, new_versions)
         stored, blobs = _split(checkpoint)
         versions = {channel: new_versions[channel] for channel in blobs if channel in new_versions}
-        stamped = {
-            **without_secrets(get_serializable_checkpoint_metadata(config, metadata)),
-            "run_id": str(self.claim.run_id),
-            "thread_id": thread_id,
-        }
         rows = CheckpointRows()
         row = (
             thread_id,
@@ -221,6 +224,14 @@ class RunSaver(FormatSaver):
         )
         rows.add_checkpoint(row, self._dump_blobs(thread_id, namespace, blobs, versions))
         return rows
+
+    def _stamped(self, config: Any, metadata: Any) -> dict[str, Any]:
+        """Return the metadata of a checkpoint of the run."""
+        return {
+            **without_secrets(get_serializable_checkpoint_metadata(config, metadata)),
+            "run_id": str(self.claim.run_id),
+            "thread_id": config["configurable"]["thread_id"],
+        }
 
     def _rows_of_writes(
         self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
@@ -259,6 +270,17 @@ class RunSaver(FormatSaver):
             }
         }
 
+    def _with_values(self, found: CheckpointTuple) -> CheckpointTuple:
+        """Return a checkpoint as it is read on the database thread, where other runs would wait for
+        the project's checkpointer."""
+        return found
+
+    def _whole(self, found: CheckpointTuple) -> CheckpointTuple:
+        return self._own_values.fill(found) if lacks_values(found) else found
+
+    async def _awhole(self, found: CheckpointTuple) -> CheckpointTuple:
+        return await self._own_values.afill(found) if lacks_values(found) else found
+
     def _tuple(self, config: Any) -> CheckpointTuple | None:
         """Return a checkpoint, in a retry without the output of tasks that have failed."""
         found = super().get_tuple(config)
@@ -281,7 +303,8 @@ class RunSaver(FormatSaver):
     def get_tuple(self, config: Any) -> CheckpointTuple | None:
         if self._is_empty():
             return None
-        return self._on_its_thread(partial(self._read, partial(self._tuple, config)))
+        found = self._on_its_thread(partial(self._read, partial(self._tuple, config)))
+        return None if found is None else self._whole(found)
 
     def list(
         self,
@@ -296,7 +319,7 @@ class RunSaver(FormatSaver):
         def read() -> list[CheckpointTuple]:
             return [*found(config, filter=filter, before=before, limit=limit)]
 
-        return iter(self._on_its_thread(partial(self._read, read)))
+        return map(self._whole, self._on_its_thread(partial(self._read, read)))
 
     def delete_thread(self, thread_id: str) -> None:
         self._on_its_thread(partial(self._read, partial(super().delete_thread, thread_id)))
@@ -304,10 +327,18 @@ class RunSaver(FormatSaver):
     def get_delta_channel_history(
         self, *, config: Any, channels: Sequence[str]
     ) -> Mapping[str, Any]:
-        read = partial(super().get_delta_channel_history, config=config, channels=channels)
+        history = super().get_delta_channel_history
+        if self._checkpointer is not None:  # it calls `get_tuple`
+            return history(config=config, channels=channels)
+        read = partial(history, config=config, channels=channels)
         return self._on_its_thread(partial(self._read, read))
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        if self._checkpointer is not None:
+            self._checkpointer.put(
+                config, checkpoint, self._stamped(config, metadata), new_versions
+            )
+            checkpoint, new_versions = without_values(checkpoint), {}
         written = self._put_later(config, checkpoint, metadata, new_versions)
         self._store_now()
         return written
@@ -315,6 +346,8 @@ class RunSaver(FormatSaver):
     def put_writes(
         self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
+        if self._checkpointer is not None:
+            self._checkpointer.put_writes(config, writes, task_id, task_path)
         self._ask(partial(self._rows_of_writes, config, writes, task_id, task_path))
         self._store_now()
 
@@ -347,7 +380,8 @@ class RunSaver(FormatSaver):
     async def aget_tuple(self, config: Any) -> CheckpointTuple | None:
         if self._is_empty():
             return None
-        return await self._in_order(partial(self._read, partial(self._tuple, config)))
+        found = await self._in_order(partial(self._read, partial(self._tuple, config)))
+        return None if found is None else await self._awhole(found)
 
     async def alist(
         self,
@@ -363,10 +397,15 @@ class RunSaver(FormatSaver):
             return [*read(config, filter=filter, before=before, limit=limit)]
 
         for found in await self._in_order(partial(self._read, read_all)):
-            yield found
+            yield await self._awhole(found)
 
     async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         await self._let_events_be_delivered()  # as for writes: so their order stays
+        if self._checkpointer is not None:
+            await self._checkpointer.aput(
+                config, checkpoint, self._stamped(config, metadata), new_versions
+            )
+            checkpoint, new_versions = without_values(checkpoint), {}
         written = self._put_later(config, checkpoint, metadata, new_versions)
         await self._store_soon()
         return written
@@ -375,6 +414,8 @@ class RunSaver(FormatSaver):
         self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         await self._let_events_be_delivered()
+        if self._checkpointer is not None:
+            await self._checkpointer.aput_writes(config, writes, task_id, task_path)
         self._ask(partial(self._rows_of_writes, config, writes, task_id, task_path))
         await self._store_soon()
 
@@ -382,6 +423,10 @@ class RunSaver(FormatSaver):
         await self._in_order(partial(self._read, partial(super().delete_thread, thread_id)))
 
     async def aget_delta_channel_history(self, *, config: Any, channels: Sequence[str]) -> Any:
+        if self._checkpointer is not None:  # it calls `aget_tuple`
+            return await BaseCheckpointSaver.aget_delta_channel_history(
+                self, config=config, channels=channels
+            )
         read = partial(super().get_delta_channel_history, config=config, channels=channels)
         return await self._in_order(partial(self._read, read))
 

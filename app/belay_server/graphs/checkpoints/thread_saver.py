@@ -12,6 +12,7 @@ from psycopg_pool import ConnectionPool
 from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.pool import unavailable_when_unreachable
 from belay_server.graphs.checkpoints.base_saver import FormatSaver
+from belay_server.graphs.checkpoints.own_checkpointer import OwnCheckpointer, without_values
 
 #: Bytes of the checkpoints that a condition selects, and about how many pending tasks and writes of
 #: tasks they have, before any of them is read. Postgres stores the size of a value that is out of
@@ -71,12 +72,13 @@ class ThreadSaver(FormatSaver):
         most_tasks: int | None = None,
         turn: AbstractContextManager[object] | None = None,
         aes_key: bytes | None = None,
+        checkpointer: OwnCheckpointer | None = None,
     ) -> None:
         """Raise LargeState on reading more than `most_bytes` or about `most_tasks` pending tasks at
         once, or a delta channel with more than `most_written_bytes` of writes, and on storing more
         than `most_stored_bytes` in all. None means no limit. States that are not small are decoded
         while holding `turn`."""
-        super().__init__(pool, aes_key=aes_key)
+        super().__init__(pool, aes_key=aes_key, checkpointer=checkpointer)
         self._most_bytes = most_bytes
         self._most_written_bytes = most_written_bytes
         self._most_stored_bytes = most_stored_bytes
@@ -150,9 +152,7 @@ class ThreadSaver(FormatSaver):
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         """Store a state that belongs to no run, whatever checkpoint it continues."""
-        owned = {key: value for key, value in metadata.items() if key != "run_id"}
-        owned["thread_id"] = config["configurable"]["thread_id"]
-        return super().put(config, checkpoint, owned, new_versions)
+        return super().put(config, checkpoint, _of_no_run(config, metadata), new_versions)
 
     def keep_latest(self, thread_id: str) -> None:
         """Delete the thread's history except the latest state of the graph and its subgraphs.
@@ -173,6 +173,9 @@ class UpdateSaver(ThreadSaver):
         self._kept: list[Callable[[ThreadSaver], object]] = []
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
+        if self._checkpointer is not None:
+            self._checkpointer.put(config, checkpoint, _of_no_run(config, metadata), new_versions)
+            checkpoint, new_versions = without_values(checkpoint), {}
         self._kept.append(lambda saver: saver.put(config, checkpoint, metadata, new_versions))
         where = config["configurable"]
         return {
@@ -186,6 +189,8 @@ class UpdateSaver(ThreadSaver):
     def put_writes(
         self, config: Any, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
+        if self._checkpointer is not None:
+            self._checkpointer.put_writes(config, writes, task_id, task_path)
         self._kept.append(lambda saver: saver.put_writes(config, writes, task_id, task_path))
 
     def store(self, conn: Connection) -> None:
@@ -194,6 +199,12 @@ class UpdateSaver(ThreadSaver):
         saver.serde = self.serde
         for write in self._kept:
             write(saver)
+
+
+def _of_no_run(config: Any, metadata: Any) -> dict[str, Any]:
+    """Return the metadata of a state that belongs to no run."""
+    owned = {key: value for key, value in metadata.items() if key != "run_id"}
+    return {**owned, "thread_id": config["configurable"]["thread_id"]}
 
 
 def _blob_bytes(value: Any) -> int:

@@ -63,6 +63,8 @@ class Project:
     warnings: tuple[str, ...] = ()
     #: Defaults of a graph's config and context, by graph id (LANGGRAPH_CONFIG).
     defaults: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    #: `checkpointer.path`: the name of the project's own checkpointer.
+    checkpointer: str | None = None
     #: The TTL of threads that are created without one (`checkpointer.ttl`).
     thread_ttl: ThreadTtl | None = None
     #: Types that states may have besides LangChain's and those of the graph's schema, each the
@@ -158,6 +160,7 @@ def read_project(path: Path) -> Project:
         dependencies=_dependencies(path, root, document.get("dependencies", ["."])),
         env=env,
         defaults=_defaults(environ),
+        checkpointer=_own_checkpointer(path, document.get("checkpointer") or {}),
         thread_ttl=_thread_ttl(path, _with_ttl(document.get("checkpointer") or {}, environ)),
         allowed_types=_allowed_types(path, document.get("checkpointer") or {}),
         auth=read_auth_path(path, document.get("auth")),
@@ -180,6 +183,14 @@ def _isolation(path: Path, graphs: Mapping[str, Any], isolation: Any) -> Mapping
             f"{path}: 'isolation' names a graph that is not in 'graphs': {unknown[0]}"
         )
     return isolation
+
+
+def _own_checkpointer(path: Path, checkpointer: Any) -> str | None:
+    """Return `checkpointer.path`."""
+    named = checkpointer.get("path") if isinstance(checkpointer, dict) else None
+    if named is not None and (not isinstance(named, str) or ":" not in named):
+        raise ProjectError(f"{path}: 'checkpointer.path' must be 'path/to/file.py:variable'")
+    return named
 
 
 def _allowed_types(path: Path, checkpointer: Any) -> frozenset[tuple[str, ...]]:

@@ -17,6 +17,7 @@ from belay_server.configuration.settings import Settings
 from belay_server.db import run_cancels as cancel_rows
 from belay_server.db import runs as run_rows
 from belay_server.db import threads as thread_rows
+from belay_server.db.own_checkpoints import find_garbage, forget_garbage
 from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.pool import Database
 from belay_server.db.run_cancels import CancelFilter
@@ -28,6 +29,7 @@ from belay_server.domain.errors import (
     OutOfReach,
     StateTooLarge,
     StateUnreadable,
+    Unavailable,
 )
 from belay_server.domain.runs import CancelAction, user_cancel_reason
 from belay_server.domain.threads import Thread, ThreadStatus, ThreadTtl, TtlStrategy
@@ -98,16 +100,13 @@ def _refuse_large(settings: Settings, thread: _AnyThread) -> _AnyThread:
 def _with_supersteps(parts: Parts, thread: Thread, supersteps: list[dict[str, Any]]) -> Thread:
     """Write the states of `supersteps`, which another server may have exported, and return the new
     thread. Raises BadRequest, after deleting the thread."""
+    here = parts.states.here
     with parts.database.connection() as conn:
         its_graph = _graph_of(parts, conn, thread)
     updates = [[thread_state.state_update(u) for u in step["updates"]] for step in supersteps]
     config = thread_state.thread_config(str(thread.thread_id))
-    graph = its_graph.load(parts.states.here, access="threads.update")
-    saver = ThreadSaver(
-        parts.database.pool,
-        most_stored_bytes=parts.settings.max_answer_bytes,
-        aes_key=parts.settings.aes_key,
-    )
+    graph = its_graph.load(here, access="threads.update")
+    saver = here.saver(is_limited=False, most_stored_bytes=parts.settings.max_answer_bytes)
     try:
         thread_state.write_state(graph, saver, config, updates)
     except thread_state.StateRefused as error:
@@ -174,6 +173,34 @@ def delete_thread(
     while (deleted := parts.database.transaction(delete_if_idle)) is None:
         stop_runs(parts, CancelFilter(thread_id=thread_id), reason)
     announcer(parts).announce_deleted_threads([deleted])
+    _delete_own_values(parts)
+
+
+def _delete_own_values(parts: Parts) -> None:
+    """Delete in the project's own checkpointer, if it has one, what has been deleted in Postgres.
+    If that fails, it is done with the next deletion, or after the next end of a run."""
+    checkpointer = parts.states.here.checkpointer
+    if checkpointer is None:
+        return
+    with parts.database.connection() as conn:
+        garbage = find_garbage(conn)
+    try:
+        checkpointer.delete(garbage)
+    except Unavailable:
+        return  # it is logged
+    with parts.database.connection() as conn:
+        forget_garbage(conn, garbage)
+
+
+def _copy_own_values(parts: Parts, conn: Connection, thread_id: UUID, copy_id: UUID) -> None:
+    """Copy the values of a thread's checkpoints in the project's own checkpointer, if it has one.
+    Raises Unavailable."""
+    checkpointer = parts.states.here.checkpointer
+    if checkpointer is None:
+        return
+    saver = ThreadSaver(conn, aes_key=parts.settings.aes_key, checkpointer=checkpointer)
+    for found in saver.list({"configurable": {"thread_id": str(thread_id)}}):
+        checkpointer.copy(found, str(copy_id))
 
 
 def copy_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thread:
@@ -188,6 +215,7 @@ def copy_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thre
         thread_rows.repeatable_read(conn)
         if not thread_rows.copy_thread(conn, thread_id, copy_id, metadata):
             raise Conflict(f"Thread with ID {thread_id} not found")
+        _copy_own_values(parts, conn, thread_id, copy_id)
         copied = thread_rows.get_thread(conn, copy_id, with_values=True)
         if copied is None:
             raise OutOfReach("thread")
