@@ -42,7 +42,8 @@ def parts(run_parts, database_url):
         )
     )
     shared = {f.name: getattr(run_parts, f.name) for f in dataclasses.fields(run_parts)}
-    yield cast(Parts, SimpleNamespace(**shared, database=database))
+    states = SimpleNamespace(here=SimpleNamespace(checkpointer=None))
+    yield cast(Parts, SimpleNamespace(**shared, database=database, states=states))
     pool.close()
 
 
