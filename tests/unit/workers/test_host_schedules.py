@@ -231,6 +231,7 @@ class Host:
         self.commits = GroupCommit(self.database, self.database_thread, self.loop)  # type: ignore[arg-type]
         self.access = SimpleNamespace(of_one_run=lambda: None)
         no_calls = SimpleNamespace(has_calls_to_cancel=False)
+        self.checkpointer = None
         self.store = SimpleNamespace(of_place=lambda: no_calls)
         self.graphs = self.owner = self.unknown_graphs = self.event_log = None
         self.event_writer = self.announcer = None
