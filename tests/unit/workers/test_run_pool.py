@@ -22,9 +22,13 @@ from tests.waiting import wait_until
 
 class Slots:
     draining = False
+    is_supervised = False
 
     def __init__(self) -> None:
         self.in_use: set[int] = set()
+
+    def note_supervised(self):
+        self.is_supervised = True
 
     def pids(self):
         return list(self.in_use)
@@ -116,6 +120,7 @@ class Pool:
         self.children: list[Child] = []
 
     def _new_zygote(self) -> Zygote:
+        self.was_supervised = self.slots.is_supervised
         self.zygotes.append(Zygote())
         return self.zygotes[-1]
 
@@ -166,6 +171,11 @@ def clock(monkeypatch):
     real = time.monotonic
     monkeypatch.setattr(run_pool.time, "monotonic", lambda: real() + now.ahead)
     return now
+
+
+def test_the_guardian_does_not_count_the_time_before_the_first_fork(pool):
+    """It killed the first child of a worker whose graphs took more than five seconds to load."""
+    assert pool.was_supervised
 
 
 def ready(pool, number=1):

@@ -89,6 +89,9 @@ class RunPool(BasePool):
     # -- called by Celery -------------------------------------------------------------------------
 
     def on_start(self) -> None:
+        # The supervisor starts after the pool. Loading the graphs may have taken longer than the
+        # guardian leaves children unsupervised.
+        self.app.slots.note_supervised()
         self._zygote = self._new_zygote()
         self._grow()
         if self.options["threads"]:
