@@ -15,7 +15,9 @@ import psycopg
 import pytest
 from langgraph_sdk import get_sync_client
 
+from tests.acceptance.runs.test_cancel_nodes import assert_silent
 from tests.cluster import Cluster
+from tests.conftest import Beats
 from tests.faults.history import Beat, Execution, executions, read_beats
 from tests.waiting import wait_until
 
@@ -108,6 +110,23 @@ class Probe:
         options = {"durability": "sync", **options}
         run = self.client.runs.create(thread_id, graph, input=given, **options)
         return thread_id, run["run_id"], tag
+
+    def cancel_before_its_end_is_written(self, graph: str, beats: Beats, action: str) -> None:
+        """Start a run that leaves a task, and cancel it when its graph has ended. Check that
+        nothing is executed after the response."""
+        cluster, runs = self.cluster, self.client.runs
+        cluster.plan("P9", "hold")
+        thread_id = self.client.threads.create()["thread_id"]
+        input_ = {"kind": "leave_beats", "beats": str(beats)}
+        run_id = runs.create(thread_id, graph, input=input_)["run_id"]
+        wait_until(cluster.injected, 60, "its graph to end")
+        runs.cancel(thread_id, run_id, action=action)
+        (cluster.faults / "release").touch()
+        self.wait_until_over(thread_id, run_id)
+        assert_silent(beats)
+        assert beats.names()[:2] == ["begin", "beat"]
+        statuses = [run["status"] for run in runs.list(thread_id)]
+        assert statuses == (["interrupted"] if action == "interrupt" else [])
 
     def beats(self, tag: str) -> list[Beat]:
         return [beat for beat in read_beats(self.history) if beat.tag == tag]

@@ -175,6 +175,12 @@ def test_a_cancelled_run_whose_child_is_killed_ends_as_cancelled(cluster, probe,
     assert len(probe.starts(tag)) == steps
 
 
+@pytest.mark.parametrize("action", ["interrupt", long_case("rollback")])
+def test_what_a_run_has_left_ends_with_a_cancel_before_its_end(probe, beats, action):
+    """The cancel was accepted in time, and what the graph had left went on."""
+    probe.cancel_before_its_end_is_written("nodes", beats, action)
+
+
 def test_a_rollback_whose_child_is_killed_is_completed(cluster, probe):
     before = probe.start()
     probe.assert_done_once(*before)

@@ -58,7 +58,7 @@ def hosts(scratch):
     names += [f"statement-{number}-{fault}" for number in range(1, 9) for fault in FAULTS]
     names += ["stopped", "worker", "beside"]
     graphs = dict.fromkeys(names, f"{project}/graphs/probe.py:probe")
-    graphs["exhausts"] = f"{project}/graphs/nodes.py:graph"
+    graphs |= dict.fromkeys(("exhausts", "leaves"), f"{project}/graphs/nodes.py:graph")
     config = folder / "langgraph.json"
     config.write_text(json.dumps({"dependencies": [project], "graphs": graphs}))
     settings = {
@@ -174,6 +174,15 @@ def memory_limit(worker, most: int) -> Iterator[list[int]]:
     finally:
         done.set()
         thread.join()
+
+
+@pytest.mark.parametrize("action", ["interrupt", long_case("rollback")])
+def test_what_a_run_has_left_ends_with_a_cancel_before_its_end(hosts, probe, beats, action):
+    """The cancel was accepted in time, and what the graph had left went on."""
+    beside = start(probe, "beside", 3, seconds=0.5)
+    host_of(probe, beside[0][2])
+    probe.cancel_before_its_end_is_written("leaves", beats, action)
+    assert_all_done_once(probe, beside)
 
 
 @pytest.mark.long

@@ -202,6 +202,10 @@ class Slot:
     def finishing(self) -> None:
         self._record.phase = Phase.FINISHING
 
+    def stopping(self) -> None:
+        """Note that code of the run may be executed again, until it has been stopped."""
+        self._record.phase = Phase.RUNNING
+
     def idle(self) -> None:
         self._record.phase = Phase.IDLE
 

@@ -123,6 +123,12 @@ async def async_beats(state: State) -> State:
         await asyncio.sleep(_BEAT_SECONDS)
 
 
+async def leave_beats(state: State) -> State:
+    """Leave a task that goes on beside the next nodes, and after the run."""
+    _KEPT.append(asyncio.create_task(async_beats(state)))
+    return {}
+
+
 async def drop_generator(state: State) -> State:
     """Leave a generator that only the garbage collector can find, which does not look for it."""
 
@@ -441,6 +447,7 @@ KINDS = {
         attack_process,
         wait_for_call,
         break_log,
+        leave_beats,
         drop_generator,
         time_sleep,
         timer_beats,

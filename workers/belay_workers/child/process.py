@@ -208,6 +208,14 @@ class Child(ExecutingProcess):
         if self._signals is not None:
             self._signals.restore()
 
+    async def end_leftovers(self, claim: Claim) -> None:
+        """End what the graph of this run has left, as `run` does after a stop. `claim` is that of
+        the last run here."""
+        del claim
+        self.slot.stopping()
+        self._wait_for_leftovers()
+        self.slot.finishing()
+
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a short coroutine of Belay's own, which has no nodes and is not stopped."""
         return self.on_loop(work)

@@ -48,6 +48,8 @@ from belay_server.services.runs.endings import (
     RunEnd,
     end_cancelled_run,
     end_run,
+    end_uncancelled_run,
+    ended_before,
     timed_out,
     with_small_answer,
 )
@@ -455,8 +457,22 @@ async def _write_end(
         return await _end_cancelled(place, claimed, prepared)
     final = _kept(place, ending)
     await _flush(place, prepared)
-    alone = partial(end_run, thread_id=thread_id, claim=claim, ending=final)
-    return await _write_together(place, RunEnding(thread_id, claim, final), alone)
+    alone = partial(end_uncancelled_run, thread_id=thread_id, claim=claim, ending=final)
+    end = await _write_together(place, RunEnding(thread_id, claim, final), alone)
+    return end or await _end_late(place, claimed, final)
+
+
+async def _end_late(place: Place, claimed: ClaimedRun, final: Ending) -> RunEnd | None:
+    """Write the end of a run for which a cancel was accepted when its graph had ended. What the
+    graph has left in the background is ended first, as at every cancel."""
+    claim, thread_id = claimed.claim, claimed.thread_id
+    written = await _on_the_row(place, claim, lambda conn: ended_before(conn, claim))
+    if written is not None:
+        return written
+    await place.end_leftovers(claim)
+    return await _on_the_row(
+        place, claim, lambda conn: end_cancelled_run(conn, thread_id, claim, final)
+    )
 
 
 async def _end_cancelled(place: Place, claimed: ClaimedRun, prepared: _Prepared) -> RunEnd | None:

@@ -108,6 +108,10 @@ class Place(Protocol):
     async def run(self, claim: Claim, work: Coroutine[Any, Any, T]) -> T:
         """Execute a run's graph. After a stop, return only when nothing of the run is left."""
 
+    async def end_leftovers(self, claim: Claim) -> None:
+        """End what the graph of this run has left, which `run` has left alone. The supervisor kills
+        the process if that takes too long."""
+
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Execute a short coroutine of Belay's own, which is not stopped."""
 

@@ -174,15 +174,32 @@ class HostedPlace:
             await asyncio.wait({root})
             if self._asked is not StopReason.NONE:
                 self._root = None
-                self._host.stops += 1
-                self._is_stopping = True
-                self._host.stopping += 1
-                await self._host.leftovers.end(run, self._calls_of_store())
-                self.slot.finishing()  # from here on, the supervisor waits
+                await self._end_leftovers(run)
         finally:
             self._root, self._is_executing = None, False
             self._host.clean_up(run)
         return root.result()
+
+    async def end_leftovers(self, claim: Claim) -> None:
+        """End what the graph of this run has left, as `run` does after a stop."""
+        run = self._run
+        assert run is not None
+        assert run.claim == claim
+        self.slot.stopping()
+        self._is_executing = True
+        self._freeze_later(run, _Patience(self._host.loop))
+        try:
+            await self._end_leftovers(run)
+        finally:
+            self._is_executing = False
+            self._host.clean_up(run)
+
+    async def _end_leftovers(self, run: GatedRun) -> None:
+        self._host.stops += 1
+        self._is_stopping = True
+        self._host.stopping += 1
+        await self._host.leftovers.end(run, self._calls_of_store())
+        self.slot.finishing()  # from here on, the supervisor waits
 
     def _calls_of_store(self) -> Callable[[], bool]:
         """Return a function that returns whether calls of the project's store are left, and cancels

@@ -120,9 +120,18 @@ def end_run(conn: Connection, thread_id: UUID, claim: Claim, ending: Ending) -> 
     has written. Return None when the claim is no longer valid; the current holder of the run then
     writes its end.
     """
+    end = end_uncancelled_run(conn, thread_id, claim, ending)
+    return end or end_cancelled_run(conn, thread_id, claim, ending)
+
+
+def end_uncancelled_run(
+    conn: Connection, thread_id: UUID, claim: Claim, ending: Ending
+) -> RunEnd | None:
+    """Write the end that the graph reached. Return None when a cancel was accepted, when this claim
+    has written an end, or when it is no longer valid."""
     after = claim_rows.finish_run(conn, thread_id, claim, ending)
     if after is None:
-        return end_cancelled_run(conn, thread_id, claim, ending)
+        return None
     end = RunEnd(claim.run_id, claim.claim_no, ending.status, after.ringable)
     return dataclasses.replace(end, answer=ending.answer)
 
