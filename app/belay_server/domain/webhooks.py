@@ -127,7 +127,8 @@ def parse_target(url: str, policy: WebhookPolicy) -> WebhookTarget:
     host = parts.hostname.rstrip(".").lower()
     if "%" in host or not _can_be_looked_up(host):
         raise ValueError(f"Invalid webhook hostname '{host}'")
-    host = host.encode("idna").decode()  # the resolver's form: ①②⑦.0.0.1 is 127.0.0.1
+    # The resolver's form: ①②⑦.0.0.1 is 127.0.0.1, and the full stop of ideographs is a dot.
+    host = host.encode("idna").decode().rstrip(".")
     if policy.allowed_domains and not _is_within(host, policy.allowed_domains):
         raise ValueError(f"Webhook host '{host}' is not among the allowed domains")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

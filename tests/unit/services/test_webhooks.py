@@ -37,6 +37,7 @@ PATHS = WebhookPolicy(allows_paths=True)
         ("http://[2001:4860:4860::8888]/x", "2001:4860:4860::8888", 80, "/x", None),
         ("https://bücher.example/a;b", "xn--bcher-kva.example", 443, "/a;b", None),
         ("http://①②⑦.0.0.1", "127.0.0.1", 80, "/", "127.0.0.1"),
+        ("http://127.0.0.1。:80", "127.0.0.1", 80, "/", "127.0.0.1"),
         ("http://e.example/ë?n=ü%20[", "e.example", 80, "/%C3%AB?n=%C3%BC%20[", "e.example"),
     ],
 )
