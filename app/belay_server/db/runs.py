@@ -308,6 +308,13 @@ def last_checkpoint_of_run(conn: Connection, thread_id: UUID, run_id: UUID) -> s
     return value
 
 
+def disown_checkpoints(conn: Connection, thread_id: UUID, run_id: UUID) -> None:
+    """Remove a run's id from the thread's checkpoints. LangGraph would take a new run with the same
+    id for a later attempt, and go on from them without its input; a rollback would delete them."""
+    params = {"thread_id": str(thread_id), "run_id": str(run_id)}
+    execute(conn, SQL.disown_checkpoints, params)
+
+
 def checkpoint_exists(
     conn: Connection, thread_id: UUID, checkpoint_ns: str, checkpoint_id: str | None
 ) -> bool:

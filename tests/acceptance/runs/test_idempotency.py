@@ -76,3 +76,19 @@ def test_a_key_that_is_too_long_is_refused(http, thread_id):
     assert answer.status_code == 422
     assert "Idempotency-Key" in answer.json()["detail"]
     assert http.get(f"/threads/{thread_id}/runs").json() == []
+
+
+@pytest.mark.parametrize("by", ["run_id", "key", "run_id on a copy"])
+def test_the_id_of_a_deleted_run_starts_a_new_run(http, thread_id, key, by):
+    """LangGraph takes the same id for a later attempt, and goes on without the new input."""
+    more, headers = ({}, key) if by == "key" else ({"run_id": str(uuid.uuid4())}, {})
+    path = f"/threads/{thread_id}/runs"
+    first = http.post(f"{path}/wait", json={**BODY, **more}, headers=headers)
+    assert first.json() == {"count": 2}
+    run_id = http.get(path).json()[0]["run_id"]
+    copy = http.post(f"/threads/{thread_id}/copy").json()["thread_id"]
+    http.delete(f"{path}/{run_id}")
+    path = f"/threads/{copy}/runs" if by == "run_id on a copy" else path
+    body = {"assistant_id": "counter", "input": {"count": 10}, **more}
+    assert http.post(f"{path}/wait", json=body, headers=headers).json() == {"count": 11}
+    assert http.get(path).json()[0]["run_id"] == run_id

@@ -211,6 +211,10 @@ WHERE thread_id = %(thread_id)s AND checkpoint_ns = '' AND metadata ->> 'run_id'
 ORDER BY checkpoint_id DESC
 LIMIT 1
 
+-- name: disown_checkpoints
+UPDATE checkpoints SET metadata = metadata - 'run_id'
+WHERE thread_id = %(thread_id)s AND metadata ->> 'run_id' = %(run_id)s
+
 -- name: checkpoint_exists
 SELECT EXISTS (
     SELECT 1 FROM checkpoints

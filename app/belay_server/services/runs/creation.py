@@ -297,8 +297,9 @@ def create_in_transaction(
     run = run_rows.insert_run(conn, new, rering_seconds=parts.settings.rering_seconds)
     if run is None:
         raise _IdTaken
-    if request.chosen_id is not None:
+    if request.chosen_id is not None:  # a deleted run may have had it
         drop_old_log(parts.event_log, run_id)
+        run_rows.disown_checkpoints(conn, thread_id, run_id)
     head = claim_rows.next_runs_of_threads(conn, [thread_id])
     fault_points.reached(FaultPoint.BEFORE_COMMIT, run_id)
     return Accepted(run, cancelled, head)
