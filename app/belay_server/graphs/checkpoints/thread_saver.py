@@ -165,6 +165,14 @@ class ThreadSaver(FormatSaver):
             raise CannotPrune(str(error)) from error
 
 
+class RowSaver(ThreadSaver):
+    """Reads checkpoints as Postgres has them: without the values that the project's own
+    checkpointer has."""
+
+    def _with_values(self, found: CheckpointTuple) -> CheckpointTuple:
+        return found
+
+
 class UpdateSaver(ThreadSaver):
     """Reads states, and holds the writes of an update until `store` stores all of them."""
 

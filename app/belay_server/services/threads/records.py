@@ -34,7 +34,8 @@ from belay_server.domain.errors import (
 from belay_server.domain.runs import CancelAction, user_cancel_reason
 from belay_server.domain.threads import Thread, ThreadStatus, ThreadTtl, TtlStrategy
 from belay_server.graphs import thread_state
-from belay_server.graphs.checkpoints.thread_saver import LargeState, ThreadSaver
+from belay_server.graphs.checkpoints.own_checkpointer import lacks_values
+from belay_server.graphs.checkpoints.thread_saver import LargeState, RowSaver
 from belay_server.graphs.project.loading import ProjectError
 from belay_server.graphs.serde import to_json
 from belay_server.services.parts import Parts
@@ -198,9 +199,10 @@ def _copy_own_values(parts: Parts, conn: Connection, thread_id: UUID, copy_id: U
     checkpointer = parts.states.here.checkpointer
     if checkpointer is None:
         return
-    saver = ThreadSaver(conn, aes_key=parts.settings.aes_key, checkpointer=checkpointer)
+    saver = RowSaver(conn, aes_key=parts.settings.aes_key)
     for found in saver.list({"configurable": {"thread_id": str(thread_id)}}):
-        checkpointer.copy(found, str(copy_id))
+        if lacks_values(found):
+            checkpointer.copy(checkpointer.fill(found), str(copy_id))
 
 
 def copy_thread(parts: Parts, thread_id: UUID, metadata: dict[str, Any]) -> Thread:
