@@ -10,7 +10,8 @@ import pytest
 
 #: Signal handlers concern the whole process, so this is another one.
 PROGRAM = '''
-import asyncio, faulthandler, os, signal, subprocess, sys, time, uuid
+import asyncio, faulthandler, os, signal, subprocess, sys, threading, time, uuid
+from pathlib import Path
 from belay_server.domain.runs import Claim
 from belay_workers.execution.project_code import ProjectCode
 from belay_workers.host.event_loop import HostLoop
@@ -89,6 +90,33 @@ async def take_what_others_need():
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 
+def descend(depth):
+    return depth and descend(depth - 1)
+
+def compute_until(is_over):
+    while not is_over.is_set():
+        descend(50)
+
+async def dump_often(path):
+    # Each dump reads the frames of threads that go on.
+    is_over = threading.Event()
+    sys.setswitchinterval(0.0001)
+    for _ in range(4):
+        threading.Thread(target=compute_until, args=(is_over,)).start()
+    with path.open("w+") as file:
+        faulthandler.dump_traceback_later(0.0005, repeat=True, file=file)
+        while path.stat().st_size < 4_000_000:  # hundreds
+            await asyncio.gather(*(asyncio.sleep(0) for _ in range(20)))
+        faulthandler.cancel_dump_traceback_later()
+        is_over.set()
+        begin = path.read_text()[:20_000]
+        assert begin.startswith("Timeout (0:00:00.000500)!") and "in descend" in begin
+    for wrong in (0, -1):
+        try:
+            faulthandler.dump_traceback_later(wrong)
+        except ValueError:
+            called.append(wrong)
+
 async def exit_later():
     faulthandler.dump_traceback_later(0.001, exit=True)
     await asyncio.sleep(0.05)
@@ -145,6 +173,10 @@ def play(name):
     elif name == "default_set_again":
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.raise_signal(signal.SIGALRM)
+    elif name == "tracebacks":
+        dumping = dump_often(Path(__file__).with_name("dumped"))
+        loop.run_until_complete(loop.create_task(dumping, context=mine.context))
+        assert called == [0, -1]
     elif name == "needed":
         loop.run_until_complete(loop.create_task(take_what_others_need(), context=mine.context))
         signal.raise_signal(signal.SIGURG)
@@ -207,6 +239,10 @@ def test_a_run_cannot_take_the_signals_that_others_need(tmp_path):
     said = play(tmp_path, "needed")
     assert said.count("ignored a handler of run") == 3
     assert f"ignored faulthandler.register() for signal {signal.SIGURG:d}" in said
+
+
+def test_tracebacks_are_dumped_without_a_segmentation_fault(tmp_path):
+    play(tmp_path, "tracebacks")
 
 
 def test_a_signal_ends_the_programs_and_copies_that_a_run_starts(tmp_path):

@@ -36,6 +36,7 @@ _FUNCTIONS: dict[str, tuple[ModuleType, ...]] = {
     "setitimer": (signal, _signal),
     "alarm": (signal, _signal),
     "dump_traceback_later": (faulthandler,),
+    "cancel_dump_traceback_later": (faulthandler,),
     "register": (faulthandler,),
     "all_tasks": (asyncio, asyncio.tasks),
     "gather": (asyncio, asyncio.tasks),

@@ -27,6 +27,7 @@ from belay_workers.execution.stops import ASK_SIGNAL
 from belay_workers.host.event_loop import HostLoop
 from belay_workers.host.gated_run import GatedRun, executed_run
 from belay_workers.host.replaceable_functions import make_replaceable
+from belay_workers.host.tracebacks import Tracebacks
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,9 @@ class HostSignals(NodeSignals):
         functions = make_replaceable()
         functions["setitimer"].wrap(self._noting_timer)
         functions["alarm"].wrap(self._noting_alarm)
-        functions["dump_traceback_later"].wrap(_without_exit)
+        tracebacks = Tracebacks()
+        functions["dump_traceback_later"].wrap(lambda _: tracebacks.dump_later)
+        functions["cancel_dump_traceback_later"].wrap(lambda _: tracebacks.cancel)
         functions["register"].wrap(_not_for_stops)
 
     def restore_after(self, run: GatedRun) -> None:
@@ -191,15 +194,3 @@ def _as_set(handler: Any) -> Any:
     if isinstance(handler, _NoHandler):
         return signal.SIG_DFL
     return handler.function if isinstance(handler, _Handler) else handler
-
-
-def _without_exit(dump_later: Callable[..., None]) -> Callable[..., None]:
-    """Wrap `faulthandler.dump_traceback_later`, so that it does not end the process."""
-
-    @wraps(dump_later)
-    def dumping(timeout: float, repeat: bool = False, file: Any = None, exit: bool = False) -> None:
-        if exit:
-            log.warning("a traceback is dumped in %s s without exit: other runs go on", timeout)
-        dump_later(timeout, repeat, *(() if file is None else (file,)))
-
-    return dumping
