@@ -39,8 +39,8 @@ _run: Mapping[str, Any] | None = None
 
 
 class Handler(logging.StreamHandler[TextIO]):
-    """Writes records to standard error. That it cannot be written never is an error of the code
-    that logs."""
+    """Writes records to standard error. A failure to write is never raised in the code that
+    logs."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
         with suppress(Exception):  # there is nowhere to report it

@@ -13,12 +13,11 @@ from belay_server.graphs.checkpoints.own_checkpointer import (
     OwnCheckpointer,
     api_checkpointer,
     run_checkpointer,
-    without_values,
 )
 
 FOUND = CheckpointTuple(
     {"configurable": {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "1"}},
-    without_values({"id": "1", "channel_values": {"a": 1}}),
+    {"id": "1", "channel_values": {}, "own_values": True},
     {},
 )
 

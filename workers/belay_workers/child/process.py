@@ -208,10 +208,11 @@ class Child(ExecutingProcess):
         if self._signals is not None:
             self._signals.restore()
 
-    async def end_leftovers(self, claim: Claim) -> None:
-        """End what the graph of this run has left, as `run` does after a stop. `claim` is that of
-        the last run here."""
-        del claim
+    async def end_leftovers(self) -> None:
+        """End what the graph of the last run has left in the background, unless `run` has done so
+        after a stop."""
+        if self._asked is not StopReason.NONE:
+            return
         self.slot.stopping()
         self._wait_for_leftovers()
         self.slot.finishing()

@@ -321,11 +321,13 @@ def _may_be_cut_off(place: Place, claimed: ClaimedRun) -> bool:
     """Return whether a run whose node was cancelled without a stop is attempted again: a stopped
     neighbour may have taken what this run had waited for with it, such as the one look-up of an
     address that several connections wait for."""
-    has_attempts = claimed.attempts < place.settings.max_attempts or not _counts_cut(claimed)
+    has_attempts = claimed.attempts < place.settings.max_attempts or not _counts_when_cut_off(
+        claimed
+    )
     return place.is_disturbed and has_attempts
 
 
-def _counts_cut(claimed: ClaimedRun) -> bool:
+def _counts_when_cut_off(claimed: ClaimedRun) -> bool:
     """Return whether an attempt is counted although a stopped neighbour has cut it off. The first
     ones are not: clients who stop runs of their own must not end this one."""
     return claimed.claim.uncounted(claimed.attempts) >= _MOST_CUT_OFF
@@ -449,7 +451,7 @@ async def _write_end(
         return await _put_back(place, claimed, prepared, uncharge=True)
     if asked is StopReason.NONE and prepared.is_cut_off:
         log.warning("run %s waited for work of a run that was stopped; repeating it", claim.run_id)
-        return await _put_back(place, claimed, prepared, uncharge=not _counts_cut(claimed))
+        return await _put_back(place, claimed, prepared, uncharge=not _counts_when_cut_off(claimed))
     if asked is StopReason.TIMEOUT:
         ending = timed_out(await _reached(place, prepared))
         prepared.events.emit("error", to_json(ending.error))
@@ -459,17 +461,17 @@ async def _write_end(
     await _flush(place, prepared)
     alone = partial(end_uncancelled_run, thread_id=thread_id, claim=claim, ending=final)
     end = await _write_together(place, RunEnding(thread_id, claim, final), alone)
-    return end or await _end_late(place, claimed, final)
+    return end or await _end_after_late_cancel(place, claimed, final)
 
 
-async def _end_late(place: Place, claimed: ClaimedRun, final: Ending) -> RunEnd | None:
+async def _end_after_late_cancel(place: Place, claimed: ClaimedRun, final: Ending) -> RunEnd | None:
     """Write the end of a run for which a cancel was accepted when its graph had ended. What the
     graph has left in the background is ended first, as at every cancel."""
     claim, thread_id = claimed.claim, claimed.thread_id
     written = await _on_the_row(place, claim, lambda conn: ended_before(conn, claim))
     if written is not None:
         return written
-    await place.end_leftovers(claim)
+    await place.end_leftovers()
     return await _on_the_row(
         place, claim, lambda conn: end_cancelled_run(conn, thread_id, claim, final)
     )

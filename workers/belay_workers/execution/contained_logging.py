@@ -45,7 +45,7 @@ def _of_same_file(stream: io.TextIOWrapper) -> _OpenStream:
 
 
 def contain_log_handlers() -> None:
-    """Let no exception of a log handler reach the code that logs. Belay's handler reports it."""
+    """Keep the exceptions of log handlers from the code that logs. Belay's handler logs them."""
     call_handlers = logging.Logger.callHandlers
     belays = [one for one in logging.getLogger().handlers if isinstance(one, logs.Handler)]
 

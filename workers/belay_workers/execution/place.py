@@ -108,9 +108,9 @@ class Place(Protocol):
     async def run(self, claim: Claim, work: Coroutine[Any, Any, T]) -> T:
         """Execute a run's graph. After a stop, return only when nothing of the run is left."""
 
-    async def end_leftovers(self, claim: Claim) -> None:
-        """End what the graph of this run has left, which `run` has left alone. The supervisor kills
-        the process if that takes too long."""
+    async def end_leftovers(self) -> None:
+        """End what the graph of the last run has left in the background, unless `run` has done so
+        after a stop. The supervisor kills the process if that takes too long."""
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Execute a short coroutine of Belay's own, which is not stopped."""

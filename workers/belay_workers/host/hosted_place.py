@@ -180,11 +180,12 @@ class HostedPlace:
             self._host.clean_up(run)
         return root.result()
 
-    async def end_leftovers(self, claim: Claim) -> None:
-        """End what the graph of this run has left, as `run` does after a stop."""
+    async def end_leftovers(self) -> None:
+        """End what the graph of the run has left in the background, unless `run` has done so after
+        a stop."""
         run = self._run
-        assert run is not None
-        assert run.claim == claim
+        if run is None or self._asked is not StopReason.NONE:
+            return
         self.slot.stopping()
         self._is_executing = True
         self._freeze_later(run, _Patience(self._host.loop))

@@ -24,7 +24,6 @@ from belay_server.graphs.checkpoints.ids import go_on_after
 from belay_server.graphs.checkpoints.own_checkpointer import (
     OwnCheckpointer,
     lacks_values,
-    without_values,
 )
 
 _LATEST_ID = """
@@ -80,8 +79,8 @@ class FormatSaver(PostgresSaver):
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         if self._checkpointer is not None:
-            self._checkpointer.put(config, checkpoint, metadata, new_versions)
-            checkpoint, new_versions = without_values(checkpoint), {}
+            row = self._checkpointer.put(config, checkpoint, metadata, new_versions)
+            checkpoint, new_versions = row
         return super().put(config, *self._storable(checkpoint, metadata, new_versions))
 
     def put_writes(

@@ -2,9 +2,9 @@
 `langgraph.json`.
 
 Which checkpoints a thread has, and which writes of tasks await the next one, is in Postgres, where
-it is fenced and rolled back. The project's checkpointer has each checkpoint whole, and is asked for
-the channels' values by the checkpoint's id. It is written first: what a run that has lost its claim
-writes there is never referred to.
+it is fenced and rolled back. The project's checkpointer has each checkpoint whole; the values of
+its channels are read from there, by the checkpoint's id. It is written first: what a run that has
+lost its claim writes there is never referred to.
 
 A row of a checkpoint whose values are there is marked by a key. If such a row is deleted, a trigger
 notes it, and the values are deleted after the next end of a run or deletion of a thread.
@@ -37,6 +37,7 @@ _OPEN_SECONDS = 20.0
 _IS_ELSEWHERE = "own_values"
 
 _T = TypeVar("_T")
+_Row = tuple[dict[str, Any], dict[str, Any]]
 _Saver = BaseCheckpointSaver[Any]
 
 
@@ -46,8 +47,7 @@ def load_own_checkpointer(project: Project) -> Any:
     return load_own_object(project, project.checkpointer, _KEY, BaseCheckpointSaver)
 
 
-def without_values(checkpoint: Any) -> dict[str, Any]:
-    """Return what Postgres stores of a checkpoint whose values are in the checkpointer."""
+def _without_values(checkpoint: Any) -> dict[str, Any]:
     return {**checkpoint, "channel_values": {}, _IS_ELSEWHERE: True}
 
 
@@ -73,14 +73,16 @@ class OwnCheckpointer:
         process would find none of them."""
         return self._begin(_is_in_memory).result(_OPEN_SECONDS)
 
-    def put(self, *of_checkpoint: Any) -> None:
-        """Store a checkpoint: its config, itself, its metadata and the versions of its channels, as
-        a saver gets them."""
-        self._call(_putting(*of_checkpoint))
+    def put(self, config: Any, checkpoint: Any, metadata: Any, versions: Any) -> _Row:
+        """Store a checkpoint, as a saver does. Return what Postgres stores of it: the checkpoint
+        without values, and no version of a channel."""
+        self._call(_putting(config, checkpoint, metadata, versions))
+        return _without_values(checkpoint), {}
 
-    async def aput(self, *of_checkpoint: Any) -> None:
-        """Store a checkpoint, as `put` does."""
-        await self._await(_putting(*of_checkpoint))
+    async def aput(self, config: Any, checkpoint: Any, metadata: Any, versions: Any) -> _Row:
+        """Store a checkpoint and return what Postgres stores of it, as `put` does."""
+        await self._await(_putting(config, checkpoint, metadata, versions))
+        return _without_values(checkpoint), {}
 
     def put_writes(self, *of_task: Any) -> None:
         """Store the writes of a task: the config of the checkpoint, the writes, the task's id and

@@ -38,7 +38,6 @@ from belay_server.graphs.checkpoints.base_saver import FormatSaver
 from belay_server.graphs.checkpoints.own_checkpointer import (
     OwnCheckpointer,
     lacks_values,
-    without_values,
 )
 from belay_server.graphs.checkpoints.rows import CheckpointRows
 from belay_server.runtime import fault_points
@@ -275,9 +274,6 @@ class RunSaver(FormatSaver):
         the project's checkpointer."""
         return found
 
-    def _whole(self, found: CheckpointTuple) -> CheckpointTuple:
-        return self._own_values.fill(found) if lacks_values(found) else found
-
     async def _awhole(self, found: CheckpointTuple) -> CheckpointTuple:
         return await self._own_values.afill(found) if lacks_values(found) else found
 
@@ -304,7 +300,7 @@ class RunSaver(FormatSaver):
         if self._is_empty():
             return None
         found = self._on_its_thread(partial(self._read, partial(self._tuple, config)))
-        return None if found is None else self._whole(found)
+        return None if found is None else super()._with_values(found)
 
     def list(
         self,
@@ -319,7 +315,7 @@ class RunSaver(FormatSaver):
         def read() -> list[CheckpointTuple]:
             return [*found(config, filter=filter, before=before, limit=limit)]
 
-        return map(self._whole, self._on_its_thread(partial(self._read, read)))
+        return map(super()._with_values, self._on_its_thread(partial(self._read, read)))
 
     def delete_thread(self, thread_id: str) -> None:
         self._on_its_thread(partial(self._read, partial(super().delete_thread, thread_id)))
@@ -335,10 +331,9 @@ class RunSaver(FormatSaver):
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         if self._checkpointer is not None:
-            self._checkpointer.put(
-                config, checkpoint, self._stamped(config, metadata), new_versions
-            )
-            checkpoint, new_versions = without_values(checkpoint), {}
+            stamped = self._stamped(config, metadata)
+            row = self._checkpointer.put(config, checkpoint, stamped, new_versions)
+            checkpoint, new_versions = row
         written = self._put_later(config, checkpoint, metadata, new_versions)
         self._store_now()
         return written
@@ -402,10 +397,9 @@ class RunSaver(FormatSaver):
     async def aput(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         await self._let_events_be_delivered()  # as for writes: so their order stays
         if self._checkpointer is not None:
-            await self._checkpointer.aput(
-                config, checkpoint, self._stamped(config, metadata), new_versions
-            )
-            checkpoint, new_versions = without_values(checkpoint), {}
+            stamped = self._stamped(config, metadata)
+            row = await self._checkpointer.aput(config, checkpoint, stamped, new_versions)
+            checkpoint, new_versions = row
         written = self._put_later(config, checkpoint, metadata, new_versions)
         await self._store_soon()
         return written

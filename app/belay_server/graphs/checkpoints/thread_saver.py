@@ -12,7 +12,7 @@ from psycopg_pool import ConnectionPool
 from belay_server.db.postgres.connection import Connection
 from belay_server.db.postgres.pool import unavailable_when_unreachable
 from belay_server.graphs.checkpoints.base_saver import FormatSaver
-from belay_server.graphs.checkpoints.own_checkpointer import OwnCheckpointer, without_values
+from belay_server.graphs.checkpoints.own_checkpointer import OwnCheckpointer
 
 #: Bytes of the checkpoints that a condition selects, and about how many pending tasks and writes of
 #: tasks they have, before any of them is read. Postgres stores the size of a value that is out of
@@ -182,8 +182,9 @@ class UpdateSaver(ThreadSaver):
 
     def put(self, config: Any, checkpoint: Any, metadata: Any, new_versions: Any) -> Any:
         if self._checkpointer is not None:
-            self._checkpointer.put(config, checkpoint, _of_no_run(config, metadata), new_versions)
-            checkpoint, new_versions = without_values(checkpoint), {}
+            owned = _of_no_run(config, metadata)
+            row = self._checkpointer.put(config, checkpoint, owned, new_versions)
+            checkpoint, new_versions = row
         self._kept.append(lambda saver: saver.put(config, checkpoint, metadata, new_versions))
         where = config["configurable"]
         return {
